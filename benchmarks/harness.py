@@ -94,7 +94,7 @@ class Sides:
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
         self.plain = HarnessEvaluator(**settings, device="cpu")
         module = load_module(model, self.plain.module_settings())
-        served = SimpleNamespace(module=module, tokenizer=load_tokenizer(model), folder=None, ends=())
+        served = SimpleNamespace(module=module, tokenizer=load_tokenizer(model), folder=None, eos_token_ids=())
         items = self.plain.benchmark.items()
         self.items = len(items)
         hand = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=batch_size)

@@ -28,10 +28,8 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import MARGIN, Comparison, compare, measured_power, verdict
-from souping.core.executor_protocols import RecipeEvaluator
-from souping.core.objectives import Mean, Weighted
-from souping.core.protocols import Objective, Selector
-from souping.core.scores import MeasuredScores
+from souping.core.protocols import Objective, RecipeEvaluator, Selector
+from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
 from souping.evaluate.folds import split_folds
 from souping.pipeline.evidence import Contender
@@ -225,7 +223,7 @@ class Run(Steps):
             power = measured_power(found, self.folds["report"], self.settings.objective, MARGIN)
             self.gain = np.nan if power is None else power.gain
         self.scores = ScoreMatrix.from_items(found)
-        selection = self.settings.selector.chosen(self.scores)
+        selection = self.settings.selector.select_checked(self.scores)
         self.ingredients = selection.ingredients
         return selection
 

@@ -1,25 +1,23 @@
 """Souping: from several fine-tuned checkpoints of one model to one better checkpoint, with the evidence.
 
-The names below are the library's; each is imported from its room when it is first asked for, so that
-`import souping` loads nothing else.
+The names below are the library's. Each is imported when it is first used, so that `import souping` loads nothing else.
 """
 
 import sys
 from importlib import import_module
 
-if sys.argv[:1] == ["-m"] and "souping" in sys.orig_argv:  # `python -m souping` begins: an interrupt just ends it
-    import signal
+if ("souping" in sys.orig_argv and sys.argv[:1] == ["-m"]) or (sys.argv[:1] and sys.argv[0].endswith("/souping")):
+    import signal  # the command begins: an interrupt just ends it
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 if sys.platform == "win32":
     raise ImportError("souping runs on Linux and macOS: on Windows, install it inside WSL (wsl --install)")
 
-_ROOMS = {
-    "souping.core.versions": ("__version__",),
+_MODULES = {
+    "souping.core.system": ("__version__",),
     "souping.core.types": ("Item", "Recipe", "ScoreMatrix", "Selection", "UserError"),
-    "souping.core.scores": ("read_table",),
-    "souping.core.objectives": ("Mean", "Tree", "Weighted"),
+    "souping.core.scores": ("Mean", "Tree", "Weighted", "read_table"),
     "souping.analysis.consistency": ("Consistency",),
     "souping.analysis.correlation": ("kendall", "pearson", "spearman"),
     "souping.analysis.parents": ("Parents",),
@@ -35,14 +33,14 @@ _ROOMS = {
     "souping.comparison.api": ("compare",),
     "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
 }
-_HOMES = {name: module for module, names in _ROOMS.items() for name in names}
-__all__ = [*_HOMES]
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'souping' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -13,9 +13,8 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.core.fields import Count, component, pick
-from souping.core.objectives import Mean
 from souping.core.protocols import Correlation, Objective, Selector
-from souping.core.scores import CAUSES
+from souping.core.scores import CAUSES, Mean
 from souping.core.text import listed, minus, named
 from souping.core.types import Correlations, FloatArray, ScoreMatrix, Selection, UserError
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.core.objectives import value
 from souping.core.protocols import (
     Correlation,
     Evaluator,
@@ -27,6 +26,7 @@ from souping.core.protocols import (
     Strategy,
     Tracker,
 )
+from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import Cell, Item, Recipe, Result, ScoreMatrix, SearchSpace, Trial, UserError, Weights, digest
 
@@ -48,10 +48,12 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
     """Ingredients are distinct candidates in pool order, equal for equal scores, and as many as promised."""
     scores = scores or score_matrix()
     _expect(selector, Selector in type(selector).__mro__, "must subclass Selector")
-    selection = selector.chosen(scores)
+    selection = selector.select_checked(scores)
     in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
     _expect(selector, selection.ingredients == in_order, f"ingredients {selection.ingredients} are not in pool order")
-    _expect(selector, selector.chosen(scores).ingredients == in_order, "gives two selections for the same scores")
+    _expect(
+        selector, selector.select_checked(scores).ingredients == in_order, "gives two selections for the same scores"
+    )
     _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))

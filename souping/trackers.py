@@ -108,7 +108,7 @@ class WandbTracker(Tracker):
     _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
 
     def needs(self) -> list[Missing]:
-        return [] if find_spec(self.module) else [Missing(what=self.module, mends=install(self.module))]
+        return [] if find_spec(self.module) else [Missing(what=self.module, fix=install(self.module))]
 
     @property
     def hint(self) -> str:

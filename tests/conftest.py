@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator, LoadedModel, Objective
+from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
 from tests.support.composition import compose_once
@@ -160,7 +160,7 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
     from hydra._internal.hydra import Hydra
 
     from souping.cli.main import main
-    from souping.report.drawing import Drawing
+    from souping.report.plots import Drawing
 
     single = all(word.startswith("hydra.run.dir=") for word in words if "hydra" in word or word.startswith("-"))
     with pytest.MonkeyPatch.context() as patch:

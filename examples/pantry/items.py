@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from examples.pantry.tasks import MAKERS, Task
-from souping.core.files import put
+from souping.core.files import write_atomically
 from souping.core.types import Item
 
 SEED = 51
@@ -59,7 +59,7 @@ def as_items(tasks: Sequence[Task]) -> list[Item]:
 def write_items(path: Path) -> int:
     """Write the items file and return the number of items; always the same bytes."""
     lines = _lines(make(SEED, PER_CATEGORY))
-    put(path, "".join(lines).encode())
+    write_atomically(path, "".join(lines).encode())
     return len(lines)
 
 

@@ -17,21 +17,21 @@ from souping.core.types import FloatArray, Fold, ItemScores, Json, Recipe, Recor
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
 Base = Literal["unused", "wanted", "required"]
-"""What an analysis makes of the base model: nothing, something where it is known (`merge.base`), or nothing without."""
+"""Whether an analysis uses the base model: never, if it is known (`merge.base`), or always."""
 
 ALONE = "one ingredient was selected, so that no soup was searched"
 
 
 class NotEstimableError(Exception):
-    """There is too little to say anything; the message says what there is and what it would take."""
+    """There is too little data; the message says how much there is and how much it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSoups:
-    """Soups of a run, before anybody looks at scores.
+    """Soups of a run, without their scores.
 
-    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights; where
-    the pool has its base model at hand, it knows it by the name in `base`. `mixed` are the soups of two or more parents
+    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights, among
+    them the base model's, if the pool has it, by the name in `base`. `mixed` are the soups of two or more parents
     that the search evaluated, those with most answers first; empty in a plan of a search that is not known yet.
     """
 
@@ -47,10 +47,9 @@ class RunSoups:
 class RunScores:
     """Item scores of a run, for its analyses: {recipe id: scores} of all that answered a whole fold.
 
-    `trials` are the soups that the search asked, each once; `parts` are the scores [I] of those that answered a part of
-    the search fold, nan where one was not asked. `correlation` is the selector's, named `metric`. `answers` is how many
-    an item has. `read` gives a model's first answers on a fold, {item id: record}. `again` is the command that makes
-    analyses of the run once it is finished.
+    `trials` are the soups that the search evaluated, each once; `parts` are the scores [I] of those that answered part
+    of the search fold, nan for missing items. `correlation` is the selector's, named `metric`. `answers` is the number
+    per item. `read` gives a model's first answers on a fold, {item id: record}.
     """
 
     soups: RunSoups

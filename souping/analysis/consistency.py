@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
-from souping.analysis.correlation import FEWEST_MODELS, few_models
-from souping.analysis.parents import TIE, Z95, population, too_few
+from souping.analysis.correlation import FEWEST_MODELS, Z95, few_models
+from souping.analysis.parents import TIE, population, too_few
 from souping.analysis.stability import GroupSums
 from souping.core.fields import component
 from souping.core.protocols import Correlation
@@ -34,21 +34,14 @@ from souping.core.types import (
     Recipe,
     ScoreMatrix,
     UserError,
-    elements,
     number,
     part,
     texts,
 )
-from souping.report.drawing import Drawing, canvas
-from souping.report.experts import around, at
 from souping.report.format import clean, count, in_words, rho, short
-from souping.report.plots import heat_axes, heat_cell
-from souping.report.registry import register
-from souping.report.tables import Row, Section, grid
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+from souping.report.plots import Drawing, canvas, heat_panel
+from souping.report.sections import DISPLAYS, Display
+from souping.report.tables import Row, Section, around, grid
 
 SALT = 0xC025
 
@@ -81,14 +74,14 @@ class Consistency(Analysis):
             raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
         parents = {name: scores for name, scores in singles.items() if any(name in soup.ingredients for soup in soups)}
         nulls = self._nulls(soups, parents, kept, run)
-        told = [_told(scores, kept, run.correlation, self.draws) for scores in (before, after)]
+        found = [_summary(scores, kept, run.correlation, self.draws) for scores in (before, after)]
         return {
             "fold": "search",
             "metric": run.metric,
             "categories": list(before.categories),
             "left_out": [name for name, use in zip(before.categories, kept, strict=True) if not use],
-            "before": {"models": len(singles), "note": few_models(len(singles)), **told[0]},
-            "after": {"models": len(soups), **told[1]},
+            "before": {"models": len(singles), "note": few_models(len(singles)), **found[0]},
+            "after": {"models": len(soups), **found[1]},
             "nulls": {name: _spread(null) for name, null in nulls.items()},
         }
 
@@ -96,8 +89,8 @@ class Consistency(Analysis):
         self, soups: Sequence[Recipe], parents: Mapping[str, ItemScores], kept: NDArray[np.bool_], run: RunScores
     ) -> dict[str, FloatArray]:
         """{null: mean |rho| of each of its populations}; `exact` has one."""
-        given = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
-        weights = np.array([[own.get(name, 0.0) / sum(own.values()) for name in parents] for own in given])
+        shares = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
+        weights = np.array([[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares])
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
         exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
         sizes: dict[str, int | tuple[int, int]] = {
@@ -147,7 +140,7 @@ def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.boo
     return float(known.mean()) if known.size else float("nan")
 
 
-def _told(scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int) -> dict[str, Json]:
+def _summary(scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int) -> dict[str, Json]:
     """The correlations of one population, and their mean size with its interval."""
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
     mean = _strength(correlation, scores.values, kept)
@@ -206,16 +199,17 @@ def section(data: Row) -> Section:
         f"{count(part(data, 'before').get('models'))} candidates, {_mean(after)} over {count(after.get('models'))} "
         "soups of the search."
     )
-    told = in_words([f"{places[key]} {name} ({rho(part(nulls, key).get('mean'))})" for key, (name, _) in NULLS.items()])
+    means = {key: rho(part(nulls, key).get("mean")) for key in NULLS}
+    placed = in_words([f"{places[key]} {name} ({means[key]})" for key, (name, _) in NULLS.items()])
     agree = "" if len(set(places.values())) == 1 else " The answer depends on which mixture is meant."
-    against = f"Soups of few parents correlate by mixing alone. The soups are {told}.{agree}"
+    against = f"Soups of few parents correlate by mixing alone. The soups are {placed}.{agree}"
     left_out = texts(data, "left_out")
     notes = [clean(part(data, "before").get("note"))]
     if left_out:
         notes.append(f"Left out, as all candidates or all soups score the same: {in_words(left_out)}.")
     rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)), "")
             for key, name in POPULATIONS.items()]  # fmt: skip
-    rows += [(name, count(after.get("models")), rho(part(nulls, key).get("mean")), _limits(part(nulls, key)), meaning)
+    rows += [(name, count(after.get("models")), means[key], _limits(part(nulls, key)), meaning)
              for key, (name, meaning) in NULLS.items()]  # fmt: skip
     table = grid(("population", "models", "mean |rho|", "95 %", "what it is"), rows, left=(0, 4))
     return Section("Do categories move together?", (head, against, *filter(None, notes)), "consistency", (table,))
@@ -228,44 +222,34 @@ def _place(value: float | None, null: Row) -> str:
     return "above" if value > high + 1e-9 else "below" if value < low - 1e-9 else "within"
 
 
-def _mean(told: Row) -> str:
-    return f"{rho(told.get('mean'))} ({_limits(told)})"
+def _mean(population: Row) -> str:
+    return f"{rho(population.get('mean'))} ({_limits(population)})"
 
 
-def _limits(told: Row) -> str:
-    return around(told.get("low"), told.get("high"))
+def _limits(population: Row) -> str:
+    return around(population.get("low"), population.get("high"))
 
 
 def draw(data: Row) -> Drawing | None:
     """Both correlation matrices on one scale."""
     from matplotlib.figure import Figure
 
-    names, titles = [clean(name) for name in elements(data, "categories")], dict[str, str]()
+    names = texts(data, "categories")
+    labels, size = [short(name, 24) for name in names], 6.5 if len(names) <= 12 else 0
     with canvas():
         side = max(2.4, 0.42 * len(names))
         made = Figure(figsize=(2.04 * side, side))
-        panels = made.subplots(1, 2, sharey=True)
+        panels = made.subplots(1, 2)
         for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
-            told = part(data, key)
-            axes.set_title(f"{count(told.get('models'))} {name}: mean |rho| {rho(told.get('mean'))}", fontsize=9)
-            titles |= _panel(axes, key, names, told)
-        panels[0].set_yticks(range(len(names)), [short(name, 24) for name in names])
+            found = part(data, key)
+            axes.set_title(f"{count(found.get('models'))} {name}\nmean |rho| {rho(found.get('mean'))}", fontsize=9)
+            heat_panel(axes, found, labels, size)
+        panels[0].set_yticks(range(len(names)), labels)
+        panels[1].set_yticks([])
         made.subplots_adjust(wspace=0.05)
     means = " and ".join(f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items())
     alt = f"Heatmaps of the correlation of every two of {len(names)} categories; the mean size is {means}."
-    return Drawing("consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists.", titles)
+    return Drawing("consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists.")
 
 
-def _panel(axes: Axes, key: str, names: Sequence[str], told: Row) -> dict[str, str]:
-    """One matrix, a cell a pair; what hovering over a cell says."""
-    titles, size = dict[str, str](), 6.5 if len(names) <= 12 else 0
-    for i, row in enumerate(names):
-        for j, column in enumerate(names):
-            value, gid = number(at(told.get("matrix"), i, j)), f"{key}{i}-{j}"
-            heat_cell(axes, (i, j), value, gid, size)
-            titles[gid] = f"{row} and {column}: rho {rho(value)}"
-    heat_axes(axes, [short(name, 24) for name in names])
-    return titles
-
-
-register("consistency", section, (draw,), folded=True)
+DISPLAYS["consistency"] = Display(section, (draw,), folded=True)

@@ -9,26 +9,25 @@ scores themselves: of every category's K + 1 scores each is as likely to be the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 
 import numpy as np
 
 from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScores, RunSoups
-from souping.analysis.correlation import FEWEST_MODELS
+from souping.analysis.correlation import FEWEST_MODELS, Z95
 from souping.analysis.stability import GroupSums
 from souping.core import simplex
 from souping.core.fields import component
 from souping.core.text import ANALYSE
 from souping.core.types import FloatArray, Json, Recipe, ScoreMatrix, elements, entries, number, part
-from souping.report.drawing import COLOURS, INK, Drawing, canvas, figure
 from souping.report.format import count, interval, percent
-from souping.report.registry import register
-from souping.report.tables import Row, Section, TableGrid, grid
+from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
+from souping.report.sections import DISPLAYS, Display
+from souping.report.tables import Row, Section
 
 TIE = 1e-12
 """Means that differ by less are equal: only the order of a sum tells them apart."""
-Z95 = 1.959963984540054
 SALT = 0x9A4E
 
 
@@ -50,35 +49,38 @@ class Parents(Analysis):
         scores = ScoreMatrix.from_items(rows | {soup.id: run.search[soup.id] for soup in soups})
         order = {name: scores.models.index(run.single(name).id) for name in names}
         parents = [[order[name] for name in soup.ingredients] for soup in soups]
-        own = [scores.models.index(soup.id) for soup in soups]
+        place = [scores.models.index(soup.id) for soup in soups]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
-        wins = _wins(scores.values[None], own, parents)[:, 0]
+        wins = _wins(scores.values[None], place, parents)[:, 0]
+        counted = [{"beats_all": int(a), "beats_one": int(b)} for a, b in wins.sum(axis=-1).T]
         return {
             "fold": "search",
             "categories": list(scores.categories),
-            "soups": [_row(soup, *counts) for soup, counts in zip(soups, wins.sum(axis=-1).T.tolist(), strict=True)],
-            **_shares(wins, _wins(drawn, own, parents), _chances(scores.values, own, parents)),
-            "parents": _by_parents(soups, wins),
+            "soups": [
+                {"recipe_id": soup.id, "weights": dict(zip(soup.ingredients, soup.weights, strict=True)), **counts}
+                for soup, counts in zip(soups, counted, strict=True)
+            ],
+            **_shares(wins, _wins(drawn, place, parents), _chances(scores.values, place, parents)),
         }
 
 
 def too_few(run: RunScores, needed: int) -> str:
-    """How many soups answered the whole search fold, and the command that asks the rest."""
+    """How many soups answered the whole search fold, and the command that evaluates the rest."""
     whole, size = len(run.mixtures()), len(run.soups.ingredients)
     if size < 2:
         return ALONE
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
-    asked = population(run.soups, FEWEST_MODELS)
-    if len(asked) < needed:
-        return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad asks others"
+    soups = population(run.soups, FEWEST_MODELS)
+    if len(soups) < needed:
+        return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad evaluates others"
     items = max((len(scores.items) for scores in run.search.values()), default=0)
-    lacking = items * run.answers * sum(soup.id not in run.search for soup in asked)
+    lacking = items * run.answers * sum(soup.id not in run.search for soup in soups)
     more = f"{ANALYSE} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
     return f"{head}. {lacking:,} more answers give them: {more}"
 
 
 def population(soups: RunSoups, number: int) -> tuple[Recipe, ...]:
-    """So many soups of the search, those with most answers first; where it asked fewer, points of the paper's grid."""
+    """So many soups of the search, those with most answers first, completed by points of the paper's grid."""
     names = soups.ingredients
     points = simplex.spread(simplex.grid(len(names))) if len(names) > 1 else []
     fresh = (soups.recipe(dict(zip(names, point, strict=True))) for point in points)
@@ -86,19 +88,19 @@ def population(soups: RunSoups, number: int) -> tuple[Recipe, ...]:
     return tuple(islice(known.values(), number))
 
 
-def _wins(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+def _wins(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
     """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
-    out = np.zeros((2, len(values), len(own), values.shape[2]))
-    for place, (soup, others) in enumerate(zip(own, parents, strict=True)):
+    out = np.zeros((2, len(values), len(soups), values.shape[2]))
+    for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
         above = values[:, [soup]] > values[:, others] + TIE
         out[:, :, place] = above.all(axis=1), above.any(axis=1)
     return out
 
 
-def _chances(values: FloatArray, own: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+def _chances(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
     """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
-    out = np.zeros((2, len(own), values.shape[1]))
-    for place, (soup, others) in enumerate(zip(own, parents, strict=True)):
+    out = np.zeros((2, len(soups), values.shape[1]))
+    for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
         family = values[[soup, *others]]
         top = family >= family.max(axis=0) - TIE
         out[0, place] = (top.sum(axis=0) == 1) / len(family)
@@ -118,27 +120,6 @@ def _shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[st
     return shares
 
 
-def _row(soup: Recipe, beats_all: float, beats_one: float) -> dict[str, Json]:
-    weights = dict(zip(soup.ingredients, soup.weights, strict=True))
-    return {"recipe_id": soup.id, "weights": weights, "beats_all": int(beats_all), "beats_one": int(beats_one)}
-
-
-def _by_parents(soups: Sequence[Recipe], wins: FloatArray) -> list[Mapping[str, Json]]:
-    """The shares by number of parents, with the chance where no two scores are equal."""
-    sizes = np.array([len(soup.ingredients) for soup in soups])
-    return [
-        {
-            "parents": int(size),
-            "soups": int((sizes == size).sum()),
-            "beats_all": float(wins[0][sizes == size].mean()),
-            "beats_one": float(wins[1][sizes == size].mean()),
-            "chance_all": 1 / (int(size) + 1),
-            "chance_one": int(size) / (int(size) + 1),
-        }
-        for size in np.unique(sizes)
-    ]
-
-
 # How it is shown
 
 KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
@@ -156,38 +137,18 @@ def section(data: Row) -> Section:
         "two parents where no two scores are equal. A mere mixture of its parents' scores is never above all, always "
         "above one."
     )
-    return Section("Do soups beat their parents?", (head, note), "parents", (_table(data),))
+    return Section("Do soups beat their parents?", (head, note), "parents")
 
 
 def _share(data: Row, key: str) -> str:
-    told = part(data, key)
-    around = interval(told.get("low"), told.get("high"))
-    return f"{percent(told.get('share'))} % ({around}; by chance {percent(told.get('chance'))} %)"
-
-
-def _table(data: Row) -> TableGrid:
-    rows = [
-        (
-            count(row.get("parents")),
-            count(row.get("soups")),
-            percent(row.get("beats_all")),
-            percent(row.get("chance_all")),
-            percent(row.get("beats_one")),
-            percent(row.get("chance_one")),
-        )
-        for row in entries(data, "parents")
-    ]
-    header = ("parents", "soups", "above all, %", "by chance, no ties", "above one, %", "by chance, no ties")
-    return grid(header, rows, left=())
+    found = part(data, key)
+    around = interval(found.get("low"), found.get("high"))
+    return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
 
 
 def draw(data: Row) -> Drawing | None:
     """Soups by the number of categories that they win."""
     soups, size = entries(data, "soups"), len(elements(data, "categories"))
-    if not soups:
-        return None
-    from matplotlib.ticker import MaxNLocator
-
     with canvas():
         made, axes = figure(8.2, 2.5)
         for shift, (key, colour) in enumerate((("beats_one", "uniform_all"), ("beats_all", "soup"))):
@@ -200,10 +161,10 @@ def draw(data: Row) -> Drawing | None:
         axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
         axes.set_ylabel("soups")
         axes.grid(axis="x", visible=False)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="y", integer=True)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK)
     alt = f"Histogram of the soups ({len(soups)}) by the number of categories in which they beat their parents."
     return Drawing("parents", made, alt)
 
 
-register("parents", section, (draw,), folded=True)
+DISPLAYS["parents"] = Display(section, (draw,), folded=True)

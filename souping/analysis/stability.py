@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.correlation import FEWEST_MODELS, pearson
+from souping.analysis.correlation import pearson
 from souping.analysis.intervals import distinct, resample, stratify
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
@@ -25,37 +25,30 @@ SHARES = ("experts", "ingredients", "low_correlation", "sizes")
 """Keys of what is counted over bootstrap draws."""
 
 
-def stability(
-    scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0, families: Mapping[str, str] | None = None
-) -> dict[str, Json]:
+def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0) -> dict[str, Json]:
     """Run the selection again on scores that might as well have come out.
 
     With per-item scores: bootstrap of groups within category strata, the selector run on every draw. Published scores
     have no items, so that part is None. Both get a sweep of the threshold over 0.05..0.50 and a jackknife over models.
-    `families` maps a model to its base family; near-copies are not independent models, so models are resampled by
-    family and only from six on.
 
     Returns a JSON-ready dict; None stands for "not estimable", shares are of the draws that gave a selection:
     `method`, `draws`, `not_estimable` (draws that gave none), `reasons` {message: draws},
     `experts` {category: {candidate: share}}, `ingredients` {candidate: share}, `low_correlation` {category: share},
-    `sizes` {K: share}, `correlations` [{a, b, rho, low, high, bootstrap_low, bootstrap_high, models_low, models_high,
-    disattenuated}] (low and high: the coefficient's own interval over models; bootstrap_*: over items; models_*: over
-    families), `reliability` {category: value}, `threshold`, `thresholds` [{threshold, ingredients, low_correlation,
-    error}], `jackknife` [{left_out, ingredients, low_correlation, error}], `models` {status, reason} of the bootstrap
-    over models, `notes` [text].
+    `sizes` {K: share}, `correlations` [{a, b, rho, low, high, bootstrap_low, bootstrap_high, disattenuated}] (low and
+    high: the coefficient's own interval over models; bootstrap_*: over items), `reliability` {category: value},
+    `threshold`, `thresholds` [{threshold, ingredients, low_correlation, error}],
+    `jackknife` [{left_out, ingredients, low_correlation, error}], `notes` [text].
     """
     correlation = selector.measure or pearson
     items = GroupSums.of(scores) if scores.items else None
     tables = items.draws(draws, np.random.default_rng([SALT, seed])) if items else None
-    models, status = _over_models(scores, correlation, draws, seed, families)
     return {
         **(_published() if tables is None else _over_items(tables, scores, selector)),
-        "correlations": _pairs(scores, correlation, tables, models, items),
-        "reliability": _by_name(scores.categories, reliability(items)) if items else None,
+        "correlations": _pairs(scores, correlation, tables, items),
+        "reliability": None if items is None else dict(zip(scores.categories, _plain(reliability(items)), strict=True)),
         "threshold": selector.cut,
         "thresholds": sweep(scores, selector),
         "jackknife": jackknife(scores, selector),
-        "models": status,
     }
 
 
@@ -95,7 +88,7 @@ def _chosen(selector: Selector, scores: ScoreMatrix) -> Selection:
         UserError: there is none; also where a selector of the user's fails on scores that it never met in the run.
     """
     try:
-        return selector.chosen(scores)
+        return selector.select_checked(scores)
     except UserError:
         raise
     except Exception as error:  # what is counted here ends no run
@@ -103,7 +96,7 @@ def _chosen(selector: Selector, scores: ScoreMatrix) -> Selection:
 
 
 def _published() -> dict[str, Json]:
-    """No items, no bootstrap: said, not guessed."""
+    """Without items there is no bootstrap."""
     note = "published scores hold no items: how often an expert would be picked again is not estimable"
     head: dict[str, Json] = {"method": "threshold sweep and jackknife over models", "draws": 0, "not_estimable": 0}
     return {**head, "reasons": {}, **dict.fromkeys(SHARES), "notes": [note]}
@@ -122,11 +115,8 @@ def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
     head: dict[str, Json] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}
     head["reasons"] = dict(reasons)
     if not picked:
-        return {
-            **head,
-            **dict.fromkeys(SHARES),
-            "notes": ["no bootstrap draw gave a selection: its stability is not estimable"],
-        }
+        note = "no bootstrap draw gave a selection: its stability is not estimable"
+        return {**head, **dict.fromkeys(SHARES), "notes": [note]}
     return {**head, **_shares(picked, scores), "notes": []}
 
 
@@ -156,25 +146,6 @@ def _reason(error: UserError) -> str:
     return text.split(": ")[0]
 
 
-def _over_models(
-    scores: ScoreMatrix, correlation: Correlation, draws: int, seed: int, families: Mapping[str, str] | None
-) -> tuple[FloatArray | None, dict[str, str]]:
-    """Percentile limits [2, C, C] of each correlation under a bootstrap of base families, where there are enough."""
-    names = [(families or {}).get(m, m) for m in scores.models]
-    kinds = list(dict.fromkeys(names))
-    if len(kinds) < FEWEST_MODELS:
-        reason = f"{len(kinds)} {'models' if families is None else 'base families'}, it needs {FEWEST_MODELS}"
-        return None, {"status": "not estimable", "reason": reason}
-    members = [np.flatnonzero([n == kind for n in names]) for kind in kinds]
-    picks = np.random.default_rng([SALT, seed, 1]).integers(len(kinds), size=(draws, len(kinds)))
-    tables = [scores.values[np.concatenate([members[k] for k in pick])] for pick in picks]
-    limits = _percentiles([_correlated(correlation, table).rho for table in tables])
-    if limits is None:
-        return None, {"status": "not estimable", "reason": "too many draws have a constant category"}
-    reason = "by base family" if families else "as if no model were a near-copy of another"
-    return limits, {"status": "estimated", "reason": reason}
-
-
 def _correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
     nothing = np.full((table.shape[1],) * 2, np.nan)
@@ -182,55 +153,41 @@ def _correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     varied = np.flatnonzero(np.ptp(table, axis=0) > CONSTANT)
     with suppress(UserError):
         part = correlation(table[:, varied])
-        for whole, own in ((made.rho, part.rho), (made.low, part.low), (made.high, part.high)):
-            whole[np.ix_(varied, varied)] = own
+        for whole, some in ((made.rho, part.rho), (made.low, part.low), (made.high, part.high)):
+            whole[np.ix_(varied, varied)] = some
     return made
 
 
-def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray | None:
-    """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation; nan where fewer than half of them
-    do, None where that is so of all."""
+def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
+    """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation; nan if fewer than half do."""
     stack = np.stack(rhos)
     known = 2 * np.isfinite(stack).sum(axis=0) >= len(stack)
-    if not known.any():
-        return None
     limits = np.full((2, *known.shape), np.nan)
     limits[:, known] = np.nanquantile(stack[:, known], (0.025, 0.975), axis=0)
     return limits
 
 
 def _pairs(
-    scores: ScoreMatrix,
-    correlation: Correlation,
-    tables: FloatArray | None,
-    models: FloatArray | None,
-    items: GroupSums | None,
+    scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None, items: GroupSums | None
 ) -> list[dict[str, Json]]:
     """One row for every two categories."""
-    nothing = np.full((len(scores.categories),) * 2, np.nan)
-    whole = _correlated(correlation, scores.values)
-    over_items = None if tables is None else _percentiles([_correlated(correlation, table).rho for table in tables])
-    clean = nothing if items is None else disattenuated(items)
+    names, whole = scores.categories, _correlated(correlation, scores.values)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
-    for name, limits in (("bootstrap", over_items), ("models", models)):
-        low, high = (nothing, nothing) if limits is None else limits
-        columns |= {f"{name}_low": low, f"{name}_high": high}
-    columns["disattenuated"] = clean
-    names = scores.categories
+    columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan))
+    if tables is not None and items is not None:
+        low, high = _percentiles([_correlated(correlation, table).rho for table in tables])
+        columns |= {"bootstrap_low": low, "bootstrap_high": high, "disattenuated": disattenuated(items)}
+    above = np.triu_indices(len(names), 1)
+    rows = zip(*(_plain(table[above]) for table in columns.values()), strict=True)
     return [
-        {"a": names[i], "b": names[j], **{key: _number(table[i, j]) for key, table in columns.items()}}
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
+        {"a": names[i], "b": names[j], **dict(zip(columns, row, strict=True))}
+        for i, j, row in zip(*above, rows, strict=True)
     ]
 
 
-def _by_name(names: Sequence[str], values: FloatArray) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(names, values, strict=True)}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
-    return float(value) if np.isfinite(value) else None
+def _plain(values: FloatArray) -> list[float | None]:
+    """As JSON, which has no nan."""
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,11 @@
 """Response surface: objective and categories over the weights of the ingredients, with 95 % bands (`surface`).
 
-The bands are the posterior of the search's own surrogate, given all that was asked on the search fold, for the
-difference to the uniform soup; they hold at all weights at once. The report fold is not touched.
+The bands are the posterior of the search's own surrogate, given all answers on the search fold, for the difference to
+the uniform soup; they hold at all weights at once. The report fold is not touched.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,16 +18,14 @@ from souping.analysis.intervals import ItemTable
 from souping.core import simplex
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Json, elements, number, part, texts
-from souping.report.drawing import COLOURS, FAINT, INK, Drawing, canvas, colour_bar, figure, scale
-from souping.report.format import clean, count, in_words, percent, short, weight
-from souping.report.plots import CORNERS, ring
-from souping.report.registry import register
+from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
+from souping.report.format import count, in_words, percent, short, weight
+from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
+from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
 from souping.search.surrogate import SoupModel, draws
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -73,7 +68,7 @@ def band(
 ) -> tuple[SurfaceBand, list[FloatArray]]:
     """Band of the objective at `points` [S, K] less that at the first of them, and the difference [S] of each category.
 
-    `scores` [S, I] are nan where a point was not asked, `categories` [I] numbers from 0, `coefficients` [C] the
+    `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
     objective's.
     """
     model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients)
@@ -89,10 +84,10 @@ def band(
 
 
 def _blocks(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
-    """Positions of each category's items, apart where other soups answered them."""
+    """Positions of each category's items, split by which soups answered them."""
     pattern = np.unique(known, axis=1, return_inverse=True)[1].reshape(-1)
     members = [np.flatnonzero(categories == c) for c in range(count)]
-    return [[own[pattern[own] == number] for number in np.unique(pattern[own])] for own in members]
+    return [[some[pattern[some] == number] for number in np.unique(pattern[some])] for some in members]
 
 
 @component
@@ -105,13 +100,13 @@ class ResponseSurface(Analysis):
         simplex.check_step(self.step, "analysis.surface.step")
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        asked = _asked(run)
-        names, items = run.soups.ingredients, next(iter(asked.values())).size
+        found = _evaluated(run)
+        names, items = run.soups.ingredients, next(iter(found.values())).size
         fold = ItemTable.of(next(iter(run.search.values())).items, run.objective)
         shown = dict.fromkeys(self._points(len(names)))
-        points = [*shown, *(point for point in asked if point not in shown)]
+        points = [*shown, *(point for point in found if point not in shown)]
         blank = np.full(items, np.nan)
-        scores = np.array([asked.get(point, blank) for point in points])
+        scores = np.array([found.get(point, blank) for point in points])
         objective, categories = band(np.array(points), scores, fold.categories, fold.coefficients)
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
         return {
@@ -121,7 +116,7 @@ class ResponseSurface(Analysis):
             "weights": [list(point) for point in shown],
             "items": [int(count) for count in np.isfinite(scores[: len(shown)]).sum(axis=1)],
             "fold_items": items,
-            "soups": len(asked),
+            "soups": len(found),
             "objective": objective.at(len(shown)),
             "categories": {
                 name: np.round(row[: len(shown)], 6).tolist() for name, row in zip(fold.names, categories, strict=True)
@@ -142,69 +137,61 @@ def _key(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(float(weight), 9) for weight in weights)
 
 
-def _asked(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
-    """{weights: scores [I], nan where it was not asked} of the ingredients and the soups of the search.
+def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
+    """{weights: scores [I], nan for missing items} of the ingredients and the soups of the search.
 
     Raises:
-        NotEstimableError: too few soups were asked, or an ingredient was not asked alone.
+        NotEstimableError: too few soups were evaluated, or an ingredient was not evaluated alone.
     """
     known = {**{key: scores.values for key, scores in run.search.items()}, **run.parts}
-    names = run.soups.ingredients
+    names, found = run.soups.ingredients, dict[tuple[float, ...], FloatArray]()
     if len(names) < 2:
         raise NotEstimableError(ALONE)
-    if lone := [name for name in names if run.single(name).id not in known]:
-        raise NotEstimableError(f"{', '.join(lone)} alone did not answer the search fold, and soups do not tell")
-    asked = dict[tuple[float, ...], FloatArray]()
+    if alone := [name for name in names if run.single(name).id not in known]:
+        raise NotEstimableError(f"{', '.join(alone)} alone did not answer the search fold, and soups do not tell")
     for soup in (*map(run.single, names), *run.trials):
-        if soup.id in known and len(asked) < FITTED:
-            own = dict(zip(soup.ingredients, soup.weights, strict=True))
-            asked[_key([own.get(name, 0.0) for name in names])] = known[soup.id]
-    if len(asked) <= LEAST:
-        raise NotEstimableError(f"{len(asked)} soups were asked on the search fold; a surface takes {LEAST + 1}")
-    return asked
+        if soup.id in known and len(found) < FITTED:
+            weights = dict(zip(soup.ingredients, soup.weights, strict=True))
+            found[_key([weights.get(name, 0.0) for name in names])] = known[soup.id]
+    if len(found) <= LEAST:
+        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {LEAST + 1}")
+    return found
 
 
 # How it is shown
 
 
 def section(data: Row) -> Section:
-    low, high = _row(part(data, "objective"), "low"), _row(part(data, "objective"), "high")
+    low, high = (_numbers(part(data, "objective"), key) for key in ("low", "high"))
     above, below = int((low > 0).sum()), int((high < 0).sum())
-    lines = [
+    lines = (
         f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
         f"uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at all points at "
         f"once; the bands are {percent(data.get('width'))} points wide on average.",
         f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
-        "search fold; the report fold was not touched. All points are in surface.csv and surface.json.",
-    ]
-    return Section("Response surface", tuple(lines), "surface")
+        "search fold; the report fold was not touched.",
+    )
+    return Section("Response surface", lines, "surface")
 
 
-def _row(band: Row, key: str) -> FloatArray:
-    return np.array([number(value) or 0.0 for value in elements(band, key)])
-
-
-def _weights(data: Row) -> FloatArray:
-    rows = [row for row in elements(data, "weights") if isinstance(row, Sequence) and not isinstance(row, str)]
-    return np.array([[number(value) or 0.0 for value in row] for row in rows])
+def _numbers(data: Row, key: str) -> FloatArray:
+    return np.array(elements(data, key), dtype=float)
 
 
 def draw(data: Row) -> Drawing | None:
     """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
-    points, band = _weights(data), part(data, "objective")
-    value, low, high = (100 * _row(band, key) for key in ("difference", "low", "high"))
-    if len(points) < 2:
-        return None
-    names = texts(data, "ingredients")
+    names, points, chosen = texts(data, "ingredients"), _numbers(data, "weights"), _numbers(data, "chosen")
+    value, low, high = (100 * _numbers(part(data, "objective"), key) for key in ("difference", "low", "high"))
     with canvas():
         if len(names) == 3:
-            made = _triangle(names, points, value, (low > 0) | (high < 0), _shares(data))
+            reach = max(float(np.abs(value).max()), 1e-9)
+            rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
+            shades, label = scale(-reach, reach, "RdBu"), "over the uniform soup, points"
+            made = triangle(names, points, value, chosen, shades, label, rims)
         else:
-            made = _band(names, points, value, low, high)
-            _ring(made.axes[0], names, points, value, _shares(data))
-    best = int(value.argmax())
-    least, most = (minus(f"{end:.1f}") for end in (value.min(), value.max()))
-    top = " / ".join(weight(w) for w in points[best])
+            made = _band(names, points, chosen, value, low, high)
+    least, most = (minus(f"{limit:.1f}") for limit in (value.min(), value.max()))
+    top = " / ".join(weight(w) for w in points[int(value.argmax())])
     alt = (
         f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} points, "
         f"most at {top}."
@@ -213,70 +200,22 @@ def draw(data: Row) -> Drawing | None:
     return Drawing("surface", made, alt, caption)
 
 
-def _band(names: Sequence[str], points: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray) -> Figure:
+def _band(
+    names: Sequence[str], points: FloatArray, chosen: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray
+) -> Figure:
+    """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     made, axes = figure(7.6, 3.2)
-    order = np.argsort(points[:, 0] if len(names) == 2 else value, kind="stable")
-    across = points[order, 0] if len(names) == 2 else np.arange(1, len(order) + 1)
+    two = len(names) == 2
+    order = np.argsort(points[:, 0] if two else value, kind="stable")
+    across = points[order, 0] if two else np.arange(1.0, len(order) + 1)
     axes.fill_between(across, low[order], high[order], color=FAINT, linewidth=0)
     axes.plot(across, value[order], "o-", color=COLOURS["soup"], markersize=3, linewidth=1.2)
     axes.axhline(0, color=INK, linewidth=0.8)
-    told = (
-        f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if len(names) == 2 else "points, in order"
-    )
-    axes.set_xlabel(told)
+    near = int(np.abs(points[order] - chosen).sum(axis=1).argmin())
+    ring(axes, across[near], value[order][near], 6.5)
+    axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if two else "points, in order")
     axes.set_ylabel("over the uniform soup, points")
     return made
 
 
-def _shares(data: Row) -> FloatArray:
-    """The chosen weights."""
-    return np.array([number(share) or 0.0 for share in elements(data, "chosen")])
-
-
-def _ring(axes: Axes, names: Sequence[str], points: FloatArray, value: FloatArray, chosen: FloatArray) -> None:
-    """Mark the point of the band that is nearest to the chosen weights."""
-    if len(chosen) == len(names):
-        near = int(np.abs(points - chosen).sum(axis=1).argmin())
-        order = np.argsort(points[:, 0] if len(names) == 2 else value, kind="stable")
-        x = points[near, 0] if len(names) == 2 else float(np.flatnonzero(order == near)[0]) + 1
-        ring(axes, x, value[near], 6.5)
-
-
-def _triangle(
-    names: Sequence[str], points: FloatArray, value: FloatArray, sure: NDArray[np.bool_], chosen: FloatArray
-) -> Figure:
-    made, axes = figure(7.6, 4.6)
-    spots = points @ CORNERS
-    reach = max(float(np.abs(value).max()), 1e-9)
-    shades = scale(-reach, reach, "RdBu")
-    loop = np.vstack([CORNERS, CORNERS[:1]])
-    axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0)
-    for edge, some in ((FAINT, ~sure), (INK, sure)):
-        colours = shades.to_rgba(value[some])
-        axes.scatter(spots[some, 0], spots[some, 1], c=colours, s=110, edgecolors=edge, linewidths=1.3, zorder=2)
-    if len(chosen) == len(names):
-        x, y = chosen @ CORNERS
-        ring(axes, x, y, 10)
-    for name, (x, y), shift in zip(names, CORNERS, ((0, -0.07), (0, -0.07), (0, 0.05)), strict=True):
-        axes.text(x, y + shift[1], short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
-    axes.set_aspect("equal")
-    axes.set_axis_off()
-    colour_bar(made, axes, shades, "over the uniform soup, points")
-    return made
-
-
-def files(data: Row) -> Mapping[str, str]:
-    """surface.csv, a line a point, and surface.json."""
-    names, points = texts(data, "ingredients"), _weights(data)
-    band, by_category = part(data, "objective"), part(data, "categories")
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    head = [*(f"objective:{key}" for key in band), *(f"{name}:difference" for name in by_category)]
-    writer.writerow([*(f"weight:{clean(name)}" for name in names), "items", *map(clean, head)])
-    columns = [*(elements(band, key) for key in band), *(elements(by_category, name) for name in by_category)]
-    for place, (row, items) in enumerate(zip(points, elements(data, "items"), strict=True)):
-        writer.writerow([*(repr(float(w)) for w in row), items, *(column[place] for column in columns)])
-    return {"surface.csv": stream.getvalue(), "surface.json": json.dumps(data, sort_keys=True, indent=2) + "\n"}
-
-
-register("surface", section, (draw,), files, folded=True, within="landscape")
+DISPLAYS["surface"] = Display(section, (draw,), place=0)

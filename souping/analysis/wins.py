@@ -1,7 +1,7 @@
 """Wins item by item (`wins`): what the soup keeps of its ingredients, and what it solves that they do not.
 
 Appendices B and D of arXiv 2511.13254, on the report fold; examples are of the search fold, so that nobody reads the
-report's items. Held against what such numbers are worth: one model asked twice does not solve the same items twice.
+report's items. They are compared with noise: one model run twice does not solve the same items twice.
 Where an item has several answers its score p is their mean; the item then counts as solved by its share p, failed by
 1 - p, and answers of two models are independent given the item, so that products of shares are unbiased. The second
 answer of the same model is met with probability p^2 less the variance of p.
@@ -19,12 +19,11 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
-from souping.analysis.intervals import rate
-from souping.analysis.parents import Z95
+from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Record, digest, entries, number, part
 from souping.report.format import clean, count, in_words, interval, percent
-from souping.report.registry import register
+from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 
 RULE = (
@@ -53,7 +52,7 @@ class Solved:
 
 @component
 class Wins(Analysis):
-    """Kept shares, wins by how many ingredients fail, flips of one model asked twice, and examples.
+    """Kept shares, wins by how many ingredients fail, flips of one model run twice, and examples.
 
     `solved` is the score from which an item counts as solved, where scores are graded; `examples` is how many are shown
     of each kind.
@@ -67,25 +66,26 @@ class Wins(Analysis):
         if len(soup.ingredients) < 2:
             raise NotEstimableError("the recipe is a single model: there is nothing to hold it against")
         recipes = {name: run.single(name) for name in soup.ingredients}
-        lacking = [r for r in (soup, *recipes.values()) if r.id not in run.report]
+        lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
         if lacking:
             raise NotEstimableError(
-                f"{len(lacking)} of the soup and its ingredients have not answered the whole report fold; the same run "
-                "again takes what is stored and asks the rest"
+                f"{lacking} of the soup and its ingredients have not answered the whole report fold; the same run "
+                "again evaluates the rest"
             )
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items
-        known = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
+        found = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
+        means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
         return {
             "fold": "report",
             "items": len(items),
             "answers": run.answers,
-            "solved": {"soup": float(known.soup.mean()), **_means(known)},
-            "kept": [_kept(known, k, groups) for k in range(len(recipes))],
-            "by_failures": _by_failures(known, groups),
-            "again": _again(known, run.answers),
+            "solved": dict(zip(("soup", *found.names), means, strict=True)),
+            "kept": [_kept(found, k, groups) for k in range(len(recipes))],
+            "by_failures": _by_failures(found, groups),
+            "again": _again(found, run.answers),
             "rule": RULE,
             "examples": self._examples(run, recipes),
         }
@@ -103,8 +103,8 @@ class Wins(Analysis):
         whole = np.abs(values * answers - np.round(values * answers)).max() < SAME
         if not whole:
             values = (values >= self.solved).astype(float)
-        own = values * (1 - values) / max(1, answers - 1)
-        again = answers > 1 and bool(whole) and bool(np.abs(own - noise).max() < SAME)
+        expected = values * (1 - values) / max(1, answers - 1)
+        again = answers > 1 and bool(whole) and bool(np.abs(expected - noise).max() < SAME)
         return Solved(names=names, soup=values[0], ingredients=values[1:], noise=noise, again=again)
 
     def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> list[Mapping[str, Json]]:
@@ -113,14 +113,14 @@ class Wins(Analysis):
         if any(r.id not in run.search for r in (soup, *recipes.values())):
             return []
         items = run.search[soup.id].items
-        known = self._solved([run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
-        fails = known.ingredients.max(axis=0) == 0
-        solves = known.ingredients.min(axis=0) == 1
-        most = known.ingredients.sum(axis=0) >= len(recipes) - 1
-        kinds: dict[str, NDArray[np.bool_]] = {
-            "solved, though every ingredient fails": (known.soup == 1) & fails,
-            "failed, though every ingredient solves it": (known.soup == 0) & solves,
-            "solved, though one ingredient fails": (known.soup == 1) & most & ~solves & ~fails,
+        found = self._solved([run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
+        fails = found.ingredients.max(axis=0) == 0
+        solves = found.ingredients.min(axis=0) == 1
+        most = found.ingredients.sum(axis=0) >= len(recipes) - 1
+        kinds = {
+            "solved, though every ingredient fails": (found.soup == 1) & fails,
+            "failed, though every ingredient solves it": (found.soup == 0) & solves,
+            "solved, though one ingredient fails": (found.soup == 1) & most & ~solves & ~fails,
         }
         answers = {name: run.read(r, "search") for name, r in {"soup": soup, **recipes}.items()}
         return [
@@ -130,10 +130,6 @@ class Wins(Analysis):
         ]
 
 
-def _means(known: Solved) -> dict[str, Json]:
-    return dict(zip(known.names, known.ingredients.mean(axis=1).tolist(), strict=True))
-
-
 def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> dict[str, Json]:
     """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
     normal limits with the variance between groups."""
@@ -141,26 +137,26 @@ def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -
     if total < SAME:
         return {"items": 0.0, "share": None, "low": None, "high": None}
     if np.isin(weights, (0.0, 1.0)).all():
-        known = rate(values[weights == 1], groups[weights == 1])
-        return {"items": total, "share": known.mean, "low": known.low, "high": known.high}
+        found = rate(values[weights == 1], groups[weights == 1])
+        return {"items": total, "share": found.mean, "low": found.low, "high": found.high}
     share = float((weights * values).sum() / total)
     pull = np.bincount(groups, weights * (values - share)) / total
     margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
     return {"items": total, "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin)}
 
 
-def _kept(known: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
+def _kept(found: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
     """What the soup keeps of an ingredient's solved items, and gains of those that it fails."""
-    own = known.ingredients[k]
-    told: dict[str, Json] = {"name": known.names[k], "kept": _share(own, known.soup, groups)}
-    told["gained"] = _share(1 - own, known.soup, groups)
-    if known.again:
-        told["again"] = _asked_again(own, known.noise[1 + k])
-    return told
+    solved = found.ingredients[k]
+    row: dict[str, Json] = {"name": found.names[k], "kept": _share(solved, found.soup, groups)}
+    row["gained"] = _share(1 - solved, found.soup, groups)
+    if found.again:
+        row["again"] = _repeated(solved, found.noise[1 + k])
+    return row
 
 
-def _asked_again(share: FloatArray, noise: FloatArray) -> dict[str, Json]:
-    """The same model, asked twice: what it keeps and gains of its own items, and the items whose two answers differ."""
+def _repeated(share: FloatArray, noise: FloatArray) -> dict[str, Json]:
+    """The same model, run twice: what it keeps and gains of its own items, and the items whose two answers differ."""
     both = share**2 - noise
     solved, failed = float(share.sum()), float((1 - share).sum())
     return {
@@ -170,27 +166,27 @@ def _asked_again(share: FloatArray, noise: FloatArray) -> dict[str, Json]:
     }
 
 
-def _again(known: Solved, answers: int) -> Mapping[str, Json]:
-    """The flips of each model asked twice, or what it would take to know them."""
-    if not known.again:
+def _again(found: Solved, answers: int) -> Mapping[str, Json]:
+    """The flips of each model run twice, or what it would take to know them."""
+    if not found.again:
         why = (
-            "one answer an item: evaluator.replicates=2 asks everything twice, in other batches"
+            "one answer per item: evaluator.replicates=2 evaluates everything twice, in other batches"
             if answers < 2
             else "answers are graded, or count together (aggregate): two answers of one model cannot be told apart"
         )
         return {"not_estimable": why}
-    names, shares = ("soup", *known.names), [known.soup, *known.ingredients]
-    return {name: _asked_again(share, noise) for name, share, noise in zip(names, shares, known.noise, strict=True)}
+    names, shares = ("soup", *found.names), [found.soup, *found.ingredients]
+    return {name: _repeated(share, noise) for name, share, noise in zip(names, shares, found.noise, strict=True)}
 
 
-def _by_failures(known: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
+def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
     """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
-    chances = np.zeros((len(known.names) + 1, len(known.soup)))
+    chances = np.zeros((len(found.names) + 1, len(found.soup)))
     chances[0] = 1.0
-    for share in known.ingredients:
+    for share in found.ingredients:
         chances[1:] = chances[1:] * share + chances[:-1] * (1 - share)
         chances[0] *= share
-    return [{"fail": j, **_share(weights, known.soup, groups)} for j, weights in enumerate(chances)]
+    return [{"fail": j, **_share(weights, found.soup, groups)} for j, weights in enumerate(chances)]
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
@@ -205,34 +201,24 @@ def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[i
 
 
 def _example(item: Item, answers: Mapping[str, Mapping[str, Record]]) -> dict[str, Json]:
-    """An item with what it asks, what is right, and what each model says."""
-    told = {name: records[item.id] for name, records in answers.items() if item.id in records}
+    """An item with its question, its reference, and each model's answer."""
+    found = {name: records[item.id] for name, records in answers.items() if item.id in records}
+    question = item.prompt
+    if not isinstance(question, str):
+        question = next((str(m["content"]) for m in reversed(question) if m.get("content")), "")
     return {
         "item": item.id,
         "category": item.category,
-        "prompt": _end(_question(item)),
+        "prompt": question if len(question) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}",
         "reference": _cut(item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)),
         "answers": {
             name: {"text": _cut(record.output), "score": record.score, "outcome": record.outcome}
-            for name, record in told.items()
+            for name, record in found.items()
         },
     }
 
 
-def _question(item: Item) -> str:
-    """What is asked last: the text, or the last message that has one."""
-    if isinstance(item.prompt, str):
-        return item.prompt
-    return next((str(m["content"]) for m in reversed(item.prompt) if m.get("content")), "")
-
-
-def _end(text: str) -> str:
-    """The end of a long text, where the question stands."""
-    return text if len(text) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{text[-LONGEST:]}"
-
-
 def _cut(text: str) -> str:
-    """The beginning of a long text."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -241,18 +227,17 @@ def _cut(text: str) -> str:
 
 def section(data: Row) -> Section:
     """A few sentences; the tables and examples are folded away."""
-    kept = [f"{_percent_of(row.get('kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
-    again = (_flips(data),)
-    absent = bool(part(data, "again").get("not_estimable"))
+    kept = [f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
+    again, absent = (_flips(data),), bool(part(data, "again").get("not_estimable"))
     head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
-    lines = (head,) if absent else (head, *again)
-    examples = tuple(_example_section(example) for example in entries(data, "examples"))
+    examples = tuple(map(_example_section, entries(data, "examples")))
     folded = [
         Section("By ingredient", again if absent else (), grids=(_kept_table(data),)),
         Section("By how many ingredients fail", grids=(_failures(data),)),
     ]
     if examples:
         folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
+    lines = (head, *(() if absent else again))
     return Section("What did the soup keep of its ingredients?", lines, folded=tuple(folded))
 
 
@@ -260,81 +245,72 @@ def _gains(data: Row) -> str:
     """The soup where all ingredients are right, exactly one fails, and all fail."""
     rows = entries(data, "by_failures")
     words = {0: "where every ingredient is right", 1: "where exactly one fails", len(rows) - 1: "where all fail"}
-    told = [
+    shares = [
         f"{_percent_of(row)} {words[place]} ({count(row.get('items'))} items)"
         for place, row in enumerate(rows)
         if place in words and (number(row.get("items")) or 0.0) > 0
     ]
-    return f"It solves {in_words(told)}."
+    return f"It solves {in_words(shares)}."
 
 
 def _flips(data: Row) -> str:
     again = part(data, "again")
     if again.get("not_estimable"):
-        return f"What one model asked twice would keep is not estimable: {clean(again['not_estimable'])}."
-    own = part(again, "soup")
+        return f"What one model run twice would keep is not estimable: {clean(again['not_estimable'])}."
+    flips, kept, gained = (percent(part(again, "soup").get(key)) for key in ("flips", "kept", "gained"))
     return (
-        f"The soup asked twice flips on {percent(own.get('flips'))} % of the items, keeps {percent(own.get('kept'))} % "
-        f"of what it solved and gains {percent(own.get('gained'))} % of what it failed: what goes beyond is a change."
+        f"The soup run twice flips on {flips} % of the items, keeps {kept} % of what it solved and gains {gained} % of "
+        "what it failed: only differences beyond that are a change."
     )
 
 
-def _percent_of(told: Json) -> str:
-    given = told if isinstance(told, Mapping) else {}
-    around = interval(given.get("low"), given.get("high"))
-    return f"{percent(given.get('share'))} %{f' ({around})' if around else ''}"
+def _percent_of(share: Row) -> str:
+    cell = _cell(share)
+    return f"{cell.text} %{f' ({cell.sub})' if cell.sub else ''}"
 
 
-def _cell(told: Json) -> TableCell:
-    given = told if isinstance(told, Mapping) else {}
-    return TableCell(percent(given.get("share")), interval(given.get("low"), given.get("high")))
+def _cell(share: Row) -> TableCell:
+    return TableCell(percent(share.get("share")), interval(share.get("low"), share.get("high")))
 
 
 def _kept_table(data: Row) -> TableGrid:
-    rows = entries(data, "kept")
+    rows, solved = entries(data, "kept"), part(data, "solved")
     again = any(part(row, "again") for row in rows)
     header = ["ingredient", "it solves, %", "the soup keeps, %", "and gains of the rest, %"]
     lines: list[list[str | TableCell]] = [
         [
             clean(row.get("name")),
-            percent(part(data, "solved").get(str(row.get("name")))),
-            _cell(row.get("kept")),
-            _cell(row.get("gained")),
+            percent(solved.get(str(row.get("name")))),
+            *(_cell(part(row, key)) for key in ("kept", "gained")),
             *([percent(part(row, "again").get(key)) for key in ("kept", "gained")] if again else []),
         ]
         for row in rows
     ]
-    return grid([*header, *(["asked again it keeps", "and gains"] if again else [])], lines)
+    return grid([*header, *(["run again it keeps", "and gains"] if again else [])], lines)
 
 
 def _failures(data: Row) -> TableGrid:
     rows = entries(data, "by_failures")
     last = len(rows) - 1
     words = {0: "none", 1: "exactly one", last: "all"} if last > 1 else {0: "none", last: "all"}
-    lines = [
-        (words.get(int(number(row.get("fail")) or 0), count(row.get("fail"))), count(row.get("items")), _cell(row))
-        for row in rows
-    ]
+    lines = [(words.get(place, str(place)), count(row.get("items")), _cell(row)) for place, row in enumerate(rows)]
     return grid(("ingredients that fail", "items", "the soup solves, %"), lines)
 
 
 def _example_section(example: Row) -> Section:
-    """One item: what is asked, what is right, and what each model answers."""
-    told = part(example, "answers")
-    lines = [
-        (clean(name), clean(part(told, name).get("text")), _right(part(told, name)))
-        for name in sorted(told, key=lambda name: name != "soup")
-    ]
-    asked = (f"Asked: {clean(example.get('prompt'))}", f"Right: {clean(example.get('reference'))}")
+    """One item: its question, its reference, and each model's answer."""
+    answers = part(example, "answers")
+    rows = [(name, part(answers, name)) for name in sorted(answers, key=lambda name: name != "soup")]
+    lines = [(clean(name), clean(row.get("text")), _right(row)) for name, row in rows]
+    above = (f"Prompt: {clean(example.get('prompt'))}", f"Reference: {clean(example.get('reference'))}")
     title = f"{clean(example.get('category'))}: {clean(example.get('kind'))} ({clean(example.get('item'))})"
-    return Section(title, asked, grids=(grid(("model", "answer", "right"), lines, left=(0, 1, 2)),))
+    return Section(title, above, grids=(grid(("model", "answer", "right"), lines, left=(0, 1, 2)),))
 
 
 def _right(record: Row) -> str:
-    score = number(record.get("score")) or 0.0
+    score, ended = number(record.get("score")) or 0.0, clean(record.get("outcome"))
     word = "yes" if score == 1 else "no" if score == 0 else percent(score)
-    ended = clean(record.get("outcome"))
     return word if ended in ("finished", "") else f"{word} ({ended})"
 
 
-register("wins", section, place=1)
+DISPLAYS["wins"] = Display(section, place=1)

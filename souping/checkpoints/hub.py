@@ -28,7 +28,7 @@ from huggingface_hub import constants
 from souping.checkpoints import checkpoint, lora
 from souping.checkpoints.header import header_bytes, parse_json
 from souping.core.child import MEMORY, Report, call
-from souping.core.files import expanded, near_folder, put
+from souping.core.files import expanded, near_folder, write_atomically
 from souping.core.system import limit_file_size
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
@@ -371,7 +371,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
         note = "" if constants.HF_HUB_OFFLINE else f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
     if not name.pinned:  # so that HF_HUB_OFFLINE=1 finds the branch later
-        put(name.cache / "refs" / name.revision, str(info.sha).encode())
+        write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
     pinned = HubName(name.repo, str(info.sha))
     main = weight_file(files, allow_pickle)
     if main:

@@ -78,7 +78,7 @@ BITS16 = 2
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
     """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
-    both in bytes; `trouble` is why it cannot be used here, `mends` the command that helps."""
+    both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""
 
     name: str
     path: str
@@ -88,7 +88,7 @@ class ModelSize:
     download: int = 0
     adapter: bool = False
     trouble: str = ""
-    mends: str = ""
+    fix: str = ""
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
@@ -123,7 +123,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
             parameters=guess,
             download=guess * BITS16,
             trouble=f"{candidate.name}: {reason}",
-            mends=login if login in str(error) else f"hf download {online.repo}, where the network is",
+            fix=login if login in str(error) else f"hf download {online.repo}, where the network is",
         )
 
 

@@ -1,7 +1,4 @@
-"""The process of the command line: its signals, and standard streams that cannot end a run.
-
-Until a job begins, an interrupt ends the process at once with one line.
-"""
+"""The process of the command line: its signals, and standard streams that cannot end a run."""
 
 from __future__ import annotations
 
@@ -15,22 +12,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-LOST: list[str] = []
-"""Names of the outputs that could not be written to the end."""
-
-
-def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process without a traceback: nothing has begun."""
-    try:
-        os.write(2, b"interrupted: nothing was begun\n")
-    finally:
-        os._exit(130)
-
-
-def interrupts_end() -> None:
-    """Leave at an interrupt; one that the caller ignores stays ignored."""
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
-        signal.signal(signal.SIGINT, leave)
+FAILURES: list[int] = []
+"""Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
 
 
 class Ended(KeyboardInterrupt):
@@ -41,7 +24,7 @@ def interrupts_raise() -> None:
     """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGINT) is leave:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package leaves it until a job begins
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -56,7 +39,7 @@ def end(signum: int, frame: FrameType | None) -> None:
 
 
 class StandardStream(io.FileIO):
-    """Standard output or error. If it is full or closed, that is said once and the run goes on without it."""
+    """Standard output or error. If it is full or closed, one message says so and the run goes on."""
 
     def write(self, data: Any) -> int:
         try:
@@ -64,7 +47,7 @@ class StandardStream(io.FileIO):
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if error.errno != errno.EPIPE and self.fileno() == 1:  # a reader that has seen enough needs no word
-                LOST.append("standard output")
+                FAILURES.append(2)
                 print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
             return memoryview(data).nbytes
 

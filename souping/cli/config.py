@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -18,18 +18,14 @@ from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Interval
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from souping.analysis import Analysis
-from souping.cli.help import folder
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
-from souping.core.text import first_line, is_theirs, nearest, place_of
+from souping.core.text import first_line, is_user_code, nearest, source_of
 from souping.core.types import Json, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.extra_benchmarks import ExtraEntry, held
@@ -88,32 +84,21 @@ FREE = {**dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley")
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
 CHECKED: dict[str, Any] = {}
-"""The configuration of the run that goes on, for messages."""
-merge_defaults = ConfigLoaderImpl._compose_config_from_defaults_list
+"""The configuration of the current run, for messages."""
 OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
 """Values that a choice's file leaves open: null, ??? and the part that another group chooses (`${objective}`)."""
 USER_CODE: dict[str, str] = {}
 """{file: component} of the components in use that are not part of souping."""
 HARNESS = "souping.evaluate.lm_eval.evaluator.HarnessEvaluator"
-ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective", "tasks")
+ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def register() -> None:
     """Make the schema known to Hydra, and the resolver `data`: the path of a file of the package."""
     USER_CODE.clear()
-    drop_settings_of_replaced_choices(GROUPS)
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("data", lambda name: str(PACKAGE / name), replace=True)
-
-
-def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """What the command line would run with these overrides, as plain data, checked."""
-    register()
-    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        plain = resolved(hydra_compose("config", list(overrides)))
-    build(plain, named_in(overrides))
-    return plain
 
 
 def named_in(overrides: Iterable[str]) -> set[str]:
@@ -122,7 +107,7 @@ def named_in(overrides: Iterable[str]) -> set[str]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The whole configuration as plain data. A value that must be given is the first thing looked for."""
+    """The whole configuration as plain data. Missing values are reported first."""
     missing = sorted(OmegaConf.missing_keys(cfg), key=lambda key: key != "pool.candidates")
     if missing:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
@@ -130,8 +115,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     if plain["gate"] is False:  # what YAML makes of a bare off
         plain["gate"] = "off"
-    if plain["recipe"] == "":
-        raise UserError("recipe is not set: give the recipe beside a soup, recipe=soup/recipe.json")
     return {str(k): v for k, v in plain.items()}
 
 
@@ -139,6 +122,7 @@ def _how(key: str) -> str:
     examples = {
         "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
+        "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",
     }
     return f": {examples[key]}" if key in examples else f": add {key}=VALUE"
@@ -165,18 +149,16 @@ def check(config: Mapping[str, Any]) -> None:
     expectations(config["expected"])
 
 
-def build(config: Mapping[str, Any], given: Collection[str] = GROUPS) -> dict[str, Any]:
-    """The parts of a run, checked. A merge needs few; of the others those are looked at that were `given`.
+def build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a run, or the few of a merge, checked.
 
     Raises:
         UserError: as `check` and `build_part`.
     """
     check(config)
-    merges = merges_only(config)
-    groups = [group for group in GROUPS if not merges or group in MERGED or group in given]
-    parts = {group: build_part(config[group], kind_of(group), group) for group in groups}
-    if merges:
-        return {group: parts[group] for group in MERGED}
+    if merges_only(config):
+        return {group: build_part(config[group], KINDS[group], group) for group in MERGED}
+    parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
     analyses = {name: build_part(node, Analysis, f"analysis.{name}") for name, node in config["analysis"].items()}
     return {**{group: parts[group] for group in PARTS}, "also": _build_also(config), "analyses": analyses}
 
@@ -199,8 +181,7 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     will want its whitelist here).
 
     Raises:
-        UserError: an unknown or missing setting, or a wrong value; whatever else a class of the user's raises, with its
-            place; something that is not of `kind` comes out.
+        UserError: an unknown or missing setting, or a wrong value; or the result is not of this kind.
     """
     if node is None:
         raise UserError(
@@ -209,8 +190,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}")
     target = _target(node, where)
-    known, hints = _settable(target, kind, where), hints_of(target)
-    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    known, hints = _settable(target, kind), hints_of(target)
+    given = {str(key): value for key, value in node.items() if key != "_target_"}
     for key in given:
         if key not in known:
             name = str(node["_target_"]).rsplit(".", 1)[-1]
@@ -220,11 +201,9 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
         if known[key] and key not in given:
             raise UserError(f"{where}.{key} is not set")
     called = is_callable(kind) and not inspect.isclass(target)
-    if node.get("_partial_", False) is not called:
-        raise UserError(f"{where}._partial_={node.get('_partial_')} must be {str(called).lower()}")
-    made = partial(target, **values) if called else _made(target, values)
-    if is_part(kind) and inspect.isclass(kind) and kind not in type(made).__mro__:
-        raise UserError(f"{where}: {place_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
+    made = partial(target, **values) if called else target(**values)
+    if inspect.isclass(kind) and kind not in type(made).__mro__:
+        raise UserError(f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
     return made
 
 
@@ -235,8 +214,6 @@ def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
     if is_part(hint) and isinstance(value, str) and key in GROUPS:
         raise UserError(f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}")
     if wrong := _mismatch(value, hint):
-        if value is None and key in GROUPS:
-            return build_part(None, hint, key)
         raise UserError(f"{where}.{key}={value!r:.60} {wrong}")
     return value
 
@@ -279,44 +256,27 @@ def _mismatch(value: Json, hint: Hint) -> str | None:
 
 
 def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
-    """The class or function that a node names.
-
-    Raises:
-        UserError: it cannot be imported; if a module of the user's fails, with its line and error.
-    """
+    """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:
         made: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
-        cause, why = error.__cause__, ""
-        absent = isinstance(cause, ModuleNotFoundError) and str(name).startswith(str(cause.name))
-        if cause is not None and not absent and not isinstance(cause, AttributeError):
-            frames = [f for f in traceback.extract_tb(cause.__traceback__) if "importlib" not in f.filename]
-            line = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-            why = f": {line}{type(cause).__name__}: {first_line(cause)}"
-        raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported{why}") from None
+        cause = error.__cause__ or error
+        trace = traceback.extract_tb(cause.__traceback__)
+        lines = [f"{f.filename}:{f.lineno}: " for f in trace if not re.search("importlib|/hydra/", f.filename)]
+        why = f"{''.join(lines[-1:])}{type(cause).__name__}: {first_line(cause)}"
+        raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}") from None
     if not callable(made):
         raise UserError(f"{where}._target_={name} is no class or function")
-    if is_theirs(made):
+    if is_user_code(made):
         with suppress(TypeError):
-            USER_CODE[inspect.getfile(made)] = place_of(made)
+            USER_CODE[inspect.getfile(made)] = source_of(made)
     return made
 
 
-def _settable(target: Callable[..., Any], kind: Hint, where: str) -> dict[str, bool]:
-    """{argument: whether it must be given}; of a function that is itself the part, those that have a default.
-
-    Raises:
-        UserError: what it makes is of another kind.
-    """
-    if inspect.isclass(target) and inspect.isclass(kind) and kind not in target.__mro__:
-        raise UserError(
-            f"{where}._target_={target.__module__}.{target.__qualname__} is no {kind.__name__}: subclass it"
-        )
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError:
-        raise UserError(f"{where}._target_={target} has no signature to check settings against") from None
+def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
+    """{argument: whether it must be given}; of a function that is itself the component, those that have a default."""
+    parameters = inspect.signature(target).parameters.values()
     if is_callable(kind) and not inspect.isclass(target):
         return {p.name: False for p in parameters if p.default is not p.empty}
     spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -346,49 +306,31 @@ def merges_only(config: Mapping[str, Any]) -> bool:
     return False
 
 
-def _made(target: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    try:
-        return target(**values)
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_theirs(target):
-            raise
-        raise UserError(f"{place_of(target)}: {type(error).__name__}: {first_line(error)}") from error
-
-
 def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry of `also` as its configuration nodes: `name`, and `evaluator`, `benchmark`, `objective` where it says them.
+    """Entry of `also` as configuration nodes: `name`, and those of `evaluator`, `benchmark`, `objective` that it has.
 
-    `own` is the run's evaluator node: lm_eval takes its dtype and device where the entry is silent. A text is the path
+    `own` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the path
     of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items) and `evaluator`, or
     `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
 
     Raises:
-        UserError: it is neither, or a file is not there.
+        UserError: it is neither, or a file is missing.
     """
     where = f"also[{number}]"
     if isinstance(entry, str) and entry.strip():
-        return _file(entry, where) if _is_path(entry) else _tasks({"name": entry, "tasks": [entry]}, own)
-    if not isinstance(entry, Mapping) or not entry:
-        raise UserError(f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task or a mapping")
-    if "name" in entry and (not isinstance(entry["name"], str) or not entry["name"].strip()):
-        raise UserError(f"{where}.name={entry['name']!r:.60} must be a text")
-    if "tasks" in entry:
-        if not entry["tasks"]:
-            raise UserError(f"{where}.tasks is empty: name tasks or groups of lm_eval")
-        if not isinstance(entry["tasks"], str | list):
-            raise UserError(f"{where}.tasks={entry['tasks']!r:.60} must be a list of tasks or groups of lm_eval")
-        return _tasks(entry, own)
+        entry = {"path": entry} if _is_path(entry) else {"name": entry, "tasks": [entry]}
+    sources = {"path", "tasks", "benchmark", "evaluator"}.intersection(entry if isinstance(entry, Mapping) else ())
+    if not sources or sources >= {"path", "benchmark"} or not isinstance(entry.get("name", ""), str):
+        raise UserError(
+            f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task, or a mapping with name, path or "
+            "benchmark, evaluator, or tasks"
+        )
+    if "tasks" in sources:
+        return _tasks(entry, where, own)
     for key in entry:
         pick(str(key), ALSO_KEYS, f"{where}: key")
-    if "path" in entry and "benchmark" in entry:
-        raise UserError(f"{where} has both path and benchmark: give one")
-    if not {"path", "benchmark", "evaluator"} & set(entry):
-        raise UserError(f"{where} names no items: give path, tasks, benchmark, or an evaluator that brings its own")
-    given = {key: entry[key] for key in ("evaluator", "benchmark", "objective") if key in entry}
-    base = _file(str(entry["path"]), where) if "path" in entry else {"name": f"also {number}"}
-    return {**base, **given, **({"name": entry["name"]} if "name" in entry else {})}
+    base = _file(str(entry["path"]), where) if "path" in sources else {"name": f"also {number}"}
+    return base | {key: value for key, value in entry.items() if key != "path"}
 
 
 def _is_path(text: str) -> bool:
@@ -403,47 +345,29 @@ def _file(text: str, where: str) -> dict[str, Any]:
     return {"name": path.stem, "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}}
 
 
-def _tasks(entry: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    tasks = entry["tasks"]
-    name = entry.get("name") or (tasks if isinstance(tasks, str) else "+".join(map(str, tasks)))
-    own_tasks = {"include_path": own["include_path"]} if "include_path" in own else {}
-    settings = held(own) | own_tasks | {key: value for key, value in entry.items() if key not in ("name", "objective")}
-    settings["tasks"] = [tasks] if isinstance(tasks, str) else tasks
-    node = {"name": str(name), "evaluator": {"_target_": HARNESS, **settings}}
+def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
+    if not isinstance(tasks, list) or not tasks:
+        raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
+    shared = held(own) | ({"include_path": own["include_path"]} if "include_path" in own else {})
+    settings = {key: value for key, value in entry.items() if key not in ("name", "objective")}
+    evaluator = {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
+    node = {"name": str(entry.get("name") or "+".join(map(str, tasks))), "evaluator": evaluator}
     return {**node, "objective": entry["objective"]} if "objective" in entry else node
 
 
-def drop_settings_of_replaced_choices(groups: Collection[str]) -> None:
-    """Keep settings that an overlay (`conf/experiment`) has for a part out of the part that replaces it.
+def drop_replaced(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Take an overlay's settings for a component out of the one that the user chose in its place.
 
-    Hydra merges an overlay after the groups' choices, whatever those are: `+experiment=mgsm selector=topk` would hand
-    TopK the overlay's settings for SoCE. Overrides come later, so what the user types is not touched.
+    Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
+    get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
     """
-
-    def compose(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-        config = merge_defaults(loader, defaults, repo)
-        parts = [default for default in defaults if str(default.config_path).partition("/")[0] in groups]
-        replaced = _chosen(parts) - _named(defaults, repo)
-        plain = merge_defaults(loader, parts, repo) if replaced else {}
-        for group in {group for group, _ in replaced}:
-            merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (config, plain))
-            config[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}
-        return config
-
-    setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose)  # noqa: B010  # as in job.py
-
-
-def _chosen(parts: list[ResultDefault]) -> set[tuple[str, str]]:
-    """(group, choice) in force; a choice that builds on another of its group counts by its own name."""
-    paths = [(str(part.config_path).partition("/"), str(part.parent)) for part in parts]
-    return {(group, choice) for (group, _, choice), parent in paths if not parent.startswith(f"{group}/")}
-
-
-def _named(defaults: list[ResultDefault], repo: Any) -> set[tuple[str, str]]:
-    """(group, choice) that files name in their defaults lists; the root's where no other file says otherwise."""
-    files = [(default.primary, repo.load_config(default.config_path).defaults_list or []) for default in defaults]
-    groups = [(primary, entry) for primary, entries in files for entry in entries if isinstance(entry, GroupDefault)]
-    pairs = [(primary, (str(entry.group).strip("/"), str(entry.value))) for primary, entry in groups]
-    others = {pair for primary, pair in pairs if not primary}
-    said = {group for group, _ in others}
-    return others | {pair for primary, pair in pairs if primary and pair[0] not in said}
+    chosen = {group: choice for group, _, choice in (word.partition("=") for word in words) if group in GROUPS}
+    rest = [word for word in words if not named_in([word]) & chosen.keys()]
+    if not chosen or not any(word.startswith("+") for word in rest):
+        return
+    before = hydra_compose("config", rest, return_hydra_config=True).hydra.runtime.choices
+    plain = hydra_compose("config", [word for word in words if word not in rest])
+    for group in (group for group, choice in chosen.items() if before[group] != choice):
+        merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
+        cfg[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}

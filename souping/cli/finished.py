@@ -1,28 +1,29 @@
 """`python -m souping run=RUN_DIR analysis=[wins,shapley]`: more analyses of a finished run, added to its report.
 
 Everything else is as in the run's config.yaml unless an override replaces it (store.path=FILE, pool.candidates=[...]).
-That file is data: it may only name what souping ships unless the command line has allow_code=true.
+That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
+runs other code, unless the command line has allow_code=true.
 """
 
 from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from souping.cli import interrupts_raise
 from souping.cli.config import register, resolved
 from souping.cli.help import RUN, finished_run, folder
 from souping.cli.job import settings_of
-from souping.cli.run_config import read_config, refuse_code
 from souping.core.files import expanded, nearby
-from souping.core.text import first_line, safe
+from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
 from souping.pipeline.settings import RunSettings
 from souping.report.progress import show_warnings
@@ -30,6 +31,13 @@ from souping.report.progress import show_warnings
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
+LONGEST = 200_000
+"""Bytes of a configuration: more takes YAML longer than anybody waits."""
+RUNS_CODE = re.compile(
+    "scorers|command|python|extra_args|dir|address|trust_remote_code|confirm_run_unsafe_code|allow_code"
+)
+"""Settings by which a shipped choice imports a module, starts a program or joins a cluster that may send it code."""
+ALLOW = re.compile(r"\+{0,2}allow_code=(true|True|1|yes|on)")
 
 
 def add(words: Sequence[str]) -> None:
@@ -39,9 +47,6 @@ def add(words: Sequence[str]) -> None:
     show_warnings()
     register()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
-    given = [word for word in words if re.match(r"\+{0,2}(check|upload)=", word)]
-    if given:
-        raise UserError(f"{given[0]} cannot be combined with run={run_dir}: a finished run only gets more analyses")
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
@@ -61,11 +66,14 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    places = [number for number, word in enumerate(words) if word in ("--config-dir", "-cd")]
-    choices = [words[number + 1] for number in places if number + 1 < len(words)]
-    overrides = [word for n, word in enumerate(words) if n not in places and n - 1 not in places]
-    if odd := [word for word in overrides if "=" not in word or word.startswith("-")]:
-        raise UserError(f"{odd[0]} cannot be combined with run={run_dir}: give KEY=VALUE overrides alone")
+    overrides, choices, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            choices += [next(rest, "")]
+        elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
+            raise UserError(f"{word} cannot be combined with run={run_dir}: a finished run only gets more analyses")
+        else:
+            overrides += [word]
     before = read_config(path)
     refuse_code(before, path, overrides)
     own = [word for word in overrides if OWN.match(word)]
@@ -73,11 +81,11 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     whole = {**fresh, **_raw(before)}
     if own or "analysis" not in before:
         whole |= {key: fresh[key] for key in KEYS}
-    rest = [word.lstrip("+") for word in overrides if word not in own]
+    values = [word.lstrip("+") for word in overrides if word not in own]
     try:
-        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(rest))
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"cannot read the override {' '.join(rest)}: {first_line(error)}") from error
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(values))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"cannot read the override {' '.join(values)}: {first_line(error)}") from error
     assert isinstance(merged, DictConfig)
     return resolved(merged)
 
@@ -97,3 +105,74 @@ def _raw(node: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(node, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+@cache
+def shipped() -> frozenset[str]:
+    """Classes and functions that the choices of this package name: all that a run directory may have built."""
+    texts = (path.read_text(encoding="utf-8") for path in folder().rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_:\s*([\w.]+)", text))
+
+
+class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Loader that refuses aliases: a few lines of them fill any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has YAML aliases (*NAME), which no run writes")
+        return super().compose_node(parent, index)
+
+
+def read_config(path: Path) -> DictConfig:
+    """A run's config.yaml, unresolved (UserError if it cannot be read)."""
+    try:
+        text = path.read_bytes()
+        if len(text) > LONGEST:
+            raise ValueError(f"it has more than {LONGEST:,} bytes")
+        config = OmegaConf.create(yaml.load(text, PlainLoader))
+        if not isinstance(config, DictConfig):
+            raise ValueError("it is no mapping")
+    except Exception as error:  # PyYAML's constructors raise whatever int() and others do
+        raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
+    return config
+
+
+def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> None:
+    """Refuse a run's configuration that names code. An override answers for the key that it replaces.
+
+    Raises:
+        UserError: the message names file, keys and values.
+    """
+    if any(ALLOW.fullmatch(word) for word in overrides):
+        return
+    replaced = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    plain = OmegaConf.to_container(config, resolve=False)
+    named = [
+        f"{key}={value}"
+        for key, value in code_in(plain)
+        if not any(key == own or key.startswith((f"{own}.", f"{own}[")) for own in replaced)
+    ]
+    if named:
+        raise UserError(
+            f"{path}: {listed(named, 3)}: this would run code that souping does not ship\n"
+            "add allow_code=true if you trust whoever made this run"
+        )
+
+
+def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of all that would run other code than this package's, or read this machine's environment."""
+    if isinstance(value, Mapping):
+        part = "_target_" in value or key.startswith("also[")
+        for name, inner in value.items():
+            where = f"{key}.{name}" if key else str(name)
+            foreign = name == "_target_" and inner not in shipped()
+            inline = name == "tasks" and isinstance(inner, list) and any(isinstance(task, Mapping) for task in inner)
+            if foreign or (part and (inline or (RUNS_CODE.fullmatch(str(name)) and inner))):
+                yield where, inner
+            else:
+                yield from code_in(inner, where)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from code_in(inner, f"{key}[{number}]")
+    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):  # no run writes an interpolation
+        yield key, value

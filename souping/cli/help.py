@@ -1,19 +1,13 @@
-"""Help, version and commands, which are answered before Hydra is loaded.
-
-A command is the first word on the command line: a module of this package, or a run with `check=true`.
-"""
+"""Help and version, which are answered before Hydra is loaded."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 
 from souping.core.fields import pick
-from souping.core.types import UserError
-from souping.core.versions import __version__
+from souping.core.system import __version__
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
@@ -22,8 +16,6 @@ COMMANDS: Mapping[str, str] = {
     "show": "show answers of a run side by side: what the soup fixed or broke",
 }
 """{command: what it does}; `conf/config.yaml` lists them in its help."""
-MODULES = ("compare", "show")
-"""Commands that are modules with `main(arguments) -> exit status`."""
 RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 """Override that names a finished run."""
 
@@ -43,20 +35,14 @@ def answered(words: Sequence[str]) -> bool:
     """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
 
     Raises:
-        UserError: there is no such group or command, or a person types what a shell asks for.
+        UserError: there is no such group or command.
     """
-    if "COMP_LINE" not in os.environ and any(
-        word.startswith("query=") for word in words if {*words} & {"-sc", "--shell-completion"}
-    ):
-        raise UserError('-sc query=SHELL is for the shell alone: type eval "$(souping -sc install=bash)" once')
     if "--version" in words:
         print(f"souping {__version__}")
         return True
     names = [word for word in words if word not in FLAGS][words[:1] == ["help"] :]
     if len(names) == len(words) or not all(word.isidentifier() for word in names):
         return False
-    if names and names[0] in MODULES:
-        import_module(f"souping.cli.{names[0]}").main([FLAGS[0]])
     print("\n".join(line for name in names for line in keys(name)) if names else overview())
     return True
 
@@ -81,7 +67,7 @@ def choices(group: str) -> list[str]:
 def keys(group: str) -> Iterator[str]:
     """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
     if group in COMMANDS:
-        yield f"usage: python -m souping {group} OVERRIDE...\n\n{COMMANDS[group]}"
+        yield f"usage: python -m souping {group} ...\n\n{COMMANDS[group]}"
         return
     pick(group, [*groups(), *COMMANDS], "help: group or command")
     for name in choices(group):
@@ -89,17 +75,3 @@ def keys(group: str) -> Iterator[str]:
         text = (folder() / group / f"{name}.yaml").read_text()
         yield from (f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @")))
         yield ""
-
-
-def dispatch(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
-    """(exit status of a command, arguments for Hydra if a run follows).
-
-    Raises:
-        UserError: the first word is a bare one, and no command.
-    """
-    first, rest = "".join(arguments[:1]), list(arguments[1:])
-    if re.fullmatch(r"[a-z][a-z_-]*", first):
-        pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
-    if first in MODULES:
-        return int(import_module(f"souping.cli.{first}").main(rest)), []
-    return None, [*rest, "check=true"] if first == "check" else list(arguments)

@@ -1,11 +1,15 @@
-"""Job of a run: Hydra composes it; this file claims its directory, builds its components and runs it."""
+"""Job of a run: Hydra composes it; this file claims its directory, builds its components, runs it, and words errors."""
 
 from __future__ import annotations
 
 import gc
+import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import count
@@ -16,25 +20,27 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli import LOST, interrupts_raise, stop
+from souping.cli import FAILURES, interrupts_raise, stop
 from souping.cli.config import (
-    GROUPS,
+    USER_CODE,
     build,
     build_part,
+    drop_replaced,
+    key_of,
     merges_only,
-    named_in,
+    near_key,
     register,
     resolved,
 )
-from souping.cli.errors import EXPECTED, composition, explain, format_error
-from souping.cli.help import folder
-from souping.core.files import discard, expanded, missing_folders, put
-from souping.core.text import safe
+from souping.cli.help import choices, folder, groups
+from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
+from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.baseline_gate import expectations
 from souping.pipeline.settings import KINDS
@@ -44,9 +50,11 @@ from souping.trackers import GuardedTracker
 if TYPE_CHECKING:
     from souping.pipeline.settings import MergeSettings
 
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
+PACKAGE = Path(__file__).resolve().parents[1]
+READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
+"""Libraries that read models' files and templates: what they raise is about those."""
 CLAIM = ".running"
-_REPORTED: list[tuple[BaseException, int]] = []
-"""Errors of a multirun's jobs, which were reported when they arose, and their exit status."""
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
 _SWEEPS: list[Path] = []
@@ -54,10 +62,9 @@ _SWEEPS: list[Path] = []
 
 
 def start() -> None:
-    """Compose what the command line says and run it, once or, with `-m`, for each combination."""
+    """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
     _compose_once()
-    setattr(JobReturn, "return_value", property(_outcome, vars(JobReturn)["return_value"].fset))  # noqa: B010
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
@@ -74,34 +81,19 @@ def _compose_once() -> None:
     setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
-def _outcome(job: JobReturn) -> Any:
-    """What a job returned. Hydra's own getter prints a failed job's raw overrides, after we have reported why."""
-    if job.status == JobStatus.FAILED:
-        raise job._return_value
-    return job._return_value
-
-
-def report_error(error: Exception) -> tuple[str, int]:
-    """(message, exit status) of what `start` raised; no message if a job of a multirun has reported it."""
-    end_sweep()
-    reported = [code for one, code in _REPORTED if one is error]
-    return ("", reported[0]) if reported else format_error(composition(error))
-
-
 def run(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it."""
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it; nan if it failed."""
     gc.freeze()
     gc.enable()
     interrupts_raise()
     hydra_config = HydraConfig.get()
+    group = _group(hydra_config)
     output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
-        objective = _run(cfg, run_dir, _group(hydra_config))
-        if _is_sweep(hydra_config):
+        objective = _run(cfg, run_dir, group)
+        if group:
             _note_job(run_dir, hydra_config, cfg.limit, objective)
-        if owned and not (run_dir / CLAIM).exists():
-            print(f"warning: {run_dir} was removed during the run: what it held is lost", file=sys.stderr)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -109,11 +101,10 @@ def run(cfg: DictConfig) -> float | None:
             raise
         words, code = format_error(error, run_dir)
         _discard(run_dir, owned, error)
-        if _is_sweep(hydra_config):
+        if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
             _note_job(run_dir, hydra_config, cfg.limit, None, words)
-            _REPORTED.append((error, code))
-            raise
+            return math.nan
         stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
         if owned:
@@ -174,10 +165,9 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
     show_warnings()
     settings = _settings(cfg, run_dir, group)
-    put(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    overrides = _raw(HydraConfig.get().overrides)
-    words = [str(word) for key in ("task", "hydra") for word in overrides[key]]
-    with logged(run_dir, command_line(), " ".join(words) or "none"):
+    write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
+    words = " ".join(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    with logged(run_dir, command_line(), words or "none"):
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
@@ -197,19 +187,17 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
+    words = list(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    drop_replaced(cfg, words)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    words = _raw(HydraConfig.get().overrides)["task"] if HydraConfig.initialized() else GROUPS
-    return replace(settings_of(plain, run_dir, named_in(map(str, words))), sweep=group is not None)
+    return replace(settings_of(plain, run_dir), sweep=group is not None)
 
 
-def settings_of(plain: Mapping[str, Any], run_dir: Path, given: Collection[str] = GROUPS) -> MergeSettings:
-    """The parts and settings of a run by its configuration as plain data, checked and built.
-
-    A merge looks at the parts that it needs, and at those that were `given` on the command line.
-    """
-    parts = build(plain, given)
+def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
+    """The components and settings of a run by its configuration as plain data, checked and built."""
+    parts = build(plain)
     merges = merges_only(plain)
     for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
         if merges and plain[key] is not None:
@@ -250,13 +238,9 @@ def _escaped(value: Any) -> Any:
     return [_escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _is_sweep(hydra_config: HydraConf) -> bool:
-    return str(hydra_config.mode).endswith("MULTIRUN")
-
-
 def _group(hydra_config: HydraConf) -> str | None:
     """The name that a multirun's jobs share."""
-    return Path(hydra_config.sweep.dir).name if _is_sweep(hydra_config) else None
+    return Path(hydra_config.sweep.dir).name if str(hydra_config.mode).endswith("MULTIRUN") else None
 
 
 def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
@@ -305,7 +289,7 @@ def end_sweep() -> None:
         try:
             _sweep_table(sweep_dir)
         except (*EXPECTED, ValueError) as error:
-            LOST.append("sweep.csv")
+            FAILURES.append(2)
             print(f"the multirun has no table: {explain(error)}", file=sys.stderr)
 
 
@@ -320,6 +304,7 @@ def _sweep_table(sweep_dir: Path) -> None:
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join([*sweep_lines(jobs), *map(safe, finish_lines(sweep_dir, jobs, _flags()))]))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
+        FAILURES.append(2)
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])
@@ -336,10 +321,102 @@ def _flags() -> list[str]:
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """One summary in the group of the jobs, by a tracker as theirs was."""
+    """One summary in the group of the jobs, by their tracker."""
     ran = [sweep_dir / str(job["run_dir"]) / "config.yaml" for job in jobs if not job["refused"]]
     if ran:
         config = OmegaConf.to_container(OmegaConf.load(ran[0]), resolve=True)
         assert isinstance(config, dict)
         tracker = build_part(config["tracker"], KINDS["tracker"], "tracker")
         GuardedTracker(tracker).summarise(jobs, sweep_dir)
+
+
+# ------------------------------------------------------------ errors
+
+
+def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, int]:
+    """(message, exit status) of any error: the one place that decides.
+
+    What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
+    then the traceback is kept, in the run's directory if there is one.
+    """
+    if isinstance(error, EXPECTED):
+        return safe(explain(error)), 2
+    if isinstance(error, MemoryError):
+        return f"out of memory: {first_line(error)}", 2
+    frames = traceback.extract_tb(error.__traceback__)
+    place = keep_traceback(error, run_dir)
+    what = safe(f"{type(error).__name__}: {first_line(error)}")
+    culprits = [f"{USER_CODE[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in USER_CODE]
+    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    if not culprits and own and PACKAGE not in Path(own[-1].filename).parents:
+        culprits = [f"{own[-1].filename}:{own[-1].lineno}"]
+    if culprits:
+        return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
+    raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"  # from Rust
+    inside = [name for name in (*READERS, "hydra", "omegaconf") if frames and f"/{name}/" in frames[-1].filename]
+    if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
+        return f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}", 2
+    if USER_CODE:
+        return f"{what}\na fault in souping or in {', '.join(USER_CODE.values())}: see {place}", 1
+    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}", 1
+
+
+def _is_library(file: Path) -> bool:
+    """Whether a line of a traceback is an installed package's or Python's own."""
+    if PACKAGE in file.parents:
+        return False
+    installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+    return not file.is_absolute() or bool(installed) or Path(sysconfig.get_path("stdlib")) in file.parents
+
+
+def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
+    """The file that holds the whole traceback from now on."""
+    text = "".join(traceback.format_exception(error))
+    if run_dir is not None:
+        with suppress(OSError):
+            (run_dir / "traceback.txt").write_text(text, "utf-8", "backslashreplace")
+            return run_dir / "traceback.txt"
+    handle, name = tempfile.mkstemp(prefix="souping-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one or two lines: what, where, what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        key = key_of(str(error.filename)) if error.filename else ""
+        return f"{key}={error_text(error)}" if key else error_text(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read the override {error.override}\n"
+            "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
+    if options:  # an unknown choice of a group
+        typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
+        where = typed if group and lines[0].startswith("In 'config'") else lines[0]
+        return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
+    dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
+    kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
+    kept[0] = kept[0].rstrip(".") + _nearest_key(error)
+    if len(kept) == 1 and error.__cause__ is not None:  # Hydra names the override, its cause the fault
+        kept += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
+    return "\n".join(kept)
+
+
+def _nearest_key(error: BaseException) -> str:
+    """The nearest name to the key that OmegaConf did not know."""
+    cause: BaseException | None = error
+    while cause is not None:
+        node = getattr(cause, "parent_node", None)  # OmegaConf's
+        match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
+        if node is not None and match and OmegaConf.is_dict(node):
+            keys = [str(k) for k in node if not str(k).startswith("_")]
+            return near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
+        cause = cause.__cause__
+    return ""

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 
-from souping.cli import LOST, Ended, open_streams, stop
-from souping.cli.help import answered, dispatch, finished_run
+from souping.cli import FAILURES, Ended, open_streams, stop
+from souping.cli.help import COMMANDS, answered, finished_run
+from souping.core.fields import pick
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     (SIGHUP) or 143 (SIGTERM)."""
     gc.disable()  # until a job begins: what imports and composition make stays, and searching it takes a tenth
     open_streams()
+    FAILURES.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves
     debug = any(re.fullmatch(r"\+{0,2}debug=(true|True|1|yes|on)", a) for a in sys.argv[1:])
     try:
@@ -30,19 +32,30 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        from souping.cli.job import report_error
+        from souping.cli.job import end_sweep, format_error
 
-        stop(*report_error(error))
-    if LOST:
-        sys.exit(2)
+        end_sweep()
+        stop(*format_error(error))
+    if FAILURES:
+        sys.exit(FAILURES[0])
 
 
 def _do() -> None:
+    first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
+    if first == "show":
+        from souping.cli import show
+
+        show.main(rest)
+        return
+    if first == "compare":
+        from souping.cli import compare
+
+        stop("", compare.main(rest))
     if answered(sys.argv[1:]):
         return
-    status, sys.argv[1:] = dispatch(sys.argv[1:])
-    if status is not None:
-        stop("", status)
+    if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
+        pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
+        sys.argv[1:] = [*rest, "check=true"]
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     if finished_run(sys.argv[1:]) is not None:
         from souping.cli.finished import add

@@ -1,7 +1,7 @@
 """`python -m souping show RUN_DIR`: answers of a run's models side by side, from its samples.jsonl.gz.
 
-Without --fixed or --broke every item of the fold is shown. Items of the report fold are shown once its recipe is
-frozen, which a run's end is; that they were looked at is noted in the ledger of its store.
+Without --fixed or --broke every item of the fold is shown. Looking at items of the report fold
+is recorded in the ledger of its store.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from souping.report.terminal import changed, read_samples, score_of, show_sample
 FILE = "samples.jsonl.gz"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status 0; errors are reported where commands are dispatched."""
+def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir]
     run_dir = next((folder for folder in reversed(folders) if (folder / FILE).is_file()), folders[-1])
@@ -33,7 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     samples = list(read_samples(run_dir / FILE))
     report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
     fold = options.fold or _reached(samples)
-    rows = _filtered([sample for sample in samples if sample.get("fold") == fold], options, fold)
+    rows = [sample for sample in samples if sample.get("fold") == fold]
+    for key in ("item", "category"):
+        if wanted := vars(options)[key]:
+            pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
+            rows = [row for row in rows if row.get(key) == wanted]
     names, what = _names(options.models, rows, report), "items"
     if options.fixed or options.broke:
         if len(names) < 2:
@@ -43,7 +46,6 @@ def main(arguments: Sequence[str]) -> int:
     if fold == "report" and report and not report.get("limit"):
         _note(run_dir, options.store, report, rows)
     _show(rows, names, options.limit, what)
-    return 0
 
 
 def _reached(samples: Sequence[Row]) -> str:
@@ -64,10 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         "run_dir", nargs="+", metavar="RUN_DIR", help="of several (outputs/mine/*) the last with answers"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--fixed", action="store_true", help="items that the soup answers better than the best single")
+    which.add_argument(
+        "--fixed", action="store_true", help="items that the soup answers better than the best candidate"
+    )
     which.add_argument("--broke", action="store_true", help="items that it answers worse")
     parser.add_argument("--category", metavar="C", help="items of this category")
-    parser.add_argument("--item", action="append", default=[], metavar="ID", help="this item; may be given again")
+    parser.add_argument("--item", metavar="ID", help="this item")
     parser.add_argument("--models", metavar="A,B", help="these models; the last stands for the soup")
     parser.add_argument("--fold", choices=("select", "search", "report"), help="default: the last one that was scored")
     parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
@@ -75,19 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _filtered(rows: Sequence[Row], options: argparse.Namespace, fold: str) -> list[Row]:
-    """The rows of the items and of the category that were named."""
-    for name in options.item:
-        pick(name, [str(row.get("item")) for row in rows], f"fold {fold}: --item", " (--fold names another)")
-    rows = [row for row in rows if not options.item or row.get("item") in options.item]
-    if options.category:
-        key = "these items have: --category" if options.item else "--category"
-        pick(options.category, dict.fromkeys(str(row.get("category")) for row in rows), key)
-    return [row for row in rows if not options.category or row.get("category") == options.category]
-
-
 def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
-    """Models that are shown: those that were named, else the best single and the soup, else all."""
+    """Models that are shown: those that were named, else the best candidate and the soup, else all."""
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
@@ -113,14 +106,12 @@ def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples:
 
 def _store(run_dir: Path) -> Path | None:
     """The run's store: where its configuration says, seen from here or from a folder above the run's."""
-    from omegaconf import OmegaConf
-
-    from souping.cli.run_config import read_config
+    from souping.cli.finished import read_config
 
     config = run_dir / "config.yaml"
     if not config.is_file():
         return None
-    path = expanded(str(OmegaConf.select(read_config(config), "store.path")), f"{config}: store.path")
+    path = expanded(str(read_config(config).store.path), f"{config}: store.path")
     places = [path, *(folder / path for folder in run_dir.absolute().parents)]
     return next((place for place in places if place.is_file()), None)
 

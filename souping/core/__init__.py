@@ -1,1 +1,1 @@
-"""Nouns, protocols, values and files that every other room uses."""
+"""Data types, protocols, checks of values, and files, for all other packages."""

@@ -2,7 +2,7 @@
 
 Use a child for work on data that somebody else controls, such as a server's answers or a model's template: whatever
 the data does to the child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The
-child also ends when the caller is killed, because it watches its standard input.
+child also ends when the caller is killed (`end_with`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import pickle
 import queue
 import runpy
-import select
 import signal
 import subprocess
 import sys
@@ -83,7 +82,7 @@ class Child:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "souping.core.child", str(self.memory)],
+            [sys.executable, "-m", "souping.core.child", str(os.getpid()), str(self.memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -129,9 +128,10 @@ class Child:
         if process is None:
             return
         assert process.stdin is not None
+        process.kill()
+        process.wait()
         with suppress(OSError):  # what is still to be written to it
             process.stdin.close()
-        wait_or_kill(process, GRACE)
 
 
 def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -193,26 +193,17 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def launch(parent: int) -> None:
-    """Run the module and arguments on the command line as a launcher that ends with its parent."""
-    end_with(parent)
-    os.environ[LAUNCHER] = str(os.getpid())
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
-def main(memory: int) -> None:
+def serve(memory: int) -> None:
     """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_watch, daemon=True).start()
     limit_memory(memory)
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)
         out.flush()
 
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError):
         while True:
             function, arguments, reports = pickle.load(sys.stdin.buffer)
             options = {"report": lambda *counts: send("report", counts)} if reports else {}
@@ -226,19 +217,11 @@ def main(memory: int) -> None:
     os._exit(0)  # whatever threads still wait for
 
 
-def _watch() -> None:
-    """Interrupt the main thread once the caller has closed the pipe or is gone."""
-    poll = select.poll()
-    poll.register(0, 0)  # nothing but its end
-    poll.poll()
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    time.sleep(2 * GRACE)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 2:  # PARENT MODULE ARGUMENTS...
-        sys.argv, number = sys.argv[2:], int(sys.argv[1])
-        launch(number)
+if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher
+    number, sys.argv = int(sys.argv[1]), sys.argv[2:]
+    end_with(number)
+    if sys.argv[0].isdigit():
+        serve(int(sys.argv[0]))
     else:
-        main(int(sys.argv[1]))
+        os.environ[LAUNCHER] = str(os.getpid())
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

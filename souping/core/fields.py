@@ -137,10 +137,9 @@ def mismatch(value: Json, hint: Hint) -> str | None:
     """
     if inspect.isclass(value) and not fits(value, hint):
         return f"is a class: call it, {value.__name__}(...)"
-    if choices := _choices(hint):
-        return None if fits(value, hint) else not_one_of(str(value), choices)
     if not fits(value, hint):
-        return f"must be {_words(hint)}"
+        literals = [get_args(one) for one in (hint, *get_args(hint)) if get_origin(one) is Literal]
+        return f"must be {_words(hint)}{nearest(str(value), map(str, sum(literals, ())))}"
     return unsound(value)
 
 
@@ -152,12 +151,9 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
     """
     known = list(options)
     if name not in known:
-        raise UserError(f"{key}={shown(str(name))} {not_one_of(str(name), known)}{more}")
+        hint = f"{listed(known) or 'none'}{nearest(str(name), known)}{more}"
+        raise UserError(f"{key}={shown(str(name))} is not one of {hint}")
     return name
-
-
-def not_one_of(name: str, options: Sequence[str]) -> str:
-    return f"is not one of {listed(options) or 'none'}{nearest(name, options)}"
 
 
 def text_of(path: Path) -> str:
@@ -250,22 +246,14 @@ def unsound(value: Json) -> str | None:
     return next((found for one in inner if (found := unsound(one))), None)
 
 
-def _choices(hint: Hint) -> list[str]:
-    """The values of a closed choice, nothing for any other annotation."""
-    if get_origin(hint) is Literal:
-        return list(map(str, get_args(hint)))
-    if get_origin(hint) not in (Union, types.UnionType):
-        return []
-    parts = [["null"] if one is type(None) else _choices(one) for one in get_args(hint)]
-    return [choice for part in parts for choice in part] if all(parts) else []
-
-
 def _words(hint: Hint) -> str:
     kind, arguments = get_origin(hint), get_args(hint)
     if Callable in (kind, hint):
         return "a function"
     if hint in PLAIN:
         return PLAIN[hint][1]
+    if kind is Literal:
+        return listed(map(str, arguments))
     if kind is Annotated:
         forms = [bound.words for bound in arguments if isinstance(bound, Form)]
         bounds = [_bound(bound) for bound in arguments if isinstance(bound, Interval)]

@@ -1,15 +1,13 @@
 """Folders that appear whole or not at all, and folders that go when their holder is gone.
 
-A folder is written beside its place, flushed to the disk, then renamed. A lock file tells whether a living process
+A folder is written beside its place, flushed to the disk, then renamed. A lock file shows whether a living process
 holds a folder.
 """
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,27 +20,20 @@ from souping.core.text import first_line, shown
 from souping.core.types import UserError
 
 LOCK = ".lock"
-HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or choose another place")
-HINTS |= {errno.EMFILE: "too many files are open: raise `ulimit -n`"}
 MARK = ".souping"
-"""File in a stage by which what a killed run left is told from a user's folder of that name."""
+"""File that marks a staging folder of ours, so that a user's folder of that name is never removed."""
 
 
 def expanded(path: str | Path, key: str = "") -> Path:
     """The path with its `~` written out.
 
     Raises:
-        UserError: nobody of that name has a home here, or no path can hold such characters; `key` is where the path
-            was given.
+        UserError: nobody of that name has a home here; `key` is where the path was given.
     """
-    where = f"{key}={shown(str(path))}" if key else shown(str(path))
     try:
-        if b"\0" in os.fsencode(path):
-            raise ValueError
         return Path(path).expanduser()
-    except ValueError:
-        raise UserError(f"{where}: a path cannot contain NUL or half of a surrogate pair") from None
     except RuntimeError:
+        where = f"{key}={shown(str(path))}" if key else shown(str(path))
         raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
 
 
@@ -54,11 +45,8 @@ def folder_at(text: str | None) -> Path | None:
 
 
 def near_folder(path: str | Path) -> str:
-    """`; did you mean FOLDER?` where a folder beside the one that is not there has nearly its name, or what became of
-    its `$NAME`."""
+    """`; did you mean FOLDER?` if a folder with nearly this name is beside the one that is missing."""
     wanted = Path(path)
-    if hint := unexpanded(path):
-        return hint
     with suppress(OSError, UserError):
         there = [folder.name for folder in expanded(wanted).parent.iterdir() if folder.is_dir()]
         near = get_close_matches(wanted.name, there, n=1)
@@ -66,18 +54,11 @@ def near_folder(path: str | Path) -> str:
     return ""
 
 
-def unexpanded(path: str | Path) -> str:
-    """What to do about a `$NAME` in a path, which only a shell replaces; empty where there is none."""
-    name = re.search(r"\$\{?(\w+)", str(path))
-    return f"; ${name[1]} was not replaced: set it, and write it in double quotes or none" if name else ""
-
-
-def said(error: Exception) -> str:
-    """An error as it is told: that of a file with the file's name and what to do."""
+def error_text(error: Exception) -> str:
+    """The message of an error; for an error of the file system, with the file's name."""
     if not isinstance(error, OSError):
         return str(error)
-    hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else unexpanded(str(error.filename))
-    return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}{hint}"
+    return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}"
 
 
 def nearby(path: Path) -> str:
@@ -90,8 +71,8 @@ def nearby(path: Path) -> str:
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.
 
-    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock lies
-    beside the stage and is held until the stage has become `out`. What killed runs left there is removed first.
+    `out` must be absent or an empty folder: a soup never replaces anything. One run at a time writes it; the lock is
+    beside the stage and is held until the stage has become `out`. Stages of killed runs are removed first.
 
     Raises:
         UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
@@ -131,8 +112,6 @@ def _alone(out: Path) -> Iterator[None]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
-        if os.fstat(file.fileno()).st_size:
-            raise UserError(f"{place} is not souping's lock: choose another place for the soup, or move that file")
         try:
             yield
         finally:
@@ -171,7 +150,7 @@ def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -
                 one.rmdir()
 
 
-def hold(folder: Path) -> IO[str]:
+def hold_folder(folder: Path) -> IO[str]:
     """Mark a folder as in use until the file is closed or this process is gone, however it goes."""
     new = folder / f"{LOCK}.new"
     file = new.open("w")
@@ -182,7 +161,7 @@ def hold(folder: Path) -> IO[str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process that asks has the folder, and keep it until the end of the block."""
+    """Keep other processes that lock this folder waiting until the end of the block."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock(descriptor)
@@ -191,12 +170,12 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sweep(folders: Iterable[Path]) -> None:
+def remove_abandoned(folders: Iterable[Path]) -> None:
     """Remove folders that nobody holds: their writers were killed."""
     for left in folders:
         with suppress(OSError), (left / LOCK).open("a") as file:
-            if lock(file.fileno(), wait=False):
-                shutil.rmtree(left, ignore_errors=True)
+            lock(file.fileno(), wait=False)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _finish(stage: Path, out: Path) -> None:
@@ -205,7 +184,7 @@ def _finish(stage: Path, out: Path) -> None:
         _sync(path)
     (stage / MARK).unlink()
     os.rename(stage, out)
-    with suppress(OSError):  # it is there, whatever the folder above says
+    with suppress(OSError):  # the soup is there, even if the folder above cannot be flushed
         _sync(out.parent)
 
 
@@ -217,7 +196,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def put(path: Path, content: bytes) -> Path:
+def write_atomically(path: Path, content: bytes) -> Path:
     """Write beside, then rename: a reader or a killed run never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,7 +1,7 @@
-"""Protocols of the exchangeable parts: every member that anybody asks for, with defaults where a part has no opinion.
+"""Protocols of the exchangeable components: every member that is used, with defaults.
 
-A part subclasses its protocol and gets the defaults; methods without one (they end in `...`) it has to bring. A field
-of a part must not be named like a member below unless it has a default of its own.
+A component subclasses its protocol, implements the methods whose body is `...`, and inherits the rest. A field of a
+component must not be named like a member below unless it has a default of its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from souping.core.types import (
     Correlations,
     FloatArray,
     Item,
+    ItemScores,
     Json,
     Missing,
     Recipe,
     Record,
+    Request,
+    Response,
     Result,
     ScoreMatrix,
     SearchSpace,
@@ -36,29 +39,29 @@ from souping.core.types import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Wants = Literal["module", "folder", "either"]
+ModelForm = Literal["module", "folder", "either"]
 Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
 
-class Part(Protocol):
-    """Part that may lack something here, and may hold something between two soups."""
+class Component(Protocol):
+    """Component that may have dependencies, and may hold processes or memory between two soups."""
 
     def needs(self) -> list[Missing]:
-        """Packages, environments and services that this part uses and that are not here. Loads and starts nothing."""
+        """Packages, environments and services that are missing on this machine. Loads and starts nothing."""
         return []
 
     def close(self) -> None:
-        """Let go of processes, files and memory that are held."""
+        """Release processes, files and memory."""
         return None
 
 
 class Selector(Protocol):
-    """Rule that picks ingredients from scores. Of the score matrix's rows only `candidates` may be picked.
+    """Rule that picks ingredients from scores. Only the matrix's `candidates` may be picked.
 
-    Categories of `drop` have no part in the selection; they stay in the objective.
+    The selection ignores the categories in `drop`; the objective keeps them.
     """
 
     drop: Sequence[str] = ()
@@ -70,12 +73,11 @@ class Selector(Protocol):
 
     def select(self, scores: ScoreMatrix) -> Selection: ...
 
-    def chosen(self, scores: ScoreMatrix) -> Selection:
-        """What `select`, which may be the user's, makes of these scores, looked at.
+    def select_checked(self, scores: ScoreMatrix) -> Selection:
+        """The result of `select`, which may be user code, checked.
 
         Raises:
-            UserError: it cannot select; or gave no selection, an empty one, something that is no candidate or no
-                category, or one ingredient twice.
+            UserError: there is no selection, or it is empty, names no candidate or category, or repeats an ingredient.
         """
         selection, name = self.select(scores), named(self)
         if not isinstance(selection, Selection):
@@ -91,9 +93,9 @@ class Selector(Protocol):
         return selection
 
     def check(self, models: int, candidates: int, categories: int) -> None:
-        """Refuse, before anything is evaluated, what so many rows, candidates and categories cannot give (UserError).
+        """Refuse settings that cannot work with a matrix of this size, before anything is evaluated (UserError).
 
-        `models` counts the rows of the score matrix, `candidates` those of them that may be picked.
+        `models` counts the rows of the score matrix, `candidates` the rows that may be picked.
         """
         return None
 
@@ -119,8 +121,8 @@ class Selector(Protocol):
 class Optimiser(Protocol):
     """Running weight search. Several cells may be open; results come back in any order.
 
-    What it asks follows from the seed and from what it was told, not from its limits, so that a larger budget goes on
-    where a smaller one ended. `ask` gives None when it wants a result first, and at the end when none is open.
+    The cells depend on the seed and the results, not on the limits, so that a larger budget continues where a smaller
+    one ended. `ask` returns None if it needs a result first, and at the end if no cell is open.
     """
 
     def ask(self) -> Cell | None: ...
@@ -130,7 +132,7 @@ class Optimiser(Protocol):
     def best(self) -> Weights: ...
 
     def summary(self) -> Mapping[str, Json]:
-        """What the search says of itself, for `report.json` and readers."""
+        """Facts about the search for `report.json`."""
         return {}
 
 
@@ -152,16 +154,16 @@ class Strategy(Protocol):
     def describe(self, size: int) -> str: ...
 
     def known_points(self, size: int) -> Sequence[Weights] | None:
-        """All weights that will be asked for, where they are known beforehand."""
+        """All weights that the search will evaluate, if they are known beforehand."""
         return None
 
     @property
     def uses_singles(self) -> bool:
-        """Whether the ingredients' own scores are wanted before the search begins."""
+        """Whether the search needs the ingredients' own scores before it begins."""
         return False
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """(expected, most) items answered of a search that asks parts of a fold of so many; None for whole folds."""
+        """(expected, most) items of a fold of this size that the search evaluates; None for whole folds."""
         return None
 
 
@@ -201,7 +203,7 @@ class BenchmarkItems(Protocol):
         return ""
 
     @property
-    def opening(self) -> str:
+    def banner(self) -> str:
         """First line of a run on these items, where there is one."""
         return ""
 
@@ -227,10 +229,10 @@ class ModuleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelHost:
-    """Engine or server that holds the model in processes of its own, as far as plans and checks ask.
+    """Engine or server that holds the model in processes of its own.
 
-    `gpus` is how many it spreads a model over, 0 where it runs without one too; it takes `fraction` of each one's
-    memory. `url` is that of a server that somebody else runs.
+    It spreads a model over so many `gpus` (0 if it also runs without one) and takes `fraction` of their memory. `url`
+    is set if somebody else runs the server.
     """
 
     dtype: str | None = None
@@ -240,15 +242,15 @@ class ModelHost:
 
 
 class LoadedModel(Protocol):
-    """Model ready to be evaluated, as a live module with its tokenizer or as a folder: whichever an evaluator takes.
+    """Model ready to be evaluated, as a live module with its tokenizer or as a folder.
 
-    `soup` identifies the model, `home` is a complete folder of its architecture. `ends` are the tokens that end an
-    answer: those of all ingredients, none if they name none.
+    `soup` identifies the model, `architecture_folder` is a complete folder of its architecture. `eos_token_ids` are
+    the tokens that end an answer: those of all ingredients, none if they name none.
     """
 
     soup: str
-    home: Path
-    ends: tuple[int, ...]
+    architecture_folder: Path
+    eos_token_ids: tuple[int, ...]
 
     @property
     def module(self) -> PreTrainedModel: ...
@@ -260,25 +262,25 @@ class LoadedModel(Protocol):
     def folder(self) -> Path: ...
 
 
-class Evaluator(Part, Protocol):
-    """Judge of a model on items, with a record for every item.
+class Evaluator(Component, Protocol):
+    """Evaluates a model on items, with a record for every item.
 
-    `batches` cuts a whole fold by a fixed rule into blocks; a block is what is asked together and the unit of commit.
-    `settings` is everything an answer or score depends on beside the model, the item and its block.
+    `batches` cuts a whole fold by a fixed rule into blocks; the items of a block are answered and stored together.
+    `settings` is everything that an answer or score depends on besides the model, the item and its block.
     """
 
     device: str = "cpu"
     """Where the live module stands, as it was set: cpu, cuda, cuda:N, mps, or auto."""
     brings_items: bool = False
-    """Whether it has items of its own and asks no others."""
+    """Whether it has items of its own and accepts no others."""
     blocks_matter: bool = True
-    """Whether an answer depends, in the last digits, on the items that are asked with it."""
+    """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice."""
     fractions: bool = True
-    """Whether scores are fractions of 1; where a tool says what they are they may be anything."""
+    """Whether scores are fractions of 1; an external tool's scores may be anything."""
     length_key: str = ""
-    """Setting that bounds the tokens of an answer, as it is typed: what to raise where answers are cut off."""
+    """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
 
     @property
     def settings(self) -> Mapping[str, Json]: ...
@@ -303,12 +305,12 @@ class Evaluator(Part, Protocol):
 
     @property
     def answers(self) -> int:
-        """Answers to an item: replicates 0, 1, .. are asked."""
+        """Answers per item: replicates 0, 1, ..."""
         return 1
 
     @property
     def block(self) -> int:
-        """Items that it asks together; fewer at a time are slow. 1 where that does not matter."""
+        """Items that are answered together; fewer at a time are slow. 1 if that does not matter."""
         return 1
 
     @property
@@ -318,36 +320,36 @@ class Evaluator(Part, Protocol):
 
     @property
     def look(self) -> str:
-        """What counts as one way of looking at a fold: the settings, and how answers become an item's score."""
+        """Identity of a look at a fold: the settings, and how answers become an item's score."""
         return digest([self.fingerprint, self.answers, *([self.aggregate] if self.aggregate else [])])
 
-    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> Evaluator:
-        """This evaluator with what its settings leave to the candidates' files; `home` is a folder of the architecture.
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
+        """This evaluator with what its settings leave to the candidates' files.
 
         Raises:
             UserError: the files disagree, or cannot be read.
         """
         return self
 
-    def opening(self, home: Path, items: Sequence[Item]) -> str:
-        """Line in which a run says how these items are asked, where that is worth a line."""
+    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
+        """Line about how these items are prompted, for the start of a run."""
         return ""
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
-        """What a reader of the report must know of how these candidates are asked."""
+        """Notes for the report on how these candidates are prompted."""
         return []
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        """What is likely wrong with how the tokenizer in `folder` shows these items to a model."""
+        """Likely mistakes in how the tokenizer in `folder` shows these items to a model."""
         return []
 
     def rescore(self, item: Item, answer: Record) -> Record | None:
-        """The score of an answer that was given before; None where only asking anew gives one."""
+        """A stored answer with its score; None if the model has to answer again."""
         return None
 
     @property
-    def wants(self) -> Wants:
-        """How soups come: poured into a live module, as a folder, or either way when asked for."""
+    def model_form(self) -> ModelForm:
+        """Form in which it takes soups: a live module, a folder, or either."""
         return "module"
 
     def module_settings(self) -> ModuleSettings:
@@ -356,11 +358,11 @@ class Evaluator(Part, Protocol):
 
     @property
     def benchmark(self) -> BenchmarkItems | None:
-        """Its own items (UserError where they cannot be had here)."""
+        """Its own items (UserError if they are not available)."""
         return None
 
     def outline(self) -> tuple[Item, ...]:
-        """Items without content, as many as its benchmark's published sizes say; none where those are not known."""
+        """Items without content, as many as its benchmark has by its published sizes; none if those are unknown."""
         return ()
 
     def check(self, candidates: Sequence[str]) -> None:
@@ -368,15 +370,15 @@ class Evaluator(Part, Protocol):
         return None
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse, before any work, items that the tokenizer in `folder` cannot ask (UserError)."""
+        """Refuse, before any work, items that the tokenizer in `folder` cannot encode (UserError)."""
         return None
 
-    def choices(self, recipe: Recipe) -> tuple[str, ...]:
-        """Handlers by which this model may be asked, the default first; one empty name where there is no choice."""
+    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
+        """Handlers that may prompt this model, the default first; one empty name if there is no choice."""
         return ("",)
 
-    def by(self, handler: str) -> Evaluator:
-        """This evaluator, asking by one of its handlers."""
+    def with_handler(self, handler: str) -> Evaluator:
+        """This evaluator with one of its handlers."""
         return self
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
@@ -390,12 +392,12 @@ class Evaluator(Part, Protocol):
 
     @property
     def answer_tokens(self) -> int | None:
-        """Tokens of an answer at most, where the settings say so."""
+        """Limit of tokens per answer, if the settings have one."""
         return None
 
 
-class Tracker(Part, Protocol):
-    """Follower of a run elsewhere. A tracker that fails warns; it never stops the run."""
+class Tracker(Component, Protocol):
+    """Sends a run's results elsewhere. A tracker that fails warns; it never stops the run."""
 
     @property
     def hint(self) -> str:
@@ -413,3 +415,80 @@ class Tracker(Part, Protocol):
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
         """Follow the end of a multirun: its jobs, once."""
         return None
+
+
+class Worker(Protocol):
+    """Pool and evaluators in one process, which make a soup and evaluate it."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """{name of a benchmark: fingerprint of its evaluator}, as this process sees it."""
+        ...
+
+    def answer(self, request: Request) -> Response: ...
+
+
+class Workers(Protocol):
+    """Running workers, of which up to `slots` requests are worth sending at once."""
+
+    lost: int = 0
+    """Workers that died during the run and were replaced."""
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def put(self, request: Request) -> Response | None:
+        """Send a request. A worker in this process answers at once, the others when `take` returns."""
+        ...
+
+    def take(self) -> tuple[Request, Response]:
+        """Wait for one of the requests that were sent; what is answered first comes first."""
+        raise LookupError("no request is open")
+
+    def close(self) -> None:
+        return None
+
+
+class Executor(Component, Protocol):
+    """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
+
+    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
+        """The worker in this process, or workers that `elsewhere`, which can be pickled, makes in other processes."""
+        ...
+
+
+class RecipeEvaluator(Protocol):
+    """Evaluator with a memory, which scores soups by their recipes and computes no answer twice.
+
+    Up to `slots` requests may be open; their scores come in any order.
+    """
+
+    reused: int
+    """Answers that were in the store."""
+    block: int
+    """Items that are answered together; fewer at a time are slow."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score."""
+        ...
+
+    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The ways in which this soup may be prompted, the default first."""
+        ...
+
+    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
+
+    def all_scores(self, soups: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler."""
+        ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def collect(self) -> tuple[Request, ItemScores]:
+        """Wait for the next request that is completely answered."""
+        ...

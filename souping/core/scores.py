@@ -1,19 +1,24 @@
-"""Score matrix (models x categories), its CSV form, and its two sources: measured here, or published."""
+"""Score tables and their sources, measured here or published; and objectives, one number of category scores.
+
+An objective (a mean, fixed weights, a tree of group means) is linear in the category means. So one weight a category
+says it all, and paired tests and intervals apply to every objective alike.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from souping.core.fields import component, pick
 from souping.core.files import expanded
-from souping.core.protocols import ScoreSource
-from souping.core.types import ScoreMatrix, UserError
+from souping.core.protocols import Objective, ScoreSource
+from souping.core.types import FloatArray, Json, ScoreMatrix, UserError
 
 CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
 """What to look at where every model fails."""
@@ -60,26 +65,25 @@ def read_table(path: Path) -> ScoreMatrix:
     """
     rows = _read_rows(path)
     header, body = rows[0], rows[1:]
-    _check_header(path, header)
-    names: list[str] = []
+    if header[0].lower() != "model" or len(header) < 2:
+        raise UserError(f"{path}:1: the header must be `model,<category>,...`, not `{','.join(header)[:80]}`")
+    _check_names(header[1:], f"{path}:1: column")
+    _check_names([row[0] for row in body], f"{path}: model")
     values = np.empty((len(body), len(header) - 1))
     for line, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}:{line}: {len(row)} cells, but the header has {len(header)} columns")
-        names.append(row[0].strip())
-        for column, cell in enumerate(row[1:], start=1):
-            values[line - 2, column - 1] = _number(cell, path, line, header[column])
-    _check_names(path, names)
-    scale = 100.0 if values.size and values.max() > 1 else 1.0
-    return ScoreMatrix(
-        models=tuple(names), categories=tuple(h.strip() for h in header[1:]), values=values / scale, published=True
-    )
+        values[line - 2] = [_number(cell, f"{path}:{line}: column {header[n]!r}") for n, cell in enumerate(row) if n]
+    scale = 100.0 if values.max() > 1 else 1.0
+    models = tuple(row[0] for row in body)
+    return ScoreMatrix(models=models, categories=tuple(header[1:]), values=values / scale, published=True)
 
 
 def _read_rows(path: Path) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+            lines = ([cell.strip() for cell in row] for row in csv.reader(stream))
+            rows = [row for row in lines if any(row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a score table: {error}") from error
     if len(rows) < 2:
@@ -87,28 +91,86 @@ def _read_rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    names = [h.strip() for h in header]
-    if names[0].lower() != "model" or len(names) < 2 or not all(names):
-        raise UserError(f"{path}:1: the header must be `model,<category>,...`, not `{','.join(names)[:80]}`")
-    twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
-    if twice:
-        raise UserError(f"{path}:1: column {twice[0]!r} appears twice")
+def _check_names(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise UserError(f"{what} {name!r} {'appears twice' if name else 'has no name'}")
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    for line, name in enumerate(names, start=2):
-        if not name:
-            raise UserError(f"{path}:{line}: the model has no name")
-        if names.index(name) != line - 2:
-            raise UserError(f"{path}:{line}: model {name!r} appears twice")
-
-
-def _number(cell: str, path: Path, line: int, column: str) -> float:
+def _number(cell: str, where: str) -> float:
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or not 0 <= value <= 100:
-        raise UserError(f"{path}:{line}: column {column.strip()!r} holds {cell.strip()!r}, no score from 0 to 100")
+    if not 0 <= value <= 100:
+        raise UserError(f"{where} holds {cell!r}, no score from 0 to 100")
     return value
+
+
+def value(objective: Objective, scores: Mapping[str, float]) -> float:
+    """The objective of category scores (fractions of 1)."""
+    names = list(scores)
+    return float(objective.coefficients(names) @ np.array([scores[n] for n in names]))
+
+
+@component
+class Mean(Objective):
+    """Plain mean over categories."""
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        return np.full(len(categories), 1.0 / len(categories))
+
+
+@component
+class Weighted(Objective):
+    """Mean over categories with given weights; categories not named weigh nothing."""
+
+    weights: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+            raise UserError("objective.weights needs {category: weight} with weights >= 0 and one above 0")
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        _check_known(self.weights, categories)
+        raw: FloatArray = np.array([float(self.weights.get(c, 0.0)) for c in categories])
+        total: float = raw.sum()
+        return raw / total
+
+
+@component
+class Tree(Objective):
+    """Mean of group means, as deep as the tree: {non_live: [simple, multiple], live: [live_simple]}.
+
+    A node is a category's name, a list of nodes or a mapping of names to nodes; a node's value is the mean of its
+    children, as BFCL's overall accuracy is.
+    """
+
+    tree: Any = field(default_factory=dict)  # the configuration is checked against this hint, which cannot recurse
+
+    def __post_init__(self) -> None:
+        if not self.tree or not self._leaves(self.tree):
+            raise UserError("objective.tree needs at least one category, e.g. objective.tree={group:[category]}")
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        leaves = self._leaves(self.tree)
+        _check_known(leaves, categories)
+        return np.array([leaves.get(c, 0.0) for c in categories])
+
+    def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
+        if isinstance(node, str):
+            return {node: share}
+        inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, Sequence) else ()
+        children = list(inner)
+        if not children:
+            raise UserError("objective.tree has an empty group: name its categories, or leave it out")
+        leaves: dict[str, float] = {}
+        for child in children:
+            for name, part in self._leaves(child, share / len(children)).items():
+                leaves[name] = leaves.get(name, 0.0) + part
+        return leaves
+
+
+def _check_known(names: Mapping[str, float], categories: Sequence[str]) -> None:
+    for name in names:
+        pick(name, categories, "objective: category")

@@ -1,21 +1,23 @@
-"""System calls with their replacements on systems that lack them.
+"""System calls with their replacements on macOS, and versions of the software.
 
-Linux has all of them; macOS lacks `posix_fallocate`, `posix_fadvise`, `sched_getaffinity` and `/dev/shm`.
+macOS lacks `posix_fallocate`, `posix_fadvise`, `preadv`, `sched_getaffinity` and `/dev/shm`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import platform
+import re
+import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
-try:
-    import fcntl
-    import resource
-except ImportError:
-    fcntl = resource = None  # type: ignore[assignment]
-
+__version__ = "0.1.0"
+MAIN = ("numpy", "torch", "transformers", "hydra-core", "safetensors", "scipy", "nevergrad", "huggingface-hub")
+OPTIONAL = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
 UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -36,32 +38,27 @@ def package_environment() -> dict[str, str]:
 
 def limit_memory(nbytes: int) -> None:
     """Limit this process's address space: more raises MemoryError. macOS does not enforce it."""
-    _limit("RLIMIT_AS", nbytes)
+    _limit(resource.RLIMIT_AS, nbytes)
 
 
 def limit_file_size(nbytes: int) -> None:
     """Limit the files that this process writes: more raises OSError (EFBIG)."""
-    _limit("RLIMIT_FSIZE", nbytes)
+    _limit(resource.RLIMIT_FSIZE, nbytes)
 
 
-def _limit(name: str, value: int) -> None:
-    if resource is not None:
-        number = vars(resource)[name]
-        hard = resource.getrlimit(number)[1]
-        with suppress(OSError, ValueError):
-            resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+def _limit(number: int, value: int) -> None:
+    hard = resource.getrlimit(number)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def lock(descriptor: int, wait: bool = True) -> bool:
-    """Lock an open file until it is closed or its process ends; False if the system has no such locks.
+def lock(descriptor: int, wait: bool = True) -> None:
+    """Lock an open file until it is closed or its process ends.
 
     Raises:
         BlockingIOError: without `wait`, if another process holds it.
     """
-    if fcntl is None:
-        return False
     fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
 
 
 def read_at(descriptor: int, view: memoryview, offset: int) -> int:
@@ -104,3 +101,24 @@ def start_writing(descriptor: int, offset: int, size: int) -> None:
     if offset >= 0 and hasattr(os, "posix_fadvise"):  # the system's
         with suppress(OSError):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def versions() -> dict[str, str]:
+    """{package: its installed version}, souping and Python first; absent packages are left out.
+
+    Names of folders are enough. Parsing what is in them, as importlib.metadata does, costs every run 0.1 s.
+    """
+    found: dict[str, str] = {}
+    for place in (entry for entry in map(Path, sys.path) if entry.is_dir()):
+        with suppress(OSError):
+            names = (re.fullmatch(r"(.+?)-([^-]+)(?:-py.*)?\.(?:dist|egg)-info", name) for name in os.listdir(place))
+            for name, number in (match.groups() for match in names if match):
+                found.setdefault(_normal(name), number)
+    named = {name: found.get(_normal(name)) for name in (*MAIN, *OPTIONAL)}
+    installed = {name: number for name, number in named.items() if number is not None}
+    return {"souping": __version__, "python": platform.python_version(), **installed}
+
+
+def _normal(name: str) -> str:
+    """A package's name as installers compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()

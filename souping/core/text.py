@@ -12,7 +12,6 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, TypeVar
 
 from souping.core.types import UserError
@@ -39,45 +38,30 @@ def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] |
     """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
 
     Raises:
-        ValueError: it is none, nests deeper than `MAX_DEPTH` (code that walks it would fail), or holds a number that no
-            float can hold.
+        ValueError: it is none, nests deeper than code that walks it can bear, or holds a number that no float can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number(float), parse_int=_number(int))
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    layer, depth = [value], 0
-    while layer:
-        depth += 1
+    layer = [value]
+    for _ in range(MAX_DEPTH + 1):
         parts = [part.values() if isinstance(part, dict) else part for part in layer if isinstance(part, dict | list)]
         layer = [child for part in parts for child in part]
-        if depth > MAX_DEPTH:
-            raise ValueError("nested too deeply")
+    if layer:
+        raise ValueError("nested too deeply")
     return value
 
 
-def _number(kind: Callable[[str], T]) -> Callable[[str], T]:
-    def read(digits: str) -> T:
-        if math.isinf(float(digits)):
-            raise ValueError(f"the number {shown(digits)} is too large")
-        return kind(digits)
-
-    return read
+def _number(digits: str) -> int | float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"the number {shown(digits)} is too large")
+    return int(digits) if digits.lstrip("-").isdigit() else float(digits)
 
 
 def minus(text: str) -> str:
     """A figure for people, its minus as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def fitted(line: str, width: int, joint: str) -> str:
-    """A line broken between words before `width`, the rest set in below. `joint` ends every line but the last:
-    ` \\` for a command, so that a shell reads it as one."""
-    if len(line) <= width:
-        return line
-    inset = " " * (len(line) - len(line.lstrip()) + 2)
-    pieces = wrap(line, width - len(joint), subsequent_indent=inset, break_long_words=False, break_on_hyphens=False)
-    return f"{joint}\n".join(pieces)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -106,13 +90,13 @@ def listed(names: Iterable[str], limit: int = 10) -> str:
     return ", ".join(every[:limit]) + more
 
 
-def is_theirs(target: Callable[..., Any]) -> bool:
+def is_user_code(target: Callable[..., Any]) -> bool:
     """Whether a class or function is the user's, and none of this package."""
     return target.__module__.split(".")[0] != "souping"
 
 
 @cache
-def place_of(target: Callable[..., Any]) -> str:
+def source_of(target: Callable[..., Any]) -> str:
     """A class or function of the user's, and the file and line where it begins."""
     name = f"{target.__module__}.{target.__qualname__}"
     with suppress(OSError, TypeError):
@@ -124,11 +108,11 @@ def named(part: object) -> str:
     """The class of a part, or its function; with its module and place where it is the user's."""
     target: Any = part.func if isinstance(part, partial) else part
     kind: Any = target if inspect.isroutine(target) else type(target)
-    return place_of(kind) if is_theirs(kind) else str(kind.__name__)
+    return source_of(kind) if is_user_code(kind) else str(kind.__name__)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says something, with the one that it announces; the error's name without one."""
+    """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)] or lines
     first = " ".join(useful[:2]) if useful and useful[0].endswith(":") else "".join(useful[:1])

@@ -1,4 +1,4 @@
-"""Nouns of souping: what the parts hand to each other.
+"""Data types that components exchange.
 
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """
@@ -23,7 +23,7 @@ IntArray = NDArray[np.int64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
-"""End of an answer: by the model or a stop text; by the limit of tokens; or there is none, and the reason is told."""
+"""End of an answer: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
@@ -70,11 +70,11 @@ def number(value: Json) -> float | None:
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what, where and what to do, in one or two lines."""
+    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines."""
 
 
 class LateError(UserError):
-    """A `UserError` that comes when the run's results are whole already: they stay."""
+    """A `UserError` after the run's results were written: they stay."""
 
 
 def digest(value: Json) -> str:
@@ -85,25 +85,25 @@ def digest(value: Json) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """Something that stops a run here; `mends` is a command, or empty where none would do."""
+    """Something that stops a run here; `fix` is a command, or empty."""
 
     what: str
-    mends: str = ""
+    fix: str = ""
 
     @classmethod
     def from_error(cls, error: UserError) -> Missing:
-        """What a part said; the command in its words, where there is one."""
+        """From an error's message, with the command in it."""
         text = str(error).splitlines()[0]
         command = COMMAND.search(text)
         what = text[: command.start()].rstrip(" :;,") if command else text
-        return cls(what=what, mends=command.group() if command else "")
+        return cls(what=what, fix=command.group() if command else "")
 
     def sentence(self) -> str:
-        return f"{self.what}: {self.mends}" if self.mends else self.what
+        return f"{self.what}: {self.fix}" if self.fix else self.what
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnScorer:
+class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
 
     It may be called by so many `threads` at once.
@@ -114,16 +114,9 @@ class OwnScorer:
     digest: str
     threads: int = 1
 
-    def __reduce__(self) -> tuple[Callable[..., OwnScorer], tuple[str, str, int]]:
+    def __getstate__(self) -> dict[str, Any]:
         """Workers elsewhere answer and do not score: the function stays here."""
-        return _elsewhere, (self.name, self.digest, self.threads)
-
-
-def _elsewhere(name: str, digest: str, threads: int) -> OwnScorer:
-    def function(item: Item, output: str) -> float:
-        raise AssertionError(f"scorer {name} is called where the store is")
-
-    return OwnScorer(name=name, function=function, digest=digest, threads=threads)
+        return {**vars(self), "function": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +124,8 @@ class Item:
     """One example of a benchmark.
 
     `prompt` is a text, or chat messages (`{"role": ..., "content": ...}`); `tools` are the JSON schemas of functions,
-    which the chat template shows the model. `answer` is what `scorer` compares with, `own` that scorer where it is the
-    user's.
+    which the chat template shows the model. `answer` is what `scorer` compares with, `user_scorer` is set if that
+    scorer is user code.
     Items that share content share a `group`: folds, bootstraps and permutations act on groups. Without one, items of
     equal prompts are a group.
     """
@@ -145,7 +138,7 @@ class Item:
     group: str = ""
     language: str = "python"
     tools: tuple[Mapping[str, Any], ...] = ()
-    own: OwnScorer | None = None
+    user_scorer: UserScorer | None = None
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -165,7 +158,9 @@ class Item:
     @cached_property
     def scoring(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
-        return digest([self.answer, self.scorer, self.language, *([self.own.digest] if self.own else [])])
+        return digest(
+            [self.answer, self.scorer, self.language, *([self.user_scorer.digest] if self.user_scorer else [])]
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -291,7 +286,7 @@ class Candidate:
 class Recipe:
     """Ingredients + weights + method: everything that decides a soup's bytes.
 
-    Ingredients with weight zero are dropped, so that a vertex of the simplex *is* the single model: singles,
+    Ingredients with weight zero are dropped, so that a vertex of the simplex *is* that candidate: candidates,
     baselines, coalitions and grid points that are the same soup have the same `id` and share their evaluations.
     `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
@@ -390,11 +385,11 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What a weight search is over: ingredients [K], and the search fold item by item [I].
+    """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, where they are known. In batches of fewer than `block` items asking is slow;
-    1 where that does not matter. With `whole` only whole folds may be asked (several prompt handlers, corpus metrics).
+    [K, I] are the ingredients' own scores, if they are known. Fewer than `block` items at a time are slow. With `whole`
+    only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -407,7 +402,7 @@ class SearchSpace:
     whole: bool = False
 
     @property
-    def merits(self) -> FloatArray | None:
+    def objectives(self) -> FloatArray | None:
         """The ingredients' own objectives [K], where their scores are known."""
         if self.singles is None:
             return None
@@ -420,7 +415,7 @@ class Request:
     """Items that a soup answers, prompted by one of the evaluator's handlers.
 
     Workers get one block, with the number of the answer (`replicate`) and the name of the `benchmark` whose evaluator
-    computes it; the run's own has an empty name. `number` tells open requests apart.
+    computes it; the run's own has an empty name. `number` identifies open requests.
     """
 
     recipe: Recipe
@@ -441,9 +436,9 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One recipe evaluated inside a run. `handler` is how it was asked, where the evaluator has a choice.
+    """One recipe evaluated inside a run. `handler` prompted it, if the evaluator has a choice.
 
-    One that is not `whole` was dropped before it had answered all items: its means are those of a few, no one's equals.
+    A trial that is not `whole` was dropped before it had answered all items: do not compare its means with others.
     """
 
     number: int

@@ -12,7 +12,7 @@ from souping.core.fields import Name, component, mismatch, pick
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, read_json
-from souping.core.types import Item, Json, OwnScorer, UserError
+from souping.core.types import Item, Json, UserError, UserScorer
 
 REQUIRED = ("id", "category", "prompt", "answer")
 TEXTS = ("id", "category", "scorer", "group", "language")
@@ -204,7 +204,7 @@ def _listed(one: object, where: str) -> Item:
     return _item(one, where, {})
 
 
-def _item(row: Mapping[str, Json], where: str, own: Mapping[str, OwnScorer]) -> Item:
+def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) -> Item:
     values: dict[str, Any] = {"prompt": row.get("messages"), **row}
     for key in REQUIRED:
         if values.get(key) is None:
@@ -223,7 +223,7 @@ def _item(row: Mapping[str, Json], where: str, own: Mapping[str, OwnScorer]) -> 
             **texts,
             prompt=prompt if isinstance(prompt, str) else tuple(_message(message, where) for message in prompt),
             answer=values["answer"],
-            own=own.get(texts.get("scorer", "")),
+            user_scorer=own.get(texts.get("scorer", "")),
             tools=tuple(tools),
         ),
         where,

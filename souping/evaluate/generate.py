@@ -15,7 +15,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
-from souping.core.protocols import Evaluator, LoadedModel, ModelHost, ModuleSettings, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
 from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
@@ -129,11 +129,11 @@ class LocalEvaluator(Evaluator):
     def answers(self) -> int:
         return max(self.samples, self.replicates)
 
-    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
         """This evaluator with the candidates' own dtype and, with `generation=model`, their own decoding."""
         own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        model = Checkpoint.open(home, allow_pickle=True)  # only headers; the pool has opened it already
+        model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers; the pool has opened it already
         small = measured("", model).parameters < SMALL
         known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
         copy = replace(self)
@@ -141,8 +141,8 @@ class LocalEvaluator(Evaluator):
         return copy
 
     @property
-    def wants(self) -> Wants:
-        return self.engine.wants
+    def model_form(self) -> ModelForm:
+        return self.engine.model_form
 
     def module_settings(self) -> ModuleSettings:
         device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
@@ -156,9 +156,9 @@ class LocalEvaluator(Evaluator):
     def answer_tokens(self) -> int:
         return self.max_new_tokens or NEW
 
-    def opening(self, home: Path, items: Sequence[Item]) -> str:
+    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
         """How long an answer may be, and how many threads compute it."""
-        most, limit = self.answer_tokens, context_of(home)
+        most, limit = self.answer_tokens, context_of(architecture_folder)
         # hardly any text has more tokens than characters
         fits = limit is None or most + max(map(_length, items), default=0) < limit
         rest = "" if fits else f", or what the context of {limit:,} leaves"
@@ -280,7 +280,7 @@ class LocalEvaluator(Evaluator):
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
-    return math.nan if item.own is not None else score(item, output)
+    return math.nan if item.user_scorer is not None else score(item, output)
 
 
 def _length(item: Item) -> int:

@@ -1,4 +1,140 @@
-"""Merging of checkpoints: plans, their execution, and live modules that become soups."""
+"""Merging of checkpoints. Here: the protocols of backends, of the pools that they open, and of live modules that
+become soups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from souping.core.protocols import Component, Progress
+from souping.core.types import Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 ERROR, WARNING = "souping.merge: error: ", "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
+Vocab = Literal["error", "intersect", "union"]
+Nonfinite = Literal["error", "warn"]
+Resident = Literal["none", "cpu", "device"]
+Adapters = Literal["keep", "merge"]
+
+
+class Pourable(Protocol):
+    """Live module that becomes one soup after another."""
+
+    def pour(self, recipe: Recipe) -> None: ...
+
+
+class SoupPlan(Protocol):
+    """Recipe worked out: what is read, done and written."""
+
+    def describe(self) -> str:
+        """The plan in a few lines, for people."""
+        ...
+
+    def save(self, path: Path) -> Path | None:
+        """The plan as a file that a soup can be made from; None where plans of this kind are not saved."""
+        return None
+
+
+class CandidatePool(Component, Protocol):
+    """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
+
+    Per recipe only weights change. `architecture_folder` is a complete folder of the pool's architecture.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a reader of the report must know of the candidates (UserError where they do not fit each other)."""
+        ...
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]: ...
+
+    @property
+    def known_folders(self) -> Mapping[str, Path]:
+        """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
+        ...
+
+    @property
+    def architecture_folder(self) -> Path: ...
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe of named weights, ingredients in the pool's order."""
+        ...
+
+    def plan(self, recipe: Recipe) -> SoupPlan: ...
+
+    def live(self, module: torch.nn.Module) -> Pourable: ...
+
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """The soup as a folder, whole or not at all."""
+        ...
+
+    def check_tokenizers(self) -> None:
+        """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with (UserError)."""
+        ...
+
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """Where the soup's tokenizer lies."""
+        ...
+
+    def candidate_folder(self, recipe: Recipe) -> Path | None:
+        """The candidate's own folder, where the recipe is that candidate as it lies there."""
+        return None
+
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+        """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
+        return ()
+
+    @property
+    def soup_bytes(self) -> int:
+        """Bytes that a soup takes as a folder, at most."""
+        ...
+
+
+class MergeBackend(Component, Protocol):
+    """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
+
+    `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config
+    and tokenizer the soup gets.
+    """
+
+    method: str = "linear"
+    base: str | None = None
+    """Folder or Hub name of the base model, where there is one."""
+    dtype: str | None = None
+    """The soup's dtype by torch's name; None for the ingredients' own."""
+    vocab: Vocab = "error"
+    nonfinite: Nonfinite = "error"
+    allow_pickle: bool = False
+    resident: Resident = "none"
+    adapters: Adapters | None = None
+    max_shard_size: str | int = "5GB"
+    overrides: Mapping[str, Sequence[float]] | None = None
+    carry: str | None = None
+
+    @property
+    def hashes_while_reading(self) -> bool:
+        """Whether its soups of full models can be written before their ingredients are hashed."""
+        return False
+
+    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
+        """This backend with other settings; those that it does not have are left out."""
+        ...
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        """The pool of these candidates; `cache` keeps digests of files."""
+        ...

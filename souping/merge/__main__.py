@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from souping.core.child import LAUNCHER, end_with
-from souping.core.files import said
+from souping.core.files import error_text
 from souping.core.protocols import Progress
 from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import UserError
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             write_plan(options.plan, options.out)
     except Exception as error:
-        text = said(error)
+        text = error_text(error)
         if not isinstance(error, UserError | OSError):
             traceback.print_exc()
             text = f"{type(error).__name__}: {first_line(error)}"

@@ -26,7 +26,7 @@ from annotated_types import Interval
 
 from souping.core.child import wait_or_kill
 from souping.core.fields import Seconds, Threads, component
-from souping.core.files import said
+from souping.core.files import error_text
 from souping.core.protocols import Progress
 from souping.core.system import cores, package_environment
 from souping.core.text import first_line
@@ -96,7 +96,7 @@ class AccelerateMerge(LocalMerge):
     def needs(self) -> list[Missing]:
         if find_spec("accelerate") is not None:
             return []
-        return [Missing(what="the package accelerate is not installed", mends="pip install accelerate")]
+        return [Missing(what="the package accelerate is not installed", fix="pip install accelerate")]
 
 
 def rank_count(asked: int | None) -> int:
@@ -222,7 +222,7 @@ class Rank:
             if self.local == self.count:
                 raise
             place = f"rank {self.number} on {socket.gethostname()}; all machines must see the same folders"
-            raise UserError(f"{said(error)} ({place})") from None
+            raise UserError(f"{error_text(error)} ({place})") from None
         if self.count > 1:
             from accelerate import PartialState
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.dtypes import TAGS, size_of
-from souping.core.merge_protocols import Pourable
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError
+from souping.merge import Pourable
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
 from souping.merge.gpu import blend, copied, torch_dtype
 from souping.merge.kernels import DIFFERENCES, Combine, Raw, linear

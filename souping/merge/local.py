@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.core.fields import Precision, component
-from souping.core.merge_protocols import Adapters, Nonfinite, Pourable, Resident, Vocab
 from souping.core.protocols import Progress
 from souping.core.types import Json, Recipe, UserError
+from souping.merge import Adapters, Nonfinite, Pourable, Resident, Vocab
 from souping.merge.methods import get_method, source
 from souping.merge.plan import MergePlan, carried, parse_size
 from souping.merge.planner import Alignment, check_overrides, fitted, plan

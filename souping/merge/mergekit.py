@@ -22,10 +22,10 @@ from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side
 from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.merge import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.pool import ModelMerge
@@ -165,7 +165,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         """mergekit in this environment, unless a `command` names another one's."""
         if self.command is not None or importlib.util.find_spec("mergekit") is not None:
             return []
-        return [Missing(what="the package mergekit is not installed", mends=install("mergekit"))]
+        return [Missing(what="the package mergekit is not installed", fix=install("mergekit"))]
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:

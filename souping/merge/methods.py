@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.fields import pick
-from souping.core.text import is_theirs
+from souping.core.text import is_user_code
 from souping.core.types import UserError, Weights
 from souping.merge.kernels import Combine, Float32, delta, linear
 
@@ -104,7 +104,7 @@ def stock_weights(inner: Gram, weights: Weights) -> Weights:
 def source(name: str) -> str | None:
     """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
     function = get_method(name).function
-    if not is_theirs(function):
+    if not is_user_code(function):
         return None
     return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from souping.checkpoints.checkpoint import INDEX, SINGLE, Stamp, check_stamps, inside, small
 from souping.checkpoints.dtypes import BITS, FLOATS, size_of
 from souping.checkpoints.header import MAX_RANK, header_bytes
-from souping.core.merge_protocols import SoupPlan
 from souping.core.text import read_json, safe, shown
 from souping.core.types import Json, Recipe, UserError, Weights
+from souping.merge import SoupPlan
 from souping.merge.methods import check_count, check_shares, get_method
 
 VERSION = 1

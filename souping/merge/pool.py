@@ -12,10 +12,10 @@ from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprin
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.pool import largest_bytes, measured
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import listed
 from souping.core.types import Json, Recipe, UserError, Weights
+from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.plan import carried
 from souping.merge.planner import Alignment, Layout
 
@@ -120,7 +120,7 @@ class FullModelPool(CandidatePool, Generic[P]):
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
         return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
 
-    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
         uneven = self._alignment.weigh(recipe).layout.uneven if self._merge.vocab != "error" else []
         return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
@@ -130,14 +130,14 @@ class FullModelPool(CandidatePool, Generic[P]):
         return {name: fingerprint_of(checkpoint, self._cache) for name, checkpoint in self._checkpoints.items()}
 
     @property
-    def seen(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Mapping[str, Path]:
         seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
         if self._merge.base and self._base_content:
             seen[self._base_content] = Path(self._merge.base)
         return seen
 
     @property
-    def home(self) -> Path:
+    def architecture_folder(self) -> Path:
         return next(iter(self._folders.values()))
 
     @cached_property
@@ -182,7 +182,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         layout = self._alignment.weigh(recipe).layout
         return list(layout.pool.values())[layout.carrier(carry)].folder
 
-    def own_folder(self, recipe: Recipe) -> Path | None:
+    def candidate_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]
         same = len(recipe.ingredients) == 1 and recipe.dtype == self._checkpoints[name].dtype
         return self._folders[name] if same else None

@@ -55,7 +55,7 @@ class PantryBenchmark(Benchmark):
         return NOTE if self.bundled else ""
 
     @property
-    def opening(self) -> str:
+    def banner(self) -> str:
         if self.bundled:
             return "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
         return (

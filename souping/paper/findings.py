@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core import simplex
-from souping.core.types import FloatArray, ScoreMatrix, texts
-from souping.paper.published import TABLES, leaderboard, published, recipes, results, totals
-from souping.paper.readings import SAME, selections
+from souping.core.scores import Mean
+from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
+from souping.paper.published import TABLES, PaperTable, leaderboard, published, recipes, results, totals
+from souping.selection import SoCE, SoCECluster
 
-Verdict = Literal["agrees", "differs", "other models", "cannot be redone"]
+Sign = Literal["absolute", "signed"]
+Ties = Literal["overall", "all", "first"]
+Verdict = Literal["agrees", "differs", "cannot be redone"]
+SAME = "the paper's"
+CLUSTERS = "one expert per cluster (the abstract; selector=soce_cluster)"
 DASH = "\N{EN DASH}"
 ROUNDING = 0.02
 """How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""
@@ -25,7 +31,7 @@ CORRUPT = "eng_spa"
 """For the five candidates this column of FLORES-36 repeats spa_eng."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """A number that the paper prints, and what its published figures give for it."""
 
@@ -35,23 +41,24 @@ class Finding:
     ours: str
     verdict: Verdict
     note: str = ""
-    section: str = ""
-    """Name of the report's section that shows the same for the run; empty if the paper's own figures are enough."""
 
 
 def findings(board: ScoreMatrix) -> list[Finding]:
     """All findings in the paper's order; `board` is the leaderboard of Figure 1."""
-    return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *_open()]
+    return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *OPEN]
 
 
 def _printed() -> dict[str, dict[str, str]]:
     return {row["key"]: row for row in published("printed.csv")}
 
 
+def _finding(of: str, what: str, paper: str, ours: str, agrees: bool, note: str = "") -> Finding:
+    return Finding(of, what, paper, ours, "agrees" if agrees else "differs", note)
+
+
 def _compared(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
     row = _printed()[key]
-    verdict: Verdict = "agrees" if agrees else "differs"
-    return Finding(of=row["of"], what=row["what"], paper=row["printed"], ours=ours, verdict=verdict, note=note)
+    return _finding(row["of"], row["what"], row["printed"], ours, agrees, note)
 
 
 def _figure1(board: ScoreMatrix) -> Iterator[Finding]:
@@ -83,19 +90,12 @@ def _live(board: ScoreMatrix) -> tuple[FloatArray, str] | None:
 
 
 def _selections() -> Iterator[Finding]:
-    for table in TABLES:
-        if table.chosen:
-            found = selections(table)
-            ours, beside = texts(found, "stated"), str(found["beside"])
-            verdict: Verdict = "agrees" if beside == SAME else "differs"
-            yield Finding(
-                of=table.title.partition(",")[0],
-                what=f"ingredients ({table.title.partition(', ')[2]})",
-                paper=", ".join(table.chosen),
-                ours=", ".join(ours),
-                verdict=verdict,
-                note="" if verdict == "agrees" else f"the stated rule {beside}",
-            )
+    for table in (table for table in TABLES if table.chosen):
+        of, _, name = table.title.partition(", ")
+        ours = STATED.select(table.scores).ingredients
+        beside = difference(ours, table.chosen)
+        note = "" if beside == SAME else f"the stated rule {beside}"
+        yield _finding(of, f"ingredients ({name})", ", ".join(table.chosen), ", ".join(ours), not note, note)
 
 
 def on_grid(weights: Sequence[float]) -> int:
@@ -107,23 +107,12 @@ def on_grid(weights: Sequence[float]) -> int:
 
 def _weights() -> Iterator[Finding]:
     for name, recipe in recipes().items():
-        values = [*recipe.values()]
-        place, whole = on_grid(values), len(simplex.grid(len(values)))
-        yield Finding(
-            of="Section 4.2.1",
-            what=f"weights of {name}",
-            paper=", ".join(f"{weight:g} {model}" for model, weight in recipe.items()),
-            ours=f"point {place} of the {whole} of its grid" if place else "no point of its grid",
-            verdict="agrees" if place else "differs",
-        )
-    yield Finding(
-        of="Section 4.2.1",
-        what="weights of an MGSM soup that scores 37.0",
-        paper="0.05, 0.05, 0.9",
-        ours="point of its grid" if on_grid([0.05, 0.05, 0.9]) else "no point of its grid",
-        verdict="differs",
-        note="the grid has steps of 0.1 from 0.1 to 0.9",
-    )
+        place, size = on_grid([*recipe.values()]), len(simplex.grid(len(recipe)))
+        paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
+        ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
+        yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
+    ours = "point of its grid" if on_grid([0.05, 0.05, 0.9]) else "no point of its grid"
+    yield _compared("weights_mgsm", ours, False, "the grid has steps of 0.1 from 0.1 to 0.9")
 
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
@@ -171,27 +160,24 @@ def _others(computed: Mapping[str, float], value: float) -> str:
     return f"it is {'; '.join(hits)}" if hits else "no two rows of the table give it"
 
 
-def _means(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """{model: mean of its columns} of a published table."""
-    return {row["model"]: float(np.mean([float(v) for k, v in row.items() if k != "model"])) for row in rows}
+def columns(*names: str) -> dict[str, FloatArray]:
+    """{model: its columns} of published tables."""
+    rows = [row for name in names for row in published(name)]
+    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
 
 
 def _mgsm_total() -> Finding:
-    mean = _means(published("mgsm_soce.csv"))["SoCE"]
+    mean = float(columns("mgsm_soce.csv")["SoCE"].mean())
     same = abs(mean - totals("mgsm", "7b")["soce"]) < 0.06
     return _compared("total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree")
 
 
 def _mgsm_singles() -> Finding:
-    means, rows = _means(published("mgsm.csv")), results("mgsm", "7b")
-    close = [abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items()]
-    return Finding(
-        of="Table 2a",
-        what="totals of the four candidates; means of the ten languages of Figure 3b",
-        paper=", ".join(rows[name]["score"] for name in means),
-        ours=", ".join(f"{mean:.2f}" for mean in means.values()),
-        verdict="agrees" if all(close) else "differs",
-    )
+    means, rows = {name: row.mean() for name, row in columns("mgsm.csv").items()}, results("mgsm", "7b")
+    close = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
+    paper, ours = ", ".join(rows[name]["score"] for name in means), ", ".join(f"{m:.2f}" for m in means.values())
+    what = "totals of the four candidates; means of the ten languages of Figure 3b"
+    return _finding("Table 2a", what, paper, ours, close)
 
 
 def _table3() -> Finding:
@@ -200,20 +186,15 @@ def _table3() -> Finding:
     rows = [row for row in published("table3.csv") if not row["model"].startswith("soup")]
     names = [known.get(float(row["bfcl_v3"]), "") for row in rows]
     lacking = [row["model"] for row, name in zip(rows, names, strict=True) if not name]
-    return Finding(
-        of="Table 3",
-        what=f"BFCL scores of {', '.join(row['model'] for row in rows)}; the same of Table 1b",
-        paper=", ".join(row["bfcl_v3"] for row in rows),
-        ours=", ".join(name or DASH for name in names),
-        verdict="differs" if lacking else "agrees",
-        note=f"no candidate of Table 1b has the score of {' and '.join(lacking)}" if lacking else "",
-    )
+    what = f"BFCL scores of {', '.join(row['model'] for row in rows)}; the same of Table 1b"
+    paper, ours = ", ".join(row["bfcl_v3"] for row in rows), ", ".join(name or DASH for name in names)
+    note = f"no candidate of Table 1b has the score of {' and '.join(lacking)}" if lacking else ""
+    return _finding("Table 3", what, paper, ours, not lacking, note)
 
 
 def flores() -> dict[str, FloatArray]:
     """{model: BLEU of the 36 directions}, the soup last."""
-    rows = [*published("flores36.csv"), *published("flores36_soce.csv")]
-    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
+    return columns("flores36.csv", "flores36_soce.csv")
 
 
 def directions() -> list[str]:
@@ -241,26 +222,134 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> 
     soup, single = scores["SoCE"][sound], np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
     best = single[int(single.mean(axis=1).argmax())]
     ours = float((soup - best).mean())
-    return Finding(
-        of="Table 5",
-        what="gain of SoCE over the best candidate, BLEU",
-        paper=f"{printed:.2f}",
-        ours=f"{ours:.2f}",
-        verdict="agrees" if abs(printed - ours) < 0.006 else "differs",
-        note=f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
-        f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}",
+    note = (
+        f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
+        f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}"
     )
+    what, agrees = "gain of SoCE over the best candidate, BLEU", abs(printed - ours) < 0.006
+    return _finding("Table 5", what, f"{printed:.2f}", f"{ours:.2f}", agrees, note)
 
 
-OPEN = (
-    ("Figure 2", "which panels are before and which after souping", "caption and text swap them, and the benchmarks"),
-    ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
-    ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+OPEN = tuple(
+    Finding(of, what, "", "", "cannot be redone", reason)
+    for of, what, reason in (
+        ("Figure 2", "which panels are before and which after", "caption and text swap them, and the benchmarks"),
+        ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
+        ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+    )
 )
-"""(where in the paper, what, why no published figure gives it)."""
 
 
-def _open() -> list[Finding]:
+# Readings of the selection rule. The stated rule is Algorithm 1: |rho| < 0.2 by Pearson, ties to the better overall.
+# The paper's prose leaves others open: signed correlations, other ties, wider thresholds, one expert per cluster.
+
+
+def reading(threshold: float = 0.2, sign: Sign = "absolute", ties: Ties = "overall") -> SoCE:
+    """One way to read the rule; the defaults are Algorithm 1."""
+    return SoCE(correlation=pearson, objective=Mean(), threshold=threshold, sign=sign, ties=ties, otherwise="error")
+
+
+STATED = reading()
+READINGS = {
+    "|rho| < 0.2, ties=overall": STATED,
+    "|rho| < 0.2, ties=all": reading(ties="all"),
+    "|rho| < 0.2, ties=first": reading(ties="first"),
+    "|rho| < 0.3, ties=overall": reading(0.3),
+    "|rho| < 0.3, ties=all": reading(0.3, ties="all"),
+    "|rho| < 0.5, ties=overall": reading(0.5),
+    "rho < 0.2, ties=overall": reading(sign="signed"),
+    "rho < 0.2, ties=all": reading(sign="signed", ties="all"),
+}
+
+
+def difference(found: Sequence[str], chosen: Sequence[str]) -> str:
+    """How a selection differs from the paper's, in words; empty if the paper names none."""
+    if not chosen:
+        return ""
+    more = [f"adds {name}" for name in found if name not in chosen]
+    less = [f"lacks {name}" for name in chosen if name not in found]
+    return ", ".join(more + less) or SAME
+
+
+def spans(scores: ScoreMatrix, sign: Sign, ties: Ties) -> list[tuple[float, float, tuple[str, ...]]]:
+    """(above, up to, ingredients) of every threshold; the selection changes only at the value of a correlation."""
+    rho = pearson(scores.values).rho[np.triu_indices(len(scores.categories), 1)]
+    edges = [float(v) for v in np.unique(np.abs(rho) if sign == "absolute" else rho)]
+    found: list[tuple[float, float, tuple[str, ...]]] = []
+    for low, high in zip(edges, [*edges[1:], 1.0], strict=True):
+        if high <= low:
+            continue
+        names = reading((low + high) / 2, sign, ties).select(scores).ingredients
+        if found and found[-1][2] == names:
+            found[-1] = (found[-1][0], high, names)
+        else:
+            found.append((low, high, names))
+    return found
+
+
+def selections(table: PaperTable) -> dict[str, Json]:
+    """Selection of every reading from one table, compared with the paper's own choice."""
+    scores, chosen = table.scores, table.chosen
+    stated = STATED.select(scores)
+    return {
+        "title": table.title,
+        "paper": list(chosen),
+        "stated": list(stated.ingredients),
+        "beside": difference(stated.ingredients, chosen),
+        "readings": _readings(table),
+        "thresholds": [
+            {"above": low, "to": high, "ingredients": list(names), "beside": difference(names, chosen)}
+            for low, high, names in spans(scores, "absolute", "overall")
+        ],
+        "notes": [*_notes(stated, chosen), *([_where(scores, chosen)] if chosen else [])],
+        "command": table.command,
+    }
+
+
+def _readings(table: PaperTable) -> list[Json]:
+    """One row for all readings that select the same ingredients."""
+    scores, rules = table.scores, dict[tuple[str, ...], list[str]]()
+    for rule, selector in READINGS.items():
+        names: tuple[str, ...] = ()
+        with suppress(UserError):  # no category is below the threshold
+            names = selector.select(scores).ingredients
+        rules.setdefault(names, []).append(rule)
+    clusters = SoCECluster(correlation=pearson, objective=Mean()).select(scores).ingredients
+    rules.setdefault(clusters, []).append(CLUSTERS)
     return [
-        Finding(of=of, what=what, paper="", ours="", verdict="cannot be redone", note=why) for of, what, why in OPEN
+        {
+            "ingredients": list(names),
+            "beside": difference(names, table.chosen) if names else "no category is below the threshold",
+            "rules": list(same),
+        }
+        for names, same in rules.items()
     ]
+
+
+def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
+    """Remarks on the selection by the stated rule."""
+    low, names = stated.low_correlation, stated.ingredients
+    notes = []
+    for name in names if chosen else ():
+        won = [category for category, expert in stated.experts.items() if expert == name]
+        if name not in chosen:
+            notes.append(f"{name} is the best candidate in {', '.join(won)}.")
+    if len(names) == 1:
+        notes.append(f"One expert for all low-correlation categories ({', '.join(low)}): nothing to soup.")
+    if len(low) == len(stated.categories):
+        notes.append("Every category counts as low-correlation, so the rule takes the winner of each.")
+    return notes
+
+
+def _where(scores: ScoreMatrix, chosen: tuple[str, ...]) -> str:
+    """Readings and thresholds that give the paper's own selection, in words."""
+    found = [
+        f"{sign}, ties={ties}: {low:.3f} < threshold <= {high:.3f}"
+        for sign in get_args(Sign)
+        for ties in get_args(Ties)
+        for low, high, names in spans(scores, sign, ties)
+        if set(names) == set(chosen)
+    ]
+    if not found:
+        return "No threshold of any reading (absolute or signed, ties overall, all or first) gives the paper's choice."
+    return "The paper's choice comes from " + "; ".join(found) + "."

@@ -1,40 +1,37 @@
 """Analysis `paper`: the paper's tables and figures, recomputed from published figures and compared with its numbers.
 
-The published figures are the CSV files of this package, or a leaderboard given by path. What the paper counts on its
-soups (as in Figure 5) is also counted on the soups of the run; these are other models, so the numbers differ.
+The published figures are the CSV files of this package, or a leaderboard given by path. What the paper shows of its
+soups, the other analyses show of the run's: other models, so the numbers differ.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
-from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
-from souping.analysis.consistency import Consistency
+from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
-from souping.analysis.parents import Parents
-from souping.analysis.shapley import Shapley
-from souping.analysis.wins import Wins
-from souping.core.types import Json, Recipe, ScoreMatrix, elements, entries, number, part, texts
-from souping.paper.findings import CORRUPT, Finding, findings
+from souping.core.types import Json, ScoreMatrix, elements, entries, number, part, texts
+from souping.paper.findings import CORRUPT, findings, selections
 from souping.paper.published import TABLES, leaderboard, published
-from souping.paper.readings import selections
-from souping.report.format import percent
+from souping.report.format import DASH, clean, count, in_words
+from souping.report.plots import COLOURS, INK, PAPER, Drawing, canvas, correlations, figure
+from souping.report.sections import DISPLAYS, Display
+from souping.report.tables import Row, Section, TableGrid, around, grid, nonempty, table
 
-PAPER = "arXiv 2511.13254v1"
-MGSM = "7 of 10 languages (MGSM)"
-KEPT, RESCUED = "97.2, 97.1, 97.1 %", "32 of 380 (8.4 %); 93.0 % where one fails"
 SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "
     "better overall). At 70B the rule adds a fourth expert; on MGSM it picks one expert for everything.",
-    "No model of the paper was needed. The sections below run the same analyses on the soups of this run. Its models "
-    "and items are others, so they illustrate the method and do not check the paper's numbers.",
+    "Figures 2, 3, 5 and 6 and Appendices B and D need the paper's soups. The sections on categories, gains, parents, "
+    "Shapley values and ingredients show the same for the soups of this run, which are other models.",
 )
-MANY = 20 / 36
-"""Figure 5 counts soups that are above in more than 20 of 36 directions."""
+GAINS = {"Table 5": ("flores36.csv", "flores36_soce.csv"), "Figure 3b": ("mgsm.csv", "mgsm_soce.csv")}
+"""{where in the paper: the tables of the candidates and of the soup}."""
+TITLES = {"Table 5": "gains on FLORES-36, BLEU", "Figure 3b": "gains on MGSM, points"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,33 +40,24 @@ class PaperFigures(Analysis):
 
     leaderboard: str | None = None
 
-    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        return Shapley().asks(soups)
-
     def analyse(self, run: RunScores) -> dict[str, Json]:
         board = leaderboard(self.leaderboard)
-        found = [*findings(board), *_likenesses(run)]
-        count = Counter(one.verdict for one in found)
-        whole = count["agrees"] + count["differs"]
+        found = findings(board)
+        verdicts = Counter(one.verdict for one in found)
+        whole = verdicts["agrees"] + verdicts["differs"]
+        head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
         return {
-            "headline": f"{count['agrees']} of {whole} figures of {PAPER} follow from its published figures.",
-            "sentences": list(SENTENCES),
+            "sentences": [head, *SENTENCES],
             "findings": [asdict(one) for one in found],
             "figure1": _figure1(board),
             "selections": [selections(table) for table in TABLES],
             "gains": {of: _gaps(*files) for of, files in GAINS.items()},
-            "cites": _cites(found),
         }
 
 
 def _figure1(board: ScoreMatrix) -> dict[str, Json]:
-    found = pearson(board.values)
-    tables = {"matrix": found.rho, "low": found.low, "high": found.high}
-    return {
-        "models": list(board.models),
-        "categories": list(board.categories),
-        **{key: [[None if np.isnan(v) else float(v) for v in row] for row in table] for key, table in tables.items()},
-    }
+    matrix = pearson(board.values).rho.tolist()
+    return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
 
 
 def _gaps(singles: str, soup: str) -> list[Json]:
@@ -82,90 +70,98 @@ def _gaps(singles: str, soup: str) -> list[Json]:
     ]
 
 
-GAINS = {"Table 5": ("flores36.csv", "flores36_soce.csv"), "Figure 3b": ("mgsm.csv", "mgsm_soce.csv")}
-"""{where in the paper: the tables of the candidates and of the soup}."""
+# How it is shown: what disagrees, then every table and figure, folded away.
 
 
-def _cites(found: Sequence[Finding]) -> dict[str, Json]:
-    """{section of the run: title and lines that compare the paper's number with the run's}."""
-    cites: dict[str, Json] = {}
-    for one in (one for one in found if one.section):
-        paper = f"the paper {one.paper}" if one.paper else "the paper prints no number that is at hand"
-        line = f"{one.what[:1].upper()}{one.what[1:]}: {paper}; here {one.ours or 'not estimable'} ({one.note})."
-        before = part(cites, one.section)
-        cites[one.section] = {"title": one.of, "lines": [*elements(before, "lines"), line]}
-    return cites
-
-
-Likeness = Callable[[RunScores], tuple[str, str]]
-"""(what comes out on the run's soups, a remark)."""
-
-
-def _likenesses(run: RunScores) -> Iterator[Finding]:
-    """What the paper shows of its soups, computed for the soups of the run."""
-    for (section, of, what, paper), compute in LIKENESSES.items():
-        try:
-            ours, note = compute(run)
-        except NotEstimableError as error:
-            ours, note = "", str(error)
-        yield Finding(of=of, what=what, paper=paper, ours=ours, verdict="other models", note=note, section=section)
-
-
-def _consistency(run: RunScores) -> tuple[str, str]:
-    data = Consistency().analyse(run)
-    means = {**part(data, "nulls"), **data}
-    before, after, drawn, shared, exact = (
-        f"{number(part(means, key).get('mean')) or 0.0:.2f}"
-        for key in ("before", "after", "independent", "shared", "exact")
+def section(data: Row) -> Section:
+    verdicts = ("differs", "agrees", "cannot be redone")
+    differs, agrees, missing = (_findings([row for row in entries(data, "findings") if row.get("verdict") == verdict])
+                                for verdict in verdicts)  # fmt: skip
+    board = part(data, "figure1")
+    models, categories = texts(board, "models"), count(len(texts(board, "categories")))
+    who = in_words(models) if len(models) < 12 else f"{count(len(models))} models"
+    first = f"Pearson correlation of {categories} categories over {who}."
+    folded = (
+        table("What agrees", agrees),
+        table("What cannot be redone here", missing),
+        Section("Figure 1: categories of the leaderboard", (first,), "figure1"),
+        *map(_selection, entries(data, "selections")),
+        *(Section(f"{of}: {TITLES[of]}", (_gains(data, of),), _picture(of)) for of in TITLES),
     )
-    note = f"mixing alone gives {drawn} (independent draws), {shared} (one draw per group) or {exact} (exact)"
-    return f"{before} before, {after} after", note
+    lines = tuple(map(clean, texts(data, "sentences")))
+    return Section("The paper: what disagrees", lines, grids=(differs,), folded=nonempty(folded))
 
 
-def _categories(run: RunScores) -> tuple[str, str]:
-    singles = [run.report[r.id].by_category() for r in run.soups.candidates.values() if r.id in run.report]
-    soup = run.report[run.soups.soup.id].by_category()
-    above = sum(all(soup[name].mean() > single[name].mean() for single in singles) for name in soup)
-    return (
-        f"{above} of {len(soup)} categories",
-        "our reading; of the figure only part b, MGSM, is at hand: folded above",
+def _findings(rows: Sequence[Row]) -> TableGrid:
+    lines = [
+        (
+            f"{clean(row.get('of'))}: {clean(row.get('what'))}",
+            *(clean(row.get(k)) or DASH for k in ("paper", "ours", "note")),
+        )
+        for row in rows
+    ]
+    return grid(("where", "the paper", "here", "remark"), lines, left=range(4))
+
+
+def _selection(found: Row) -> Section:
+    """One table's selection: readings of the rule, and what every threshold gives."""
+    paper, header = texts(found, "paper"), ("ingredients", "beside the paper")
+    lines = (
+        f"The paper chose {in_words(paper)}." if paper else "The paper does not say what it chose.",
+        f"The stated rule chooses {in_words(texts(found, 'stated'))}.",
+        *map(clean, elements(found, "notes")),
     )
+    readings = [("; ".join(texts(row, "rules")), *_chosen(row)) for row in entries(found, "readings")]
+    spans = [(around(row.get("above"), row.get("to")), *_chosen(row)) for row in entries(found, "thresholds")]
+    shown = grid(("reading", *header), readings, left=(0, 1, 2))
+    more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
+    title, command = f"{clean(found.get('title'))}: selection", clean(found.get("command"))
+    return Section(title, lines, grids=(shown,), folded=nonempty((more,)), code=command)
 
 
-def _parents(run: RunScores) -> tuple[str, str]:
-    data = Parents().analyse(run)
-    soups, size = entries(data, "soups"), len(elements(data, "categories"))
-    above = {key: sum((number(soup[key]) or 0) > MANY * size for soup in soups) for key in ("beats_one", "beats_all")}
-    ours = f"{above['beats_one']} of {len(soups)} above at least one, {above['beats_all']} above all"
-    return ours, f"more than 5 of 9 of the {size} categories; the paper does not say whether one parent or all"
+def _chosen(row: Row) -> tuple[str, str]:
+    return in_words(texts(row, "ingredients")) or DASH, clean(row.get("beside")) or DASH
 
 
-def _shapley(run: RunScores) -> tuple[str, str]:
-    (level, *_) = entries(Shapley().analyse(run), "levels")
-    players = entries(level, "players")
-    values = [f"{' + '.join(texts(row, 'members'))} {percent(row.get('value'), sign=True)}" for row in players]
-    return ", ".join(values), "points; our reading: nothing of the figure is at hand"
+def _gains(data: Row, of: str) -> str:
+    """Where SoCE is above the best candidate, and what is left out."""
+    rows = entries(part(data, "gains"), of)
+    gaps = {clean(row.get("category")): _differences(row)[0] for row in rows}
+    lost = [name for name, gap in gaps.items() if gap < 0]
+    out = " The column eng_spa is left out: for the candidates it repeats spa_eng." if of == "Table 5" else ""
+    won = sum(gap > 0 for gap in gaps.values())
+    return f"SoCE is above the best candidate in {won} of {len(rows)} columns, below it in {in_words(lost)}.{out}"
 
 
-def _wins(run: RunScores) -> tuple[str, str]:
-    kept = entries(Wins().analyse(run), "kept")
-    shares = [f"{percent(part(row, 'kept').get('share'))} of {row.get('name')}" for row in kept]
-    return ", ".join(shares), "percent of what an ingredient solves"
+def _picture(of: str) -> str:
+    return of.lower().replace(" ", "")
 
 
-def _rescued(run: RunScores) -> tuple[str, str]:
-    fails = entries(Wins().analyse(run), "by_failures")
-    one, every = fails[1], fails[-1]
-    ours = f"{percent(every.get('share'))} % where all fail, {percent(one.get('share'))} % where exactly one does"
-    return ours, f"{number(every.get('items')) or 0:.0f} items that all fail"
+def _differences(row: Row) -> list[float]:
+    """SoCE minus each candidate in one column, the best candidate first."""
+    return sorted((number(row.get("soce")) or 0.0) - (number(value) or 0.0) for value in elements(row, "candidates"))
 
 
-LIKENESSES: Mapping[tuple[str, str, str, str], Likeness] = {
-    ("consistency", "Figure 2", "mean |rho| between categories, before and after souping", "rises"): _consistency,
-    ("gains", "Figure 3", "categories in which the soup is above every candidate", MGSM): _categories,
-    ("parents", "Figure 5", "soups above their parents in more than 20 of 36 categories", "35 of 37"): _parents,
-    ("shapley", "Figure 6", "Shapley values of single models", ""): _shapley,
-    ("wins", "Appendices B and D", "share of each ingredient's solved items that the soup keeps", KEPT): _wins,
-    ("wins", "Appendices B and D", "items solved though ingredients fail", RESCUED): _rescued,
-}
-"""{(section, where in the paper, what, what it prints): the same on a run's soups}."""
+def figure1(data: Row) -> Drawing | None:
+    return correlations("figure1", part(data, "figure1"), (), "")
+
+
+def gains(data: Row, of: str) -> Drawing | None:
+    """SoCE minus each candidate, one column per direction or language; the best candidate is full."""
+    rows = sorted(entries(part(data, "gains"), of), key=lambda row: _differences(row)[0])
+    with canvas():
+        made, axes = figure(max(4.2, 0.26 * len(rows)), 3.2)
+        axes.axhline(0, color=INK, linewidth=1.0)
+        for x, row in enumerate(rows):
+            gaps = _differences(row)
+            axes.plot([x] * len(gaps), gaps, "o", color=COLOURS["ingredient"], markersize=3.5, markerfacecolor=PAPER)
+            axes.plot([x], gaps[:1], "o", color=COLOURS["soup" if gaps[0] > 0 else "best_single"], markersize=5.5)
+        axes.set_xticks(np.arange(len(rows)), [clean(row.get("category")) for row in rows], rotation=90, fontsize=7.5)
+        axes.set_ylabel("SoCE minus candidate")
+        axes.margins(x=0.02)
+    alt = f"{of}: SoCE minus each candidate. {_gains(data, of)}"
+    caption = "Full dot: the best candidate of the column; orange where SoCE is above it, blue where it is not."
+    return Drawing(_picture(of), made, alt, caption)
+
+
+DISPLAYS["paper"] = Display(section, (figure1, *(partial(gains, of=of) for of in TITLES)), place=0)

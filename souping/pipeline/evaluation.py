@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.executor_protocols import Executor, RecipeEvaluator, Worker, Workers
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.protocols import Evaluator, Executor, LoadedModel, RecipeEvaluator, Worker, Workers
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -42,7 +41,7 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 
 if TYPE_CHECKING:
-    from souping.core.merge_protocols import MergeBackend
+    from souping.merge import MergeBackend
 
 ROUNDING = 1e-9
 """By how much a mean of scores may leave the range from 0 to 1."""
@@ -145,7 +144,7 @@ class Evaluation(RecipeEvaluator):
         return self._evaluator.whole_folds
 
     def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        return self._evaluator.choices(recipe)
+        return self._evaluator.handlers_for(recipe)
 
     def key(self, recipe: Recipe, handler: str = "") -> str:
         """What keys this soup's answers in the store beside the soup, the items and their blocks."""
@@ -263,7 +262,7 @@ class Evaluation(RecipeEvaluator):
     def _by(self, recipe: Recipe, handler: str) -> Evaluator:
         """The evaluator that prompts this soup by a handler."""
         chosen = self._handler(recipe, handler)
-        return self._evaluator.by(chosen) if chosen else self._evaluator
+        return self._evaluator.with_handler(chosen) if chosen else self._evaluator
 
     # ------------------------------------------------------------ what is stored; nothing is computed
 
@@ -421,7 +420,7 @@ class EvaluatorWorker(Worker):
 
     def answer(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
-        evaluator = evaluator.by(request.handler) if request.handler else evaluator
+        evaluator = evaluator.with_handler(request.handler) if request.handler else evaluator
         model, started = serve(request.recipe), time.monotonic()
         records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))
         return Response(records=tuple(records), seconds=time.monotonic() - started)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from souping.core.files import nearby, said
-from souping.core.text import fitted, safe
+from souping.core.files import error_text, nearby
+from souping.core.text import safe
 from souping.core.types import LateError, UserError
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
@@ -40,8 +38,8 @@ def execute(settings: MergeSettings) -> float | None:
 
     A merge loads none of what a search needs.
     """
-    if isinstance(settings, RunSettings) and settings.benchmark.opening:
-        print(settings.benchmark.opening, flush=True)
+    if isinstance(settings, RunSettings) and settings.benchmark.banner:
+        print(settings.benchmark.banner, flush=True)
     check_settings(settings)
     goal = None if settings.plan else settings.upload
     if goal is not None:
@@ -127,7 +125,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         except (UserError, OSError) as error:
             if run.frozen is None:
                 raise
-            raise LateError(f"{said(error)}\nthe soup is written: {nearby(run.frozen)}") from error
+            raise LateError(f"{error_text(error)}\nthe soup is written: {nearby(run.frozen)}") from error
 
 
 def select_from_table(settings: RunSettings) -> dict[str, Any]:
@@ -154,7 +152,7 @@ def _results_stay() -> Iterator[None]:
     except LateError:
         raise
     except (UserError, OSError) as error:
-        raise LateError(said(error)) from error
+        raise LateError(error_text(error)) from error
 
 
 def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -> None:
@@ -179,9 +177,7 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _command(what: str, command: str) -> None:
-    """A command to copy: on a terminal over several lines that a shell reads as one."""
-    line = f"  {what:16} {safe(command)}"
-    print(fitted(line, shutil.get_terminal_size().columns, " \\") if sys.stdout.isatty() else line)
+    print(f"  {what:16} {safe(command)}")
 
 
 def _tables(outcome: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from souping.checkpoints.dtypes import TORCH_NAMES
-from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective
+from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.folds import first_items
 

@@ -15,11 +15,10 @@ from souping.analysis import Analysis
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
-from souping.core.merge_protocols import MergeBackend
-from souping.core.objectives import Mean
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
-from souping.core.scores import MeasuredScores, read_table
+from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
+from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
 from souping.report.progress import EARLY, logged
@@ -270,7 +269,7 @@ def select(table: str | Path | ScoreMatrix, selector: Selector | None = None) ->
     """
     check_arguments(select, {"selector": selector})
     scores = table if isinstance(table, ScoreMatrix) else read_table(expanded(table))
-    return (selector or _soce(Mean())).chosen(scores)
+    return (selector or _soce(Mean())).select_checked(scores)
 
 
 def _in_order(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:

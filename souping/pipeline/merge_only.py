@@ -14,10 +14,10 @@ from annotated_types import Interval
 from souping.checkpoints.checkpoint import fingerprint
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
-from souping.core.files import hold, nearby, put
-from souping.core.merge_protocols import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
+from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
+from souping.merge import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.merge.local import LocalMerge
 from souping.merge.methods import METHODS, source
 from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
@@ -130,7 +130,7 @@ def _show_plan(
     plan.save(settings.run_dir / "plan.json")
     with suppress(UserError):  # mergekit cannot express every recipe
         named = {name: recipe.sources.get(name, folder) for name, folder in folders.items()}
-        put(settings.run_dir / "mergekit.yml", to_yaml(recipe, named, base).encode())
+        write_atomically(settings.run_dir / "mergekit.yml", to_yaml(recipe, named, base).encode())
 
 
 def _card(settings: MergeSettings, recipe: Recipe) -> str:
@@ -286,7 +286,7 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     """
     place = scratch_place(pool.pool.soup_bytes)
     check_space(place, pool.pool.soup_bytes)
-    with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold(Path(folder)):
+    with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
         made = pool.write(recipe, Path(folder) / "soup", {})
         for path in sorted(made.iterdir()):
             kept = out / path.name

@@ -23,12 +23,12 @@ from souping.checkpoints.checkpoint import Checkpoint, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
-from souping.core.files import LOCK, expanded, folder_at, hold, near_folder, sweep
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable
+from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, Progress
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
+from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
 from souping.pipeline.store import ContentMemory, parts_of
@@ -79,7 +79,7 @@ class OpenPool:
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
         self._store, self._pickles = store, merge.allow_pickle
         if not self.late:
-            self._remember(self.pool.seen)
+            self._remember(self.pool.known_folders)
         self._module, self._scratch = SharedModule(self.pool), ScratchFolder(self.pool)
 
     @property
@@ -95,23 +95,23 @@ class OpenPool:
     def uniform(self, names: tuple[str, ...]) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
-    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         """Tokens that end the soup's answers."""
-        return self.pool.ends(recipe)
+        return self.pool.eos_token_ids(recipe)
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.pool.home, self.folders)
+        return evaluator.for_pool(self.pool.architecture_folder, self.folders)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
-        """Function that makes this pool's soups ready for an evaluator, in the form that it `wants`."""
+        """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
 
         def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(self.pool, self._module, self._scratch, evaluator.module_settings(), recipe)
             # made now rather than on demand, so that the evaluation's time is that of the answers
-            if evaluator.wants == "folder":
+            if evaluator.model_form == "folder":
                 _ = model.folder
-            elif evaluator.wants == "module":
+            elif evaluator.model_form == "module":
                 _ = model.module
             return model
 
@@ -285,7 +285,11 @@ class LoadedSoup(LoadedModel):
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
-        self.soup, self.home, self.ends = recipe.fingerprint, pool.home, pool.ends(recipe)
+        self.soup, self.architecture_folder, self.eos_token_ids = (
+            recipe.fingerprint,
+            pool.architecture_folder,
+            pool.eos_token_ids(recipe),
+        )
         self._pool, self._module, self._scratch = pool, module, scratch
         self._settings, self._recipe = settings, recipe
 
@@ -319,13 +323,13 @@ class SharedModule:
             from souping.evaluate.engines.transformers import load_module
 
             self._loaded, self._soup = None, ""  # two modules at once might not fit
-            loaded = load_module(self._pool.home, settings)
+            loaded = load_module(self._pool.architecture_folder, settings)
             self._loaded, self._settings = (loaded, self._pool.live(loaded)), settings
         module, live = self._loaded
         if self._soup != recipe.fingerprint:
             self._soup = ""
             live.pour(recipe)
-            if ends := self._pool.ends(recipe):  # for evaluators that generate with the module's own config
+            if ends := self._pool.eos_token_ids(recipe):  # for evaluators that generate with the module's own config
                 module.generation_config.eos_token_id = list(ends)
             self._soup = recipe.fingerprint
         return module
@@ -347,7 +351,7 @@ class ScratchFolder:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
         from souping.evaluate.decoding import generation_overrides, write_neutral
 
-        own = self._pool.own_folder(recipe)
+        own = self._pool.candidate_folder(recipe)
         if own is not None and not generation_overrides(own):
             return own
         if self._root is None or self._soup != recipe.fingerprint:
@@ -357,7 +361,7 @@ class ScratchFolder:
                 _link(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
                 raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
-            write_neutral(folder, own or folder, self._pool.ends(recipe))
+            write_neutral(folder, own or folder, self._pool.eos_token_ids(recipe))
             self._soup = recipe.fingerprint
         assert self._root is not None
         return self._root / recipe.id
@@ -365,11 +369,11 @@ class ScratchFolder:
     def _make_root(self, size: int) -> Path:
         self.close()
         above = (SHARED_MEMORY, Path(tempfile.gettempdir()))
-        sweep(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
+        remove_abandoned(lock.parent for place in above for lock in place.glob(f"{PREFIX}*/{LOCK}"))
         place = scratch_place(size)
         check_space(place, size)
         self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        self._lock = hold(self._root)
+        self._lock = hold_folder(self._root)
         return self._root
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
-from souping.core.executor_protocols import Executor, Worker, Workers
 from souping.core.fields import Count, component
+from souping.core.protocols import Executor, Worker, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, install
 from souping.core.types import Missing, Request, Response, UserError
@@ -71,7 +71,7 @@ class RayExecutor(Executor):
 
     def needs(self) -> list[Missing]:
         if not find_spec("ray"):
-            return [Missing(what="the package ray is not installed", mends=install("ray"))]
+            return [Missing(what="the package ray is not installed", fix=install("ray"))]
         lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []
 

@@ -23,8 +23,8 @@ from souping.pipeline.models import scratch_place
 from souping.report.format import in_words
 
 if TYPE_CHECKING:
-    from souping.core.merge_protocols import MergeBackend
     from souping.core.protocols import Evaluator
+    from souping.merge import MergeBackend
     from souping.pipeline.settings import MergeSettings, RunSettings
 
 PROGRAM = 1_500_000_000
@@ -179,7 +179,7 @@ def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
 def _scratch(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[Evaluator]) -> tuple[Path, int]:
     """(place, bytes) of a soup that is written for an engine or server; no bytes if there is none."""
     size = largest_bytes(models, run.merge.dtype)
-    return scratch_place(size), size if any(evaluator.wants != "module" for evaluator in evaluators) else 0
+    return scratch_place(size), size if any(evaluator.model_form != "module" for evaluator in evaluators) else 0
 
 
 def _disks(run: RunSettings, models: Sequence[ModelSize], evaluators: Sequence[Evaluator]) -> Iterator[Requirement]:
@@ -239,7 +239,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
     host = evaluator.host
     if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
-        return largest_bytes(models, host.dtype) if evaluator.wants == "either" or not machine.gpus else 0
+        return largest_bytes(models, host.dtype) if evaluator.model_form == "either" or not machine.gpus else 0
     return largest_bytes(models, evaluator.module_settings().dtype)
 
 
@@ -273,7 +273,7 @@ def missing(
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
     here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
-    absent = [Missing(what=model.trouble, mends=model.mends) for model in models if model.trouble]
+    absent = [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
     return once([*here, *absent, *_login(run)])
 
 
@@ -285,7 +285,7 @@ def once(needs: Iterable[Missing]) -> list[Missing]:
     """Each command once, and what has none once: several components may lack the same."""
     kept: dict[str, Missing] = {}
     for one in needs:
-        kept.setdefault(one.mends or one.what, one)
+        kept.setdefault(one.fix or one.what, one)
     return list(kept.values())
 
 
@@ -309,4 +309,4 @@ def _login(run: MergeSettings) -> Iterator[Missing]:
 
     if get_token() is None:
         how = "hf auth login" if shutil.which("hf") else "pip install huggingface_hub && hf auth login"
-        yield Missing(what="a login to the Hub, which upload= needs", mends=how)
+        yield Missing(what="a login to the Hub, which upload= needs", fix=how)

@@ -18,7 +18,7 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import shrunken
-from souping.core.files import put
+from souping.core.files import write_atomically
 from souping.core.types import FOLDS, Fold, Item, Json, Recipe, Record, digest, number, texts
 from souping.pipeline.run import Run
 from souping.report.files import as_json, selection_dict, trial_rows, write_trials
@@ -35,7 +35,7 @@ def write_samples(run: Run) -> None:
         for fold in FOLDS:
             for line in _lines(run, fold, folds[fold]) if folds[fold] else ():
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    put(run.settings.run_dir / SAMPLES, stream.getvalue())
+    write_atomically(run.settings.run_dir / SAMPLES, stream.getvalue())
 
 
 def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:
@@ -116,8 +116,8 @@ def write_search(run: Run, winner: SearchResult) -> dict[str, Json]:
     run_dir = run.settings.run_dir
     parts: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": winner.recipe.as_dict()}
     write_trials(trial_rows(winner.trials, run.selection), parts, run_dir / "trials.csv")
-    put(run_dir / "recipe.json", as_json(winner.recipe.as_dict()).encode())
-    put(run_dir / TRIED, as_json(_tried(run, winner)).encode())
+    write_atomically(run_dir / "recipe.json", as_json(winner.recipe.as_dict()).encode())
+    write_atomically(run_dir / TRIED, as_json(_tried(run, winner)).encode())
     return parts
 
 

@@ -12,7 +12,7 @@ from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import few_models
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
-from souping.core.files import put
+from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, Trial, UserError
 from souping.pipeline.analyses import AnalysisInput, analyse, unserved
@@ -89,14 +89,14 @@ class Run(Steps):
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
         pool = self.pool
         serve = pool.serving(evaluator)
-        return Evaluation(self.store, evaluator, serve, pool.ends, self.progress.advance, self.workers, name)
+        return Evaluation(self.store, evaluator, serve, pool.eos_token_ids, self.progress.advance, self.workers, name)
 
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
         if reports and (looks := Ledger(self.store).announcement(self.folds["report"])):
             self.progress.say(looks)
-        if banner := self.settings.evaluator.opening(self.pool.pool.home, self.items):
+        if banner := self.settings.evaluator.banner(self.pool.pool.architecture_folder, self.items):
             self.progress.say(banner)
         super().walk()
 
@@ -213,7 +213,7 @@ class Run(Steps):
         }
         kept = soup_in(settings.out)
         if kept is not None and kept.fingerprint != recipe.fingerprint:
-            put(settings.run_dir / RECIPE, as_json(recipe.as_dict()).encode())
+            write_atomically(settings.run_dir / RECIPE, as_json(recipe.as_dict()).encode())
             self.note(
                 f"out={settings.out} holds another soup, {kept.id}, which stays; this run's recipe is in {RECIPE}"
             )
@@ -357,7 +357,7 @@ class Run(Steps):
         winner, selection, settings = self.winner, self.selection, self.settings
         assert winner is not None
         assert selection is not None
-        stored = Evaluation(self.store, settings.evaluator, unserved, self.pool.ends, lambda items: None)
+        stored = Evaluation(self.store, settings.evaluator, unserved, self.pool.eos_token_ids, lambda items: None)
         return AnalysisInput(
             settings=settings,
             soups=self.soups(selection.ingredients, winner),
@@ -388,7 +388,7 @@ class Run(Steps):
             return
         path = self.frozen / "README.md"
         if not path.exists() or path.read_bytes() == self.first_card.encode():
-            put(path, card(report).encode())
+            write_atomically(path, card(report).encode())
 
     def _cost(self, winner: SearchResult) -> dict[str, Any]:
         evaluations = self.evaluations.values()
@@ -416,7 +416,7 @@ class Run(Steps):
 
 def select(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
-    selection = settings.selector.chosen(scores)
+    selection = settings.selector.select_checked(scores)
     few = few_models(len(scores.models)) if selection.correlations is not None else ""
     selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
     progress.say(f"selected {', '.join(selection.ingredients)}")

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval
 
 from souping.checkpoints.pool import Pool
-from souping.core.executor_protocols import Executor
 from souping.core.files import nearby
-from souping.core.merge_protocols import MergeBackend
 from souping.core.protocols import (
     BenchmarkItems,
+    Component,
     Correlation,
     Evaluator,
+    Executor,
     Objective,
-    Part,
     ScoreSource,
     Selector,
     Strategy,
     Tracker,
 )
+from souping.core.system import __version__
 from souping.core.types import Json, part
-from souping.core.versions import __version__
+from souping.merge import MergeBackend
 from souping.report.format import quoted
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class MergeSettings:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Component]:
         """Components that may lack something on this machine, beside evaluators and the tracker."""
         return [self.merge]
 
@@ -143,11 +143,11 @@ class RunSettings(MergeSettings):
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Component]:
         return [self.merge, self.executor]
 
     @property
-    def open_parts(self) -> list[Part]:
+    def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
         return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
 

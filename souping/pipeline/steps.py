@@ -26,7 +26,7 @@ from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.core.executor_protocols import RecipeEvaluator
+    from souping.core.protocols import RecipeEvaluator
     from souping.pipeline.settings import RunSettings
 
 

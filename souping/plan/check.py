@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from souping.core.files import nearby, put
+from souping.core.files import nearby, write_atomically
 from souping.core.types import Fold, Item, Record, UserError
 from souping.evaluate.folds import first_items
 from souping.evaluate.scoring.own import grades
@@ -56,8 +56,8 @@ def check_run(run: RunSettings) -> None:
         UserError: the run cannot start here, or its items cannot be answered.
     """
     console = output_console(120)
-    if run.benchmark.opening:
-        print(run.benchmark.opening, flush=True)
+    if run.benchmark.banner:
+        print(run.benchmark.banner, flush=True)
     check_settings(run)
     if run.selects_from_table:
         raise UserError(
@@ -87,7 +87,7 @@ def rehearse(whole: Plan) -> Rehearsal:
         pool = open_unhashed(run, store)
         parts.callback(pool.close)
         evaluator = pool.bound(run.evaluator)
-        if banner := evaluator.opening(pool.pool.home, items):
+        if banner := evaluator.banner(pool.pool.architecture_folder, items):
             print(banner, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(pool.recipe({pool.names[0]: 1.0}))
@@ -137,7 +137,7 @@ def _show(console: Console, whole: Plan, rehearsal: Rehearsal) -> None:
     show_sheet([s for s in (_answers(rehearsal), work_section(timed), time_section(timed)) if s is not None])
     table = {**as_dict(timed), "candidate": rehearsal.candidate, "fold": rehearsal.fold, "samples": samples}
     table["items_per_second"] = rehearsal.speed.items_per_second
-    put(whole.run.run_dir / "check.json", as_json(table).encode())
+    write_atomically(whole.run.run_dir / "check.json", as_json(table).encode())
     print(f"saved as check.json in {nearby(whole.run.run_dir)}")
     if cut := sum(record.outcome != "finished" for record in rehearsal.records):
         print(f"{cut} of {len(rehearsal.records)} answers were cut off or are missing: look at them first")

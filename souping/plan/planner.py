@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from souping.analysis.stability import sweep
 from souping.checkpoints import hub
-from souping.core.files import said
+from souping.core.files import error_text
 from souping.core.types import (
     FOLDS,
     Item,
@@ -38,7 +38,7 @@ from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.pipeline.store import Store
 from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
-from souping.report.experts import spans
+from souping.report.tables import spans
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
@@ -296,11 +296,11 @@ class _Planner:
 
     def _refused(self, error: UserError | OSError) -> None:
         """A command in the message fixes it here; anything else is a fault of the settings."""
-        one = Missing.from_error(UserError(said(error)))
-        if one.mends:
+        one = Missing.from_error(UserError(error_text(error)))
+        if one.fix:
             self.lacking.append(one)
         else:
-            self.faults.append(said(error))
+            self.faults.append(error_text(error))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -317,7 +317,7 @@ class _Planner:
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
         except (UserError, OSError) as error:
             if isinstance(self.run.benchmark, OwnBenchmark):
-                self.lacking.append(Missing.from_error(UserError(said(error))))
+                self.lacking.append(Missing.from_error(UserError(error_text(error))))
             else:
                 self._refused(error)
             return None
@@ -339,7 +339,7 @@ class _Planner:
             pool = open_unhashed(run, self.store)
             check_pool(run, pool, asked)
         except (UserError, OSError) as error:
-            self.faults.append(said(error))
+            self.faults.append(error_text(error))
             return
         self.opened = self.pool = pool
         try:
@@ -351,7 +351,7 @@ class _Planner:
             self.run, self.extra = replace(run, evaluator=own), extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
-        ends = self.opened.ends if self.opened is not None else lambda recipe: ()
+        ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
         return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_graded)
 
     def _choose(self, items: Sequence[Item]) -> PlannedSelection:
@@ -373,7 +373,7 @@ class _Planner:
     def _chosen(self, scores: ScoreMatrix, basis: str) -> PlannedSelection:
         selector = self.run.selector
         try:
-            selection = selector.chosen(scores)
+            selection = selector.select_checked(scores)
         except UserError as error:
             return PlannedSelection(basis=basis, scores=scores, trouble=str(error))
         return PlannedSelection(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
-from souping.core.files import nearby, put
+from souping.core.files import nearby, write_atomically
 from souping.core.types import Json, LateError
 from souping.merge.plan import human
 from souping.pipeline.execute import check_settings
@@ -25,13 +25,13 @@ def plan(run: RunSettings) -> None:
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
-    if run.benchmark.opening:
-        print(run.benchmark.opening, flush=True)
+    if run.benchmark.banner:
+        print(run.benchmark.banner, flush=True)
     check_settings(run)
     whole = make(run)
     parts = sections(whole)
-    put(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
-    put(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
+    write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
@@ -221,7 +221,7 @@ def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.mends or format.DASH) for one in plan.missing]
+    rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
     return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from souping.core.text import first_line
-from souping.core.types import Json, UserError, entries, number, part, texts
+from souping.core.types import Json, UserError, entries, part, texts
 from souping.report import sections, tables
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
@@ -25,14 +25,15 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 def card(parts: Report, licences: Mapping[str, str] | None = None) -> str:
     """README.md of a soup, with the Hub's front matter; `licences` are {ingredient: the Hub's name, "" if unknown}.
 
-    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
+    `parts` is a report, or what there is of one when the soup is written: `recipe` is required. All numbers are from
     the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
     """
-    known = {**parts, "recipe": _public(part(parts, "recipe"))}
-    title = f"# Soup {escape_markdown(part(known, 'recipe').get('id'))}"
-    recipe = ["## Recipe", markdown_table(tables.recipe(known)), _method(known)]
-    blocks = [_front(known, licences), title, _summary(known), *recipe, *_evidence(known), *_usage(known)]
-    return "\n\n".join([*blocks, *_rebuild(known), *_licence(licences)]) + "\n"
+    report = {**parts, "recipe": _public(part(parts, "recipe"))}
+    recipe = part(report, "recipe")
+    title = f"# Soup {escape_markdown(recipe.get('id'))}"
+    blocks = [_front(recipe, licences), title, _summary(report), "## Recipe", markdown_table(tables.recipe(report))]
+    blocks += [_method(recipe), *_evidence(report), *_usage(recipe), *_rebuild(report), *_licence(licences)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def public_name(name: Json) -> str:
@@ -73,27 +74,26 @@ def _rebuild(parts: Report) -> list[str]:
     text = f"Run it in this folder. {sections.REBUILD}"
     if absent:
         names = escape_markdown(in_words(absent))
-        text += f" The folder of {names} has to be given: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
-    command = shlex.join(["python", "-m", "souping", "+experiment=rebuild", "recipe=recipe.json", "out=rebuilt", *own])
+        text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
+    kept = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
+    command = shlex.join(["python", "-m", "souping", "+experiment=rebuild", "recipe=recipe.json", "out=rebuilt", *kept])
     return ["## Rebuild", text, fenced(command)]
 
 
-def _usage(parts: Report) -> list[str]:
+def _usage(recipe: Row) -> list[str]:
     """Lines of Python that load the soup from its folder."""
     lines = [
         'folder = "."  # this folder, or the name of its repository',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
     ]
     imports, name = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
-    if part(part(parts, "recipe"), "settings").get("adapters") == "keep":
+    if part(recipe, "settings").get("adapters") == "keep":
         name = "AutoPeftModelForCausalLM"
         imports = [f"from peft import {name}", "from transformers import AutoTokenizer"]
     return ["## Usage", fenced("\n".join([*imports, "", *lines, f"model = {name}.from_pretrained(folder)"]), "python")]
 
 
-def _method(parts: Report) -> str:
-    recipe = part(parts, "recipe")
+def _method(recipe: Row) -> str:
     settings = recipe.get("settings")
     extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
     return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
@@ -124,16 +124,13 @@ def _matter(table: Mapping[str, Any]) -> str:
     return f"---\n{yaml.dump(dict(table), allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
-def _front(known: Report, licences: Mapping[str, str] | None) -> str:
+def _front(recipe: Row, licences: Mapping[str, str] | None) -> str:
     """The front matter, without ingredients that cannot be a model's name on the Hub."""
-    recipe = part(known, "recipe")
     sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
     parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
     table: dict[str, Any] = {"base_model": parents} if parents else {}
     table |= {"library_name": "transformers", **_licence_keys(licences), "tags": ["merge", "souping"]}
     table |= {"base_model_relation": "merge"} if parents else {}
-    results = _results(known)
-    table |= {"model-index": [{"name": f"soup {clean(recipe.get('id'))}", "results": [results]}]} if results else {}
     return _matter(table)
 
 
@@ -147,40 +144,20 @@ def _licence_keys(licences: Mapping[str, str] | None) -> dict[str, str]:
     return {"license": "other", "license_name": "licences-of-the-ingredients", "license_link": "README.md"}
 
 
-def _results(known: Report) -> dict[str, Any]:
-    """The soup's objective and categories on the report fold, as the Hub's model index has them."""
-    row = next((row for row in entries(known, "rows") if row.get("kind") == "soup"), None)
-    if row is None or known.get("limit"):
-        return {}
-    pairs = [("objective", row.get("objective")), *part(row, "scores").items()]
-    values = [(clean(label), number(score.get("mean"))) for label, score in pairs if isinstance(score, Mapping)]
-    name = benchmark(known) or "benchmark"
-    kind = re.sub(r"[^\w.-]+", "-", clean(part(known, "benchmark").get("name") or name)).strip("-")
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": f"{name}, report fold", "type": kind or "benchmark"},
-        "metrics": [
-            {"type": "accuracy", "name": label, "value": round(value, 6)}
-            for label, value in values
-            if value is not None
-        ],
-    }
-
-
-def _evidence(known: Report) -> list[str]:
+def _evidence(report: Report) -> list[str]:
     """The verdict and the report fold's tables."""
-    if not entries(known, "rows"):
+    if not entries(report, "rows"):
         return []
-    if known.get("limit"):
-        return ["## Result", escape_markdown(headline(known))]
+    if report.get("limit"):
+        return ["## Result", escape_markdown(headline(report))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."
     )
-    if part(known, "selection").get("published"):
+    if part(report, "selection").get("published"):
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    words = [escape_markdown(line) for line in (headline(known), *sections.losses(known))]
-    grids = [scores(known), *([comparisons(known)] if entries(known, "comparisons") else [])]
+    words = [escape_markdown(line) for line in (headline(report), *sections.losses(report))]
+    grids = [scores(report), *([comparisons(report)] if entries(report, "comparisons") else [])]
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 

@@ -11,24 +11,19 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from html import escape
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from souping.core.fields import load
-from souping.core.files import nearby, put
-from souping.core.text import ANALYSE, first_line
+from souping.core.files import write_atomically
+from souping.core.text import first_line
 from souping.core.types import Json, ScoreMatrix, Selection, Trial, UserError, number, part, texts
-from souping.report import plots
-from souping.report.drawing import Drawing
 from souping.report.format import clean
-from souping.report.plots import categories, forest, heatmap
-from souping.report.registry import drawings, files
+from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
+from souping.report.sections import drawings
 from souping.report.tables import Report, Row, ingredients
 
 JOB = "job.json"
@@ -39,26 +34,24 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str = "") -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
-    `made` stands in the footer of the page: command, date, version. Commands on this run name RUN_DIR in report.json,
-    so that equal runs give equal ones, and its place on the pages.
+    `made` stands in the footer of the page: command, date, version.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    drawings, place = draw(report, trials), quote(nearby(run_dir))
+    pictures = draw(report, trials)
     pages = {
         "report.json": as_json(report),
-        "report.md": markdown(report, trials).replace(ANALYSE, ANALYSE.replace("RUN_DIR", place)),
-        "report.html": page(report, trials, drawings, made).replace(ANALYSE, ANALYSE.replace("RUN_DIR", escape(place))),
-        **files(report),
+        "report.md": markdown(report, trials),
+        "report.html": page(report, trials, pictures, made),
     }
-    paths = [put(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + [put(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in drawings]
+    paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
+    return paths + [write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in pictures]
 
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
-    made = [forest(report), categories(report), heatmap(report), plots.landscape(report, trials)]
+    made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
@@ -67,15 +60,10 @@ def as_json(value: Json) -> str:
     return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def as_plain(table: Mapping[str, Json]) -> dict[str, Json]:
-    """A JSON object with lists for tuples and arrays."""
-    return {str(key): plain(inner) for key, inner in table.items()}
-
-
 def plain(value: Json) -> Json:
     """`value` as JSON knows it."""
     if isinstance(value, Mapping):
-        return as_plain(value)
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
@@ -86,7 +74,7 @@ def plain(value: Json) -> Json:
 
 
 def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
-    """trials.csv: a line a trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and item counts."""
+    """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
@@ -102,7 +90,7 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
 def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in line] for line in table)
-    return put(path, stream.getvalue().encode("utf-8", "replace"))
+    return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
 def read_report(path: Path) -> dict[str, Json]:
@@ -154,19 +142,8 @@ def csv_cell(value: Json) -> Json:
 
 
 def write_selection(selection: Row, path: Path) -> Path:
-    """selection.json: `ingredients`, `experts`, `low_correlation`, `metric`, `threshold`, `correlation`, and extras."""
-    empty: dict[str, Json] = {
-        "ingredients": [],
-        "experts": {},
-        "low_correlation": [],
-        "metric": "",
-        "threshold": None,
-        "sign": None,
-        "ties": None,
-        "tied": {},
-        "correlation": {"categories": [], "matrix": []},
-    }
-    return put(path, as_json({**empty, **selection}).encode())
+    """selection.json, from `selection_dict`."""
+    return write_atomically(path, as_json(selection).encode())
 
 
 def write_job(
@@ -186,7 +163,7 @@ def write_job(
         "refused": refused,
         **({} if limit is None else {"limit": limit}),
     }
-    put(run_dir / JOB, as_json(job).encode())
+    write_atomically(run_dir / JOB, as_json(job).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[Row]:
@@ -196,7 +173,7 @@ def read_jobs(sweep_dir: Path) -> list[Row]:
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
-    """sweep.csv, a line a job; dry runs have their `limit` in a column of its own."""
+    """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     columns += ["limit"] if any(job.get("limit") for job in jobs) else []
     lines = [{**job, "overrides": " ".join(texts(job, "overrides"))} for job in jobs]
@@ -204,7 +181,7 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:
-    """A line a job: what it reached, and which overrides were not everybody's."""
+    """One line per job: what it reached, and the overrides that differ between jobs."""
     given = [texts(job, "overrides") for job in jobs]
     common = set.intersection(*map(set, given))
     lines = []
@@ -218,7 +195,7 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
 
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
-    table = {each.name: getattr(selection, each.name) for each in fields(selection)}
+    table = dict(vars(selection))
     rho, names = table.pop("correlations"), table.pop("categories")
     if not table["clusters"]:
         del table["clusters"]
@@ -231,7 +208,8 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
             "high": rho.high.tolist(),
         }
     table |= {key: table[key] or None for key in ("metric", "sign", "ties")}
-    return as_plain({**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))})
+    whole = {**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))}
+    return {key: plain(inner) for key, inner in whole.items()}
 
 
 def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
@@ -21,16 +21,6 @@ KINDS: Mapping[str, str] = {
 """The kinds of a row in the order they are shown, with their labels."""
 
 DASH = "\N{EN DASH}"
-
-
-def kind_label(kind: Json) -> str:
-    return KINDS.get(str(kind), clean(kind))
-
-
-def in_order(rows: Iterable[Mapping[str, Json]]) -> list[Mapping[str, Json]]:
-    """Rows by kind (soup first); the given order within a kind."""
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    return sorted(rows, key=lambda row: order.get(str(row.get("kind")), len(order)))
 
 
 def percent(value: Json, digits: int = 1, sign: bool = False) -> str:

@@ -1,49 +1,148 @@
-"""Figures of a report: differences by model and by category, correlation heatmap, search landscape. Fractions in,
-percent shown."""
+"""Figures of a report, as SVG inside HTML and as PNG: differences, correlation heatmap, search landscape.
+
+Fractions in, percent shown. Equal figures are equal bytes: matplotlib without pyplot, backends or dates.
+"""
 
 from __future__ import annotations
 
+import html
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import FloatArray, Json, entries, number, part, texts
-from souping.report.drawing import (
-    COLOURS,
-    DARK,
-    FAINT,
-    INK,
-    LIGHT,
-    PAPER,
-    Drawing,
-    canvas,
-    colour_bar,
-    figure,
-    scale,
-)
-from souping.report.experts import around, at
-from souping.report.format import (
-    clean,
-    count,
-    in_words,
-    interval,
-    level,
-    p_of,
-    percent,
-    rho,
-    short,
-    weight,
-)
+from souping.core.types import FloatArray, elements, entries, number, part, texts
+from souping.report.format import clean, in_words, level, p_of, percent, rho, short, weight
 from souping.report.tables import Report, Row, TableCell, compared, ingredients, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-HOVER_LIMIT = 600
-"""Above so many trials, points carry no hover text: the page would grow by megabytes."""
+INK, FAINT, PAPER = "#1f2329", "#d5dae0", "#ffffff"
+"""Text and lines, grid lines, and what is hollow: they follow the page's colours in HTML."""
+DARK, LIGHT = "#111214", "#fdfdfd"
+"""Text on light and on dark cells, which does not."""
+
+UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+COLOURS: Mapping[str, str] = {
+    "soup": "#d55e00",
+    "uniform_selected": "#009e73",
+    "uniform_topk": "#cc79a7",
+    "uniform_all": "#56b4e9",
+    "best_single": "#0072b2",
+    "ingredient": "#8a8f98",
+    "candidate": "#b6bac1",
+}
+"""One colour per kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
+
+SETTINGS: Mapping[str, str | float | bool] = {
+    "svg.hashsalt": "souping",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "text.color": INK,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Figure with its alternative text."""
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str = ""
+
+    def svg(self) -> str:
+        """An `<svg>` element to stand inside HTML: ids of its own, the page's text colours, a width that follows it."""
+        with canvas():
+            stream = io.StringIO()
+            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED)
+        head, body = re.findall(r"(<svg[^>]*>)(.*)", _page_colours(stream.getvalue()), re.DOTALL)[0]
+        body = re.sub(r'\bid="', f'id="{self.name}-', body)  # several figures stand in one page
+        body = body.replace("url(#", f"url(#{self.name}-").replace('href="#', f'href="#{self.name}-')
+        view, width = (re.findall(pattern, head)[0] for pattern in (r'viewBox="[\d. -]+"', r'width="([\d.]+)pt"'))
+        full, label = f"{float(width) * 4 / 3:.0f}px", html.escape(self.alt, quote=True)
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        size = f'style="max-width:{full};min-width:min(620px,{full})"'
+        return f'<svg {spaces} {view} role="img" aria-label="{label}" {size}>{body.rstrip()}'
+
+    def png(self, dpi: int = 144) -> bytes:
+        """The same picture on white, for places that show no SVG."""
+        with canvas():
+            stream = io.BytesIO()
+            undated = {"Software": None}
+            self.figure.savefig(
+                stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=undated, facecolor="white"
+            )
+        return stream.getvalue()
+
+
+def _page_colours(svg: str) -> str:
+    """Ink becomes the page's text colour and the grid its border colour, so that a dark page is readable too."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(PAPER, "var(--page)")
+    return svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+
+@contextmanager
+def canvas() -> Iterator[None]:
+    """The look of every figure, whatever the user's own matplotlibrc says.
+
+    A glyph that the font lacks is the business of the reader's fonts, not a warning.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)  # type: ignore[arg-type]  # it lists its keys as literals
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+def scale(low: float, high: float, colours: str) -> ScalarMappable:
+    """Values as the colours of one of matplotlib's maps."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(low, high), colours)
+
+
+def colour_bar(made: Figure, axes: Axes, mappable: ScalarMappable, label: str) -> None:
+    """The bar beside axes that says what their colours are."""
+    bar = made.colorbar(mappable, ax=axes, shrink=0.75, pad=0.04)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of inches and its only axes (call it inside `canvas`)."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height))
+    return made, made.subplots()
 
 
 def forest(report: Report) -> Drawing | None:
@@ -55,17 +154,15 @@ def forest(report: Report) -> Drawing | None:
     labels = [_label(named(model)) for model in models]
     colours = [COLOURS.get(str(model.get("kind")), INK) for model in models]
     columns = {
-        "score %": [_mean(model.get("objective")) for model in models],
+        "score %": [percent(part(model, "objective").get("mean")) for model in models],
         "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
         "p": [p_of(pair) for pair in pairs],
     }
     below = f"soup minus the other, points ({level(pairs[0])} interval)"
     height = 0.4 if any("\n" in label for label in labels) else 0.32
-    made = _differences(pairs, "pair", labels, colours, below, columns, height)
-    titles = {f"pair{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
-    alt = "Forest plot of paired differences, soup minus each other model: " + "; ".join(titles.values())
-    soup = _row_of(report, "soup").get("objective")
-    return Drawing("forest", made, alt, f"Right of the line the soup is better; it scores {_mean(soup)} %.", titles)
+    made = _differences(pairs, labels, colours, below, columns, height)
+    alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
+    return Drawing("forest", made, alt, "Right of the line the soup is better.")
 
 
 def categories(report: Report) -> Drawing | None:
@@ -76,27 +173,19 @@ def categories(report: Report) -> Drawing | None:
         return None
     pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
     names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
-    soup, single = (part(_row_of(report, kind), "scores") for kind in ("soup", "best_single"))
-    columns = {
-        "soup %": [_mean(soup.get(name)) for name in names],
-        "single %": [_mean(single.get(name)) for name in names],
-        "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
-    }
+    columns = {"difference": [percent(pair.get("difference"), sign=True) for pair in pairs]}
     below, labels = f"soup minus {short(against, 40)}, points", [short(name) for name in names]
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
-    made = _differences(pairs, "category", labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
-    titles = {f"category{i}": _pair_title(pair) for i, pair in enumerate(pairs)}
-    alt = f"Differences of the soup to {against} in {len(pairs)} categories: " + "; ".join(titles.values())
+    made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
     caption = (
         f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
         f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
     )
-    return Drawing("categories", made, alt, caption, titles)
+    return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
 
 
 def _differences(
     pairs: Sequence[Row],
-    gid: str,
     labels: Sequence[str],
     colours: Sequence[str],
     below: str,
@@ -110,20 +199,15 @@ def _differences(
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
             values = (number(pair.get(key)) for key in ("difference", "low", "high"))
-            middle, *ends = (100 * value for value in values if value is not None)
-            if len(ends) == 2:
-                axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+            middle, *limits = (100 * value for value in values if value is not None)
+            if len(limits) == 2:
+                axes.plot(limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
             face = colour if not filled or filled[y] else PAPER
             axes.plot(
                 [middle], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
-                markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, gid=f"{gid}{y}", zorder=3,
+                markeredgecolor=PAPER if face == colour else colour, markeredgewidth=1.4, zorder=3,
             )  # fmt: skip
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.set_xlabel(below)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        name_rows(axes, labels, below)
         for place, (head, column) in enumerate(columns.items()):
             for i, text in enumerate((head, *column)):
                 axes.text(
@@ -133,8 +217,14 @@ def _differences(
     return made
 
 
-def _mean(score: Json) -> str:
-    return percent(score.get("mean") if isinstance(score, Mapping) else score)
+def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
+    """Rows of a chart from the top down, with their labels, and what the horizontal axis shows."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlabel(below)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def _label(cell: TableCell) -> str:
@@ -142,21 +232,9 @@ def _label(cell: TableCell) -> str:
     return f"{name}\n{roles}" if roles else name
 
 
-def _pair_title(pair: Row) -> str:
-    around_it = interval(pair.get("low"), pair.get("high"), sign=True)
-    return (
-        f"{clean(pair.get('category') or pair.get('b'))}: {percent(pair.get('difference'), sign=True)} points"
-        f" ({around_it or 'no interval'}), p {p_of(pair)}"
-    )
-
-
 def _winner(pair: Row) -> str:
     gap = round(number(pair.get("difference")) or 0.0, 12)
     return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
-
-
-def _row_of(report: Report, kind: str) -> Row:
-    return next((row for row in entries(report, "rows") if row.get("kind") == kind), {})
 
 
 def heatmap(report: Report) -> Drawing | None:
@@ -166,59 +244,37 @@ def heatmap(report: Report) -> Drawing | None:
     return correlations("heatmap", part(selection, "correlation"), texts(selection, "low_correlation"), caption)
 
 
-def correlations(name: str, told: Row, marked: Sequence[str], caption: str) -> Drawing | None:
-    """A heatmap of `categories` by their `matrix` (with `low` and `high`, where known); `marked` names stand out."""
-    names, matrix = texts(told, "categories"), told.get("matrix")
-    if len(names) < 2 or not matrix:
+def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> Drawing | None:
+    """A heatmap of `categories` by their `matrix`; `marked` names stand out."""
+    names = texts(found, "categories")
+    if len(names) < 2 or not found.get("matrix"):
         return None
-    titles: dict[str, str] = {}
     with canvas():
         side = max(2.6, 0.52 * len(names))
         made, axes = figure(side + 1.4, side)
-        for i, row in enumerate(names):
-            for j, column in enumerate(names):
-                heat_cell(axes, (i, j), number(at(matrix, i, j)), f"cell{i}-{j}", 7.5)
-                span = around(at(told.get("low"), i, j), at(told.get("high"), i, j))
-                titles[f"cell{i}-{j}"] = f"{clean(row)} and {clean(column)}: rho {rho(at(matrix, i, j))}, {span}"
         labels = [f"{'● ' if name in marked else ''}{short(name, 24)}" for name in names]
-        heat_axes(axes, labels)
+        heat_panel(axes, found, labels, 7.5)
         axes.set_yticks(range(len(names)), labels)
-        _mark_low(axes, names, set(marked))
-        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models", pad=0.03, shrink=0.7)
-    alt = f"Heatmap of the correlation between {len(names)} categories, with every value."
-    return Drawing(name, made, alt, caption, titles)
+        for tick, category in zip((*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True):
+            tick.set_fontweight("bold" if category in marked else "normal")
+        colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models")
+    return Drawing(name, made, f"Heatmap of the correlation between {len(names)} categories.", caption)
 
 
-def heat_cell(axes: Axes, place: tuple[int, int], value: float | None, gid: str, size: float) -> None:
-    """A cell (row, column) of a heatmap with its correlation in letters of this size; of size 0, without."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    row, column = place
-    shade = "#e9ebee" if value is None else colormaps["RdBu_r"]((value + 1) / 2)
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=shade, edgecolor=PAPER, gid=gid))
-    if size:
-        ink = LIGHT if value is not None and abs(value) > 0.62 else DARK
-        axes.text(column, row, rho(value), ha="center", va="center", fontsize=size, color=ink)
-
-
-def heat_axes(axes: Axes, labels: Sequence[str]) -> None:
-    """Axes of a heatmap of so many rows and columns, with labels below."""
-    axes.set_xlim(-0.5, len(labels) - 0.5)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
+def heat_panel(axes: Axes, found: Row, labels: Sequence[str], size: float) -> None:
+    """Draw the `matrix` of correlations, with numbers of this font size (0: without)."""
+    matrix = np.array(elements(found, "matrix"), dtype=float)
+    axes.set_facecolor("#e9ebee")
+    axes.pcolormesh(range(len(matrix)), range(len(matrix)), matrix, cmap="RdBu_r", vmin=-1, vmax=1, edgecolors=PAPER)
+    for (i, j), value in np.ndenumerate(matrix) if size else ():
+        ink = LIGHT if abs(value) > 0.62 else DARK
+        axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
+    axes.invert_yaxis()
     axes.set_aspect("equal")
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(matrix)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _mark_low(axes: Axes, names: Sequence[str], low: set[str]) -> None:
-    for name, tick_x, tick_y in zip(names, axes.get_xticklabels(), axes.get_yticklabels(), strict=True):
-        if name in low:
-            tick_x.set_fontweight("bold")
-            tick_y.set_fontweight("bold")
+    axes.spines[:].set_visible(False)
 
 
 def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
@@ -229,32 +285,18 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
         return None
     weights = np.array([[number(part(t, "weights").get(n)) or 0.0 for n in names] for t in tried])
     values = np.array([100 * (number(t["objective"]) or 0.0) for t in tried])
-    titles = {f"trial{i}": _title(t, names, w) for i, (t, w) in enumerate(zip(tried, weights, strict=True))}
-    draw = {2: _line, 3: _triangle}.get(len(names), _curves)
-    own = part(report, "recipe").get("id")
-    chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == own), int(np.argmax(values)))
+    soup, best = part(report, "recipe").get("id"), int(np.argmax(values))
+    chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == soup), best)
     with canvas():
-        made = draw(names, weights, values, chosen)
         if len(names) == 3:
-            _dropped(made.axes[0], names, trials)
-    alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: "
-    best = titles[f"trial{int(np.argmax(values))}"]
-    hollow = "Hollow: dropped early, no score." if len(names) == 3 and len(tried) < len(trials) else ""
-    return Drawing("landscape", made, alt + best, hollow, titles if len(tried) <= HOVER_LIMIT else {})
-
-
-def _title(trial: Row, names: Sequence[str], weights: FloatArray) -> str:
-    shown = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights, strict=True))
-    return f"trial {count(trial.get('number'))}: {percent(trial.get('objective'), digits=2)} % ({shown})"
-
-
-def _points(axes: Axes, x: FloatArray, y: FloatArray, colours: Sequence[str] | FloatArray, size: float) -> None:
-    """One marker a trial, the best drawn last by its own function; each with the gid that hover text looks for."""
-    for i in range(len(x)):
-        axes.plot(
-            [x[i]], [y[i]], "o", color=colours[i], markersize=size, markeredgecolor=INK, markeredgewidth=0.4,
-            gid=f"trial{i}", clip_on=False,
-        )  # fmt: skip
+            low, high = float(values.min()), float(values.max())
+            shades = scale(low, high if high > low else low + 1, "viridis")
+            made = triangle(names, weights, values, weights[chosen], shades, "search objective, % (ring: chosen soup)")
+        else:
+            made = (_line if len(names) == 2 else _curves)(names, weights, values, chosen)
+    top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
+    alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {top}"
+    return Drawing("landscape", made, alt)
 
 
 def ring(axes: Axes, x: float, y: float, size: float) -> None:
@@ -265,8 +307,7 @@ def ring(axes: Axes, x: float, y: float, size: float) -> None:
 def _line(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
     made, axes = figure(7.6, 3.2)
     order = np.argsort(weights[:, 0], kind="stable")
-    axes.plot(weights[order, 0], values[order], color=COLOURS["ingredient"], linewidth=1.0, zorder=1)
-    _points(axes, weights[:, 0], values, [COLOURS["best_single"]] * len(values), 6.5)
+    axes.plot(weights[order, 0], values[order], "o-", color=COLOURS["best_single"], markersize=6.5, linewidth=1.0)
     ring(axes, weights[chosen, 0], values[chosen], 6.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})")
@@ -278,63 +319,39 @@ CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 """Places of the three ingredients."""
 
 
-def _triangle(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
-    """Barycentric plot: corners are the ingredients, the colour is the objective, the ring is the chosen soup."""
-    made, axes = figure(7.6, 4.1)
-    _frame(axes, CORNERS)
-    spots = weights @ CORNERS / weights.sum(axis=1, keepdims=True)
-    low, high = float(values.min()), float(values.max())
-    mappable = scale(low, high if high > low else low + 1, "viridis")
+def triangle(
+    names: Sequence[str],
+    weights: FloatArray,
+    values: FloatArray,
+    chosen: FloatArray,
+    shades: ScalarMappable,
+    label: str,
+    rims: Sequence[str] = (),
+) -> Figure:
+    """Barycentric plot of weights [N, 3]: corners are the ingredients, colours the values, the ring `chosen` [3]."""
+    made, axes = figure(7.6, 4.2)
+    loop = np.vstack([CORNERS, CORNERS[:1]])
+    axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0.5)
+    x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T
     size = 12.0 if len(values) <= 80 else 7.0
-    _points(axes, spots[:, 0], spots[:, 1], mappable.to_rgba(values), size)
-    ring(axes, spots[chosen, 0], spots[chosen, 1], size)
-    places = [
-        (-0.03, -0.06, "left", "top"),
-        (1.03, -0.06, "right", "top"),
-        (0.5, math.sqrt(3) / 2 + 0.05, "center", "bottom"),
-    ]
-    for name, (x, y, across, along) in zip(names, places, strict=True):
-        axes.text(x, y, short(name, 30), ha=across, va=along, fontsize=10, fontweight="bold")
-    colour_bar(made, axes, mappable, "search objective, % (ring: chosen soup)")
+    edges, width = (rims, 1.3) if rims else (INK, 0.4)
+    axes.scatter(x, y, c=shades.to_rgba(values), s=size**2, edgecolors=edges, linewidths=width, zorder=2)
+    place = chosen @ CORNERS / chosen.sum()
+    ring(axes, place[0], place[1], size)
+    for name, (x, y), shift in zip(names, CORNERS, (-0.09, -0.09, 0.08), strict=True):
+        axes.text(x, y + shift, short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    colour_bar(made, axes, shades, label)
     return made
 
 
-def _dropped(axes: Axes, names: Sequence[str], trials: Sequence[Row]) -> None:
-    """Hollow dots where soups were dropped early: the search looked there, and they have no score."""
-    for trial in (trial for trial in trials if number(trial.get("objective")) is None):
-        weights = np.array([number(part(trial, "weights").get(name)) or 0.0 for name in names])
-        x, y = weights @ CORNERS / weights.sum()
-        axes.plot([x], [y], "o", markersize=7.0, fillstyle="none", color=INK, markeredgewidth=0.9, zorder=1)
-
-
-def _frame(axes: Axes, corners: FloatArray) -> None:
-    """The triangle and its lines of weight 0.2, 0.4, 0.6 and 0.8."""
-    loop = np.vstack([corners, corners[:1]])
-    for share in (0.2, 0.4, 0.6, 0.8):
-        for i in range(3):
-            a, b, c = corners[i], corners[(i + 1) % 3], corners[(i + 2) % 3]
-            ends = np.array([share * a + (1 - share) * b, share * a + (1 - share) * c])
-            axes.plot(ends[:, 0], ends[:, 1], color=FAINT, linewidth=0.8, zorder=0)
-    axes.plot(loop[:, 0], loop[:, 1], color=INK, linewidth=1.0, zorder=0.5)
-    axes.set_aspect("equal")
-    axes.set_axis_off()
-
-
 def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
-    """More than three ingredients: best so far by trial, and the objective by distance from the chosen soup."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(9.2, 3.8))
-    left, right = made.subplots(1, 2, sharey=True)
-    steps = np.arange(1, len(values) + 1)
+    """More than three ingredients: the objective by distance from the chosen soup."""
+    made, axes = figure(7.6, 3.2)
     distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-    left.plot(steps, values, "o", color=COLOURS["ingredient"], markersize=4)
-    left.step(steps, np.maximum.accumulate(values), where="post", color=COLOURS["soup"], linewidth=2.0)
-    left.set_xlabel("trial (line: best so far)")
-    left.set_ylabel("search objective, %")
-    left.xaxis.get_major_locator().set_params(integer=True)
-    _points(right, distance, values, [COLOURS["best_single"]] * len(values), 5.5)
-    ring(right, 0.0, values[chosen], 5.5)
-    right.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
-    made.subplots_adjust(wspace=0.08)
+    axes.plot(distance, values, "o", color=COLOURS["best_single"], markersize=5.5)
+    ring(axes, 0.0, values[chosen], 5.5)
+    axes.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
+    axes.set_ylabel("search objective, %")
     return made

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress on the terminal, and the same lines with their times in run.log."""
+"""What a run prints: progress on the terminal, and the same lines with their times in run.log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.core.system import cores
+from souping.core.system import cores, versions
 from souping.core.text import safe
-from souping.core.versions import commit, versions
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -28,12 +27,12 @@ LOG = "run.log"
 EARLY = ("config.yaml", "selection.json", LOG)
 """Files that a run writes before it has results; a run that is refused removes them."""
 PAUSE = 20.0
-"""Seconds between two lines about work of unknown length, or about a transfer."""
+"""Seconds between two lines about one stage or transfer."""
 log = logging.getLogger("souping.run")
 
 
 class Progress:
-    """Context manager that shows the stages of a run: a live bar on a terminal, else a line for each tenth."""
+    """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
@@ -55,7 +54,7 @@ class Progress:
             self._bars.stop()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
-        """Begin a stage of so many item evaluations and trials, where these are known."""
+        """Begin a stage of so many item evaluations and trials, if they are known."""
         self.end_stage()
         self._begin(format.clean(name), items, trials)
         if self._bars is not None:
@@ -78,9 +77,9 @@ class Progress:
 
     def end_stage(self) -> None:
         """Write the last line of a stage, once."""
-        if (self._done or self._trials) and not self._ended:
-            self._ended = True
+        if self._done or self._trials:
             self._line(self._state())
+            self._begin(self._name, None, None)
 
     def show(self, table: Table) -> None:
         side_console().print(table)
@@ -105,20 +104,15 @@ class Progress:
 
     def _begin(self, name: str, items: int | None, trials: int | None) -> None:
         self._name, self._items, self._all_trials = name, items, trials
-        self._done = self._fresh = self._trials = self._tenth = 0
+        self._done = self._fresh = self._trials = 0
         self._best = 0.0
-        self._ended = False
         self._started = self._said = time.monotonic()
 
     def _update(self) -> None:
         if self._bars is not None and self._bars.task_ids:
             self._bars.update(self._bars.task_ids[-1], completed=self._done, state=self._state(short=True))
-        done, total = (self._done, self._items) if self._items else (self._trials, self._all_trials)
-        tenth, now = 10 * done // total if total else 0, time.monotonic()
-        if tenth >= 10 and (not self._all_trials or self._trials >= self._all_trials):
-            self.end_stage()
-        elif self._tenth < tenth < 10 or (not total and now - self._said > PAUSE):
-            self._tenth, self._said = tenth, now
+        if time.monotonic() - self._said > PAUSE:
+            self._said = time.monotonic()
             self._line(self._state())
 
     def _state(self, short: bool = False) -> str:
@@ -129,48 +123,46 @@ class Progress:
         rate = self._fresh / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
-            left = (self._items or 0) - self._done
-            parts += [f"{format.seconds(left / rate)} left"] if left > 0 else []
+            rest = (self._items or 0) - self._done
+            parts += [f"{format.seconds(rest / rate)} left"] if rest > 0 else []
         return ", ".join(filter(None, parts))
 
 
 class Throughput:
     """Context manager to be called with (bytes done, bytes in all), from any thread: a live bar on a terminal, else
-    a line now and then. Nothing is shown if it is never called."""
+    a line every `PAUSE` seconds. Nothing is shown if it is never called."""
 
     def __init__(self, name: str) -> None:
         self._name, self._done = name, 0
         self._bars: Bars | None = None
-        self._first = True
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Throughput:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        self._done = max(self._done, done)
-        first, self._first = self._first, False
-        if first and _live():
+        if not self._done and self._bars is None and _live():
             from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
             self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
             self._bars.start()
             self._bars.add_task(self._name)
+        self._done = max(self._done, done)
         if self._bars is not None:
             self._bars.update(self._bars.task_ids[0], completed=self._done, total=total)
         elif time.monotonic() - self._said > PAUSE:
             self._said = time.monotonic()
-            self._say(f"{self._done / 1e9:.2f} of {total / 1e9:.2f} GB")
+            self._line(f" of {total / 1e9:.2f}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
         if kind is None and self._done:
-            self._say(f"{self._done / 1e9:.2f} GB")
+            self._line("")
 
-    def _say(self, amount: str) -> None:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        say(f"{self._name}: {amount} in {seconds:.1f} s, {self._done / 1e9 / seconds:.2f} GB/s")
+    def _line(self, rest: str) -> None:
+        seconds, done = max(time.monotonic() - self._started, 1e-9), self._done / 1e9
+        say(f"{self._name}: {done:.2f}{rest} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s")
 
 
 def _of(done: int, total: int | None, unit: str) -> str:
@@ -216,15 +208,11 @@ def command_line() -> str:
     return shlex.join(["python", "-m", "souping", *sys.argv[1:]])
 
 
-class SafeLine(logging.Formatter):
-    """A line that can be shown anywhere."""
+class RunLog(logging.FileHandler):
+    """run.log, without control characters. A full disk does not end the run."""
 
     def format(self, record: logging.LogRecord) -> str:
         return safe(super().format(record))
-
-
-class RunLog(logging.FileHandler):
-    """run.log. A full disk does not end the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         return None
@@ -257,7 +245,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
     `overrides` are those of one job of a multirun.
     """
     handler = RunLog(run_dir / LOG, "w", encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(SafeLine("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("souping").addHandler(handler)
     log.setLevel(logging.INFO)
     begun = time.monotonic()
@@ -281,6 +269,4 @@ def _head(command: str, overrides: str) -> Iterator[str]:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
     yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
-    if found := commit():
-        yield f"commit     {found}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

@@ -6,19 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from souping.report.drawing import Drawing
 from souping.report.format import escape_html, escape_markdown
-from souping.report.sections import figures, kicker, opening, sections, warnings
+from souping.report.plots import Drawing
+from souping.report.sections import figures, headline, kicker, sections, summary, warnings
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
-
-NARROW = 3.7
-"""Inches of a figure that a telephone's screen holds."""
-LONG = 28
-"""Letters of a heading above which its column is made wider."""
 
 FOOT = (
     "Scores are fractions of 1 in report.json and percent here; every key is in docs/reference.md."
@@ -36,8 +31,8 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
     body += [_section(section, pictures) for section in shown]
-    own = f"<p>{escape_html(made)}</p>" if made else ""
-    body.append(f"<footer>{FOOT}{own}</footer>")
+    command = f"<p>{escape_html(made)}</p>" if made else ""
+    body.append(f"<footer>{FOOT}{command}</footer>")
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -48,9 +43,8 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
 
 
 def _head(report: Report) -> str:
-    title, lines = opening(report)
-    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in lines)
-    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(title)}</h1>{below}'
+    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in summary(report))
+    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{below}'
 
 
 def _figures(report: Report) -> str:
@@ -98,16 +92,12 @@ def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
 
 def _figure(drawing: Drawing) -> str:
     caption = f"<figcaption>{escape_html(drawing.caption)}</figcaption>" if drawing.caption else ""
-    wide = ' class="wide"' if drawing.figure.get_figwidth() > NARROW else ""
-    return f'<figure{wide}><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
+    return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
 def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
-    head = "".join(
-        f'<th scope="col"{_side(i, grid, len(name) > LONG)}>{_breakable(name)}</th>'
-        for i, name in enumerate(grid.header)
-    )
+    head = "".join(f'<th scope="col"{_left(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
     rows = "".join(
         f"<tr{' class=strong' if r in grid.strong else ''}>"
         + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
@@ -124,23 +114,20 @@ def _breakable(text: str) -> str:
     return re.sub(r"(?<=\w)([_/-])(?=\w)", r"\1<wbr>", escape_html(text))
 
 
-def _side(column: int, grid: TableGrid, long: bool = False) -> str:
-    """The class of a cell; a `long` heading gets room, or it alone makes the whole head as high as its many lines."""
-    words = " ".join(["left"] * (column in grid.left) + ["long"] * long)
-    return f' class="{words}"' if words else ""
+def _left(column: int, grid: TableGrid) -> str:
+    return ' class="left"' if column in grid.left else ""
 
 
 def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     inner = _breakable(cell.text) + (f"<small>{escape_html(cell.sub)}</small>" if cell.sub else "")
     if column == 0 and 0 in grid.left:
         return f'<th scope="row">{inner}</th>'
-    return f"<td{_side(column, grid)}>{inner}</td>"
+    return f"<td{_left(column, grid)}>{inner}</td>"
 
 
 def markdown(report: Report, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    title, lines = opening(report)
-    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
+    blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
     numbers = figures(report)

@@ -1,32 +1,19 @@
-"""What the report says, section by section; `render` sets it as HTML or Markdown."""
+"""What the report says, section by section, and how analyses are shown; `render` prints it as HTML or Markdown."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.report import tables
 from souping.report.alternatives import alternatives
-from souping.report.experts import why
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, weight
-from souping.report.registry import analysis_sections, leading, led, section_of, shown_sections
-from souping.report.tables import (
-    Report,
-    Row,
-    Section,
-    TableGrid,
-    by_category,
-    differences,
-    gate,
-    grid,
-    known,
-    overview,
-    sentences,
-    table,
-)
+from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, rho, share, weight
+from souping.report.plots import Drawing
+from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, sentences, table
 
 REBUILD = (
     "It writes the same bytes again, from the folders recorded in the store or from the Hub at the recipe's commits, "
@@ -34,8 +21,6 @@ REBUILD = (
 )
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "cut off or missing and count as wrong"
-WARN = 0.02
-"""Share of lost answers from which a run warns (souping/pipeline/evidence.py)."""
 
 
 def headline(report: Report) -> str:
@@ -53,21 +38,15 @@ def headline(report: Report) -> str:
     return "The search is done; the report fold was not opened."
 
 
-def opening(report: Report) -> tuple[str, list[str]]:
-    """The page's headline and what stands below it: the verdict with the losses, or what the leading analysis says."""
-    told = leading(report)[1]
-    return (clean(told["headline"]), []) if told else (headline(report), [*losses(report), *_result(report)])
-
-
-def _result(report: Report) -> list[str]:
-    """What a score is; the soup's weights, where it is, and how it is loaded."""
+def summary(report: Report) -> list[str]:
+    """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
     scores = next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {})
-    lines, recipe = list[str](), part(report, "recipe")
+    lines, recipe = losses(report), part(report, "recipe")
     if scores:
-        even = len(set(part(part(report, "objective"), "coefficients").values())) < 2
+        equal = len(set(part(part(report, "objective"), "coefficients").values())) < 2
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
         lines.append(
-            f"The score is the {'mean' if even else 'weighted mean'} over {count(len(scores))} categories of percent "
+            f"The score is the {'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of percent "
             f"correct, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
         )
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
@@ -79,11 +58,11 @@ def _result(report: Report) -> list[str]:
 
 
 def benchmark(report: Report) -> str:
-    """`pantry: BFCL-shaped, not BFCL`, as far as it is known."""
-    told = report.get("benchmark")
-    if not isinstance(told, Mapping):
-        return clean(told)
-    name, note = clean(told.get("name")), clean(told.get("note"))
+    """`pantry: BFCL-shaped, not BFCL`, if it has a note."""
+    named = report.get("benchmark")
+    if not isinstance(named, Mapping):
+        return clean(named)
+    name, note = clean(named.get("name")), clean(named.get("note"))
     return f"{name} ({note})" if name and note and name not in note else note or name
 
 
@@ -95,9 +74,7 @@ def kicker(report: Report) -> str:
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:
-    """(label, number, small print) of the few numbers that matter most; none where an analysis leads."""
-    if leading(report)[0]:
-        return []
+    """(label, number, small print) of the few numbers that matter most."""
     rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
     shown = []
     for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
@@ -106,48 +83,18 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
             small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
             shown.append((label, f"{percent(score.get('mean'))} %", small))
-    deployed = rows.get("best_single", {}).get("name")
-    for pair in entries(report, "comparisons"):
-        if deployed is not None and pair.get("b") == deployed and pair.get("kind", "best_single") == "best_single":
-            small = f"{limits(pair)}; p {p_of(pair)}"
-            shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
-            break
+    single = rows.get("best_single", {}).get("name") or ""
+    pairs = [pair for pair in entries(report, "comparisons") if pair.get("b") == single]
+    for pair in [pair for pair in pairs if pair.get("kind", "best_single") == "best_single"][:1]:
+        small = f"{limits(pair)}; p {p_of(pair)}"
+        shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
     return shown
 
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    first = {
-        "verdict": _verdict(report),
-        "gains": _gains(report),
-        "outcomes": None if few_lost(report) else _outcomes(report),
-        "also": _also(report),
-        "landscape": _landscape(report, trials),
-        "alternatives": alternatives(report),
-        "why": why(report),
-    }
-    last = {"gate": _gate(report), "cost": _cost(report), "provenance": _provenance(report)}
-    if not leading(report)[0]:
-        run, placed = led(report, first)
-        return known((*run.values(), *shown_sections(report, placed), *last.values()))
-    return _led(report, {**first, **analysis_sections(report), **last})
-
-
-def _led(report: Report, run: dict[str, Section | None]) -> tuple[Section, ...]:
-    """The page of an analysis that leads: its own section, those of the run that it cites, and the rest folded away."""
-    name, told = leading(report)
-    cited = [_cited(cite, run.pop(key, None)) for key, cite in part(told, "cites").items() if isinstance(cite, Mapping)]
-    rest = Section("The run of these soups", (headline(report), *losses(report)), folded=known(run.values()))
-    return known((section_of(report, name), *cited, rest))
-
-
-def _cited(cite: Row, section: Section | None) -> Section:
-    """A section under the title by which it is cited; its own words are folded away. None: it was not made."""
-    title, lines = clean(cite.get("title")), tuple(texts(cite, "lines"))
-    if section is None:
-        return Section(title, lines)
-    whole = Section("In full", section.lines, grids=section.grids)
-    return Section(f"{title}: {section.title}", lines, section.picture, folded=(whole, *section.folded))
+    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), alternatives(report))
+    return nonempty((*run, _experts(report), *analysis_sections(report), _gate(report), _cost(report), _provenance(report)))
 
 
 def _verdict(report: Report) -> Section | None:
@@ -158,9 +105,8 @@ def _verdict(report: Report) -> Section | None:
     numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
     if dry:
         numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
-    sizes = table("Items per category", tables.sizes(report))
     if not tables.compared(report):
-        return Section("Scores", (numbers,), grids=(tables.scores(report),), folded=known((sizes,)))
+        return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = (
         f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
         f"that share content are one group. {tables.tested(report)}".strip()
@@ -168,34 +114,21 @@ def _verdict(report: Report) -> Section | None:
     lines = tuple(filter(None, (paired, tables.widened(report), "" if dry else LOOKS)))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
-    return Section("Is the soup better?", lines, "forest", folded=known((compared, scores, sizes)))
+    return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores)))
 
 
 def _gains(report: Report) -> Section | None:
+    """The categories, whose gains and losses the page's first lines sum up."""
     found = entries(part(report, "losses"), "categories")
     if not found:
         return None
+    line = f"Intervals and p-values hold for all {count(len(found))} categories at once (max-T)."
     shown = table("The same in numbers", tables.losses(report))
-    return Section("Gained and lost", (_beyond(report, found),), "categories", folded=known((shown,)))
-
-
-def _beyond(report: Report, found: Sequence[Row]) -> str:
-    """What is beyond chance, each way."""
-    parts = []
-    for verb, verdict in (("gained", "higher"), ("lost", "lower")):
-        pairs = [pair for pair in found if pair.get("verdict") == verdict]
-        names = [f"{pair.get('category')} ({percent(pair.get('difference'), sign=True)})" for pair in pairs]
-        parts += [f"{verb} {in_words(names)}"] if names else []
-    what = " and ".join(parts) or "neither gained nor lost a category"
-    against = clean(part(report, "losses").get("against"))
-    return (
-        f"Against {against}, the soup {what} beyond chance. Intervals and p-values hold for all {count(len(found))} "
-        f"categories at once (max-T). {_least(found)}".strip()
-    )
+    return Section("Gained and lost", (line,), "categories", folded=nonempty((shown,)))
 
 
 def _least(found: Sequence[Row]) -> str:
-    """How large a loss must be to be seen, from the category where least is enough to that where most is needed."""
+    """How large a loss must be to be detected, in the categories that need least and most."""
     sizes = [(size, clean(pair.get("category"))) for pair in found if (size := number(pair.get("least"))) is not None]
     if not sizes:
         return ""
@@ -235,9 +168,9 @@ def warnings(report: Report) -> list[str]:
 
 def endings(report: Report) -> list[str]:
     """Models with answers cut off or missing, and what part of the variance comes from the draw of the answers."""
-    lost, lines = _hit(report), list[str]()
+    lost, lines = _incomplete(report), list[str]()
     if lost:
-        who = in_words([f"{clean(name)} {percent(_lost(ends))} %" for name, ends in lost.items()])
+        who = in_words([f"{clean(name)} {percent(_lost(outcome))} %" for name, outcome in lost.items()])
         lines.append(f"Answers that were cut off at the limit of tokens, or are missing, count as wrong: {who}.")
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
@@ -249,46 +182,31 @@ def endings(report: Report) -> list[str]:
     return lines
 
 
-def few_lost(report: Report) -> bool:
-    """Whether no model lost as many answers as a run warns of, and each item was answered once."""
-    return not part(report, "variance") and all(_lost(ends) < WARN for ends in _hit(report).values())
-
-
-def _hit(report: Report) -> dict[str, Row]:
+def _incomplete(report: Report) -> dict[str, Row]:
     """{model: how its answers ended}, of the models with answers cut off or missing."""
     outcomes = part(report, "outcomes")
     return {name: part(outcomes, name) for name in outcomes if _lost(part(outcomes, name))}
 
 
-def _lost(ends: Row) -> float:
-    return (number(ends.get("truncated")) or 0.0) + (number(ends.get("unanswered")) or 0.0)
+def _lost(outcome: Row) -> float:
+    return (number(outcome.get("truncated")) or 0.0) + (number(outcome.get("unanswered")) or 0.0)
 
 
-def _outcomes(report: Report) -> Section | None:
-    """How answers ended, unless all ended by themselves."""
-    hit = _hit(report)
-    if not hit and not part(report, "variance"):
-        return None
-    heads, missing = ("cut off %", "missing %", "items"), ("model", "reason", "answers")
-    models = [(clean(name), *_ends(ends)) for name, ends in hit.items()]
-    reasons = [(clean(n), clean(why), count(k)) for n, ends in hit.items() for why, k in part(ends, "reasons").items()]
-    categories = [
-        (clean(name), clean(category), *_ends(part(part(ends, "categories"), category)))
-        for name, ends in hit.items()
-        for category in part(ends, "categories")
-        if _lost(part(part(ends, "categories"), category))
-    ]
-    more = (
-        table("Answers by model", grid(("model", *heads), models)),
-        table("Answers against items", _variance(report)),
-        table("Why there is no answer", grid(missing, reasons, left=(0, 1))),
-        table("Answers cut off or missing, by category", grid(("model", "category", *heads), categories, left=(0, 1))),
-    )
-    return Section("Answers", tuple(endings(report)), folded=known(more))
+def _outcomes(report: Report) -> Iterator[Section | None]:
+    """Answers that are cut off or missing by model, and the variance of answers."""
+    lost = _incomplete(report)
+    heads = ("model", "cut off %", "missing %", "items", "why missing")
+    models = [(clean(name), *_shares(outcome), _reasons(outcome)) for name, outcome in lost.items()]
+    yield table("Answers by model", grid(heads, models, left=(0, 4)))
+    yield table("Answers against items", _variance(report))
 
 
-def _ends(ends: Row) -> tuple[str, ...]:
-    return percent(ends.get("truncated")), percent(ends.get("unanswered")), count(ends.get("items"))
+def _reasons(outcome: Row) -> str:
+    return ", ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(outcome, "reasons").items())
+
+
+def _shares(outcome: Row) -> tuple[str, ...]:
+    return percent(outcome.get("truncated")), percent(outcome.get("unanswered")), count(outcome.get("items"))
 
 
 def _variance(report: Report) -> TableGrid:
@@ -302,40 +220,95 @@ def _variance(report: Report) -> TableGrid:
     return grid(heads, lines)
 
 
+def _experts(report: Report) -> Section | None:
+    """The ingredients and what each is the expert of; correlations and all that is luck are folded away."""
+    selection = part(report, "selection")
+    if not selection:
+        return None
+    lines = [_chosen(selection), *([steady] if (steady := _steady(report)) else [])]
+    if selection.get("published"):
+        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
+    lines += [clean(note) for note in elements(selection, "notes")]
+    correlation = part(selection, "correlation")
+    folded = nonempty(
+        (
+            Section("How categories correlate", picture="heatmap") if correlation.get("matrix") else None,
+            table("Every correlation with its interval", tables.pairs(report)),
+            Section("Chosen again?", tuple(_stability(report))),
+            table("Other thresholds, in steps of 0.01", tables.thresholds(report)),
+            table("One model left out", tables.jackknife(report)),
+        )
+    )
+    return Section("Why these experts", tuple(lines), grids=(tables.experts(report),), folded=folded)
+
+
+def _chosen(selection: Row) -> str:
+    """`soce chose a, b and c (pearson, threshold 0.2, ...); categories of low correlation: ...`"""
+    who = clean(selection.get("selector")) or "The selector"
+    rule = [clean(selection.get("metric"))]
+    if number(selection.get("threshold")) is not None:
+        rule.append(f"threshold {weight(selection['threshold'])}")
+    rule += [f"{key} {clean(selection[key])}" for key in ("sign", "ties") if selection.get(key)]
+    how = ", ".join(text for text in rule if text)
+    low = elements(selection, "low_correlation")
+    whole = len(elements(part(selection, "correlation"), "categories"))
+    where = (
+        f" Low-correlation categories: {'all ' + count(whole) if len(low) == whole else in_words(low)}." if low else ""
+    )
+    names = in_words(elements(selection, "ingredients")) or "nothing"
+    return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
+
+
+def _steady(report: Report) -> str:
+    """Which thresholds around the one that was used select the same."""
+    used = number(part(report, "stability").get("threshold"))
+    for low, high, entry in tables.spans(report):
+        if used is not None and low <= used <= high and not entry.get("error"):
+            return f"Every threshold from {weight(low)} to {weight(high)} selects the same."
+    return ""
+
+
+def _stability(report: Report) -> list[str]:
+    """Sentences about the bootstrap itself."""
+    stability = part(report, "stability")
+    lines = [clean(note) for note in elements(stability, "notes")]
+    if stability.get("draws"):
+        method = f" ({clean(stability['method'])})" if stability.get("method") else ""
+        why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
+        none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
+        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
+    if sizes := part(stability, "sizes"):
+        lines.append(f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws.")
+    noisy = [f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()]
+    if noisy:
+        lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
+    return lines
+
+
 def _also(report: Report) -> Section | None:
     measured = entries(report, "also")
     if not measured:
         return None
-    lines = (
-        "Evaluated once the recipe was frozen, on all items; nothing was chosen on them.",
-        *sentences(report),
-    )
-    folded = [
-        table(f"{clean(entry.get('name'))} by category", by_category(entry))
-        for entry in measured
-        if len(part(entry, "coefficients")) > 1
-    ]
-    grids = (overview(report),)
-    return Section(
-        "Other benchmarks", lines, grids=grids, folded=known((table("Differences", differences(report)), *folded))
-    )
+    line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
+    folded = [table(f"{clean(entry.get('name'))}: differences", tables.differences(entry)) for entry in measured]
+    lines, grids = (line, *sentences(report)), (tables.overview(report),)
+    return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
 
 def _gate(report: Report) -> Section | None:
     checked = part(report, "gate")
     if not checked:
         return None
-    title, line = (
-        "Were the single models as expected?",
-        (
-            f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
-            f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
-            f"{percent(checked.get('false_alarm'), 0)} %."
-        ),
+    title, shown = "Were the single models as expected?", tables.gate(report)
+    line = (
+        f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
+        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
+        f"{percent(checked.get('false_alarm'), 0)} %."
     )
     if not checked.get("passed"):
-        return Section(title, (line,), grids=(gate(report),))
-    return Section(title, ("All of them were.",), folded=known((table("Expected and measured", gate(report), line),)))
+        return Section(title, (line,), grids=(shown,))
+    return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))
 
 
 def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
@@ -343,32 +316,22 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
         return None
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
-    dropped = sum(number(trial.get("objective")) is None for trial in trials)
-    evaluated = len(trials) - dropped
-    verb = "soup was" if evaluated == 1 else "soups were"
-    was, has = ("was", "has") if dropped == 1 else ("were", "have")
-    gone = f" {count(dropped)} more {was} dropped early, after a part of it, and {has} no score here."
-    early = gone if dropped else ""
+    whole = sum(number(trial.get("objective")) is not None for trial in trials)
+    rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (
-        f"{count(evaluated)} {verb} evaluated on the search fold.{early}{best} "
+        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} "
         "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
         " ".join(searched(part(report, "search"))),
     )
-    return Section(
-        "Landscape of weights", tuple(filter(None, lines)), "landscape", grids=(tables.trials(report, trials),)
-    )
+    shown = (tables.trials(report, trials),)
+    return Section("Landscape of weights", tuple(filter(None, lines)), "landscape", grids=shown)
 
 
 def _cost(report: Report) -> Section | None:
-    """What the run took, with the answers where they need no section of their own."""
-    whole = tables.search_cost(report)
-    brief = replace(whole, rows=(*whole.rows[:2], *whole.rows[2:][-1:]))
-    grids = tuple(grid for grid in (tables.folds(report), tables.cost(report), brief) if grid.rows)
-    few = few_lost(report)
-    ended = tuple(endings(report)[:1]) if few else ()
-    more = table("The search in detail", whole) if len(whole.rows) > len(brief.rows) else None
-    folded = known((more, _outcomes(report) if few else None))
-    return Section("Cost", ended, grids=grids, folded=folded) if grids else None
+    """What the run took, and the answers that it did not get."""
+    shown = (tables.folds(report), tables.cost(report), tables.search_cost(report))
+    grids = tuple(one for one in shown if one.rows)
+    return Section("Cost", tuple(endings(report)), grids=grids, folded=nonempty(_outcomes(report)))
 
 
 def _provenance(report: Report) -> Section | None:
@@ -378,21 +341,103 @@ def _provenance(report: Report) -> Section | None:
     line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
     command = clean(report.get("rebuild"))
     again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
-    folded = known((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
+    folded = nonempty((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
     return Section("Provenance", (f"{line} {again}",), code=command, folded=folded)
 
 
-def ended(told: Row) -> str:
+def ended(search: Row) -> str:
     """Why a search ended, in a line; empty where it says nothing."""
-    return f"the search ended: {clean(told.get('stopped'))}" if told.get("stopped") else ""
+    return f"the search ended: {clean(search.get('stopped'))}" if search.get("stopped") else ""
 
 
-def searched(told: Row) -> list[str]:
+def searched(search: Row) -> list[str]:
     """What a search says of itself."""
     lines = []
-    others = number(told.get("indistinguishable_count"))
+    others = number(search.get("indistinguishable_count"))
     if others is not None:
         lines.append(f"Other soups that may be as good, judging by the items the search evaluated: {count(others)}.")
-    if told.get("stopped"):
-        lines.append(f"It ended: {clean(told.get('stopped'))}.")
+    if search.get("stopped"):
+        lines.append(f"It ended: {clean(search.get('stopped'))}.")
     return lines
+
+
+# Analyses: each registers how it is shown in its own module.
+
+MODULES = (
+    "souping.analysis.consistency",
+    "souping.analysis.parents",
+    "souping.analysis.shapley",
+    "souping.analysis.surface",
+    "souping.analysis.wins",
+    "souping.paper.reproduction",
+)
+"""Modules of this package that register a display."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """How an analysis is shown, by functions of its data in the report.
+
+    Sections are ordered by `place`; `folded` ones come last, in one section.
+    """
+
+    section: Callable[[Row], Section]
+    drawings: Sequence[Callable[[Row], Drawing | None]] = ()
+    place: int = 9
+    folded: bool = False
+
+
+DISPLAYS: dict[str, Display] = {}
+"""{name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown."""
+
+
+def displays() -> dict[str, Display]:
+    """All displays, those of this package included."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return DISPLAYS
+
+
+def _analyses(report: Report) -> list[tuple[str, Row, Display]]:
+    """(name, data, display) of the report's analyses that have data, in the order in which they are shown."""
+    data, known = part(report, "analyses"), displays()
+    every = [(name, part(data, name), known.get(name) or Display(_plain)) for name in sorted(data)]
+    return sorted((one for one in every if one[1]), key=lambda one: one[2].place)
+
+
+def analysis_sections(report: Report) -> tuple[Section, ...]:
+    """A section of each analysis; those without a result are folded away."""
+    shown, folded = list[Section](), list[Section]()
+    for name, data, display in _analyses(report):
+        if reason := _missing(data):
+            folded.append(Section(_titled(name), (reason,)))
+        else:
+            one = display.section(data)
+            one = one if one.title else Section(_titled(name), one.lines, grids=one.grids)
+            (folded if display.folded else shown).append(one)
+    return (*shown, Section("More analyses", folded=tuple(folded)))
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """The pictures of all analyses that have a result."""
+    found = [(draw, data) for _, data, display in _analyses(report) if not _missing(data) for draw in display.drawings]
+    return [drawing for draw, data in found if (drawing := draw(data)) is not None]
+
+
+def _missing(data: Row) -> str:
+    """Why an analysis has no result; empty if it has one."""
+    reasons = {"not estimable": data.get("not_estimable"), "it failed": data.get("failed")}
+    return next((f"{kind}: {clean(reason)}" for kind, reason in reasons.items() if reason), "")
+
+
+def _plain(data: Row) -> Section:
+    """An analysis without a display."""
+    grids = [
+        grid(texts(shown, "header"), [map(clean, row) for row in elements(shown, "rows") if isinstance(row, Sequence)])
+        for shown in entries(data, "tables")
+    ]
+    return Section(clean(data.get("title")), tuple(map(clean, texts(data, "sentences"))), grids=tuple(grids))
+
+
+def _titled(name: str) -> str:
+    return clean(name).replace("_", " ").capitalize()

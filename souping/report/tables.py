@@ -1,4 +1,4 @@
-"""Tables of the report as plain cells, so that Markdown, HTML, W&B and the terminal show the same ones."""
+"""Tables of the report as plain cells: Markdown, HTML, W&B and the terminal print the same ones."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from souping.core.text import minus
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.report.format import (
     DASH,
+    KINDS,
     brackets,
     clean,
     count,
-    in_order,
     in_words,
     interval,
-    kind_label,
     level,
     p_of,
     p_value,
     percent,
+    rho,
     seconds,
+    share,
     weight,
 )
 
 NORMAL = NormalDist()
 Report = Mapping[str, Json]
-"""`report.json`, or what is known of it so far."""
+"""`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
 FIGURES = ("difference", "95 % interval", "p", "p (Holm)")
@@ -44,7 +44,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableGrid:
-    """Table: `rows` hold a cell a column, `strong` are the indices of rows to stress, `left` of left-set columns."""
+    """Table: `strong` are the indices of rows to stress, `left` those of left-aligned columns."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
@@ -54,8 +54,7 @@ class TableGrid:
 
 @dataclass(frozen=True)
 class Section:
-    """Heading with sentences, at most one picture (by its name), tables to show, a command, and sections to fold
-    away below them."""
+    """Heading with sentences, a picture (by its name), tables, a command, and sections that are folded away."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -70,13 +69,13 @@ class Section:
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
-def known(built: Iterable[Section | None]) -> tuple[Section, ...]:
+def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
     """Sections that have anything to show."""
-    return tuple(one for one in built if one is not None and (one.lines or one.picture or one.grids or one.folded))
+    return tuple(one for one in sections if one is not None and (one.lines or one.picture or one.grids or one.folded))
 
 
 def table(title: str, shown: TableGrid, *lines: str) -> Section | None:
-    """A section of one table, nothing where it has no rows."""
+    """A section of one table; None if the table has no rows."""
     return Section(title, lines, grids=(shown,)) if shown.rows else None
 
 
@@ -92,39 +91,39 @@ def grid(
 
 
 def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
-    """Numbers of the rows of which it is true."""
+    """Indices of the rows that have this value."""
     return [i for i, row in enumerate(rows) if row.get(key) == value]
 
 
 def categories(report: Report) -> list[str]:
-    """Category names in the benchmark's order: that of the rows, with what only the selection knows after them."""
-    names = [name for row in entries(report, "rows") for name in part(row, "scores")]
-    known = texts(part(part(report, "selection"), "correlation"), "categories")
-    order = {name: i for i, name in enumerate(known)}
-    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order))) or known
+    """Category names in the selection's order."""
+    names = dict.fromkeys(name for row in entries(report, "rows") for name in part(row, "scores"))
+    selected = texts(part(part(report, "selection"), "correlation"), "categories")
+    order = {name: i for i, name in enumerate(selected)}
+    return sorted(names, key=lambda name: order.get(name, len(order))) or selected
 
 
 def once(report: Report) -> list[Row]:
-    """Rows in the order of their roles, a model that plays several of them once: `roles` has all its kinds."""
-    found: dict[Json, dict[str, Json]] = {}
-    for row in in_order(entries(report, "rows")):
+    """Rows in the order of their roles, each model once: `roles` has all its kinds."""
+    found, order = dict[Json, dict[str, Json]](), {kind: place for place, kind in enumerate(KINDS)}
+    for row in sorted(entries(report, "rows"), key=lambda row: order.get(str(row.get("kind")), len(order))):
         key = row.get("recipe_id") or row.get("name")
-        known = found.setdefault(key, {**row, "roles": []})
-        known["roles"] = [*elements(known, "roles"), row.get("kind")]
+        first = found.setdefault(key, {**row, "roles": []})
+        first["roles"] = [*elements(first, "roles"), row.get("kind")]
     return list(found.values())
 
 
 def named(row: Row) -> TableCell:
-    """A model's name with its roles; what is named after its role says it once."""
+    """A model's name with its roles."""
     name = clean(row.get("name"))
-    labels = [kind_label(kind) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
+    labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
     if row.get("name") == row.get("kind"):
         return TableCell(labels[0], ", ".join(labels[1:]))
     return TableCell(name, ", ".join(labels))
 
 
 def scores(report: Report) -> TableGrid:
-    """A line a model: objective and every category, percent with 95 % intervals."""
+    """One line per model: objective and every category, percent with 95 % intervals."""
     names, rows = categories(report), once(report)
     lines = [
         (named(row), _score(row.get("objective")), *(_score(part(row, "scores").get(name)) for name in names))
@@ -134,13 +133,13 @@ def scores(report: Report) -> TableGrid:
 
 
 def compared(report: Report) -> list[Row]:
-    """The soup's comparisons, one a model, with the `row` of that model; none with what is the soup itself."""
+    """The soup's comparisons, one per other model, with the `row` of that model."""
     pairs = entries(report, "comparisons")
     found: list[Row] = []
     for row in once(report):
-        roles, own = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
-        if own and "soup" not in roles:
-            pair = next((pair for pair in own if number(pair.get("p_holm")) is not None), own[0])
+        roles, same = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
+        if same and "soup" not in roles:
+            pair = next((pair for pair in same if number(pair.get("p_holm")) is not None), same[0])
             found.append({**pair, "row": row})
     return found
 
@@ -186,21 +185,18 @@ def summary(report: Report) -> TableGrid:
 
 
 def tested(report: Report) -> str:
-    """The test of the comparisons, with the items and groups that they rest on."""
-    pairs = compared(report)
-    names = list(dict.fromkeys(clean(pair.get("test")).replace("_", " ") for pair in pairs if pair.get("test")))
-    sizes = list(dict.fromkeys((count(pair.get("n")), count(pair.get("groups"))) for pair in pairs))
-    if not names or len(sizes) != 1:
-        return ""
-    return f"Test: {in_words(names)}, {sizes[0][0]} items in {sizes[0][1]} groups."
+    """The test of the comparisons and its number of items and groups."""
+    pair = next(iter(compared(report)), {})
+    test = clean(pair.get("test")).replace("_", " ")
+    return f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups." if test else ""
 
 
 def widened(report: Report) -> str:
-    """Why an interval nearly touches 0 beside a small p-value, where one does; else empty."""
+    """Why an interval nearly touches 0 though its p-value is small; empty if none does."""
     names = [named(part(pair, "row")).text for pair in compared(report) if _is_near(pair)]
     why = "the interval, but not the test, is widened for categories in which few or no items were answered differently"
-    told = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
-    return told if names else ""
+    line = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
+    return line if names else ""
 
 
 def _is_near(pair: Row) -> bool:
@@ -213,43 +209,125 @@ def _is_near(pair: Row) -> bool:
 
 
 def _score(score: Json) -> TableCell:
-    given = score if isinstance(score, Mapping) else {"mean": score}
-    return TableCell(percent(given.get("mean")), interval(given.get("low"), given.get("high")))
-
-
-def sizes(report: Report) -> TableGrid:
-    """Items of each category on the report fold; in a dry run they are others'."""
-    row = next(iter(entries(report, "rows")), {})
-    lines = [(clean(name), count(part(part(row, "scores"), name).get("n"))) for name in categories(report)]
-    return grid(("category", "items of the dry run" if report.get("limit") else "items on the report fold"), lines)
+    found = score if isinstance(score, Mapping) else {"mean": score}
+    return TableCell(percent(found.get("mean")), interval(found.get("low"), found.get("high")))
 
 
 def losses(report: Report) -> TableGrid:
     """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
     found = entries(part(report, "losses"), "categories")
     lines = [
-        (clean(pair.get("category")), *_figures(pair)[:3], percent(pair.get("least")), clean(pair.get("verdict")))
+        (
+            clean(pair.get("category")),
+            count(pair.get("n")),
+            *_figures(pair)[:3],
+            percent(pair.get("least")),
+            clean(pair.get("verdict")),
+        )
         for pair in found
     ]
     around = f"{level(next(iter(found), {}))} interval, all at once"
-    header = ("category", "difference", around, "p, corrected", "smallest difference beyond chance", "the soup is")
-    return grid(header, lines, (0, 5), where(found, "verdict", "lower"))
+    least = "smallest difference beyond chance"
+    header = ("category", "items", "difference", around, "p, corrected", least, "the soup is")
+    return grid(header, lines, (0, 6), where(found, "verdict", "lower"))
 
 
 def recipe(report: Report) -> TableGrid:
     """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
-    known = part(report, "recipe")
-    names, weights, sources = texts(known, "ingredients"), elements(known, "weights"), part(known, "sources")
-    prints = elements(known, "fingerprints") + [""] * len(names)
+    found = part(report, "recipe")
+    names, sources = texts(found, "ingredients"), part(found, "sources")
+    prints = elements(found, "fingerprints") or [""] * len(names)
     lines = [
-        [clean(name), weight(value), clean(mark)[:16] or DASH]
-        for name, value, mark in zip(names, weights, prints, strict=False)
+        [clean(name), weight(share), clean(mark)[:16] or DASH, *([clean(sources.get(name)) or DASH] if sources else [])]
+        for name, share, mark in zip(names, elements(found, "weights"), prints, strict=False)
     ]
-    header = ["ingredient", "weight", "content (SHA-256, first 16)"]
-    if sources:
-        header.append("on the Hub")
-        lines = [[*line, clean(sources.get(n)) or DASH] for n, line in zip(names, lines, strict=False)]
+    header = ["ingredient", "weight", "content (SHA-256, first 16)", *(["on the Hub"] if sources else [])]
     return grid(header, lines, left=(0, 2, 3))
+
+
+def experts(report: Report) -> TableGrid:
+    """One line per ingredient: its weight, its categories, and how often it is chosen again."""
+    selection, again = part(report, "selection"), part(part(report, "stability"), "ingredients")
+    recipe = part(report, "recipe")
+    weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
+    lines: list[tuple[str | TableCell, ...]] = [
+        (
+            clean(name),
+            weight(weights.get(name, 0.0)) if recipe else DASH,
+            ", ".join(_expert_of(report, name)) or DASH,
+            share(again.get(name)),
+        )
+        for name in texts(selection, "ingredients")
+    ]
+    return grid(("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2))
+
+
+def _expert_of(report: Report, name: str) -> list[str]:
+    """`parallel (92 %)`: the categories of an expert, with the share of redraws of the items that pick it again."""
+    selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
+    tied = part(selection, "tied")
+    shared = selection.get("ties") == "all"
+    found = [
+        c for c, expert in part(selection, "experts").items() if name in (expert, *(texts(tied, c) if shared else ()))
+    ]
+    return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
+
+
+def pairs(report: Report) -> TableGrid:
+    """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
+    found = entries(part(report, "stability"), "correlations")
+    drawn = any(number(pair.get("bootstrap_low")) is not None for pair in found)
+    rows = []
+    for pair in found:
+        line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
+        line.append(around(pair.get("low"), pair.get("high")))
+        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        rows.append([*line, *(more if drawn else [])])
+    tail = ("95 %, resampled items", "without noise") if drawn else ()
+    return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
+
+
+def around(low: Json, high: Json) -> str:
+    if number(low) is None or number(high) is None:
+        return "not estimable"
+    return f"{rho(low)} to {rho(high)}"
+
+
+def spans(report: Report) -> list[tuple[float, float, Row]]:
+    """(from, to, outcome) of neighbouring thresholds that select the same ingredients, or fail alike."""
+    found: list[tuple[float, float, Row]] = []
+    for entry in entries(part(report, "stability"), "thresholds"):
+        value = number(entry.get("threshold")) or 0.0
+        if found and all(found[-1][2].get(key) == entry.get(key) for key in ("ingredients", "error")):
+            found[-1] = (found[-1][0], value, found[-1][2])
+        else:
+            found.append((value, value, entry))
+    return found
+
+
+def thresholds(report: Report) -> TableGrid:
+    """The selection by other thresholds, one line per range."""
+    cut = number(part(report, "stability").get("threshold"))
+    used = [i for i, (low, high, _) in enumerate(spans(report)) if cut is not None and low <= cut <= high]
+    lines = [
+        (weight(low) if low == high else f"{weight(low)} to {weight(high)}", _outcome(entry)[0])
+        for low, high, entry in spans(report)
+    ]
+    return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=used)
+
+
+def jackknife(report: Report) -> TableGrid:
+    """The selection without one model."""
+    left_out = entries(part(report, "stability"), "jackknife")
+    rows = [(clean(entry.get("left_out")), *_outcome(entry)) for entry in left_out]
+    return grid(("left out", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
+
+
+def _outcome(entry: Row) -> tuple[str, str]:
+    if entry.get("error"):
+        return clean(entry["error"]), ""
+    low = ", ".join(map(clean, elements(entry, "low_correlation")))
+    return in_words(elements(entry, "ingredients")) or DASH, low or DASH
 
 
 def folds(report: Report) -> TableGrid:
@@ -261,35 +339,24 @@ def folds(report: Report) -> TableGrid:
     }
     if report.get("limit"):
         use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"
-    known = part(report, "folds")
-    lines = [(fold, count(known[fold]), text) for fold, text in use.items() if fold in known]
+    sizes = part(report, "folds")
+    lines = [(fold, count(sizes[fold]), text) for fold, text in use.items() if fold in sizes]
     return grid(("fold", "items", "used for"), lines, left=(0, 2))
+
+
+COSTS = {"evaluated_items": "items evaluated", "reused_items": "items taken from the store", "trials": "soups tried"}
+SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
 
 
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
-    names = {
-        "evaluated_items": "items evaluated",
-        "reused_items": "items taken from the store",
-        "trials": "soups tried",
-    }
-    lines = [(label, count(spent[key])) for key, label in names.items() if key in spent]
-    if "seconds" in spent:
-        lines.append(("time", seconds(spent["seconds"])))
-    lines += [
-        (clean(key).replace("_", " "), clean(value))
-        for key, value in spent.items()
-        if key not in {*names, "seconds"} and not isinstance(value, Mapping | list)
+    lines = [
+        (COSTS.get(key) or clean(key).replace("_", " "), _spent(key, spent[key]))
+        for key in dict.fromkeys([*COSTS, "seconds", *spent])
+        if number(spent.get(key)) is not None
     ]
     return grid(("cost", "amount"), lines)
-
-
-SEARCHED = {
-    "items": "items answered",
-    "prefilled_tokens": "tokens of their prompts",
-    "generated_tokens": "tokens of their answers",
-}
 
 
 def search_cost(report: Report) -> TableGrid:
@@ -297,11 +364,12 @@ def search_cost(report: Report) -> TableGrid:
     spent = part(part(report, "cost"), "search")
     full = part(spent, "full_grid")
     keys = [key for key in SEARCHED if number(spent.get(key)) or number(full.get(key))]
-    lines = [("soups", count(spent.get("soups")), count(full.get("soups")))] if spent else []
-    lines += [(SEARCHED[key], count(spent.get(key)), count(full.get(key))) for key in keys]
-    if number(spent.get("seconds")):
-        lines.append(("time of answering", seconds(spent.get("seconds")), seconds(full.get("seconds"))))
+    lines = [(SEARCHED[key], _spent(key, spent.get(key)), _spent(key, full.get(key))) for key in keys]
     return grid(("search", "this one", "the full grid"), lines)
+
+
+def _spent(key: str, amount: Json) -> str:
+    return seconds(amount) if key == "seconds" else count(amount)
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
@@ -325,12 +393,12 @@ def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
     """The axes of the search: the selection's ingredients, or what the trials weigh."""
     chosen = texts(part(report, "selection"), "ingredients")
     weighed = [name for trial in tried for name in part(trial, "weights")]
-    known = [name for name in chosen if name in weighed] or chosen
-    return list(dict.fromkeys([*known, *weighed]))
+    axes = [name for name in chosen if name in weighed] or chosen
+    return list(dict.fromkeys([*axes, *weighed]))
 
 
 def gate(report: Report) -> TableGrid:
-    """A line a figure that was expected of a single model, those that missed stressed."""
+    """One line per score that was expected of a candidate; those that were missed are stressed."""
     checks = entries(part(report, "gate"), "checks")
     lines = [
         (
@@ -350,35 +418,31 @@ def gate(report: Report) -> TableGrid:
 
 
 def overview(report: Report) -> TableGrid:
-    """A line a model, a column a benchmark: the objective with its interval, the soup last."""
+    """One line per model, one column per benchmark: the objective with its interval."""
     measured = entries(report, "also")
-    names = list(dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows")))
-    lines: list[tuple[str | TableCell, ...]] = [
-        (name, *(_score(_objective_of(entry, name)) for entry in measured)) for name in names
-    ]
+    scores = [{clean(row.get("name")): row.get("objective") for row in entries(entry, "rows")} for entry in measured]
+    names = list(dict.fromkeys(name for one in scores for name in one))
+    lines: list[tuple[str | TableCell, ...]] = [(name, *(_score(one.get(name)) for one in scores)) for name in names]
     soups = [names.index("soup")] if "soup" in names else []
     return grid(("model", *(clean(entry.get("name")) for entry in measured)), lines, strong=soups)
 
 
-def _objective_of(entry: Row, name: str) -> Json:
-    return next((row.get("objective") for row in entries(entry, "rows") if clean(row.get("name")) == name), None)
-
-
-def differences(report: Report) -> TableGrid:
-    """The soup's paired difference to each ingredient on each benchmark; what the soup lost is stressed."""
-    measured = [(entry, pair) for entry in entries(report, "also") for pair in entries(entry, "comparisons")]
+def differences(entry: Row) -> TableGrid:
+    """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
+    pairs = entries(entry, "comparisons")
+    pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
     lines = [
         (
-            clean(entry.get("name")),
-            f"soup {minus('-')} {clean(pair.get('b'))}",
+            clean(pair.get("b")),
+            clean(pair.get("category")) or "all",
             *_figures(pair),
             f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
             clean(pair.get("verdict")),
         )
-        for entry, pair in measured
+        for pair in pairs
     ]
-    lost = where((pair for _, pair in measured), "verdict", "lower")
-    return grid(("benchmark", "pair", *FIGURES, "items / groups", "the soup is"), lines, (0, 1, 7), lost)
+    header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
+    return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
 def _figures(pair: Row) -> tuple[str, ...]:
@@ -390,32 +454,8 @@ def _figures(pair: Row) -> tuple[str, ...]:
     )
 
 
-def by_category(entry: Row) -> TableGrid:
-    """One benchmark category by category: every model's mean, then the soup's difference to each ingredient."""
-    rows, names = entries(entry, "rows"), list(part(entry, "coefficients"))
-    compared = {(pair.get("category"), pair.get("b")): pair for pair in entries(entry, "categories")}
-    others = list(dict.fromkeys(pair.get("b") for pair in entries(entry, "categories")))
-    lines: list[tuple[str | TableCell, ...]] = [
-        (
-            clean(name),
-            *(_score(part(row, "scores").get(name)) for row in rows),
-            *(_difference(compared.get((name, other), {})) for other in others),
-        )
-        for name in names
-    ]
-    heads = [clean(row.get("name")) for row in rows]
-    heads += [f"soup {minus('-')} {clean(other)}" for other in others]
-    return grid(("category", *heads), lines)
-
-
-def _difference(pair: Row) -> TableCell:
-    verdict = clean(pair.get("verdict"))
-    mark = f"; {verdict}" if verdict in ("lower", "higher") else ""
-    return TableCell(_change(pair), f"{interval(pair.get('low'), pair.get('high'), sign=True)}{mark}")
-
-
 def sentences(report: Report) -> Iterator[str]:
-    """Losses of the soup, benchmark by benchmark; where nothing is shown, how much it may have lost all the same."""
+    """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
     for entry in entries(report, "also"):
         name = clean(entry.get("name"))
         if entry.get("shared"):
@@ -431,7 +471,8 @@ def sentences(report: Report) -> Iterator[str]:
             yield f"{name}: no regression shown; the intervals reach down to {least} points ({clean(worst.get('b'))})."
         parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
         if parts and len(part(entry, "coefficients")) > 1:
-            names = in_words([f"{pair.get('category')} ({pair.get('b')}, {_change(pair)})" for pair in parts])
+            changes = [percent(pair.get("difference"), sign=True) for pair in parts]
+            names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
             yield f"{name}: single categories in which the soup is below an ingredient: {names}."
 
 
@@ -439,7 +480,3 @@ def _points(pair: Row) -> str:
     limits = interval(pair.get("low"), pair.get("high"), sign=True)
     size = percent(-(number(pair.get("difference")) or 0.0))
     return f"{size} points (95 % interval of the difference {limits}, p {p_value(pair.get('p_holm'))})"
-
-
-def _change(pair: Row) -> str:
-    return percent(pair.get("difference"), sign=True)

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, entries, number, part, texts
 from souping.report import render
-from souping.report.experts import experts
 from souping.report.format import clean, escape_markdown, percent
-from souping.report.registry import leading
 from souping.report.sections import headline, losses
-from souping.report.tables import Report, Row, Section, TableGrid, gate, overview, sentences, summary, widened
+from souping.report.tables import Report, Row, Section, TableGrid, experts, gate, overview, sentences, summary, widened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +26,7 @@ LONGEST = 4000
 
 def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    lines = [headline(report), *losses(report), widened(report), clean(leading(report)[1].get("headline"))]
+    lines = [headline(report), *losses(report), widened(report)]
     return plain_table(summary(report) if entries(report, "rows") else experts(report), lines)
 
 

@@ -53,7 +53,7 @@ class Adaptive(LimitedStrategy):
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
-        return self.over(self._points(len(space.ingredients), space.merits), space, seed)
+        return self.over(self._points(len(space.ingredients), space.objectives), space, seed)
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""

@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from souping.core import simplex
-from souping.core.executor_protocols import RecipeEvaluator
-from souping.core.objectives import value
-from souping.core.protocols import Objective, Optimiser, Strategy
+from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
+from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import (
     Cell,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from souping.analysis.alternatives import alternatives
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 
 ITEMS = tuple(Item(id=str(n), category="xy"[n % 2], prompt=str(n), answer="") for n in range(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,8 @@ from souping.analysis.shapley import Shapley
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Wins
 from souping.report.files import as_json
-from souping.report.registry import displays, drawings, section_of
 from souping.report.render import markdown, page
-from souping.report.sections import sections
+from souping.report.sections import DISPLAYS, drawings
 from tests.conftest import ROOT
 from tests.support.analyses import run_of
 from tests.support.choices import differing, each
@@ -27,7 +27,7 @@ ROWS: dict[str, list[Analysis]] = {
     "parents": [Parents(draws=20)],
     "wins": [Wins(), Wins(examples=5)],
     "surface": [ResponseSurface()],
-    "shapley": [Shapley(), Shapley(players="candidates", exact=3, permutations=3), Shapley(groups="soups")],
+    "shapley": [Shapley(), Shapley(players="candidates", exact=3, permutations=3)],
 }
 FREE = {"consistency", "parents", "wins", "surface"}
 
@@ -38,7 +38,7 @@ def name_of(analysis: Analysis) -> str:
 
 def test_every_choice_has_a_row_and_a_section() -> None:
     assert set(differing("analysis", ROWS)) == {"paper"}  # of published figures, not of a run: tests/paper
-    assert set(ROWS) <= set(displays())
+    assert set(ROWS) <= set(DISPLAYS)
 
 
 def test_those_that_cost_nothing_are_made_by_default() -> None:
@@ -50,15 +50,13 @@ def test_those_that_cost_nothing_are_made_by_default() -> None:
 
 @pytest.mark.parametrize("analysis", each(ROWS))
 class TestAnalysis:
-    def test_it_gives_plain_data_that_json_keeps(self, analysis: Analysis) -> None:
-        data = analysis.analyse(run_of(asked=analysis.asks))
+    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(self, analysis: Analysis) -> None:
+        run = run_of(asked=analysis.asks)
+        data = analysis.analyse(run)
         assert json.loads(as_json(data)) == json.loads(as_json(json.loads(as_json(data))))
         assert data["fold"] in ("search", "report")
         assert "NaN" not in as_json(data)
-
-    def test_twice_is_the_same(self, analysis: Analysis) -> None:
-        run = run_of(asked=analysis.asks)
-        assert as_json(analysis.analyse(run)) == as_json(analysis.analyse(run))
+        assert as_json(analysis.analyse(run)) == as_json(data)
 
     def test_its_asks_follow_from_the_soups_alone_each_once(self, analysis: Analysis) -> None:
         soups = run_of().soups
@@ -74,7 +72,7 @@ class TestAnalysis:
     def test_with_too_few_answers_it_says_what_it_would_take(self, analysis: Analysis) -> None:
         run = run_of(asked=analysis.asks)
         single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
-        with pytest.raises(NotEstimableError, match=r"takes|ask"):
+        with pytest.raises(NotEstimableError, match=r"takes|again"):
             analysis.analyse(replace(run, search=single, report={}, trials=()))
 
     @pytest.mark.parametrize("size", [2, 4])
@@ -83,10 +81,10 @@ class TestAnalysis:
         data = json.loads(as_json(analysis.analyse(run_of(size, asked=analysis.asks))))
         report, trials = sample()
         report["analyses"] = {name: data}
-        section = section_of(report, name)
-        assert section is not None
-        assert section.title in page(report, trials, drawings(report))
-        assert section.title in markdown(report, trials)
+        section = DISPLAYS[name].section(data)
+        for text in (page(report, trials, drawings(report)), markdown(report, trials)):
+            assert section.title in text
+            assert not section.picture or section.picture in text
         assert "nan" not in " ".join(section.lines)
 
     @pytest.mark.parametrize("categories", [("w",), ("w", "x")])
@@ -107,23 +105,9 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
         "yours": {"sentences": ["Twelve apples."], "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}]},
     }
     text = page(report, trials, drawings(report))
+    folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
     for title, why in (("Wins", "not estimable: too few answers"), ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;")):
-        assert title in text
-        assert why in text
+        assert title in folded
+        assert why in folded
     assert "Twelve apples." in text
     assert "| c | 1.5 |" in markdown(report, trials)
-
-
-def test_the_landscape_is_the_surface_where_there_is_one() -> None:
-    """The fitted picture leads; the soups that were asked are folded. Without it the section is as it was."""
-    report, trials = sample()
-    report["analyses"] = {"surface": json.loads(as_json(ResponseSurface().analyse(run_of())))}
-    (shown,) = [one for one in sections(report, trials) if one.title == "Landscape of weights"]
-    assert shown.picture == "surface"
-    assert [one.picture for one in shown.folded] == ["", "landscape"]
-    assert "More analyses" not in [one.title for one in sections(report, trials)]
-    report["analyses"] = {"surface": {"not_estimable": "too few"}}
-    told = {one.title: one for one in sections(report, trials)}
-    assert told["Landscape of weights"].picture == "landscape"
-    (folded,) = told["More analyses"].folded
-    assert (folded.title, folded.lines) == ("Surface", ("not estimable: too few",))

@@ -1,4 +1,4 @@
-"""What every correlation promises: add a row with its reference, and it is held to all of it."""
+"""What every correlation promises (add a row with its reference), and intervals against their published formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from souping.analysis.correlation import kendall, pearson, spearman
+from souping.analysis.correlation import check_columns, kendall, pearson, spearman
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, UserError
 from souping.testing import check_correlation
@@ -87,3 +87,40 @@ def test_rounding_is_no_difference(name: str, column: list[float]) -> None:
     assert column[0] == column[1] or abs(column[0] - column[1]) < 1e-13
     with pytest.raises(UserError, match="column 2"):
         CORRELATIONS[name](np.column_stack([[0.1, 0.2, 0.4], column]))
+
+
+def columns_with(r: float, n: int) -> FloatArray:
+    """[n, 2] scores whose Pearson correlation is r."""
+    x = np.arange(n) - (n - 1) / 2
+    e = x**2 - (x**2).mean()  # orthogonal to x and to the constant
+    y = r * x / np.linalg.norm(x) + np.sqrt(1 - r**2) * e / np.linalg.norm(e)
+    return np.column_stack([x, y]) + 10
+
+
+def test_pearsons_interval_is_scipys_and_six_models_say_almost_nothing() -> None:
+    scores, result = columns_with(-0.4, 11), pearson(columns_with(-0.4, 11))
+    limits = stats.pearsonr(*scores.T).confidence_interval(0.95)
+    assert (result.low[0, 1], result.high[0, 1]) == pytest.approx(tuple(limits))
+    six = pearson(columns_with(0.07, 6))
+    assert [round(float(t[0, 1]), 2) for t in (six.rho, six.low, six.high)] == [0.07, -0.79, 0.83]
+
+
+def test_rank_intervals_follow_their_papers() -> None:
+    scores = np.column_stack([np.arange(12.0), [3, 1, 2, 0, 7, 5, 4, 6, 11, 8, 10, 9]])
+    rho = spearman(scores)
+    error = np.sqrt((1 + rho.rho[0, 1] ** 2 / 2) / 9)
+    assert np.arctanh(rho.high[0, 1]) - np.arctanh(rho.low[0, 1]) == pytest.approx(2 * 1.959964 * error)
+    tau = kendall(scores)
+    assert np.arctanh(tau.high[0, 1]) - np.arctanh(tau.rho[0, 1]) == pytest.approx(1.959964 * np.sqrt(0.437 / 8))
+
+
+def test_rounding_is_a_tie() -> None:
+    noisy, exact = (np.array([[0.1, first], [0.2, 0.3], [0.4, 0.9]]) for first in (0.1 + 0.2, 0.3))
+    for correlate in (spearman, kendall):
+        assert (correlate(noisy).rho == correlate(exact).rho).all()
+
+
+def test_columns_are_named_if_names_are_known() -> None:
+    scores = np.array([[0.1, 0.5, 1.0], [0.3, 0.5, 1.0], [0.2, 0.5, 1.0]])
+    with pytest.raises(UserError, match="in category 'java', 'live', so no correlation"):
+        check_columns(scores, ["simple", "java", "live"])

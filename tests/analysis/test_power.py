@@ -10,7 +10,7 @@ import pytest
 from souping.analysis.intervals import ItemTable, design
 from souping.analysis.sign_flip import ALPHA, sign_flip
 from souping.analysis.significance import Power, measured_power, power_of
-from souping.core.objectives import Mean, Weighted
+from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from tests.conftest import make_items
 

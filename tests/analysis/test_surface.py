@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 
 import numpy as np
 import pytest
 
 from souping.analysis import NotEstimableError
-from souping.analysis.surface import ResponseSurface, SurfaceBand, band, files
+from souping.analysis.surface import ResponseSurface, SurfaceBand, band
 from souping.core.simplex import grid, uniform, vertices
 from tests.support.analyses import run_of
 
@@ -79,20 +76,6 @@ def test_soups_that_answer_alike_leave_some_doubt() -> None:
     found, (same, _) = band(POINTS, np.ones((len(POINTS), 40)), np.repeat([0, 1], 20), np.array([0.5, 0.5]))
     assert (found.high[1:] > 0.005).all()
     assert np.abs(same).max() < 0.02
-
-
-def test_files_have_a_line_a_point_and_say_what_was_asked() -> None:
-    data = ResponseSurface().analyse(run_of(3))
-    written = files(json.loads(json.dumps(data)))
-    rows = list(csv.DictReader(io.StringIO(written["surface.csv"])))
-    assert set(written) == {"surface.csv", "surface.json"}
-    assert len(rows) == 40
-    assert json.loads(written["surface.json"])["objective"] == data["objective"]
-    for row in rows:
-        weights = [float(value) for key, value in row.items() if key.startswith("weight:")]
-        assert sum(weights) == pytest.approx(1, abs=1e-6)
-        assert float(row["objective:low"]) <= float(row["objective:difference"]) <= float(row["objective:high"])
-    assert {int(row["items"]) for row in rows} <= {0, 120}
 
 
 def test_a_band_ends_where_no_difference_can_be() -> None:

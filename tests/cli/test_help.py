@@ -9,13 +9,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
 from souping import __version__
-from souping.cli import show
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import COMMANDS, MODULES, choices, dispatch, folder, groups
-from souping.core.types import UserError
+from souping.cli.help import COMMANDS, choices, folder, groups
 from tests.conftest import ROOT, Cli
 
 
@@ -56,29 +52,11 @@ def test_help_of_a_group_has_every_key(souping: Cli) -> None:
     assert souping("help", "selector").out == souping("--help", "selector").out
 
 
-def test_words_that_are_no_command_or_group_are_refused(souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_are_no_command_or_group_are_refused(souping: Cli) -> None:
     souping("--help", "selectr").refused("selectr", "did you mean selector?")
     souping("help", "shwo").refused("shwo", "show")
     souping("shows").refused("shows", "did you mean show?", "KEY=VALUE")
     souping().refused("pool.candidates is not set", "+experiment=demo", "souping help")
-    monkeypatch.delenv("COMP_LINE", raising=False)
-    for flag in ("-sc", "--shell-completion"):
-        souping(flag, "query=bash").refused("install=bash")
-
-
-def test_a_command_is_a_module_or_a_run(souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in (["pool.candidates=[a]"], ["+experiment=bfcl"], ["--help"], ["-m", "seed=1,2"], []):
-        assert dispatch(words) == (None, words)
-    assert dispatch(["check", "seed=1"]) == (None, ["seed=1", "check=true"])
-    assert {"show"} <= set(MODULES) < set(COMMANDS)
-    monkeypatch.setattr(show, "main", lambda words: len(words))
-    assert souping("show", "DIR", "--flag").code == 2
-
-    def refuses(words: list[str]) -> int:
-        raise UserError("no such run")
-
-    monkeypatch.setattr(show, "main", refuses)
-    assert souping("show", "DIR").err == "no such run\n"
 
 
 def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> None:

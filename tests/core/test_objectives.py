@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from souping.core.objectives import Mean, Tree, Weighted
 from souping.core.protocols import Objective
+from souping.core.scores import Mean, Tree, Weighted
 from souping.core.types import UserError
 from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.testing import check_objective

@@ -22,15 +22,11 @@ def test_the_papers_grid_has_c_9_k_minus_1_points(size: int, points: int) -> Non
 
 @given(st.integers(2, 6), st.sampled_from([0.05, 0.1, 0.125, 0.2, 0.25]))
 def test_grid_points_lie_on_the_simplex_and_on_the_lattice(size: int, step: float) -> None:
+    assert (0.3, 0.7) in simplex.grid(2)  # no float dust
     for point in simplex.grid(size, step, step, 1 - step):
         assert abs(sum(point) - 1) < 1e-9
         assert all(step - 1e-9 <= w <= 1 - step + 1e-9 for w in point)
         assert all(abs(w / step - round(w / step)) < 1e-6 for w in point)
-
-
-def test_weights_are_written_without_float_dust() -> None:
-    assert (0.3, 0.7) in simplex.grid(2)
-    assert (0.7, 0.2, 0.1) in simplex.grid(3)
 
 
 @given(st.integers(2, 5))
@@ -46,17 +42,14 @@ def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_weights_are_taken_only_when_they_sum_to_one(weights: list[float]) -> None:
+    for wrong in ([], [*weights, float("nan")], [-0.5, 1.5]):
+        with pytest.raises(UserError, match="finite and not negative"):
+            simplex.check_weights(wrong)
     if abs(sum(weights) - 1) <= simplex.TOLERANCE:
         assert simplex.check_weights(weights) == tuple(weights)
     else:
         with pytest.raises(UserError, match="not 1"):
             simplex.check_weights(weights)
-
-
-@pytest.mark.parametrize("weights", [[], [float("nan"), 1.0], [-0.5, 1.5], [float("inf"), 0.0]])
-def test_weights_that_are_no_weights_are_refused(weights: list[float]) -> None:
-    with pytest.raises(UserError, match="finite and not negative"):
-        simplex.check_weights(weights)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +58,6 @@ def test_weights_that_are_no_weights_are_refused(weights: list[float]) -> None:
 def test_a_grid_that_cannot_be_is_refused(step: float, low: float, high: float) -> None:
     with pytest.raises(UserError, match=r"optimiser\."):
         simplex.grid(2, step, low, high)
-
-
-def test_uniform_and_vertices() -> None:
-    assert simplex.uniform(4) == (0.25,) * 4
-    assert simplex.vertices(2) == [(1.0, 0.0), (0.0, 1.0)]
 
 
 @pytest.mark.parametrize("step", [1e-320, 1e-9, 0.3, 0.7, -0.1, float("nan"), float("inf")])

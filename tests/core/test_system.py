@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from souping import LocalEvaluator
-from souping.core import files, system
+from souping.core import system
 from tests.conftest import ROOT, Cli
 
 
@@ -23,25 +23,13 @@ def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, by
 
 def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
     whole = merged(souping, family, tmp_path, "whole")
-    for name in ("posix_fallocate", "posix_fadvise", "preadv", "fcntl", "shm"):
+    for name in ("posix_fallocate", "posix_fadvise", "preadv", "shm"):
         with pytest.MonkeyPatch.context() as patch:
-            if name == "fcntl":
-                patch.setattr(system, "fcntl", None)
-            elif name == "shm":
+            if name == "shm":
                 patch.setattr("souping.pipeline.models.SHARED_MEMORY", tmp_path / "absent")
             else:
                 patch.delattr(os, name)
             assert merged(souping, family, tmp_path, f"without-{name}") == whole, name
-
-
-def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "left").mkdir()
-    monkeypatch.setattr(system, "fcntl", None)
-    files.sweep([tmp_path / "left"])
-    assert (tmp_path / "left").is_dir()
-    monkeypatch.undo()
-    files.sweep([tmp_path / "left"])
-    assert not (tmp_path / "left").exists()
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

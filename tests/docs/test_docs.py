@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 import souping as library
-from souping.cli.config import GROUPS, Config, compose
+from souping.cli.config import GROUPS, Config
 from souping.evaluate.benchmark import Benchmark
 from tests.conftest import ROOT, Cli
+from tests.support.composition import compose
 from tests.support.report import sample
 from tests.support.scripts import script
 
@@ -197,7 +198,7 @@ def test_project_files() -> None:
 
 def test_what_is_not_there_is_found() -> None:
     """The checks above can fail."""
-    assert exists("souping.core.objectives.Mean")
-    assert not exists("souping.core.objectives.Median")
+    assert exists("souping.core.scores.Mean")
+    assert not exists("souping.core.scores.Median")
     assert not exists("souping.objective")
     assert "compare-settings" in anchors(ROOT / "docs" / "your-models.md")

@@ -40,10 +40,10 @@ class Row:
 
 def served(evaluator: Evaluator, name: str) -> Any:
     folder = pantry.path(name)
-    if evaluator.wants == "folder":
-        return SimpleNamespace(folder=folder, ends=())
+    if evaluator.model_form == "folder":
+        return SimpleNamespace(folder=folder, eos_token_ids=())
     module = load_module(folder, evaluator.module_settings())
-    own = {"folder": folder, "home": folder, "soup": name, "ends": ()}
+    own = {"folder": folder, "architecture_folder": folder, "soup": name, "eos_token_ids": ()}
     return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), **own)
 
 
@@ -86,9 +86,9 @@ def test_values_have_the_mean_of_the_scores(row: Row) -> None:
 def test_what_it_declares(row: Row) -> None:
     evaluator, benchmark, outline = row.evaluator, row.evaluator.benchmark, row.evaluator.outline()
     assert evaluator.title == evaluator.settings.get("evaluator", evaluator.settings.get("name"))
-    assert evaluator.wants in ("module", "folder", "either")
+    assert evaluator.model_form in ("module", "folder", "either")
     assert isinstance(evaluator.module_settings(), ModuleSettings)
-    assert (evaluator.host is None) == (evaluator.wants == "module")
+    assert (evaluator.host is None) == (evaluator.model_form == "module")
     assert evaluator.device in ("auto", "cpu")
     assert evaluator.needs() == []
     evaluator.check(MODELS)
@@ -103,11 +103,11 @@ def test_what_it_declares(row: Row) -> None:
 
 def test_every_model_has_a_way_to_be_asked(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
-        choices = row.evaluator.choices(recipe)
+        choices = row.evaluator.handlers_for(recipe)
         assert len(set(choices)) == len(choices) >= 1
         for handler in choices:
-            asking = row.evaluator.by(handler)
-            assert asking.choices(recipe) == (handler,)
+            asking = row.evaluator.with_handler(handler)
+            assert asking.handlers_for(recipe) == (handler,)
             assert asking.batches(row.items) == row.evaluator.batches(row.items)
 
 

@@ -32,7 +32,9 @@ PENALTY: Mapping[str, Any] = {"repetition_penalty": 1.7, "suppress_tokens": [23,
 @pytest.fixture(scope="module")
 def served(family: Path) -> SimpleNamespace:
     module = load_module(family / "ant", LOCAL.module_settings())
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=family / "ant", ends=())
+    return SimpleNamespace(
+        module=module, tokenizer=load_tokenizer(family / "ant"), folder=family / "ant", eos_token_ids=()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,9 @@ def test_no_generation_config_decodes_anything(
 ) -> None:
     plain = [record.tokens for record in LOCAL.evaluate(served, items)]
     folder = copy(family, tmp_path, "ant", PENALTY)
-    odd = SimpleNamespace(module=load_module(folder, LOCAL.module_settings()), tokenizer=served.tokenizer, ends=())
+    odd = SimpleNamespace(
+        module=load_module(folder, LOCAL.module_settings()), tokenizer=served.tokenizer, eos_token_ids=()
+    )
     assert [record.tokens for record in LOCAL.evaluate(odd, items)] == plain  # type: ignore[arg-type]
     greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
     live = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
@@ -67,7 +71,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
         pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
         serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
         for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
-            ends = pool.ends(pool.recipe(weights))
+            ends = pool.eos_token_ids(pool.recipe(weights))
             folder = serve(pool.recipe(weights)).folder
             assert json.loads((folder / "generation_config.json").read_text()) == {
                 "bos_token_id": 1,
@@ -75,7 +79,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
                 "pad_token_id": 0,
             }
             assert ends == (2, 9)
-            assert serve(pool.recipe(weights)).ends == ends
+            assert serve(pool.recipe(weights)).eos_token_ids == ends
         assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
         pool.close()
     assert before == {path: path.read_bytes() for path in folders["ant"].iterdir()}

@@ -26,7 +26,7 @@ def served(family: Path) -> SimpleNamespace:
         module=load_module(family / "ant", LOCAL.module_settings()),
         tokenizer=load_tokenizer(family / "ant"),
         folder=family / "ant",
-        ends=(),
+        eos_token_ids=(),
     )
 
 
@@ -43,7 +43,7 @@ def test_settings_decide_the_fingerprint() -> None:
 
 def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
     other = SimpleNamespace(
-        module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer, ends=()
+        module=load_module(family / "dog", LOCAL.module_settings()), tokenizer=served.tokenizer, eos_token_ids=()
     )
     mine = [r.output for r in LOCAL.evaluate(served, items)]
     assert mine != [r.output for r in LOCAL.evaluate(other, items)]  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
-    ending = SimpleNamespace(**{**vars(served), "ends": (cut.tokens[change], served.tokenizer.eos_token_id)})
+    ending = SimpleNamespace(**{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)})
     for others in ([], [other for other in items if other != one][:5]):  # alone, and padded beside longer answers
         ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
         assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
@@ -196,7 +196,7 @@ def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
     short, long = (Item(id=t, category="c", prompt=t, answer="") for t in ("x" * 20, "y" * 60))
     free = replace(LOCAL, max_new_tokens=None)
     for settings, items, tokens, rest in ((free, [long, short], "1,024", True), (LOCAL, [short], "4", False)):
-        line = settings.opening(family / "ant", items)
+        line = settings.banner(family / "ant", items)
         assert f" {tokens} new tokens" in line
         assert "evaluator.max_new_tokens" in line
         assert ("context of 128" in line) == rest

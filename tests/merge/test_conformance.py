@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint_of
-from souping.core.merge_protocols import CandidatePool, MergeBackend
 from souping.core.text import install
 from souping.core.types import UserError
+from souping.merge import CandidatePool, MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters.pool import AdapterPool
 from souping.merge.local import LocalMerge
@@ -124,7 +124,7 @@ def test_the_base_is_opened_and_read_once(
         Checkpoint, "open", lambda folder, pickle=False: opened.append(Path(folder)) or read(folder, pickle)
     )
     content = fingerprint_of(read(base))
-    assert pool.seen[content] == base
+    assert pool.known_folders[content] == base
     for weight in (0.25, 0.5):
         recipe = pool.recipe({"m0": weight, "m1": 1 - weight})
         assert recipe.settings["base"] == content
@@ -140,8 +140,8 @@ def test_a_pool_of_full_models(backend: MergeBackend, folders: dict[str, Path]) 
     assert list(pool.warnings) == []
     assert len(set(pool.fingerprints.values())) == 3
     assert digests
-    assert dict(pool.seen) == {pool.fingerprints[name]: folder for name, folder in folders.items()}
-    assert pool.home == folders["m0"]
+    assert dict(pool.known_folders) == {pool.fingerprints[name]: folder for name, folder in folders.items()}
+    assert pool.architecture_folder == folders["m0"]
     assert pool.soup_bytes > 0
     with pytest.raises(UserError, match=r"candidate m0: .* has no tokenizer"):
         pool.check_tokenizers()
@@ -154,10 +154,10 @@ def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, fold
     assert (recipe.ingredients, recipe.weights) == (("m0", "m2"), (0.25, 0.75))
     assert pool.recipe({"m0": 0.25, "m2": 0.75}).id == recipe.id
     assert pool.tokenizer_folder(recipe) == folders["m0"]
-    assert pool.own_folder(recipe) is None
+    assert pool.candidate_folder(recipe) is None
     alone = pool.recipe({"m1": 1.0})
     assert (alone.method, dict(alone.settings)) == ("linear", {})
-    assert pool.own_folder(alone) == folders["m1"]
+    assert pool.candidate_folder(alone) == folders["m1"]
 
 
 @pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
@@ -225,8 +225,8 @@ def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict
     (folders["m2"] / "config.json").write_text(json.dumps({**config, "eos_token_id": 11}))
     pool = backend.open(folders)
     three, two = pool.recipe(dict.fromkeys(folders, 1 / 3)), pool.recipe({"m0": 0.5, "m1": 0.5})
-    assert (pool.ends(three), pool.ends(two)) == ((2, 7, 9, 11), (2, 7, 9))
-    assert [pool.ends(pool.recipe({name: 1.0})) for name in folders] == [(7,), (2, 9), (11,)]
+    assert (pool.eos_token_ids(three), pool.eos_token_ids(two)) == ((2, 7, 9, 11), (2, 7, 9))
+    assert [pool.eos_token_ids(pool.recipe({name: 1.0})) for name in folders] == [(7,), (2, 9), (11,)]
     assert any("answers end at different tokens (m0 7, m1 2/9, m2 11)" in note for note in pool.warnings)
     written = pool.write(three, tmp_path / "soup") / "generation_config.json"
     assert json.loads(written.read_text()) == {"eos_token_id": [2, 7, 9, 11], "top_k": 5}
@@ -275,8 +275,8 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: dict[str, Path], tmp
     pool: CandidatePool = backend.with_settings({"base": str(folders["m0"])}).open(adapters)
     assert isinstance(pool, AdapterPool)
     recipe = pool.recipe({"a": 0.25, "b": 0.75})
-    assert pool.home == folders["m0"]
-    assert pool.own_folder(recipe) is None
+    assert pool.architecture_folder == folders["m0"]
+    assert pool.candidate_folder(recipe) is None
     with pytest.raises(UserError, match=r"candidate a: .*m0 has no tokenizer: copy"):
         pool.check_tokenizers()
     (tmp_path / "a" / "tokenizer.json").write_text("{}")
@@ -294,6 +294,6 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("souping.merge.mergekit.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("souping.merge.accelerate.find_spec", lambda name: None)
     assert LocalMerge().needs() == []
-    assert [one.mends for one in MergekitMerge().needs()] == [install("mergekit")]
+    assert [one.fix for one in MergekitMerge().needs()] == [install("mergekit")]
     assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate is not installed"]
     assert MergekitMerge(command="there").needs() == []

@@ -51,7 +51,7 @@ def test_a_carrier_has_the_soups_vocabulary(tmp_path: Path, rule: str, carry: st
     pool = LocalMerge(vocab=rule, carry=carry).open(folders)
     recipe = pool.recipe({"short": 0.5, "long": 0.5})
     assert pool.tokenizer_folder(recipe) == folders[carry]
-    assert pool.ends(recipe) == ends
+    assert pool.eos_token_ids(recipe) == ends
     written = json.loads((pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text())
     assert written["eos_token_id"] == (list(ends) if len(ends) > 1 else ends[0])
 

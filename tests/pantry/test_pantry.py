@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from souping import pantry
 from souping.core.types import FOLDS, UserError
@@ -21,13 +16,6 @@ from tests.conftest import Cli
 SHIPPED = Benchmark(path=str(pantry.path("items"))).items()
 CATEGORIES = {item.category for item in SHIPPED}
 MODELS = (pantry.BASE, *pantry.CANDIDATES)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(pantry.path(pantry.BASE))
 
 
 class TestItems:
@@ -53,23 +41,6 @@ class TestItems:
         assert right == {"irrelevance": 128}
 
 
-class TestTokenizer:
-    @settings(max_examples=100, deadline=None)
-    @given(text=st.text())
-    def test_any_text_has_tokens_and_comes_back(self, tokenizer: Any, text: str) -> None:
-        ids = tokenizer(text)["input_ids"]
-        assert ids[0] == tokenizer.bos_token_id
-        if not set(text) & {"\ue000", "\ue001"} and all(
-            token not in text for token in ("<pad>", "<s>", "</s>", "<unk>")
-        ):
-            assert tokenizer.decode(ids, skip_special_tokens=True) == text
-
-    def test_special_tokens_and_short_prompts(self, tokenizer: Any) -> None:
-        assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
-        assert tokenizer.padding_side == "left"
-        assert max(len(tokenizer(str(item.prompt))["input_ids"]) for item in SHIPPED) <= 90
-
-
 class TestModels:
     def test_the_whole_pantry_is_small(self) -> None:
         size = sum(f.stat().st_size for f in pantry.HERE.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
@@ -90,26 +61,12 @@ class TestModels:
             known = (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id)
             assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
 
-    def test_candidates_differ_from_the_base_and_each_other(self) -> None:
-        contents = {(pantry.path(name) / "model.safetensors").read_bytes() for name in MODELS}
-        assert len(contents) == len(MODELS)
-
-    def test_the_card_names_models_and_categories(self) -> None:
-        card = (pantry.HERE / "README.md").read_text()
-        assert "pantry, BFCL-shaped, not BFCL" in card
-        assert all(name in card for name in (*MODELS, *CATEGORIES))
-
 
 def test_paths() -> None:
     assert pantry.path("items").is_file()
     assert all((pantry.path(name) / "config.json").is_file() for name in MODELS)
     with pytest.raises(UserError, match="did you mean java_cook"):
         pantry.path("jav_cook")
-
-
-def test_the_pool_holds_the_candidates(souping: Cli) -> None:
-    job = souping("pool=pantry", "--cfg", "job", "--resolve", "--package", "pool").out
-    assert [line.split("/")[-1] for line in job.splitlines() if line.startswith("- ")] == [*pantry.CANDIDATES]
 
 
 @pytest.mark.parametrize("name", ["demo", "bfcl"])
@@ -121,8 +78,3 @@ def test_the_first_line_says_what_it_is(name: str, souping: Cli) -> None:
     ]
     assert [text.splitlines()[0] for text in said] == [first, first]
     assert "leave +experiment=demo or bfcl out" in souping(f"+experiment={name}", "benchmark.path=x.jsonl").out
-
-
-def test_importing_the_pantry_loads_no_torch() -> None:
-    code = "import sys, souping.pantry; sys.exit(int('torch' in sys.modules or 'transformers' in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

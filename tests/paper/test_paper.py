@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from souping.analysis.correlation import pearson
 from souping.core import simplex
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import UserError
-from souping.paper.findings import Finding, Verdict, findings, gains, on_grid
+from souping.paper.findings import (
+    CLUSTERS,
+    STATED,
+    Finding,
+    Sign,
+    Ties,
+    Verdict,
+    findings,
+    gains,
+    on_grid,
+    reading,
+    spans,
+)
 from souping.paper.published import TABLES, PaperTable, leaderboard
-from souping.paper.readings import CLUSTERS, STATED, Reading, selections, spans
-from souping.report.registry import displays
+from souping.paper.reproduction import PaperFigures
+from souping.report.render import markdown
+from souping.report.sections import DISPLAYS
 from souping.selection import SoCECluster
-from tests.conftest import PAPER, ROOT, Cli, pool_of
+from tests.conftest import PAPER, Cli
+from tests.support.analyses import run_of
 
 BIG, SMALL, MGSM, FLORES = TABLES
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, Any]:
+    """What the analysis makes of the published figures."""
+    return PaperFigures().analyse(run_of())
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +62,10 @@ class TestSelections:
         rows = roles(table.benchmark, table.scale)
         assert set(table.chosen) == {name for name, row in rows.items() if row["role"] == "ingredient"}
 
-    def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable) -> None:
+    def test_every_reading_is_shown_beside_the_papers(self, table: PaperTable, data: dict[str, Any]) -> None:
         chosen = set(table.chosen)
-        rows = selections(table)["readings"]
-        assert sum(len(row["rules"]) for row in rows) == 11
+        rows = data["selections"][TABLES.index(table)]["readings"]
+        assert sum(len(row["rules"]) for row in rows) == 9
         for row in rows:
             names = set(row["ingredients"])
             words = set() if row["beside"] == "the paper's" else set(row["beside"].split(", "))
@@ -65,8 +82,8 @@ class TestSelections:
         assert written["low_correlation"] == list(selection.low_correlation)
 
 
-def test_where_the_rule_and_the_paper_disagree() -> None:
-    told = {table.title: selections(table) for table in TABLES}
+def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
+    told = {one["title"]: one for one in data["selections"]}
     assert told[BIG.title]["beside"] == "adds functionary-medium-v3.1"
     assert "No threshold of any reading" in told[BIG.title]["notes"][-1]
     assert told[SMALL.title]["beside"] == "the paper's"
@@ -86,17 +103,16 @@ def test_where_the_rule_and_the_paper_disagree() -> None:
 
 
 @pytest.mark.parametrize(("sign", "ties"), [("absolute", "overall"), ("absolute", "all"), ("signed", "first")])
-def test_the_spans_cover_every_threshold(sign: str, ties: str) -> None:
+def test_the_spans_cover_every_threshold(sign: Sign, ties: Ties) -> None:
     scores = SMALL.scores
-    pieces = spans(scores, sign, ties)  # type: ignore[arg-type]
+    pieces = spans(scores, sign, ties)
     assert pieces[-1][1] == 1.0
     for (_, high, names), (low, _, others) in pairwise(pieces):
         assert high == low
         assert names != others
     for low, high, names in pieces:
         for threshold in (low + 1e-6, high - 1e-9):
-            reading = Reading(threshold=threshold, sign=sign, ties=ties)  # type: ignore[arg-type]
-            assert reading.select(scores).ingredients == names
+            assert reading(threshold, sign, ties).select(scores).ingredients == names
 
 
 def test_the_published_weights_are_points_of_the_grid() -> None:
@@ -165,30 +181,12 @@ class TestLeaderboard:
             leaderboard(str(tmp_path / "x.csv"))
 
 
-@pytest.mark.slow
-def test_the_page_of_a_run_opens_with_it(family_run: Path) -> None:
-    report = json.loads((family_run / "report.json").read_text())
-    told = report["analyses"]["paper"]
-    text = (family_run / "report.md").read_text()
-    assert text.startswith(f"# {told['headline']}")
-    order = ["What disagrees", "Figure 2: ", "Figure 3: Gained and lost", "Figure 5: ", "The run of these soups"]
-    places = [text.index(f"## {title}") for title in order]
-    assert places == sorted(places) < [text.index("Is the soup better?"), text.index("Provenance")]
-    for row in told["findings"]:
-        assert row["what"][1:] in text.replace("\\", "")
-    assert report["verdict"]["sentence"] in text
-    made = {drawing.name for draw in displays()["paper"].draws if (drawing := draw(told))}
-    assert made == {"figure1", "table5", "figure3b"}
-    assert (family_run / "plots" / "table5.png").exists()
-
-
-@pytest.fixture(scope="module")
-def family_run(tmp_path_factory: pytest.TempPathFactory, family: Path) -> Path:
-    """A run on tiny checkpoints with the analysis."""
-    folder = tmp_path_factory.mktemp("paper")
-    command = [sys.executable, "-m", "souping", *pool_of(family), "selector=topk", "hydra.run.dir=run"]
-    command += ["optimiser=uniform", "analysis=[consistency,parents,wins,paper]"]  # a soup of several, in any case
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:
+    text = markdown({"analyses": {"paper": data}}, []).replace("\\", "")
+    for row in data["findings"]:
+        assert row["what"][1:] in text
+    assert text.index("The paper: what disagrees") < text.index("What agrees") < text.index("What cannot be redone")
+    drawings = [draw(data) for draw in DISPLAYS["paper"].drawings]
+    assert [drawing.name for drawing in drawings if drawing] == ["figure1", "table5", "figure3b"]
+    for drawing in filter(None, drawings):
+        assert f"plots/{drawing.name}.png" in text

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from souping.analysis.intervals import Interval
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.types import ItemScores, UserError
 from souping.pipeline.baseline_gate import (
     FALSE_ALARM,

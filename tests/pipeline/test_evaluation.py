@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from souping.core.objectives import Mean
 from souping.core.protocols import LoadedModel
+from souping.core.scores import Mean
 from souping.core.types import Item, Recipe, Record, SearchSpace
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store

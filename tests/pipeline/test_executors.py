@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.core.executor_protocols import Executor, Workers
+from souping.core.protocols import Executor, Workers
 from souping.core.types import Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.evaluation import LocalExecutor, batches_of, records_of

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from souping.cli.config import HARNESS, also_nodes
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.text import install
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
@@ -198,7 +198,7 @@ class TestRuns:
     def test_wrong_entries_are_refused_before_work(
         self, family: Path, side: Path, souping: Cli, tmp_path: Path
     ) -> None:
-        local, weighted = "souping.evaluate.generate.LocalEvaluator", "souping.core.objectives.Weighted"
+        local, weighted = "souping.evaluate.generate.LocalEvaluator", "souping.core.scores.Weighted"
         for entry, needle in (
             ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
             (f"{{path: SIDE, evaluator: {{_target_: {local}, max_tokens: 2}}}}", "max_new_tok"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from souping.core.objectives import Weighted
+from souping.core.scores import Weighted
 from souping.core.types import Recipe
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import Store

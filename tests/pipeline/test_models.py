@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from souping import pantry
-from souping.core.files import hold
+from souping.core.files import hold_folder
 from souping.core.types import Candidate, FloatArray, Item, Record, UserError
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -24,9 +24,9 @@ from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 
 @dataclass
 class FolderEvaluator(FakeEvaluator):
-    """Wants a folder and remembers what it was given."""
+    """ModelForm a folder and remembers what it was given."""
 
-    wants = "folder"
+    model_form = "folder"
     folders: list[Path] = field(default_factory=list)
 
 
@@ -64,8 +64,8 @@ def test_what_a_killed_run_left_goes_and_what_is_in_use_stays(
     dead, live, other = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live", "other"))
     for folder in (dead, live, other):
         folder.mkdir()
-    hold(dead).close()
-    with hold(live):
+    hold_folder(dead).close()
+    with hold_folder(live):
         served = opened.serving(FolderEvaluator(skill={}))(opened.recipe({"ant": 0.5, "bee": 0.5})).folder
         assert served.parent.parent == tmp_path
         assert [folder.exists() for folder in (dead, live, other)] == [False, True, True]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from souping.core.merge_protocols import MergeBackend
+from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
@@ -103,7 +103,7 @@ def test_evaluated_written_and_rebuilt_are_one(
         with closing(ScratchFolder(opened)) as scratch:
             evaluated = content(scratch.write(recipe))
             decoding = json.loads(evaluated.pop("generation_config.json"))  # the evaluator's own, but for the ends
-            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.ends(recipe) == (2,)
+            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.eos_token_ids(recipe) == (2,)
             assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
         opened.live(module).pour(recipe)

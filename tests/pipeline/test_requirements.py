@@ -151,12 +151,12 @@ class TestMissing:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        assert "hf auth login" in requirements.missing(run(upload="org/name"), [], LAPTOP, [])[0].mends
+        assert "hf auth login" in requirements.missing(run(upload="org/name"), [], LAPTOP, [])[0].fix
 
     def test_components_report_what_they_lack(self) -> None:
         class Tracker(NoTracker):
             def needs(self) -> list[Missing]:
-                return [Missing(what="a spoon", mends="pip install spoon")]
+                return [Missing(what="a spoon", fix="pip install spoon")]
 
         class Executor(LocalExecutor):
             def needs(self) -> list[Missing]:

@@ -109,10 +109,10 @@ class TestShow:
         assert "soup: " in said
         souping("show", "run", "--category", "gren").refused("did you mean green?")
         souping("show", "run", "--models", "soup,cow").refused("--models=cow", "uniform_all")
-        souping("show", "run", "--item", "cow").refused("fold report: --item=cow")
+        souping("show", "run", "--item", "cow").refused("--item=cow")
         item = said.split(" (green")[0].split()[-1]
         told = souping("show", "run", "--item", item, "--category", "red")
-        told.refused("these items have: --category=red is not one of green")
+        told.refused("--category=red is not one of green")
         souping("show", "outputs").refused("no samples.jsonl.gz")
 
     def test_looking_is_noted_and_told_to_the_next_recipe(

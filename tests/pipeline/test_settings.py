@@ -72,7 +72,6 @@ def test_a_soup_without_a_report_has_a_card_without_numbers(
     done = souping(*pool_of(family, "ant", "bee", "cat"), *QUICK, "hydra.run.dir=run")
     assert "the report went wrong" in done.err
     card = (tmp_path / "run/soup/README.md").read_text()
-    assert "model-index" not in card
     assert not re.search(r"\d\d\.\d", card)
     found = re.search(r"```bash\n(python .*)\n```", card)
     assert found

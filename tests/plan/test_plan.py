@@ -160,7 +160,7 @@ class TestPublished:
         assert found["models"][0]["nbytes"] == 16 * GB
         assert found["speeds"]["benchmark"]["items_per_second"] == 20
         assert found["seconds"]["evaluate"][0] == pytest.approx(found["evaluations"]["todo"][0] / 20)
-        lacking = [one for one in found["missing"] if one["mends"].startswith("hf download")]
+        lacking = [one for one in found["missing"] if one["fix"].startswith("hf download")]
         assert [one["what"].split(":")[0] for one in lacking] == list(HUB)
         assert not found["can_go_on"]
         assert "hf download Salesforce/Llama-xLAM-2-8b-fc-r" in done.out
@@ -190,7 +190,7 @@ class TestPublished:
             assert found["outlined"]
             assert sum(found["folds"].values()) == 4441
             assert 0 < found["power"]["gain"] < 0.03
-            assert any(one["mends"].endswith("full.txt") for one in found["missing"])
+            assert any(one["fix"].endswith("full.txt") for one in found["missing"])
 
 
 def stated(name: str) -> list[int]:
@@ -226,11 +226,11 @@ class TestOutlines:
 def test_a_command_in_an_error_is_found() -> None:
     error = UserError('evaluator=lm_eval needs lm_eval: pip install "souping[lm_eval]"\nmore')
     assert Missing.from_error(error) == Missing(
-        what="evaluator=lm_eval needs lm_eval", mends='pip install "souping[lm_eval]"'
+        what="evaluator=lm_eval needs lm_eval", fix='pip install "souping[lm_eval]"'
     )
     long = Missing.from_error(UserError("bfcl-eval is not in x: python -m venv x && x/bin/pip install -r full.txt"))
-    assert long.mends == "python -m venv x && x/bin/pip install -r full.txt"
-    assert Missing.from_error(UserError("no such file")).mends == ""
+    assert long.fix == "python -m venv x && x/bin/pip install -r full.txt"
+    assert Missing.from_error(UserError("no such file")).fix == ""
 
 
 def test_a_rate_is_stated_measured_or_assumed() -> None:

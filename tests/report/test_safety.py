@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -69,6 +69,7 @@ def test_nothing_of_a_users_steers_a_terminal_or_a_card() -> None:
         assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(text)
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
     shown = escape_markdown(text)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from souping.core.executor_protocols import RecipeEvaluator
-from souping.core.objectives import Mean
-from souping.core.protocols import Optimiser, Strategy
+from souping.core.protocols import Optimiser, RecipeEvaluator, Strategy
+from souping.core.scores import Mean
 from souping.core.types import (
     Cell,
     Item,

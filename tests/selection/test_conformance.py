@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from souping.analysis.correlation import pearson
-from souping.core.objectives import Mean
 from souping.core.protocols import Selector
+from souping.core.scores import Mean
 from souping.core.types import ScoreMatrix, UserError
 from souping.selection import All, Greedy, SoCE, SoCECluster, TopK
 from souping.testing import check_selector

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from souping.analysis import correlation
-from souping.core.objectives import Mean, Weighted
-from souping.core.scores import read_table
+from souping.core.scores import Mean, Weighted, read_table
 from souping.core.types import ScoreMatrix, UserError
 from souping.selection import Greedy, SoCE, SoCECluster, TopK, ranking
 from tests.conftest import PAPER

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.core.executor_protocols import Worker
+from souping.core.protocols import Worker
 from souping.core.types import Record, Request, Response, UserError
 from tests.conftest import make_items, recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from souping.analysis import RunScores, RunSoups
 from souping.analysis.correlation import pearson
-from souping.core.objectives import Mean
+from souping.core.scores import Mean
 from souping.core.simplex import grid, uniform
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Recipe, Record
 

@@ -12,9 +12,12 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import hydra
 from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+
+from souping.cli.help import folder
 
 SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""
@@ -71,7 +74,19 @@ def merged(loader: Any, defaults: Sequence[Any], repo: Any) -> Any:
 
 
 def compose_once() -> None:
-    """Call it before `souping.cli.config` is imported, which keeps a reference to Hydra's merge."""
     ConfigRepository.load_config = loaded
     config_loader_impl.create_defaults_list = listed
     ConfigLoaderImpl._compose_config_from_defaults_list = merged
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line would run with these overrides, as plain data, checked."""
+    from souping.cli import config
+
+    config.register()
+    with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+        cfg = hydra.compose("config", list(overrides))
+        config.drop_replaced(cfg, overrides)
+        plain = config.resolved(cfg)
+    config.build(plain)
+    return plain

@@ -17,12 +17,6 @@ from tests.support.scripts import script
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}me: {% endif %}"
 )
-NOVEL = {
-    "infinitebench_longbook_qa_en": 351,
-    "infinitebench_longbook_choice_en": 229,
-    "infinitebench_longdialogue_qa_en": 200,
-}
-"""The categories of `infinitebench` and their documents on the Hub."""
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")
 
 
@@ -76,28 +70,6 @@ def mgsm(folder: Path, count: int) -> Path:
     for language in LANGUAGES:
         rows = [{"question": f"{language} {n * 37 % 1000}:", "answer": answer} for n, answer in enumerate(answers)]
         _task(folder, f"mgsm_native_cot_{language}", rows, extra)
-    return folder
-
-
-def infinitebench(folder: Path, share: float) -> Path:
-    """The three tasks on short texts, three questions on each; `share` of the documents on the Hub."""
-    folder.mkdir(parents=True)
-    dice = random.Random(6)
-    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
-    filters = [{"name": "first", "filter": [{"function": "regex", "regex_pattern": "(.)"}, {"function": "take_first"}]}]
-    extra = {
-        "doc_to_text": "{{context}} {{input}}",
-        "doc_to_target": "{{answer}}",
-        "filter_list": filters,
-        "metric_list": [metric],
-        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 4},
-    }
-    for name, whole in NOVEL.items():
-        rows = [
-            {"context": f"{name[-5:]} {n // 3:03} " + "ab" * 45, "input": f"{n}?", "answer": dice.choice("47x")}
-            for n in range(round(share * whole))
-        ]
-        _task(folder, name, rows, extra)
     return folder
 
 

@@ -72,7 +72,7 @@ def answers(folder: Path, prompts: list[str]) -> list[str]:
 
     evaluator = LocalEvaluator(max_new_tokens=4, batch_size=50, threads=1, device="cpu")
     module = load_module(folder, evaluator.module_settings())
-    served = SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), folder=folder, ends=())
+    served = SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), folder=folder, eos_token_ids=())
     items = [Item(id=str(i), category="c", prompt=p, answer="") for i, p in enumerate(prompts)]
     return [record.output for record in evaluator.evaluate(served, items)]
 

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from souping.core.simplex import grid, uniform, vertices
 
-CATEGORIES = (
-    "simple_python",
-    "simple_java",
-    "simple_javascript",
-    "multiple",
-    "parallel",
-    "parallel_multiple",
-    "live",
-    "irrelevance",
-    "multi_turn_base",
-    "multi_turn_miss_function",
-    "multi_turn_miss_parameter",
-    "multi_turn_long_context",
-    "live_parallel_multiple",
-    "a_category_with_quite_a_long_name_indeed",
-)
-MODELS = (
-    "pantry-java",
-    "pantry-parallel",
-    "pantry-live",
-    "pantry-refuser",
-    "Team-ACE/ToolACE-2-Llama-3.1-8B-instruct-long-suffix",
-    "pantry-python",
-    "pantry-generalist",
-    "watt-tool-8B",
-)
+CATEGORIES = [
+    "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "live",
+    "irrelevance", "multi_turn_base", "multi_turn_miss_function", "multi_turn_miss_parameter",
+    "multi_turn_long_context", "live_parallel_multiple", "a_category_with_quite_a_long_name_indeed",
+]  # fmt: skip
+MODELS = [
+    "pantry-java", "pantry-parallel", "pantry-live", "pantry-refuser",
+    "Team-ACE/ToolACE-2-Llama-3.1-8B-instruct-long-suffix", "pantry-python", "pantry-generalist", "watt-tool-8B",
+]  # fmt: skip
 
 
 def score(rng: np.random.Generator, mean: float, n: int) -> dict[str, Any]:
@@ -54,31 +38,18 @@ def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[st
         row(rng, n, "ingredient" if i < k else "candidate", categories, 0.62 + 0.01 * i) for i, n in enumerate(names)
     ]
     made.append({**made[0], "kind": "best_single"})
-    for name, kind, level in (
-        ("uniform_all", "uniform_all", 0.68),
-        ("uniform_selected", "uniform_selected", 0.70),
-        ("uniform_topk", "uniform_topk", 0.69),
-        ("soup", "soup", 0.76),
-    ):
-        made.append(row(rng, name, kind, categories, level))
-    return made
+    levels = {"uniform_all": 0.68, "uniform_selected": 0.70, "uniform_topk": 0.69, "soup": 0.76}
+    return made + [row(rng, name, name, categories, level) for name, level in levels.items()]
 
 
 def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    soup = found[-1]
     made = []
     for i, other in enumerate(found[:-1]):
-        gap = soup["objective"]["mean"] - other["objective"]["mean"]
-        extra = {"test": "studentised sign-flip", "n": soup["objective"]["n"], "groups": 400, "discordant": 0.12}
-        pair = {
-            "a": soup["name"],
-            "b": other["name"],
-            "kind": other["kind"],
-            "difference": gap,
-            "low": gap - 0.024,
-            "high": gap + 0.024,
-        }
-        made.append({**pair, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1), **extra})
+        gap = found[-1]["objective"]["mean"] - other["objective"]["mean"]
+        pair = {"a": found[-1]["name"], "b": other["name"], "kind": other["kind"], "difference": gap}
+        limits = {"low": gap - 0.024, "high": gap + 0.024, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1)}
+        sizes = {"n": found[-1]["objective"]["n"], "groups": 400, "discordant": 0.12}
+        made.append({**pair, **limits, **sizes, "test": "studentised sign-flip"})
     return made
 
 
@@ -121,23 +92,14 @@ def selection(rng: np.random.Generator, names: list[str], categories: list[str],
 
 
 def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
-    matrix = found["correlation"]
-    pairs = [
-        {
-            "a": a,
-            "b": b,
-            "rho": matrix["matrix"][i][j],
-            "low": None,
-            "high": None,
-            "bootstrap_low": matrix["low"][i][j],
-            "bootstrap_high": matrix["high"][i][j],
-            "disattenuated": None,
-        }
-        for i, a in enumerate(matrix["categories"])
-        for j, b in enumerate(matrix["categories"])
-        if i < j
-    ]
+    matrix, categories = found["correlation"], found["correlation"]["categories"]
+    pairs = []
+    for (i, a), (j, b) in combinations(enumerate(categories), 2):
+        limits = {"bootstrap_low": matrix["low"][i][j], "bootstrap_high": matrix["high"][i][j]}
+        unknown = dict.fromkeys(("low", "high", "disattenuated"))
+        pairs.append({"a": a, "b": b, "rho": matrix["matrix"][i][j], **limits, **unknown})
     other = {"ingredients": found["ingredients"], "low_correlation": found["low_correlation"], "error": None}
+    failed = {"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}
     return {
         "method": "bootstrap over items",
         "draws": 500,
@@ -150,11 +112,9 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
         "correlations": pairs,
         "reliability": dict.fromkeys(found["low_correlation"], 0.71),
         "threshold": 0.2,
-        "thresholds": [{"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}]
-        + [{"threshold": t, **other} for t in (0.2, 0.3)],
+        "thresholds": [failed, *({"threshold": t, **other} for t in (0.2, 0.3))],
         "jackknife": [{"left_out": name, **other} for name in names],
         "notes": [],
-        "models": {"status": "not estimable", "reason": "fewer than six base families"},
     }
 
 

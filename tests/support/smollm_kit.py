@@ -52,38 +52,6 @@ def _lines(path: Path, values: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
 
 
-def gguf(path: Path, package: Any) -> Path:
-    """A Llama of one layer with a byte-level tokenizer, in the file format of llama.cpp."""
-    import numpy as np
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    width, inner, tokens = 32, 64, ["<|im_start|>", "<|im_end|>", "ab", *sorted(ByteLevel.alphabet())]
-    writer = package.GGUFWriter(str(path), "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_block_count(1)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    shapes = {"token_embd": (len(tokens), width), "output_norm": (width,), "blk.0.attn_norm": (width,)}
-    shapes |= {f"blk.0.attn_{part}": (width, width) for part in ("q", "k", "v", "output")}
-    shapes |= {"blk.0.ffn_gate": (inner, width), "blk.0.ffn_up": (inner, width), "blk.0.ffn_norm": (width,)}
-    dice = np.random.default_rng(0)
-    for name, shape in {**shapes, "blk.0.ffn_down": (width, inner)}.items():
-        writer.add_tensor(f"{name}.weight", dice.normal(size=shape, scale=0.1).astype(np.float32))
-    for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write_part()
-    writer.close()
-    return path
-
-
 def model(folder: Path, seed: int = 0) -> Path:
     """A random Llama of two layers that has room for a prompt of these items."""
     from tests.support.family import save_model

@@ -14,7 +14,7 @@ import numpy as np
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
-from souping.core.protocols import Evaluator, LoadedModel, ModelHost, Wants
+from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import (
@@ -153,7 +153,7 @@ class BfclEvaluator(Evaluator):
         return notes
 
     @property
-    def wants(self) -> Wants:
+    def model_form(self) -> ModelForm:
         return "folder"
 
     @property
@@ -214,13 +214,13 @@ class BfclEvaluator(Evaluator):
         if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
-    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
         """The handlers that may ask this model: a candidate has one, a soup those of `soup_handlers`."""
         if len(recipe.ingredients) == 1:
             return ((self.handlers or {}).get(recipe.ingredients[0], self.handler),)
         return tuple(self.soup_handlers) or (self.handler,)
 
-    def by(self, handler: str) -> BfclEvaluator:
+    def with_handler(self, handler: str) -> BfclEvaluator:
         """This evaluator with that handler for everything; the two share their server."""
         twin = replace(self, handler=handler, handlers=None, soup_handlers=[])
         object.__setattr__(twin, "_slot", self._slot)

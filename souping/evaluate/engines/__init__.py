@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings, Part, Wants
+from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.types import Item, Json, Outcome
 from souping.evaluate.decoding import Decoding
 
@@ -94,10 +94,10 @@ class GenerationSettings(Protocol):
     def trust_remote_code(self) -> bool: ...
 
 
-class Engine(Part, Protocol):
+class Engine(Component, Protocol):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
-    wants: Wants = "module"
+    model_form: ModelForm = "module"
     """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
 
     def answer(
@@ -153,7 +153,7 @@ def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
     end = next((end for end in own if end is not None), ())
-    return model.ends or ((end,) if isinstance(end, int) else tuple(end))
+    return model.eos_token_ids or ((end,) if isinstance(end, int) else tuple(end))
 
 
 def pad_id(model: LoadedModel) -> int:

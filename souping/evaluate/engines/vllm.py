@@ -70,7 +70,7 @@ class VllmEngine(Engine):
     part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
     """
 
-    wants = "either"
+    model_form = "either"
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
@@ -98,7 +98,7 @@ class VllmEngine(Engine):
 
     def needs(self) -> list[Missing]:
         there = find_spec("vllm") is not None
-        return [] if there else [Missing(what="the package vllm is not installed", mends=install("vllm"))]
+        return [] if there else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -124,11 +124,15 @@ class VllmEngine(Engine):
             else:
                 seed = settings.decoding.seed_of(item, replicate)
                 wanted.append(
-                    (number, prompt, sampling_arguments(free, settings.stop, settings.decoding, seed, model.ends))
+                    (
+                        number,
+                        prompt,
+                        sampling_arguments(free, settings.stop, settings.decoding, seed, model.eos_token_ids),
+                    )
                 )
         done = engine.generate([prompt for _, prompt, _ in wanted], [sampling for _, _, sampling in wanted])
         for (number, prompt, _), (tokens, reason) in zip(wanted, done, strict=True):
-            kept = tokens[:-1] if tokens and tokens[-1] in model.ends else tokens
+            kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
             answers[number] = Answer(
                 text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
                 outcome="truncated" if reason == "length" else "finished",
@@ -154,10 +158,10 @@ class VllmEngine(Engine):
         """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
         state = self.running
         if state.engine is None:
-            self._start(model.home, trust, transfer=True)
+            self._start(model.architecture_folder, trust, transfer=True)
         assert state.engine is not None
         try:
-            tensors = checkpoint_tensors(model.module, stored_names(model.home))
+            tensors = checkpoint_tensors(model.module, stored_names(model.architecture_folder))
             if tensors is None:
                 raise UserError("the module's tensors are not the checkpoint's")
             state.engine.send(tensors)

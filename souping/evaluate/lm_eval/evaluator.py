@@ -134,13 +134,13 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
             replicates=self.replicates,
         )
 
-    def for_pool(self, home: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; the tasks are the same objects."""
         copied = copy.copy(self)
-        vars(copied)["_machine"] = self._machine.for_pool(home, folders)
+        vars(copied)["_machine"] = self._machine.for_pool(architecture_folder, folders)
         return copied
 
-    def opening(self, home: Path, items: Sequence[Item]) -> str:
+    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
         return self._machine.threads_line
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
@@ -155,7 +155,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
-        return [] if there else [Missing(what="the package lm_eval is not installed", mends=install("lm_eval"))]
+        return [] if there else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
 
     @property
     def loaded(self) -> dict[str, Loaded]:

@@ -266,7 +266,7 @@ def build(
     quiet()
     model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
     model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
-    model.ends = served.ends or (() if model.eot_token_id is None else (int(model.eot_token_id),))
+    model.eos_token_ids = served.eos_token_ids or (() if model.eot_token_id is None else (int(model.eot_token_id),))
     if isinstance(evaluator.apply_chat_template, str):
         model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
     return model
@@ -286,7 +286,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     evaluator: HarnessSettings
     items: Mapping[tuple[str, int], Item]
     replicate: int
-    ends: Sequence[int]
+    eos_token_ids: Sequence[int]
     answers: dict[tuple[str, int], list[Answer]]  # by task and place of the document
     _prompts: Sequence[PromptText] = ()  # of the batch, and the token ids of each
     _ids: Sequence[Sequence[int]] = ()
@@ -378,7 +378,7 @@ class HarnessModel(Base):  # type: ignore[misc]
             out = self.model.generate(
                 input_ids=context,
                 attention_mask=mask,
-                generation_config=neutral_config(self.model, decoding, pad, self.ends, new),
+                generation_config=neutral_config(self.model, decoding, pad, self.eos_token_ids, new),
                 logits_processor=draws(decoding, seeds, start),
                 stopping_criteria=StoppingCriteriaList([stops]),
             )
@@ -396,7 +396,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             tokens = rows[row, start:].tolist()[: stops.ended[row]]
-            end = next((n for n, token in enumerate(tokens) if token in self.ends), None)
+            end = next((n for n, token in enumerate(tokens) if token in self.eos_token_ids), None)
             if end is not None:  # the harness knows the end token of one ingredient alone
                 rows[row, start + end :] = fill
             finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)

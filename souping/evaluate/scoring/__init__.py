@@ -64,12 +64,12 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return graded(item, output) if item.own is not None else _scorer(item).score(item, output)
+    return graded(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
 
 
 def reading(item: Item, output: str) -> str:
     """What the item's scorer reads in an output: outputs with the same reading say the same."""
-    return plain(output) if item.own is not None else _scorer(item).read(item, output)
+    return plain(output) if item.user_scorer is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -78,7 +78,7 @@ def check(item: Item) -> None:
     Raises:
         UserError: unknown scorer or language, or an answer that the scorer cannot read.
     """
-    if item.own is None:
+    if item.user_scorer is None:
         _scorer(item).check(item)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from souping.core.fields import pick
 from souping.core.text import first_line
-from souping.core.types import Item, OwnScorer, UserError
+from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.scoring.judge import Judge
 
 Known = Mapping[tuple[str, str, str], float]
@@ -27,7 +27,7 @@ Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], User
 """grade(items, outputs, what is known) -> (scores, the first error); NaN where a scorer could not be called."""
 
 
-def load(scorers: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, OwnScorer]:
+def load(scorers: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, UserScorer]:
     """{name: scorer}; `taken` are the names of built-in scorers.
 
     Raises:
@@ -39,14 +39,14 @@ def load(scorers: Mapping[str, str], taken: Mapping[str, object]) -> dict[str, O
     return {name: _own(name, path) for name, path in scorers.items()}
 
 
-def _own(name: str, path: str) -> OwnScorer:
+def _own(name: str, path: str) -> UserScorer:
     where = f"benchmark.scorers.{name}={path}"
     module, function = _imported(path, where)
     if inspect.isclass(function) or not callable(function):
         raise UserError(f"{where} is no function of (item, output): name one, or an object that can be called")
     if isinstance(function, Judge):
-        return OwnScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
-    return OwnScorer(name=name, function=function, digest=_source(module, function, path, where))
+        return UserScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
+    return UserScorer(name=name, function=function, digest=_source(module, function, path, where))
 
 
 def _imported(path: str, where: str) -> tuple[ModuleType, Callable[[Item, str], float]]:
@@ -89,7 +89,7 @@ def graded(item: Item, output: str) -> float:
     Raises:
         UserError: the scorer fails, or its value is not a number from 0 to 1.
     """
-    own = item.own
+    own = item.user_scorer
     assert own is not None
     try:
         value = own.function(item, output)
@@ -104,7 +104,7 @@ def graded(item: Item, output: str) -> float:
     return float(value)
 
 
-def _place(own: OwnScorer) -> str:
+def _place(own: UserScorer) -> str:
     part = _definition(own.function)
     try:
         return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
@@ -127,7 +127,7 @@ def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple
         except UserError as error:
             errors.append(error)
 
-    threads = min((item.own.threads for item in asked.values() if item.own), default=1)
+    threads = min((item.user_scorer.threads for item in asked.values() if item.user_scorer), default=1)
     with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") if threads > 1 else nullcontext() as pool:
         list(pool.map(one, asked) if pool else map(one, asked))
     return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None

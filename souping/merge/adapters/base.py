@@ -18,9 +18,9 @@ from souping.checkpoints.dtypes import FLOATS, size_of
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.core.files import expanded, folder_at
-from souping.core.merge_protocols import MergeBackend
 from souping.core.text import shown
 from souping.core.types import UserError
+from souping.merge import MergeBackend
 from souping.merge.kernels import Float32, Raw, widen
 
 log = logging.getLogger(__name__)

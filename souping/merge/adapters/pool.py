@@ -14,10 +14,10 @@ from souping.checkpoints.dtypes import TORCH_NAMES
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
 from souping.checkpoints.pool import largest_bytes, measured
 from souping.core.files import staged, write_files
-from souping.core.merge_protocols import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
+from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.adapters.base import (
     Site,
     TensorReader,
@@ -110,12 +110,12 @@ class AdapterPool(CandidatePool):
         return self._fingerprints
 
     @property
-    def seen(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Mapping[str, Path]:
         adapters = {self._fingerprints[name]: folder for name, folder in self._folders.items()}
         return {self.base_fingerprint: self.base.folder} | adapters
 
     @property
-    def home(self) -> Path:
+    def architecture_folder(self) -> Path:
         """The base model."""
         return self.base.folder
 
@@ -127,7 +127,7 @@ class AdapterPool(CandidatePool):
         """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
         return self._tokenizer_of(self.adapters[self._carrier(recipe)])
 
-    def ends(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         """Those of the base: adapters have none."""
         return self._eos_token_ids
 
@@ -194,7 +194,7 @@ class AdapterPool(CandidatePool):
         return {CONFIG: config_text(shares, used, self.base), "recipe.json": text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
-        """The base's live module (loaded from `home`), ready to be poured into."""
+        """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
             alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=str(self._merge.dtype))
             LiveModule({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.core.objectives import value
+from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
 from souping.evaluate.bfcl.benchmark import (

@@ -56,7 +56,7 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
 
 
 def table(folder: Path) -> Any:
-    return SimpleNamespace(soup="", home=folder, ends=(), folder=folder)
+    return SimpleNamespace(soup="", architecture_folder=folder, eos_token_ids=(), folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +125,14 @@ class TestGenerate:
         )
         texts = {}
         for handler in ("plain", "chat-template", "watt-ai/watt-tool-8B", "Salesforce/Llama-xLAM-2-8b-fc-r"):
-            found = evaluator.by(handler).evaluate(table(roomy), asked)
+            found = evaluator.with_handler(handler).evaluate(table(roomy), asked)
             assert not [record.output for record in found if record.output.startswith("Error")], handler
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
         with pytest.raises(
             UserError, match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain"
         ):
-            evaluator.by("chat-template").evaluate(table(COOK), asked)
+            evaluator.with_handler("chat-template").evaluate(table(COOK), asked)
         evaluator.close()
 
 
@@ -197,10 +197,10 @@ class TestHandlers:
     )
 
     def test_a_candidate_has_one_a_soup_has_several(self) -> None:
-        assert self.EVALUATOR.choices(recipe("a")) == ("plain",)
-        assert self.EVALUATOR.choices(recipe("b")) == ("watt-ai/watt-tool-8B",)
-        assert self.EVALUATOR.choices(recipe("a", "b")) == ("chat-template", "plain")
-        assert BfclEvaluator(server=SERVER).choices(recipe("a", "b")) == ("chat-template",)
+        assert self.EVALUATOR.handlers_for(recipe("a")) == ("plain",)
+        assert self.EVALUATOR.handlers_for(recipe("b")) == ("watt-ai/watt-tool-8B",)
+        assert self.EVALUATOR.handlers_for(recipe("a", "b")) == ("chat-template", "plain")
+        assert BfclEvaluator(server=SERVER).handlers_for(recipe("a", "b")) == ("chat-template",)
 
     @pytest.mark.parametrize(
         ("server", "settings", "words"),
@@ -218,7 +218,7 @@ class TestHandlers:
             BfclEvaluator(server=server, **settings)
 
     def test_what_changes_answers_changes_the_fingerprint(self) -> None:
-        plain, chat = self.EVALUATOR.by("plain"), self.EVALUATOR.by("chat-template")
+        plain, chat = self.EVALUATOR.with_handler("plain"), self.EVALUATOR.with_handler("chat-template")
         assert plain.fingerprint == digest(plain.settings)
         assert len({plain.fingerprint, chat.fingerprint, self.EVALUATOR.fingerprint}) == 3
         greedy, drawn = (BfclEvaluator(server=VllmServer(), temperature=t) for t in (0.001, 0.6))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from souping.core.objectives import Mean
 from souping.core.protocols import Evaluator
+from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, SearchSpace, Trial
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.store import Store
@@ -32,10 +32,10 @@ class Asking(Evaluator):
     def settings(self) -> dict[str, Json]:
         return {"handler": self.handler}
 
-    def choices(self, recipe: Recipe) -> tuple[str, ...]:
+    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
         return ("own",) if len(recipe.ingredients) == 1 else ("short", "long")
 
-    def by(self, handler: str) -> Asking:
+    def with_handler(self, handler: str) -> Asking:
         return replace(self, handler=handler)
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:

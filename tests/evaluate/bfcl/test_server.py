@@ -113,7 +113,7 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
 
 
-TABLE: Any = SimpleNamespace(soup="", home=COOK, ends=(), folder=COOK)
+TABLE: Any = SimpleNamespace(soup="", architecture_folder=COOK, eos_token_ids=(), folder=COOK)
 
 
 def test_what_is_asked(server: Server, items: tuple[Item, ...]) -> None:

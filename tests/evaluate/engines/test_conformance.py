@@ -36,7 +36,9 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lo
 def served() -> Any:
     module = load_module(FOLDER, ModuleSettings())
     tokenizer = load_tokenizer(FOLDER)
-    return SimpleNamespace(soup="s", home=FOLDER, folder=FOLDER, module=module, tokenizer=tokenizer, ends=())
+    return SimpleNamespace(
+        soup="s", architecture_folder=FOLDER, folder=FOLDER, module=module, tokenizer=tokenizer, eos_token_ids=()
+    )
 
 
 def answers(asked: LocalEvaluator, served: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
@@ -64,9 +66,9 @@ def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, served
     prompt = served.tokenizer(ITEMS[0].prompt)["input_ids"]
     assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
-    ended = SimpleNamespace(**{**vars(served), "ends": (told.tokens[1],)})
+    ended = SimpleNamespace(**{**vars(served), "eos_token_ids": (told.tokens[1],)})
     (short,) = answers(asked, ended, ITEMS[:1])
-    assert served.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.wants == "either"
+    assert served.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.model_form == "either"
 
 
 def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, served: Any) -> None:
@@ -84,10 +86,10 @@ def test_what_it_declares(asked: LocalEvaluator) -> None:
     assert ("engine" in asked.settings) == (engine.settings is not None)
     settings = engine.module_settings(WISHED)
     assert settings.trust_remote_code
-    assert (settings == WISHED) == (engine.wants == "module")
-    assert engine.wants == asked.wants
+    assert (settings == WISHED) == (engine.model_form == "module")
+    assert engine.model_form == asked.model_form
     assert engine.host == asked.host
     assert engine.host is None or (isinstance(engine.host, ModelHost) and engine.host.gpus >= 1)
     assert engine.host is None or 0 < engine.host.fraction <= 1
-    assert all(one.mends.startswith("pip install") for one in engine.needs())
+    assert all(one.fix.startswith("pip install") for one in engine.needs())
     assert asked.needs() == engine.needs()

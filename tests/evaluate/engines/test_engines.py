@@ -102,7 +102,9 @@ def test_the_version_must_be_in_the_range_of_the_extra(
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
 def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
     souping(*pool_of(family), "engine=vllm").refused(f"the package vllm is not installed: {install('vllm')}")
-    served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=None, ends=())
+    served = SimpleNamespace(
+        soup="s", architecture_folder=family / "ant", folder=family / "ant", tokenizer=None, eos_token_ids=()
+    )
     with pytest.raises(UserError, match=rf"engine=vllm needs vLLM: {re.escape(install('vllm'))}") as told:
         VLLM.evaluate(served, [Item(id="i", category="c", prompt="red:", answer="")])
     assert "\n" not in str(told.value)
@@ -242,7 +244,13 @@ class TestTheWayOfASoup:
     def test_every_prompt_has_its_own_arguments(self, family: Path, sinks: SimpleNamespace) -> None:
         """Room, end tokens, and a seed for each drawn answer, which its neighbours do not change."""
         tokenizer = load_tokenizer(family / "ant")
-        served = SimpleNamespace(soup="s", home=family / "ant", folder=family / "ant", tokenizer=tokenizer, ends=(1, 3))
+        served = SimpleNamespace(
+            soup="s",
+            architecture_folder=family / "ant",
+            folder=family / "ant",
+            tokenizer=tokenizer,
+            eos_token_ids=(1, 3),
+        )
         items = [Item(id=str(i), category="c", prompt="a" * length, answer="") for i, length in enumerate((9, 127))]
         engine = VllmEngine(weights="reload")
         replace(LOCAL, engine=engine).evaluate(served, items)
@@ -273,7 +281,7 @@ def test_a_soup_that_is_wanted_either_way_is_made_when_it_is_asked_for(family: P
         pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
         opened = OpenPool(pool, LocalMerge(), store)
         served = opened.serving(VLLM)(opened.recipe({"ant": 0.25, "bee": 0.75}))
-        assert served.home == family / "ant"
+        assert served.architecture_folder == family / "ant"
         module, folder = served.module, served.folder
         assert folder is not None
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}  # the pool's own, in main memory

@@ -263,7 +263,7 @@ def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
         module=load_module(folder, evaluator.module_settings()),
         tokenizer=load_tokenizer(folder),
         folder=folder,
-        ends=(),
+        eos_token_ids=(),
     )
     return [record.output for record in evaluator.evaluate(served, items)]
 

@@ -19,4 +19,4 @@ def ant(family: Path) -> tuple[Any, Any]:
 
 @pytest.fixture
 def served(ant: tuple[Any, Any]) -> Any:
-    return SimpleNamespace(module=ant[0], tokenizer=ant[1], folder=None, ends=())
+    return SimpleNamespace(module=ant[0], tokenizer=ant[1], folder=None, eos_token_ids=())

@@ -171,7 +171,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
     import torch
 
     module = load_module(family / "ant", evaluator.module_settings())
-    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, ends=())
+    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, eos_token_ids=())
     items = evaluator.benchmark.items()
     before = evaluator.evaluate(live, items)
     other = load_module(family / "dog", evaluator.module_settings())
@@ -179,7 +179,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
         for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
             mine.copy_(theirs)
     after = evaluator.evaluate(live, items)
-    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None, ends=())
+    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None, eos_token_ids=())
     assert [r.output for r in after] != [r.output for r in before]
     assert after == replace(evaluator).evaluate(fresh, items)
 
@@ -299,7 +299,7 @@ def test_every_other_argument_of_the_harness_is_a_key() -> None:
     from lm_eval.tasks import TaskManager
     from omegaconf import OmegaConf
 
-    from souping.cli.config import folder as conf
+    from souping.cli.help import folder as conf
 
     own = {f.name for f in fields(HarnessEvaluator) if f.init}
     hflm = set(inspect.signature(HFLM.__init__).parameters) - {"self"}

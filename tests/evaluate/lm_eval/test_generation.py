@@ -69,7 +69,7 @@ def test_answers_end_at_any_end_token_and_say_so(free: HarnessEvaluator, served:
     long = next(record for record in whole if record.outcome == "truncated")
     assert len(long.tokens) == 12
     end = long.tokens[4]
-    served.ends = (end, 2)
+    served.eos_token_ids = (end, 2)
     cut = {record.item: record for record in ask(free, served)}
     for record in whole:
         if end in record.tokens:

@@ -184,7 +184,7 @@ def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
         module=load_module(folder, evaluator.module_settings()),
         tokenizer=load_tokenizer(folder),
         folder=folder,
-        ends=(),
+        eos_token_ids=(),
     )
     items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
     return [evaluator.evaluate(served, [item])[0].output for item in items]
@@ -292,7 +292,7 @@ class TestAFoundServer:
             served = pool.serving(evaluator)(pool.recipe({odd.name: 1.0}))
             told = json.loads((served.folder / "generation_config.json").read_text())
             assert told.keys() <= {*IDS}
-            assert told["eos_token_id"] == list(served.ends)
+            assert told["eos_token_id"] == list(served.eos_token_ids)
             running = evaluator.server.start(served.folder, odd.name)
             assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
             running.stop()

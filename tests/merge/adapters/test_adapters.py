@@ -263,7 +263,7 @@ class TestRefusals:
             opened(folders)
         with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
             opened(folders, base="nowhere")
-        assert opened(folders, base=str(base)).home == base
+        assert opened(folders, base=str(base)).architecture_folder == base
         assert not any("merge.base" in warning for warning in opened(folders, base=str(base)).warnings)
         for folder in folders.values():
             change_config(folder, base_model_name_or_path=str(base))
