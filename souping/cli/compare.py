@@ -12,7 +12,7 @@ from souping.cli import stop
 from souping.comparison.api import AVERAGES, Source, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
-from souping.core.files import expanded, put, said
+from souping.core.files import error_text, expanded, write_atomically
 from souping.core.text import positive, safe
 from souping.core.types import UserError
 
@@ -28,14 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _compare(_parser().parse_args(arguments))
     except (UserError, OSError) as error:
-        stop(safe(said(error)), 2)
+        stop(safe(error_text(error)), 2)
         return 2
 
 
 def _compare(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from souping.comparison.pages import markdown, page, show
+    from souping.comparison.result import markdown, page, show
 
     result = compare(
         _logs(options.logs),
@@ -59,7 +59,7 @@ def _compare(options: argparse.Namespace) -> int:
         out = expanded(options.out, "--out")
         pages = {"report.html": page(result, options.show), "report.md": markdown(result, options.show)}
         for name, text in {**pages, "compare.json": result.to_json(options.show)}.items():
-            put(out / name, text.encode("utf-8", "backslashreplace"))
+            write_atomically(out / name, text.encode("utf-8", "backslashreplace"))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(markdown(result, options.show) + "\n")

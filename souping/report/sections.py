@@ -94,7 +94,8 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), alternatives(report))
-    return nonempty((*run, _experts(report), *analysis_sections(report), _gate(report), _cost(report), _provenance(report)))
+    last = (_gate(report), _cost(report), _provenance(report))
+    return nonempty((*run, _experts(report), *analysis_sections(report), *last))
 
 
 def _verdict(report: Report) -> Section | None:

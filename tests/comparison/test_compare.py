@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import souping as library
-from souping.comparison.pages import as_text, markdown, page
-from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, as_text, markdown, page
 from tests.conftest import ROOT, Cli
 
 Rows = list[dict[str, Any]]
