@@ -33,9 +33,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from souping.comparison.result import markdown, page, show
+    from souping.comparison.result import page, sections, title
+    from souping.report.terminal import sheet_markdown, show_sheet
 
     result = compare(
         _logs(options.logs),
@@ -53,16 +52,16 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         print(result.to_json(options.show), end="")
     else:
-        console = Console(highlight=False)
-        show(result, console if console.is_terminal else Console(highlight=False, width=120), options.show)
+        show_sheet(sections(result, options.show))
+    text = sheet_markdown(title(result), sections(result, options.show))
     if options.out:
         out = expanded(options.out, "--out")
-        pages = {"report.html": page(result, options.show), "report.md": markdown(result, options.show)}
-        for name, text in {**pages, "compare.json": result.to_json(options.show)}.items():
-            write_atomically(out / name, text.encode("utf-8", "backslashreplace"))
+        pages = {"report.html": page(result, options.show), "report.md": text}
+        for name, content in {**pages, "compare.json": result.to_json(options.show)}.items():
+            write_atomically(out / name, content.encode("utf-8", "backslashreplace"))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(markdown(result, options.show) + "\n")
+            file.write(text + "\n")
     return result.status
 
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
-from souping.report.format import clean, escape_html, escape_markdown, p_value
+from souping.report.format import escape_html, p_value
+from souping.report.render import document, section_html
+from souping.report.tables import Section, TableCell, grid
+from souping.report.terminal import show_sheet
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.console import Console
 
 SCHEMA = 1
 LONGEST = 1500
@@ -140,25 +141,74 @@ class CompareResult:
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        return tables_html(self)
+        return "\n".join(map(section_html, sections(self)))
 
 
 # Pages
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table of plain text; the first column is a name. Rows of `strong` are those that decide."""
+def sections(result: CompareResult, flips: int = 0) -> list[Section]:
+    """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
+    found = [_model(result, model) for model in result.models[1:]]
+    if result.pairs:
+        found.append(_pairs(result))
+    found.append(Section("Notes", result.warnings))
+    shown = [flip for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
+    return [*found, *([Section("Items that flipped", folded=tuple(map(_flip, shown)))] if shown else [])]
 
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    strong: frozenset[int] = frozenset()
+
+def _model(result: CompareResult, model: str) -> Section:
+    """The verdict on a model, what the comparison can show, and its table without empty columns."""
+    rows, part = result.rows(model), result.variance[model]
+    lines = [sentence(rows[0]), power_sentence(rows[0])]
+    known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
+    shares = [f"{100 * v / part.total:.0f} % {name}" for name, v in known.items() if v is not None and part.total]
+    if len(shares) > 1:
+        lines.append(f"Variance of the difference: {', '.join(shares)}.")
+    if result.looks > 1:
+        lines.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
+    cells = [_cells(row) for row in rows]
+    shown = [name for name in cells[0] if any(row[name] for row in cells)]
+    titles = {"base": result.baseline, "mean": model, "name": ""}
+    table = grid(
+        [titles.get(name, name) for name in shown],
+        [[row[name] for name in shown] for row in cells],
+        left=[place for place, name in enumerate(shown) if name in ("name", "metric", "verdict")],
+        strong=[place for place, row in enumerate(rows) if row.decides],
+    )
+    return Section(f"{model} minus {result.baseline}", tuple(lines), grids=(table,))
 
 
-def is_left(header: str) -> bool:
-    """Whether a column holds words."""
-    return header in ("", "metric", "verdict")
+def _pairs(result: CompareResult) -> Section:
+    line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in points:"
+    cells = {
+        (pair.model, pair.other): f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
+        for pair in result.pairs
+    }
+    rows = [[one, *(minus(cells.get((one, other), "")) for other in result.models[1:])] for one in result.models[:-1]]
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+
+
+def _flip(flip: Flip) -> Section:
+    texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
+    lines = [f"{name}: {text[:LONGEST]}{'...' * (len(text) > LONGEST)}" for name, text in texts if text]
+    return Section(f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now", tuple(lines))
+
+
+def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
+    metric = row.metric if row.kind == "task" and row.metric != "score" else ""
+    return {
+        "name": row.name,
+        "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",
+        "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
+        "items": f"{row.items:,}",
+        "base": amount(row, row.base),
+        "mean": amount(row, row.mean),
+        "difference": TableCell(amount(row, row.difference, True), limits(row)),
+        "p": p_value(row.p_value),
+        "margin": amount(row, row.margin),
+        "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
+    }
 
 
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
@@ -173,7 +223,7 @@ def limits(row: RowVerdict) -> str:
     scale = 100 if row.fraction else 1
     near = any(0 < abs(scale * value) < 0.05 for value in (row.low, row.high)) and row.fraction
     low, high = (f"{scale * value:+.2g}" if near else amount(row, value, True) for value in (row.low, row.high))
-    return minus(f"[{low}, {high}]")
+    return minus(f"{low}, {high}")
 
 
 def sentence(row: RowVerdict) -> str:
@@ -207,177 +257,23 @@ def _p(row: RowVerdict) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def tables(result: CompareResult) -> Iterator[TextTable]:
-    """A table for each model, then all pairs of models."""
-    for model in result.models[1:]:
-        rows = result.rows(model)
-        cells = [_cells(row) for row in rows]
-        shown = [name for name in cells[0] if any(row[name] for row in cells)]
-        titles = {"base": result.baseline, "mean": model, "name": ""}
-        yield TextTable(
-            title=f"{model} minus {result.baseline}",
-            header=tuple(titles.get(name, name) for name in shown),
-            rows=tuple(tuple(row[name] for name in shown) for row in cells),
-            strong=frozenset(place for place, row in enumerate(rows) if row.decides),
-        )
-    if result.pairs:
-        pairs = {(pair.model, pair.other): pair for pair in result.pairs}
-        rows_of_pairs = [
-            (one, *(_pair_cell(pairs.get((one, other))) for other in result.models[1:])) for one in result.models[:-1]
-        ]
-        title = "Row minus column, points, without correction"
-        yield TextTable(title=title, header=("", *result.models[1:]), rows=tuple(rows_of_pairs))
-
-
-def _cells(row: RowVerdict) -> dict[str, str]:
-    metric = row.metric if row.kind == "task" and row.metric != "score" else ""
-    return {
-        "name": row.name,
-        "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",
-        "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
-        "items": f"{row.items:,}",
-        "base": amount(row, row.base),
-        "mean": amount(row, row.mean),
-        "difference": amount(row, row.difference, True),
-        "interval": limits(row),
-        "p": p_value(row.p_value),
-        "margin": amount(row, row.margin),
-        "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
-    }
-
-
-def _pair_cell(pair: PairedDifference | None) -> str:
-    if pair is None:
-        return ""
-    return minus(f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]")
-
-
-def lines(result: CompareResult) -> list[str]:
-    """The sentences below the tables."""
-    found = []
-    for model in result.models[1:]:
-        found += [sentence(result.headline(model)), power_sentence(result.headline(model))]
-    if result.best:
-        found.append(f"The best model is among {', '.join(result.best)} (95 %).")
-    for model, part in result.variance.items():
-        known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
-        shares = [f"{100 * v / part.total:.0f} % {name}" for name, v in known.items() if v is not None and part.total]
-        if len(shares) > 1:
-            found.append(f"Variance of {model} minus {result.baseline}: {', '.join(shares)}.")
-    if result.looks > 1:
-        found.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
-    return found
-
-
-# Terminal
-
-
-def show(result: CompareResult, console: Console, flips: int = 0) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    for one in tables(result):
-        made = Table(
-            title=Text(clean(one.title), style="bold"), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
-        )
-        for place, name in enumerate(one.header):
-            side: Literal["left", "right"] = "left" if is_left(name) else "right"
-            made.add_column(Text(clean(name)), justify=side, no_wrap=place > 0, overflow="fold")
-        for number, row in enumerate(one.rows):
-            made.add_row(*(Text(clean(cell)) for cell in row), style="bold" if number in one.strong else None)
-        console.print(made)
-    for place, line in enumerate(lines(result)):
-        console.print(Text(clean(line), style="" if place else "bold"))
-    for line in result.warnings:
-        console.print(Text(f"note: {clean(line)}", style="dim"))
-    for flip in shown_flips(result, flips):
-        console.print(Text(f"\n{clean(_flip_title(flip))}", style="bold"))
-        for name, text in _texts(flip, result.baseline):
-            console.print(Text(f"  {name}: {clean(text)}"))
-
-
-def as_text(result: CompareResult, width: int = 120) -> str:
+def as_text(result: CompareResult) -> str:
     from rich.console import Console
 
     out = StringIO()
-    show(result, Console(file=out, width=width, highlight=False))
+    show_sheet(sections(result), Console(file=out, width=120, highlight=False))
     return out.getvalue()
 
 
-def shown_flips(result: CompareResult, flips: int) -> list[Flip]:
-    return [flip for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
-
-
-def _flip_title(flip: Flip) -> str:
-    return minus(f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now")
-
-
-def _texts(flip: Flip, baseline: str) -> list[tuple[str, str]]:
-    parts = (("prompt", flip.prompt), (baseline, flip.base_output), (flip.model, flip.output))
-    return [(name, text[:LONGEST] + "..." * (len(text) > LONGEST)) for name, text in parts if text]
-
-
-# Markdown and HTML
-
-
-def markdown(result: CompareResult, flips: int = 0) -> str:
-    """A section for a pull request or a job summary."""
-    blocks = ["## " + escape_markdown(" against ".join((", ".join(result.models[1:]), result.baseline)))]
-    blocks += [escape_markdown(line) for line in lines(result)]
-    for one in tables(result):
-        marks = ["---" if is_left(name) else "---:" for name in one.header]
-        rows = [[escape_markdown(cell) for cell in row] for row in (one.header, *one.rows)]
-        for number in one.strong:
-            rows[number + 1][0] = f"**{rows[number + 1][0]}**"
-        text = [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
-        blocks += [f"**{escape_markdown(one.title)}**", "\n".join(text)]
-    blocks += [f"> {escape_markdown(line)}" for line in result.warnings]
-    for flip in shown_flips(result, flips):
-        texts = [f"{escape_markdown(name)}: {escape_markdown(text)}" for name, text in _texts(flip, result.baseline)]
-        blocks += [f"**{escape_markdown(_flip_title(flip))}**", *texts]
-    return "\n\n".join(blocks) + "\n"
-
-
-def tables_html(result: CompareResult) -> str:
-    return "\n".join(_html_table(one) for one in tables(result))
-
-
-def _html_table(one: TextTable) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        sides = [' class="left"' if is_left(name) else "" for name in one.header]
-        return "".join(f"<{tag}{side}>{escape_html(cell)}</{tag}>" for side, cell in zip(sides, row, strict=True))
-
-    marks = [' class="strong"' if number in one.strong else "" for number in range(len(one.rows))]
-    rows = "\n".join(f"<tr{mark}>{cells(row, 'td')}</tr>" for mark, row in zip(marks, one.rows, strict=True))
-    head = f"<thead><tr>{cells(one.header, 'th')}</tr></thead>"
-    title = f"<h2>{escape_html(one.title)}</h2>"
-    return f'{title}<div class="scroll"><table>{head}<tbody>\n{rows}</tbody></table></div>'
+def title(result: CompareResult) -> str:
+    return f"{', '.join(result.models[1:])} against {result.baseline}"
 
 
 def page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
-    title = escape_html(" against ".join((", ".join(result.models[1:]), result.baseline)))
-    style = files("souping.report").joinpath("style.css").read_text("utf-8")
-    body = [f"<h1>{title}</h1>", *(f"<p>{escape_html(line)}</p>" for line in lines(result))]
-    body += [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
-    body.append(tables_html(result))
-    if result.warnings:
-        notes = "".join(f"<li>{escape_html(line)}</li>" for line in result.warnings)
-        body.append(f'<div class="warnings"><ul>{notes}</ul></div>')
-    for flip in shown_flips(result, flips):
-        texts = "".join(
-            f"<p>{escape_html(name)}</p><pre>{_escaped_lines(text)}</pre>"
-            for name, text in _texts(flip, result.baseline)
-        )
-        body.append(f"<details><summary>{escape_html(_flip_title(flip))}</summary>{texts}</details>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    inner = "\n".join([f"<head>{head}<style>{style}</style></head><body><main>", *body, "</main></body>"])
-    return f"<!doctype html><html lang=en>{inner}</html>\n"
-
-
-def _escaped_lines(text: str) -> str:
-    return "\n".join(escape_html(line) for line in text.splitlines())
+    charts = [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
+    body = [section_html(section) for section in sections(result, flips)]
+    return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
 
 
 def chart(rows: Sequence[RowVerdict], width: int = 720, height: int = 24) -> str:

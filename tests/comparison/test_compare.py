@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import souping as library
-from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, as_text, markdown, page
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, as_text, page, sections
+from souping.report.terminal import sheet_markdown
 from tests.conftest import ROOT, Cli
 
 Rows = list[dict[str, Any]]
@@ -179,11 +180,12 @@ def nasty() -> CompareResult:
 
 def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
-    for text in (as_text(result), markdown(result, 5), page(result, 5)):
+    written = sheet_markdown("x", sections(result, 5))
+    for text in (as_text(result), written, page(result, 5)):
         assert not {"\x1b", "\u202e"} & set(text)
     assert "<script" not in page(result, 5)
-    assert "<script" not in markdown(result, 5)
-    rows = [line for line in markdown(result).splitlines() if line.startswith("|")]
+    assert "<script" not in written
+    rows = [line for line in written.splitlines() if line.startswith("|")]
     assert len({line.count("|") - line.count("\\|") for line in rows}) == 1
 
 
