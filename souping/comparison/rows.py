@@ -14,29 +14,11 @@ import numpy as np
 from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
-from souping.comparison.estimate import (
-    BEST,
-    SCORE,
-    WORST,
-    PooledScores,
-    contrast,
-    leaves,
-    pool,
-    task_weights,
-    variance_parts,
-)
+from souping.comparison import estimate
+from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, leaves, pool, task_weights, variance_parts
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
-from souping.comparison.verdict import (
-    FAIL_ON,
-    HEADLINE,
-    DecidingRow,
-    Limits,
-    Policy,
-    Word,
-    decide,
-    verdict_of,
-)
+from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
 from souping.core.types import FloatArray
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer
@@ -125,11 +107,17 @@ def _rows(matched: Matched, weights: Mapping[str, float], options: Options) -> I
             yield replace(_single(one, "task", whole.only([name])), weight=share[name])
     for name, found in matched.metrics.items():
         for one in found[name in weights :]:
-            if any(np.isfinite(one.scores[model]).any() for model in matched.models):
-                pooled = pool({name: one}, {name: 1.0}, options.pass_at * one.is_mean)
+            if _is_scored(one):
+                pooled = pool({name: one}, {name: 1.0})
                 yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
     lengths = list(_lengths(averaged, weights))
     yield from (row for row in lengths if row.name != "characters" or lengths[0].name != "tokens")
+
+
+def _is_scored(metric: MatchedMetric) -> bool:
+    """Whether all models have a score of some item in every run."""
+    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
+    return bool(np.all(scored, axis=0).any())
 
 
 def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
@@ -156,7 +144,7 @@ def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float])
             )
             for task, one in metrics.items()
         }
-        if all(np.isfinite(values).any() for part in parts.values() for values in part.scores.values()):
+        if all(map(_is_scored, parts.values())):
             kind: Kind = "cut" if is_mean else "length"
             pooled = pool(parts, weights)
             yield RowScores(name=name, kind=kind, metric=name, pooled=pooled, higher_is_better=False, is_mean=is_mean)
@@ -206,7 +194,7 @@ class RowTest:
 
 @cache
 def _contrast(pooled: PooledScores, a: str, b: str, looks: int, tests: float, missing: int) -> Comparison:
-    return contrast(pooled, a, b, looks=looks, tests=tests, missing=missing)
+    return estimate.contrast(pooled, a, b, looks=looks, tests=tests, missing=missing)
 
 
 def _verdicts(rows: Sequence[RowScores], model: str, options: Options, headline: float) -> Iterator[RowVerdict]:
@@ -290,7 +278,7 @@ def detectable(shown: Comparison) -> float:
 
 def _pairs(pooled: PooledScores, models: Sequence[str]) -> Iterator[PairedDifference]:
     for one, other in combinations(models, 2):
-        found = contrast(pooled, one, other)
+        found = estimate.contrast(pooled, one, other)
         yield PairedDifference(model=one, other=other, difference=found.difference, low=found.low, high=found.high)
 
 

@@ -199,7 +199,7 @@ def test_the_pages_of_a_comparison(souping: Cli, log: Callable[..., Path], tmp_p
     assert ended.out.count("three") == 2
     html = (tmp_path / "gate" / "report.html").read_text()
     assert html.count("<svg") == 1
-    assert "http" not in html
+    assert "://" not in html
     assert (tmp_path / "gate" / "report.md").read_text() in (tmp_path / "summary.md").read_text()
     assert (tmp_path / "summary.md").read_text().startswith("before\n")
     assert len(json.loads((tmp_path / "gate" / "compare.json").read_text())["flips"]) == 2

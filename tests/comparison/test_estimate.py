@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +15,8 @@ from souping.comparison.rows import detectable
 from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled
+from tests.conftest import ROOT
+from tests.support.scripts import script
 
 GROUPS = (
     Group(name="inner", members=("b", "c"), weight_by_size=False),
@@ -188,3 +191,21 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     assert best_set(flips, 0.05) == [0, 1]
     same = np.random.default_rng(10).random(50)
     assert best_set(JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05) == [0, 1]
+
+
+# Calibration
+
+
+def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> None:
+    """60 draws of each, of which 6 may be called better or worse. Ignoring groups is caught."""
+    calibration = script(ROOT / "benchmarks" / "calibration.py")
+    for name in ("ties", "thirty items", "replicates", "training runs"):
+        row = calibration.pair_row(name, calibration.PAIRS[name], 60, {})
+        assert float(row[1].split()[0]) + float(row[2].split()[0]) <= 10, row
+
+    def ungrouped(rng: np.random.Generator) -> object:
+        found = calibration.heavy_groups(rng)
+        return replace(found, groups=np.arange(len(found.groups)))
+
+    wrong = calibration.pair_row("wrong", ungrouped, 60, {})
+    assert float(wrong[1].split()[0]) + float(wrong[2].split()[0]) > 20, wrong
