@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
@@ -276,45 +276,27 @@ def page(result: CompareResult, flips: int = 0) -> str:
     return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
 
 
-def chart(rows: Sequence[RowVerdict], width: int = 720, height: int = 24) -> str:
+def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
     ends = [0.0, *(100 * value for row in rows for value in (row.low, row.high, -(row.margin or 0.0)))]
-    low, high = min(ends), max(ends)
-    left, span = 190, max(high - low, 1e-6)
-    deep = height * len(rows) + 30
+    low, high, bottom = min(ends), max(ends), 24 * len(rows)
 
-    def x(value: float) -> float:
-        return left + (value - low) / span * (width - left - 20)
+    def x(value: float) -> str:
+        return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
 
-    def text(place: float, y: float, words: str, anchor: str = "middle") -> str:
-        return f'<text x="{place:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape_html(words)}</text>'
-
-    def line(x1: float, x2: float, y1: float, y2: float, more: str = "") -> str:
-        return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="currentColor"{more}/>'
-
-    parts = [line(x(0), x(0), 0, deep - 26), *(_mark(row, n, height, x, text, line) for n, row in enumerate(rows))]
-    parts += [text(x(value), deep - 10, minus(f"{value:+.1f}") if value else "0") for value in sorted({low, 0.0, high})]
-    label = f"{rows[0].model} minus {rows[0].baseline}, points"
-    return (
-        f'<figure><svg viewBox="0 0 {width} {deep}" style="max-width:{width}px" font-size="12" fill="currentColor" '
-        f'role="img" aria-label="{escape_html(label)}">{"".join(parts)}</svg>'
-        f"<figcaption>{escape_html(label)}; dashed: the margin</figcaption></figure>"
-    )
-
-
-def _mark(
-    row: RowVerdict,
-    number: int,
-    height: int,
-    x: Callable[[float], float],
-    text: Callable[..., str],
-    line: Callable[..., str],
-) -> str:
-    y = height * (number + 0.5)
-    name = row.name if len(row.name) <= 28 else row.name[:27] + "\N{HORIZONTAL ELLIPSIS}"
-    parts = [text(180, y + 4, name, "end"), line(x(100 * row.low), x(100 * row.high), y, y, ' stroke-width="2"')]
-    parts.append(f'<circle cx="{x(100 * row.difference):.1f}" cy="{y:.1f}" r="4"/>')
-    if row.margin is not None:
-        place = x(-100 * row.margin)
-        parts.append(line(place, place, y - height / 2, y + height / 2, ' stroke-dasharray="3 3"'))
-    return "".join(parts)
+    parts = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
+    for place, row in enumerate(rows):
+        y, name = 24 * place + 12, row.name if len(row.name) <= 28 else f"{row.name[:27]}\N{HORIZONTAL ELLIPSIS}"
+        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(name)}</text>')
+        parts.append(f'<path d="M{x(100 * row.low)} {y}H{x(100 * row.high)}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(100 * row.difference)}" cy="{y}" r="4"/>')
+        if row.margin is not None:
+            parts.append(f'<path d="M{x(-100 * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
+    for value in sorted({low, 0.0, high}):
+        label = minus(f"{value:+.1f}") if value else "0"
+        parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{label}</text>')
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points; dashed: the margin")
+    style = 'style="max-width:720px" font-size="12" fill="currentColor"'
+    inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
+    svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'
+    return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"

@@ -288,7 +288,7 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
     for model in others:
         found = list[Flip]()
         for task, (metric, *_) in matched.metrics.items():
-            means = {name: _mean_scores(metric.scores[name]) for name in (base, model)}
+            means = {name: _means(metric.scores[name]) for name in (base, model)}
             texts = {name: _texts(logs[name][0], task, metric.metric) for name in (base, model)}
             for place in np.flatnonzero(np.abs(means[model] - means[base]) > TIE):
                 item = metric.items[place]
@@ -308,11 +308,9 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 
-def _mean_scores(scores: FloatArray) -> FloatArray:
-    """[R, P, I] -> [I], nan without any."""
-    there = np.isfinite(scores)
-    count = there.sum(axis=(0, 1))
-    return np.asarray(np.where(count > 0, np.where(there, scores, 0.0).sum(axis=(0, 1)) / np.maximum(count, 1), np.nan))
+def _means(scores: FloatArray) -> FloatArray:
+    """[R, P, I] -> [I], nan for items without a score."""
+    return np.asarray(np.ma.masked_invalid(scores).mean(axis=(0, 1)).filled(np.nan))
 
 
 def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
