@@ -15,7 +15,7 @@ from pathlib import Path
 NEEDED = (
     "souping/conf/config.yaml",
     "souping/conf/experiment/bfcl.yaml",
-    "souping/evaluate/bfcl/inside/runner.py",
+    "souping/evaluate/bfcl/runner.py",
     "souping/evaluate/bfcl/requirements/minimal.txt",
     "souping/pantry/items.jsonl",
     "souping/paper/bfcl_8b.csv",

@@ -228,7 +228,7 @@ class Run(Steps):
         return selection
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
-        return self.searcher(self.answers).search(ingredients, self.folds["search"])
+        return self.find_weights(self.answers, ingredients, self.folds["search"])
 
     def best_candidate(self, stage: Stage) -> str:
         scores = self._by_candidate(stage)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from merge_inputs import generate
 
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import Recipe
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
@@ -38,7 +39,8 @@ def main() -> None:
             generate(folder, options.size, seed)
     names = tuple(folders)
     recipe = Recipe(ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="bfloat16")
-    plan = LocalMerge().plan(recipe, folders)
+    merge = LocalMerge()
+    plan = merge.plan(recipe, merge.align({name: Checkpoint.open(folder) for name, folder in folders.items()}))
     report(measure(plan, options.work / "soup", options.ranks, options.rounds), plan, options.ranks)
 
 

@@ -327,12 +327,10 @@ def _tables(
 
 
 def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list[Json]]]:
-    """(columns, rows) of a multirun's jobs, with one column for each key that they override."""
-    given = [dict(word.split("=", 1) for word in texts(job, "overrides") if "=" in word) for job in jobs]
-    columns = ["job", "objective", *sorted({key for one in given for key in one}), "overrides", "run_dir", "refused"]
+    """(columns, rows) of a multirun's jobs."""
+    columns = ["job", "objective", "overrides", "run_dir", "refused"]
     lines = [
-        {"refused": "", **job, **one, "job": str(job["job"]), "overrides": " ".join(texts(job, "overrides"))}
-        for job, one in zip(jobs, given, strict=True)
+        {"refused": "", **job, "job": str(job["job"]), "overrides": " ".join(texts(job, "overrides"))} for job in jobs
     ]
     return columns, [[line.get(column) for column in columns] for line in lines]
 

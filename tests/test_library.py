@@ -55,18 +55,14 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert done.trials[0].weights == pytest.approx(done.weights)
     assert len(done.trials) == 1
     assert 0 <= done.trials[0].objective <= 1
-    assert {"soup", "best_single"} <= {row.kind for row in done.rows}
-    assert done.comparisons
+    assert {"soup", "best_single"} <= {row["kind"] for row in done.report["rows"]}
     assert sorted(done.report["analyses"]) == ["consistency", "parents", "surface", "wins"]
-    assert done.selection["ingredients"] == list(pool)
+    assert done.report["selection"]["ingredients"] == list(pool)
     assert done.verdict.sentence in repr(done)
     assert done.verdict.claim == done.report["verdict"]["claim"]
-    (soup,) = [row for row in done.rows if row.kind == "soup"]
-    assert soup.objective.low < soup.objective.mean < soup.objective.high
-    assert set(soup.scores) == {"red", "green", "blue"}
-    assert done._repr_html_().count("<tr>") == len(done.rows) + 1
+    assert done._repr_html_().count("<tr>") == len(done.report["rows"]) + 1
     log = (done.report_dir / "run.log").read_text()
-    for needle in ("souping.run(pool={'ant': ", "items=", "LocalEvaluator(", "versions   souping ", "writing the soup"):
+    for needle in ("souping.run(name='souping'", "versions   souping ", "writing the soup"):
         assert needle in log, needle
     assert "souping.run(" in (done.report_dir / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])
@@ -113,10 +109,10 @@ def test_items_may_be_objects_or_dicts(settings: dict[str, Any], family: Path, t
     rows: list[Any] = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
     first = souping.run(**(settings | {"items": rows, "stop_after": "select"}))
     assert (first.soup, first.trials, first.verdict.claim) == (None, (), "")
-    assert f"items='{len(rows)} items'" in (tmp_path / "run/run.log").read_text()
     objects = Benchmark(path=str(family / "items.jsonl")).items()
     second = souping.run(**(settings | {"items": objects, "stop_after": "select", "out": tmp_path / "other"}))
-    assert second.selection["ingredients"] == first.selection["ingredients"] == ["ant", "bee", "cat"]
+    chosen = [done.report["selection"]["ingredients"] for done in (first, second)]
+    assert chosen == [["ant", "bee", "cat"]] * 2
     with pytest.raises(souping.UserError, match=rf"items\[{len(rows)}\]: id .* appears twice"):
         souping.run(**(settings | {"items": [*rows, rows[0]], "out": tmp_path / "third"}))
 

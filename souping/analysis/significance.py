@@ -138,21 +138,6 @@ def over_looks(p_value: float, looks: int) -> float:
     return min(1.0, p_value * penalty(looks))
 
 
-def shrunken(parts: FloatArray, chosen: int) -> float:
-    """Posterior mean of the chosen one of M scores on the same items; parts [M, G] are what each group adds to each.
-
-    The best of many noisy scores flatters itself. It is drawn to the mean of all by the share of their spread that is
-    noise (normal means, empirical Bayes). What all of them have in common in a group cancels in differences and is no
-    noise here.
-    """
-    scores, (count, groups) = parts.sum(axis=1), parts.shape
-    if count < 2 or groups < 2 or not scores.var():
-        return float(scores[chosen])
-    noise = groups * (parts - parts.mean(axis=0)).var(axis=1, ddof=1).sum() / (count - 1)
-    kept = max(0.0, 1.0 - noise / float(scores.var(ddof=1)))
-    return float(scores.mean() + kept * (scores[chosen] - scores.mean()))
-
-
 def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
     """Items on which a true difference of the margin has 80 % power, by the width of the interval.
 

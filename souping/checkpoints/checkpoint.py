@@ -11,14 +11,12 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from souping.checkpoints.dtypes import TAGS, TORCH_NAMES
-from souping.checkpoints.header import Tensor, broken, parse_json, read_header
+from souping.checkpoints.header import FLOATS, ITEM, TAGS, TORCH_NAMES, Tensor, broken, parse_json, read_header
 from souping.core.files import expanded
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
@@ -99,6 +97,14 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.count for tensor in self.tensors.values() if tensor.dtype in FLOATS)
+
+    def size_in(self, dtype: str | None) -> int:
+        """Bytes of the weights in `dtype` (auto and None: as stored), in memory or as a soup on disk."""
+        return self.parameters * ITEM[dtype] if dtype in ITEM else self.nbytes
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
         """Raises UserError where a file (of these names) is not the one that was opened."""
@@ -187,10 +193,7 @@ def read_weights(
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     """The tensors an index lists; index and shards must tell the same story."""
     path = folder / index
-    table = parse_json(path, small(path))
-    places = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
-        raise broken(path, "weight_map is not a table of tensor names and file names")
+    places = weight_map(path)
     tensors: dict[str, Tensor] = {}
     owners = {file: name for name, file in reversed(places.items())}
     shards = {file: inside(folder, file, name) for file, name in owners.items()}
@@ -206,6 +209,15 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     if lost is not None:
         raise broken(folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost)
     return tensors
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index of shards."""
+    table = parse_json(index, small(index))
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+        raise broken(index, "weight_map is not a table of tensor names and file names")
+    return places
 
 
 def side_files(folder: Path) -> tuple[str, ...]:
@@ -341,25 +353,13 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     """The tensors of a pickled file and where their bytes are.
 
     Raises:
-        UserError: it is not a zip of plain, contiguous tensors, or it is truncated.
+        UserError: it holds more than plain, contiguous tensors, or it is truncated.
     """
-    _check_zip(path)
     state = _load(path)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise broken(path, "not a table of tensors")
     size = path.stat().st_size
     return {name: _tensor(path, label, name, value, size) for name, value in state.items()}
-
-
-def _check_zip(path: Path) -> None:
-    """Stored, not compressed: otherwise an offset in the file would not be a tensor's bytes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise broken(path, "not a zip as torch.save writes it since 2020, or truncated") from None
-    if packed:
-        raise broken(path, "its entries are compressed")
 
 
 def _load(path: Path) -> Any:

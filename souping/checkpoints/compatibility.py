@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.checkpoint import Checkpoint, side_files
-from souping.checkpoints.dtypes import FLOATS, OTHER_FLOATS, widest
-from souping.checkpoints.header import Tensor, parse_json
+from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 
@@ -148,41 +147,33 @@ STRUCTURE = {
 def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[str]:
     """Check that a pool can be souped; returns warnings for the report.
 
-    Reads no float weight: only headers, configs, tokenizers, and the bytes of tensors that have to be equal (those
-    that are not floats, and tied heads that some store twice).
+    Reads no weight but tied heads that only some store: only headers, configs and tokenizers.
 
     Raises:
         UserError: tensors are missing or extra (at most ten named, then a count), shapes or architectures differ, a
-            float type cannot be souped, tensors that are not floats differ, tokenizers give other ids.
+            model is quantised or of a float type that cannot be souped, tokenizers give other ids.
     """
     names = list(checkpoints)
     if not names:
         raise UserError("the pool is empty")
-    for name in names[1:]:
+    for name in names:
         _same_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
-    warnings = _dtypes(checkpoints, aligned) + _ties(checkpoints)
-    _equal_where_not_float(checkpoints, aligned)
+    warnings = _differences(checkpoints, aligned, vocab) + _ties(checkpoints)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
         warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
         warnings += compare_tokenizers(names[0], name, tokenizers[names[0]], tokenizers[name], vocab)
-    return warnings + _rows(checkpoints, aligned, vocab)
+    return warnings
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
+    if pool[b].config.get("quantization_config"):
+        raise UserError(f"candidate {b} is quantised and cannot be averaged: use its float original")
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
-            raise UserError(f"candidates {a} and {b} differ in {key}: {_short(left)} and {_short(right)}")
-
-
-def _dtypes(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> list[str]:
-    mixed = [slot for slot in aligned if len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS]
-    if not mixed:
-        return []
-    stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
-    return [f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"]
+            raise UserError(f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}")
 
 
 def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
@@ -207,21 +198,6 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
         )
 
 
-def _equal_where_not_float(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor]) -> None:
-    names = list(pool)
-    for slot in aligned:
-        if all(part.dtype in FLOATS for part in slot.parts):
-            continue
-        odd = next(part.dtype for part in slot.parts if part.dtype not in FLOATS)
-        for name, part in zip(names[1:], slot.parts[1:], strict=True):
-            same = part.dtype == slot.parts[0].dtype and part.shape == slot.parts[0].shape
-            if not same or not _same_bytes(pool[names[0]], slot.parts[0], pool[name], part):
-                raise UserError(
-                    f"{slot.name} is not a float tensor ({odd}) and differs between {names[0]} and {name}: "
-                    "quantised models cannot be averaged. Use their float originals."
-                )
-
-
 def _same_bytes(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     """Compare two tensors in chunks."""
     if left.nbytes != right.nbytes:
@@ -243,24 +219,23 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
         if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config") and key != "quantization_config":
             notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
         elif key in STRUCTURE and x is not None and y is not None:
-            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {_short(x)} and {_short(y)}")
+            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}")
         else:
             what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
-            notes.append(f"{what} {prefix}{key}: {a} {_short(x)}, {b} {_short(y)}")
+            notes.append(f"{what} {prefix}{key}: {a} {x!s:.80}, {b} {y!s:.80}")
     return notes
 
 
-def _short(value: Json) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _rows(pool: Mapping[str, Checkpoint], aligned: list[AlignedTensor], vocab: str) -> list[str]:
-    uneven = [slot for slot in aligned if slot.uneven]
-    if not uneven:
-        return []
-    rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
-    return [f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"]
+def _differences(pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
+    """Notes on dtypes and on rows of vocabularies."""
+    notes = []
+    if any(len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
+        stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
+        notes.append(f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set")
+    if uneven := [slot for slot in aligned if slot.uneven]:
+        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
+        notes.append(f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows")
+    return notes
 
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -278,15 +253,14 @@ def check_tokenizer(name: str, folder: Path) -> None:
 class Tokenizer:
     """Behaviour of a tokenizer: ids of ordinary and of added tokens, and digests of the rest.
 
-    `rules` are merges and the model's kind, `steps` digests of the processing around it, `files` of slow tokenizers'
-    files, `template` the chat template or None.
+    `rules` is a digest of merges, the model's kind and slow tokenizers' files, `steps` are digests of the processing
+    around it, `template` is the chat template or None.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, int]
     rules: str
     steps: Mapping[str, str]
-    files: Mapping[str, str]
     template: str | None
     present: bool
 
@@ -314,9 +288,8 @@ def _read(checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
-        rules=digest([rest, merges]),
+        rules=digest([rest, merges, {n: data.hex() for n, data in raw.items() if data is not None and not fast}]),
         steps={step: digest(fast.get(step)) for step in PROCESSING},
-        files={name: digest(data.hex()) for name, data in raw.items() if data is not None and not fast},
         template=_template(checkpoint, settings),
         present=bool(fast) or any(data is not None for data in raw.values()),
     )
@@ -346,20 +319,14 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
             f"tokenizers of {a} and {b} differ: only one has {listed(lone)}. If the vocabularies differ in trailing "
             "rows alone, set merge.vocab=union or merge.vocab=intersect"
         )
-    if (left.rules != right.rules and not lone) or left.files != right.files:
+    if left.rules != right.rules and not lone:
         raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
-    return [*_warn(a, b, left, right), *_templates(a, b, left, right)]
-
-
-def _warn(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
     notes = []
-    added = sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t))
-    if added:
+    if added := sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    steps = [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]
-    if steps:
+    if steps := [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
-    return notes
+    return [*notes, *_templates(a, b, left, right)]
 
 
 def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
@@ -375,14 +342,10 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
-    for name in ("chat_template.jinja", "chat_template.json"):
-        data = checkpoint.side_text(name)
-        if data is not None and name.endswith(".jinja"):
-            return data.decode("utf-8", "replace").strip()
-        if data is not None:
-            value = _json(checkpoint, name).get("chat_template")
-            return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    value = settings.get("chat_template")
+    if (text := checkpoint.side_text("chat_template.jinja")) is not None:
+        return text.decode("utf-8", "replace").strip()
+    there = checkpoint.side_text("chat_template.json") is not None
+    value = (_json(checkpoint, "chat_template.json") if there else settings).get("chat_template")
     return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
 
 

@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
 
 from souping.checkpoints import checkpoint, lora
-from souping.checkpoints.header import header_bytes, parse_json
+from souping.checkpoints.header import header_bytes
 from souping.core.child import MEMORY, Report, call
 from souping.core.files import expanded, near_folder, write_atomically
 from souping.core.system import limit_file_size
 from souping.core.text import first_line, shown
 from souping.core.types import UserError
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
 
 T = TypeVar("T")
 Check = Callable[[Mapping[str, Path]], None]
@@ -42,10 +37,9 @@ LOGIN = "`hf auth login`"
 WORKERS = 8
 LISTING = 600.0
 """Seconds within which the lists, small files and headers of a pool must arrive."""
-PATIENCE = 120.0
-"""Seconds that a download may take before its rate counts."""
-SLOWEST = 50_000
-"""Bytes per second, on average, below which a download is given up."""
+PATIENCE = 240.0
+SLOWEST = 100_000
+"""A download may take `PATIENCE` seconds and a second more for so many bytes."""
 
 # Names
 
@@ -124,12 +118,12 @@ def fetch(
         sources = _in_child(prepare, (list(names.values()), allow_pickle, place), LISTING)
         known = dict(zip(names, sources, strict=True))
         listings = [one for one in sources if isinstance(one, Listing)]
-        need = sum(file.size for listing in listings for file in listing.missing.values())
+        need = sum(size for listing in listings for size in listing.missing.values())
         if need:
             _check_disk(need)
             if check is not None and all(listing.sketch or not listing.missing for listing in listings):
                 _check_headers(known, check)
-            _in_child(download, (listings,), 2 * PATIENCE + need / SLOWEST, report)
+            _in_child(download, (listings,), PATIENCE + need / SLOWEST, report)
     return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
@@ -146,7 +140,7 @@ def sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
     (source,) = _in_child(prepare, ([name], allow_pickle, None, False), LISTING)
     if isinstance(source, Fetched):
         return {path.name: path.stat().st_size for path in source.folder.iterdir()}
-    return {path: file.size for path, file in {**source.side, **source.weights}.items()}
+    return {**source.side, **source.weights}
 
 
 def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
@@ -207,23 +201,8 @@ FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
 SIDE = re.compile("|".join(map(fnmatch.translate, [*checkpoint.SIDE_FILES, "additional_chat_templates/*.jinja"])))
 INDEXES = {checkpoint.INDEX, checkpoint.PICKLED_INDEX}
 ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """File of a repository: its size in bytes and its hash, SHA-256 (64 digits) or git's (40)."""
-
-    size: int
-    hash: str
-
-    def matches(self, path: Path) -> bool:
-        git = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.sha256() if len(self.hash) == 64 else git)
-        return digest.hexdigest() == self.hash
-
-
-Files = Mapping[str, RemoteFile]
+Sizes = Mapping[str, int]
+"""{file: bytes}"""
 
 
 @dataclass(frozen=True)
@@ -231,7 +210,7 @@ class Listing:
     """Files of a model at a commit. `main` is the weight file or the index of its shards; `sketch` a hollow copy."""
 
     name: HubName
-    files: Files
+    files: Sizes
     main: str
     sketch: Path | None = None
 
@@ -240,38 +219,35 @@ class Listing:
         return self.name.cache / "snapshots" / self.name.revision
 
     @property
-    def side(self) -> Files:
+    def side(self) -> Sizes:
         """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
         names = {n for n in self.files if SIDE.match(n) and not n.endswith(checkpoint.NOT_SIDE)}
         names |= {self.main} & INDEXES
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
-        if huge := [name for name in names if self.files[name].size > checkpoint.MAX_SIDE]:
+        if huge := [name for name in names if self.files[name] > checkpoint.MAX_SIDE]:
             raise UserError(f"{self.name}: {huge[0]} is larger than {checkpoint.MAX_SIDE:,} bytes: it cannot be read")
         return {name: self.files[name] for name in sorted(names)}
 
     @property
-    def weights(self) -> Files:
+    def weights(self) -> Sizes:
         """The weight files; an index of shards must be in the cache."""
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
-        index = self.folder / self.main
-        table = parse_json(index, checkpoint.small(index))
-        places = table.get("weight_map") if isinstance(table, dict) else None
-        names = sorted({str(place) for place in places.values()}) if isinstance(places, dict) else []
+        names = sorted(set(checkpoint.weight_map(self.folder / self.main).values()))
         ending = Path(self.main.removesuffix(".index.json")).suffix
         lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
-        if not names or lost is not None:
-            raise UserError(f"{self.name}: {self.main} lists {shown(lost or 'nothing')}, which is not there")
+        if lost is not None:
+            raise UserError(f"{self.name}: {self.main} lists {shown(lost)}, which is not there")
         return {name: self.files[name] for name in names}
 
     @property
-    def missing(self) -> Files:
+    def missing(self) -> Sizes:
         return self.absent(self.weights)
 
-    def absent(self, files: Files) -> Files:
+    def absent(self, files: Sizes) -> Sizes:
         """Those of the files that the cache does not have whole."""
-        return {path: file for path, file in files.items() if _size(self.folder / path) != file.size}
+        return {path: size for path, size in files.items() if _size(self.folder / path) != size}
 
 
 def weight_file(names: Collection[str], allow_pickle: bool) -> str:
@@ -307,33 +283,27 @@ def prepare(
         listings = [one for one in known if isinstance(one, Listing)]
         if not listings:  # all from the cache: offline this is the run's own process, which must not be limited
             return known
-        wanted = [{n: f for n, f in one.side.items() if small_files or n == one.main} for one in listings]
-        _limit(file for files in wanted for file in files.values())
+        wanted = [{n: size for n, size in one.side.items() if small_files or n == one.main} for one in listings]
+        _limit(wanted)
         list(pool.map(_download, listings, wanted))
         if scratch is None:
             return known
-        _limit(file for one in listings for file in one.weights.values())  # hollow files have their sizes
+        _limit([one.weights for one in listings])  # hollow files have their sizes
         return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
 
 
 def download(listings: Sequence[Listing], report: Report | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
-    missing = [(one.folder / path, file) for one in listings for path, file in one.missing.items()]
-    total, start = sum(file.size for _, file in missing), time.monotonic()
-    _limit(file for _, file in missing)
-    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, [one.weights for one in listings])))
+    wanted = [one.missing for one in listings]
+    paths = [one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files]
+    total = sum(size for files in wanted for size in files.values())
+    _limit(wanted)
+    work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, wanted)))
     try:
         while not work.done():
             wait([work], 0.2)
-            paths, seconds = [*(path for path, _ in missing), *_parts()], time.monotonic() - start
-            count = sum(max(0, _size(path)) for path in paths)
-            if count < (seconds - PATIENCE) * SLOWEST:
-                raise UserError(
-                    f"the Hub ({constants.ENDPOINT}) sent {count / 1e6:.1f} MB in {seconds:.0f} s, which is too slow: "
-                    "try again later; complete files are kept"
-                )
             if report is not None:
-                report(min(count, total), total)
+                report(min(total, sum(max(0, _size(path)) for path in [*paths, *_parts()])), total)
         work.result()
     except BaseException:
         for part in _parts():
@@ -348,9 +318,9 @@ def _parts() -> list[Path]:
     return [Path(file.path) for file in psutil.Process().open_files() if file.path.endswith(".incomplete")]
 
 
-def _limit(files: Iterable[RemoteFile]) -> None:
+def _limit(files: Sequence[Sizes]) -> None:
     """A server that sends more than it listed must not fill the disk. The margin is for small files of the client."""
-    limit_file_size((4 << 20) + max((file.size for file in files), default=0))
+    limit_file_size((4 << 20) + max((size for sizes in files for size in sizes.values()), default=0))
 
 
 def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
@@ -360,9 +330,9 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
             info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
             if info.gated:
                 api.auth_check(name.repo)
-            files = {s.rfilename: _file(s) for s in info.siblings or [] if FILE.fullmatch(s.rfilename)}
-            if not COMMIT.fullmatch(str(info.sha)):
-                raise ValueError("it names no commit")
+            files = {s.rfilename: int(s.size or 0) for s in info.siblings or [] if FILE.fullmatch(s.rfilename)}
+            if not COMMIT.fullmatch(str(info.sha)) or not all(0 <= size < 1 << 62 for size in files.values()):
+                raise ValueError("no commit, or impossible sizes")
     except UserError as error:
         folder = cached(name, allow_pickle) if error.__cause__ and unreachable(error.__cause__) else None
         if folder is None:
@@ -385,29 +355,17 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     raise UserError(f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}")
 
 
-def _file(sibling: RepoSibling) -> RemoteFile:
-    lfs = sibling.lfs
-    size = int(sibling.size or (lfs.size if lfs else 0) or 0)
-    if not 0 <= size < 1 << 62:
-        raise ValueError(f"the size of {sibling.rfilename}")
-    return RemoteFile(size, str(lfs.sha256 if lfs else sibling.blob_id))
-
-
-def _download(listing: Listing, files: Files) -> None:
-    """Download those of the files that the cache does not have, and compare their bytes with the listed hashes."""
-    name, wanted = listing.name, listing.absent(files)
-    if not wanted:
-        return
-    with _explained(name):
-        huggingface_hub.snapshot_download(
-            name.repo, revision=name.revision, allow_patterns=list(wanted), max_workers=WORKERS
-        )
-    for path, file in wanted.items():
-        place = listing.folder / path
-        if not place.is_file() or not file.matches(place):
-            place.resolve().unlink(missing_ok=True)
-            place.unlink(missing_ok=True)
-            raise UserError(f"{name}, {path}: its bytes do not have the listed hash: run this again")
+def _download(listing: Listing, files: Sizes) -> None:
+    """Download those of the files that the cache does not have."""
+    wanted = list(listing.absent(files))
+    if wanted:
+        name = listing.name
+        with _explained(name):
+            huggingface_hub.snapshot_download(
+                name.repo, revision=name.revision, allow_patterns=wanted, max_workers=WORKERS
+            )
+    if odd := listing.absent(files):
+        raise UserError(f"{listing.name}, {next(iter(odd))}: its size is not the listed one")
 
 
 def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
@@ -433,7 +391,6 @@ def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
 STATUS = {
     401: f"your token is not valid: {LOGIN} again (HF_TOKEN takes precedence)",
     403: f"your token may not do this: {LOGIN} with one that may",
-    429: f"too many requests: wait some minutes, or {LOGIN}",
 }
 
 
@@ -460,18 +417,16 @@ def _explain(name: HubName, error: Exception) -> UserError:
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{name.repo} on the Hub has no revision {name.revision}: {page}/tree/main lists them")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        revision = "" if name.revision == "main" else f" --revision {name.revision}"
         return UserError(
             f"{name} is neither a folder here nor complete in the Hub's cache ({name.cache.parent}), and "
-            f"HF_HUB_OFFLINE=1 forbids downloads: unset it, or run `hf download {name.repo}{revision}` elsewhere"
+            f"HF_HUB_OFFLINE=1 forbids downloads: unset it, or run `hf download {name.repo}` elsewhere"
             f"{near_folder(name.repo)}"
         )
     if unreachable(error):
         return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return UserError(f"{name}: the Hub sends more bytes than it listed")
     if isinstance(error, OSError) and error.errno:
-        return UserError(f"{name}: cannot write to the Hub's cache ({name.cache}): {error.strerror}")
+        what = "the Hub sends more bytes than it listed" if error.errno == errno.EFBIG else str(error.strerror)
+        return UserError(f"{name}: {name.cache} cannot be written: {what}")
     return UserError(f"{name}: {reason(error)}")
 
 

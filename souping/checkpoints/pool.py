@@ -10,10 +10,11 @@ from typing import Literal
 
 from souping.checkpoints import hub
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.dtypes import FLOATS, ITEM
+from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
 from souping.core.files import expanded, near_folder
+from souping.core.text import first_line
 from souping.core.types import Candidate, UserError
 
 
@@ -41,14 +42,10 @@ class Pool:
             candidate = _candidate(entry, f"pool.candidates[{number}]")
             for other in candidates:
                 if other.path.resolve() == candidate.path.resolve():
-                    raise UserError(
-                        f"pool.candidates: {other.name} and {candidate.name} are the same folder: list it once"
-                    )
+                    raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
                 if other.name == candidate.name:
-                    raise UserError(
-                        f"pool.candidates: {other.path} and {candidate.path} share the name {candidate.name!r}: "
-                        "give one another name with {name: NAME, path: PATH}"
-                    )
+                    names = f"{other.path} and {candidate.path} share the name {other.name!r}"
+                    raise UserError(f"pool.candidates: {names}: rename one with {{name: NAME, path: PATH}}")
             candidates.append(candidate)
         if len(candidates) < at_least:
             raise UserError(f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two")
@@ -58,11 +55,7 @@ class Pool:
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     table = {"path": entry} if isinstance(entry, str) else entry
     wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
-    if (
-        not isinstance(table, dict)
-        or set(table) != wanted
-        or not all(isinstance(v, str) and v.strip() for v in table.values())
-    ):
+    if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path, online = expanded(table["path"], key), hub.parse(table["path"])
     name = online.name if online else path.name or path.resolve().name
@@ -93,38 +86,30 @@ class ModelSize:
 
 def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online = hub.parse(candidate.path)
+    online, trouble, fix = hub.parse(candidate.path), "", ""
+    files: dict[str, int] = {}
     try:
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
             return replace(_of_folder(candidate.name, folder, allow_pickle), path=str(online or folder))
-        assert online is not None
-        files = hub.sizes(online, allow_pickle)
-        nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS))
-        parameters, download = nbytes // BITS16, sum(files.values())
-        return ModelSize(
-            name=candidate.name,
-            path=str(online),
-            basis="Hub",
-            nbytes=nbytes,
-            parameters=parameters,
-            download=download,
-        )
+        files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        if online is None:
-            return ModelSize(name=candidate.name, path=str(candidate.path), basis="unknown", trouble=reason)
-        guess, login = parameters_in(str(candidate.path)), "hf auth login"
-        return ModelSize(
-            name=candidate.name,
-            path=str(candidate.path),
-            basis="name" if guess else "unknown",
-            nbytes=guess * BITS16,
-            parameters=guess,
-            download=guess * BITS16,
-            trouble=f"{candidate.name}: {reason}",
-            fix=login if login in str(error) else f"hf download {online.repo}, where the network is",
-        )
+        trouble = first_line(error)
+        if online is not None:
+            trouble = f"{candidate.name}: {trouble}"
+            fix = "hf auth login" if hub.LOGIN in str(error) else f"hf download {online.repo}, where the network is"
+    guess = parameters_in(str(candidate.path)) if online and not files else 0
+    nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
+    return ModelSize(
+        name=candidate.name,
+        path=str(online or candidate.path),
+        basis="Hub" if files else "name" if guess else "unknown",
+        nbytes=nbytes,
+        parameters=nbytes // BITS16,
+        download=sum(files.values()) or nbytes,
+        trouble=trouble,
+        fix=fix,
+    )
 
 
 def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
@@ -132,14 +117,14 @@ def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     adapter = is_adapter(folder)
     opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
-    return replace(measured(name, opened), adapter=adapter)
-
-
-def measured(name: str, checkpoint: Checkpoint) -> ModelSize:
-    """The size of a model that is open."""
-    floats = [tensor.count for tensor in checkpoint.tensors.values() if tensor.dtype in FLOATS]
-    path = str(checkpoint.folder)
-    return ModelSize(name=name, path=path, basis="headers", nbytes=checkpoint.nbytes, parameters=sum(floats))
+    return ModelSize(
+        name=name,
+        path=str(folder),
+        basis="headers",
+        nbytes=opened.nbytes,
+        parameters=opened.parameters,
+        adapter=adapter,
+    )
 
 
 def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:

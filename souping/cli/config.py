@@ -27,9 +27,7 @@ from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatc
 from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, nearest, source_of
 from souping.core.types import Json, UserError
-from souping.pipeline.baseline_gate import expectations
-from souping.pipeline.extra_benchmarks import ExtraEntry, held
-from souping.pipeline.settings import KINDS, GateMode, Margin, StopAfter
+from souping.pipeline.settings import KINDS, ExtraEntry, GateMode, Margin, StopAfter, expectations, model_settings
 
 PARTS = (
     "pool",
@@ -113,6 +111,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is not set{_how(missing[0])}")
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if plain["recipe"] == "":  # `???` in an overlay does not replace a null
+        raise UserError(f"recipe is not set{_how('recipe')}")
     if plain["gate"] is False:  # what YAML makes of a bare off
         plain["gate"] = "off"
     return {str(k): v for k, v in plain.items()}
@@ -349,7 +349,7 @@ def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> dict
     tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
-    shared = held(own) | ({"include_path": own["include_path"]} if "include_path" in own else {})
+    shared = model_settings(own) | ({"include_path": own["include_path"]} if "include_path" in own else {})
     settings = {key: value for key, value in entry.items() if key not in ("name", "objective")}
     evaluator = {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
     node = {"name": str(entry.get("name") or "+".join(map(str, tasks))), "evaluator": evaluator}

@@ -50,7 +50,7 @@ def add(words: Sequence[str]) -> None:
     settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    from souping.pipeline.finished import add_analyses
+    from souping.pipeline.execute import add_analyses
 
     for path in add_analyses(settings):
         if path.suffix != ".png":
@@ -71,7 +71,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
         elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
-            raise UserError(f"{word} cannot be combined with run={run_dir}: a finished run only gets more analyses")
+            raise UserError(f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE")
         else:
             overrides += [word]
     before = read_config(path)

@@ -42,8 +42,7 @@ from souping.cli.help import choices, folder, groups
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
-from souping.pipeline.baseline_gate import expectations
-from souping.pipeline.settings import KINDS
+from souping.pipeline.settings import KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
 
@@ -171,7 +170,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
-            from souping.plan.check import check_run
+            from souping.plan.summary import check_run
 
             check_run(settings)
             return None
@@ -294,7 +293,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.pipeline.results import finish_lines
+    from souping.pipeline.execute import finish_lines
     from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)

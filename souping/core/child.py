@@ -128,8 +128,8 @@ class Child:
         if process is None:
             return
         assert process.stdin is not None
-        process.kill()
-        process.wait()
+        process.terminate()
+        wait_or_kill(process, GRACE)
         with suppress(OSError):  # what is still to be written to it
             process.stdin.close()
 
@@ -181,12 +181,12 @@ BEAT = 0.3
 
 
 def end_with(parent: int) -> None:
-    """Make this process end once its parent is gone."""
+    """Make this process end once its parent is gone, through its handler of SIGTERM."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(BEAT)
-        os.kill(os.getpid(), signal.SIGTERM)  # a launcher ends its ranks, and clears up
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # which may wait for a socket
         time.sleep(2 * GRACE)
         os._exit(1)
 
@@ -197,13 +197,14 @@ def serve(memory: int) -> None:
     """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # functions clean up as at an interrupt
     limit_memory(memory)
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)
         out.flush()
 
-    with suppress(EOFError):
+    with suppress(EOFError, KeyboardInterrupt):
         while True:
             function, arguments, reports = pickle.load(sys.stdin.buffer)
             options = {"report": lambda *counts: send("report", counts)} if reports else {}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from souping.core.fields import Name, component, mismatch, pick
+from souping.core.fields import Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, read_json
@@ -54,12 +53,12 @@ class Benchmark(BenchmarkItems):
         """
         if not self.path:
             raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
-        from souping.evaluate.scoring import SCORERS
-        from souping.evaluate.scoring.own import load
+        from souping.evaluate.scoring import load
 
         path = expanded(self.path, "benchmark.path")
-        own = load(self.scorers or {}, SCORERS)
-        lines = ((f"{path}:{number}", line) for number, line in enumerate(_lines(path), start=1) if line.strip())
+        own = load(self.scorers or {})
+        text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
         items = _unique((where, _item(_row(line, where), where, own)) for where, line in lines)
         if not items:
             raise UserError(f"benchmark.path={path}: the file holds no items")
@@ -165,14 +164,6 @@ def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collect
     )
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: cannot read the items: it is not UTF-8 text, save it as such") from error
-
-
 def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
     items: dict[str, Item] = {}
     for where, item in found:
@@ -187,10 +178,8 @@ def _row(line: str, where: str) -> Mapping[str, Json]:
         row = read_json(line)
     except ValueError as error:
         check_pointer(where, line)
-        hint = "; the file holds one object per line, and no list around them" if line.lstrip()[:1] == "[" else ""
-        if "{" not in line and re.search("[,;\t]", line):
-            hint = "; this looks like CSV: write one JSON object per line, with id, category, prompt and answer"
-        raise UserError(f"{where}: not a JSON object: {error}{hint}") from error
+        hint = "write one JSON object per line, with id, category, prompt and answer"
+        raise UserError(f"{where}: not a JSON object: {error}; {hint}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}")
     return row
@@ -243,11 +232,9 @@ def _checked(item: Item, where: str) -> Item:
 
 def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
     """A message for the chat template, with what it holds beside role and content (tool calls, names)."""
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str):
-        raise UserError(f"{where}: a chat message is an object with `role` and `content`, not {message!r:.60}")
-    if isinstance(content, list):
-        raise UserError(f"{where}: a message's `content` must be one text: images and parts are not read")
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise UserError(f"{where}: a message's `content` must be a text (or absent beside `tool_calls`)")
-    return {**message, "content": content or ""}
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    if not isinstance(message.get("role"), str) or not isinstance(content, str):
+        raise UserError(f"{where}: a chat message has a `role` and a `content`, both texts, not {message!r:.60}")
+    return {**message, "content": content}

@@ -27,27 +27,11 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Keys of a generation_config that mark where a text begins and ends, and do not change how tokens are picked."""
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")
 PENALTIES = (
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "forced_decoder_ids",
-    "min_length",
-    "min_new_tokens",
-    "exponential_decay_length_penalty",
-    "guidance_scale",
-    "num_beams",
-    "penalty_alpha",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-)
+    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "forced_decoder_ids", "min_length", "min_new_tokens", "exponential_decay_length_penalty",
+    "guidance_scale", "num_beams", "penalty_alpha", "typical_p", "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
 """Keys that change which tokens are picked, beside those of sampling."""
 NEUTRAL: Mapping[str, Json] = {
     "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
@@ -173,41 +157,32 @@ Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
-    """Function that turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide."""
+    """Function that turns logits into a draw, for rows with these seeds whose prompts are `width` tokens wide. A draw
+    depends on its answer's seed and on the number of tokens before it.
+    """
 
     def draw(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return with_noise(decoding, logits, seeds, [ids.shape[1] - width] * len(seeds))
+        import torch
+
+        scores = keep_likely(logits.float() / decoding.temperature, decoding)
+        generator, place = torch.Generator(device=scores.device), ids.shape[1] - width
+        for row, seed in enumerate(seeds):
+            generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
+            noise = torch.empty_like(scores[row]).exponential_(generator=generator)
+            scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
+        return scores
 
     return draw
 
 
-def with_noise(decoding: Decoding, logits: torch.Tensor, seeds: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-    """Scores [N, V] whose arg max are draws, each from an answer's seed and the number of tokens before it."""
-    import torch
-
-    scores = keep_likely(logits.float() / decoding.temperature, decoding)
-    generator = torch.Generator(device=scores.device)
-    for row, (seed, place) in enumerate(zip(seeds, places, strict=True)):
-        generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
-        noise = torch.empty_like(scores[row]).exponential_(generator=generator)
-        scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
-    return scores
-
-
 def keep_likely(scores: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """Scores [R, V], minus infinity for tokens that `top_k`, `top_p` or `min_p` leave out."""
-    import torch
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    lowest = -float("inf")
-    if 0 < decoding.top_k < scores.shape[-1]:
-        least = scores.topk(decoding.top_k).values[..., -1:]
-        scores = scores.masked_fill(scores < least, lowest)
+    if decoding.top_k:
+        scores = TopKLogitsWarper(decoding.top_k)(None, scores)  # type: ignore[arg-type]  # token ids are not used
     if decoding.top_p < 1:
-        ranked, order = scores.sort(dim=-1, descending=True)
-        shares = ranked.softmax(dim=-1)
-        late = shares.cumsum(dim=-1) - shares >= decoding.top_p  # the token that passes the sum stays
-        scores = scores.masked_fill(torch.zeros_like(late).scatter(-1, order, late), lowest)
+        scores = TopPLogitsWarper(decoding.top_p)(None, scores)  # type: ignore[arg-type]
     if decoding.min_p > 0:
-        shares = scores.softmax(dim=-1)
-        scores = scores.masked_fill(shares < decoding.min_p * shares.amax(dim=-1, keepdim=True), lowest)
+        scores = MinPLogitsWarper(decoding.min_p)(None, scores)  # type: ignore[arg-type]
     return scores

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.fields import pick
-from souping.core.text import listed, nearest
+from souping.core.text import listed
 from souping.core.types import FOLDS, Fold, Item, UserError, digest
 
 SALT = "souping folds 4"
@@ -138,13 +138,8 @@ def _fill(members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Se
                 fold_of[moved] = fold
                 moves.append((category, donor, fold))
     few = [f"{category} ({len(members[category])})" for category in dict.fromkeys(category for category, *_ in moves)]
-    if len(few) > 1:
-        listing = f"{len(few)} categories have few groups: {listed(few)}"
-        return [f"{listing}: {len(moves)} were moved to folds that had none of their category"]
-    return [
-        f"category {category} has few groups ({len(members[category])}): one was moved from {donor} to {fold}"
-        for category, donor, fold in moves
-    ]
+    note = f"{listed(few)}: few groups, so {len(moves)} moved to folds that had none of their category"
+    return [note] if moves else []
 
 
 def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str]) -> None:
@@ -154,7 +149,6 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
         raise UserError(
             f"category {empty[0]!r} has no items in fold {fold}: it needs at least one group in each fold; "
             "add items (20 in a fold make a usable rate) or leave the category out"
-            f"{nearest(empty[0], [name for name in categories if name != empty[0]])}"
         )
 
 

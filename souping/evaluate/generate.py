@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,33 +12,21 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import chat_template
-from souping.checkpoints.pool import measured
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.text import listed
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
 from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
-from souping.evaluate.engines import NEW, Answer, Engine
-from souping.evaluate.engines.transformers import TransformersEngine
+from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import reading, score
 from souping.evaluate.templates import PROCESS, as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
-NOT_ASKED = (
-    "engine",
-    "temperature",
-    "top_p",
-    "top_k",
-    "samples",
-    "sampling_seed",
-    "aggregate",
-    "replicates",
-    "_defaults",
-)
+ELSEWHERE = (
+    "engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_defaults",
+)  # fmt: skip
 """Fields that appear in the settings under another name, or that no single answer depends on."""
-ROLES = ("system", "user", "assistant", "tool")
 SMALL = 50_000_000
 """Parameters below which one thread is the default."""
 MACHINE = ("dtype", "device", "threads", "workers")
@@ -105,7 +92,7 @@ class LocalEvaluator(Evaluator):
     @property
     def settings(self) -> dict[str, Json]:
         own = self.engine.settings
-        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_ASKED}
+        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE}
         known |= {"decoding": decoding_settings(self.decoding), "generation": self.generation}
         if own is not None:
             known = {key: value for key, value in known.items() if key not in MACHINE}
@@ -134,7 +121,7 @@ class LocalEvaluator(Evaluator):
         own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers; the pool has opened it already
-        small = measured("", model).parameters < SMALL
+        small = model.parameters < SMALL
         known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
         copy = replace(self)
         object.__setattr__(copy, "_defaults", known)
@@ -157,13 +144,12 @@ class LocalEvaluator(Evaluator):
         return self.max_new_tokens or NEW
 
     def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
-        """How long an answer may be, and how many threads compute it."""
+        """How long an answer may be."""
         most, limit = self.answer_tokens, context_of(architecture_folder)
         # hardly any text has more tokens than characters
         fits = limit is None or most + max(map(_length, items), default=0) < limit
         rest = "" if fits else f", or what the context of {limit:,} leaves"
-        line = f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
-        return "\n".join(filter(None, (line, self.threads_line)))
+        return f"answers have at most {most:,} new tokens{rest} ({self.length_key})"
 
     def needs(self) -> list[Missing]:
         return self.engine.needs()
@@ -177,16 +163,6 @@ class LocalEvaluator(Evaluator):
     @property
     def resolved_threads(self) -> int:
         return self.threads or (1 if self._defaults.small else min(cores(), 8))
-
-    @property
-    def threads_line(self) -> str:
-        """Line with the number of threads that compute answers; empty unless they run on a CPU in this process."""
-        if self.engine.settings is not None or self.resolved_device != "cpu":
-            return ""
-        count = self.resolved_threads
-        why = " (one is fastest for small models)" if count == 1 and not self.threads else ""
-        what = f"{count} thread{'s' * (count > 1)}{why}"
-        return f"answers are computed with {what}: evaluator.threads=N changes that, OMP_NUM_THREADS is not read"
 
     @property
     def resolved_device(self) -> str:
@@ -205,18 +181,14 @@ class LocalEvaluator(Evaluator):
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
-        template = chat_template(folder)
-        if not template:
+        if not chat_template(folder):
             return []
         plain = sum(isinstance(item.prompt, str) for item in items)
         bypass = (
             f"{plain} of {len(items)} prompts are plain texts and bypass the tokenizer's chat template: chat models "
             'need messages, "prompt": [{"role": "user", "content": "..."}]'
         )
-        given = [m["role"] for item in items if not isinstance(item.prompt, str) for m in item.prompt]
-        unknown = [str(role) for role in dict.fromkeys(given) if not knows_role(template, str(role))]
-        lost = f"the chat template does not know the role {listed(unknown)}: see the prompts that check shows"
-        return [bypass] * bool(plain) + [lost] * bool(unknown)
+        return [bypass] if plain else []
 
     @property
     def block(self) -> int:
@@ -295,12 +267,6 @@ def context_of(folder: Path) -> int | None:
     config = Checkpoint.open(folder).config
     known = config.get("max_position_embeddings") or part(config, "text_config").get("max_position_embeddings")
     return known if isinstance(known, int) and known > 0 else None
-
-
-def knows_role(template: str, role: str) -> bool:
-    """Whether a chat template names a role, or writes out any usual role of a message."""
-    writes_any = re.search(r"\{\{[^}]*\brole\b", template) is not None
-    return re.search(rf"\b{re.escape(role)}\b", template) is not None or (writes_any and role in ROLES)
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,16 +25,14 @@ from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import UserError
 from souping.merge import ERROR, WARNING
 from souping.merge.plan import MergePlan
+from souping.merge.planner import load_plan
 from souping.merge.writer import Shares, write_checkpoint
-
-LINGER = 5.0
-"""Seconds that a rank stays when another one is lost, so that the launcher sees first which one died."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one line on standard error (and the traceback of a fault in souping)."""
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
-    parser.add_argument("plan", type=Path, help="a plan saved by MergePlan.save")
+    parser.add_argument("plan", type=Path, help="a plan saved by plan=true")
     parser.add_argument("out", type=Path, help="the folder to write: absent, or empty")
     parser.add_argument("--num-processes", type=positive, help="with accelerate launch: refuse another number of ranks")
     parser.add_argument("--timeout", type=seconds, default=600.0, help="seconds that the ranks wait for each other")
@@ -52,42 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             text = f"{type(error).__name__}: {first_line(error)}"
         sys.stderr.write(f"{ERROR}{safe(text)}".replace("\n", " ") + "\n")  # in one piece: ranks share the stream
-        sys.stderr.flush()
-        _linger(error)
         return 2
     return 0
 
 
 def write_plan(path: Path, out: Path, shares: Shares | None = None) -> None:
     """Write the soup of a saved plan in this process, or by `shares`."""
-    plan = MergePlan.load(path)
+    plan = load_plan(path)
     print(plan.describe(), flush=True)
     start = time.perf_counter()
-    write_checkpoint(plan, out, progress=meter(plan.read_bytes + plan.nbytes), shares=shares)
+    write_checkpoint(plan, out, shares=shares)
     print(f"{out} written in {time.perf_counter() - start:.2f} s")
 
 
-def meter(moved: int) -> Callable[[int, int], None] | None:
-    """A progress line in GB/s (read and written) on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-    start = time.perf_counter()
-    last = [start]
-
-    def show(done: int, total: int) -> None:
-        now = time.perf_counter()
-        if done < total and now - last[0] < 0.1:
-            return
-        last[0] = now
-        rate = moved * done / max(total, 1) / max(now - start, 1e-9) / 1e9
-        end = "\n" if done >= total else ""
-        print(f"\r{100 * done / max(total, 1):5.1f} %  {rate:5.2f} GB/s", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
 def write_together(options: argparse.Namespace) -> None:
-    """Every rank's part: fill one share. Without `--fill`, rank 0 also prepares the folder and completes it."""
+    """Fill this rank's share. Without `--fill`, rank 0 also prepares the folder and completes it."""
     from souping.merge.accelerate import Rank
 
     if LAUNCHER in os.environ:
@@ -103,9 +80,9 @@ def write_together(options: argparse.Namespace) -> None:
             signal.signal(number, _stop)
         write_plan(options.plan, options.out, lead)
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: rank 0 says what there is to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback: rank 0 reports the error
     stage = options.out if options.fill else Path(rank.broadcast(""))
-    rank.fill(MergePlan.load(options.plan), stage)
+    rank.fill(load_plan(options.plan), stage)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
@@ -114,13 +91,6 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
         signal.signal(each, signal.SIG_IGN)
     print("stopped by the launcher; nothing was written", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
-
-
-def _linger(error: Exception) -> None:
-    from souping.merge.accelerate import LostError
-
-    if isinstance(error, LostError):
-        time.sleep(LINGER)
 
 
 if __name__ == "__main__":

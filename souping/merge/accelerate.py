@@ -2,6 +2,10 @@
 
 For every soup, the run prepares the shards and starts `accelerate launch -m souping.merge PLAN FOLDER --fill`, which
 takes 3 to 5 s before the first byte. Ranks exchange no weights; they only wait for each other at the end.
+
+`CudaShardWriter` mixes a rank's share on its GPU. Several threads work at once, each on a CUDA stream of its own, so
+that one reads files while the blocks of others are copied and mixed. Tensors that are only copied, and methods without
+a form in torch, are mixed on the CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 
+from souping.checkpoints.header import size_of
 from souping.core.child import wait_or_kill
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
@@ -32,9 +38,11 @@ from souping.core.system import cores, package_environment
 from souping.core.text import first_line
 from souping.core.types import Missing, UserError
 from souping.merge import ERROR, WARNING
+from souping.merge.chunks import Chunk, blocks, check_finite
+from souping.merge.kernels import DIFFERENCES, agrees, blend, linear
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import THREADS, ShardWriter, write_checkpoint
+from souping.merge.writer import THREADS, Buffers, ShardWriter, write_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("souping.merge")
 CPU_RANKS = 2
 """Ranks on a machine without GPUs."""
+GPU_THREADS = 8
+"""Threads that keep a GPU busy at most."""
 PATIENCE = 40.0
 """Seconds for a launcher to end its ranks; torch kills those that do not react after 30."""
 OTHER_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -64,8 +74,9 @@ class AccelerateMerge(LocalMerge):
     main_process_port: Annotated[int, Interval(ge=0, lt=2**16)] = 0
     timeout: Seconds = 600.0
 
-    def _check_processes(self) -> None:
-        """Any number is allowed."""
+    @property
+    def hashes_while_reading(self) -> bool:
+        return False
 
     def write(
         self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
@@ -94,9 +105,8 @@ class AccelerateMerge(LocalMerge):
             progress(plan.nbytes, plan.nbytes)
 
     def needs(self) -> list[Missing]:
-        if find_spec("accelerate") is not None:
-            return []
-        return [Missing(what="the package accelerate is not installed", fix="pip install accelerate")]
+        there = find_spec("accelerate") is not None
+        return [] if there else [Missing(what="the package accelerate is not installed", fix="pip install accelerate")]
 
 
 def rank_count(asked: int | None) -> int:
@@ -112,8 +122,8 @@ def rank_count(asked: int | None) -> int:
         return gpus or CPU_RANKS
     if 0 < gpus < asked:
         raise UserError(
-            f"merge.num_processes={asked}, but {gpus} GPU{'s' * (gpus > 1)} can be seen and each rank has its own. "
-            f"Set it to at most {gpus}, or hide the GPUs (CUDA_VISIBLE_DEVICES=) for ranks on the CPU."
+            f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: each rank needs its own. "
+            "Lower it, or hide the GPUs (CUDA_VISIBLE_DEVICES=) for ranks on the CPU."
         )
     return asked
 
@@ -153,22 +163,16 @@ def launch(command: list[str], log_file: Path) -> tuple[str, int]:
 def cause(text: str) -> str:
     """Why the ranks ended, from what they and their launcher wrote on standard error.
 
-    torch lists the ranks that failed, the first one last. If a signal ended that rank, what the others say about it
-    is no news. SIGTERM is what the launcher itself sends.
+    If a signal ended a rank, what the others say about it is no news. SIGTERM is what the launcher itself sends.
     """
-    ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: (-?\d+)", text)[-1:]
-    signals = [(rank, -int(code)) for rank, code in ended if int(code) < 0 and -int(code) != signal.SIGTERM]
-    for rank, number in signals:
+    ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text)
+    for rank, number in ((rank, int(code)) for rank, code in ended if int(code) != signal.SIGTERM):
         memory = " (out of memory?)" if number == signal.SIGKILL else ""
         return f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
     if errors := re.findall(f"^{ERROR}(.*)$", text, re.MULTILINE):
         return str(errors[0])
     last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
     return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
-
-
-class LostError(UserError):
-    """Another rank died, hangs, or cannot be reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +189,17 @@ class Rank:
         """Meet the other ranks that `accelerate launch` started, within `timeout` seconds.
 
         Raises:
-            UserError: there are not `asked` ranks; every rank raises it.
-            LostError: another rank does not come.
+            UserError: there are not `asked` ranks (every rank raises it), or another rank does not come.
         """
         from accelerate import PartialState
 
         with together():  # over gloo even if there are GPUs: no weights travel between ranks
             state = PartialState(cpu=True, timeout=timedelta(seconds=timeout))
-        check_count(asked, state.num_processes)
+        if asked not in (None, state.num_processes):
+            raise UserError(
+                f"{asked} ranks were asked for and accelerate started {state.num_processes}: launch with --multi_gpu "
+                "(on CPUs too) and a --num_processes that --num_machines divides"
+            )
         local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         gpu = usable_gpu(state.local_process_index)
         return cls(number=state.process_index, count=state.num_processes, local=local, gpu=gpu)
@@ -209,15 +216,13 @@ class Rank:
         """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
 
         Raises:
-            UserError: what went wrong. If there are several machines it names this one: each may see other files.
-            LostError: another rank died, or did not finish within the timeout of this one's end.
+            UserError: what went wrong (with several machines also where: each may see other files), or another rank
+                died or did not finish within the timeout of this one's end.
         """
         try:
-            with self._writer(plan, stage) as writer:
-                most = THREADS if self.gpu is None else 2 * THREADS  # a GPU keeps more readers busy
+            with ShardWriter(plan, stage) if self.gpu is None else CudaShardWriter(plan, stage, self.gpu) as writer:
+                most = THREADS if self.gpu is None else GPU_THREADS
                 writer.fill(self.number, self.count, max(1, min(cores() // self.local, most)), progress)
-            if self.local < self.count:
-                _flush(stage, plan.shards)
         except (UserError, OSError) as error:
             if self.local == self.count:
                 raise
@@ -229,37 +234,16 @@ class Rank:
             with together():
                 PartialState().wait_for_everyone()
 
-    def _writer(self, plan: MergePlan, stage: Path) -> ShardWriter:
-        if self.gpu is None:
-            return ShardWriter(plan, stage)
-        from souping.merge.gpu import CudaShardWriter
-
-        return CudaShardWriter(plan, stage, self.gpu)
-
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raises LostError for torch's errors of ranks that talk to each other."""
+    """Raises UserError for torch's errors of ranks that talk to each other."""
     try:
         yield
     except RuntimeError as error:
-        raise LostError(
+        raise UserError(
             f"another rank died or did not answer in time ({first_line(error)}); if it was only slow, raise the timeout"
         ) from None
-
-
-def check_count(asked: int | None, count: int) -> None:
-    """Refuse fewer ranks than were asked for.
-
-    Without a number, a launch that meant several ranks and started one is recognised by the address it has prepared.
-    """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if count == asked or (asked is None and not (count == 1 and launched)):
-        return
-    raise UserError(
-        f"{asked or 'several'} ranks were asked for and accelerate started {count}: launch with --multi_gpu "
-        "(on CPUs too) and a --num_processes that --num_machines divides"
-    )
 
 
 def usable_gpu(number: int) -> torch.device | None:
@@ -268,8 +252,6 @@ def usable_gpu(number: int) -> torch.device | None:
 
     if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         return None
-    from souping.merge.gpu import agrees
-
     device = torch.device("cuda", number)
     if agrees(device):
         return device
@@ -277,11 +259,56 @@ def usable_gpu(number: int) -> torch.device | None:
     return None
 
 
-def _flush(stage: Path, names: tuple[str, ...]) -> None:
-    """Send this machine's writes to the disk: rank 0's flush reaches only its own machine's."""
-    for name in names:
-        descriptor = os.open(stage / name, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+ELEMENTS = 1 << 23  # of all ingredients in a block: at most 32 MiB pinned, and as much on the device
+LARGEST = 1 << 22  # elements of one block
+
+
+class CudaShardWriter(ShardWriter):
+    """`ShardWriter` whose sums run on a GPU; the bytes are the same."""
+
+    def __init__(self, plan: MergePlan, folder: Path, device: torch.device) -> None:
+        super().__init__(plan, folder)
+        self._device, self._own = device, threading.local()
+
+    def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Larger blocks: a copy to the device has to be worth its start."""
+        return blocks(chunk, LARGEST, ELEMENTS)
+
+    def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
+        import torch
+
+        function = self.method.function if chunk.op == "mix" else linear
+        if chunk.op not in ("mix", "linear") or function not in DIFFERENCES:
+            super()._block(chunk, buffers, hashed)
+            return
+        stream, pinned = self._lane()
+        sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
+        *rows, out = (_pinned(pinned, number, size) for number, size in enumerate([*sizes, chunk.nbytes]))
+        for number, row in enumerate(rows):
+            self.read(chunk, number, row.numpy())
+        with torch.cuda.device(self._device), torch.cuda.stream(stream), torch.no_grad():
+            there = [row.to(self._device, non_blocking=True) for row in rows]
+            tags = [source.dtype for source in chunk.sources]
+            soup, finite = blend(function, there, tags, chunk.weights, chunk.dtype)
+            out.copy_(soup, non_blocking=True)
+            good = bool(finite)  # waits for the stream, and so for the copy
+        check_finite(self.plan, chunk, good, [row.numpy() for row in rows], self._warned)
+        self._write(chunk, out.numpy())
+
+    def _lane(self) -> tuple[torch.cuda.Stream, dict[int, torch.Tensor]]:
+        """This thread's stream, and its pinned rows by number."""
+        import torch
+
+        if not vars(self._own):
+            self._own.lane = (torch.cuda.Stream(self._device), dict[int, torch.Tensor]())
+        lane: tuple[torch.cuda.Stream, dict[int, torch.Tensor]] = self._own.lane
+        return lane
+
+
+def _pinned(rows: dict[int, torch.Tensor], number: int, nbytes: int) -> torch.Tensor:
+    """The first bytes of a pinned row, which grows where it is too short."""
+    import torch
+
+    if number not in rows or rows[number].numel() < nbytes:
+        rows[number] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+    return rows[number][:nbytes]

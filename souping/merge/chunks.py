@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import size_of
 from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store, widen
@@ -180,7 +180,7 @@ Read = Callable[[Chunk, int, Raw], None]
 """read(chunk, number of the source, buffer to fill)"""
 
 
-def settled(method: Method, chunk: Chunk, read: Read) -> Chunk:
+def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
     """The chunk with its final weights, which may need statistics of the whole piece."""
     if not chunk.indivisible:
         return chunk

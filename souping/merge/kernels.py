@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.checkpoints.header import FLOATS, TORCH_DTYPES, size_of
 from souping.core.text import named
 from souping.core.types import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Float32 = NDArray[np.float32]
 Raw = NDArray[np.uint8]
@@ -377,3 +382,79 @@ def _widen_bits(w: int, dtype: str) -> str:
     return f"""  %wide.low$W = trunc <{w} x i32> %soup$W to <{w} x i16>
   %wide.half$W = bitcast <{w} x i16> %wide.low$W to <{w} x half>
   %wide$W = fpext <{w} x half> %wide.half$W to <{w} x float>"""
+
+
+# The same arithmetic in torch, for devices other than the CPU: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
+# the plan's order; roundings are IEEE's. `agrees` tries whether a device really does that.
+
+SAMPLE = 20_011
+
+
+def blend(
+    function: Combine,
+    rows: Sequence[torch.Tensor],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    dtype: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
+
+    `function` is one of `DIFFERENCES`.
+    """
+    import torch
+
+    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
+    first = 0 if base is None else 1
+    count = rows[0].numel() // size_of(dtypes[0])
+    total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
+    for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
+        value = _wide(row, tag)
+        total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
+    if base is not None:
+        total.add_(base)
+    return _rounded(total, dtype)
+
+
+def copied(row: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes of `dtype` as they are, and whether all is finite []."""
+    import torch
+
+    return row, torch.isfinite(row.view(torch_dtype(dtype))).all()
+
+
+def torch_dtype(tag: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
+    return dtype
+
+
+def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
+    import torch
+
+    return row.view(torch_dtype(dtype)).to(torch.float32)
+
+
+def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
+    import torch
+
+    soup = total.to(torch_dtype(dtype))
+    bits = soup.view(torch.int32 if size_of(dtype) == 4 else torch.int16)
+    bits.masked_fill_(torch.isnan(soup), NAN[dtype])
+    return bits.view(torch.uint8), torch.isfinite(soup).all()
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether the device's bits are those of the kernels on a sample of random bits."""
+    import torch
+
+    dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
+    for function, dtype in itertools.product(DIFFERENCES, FLOATS):
+        rows = [np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights]
+        wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
+        mix_block(function, rows, tags, weights, dtype, wanted, dtype)
+        soup, _ = blend(function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype)
+        if not np.array_equal(soup.cpu().numpy(), wanted):
+            return False
+    return True

@@ -10,10 +10,9 @@ loads the soup. On a GPU, blocks of the ingredients go through pinned buffers to
 
 from __future__ import annotations
 
-import errno
 import mmap
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -22,25 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.dtypes import TAGS, size_of
-from souping.core.text import listed
+from souping.checkpoints.header import TAGS, size_of
+from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
-from souping.merge.gpu import blend, copied, torch_dtype
-from souping.merge.kernels import DIFFERENCES, Combine, Raw, linear
+from souping.merge.kernels import DIFFERENCES, Combine, Raw, blend, copied, linear, torch_dtype
 from souping.merge.methods import Gram, Method, get_method
 from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
-from souping.merge.writer import can_hold
+from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
     import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 THREADS = 2
-LOCK = threading.Lock()
 STEP = 1 << 24  # elements: 64 MB of fp32 on the device at once, and launches that are long enough
 Snapshot = list[tuple["torch.Tensor", int]]
 """A module's parameters and buffers, with their addresses."""
@@ -51,24 +47,23 @@ Row = Callable[[MergePlan, Source, int], Raw]
 class LiveModule(Pourable):
     """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again.
 
-    `models` is the pool by name, or its alignment; `base` the base model of the methods that have one. `resident`:
-    `none` reads ingredients through memory maps, `cpu` keeps copies in memory, `device` keeps them where the module is.
+    `resident=none` reads ingredients through memory maps, `cpu` keeps copies in memory, `device` keeps them where the
+    module is.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Checkpoint] | Alignment,
+        alignment: Alignment,
         module: torch.nn.Module,
         *,
-        base: Checkpoint | None = None,
         resident: str = "none",
         nonfinite: str = "error",
     ) -> None:
-        self._alignment = models if isinstance(models, Alignment) else Alignment(models, base)
+        self._alignment = alignment
         self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(resident), ModuleTargets(module)
-        self._module, self._resident, self._warned = module, resident, set[str]()
+        self._module, self._warned = module, set[str]()
         self._known: dict[tuple[str, ...], PourWork] = {}
-        self._devices: dict[torch.device, Device] = {}
+        self._device = Device(self._row, resident == "device")
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -90,10 +85,9 @@ class LiveModule(Pourable):
                 return
         plan = replace(work.plan, recipe=recipe)
         work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
-        for device in self._devices.values():
-            for chunk in device.bad_chunks():
-                rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
-                check_finite(plan, chunk, False, rows, self._warned)
+        for chunk in self._device.bad_chunks():
+            rows = [self._row(plan, source, chunk.count) for source in chunk.sources]
+            check_finite(plan, chunk, False, rows, self._warned)
 
     def _prepare(self, weighing: Weighing) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
@@ -146,11 +140,11 @@ class LiveModule(Pourable):
         """Mix a parameter on its device, or on the CPU if it is not contiguous or the method has no form there."""
         import torch
 
-        function, where = get_method(plan.method).function, target.tensor.device
+        function = get_method(plan.method).function
         work = tensor_chunks(plan, tensor)
         fits = all(chunk.op == "copy" or (chunk.op in ("mix", "linear") and function in DIFFERENCES) for chunk in work)
         with torch.no_grad():
-            if where.type == "cpu" or not fits or not target.tensor.is_contiguous():
+            if target.tensor.device.type == "cpu" or not fits or not target.tensor.is_contiguous():
                 target.tensor.copy_(self._whole(plan, weighing, tensor))
                 return
             flat = target.tensor.detach().view(-1)
@@ -158,13 +152,7 @@ class LiveModule(Pourable):
                 chunk = portion.weighed(weighing)
                 first = (chunk.offset - tensor.offset) // size_of(tensor.dtype)
                 combine = function if chunk.op == "mix" else linear
-                self._device(where).mix(plan, chunk, combine, flat[first : first + chunk.count])
-
-    def _device(self, device: torch.device) -> Device:
-        with LOCK:
-            if device not in self._devices:
-                self._devices[device] = Device(device, self._row, self._resident == "device")
-            return self._devices[device]
+                self._device.mix(plan, chunk, combine, flat[first : first + chunk.count])
 
     def _whole(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
@@ -252,25 +240,16 @@ class WeightFiles:
         self._lock = threading.Lock()
 
     def row(self, path: Path, offset: int, nbytes: int) -> Raw:
-        """Bytes of a file without a copy; fewer if the file ends early.
-
-        Raises:
-            UserError: it cannot be mapped.
-        """
+        """Bytes of a file without a copy; fewer if the file ends early."""
         with self._lock:
             if path not in self._files:
                 self._files[path] = self._open(path)
             return self._files[path][offset : offset + nbytes]
 
     def _open(self, path: Path) -> Raw:
-        can_hold(len(self._files) + 1)
-        try:
-            with path.open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            full = isinstance(error, OSError) and error.errno == errno.EMFILE
-            why = "too many files are open: raise `ulimit -n`, or set merge.resident=cpu" if full else str(error)
-            raise UserError(f"{path} cannot be mapped: {why}") from None
+        raise_file_limit(len(self._files) + 1)
+        with path.open("rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         data: Raw = np.frombuffer(mapped, np.uint8)
         return data.copy() if self._resident == "cpu" else data
 
@@ -280,7 +259,6 @@ class ParameterTarget:
     """Parameter or buffer; `flat` are its bytes if it is contiguous in CPU memory, else None."""
 
     tensor: torch.Tensor
-    pointer: int
     dtype: str
     flat: Raw | None
 
@@ -290,7 +268,6 @@ class ModuleTargets:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._targets: dict[str, ParameterTarget] = {}
 
     def snapshot(self) -> Snapshot:
         """What the module is made of now."""
@@ -319,10 +296,10 @@ class ModuleTargets:
                 continue
             if tuple(place.shape) != tensor.shape:
                 return None
-            target = self._target(tensor.name, place)
-            if target.pointer not in taken or not tensor.nbytes:
-                taken.add(target.pointer)
-                places[tensor.name] = target
+            if place.data_ptr() not in taken or not tensor.nbytes:
+                taken.add(place.data_ptr())
+                tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")
+                places[tensor.name] = ParameterTarget(place, tag, _flat(place))
         return places if self._covered(named, taken) else None
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
@@ -352,16 +329,6 @@ class ModuleTargets:
                 return named[key]
         return None
 
-    def _target(self, name: str, tensor: torch.Tensor) -> ParameterTarget:
-        """Kept between pours as long as the storage does not move."""
-        pointer = tensor.data_ptr()
-        known = self._targets.get(name)
-        if known is None or known.pointer != pointer or known.tensor is not tensor:
-            tag = TAGS.get(str(tensor.dtype).removeprefix("torch."), "")
-            known = ParameterTarget(tensor, pointer, tag, _flat(tensor))
-            self._targets[name] = known
-        return known
-
     def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
         """Whether every parameter is filled."""
         own = [named[name] for name, _ in self._module.named_parameters() if name in named]
@@ -385,25 +352,10 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
         UserError: transformers cannot load them, or its module has other parameters.
     """
     import torch
-
-    fresh = _load(module, soup)
-    source = fresh.state_dict()
-    with torch.no_grad():
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if name not in source or source[name].shape != tensor.shape:
-                raise UserError(f"the soup does not fit the live module: {name} is missing or of another shape")
-            tensor.copy_(source[name])
-
-
-def _load(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> torch.nn.Module:
     from transformers import PreTrainedModel
-    from transformers.utils import logging
 
     if not isinstance(module, PreTrainedModel):
         raise UserError(f"the soup does not fit the live module, and {type(module).__name__} is none of transformers'")
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
         loaded: Any = type(module).from_pretrained(
             None,
@@ -414,70 +366,55 @@ def _load(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> torch.nn
             trust_remote_code=False,
         )
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"the soup does not fit the live module: {str(error).splitlines()[0][:150]}") from None
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-    fresh: PreTrainedModel = loaded[0]
-    report: Mapping[str, Collection[str]] = loaded[1]
-    lost = sorted(str(name) for name in report["missing_keys"])
+        raise UserError(f"the soup does not fit the live module: {first_line(error)[:150]}") from None
+    source, report = loaded[0].state_dict(), loaded[1]
+    state = module.state_dict(keep_vars=True)
+    lost = {*report["missing_keys"], *(n for n, t in state.items() if n not in source or source[n].shape != t.shape)}
     if lost or report["mismatched_keys"]:
-        raise UserError(f"the soup does not fit the live module: it has nothing for {listed(lost) or 'a shape of it'}")
-    return fresh
+        raise UserError(
+            f"the soup does not fit the live module: it has nothing for {listed(sorted(lost)) or 'a shape'}"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(source[name])
 
 
 class Device:
-    """Mixes chunks on one device. Blocks that are not finite are remembered, so that nothing waits for the device."""
+    """Mixes chunks where they go. Blocks that are not finite are remembered, so that nothing waits for a device."""
 
-    def __init__(self, device: torch.device, row: Row, keep: bool) -> None:
-        self._device, self._row, self._keep = device, row, keep
-        self._kept: dict[tuple[str, int, int], torch.Tensor] = {}
+    def __init__(self, row: Row, keep: bool) -> None:
+        self._row, self._keep = row, keep
+        self._kept: dict[tuple[torch.device, str, int, int], torch.Tensor] = {}
         self._finite: list[tuple[Chunk, torch.Tensor]] = []
 
     def mix(self, plan: MergePlan, chunk: Chunk, function: Combine, out: torch.Tensor) -> None:
         """The chunk's elements into `out`, which is flat, on the device, and of the parameter's dtype."""
         for start in range(0, chunk.count, STEP):
             part = chunk.part(start, min(STEP, chunk.count - start))
-            soup, finite = self._soup(plan, part, function)
+            rows = [self._fetch(plan, part, number, out.device) for number in range(len(part.sources))]
+            tags = [source.dtype for source in part.sources]
+            if part.op == "copy":
+                soup, finite = copied(rows[0], part.dtype)
+            else:
+                soup, finite = blend(function, rows, tags, part.weights, part.dtype)
             self._finite.append((part, finite))
             out[start : start + part.count].copy_(soup.view(torch_dtype(chunk.dtype)))
 
     def bad_chunks(self) -> list[Chunk]:
-        """Blocks mixed since the last call that hold NaN or infinity. Waits for the device once."""
+        """Blocks mixed since the last call that hold NaN or infinity. Waits for the devices."""
+        pending, self._finite = self._finite, []
+        return [chunk for chunk, flag in pending if not flag]
+
+    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int, device: torch.device) -> torch.Tensor:
+        """A source's bytes on the device."""
         import torch
 
-        pending, self._finite = self._finite, []
-        if not pending:
-            return []
-        flags = torch.stack([flag for _, flag in pending]).tolist()
-        return [chunk for (chunk, _), good in zip(pending, flags, strict=True) if not good]
-
-    def _soup(self, plan: MergePlan, chunk: Chunk, function: Combine) -> tuple[torch.Tensor, torch.Tensor]:
-        """A block's bytes, and whether all is finite."""
-
-        rows = [self._fetch(plan, chunk, number) for number in range(len(chunk.sources))]
-        if chunk.op == "copy":
-            return copied(rows[0], chunk.dtype)
-        return blend(function, rows, [source.dtype for source in chunk.sources], chunk.weights, chunk.dtype)
-
-    def _fetch(self, plan: MergePlan, chunk: Chunk, number: int) -> torch.Tensor:
-        """A source's bytes on the device."""
         source = chunk.sources[number]
-        key = (plan.ingredients[source.ingredient].folder, source.file, source.offset)
+        key = (device, plan.ingredients[source.ingredient].folder, source.file, source.offset)
         row = self._kept.get(key)
         if row is None or row.numel() != chunk.count * size_of(source.dtype):
-            row = self._upload(self._row(plan, source, chunk.count))
+            host = torch.tensor(self._row(plan, source, chunk.count))
+            row = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
             if self._keep:
                 self._kept[key] = row
         return row
-
-    def _upload(self, raw: Raw) -> torch.Tensor:
-        import torch
-
-        pinned = self._device.type == "cuda"
-        host = torch.empty(len(raw), dtype=torch.uint8)
-        if pinned:
-            host = host.pin_memory()
-        host.numpy()[:] = raw
-        return host.to(self._device, non_blocking=pinned)

@@ -1,23 +1,94 @@
-"""`merge=local`: the settings of a merge as one component."""
+"""Pools of full models and `merge=local`, the settings of a merge as one component."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints.checkpoint import Checkpoint, fingerprint
+from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
+from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
+from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component
 from souping.core.protocols import Progress
-from souping.core.types import Json, Recipe, UserError
-from souping.merge import Adapters, Nonfinite, Pourable, Resident, Vocab
+from souping.core.text import listed
+from souping.core.types import Json, Recipe, UserError, Weights
+from souping.merge import (
+    Adapters,
+    CandidatePool,
+    MergeBackend,
+    Nonfinite,
+    Pourable,
+    Resident,
+    SoupPlan,
+    Vocab,
+)
 from souping.merge.methods import get_method, source
 from souping.merge.plan import MergePlan, carried, parse_size
-from souping.merge.planner import Alignment, check_overrides, fitted, plan
-from souping.merge.pool import ModelMerge
+from souping.merge.planner import Alignment, Layout, check_overrides, fitted
 
 if TYPE_CHECKING:
     import torch
+
+P = TypeVar("P", bound=SoupPlan)
+
+
+class ModelMerge(MergeBackend, Protocol[P]):
+    """Merge backend of full models, a dataclass, with its own type of plans."""
+
+    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
+        assert is_dataclass(self)
+        known = {field.name for field in fields(self) if field.init}
+        return replace(self, **{key: value for key, value in settings.items() if key in known})
+
+    def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
+        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        return Alignment(checkpoints, base)
+
+    def recipe(
+        self,
+        ingredients: Sequence[str],
+        weights: Weights,
+        checkpoints: Mapping[str, Checkpoint],
+        fingerprints: Mapping[str, str],
+        base: str | None = None,
+    ) -> Recipe:
+        """The recipe of these weights with all settings that decide the soup's numbers.
+
+        `checkpoints` is the whole pool in its order, which is also the order of the lists in `overrides`; `base` is the
+        base model's fingerprint, taken from its folder by default. A single ingredient is that model itself, whatever
+        the method. Settings that change nothing are left out, so that equal soups have equal ids.
+
+        Raises:
+            UserError: a list in `overrides` has another length than the pool.
+        """
+        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
+        lone = len(used) == 1
+        return Recipe(
+            ingredients=tuple(ingredients),
+            fingerprints=tuple(fingerprints[name] for name in ingredients),
+            weights=tuple(float(weight) for weight in weights),
+            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
+            method="linear" if lone else self.method,
+            settings={} if lone else self.settings_of(used, tuple(checkpoints), base),
+        )
+
+    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+        """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
+        ...
+
+    def plan(self, recipe: Recipe, models: Alignment) -> P: ...
+
+    def write(
+        self, plan: P, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+    ) -> Path: ...
+
+    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
+
+    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+        return open_pool(folders, self, cache)
 
 
 @component
@@ -42,7 +113,6 @@ class LocalMerge(ModelMerge[MergePlan]):
     adapters: Adapters = "keep"
     max_shard_size: str | int = "5GB"
     overrides: dict[str, list[float]] | None = None
-    num_processes: int | None = 1
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
@@ -56,15 +126,10 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         if check_overrides(self.overrides or {}) and self.method != "linear":
             raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
-        self._check_processes()
 
     @property
     def hashes_while_reading(self) -> bool:
-        return self.base is None and self.num_processes == 1
-
-    def _check_processes(self) -> None:
-        if self.num_processes != 1:
-            raise UserError(f"merge.num_processes={self.num_processes} needs merge=accelerate: merge=local has one")
+        return self.base is None
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
@@ -79,24 +144,10 @@ class LocalMerge(ModelMerge[MergePlan]):
             settings["scale"] = float(self.scale)
         return settings
 
-    def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergePlan:
-        """The recipe worked out to the byte, from headers: of folders, or of models that are open and aligned.
-
-        Raises:
-            UserError: as `planner.plan`.
-        """
+    def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
+        """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
-        if isinstance(models, Alignment):
-            return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
-        return plan(
-            recipe,
-            models,
-            base=Path(self.base) if self.base else None,
-            max_shard_size=self.max_shard_size,
-            nonfinite=self.nonfinite,
-            allow_pickle=self.allow_pickle,
-            carry=carry,
-        )
+        return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
     def write(
         self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
@@ -106,9 +157,155 @@ class LocalMerge(ModelMerge[MergePlan]):
 
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files)
 
-    def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
+    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
         """The open pool and a module that `pour(recipe)` fills, again and again."""
         from souping.merge.live import LiveModule
 
-        aligned = models if isinstance(models, Alignment) else self.align(models)
-        return LiveModule(aligned, module, resident=self.resident, nonfinite=self.nonfinite)
+        return LiveModule(models, module, resident=self.resident, nonfinite=self.nonfinite)
+
+
+class FullModelPool(CandidatePool, Generic[P]):
+    """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
+
+    def __init__(
+        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+    ) -> None:
+        """Open every candidate's headers.
+
+        Raises:
+            UserError: a folder is absent or broken.
+        """
+        self._folders, self._merge, self._cache = dict(folders), merge, cache
+        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._folders)
+
+    @cached_property
+    def warnings(self) -> Sequence[str]:
+        notes = preflight(self._checkpoints, vocab=self._merge.vocab)
+        self._check_carrier(self._merge.carry)
+        return [*notes, *note_ends(self._ends)]
+
+    def _check_carrier(self, carry: str | None) -> None:
+        """Refuse, before any work, a carrier without a tokenizer, or without the soup's."""
+        if carry is None or carry not in self._checkpoints:
+            return
+        with_one = [name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)]
+        if with_one and carry not in with_one:
+            raise UserError(f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {with_one[0]}")
+        if self._merge.vocab != "error":
+            Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
+
+    @cached_property
+    def _ends(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
+
+    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+        ends = {token for name in recipe.ingredients for token in self._ends[name]}
+        uneven = self._alignment.weigh(recipe).layout.uneven if self._merge.vocab != "error" else []
+        return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
+
+    @cached_property
+    def fingerprints(self) -> Mapping[str, str]:
+        return {name: fingerprint_of(checkpoint, self._cache) for name, checkpoint in self._checkpoints.items()}
+
+    @property
+    def known_folders(self) -> Mapping[str, Path]:
+        seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
+        if self._merge.base and self._base_content:
+            seen[self._base_content] = Path(self._merge.base)
+        return seen
+
+    @property
+    def architecture_folder(self) -> Path:
+        return next(iter(self._folders.values()))
+
+    @cached_property
+    def _alignment(self) -> Alignment:
+        return self._merge.align(self._checkpoints)
+
+    @cached_property
+    def _base_content(self) -> str | None:
+        base = self._alignment.base
+        return fingerprint_of(base, self._cache) if base is not None else None
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        chosen = [name for name in self.names if weights.get(name)]
+        values = tuple(weights[name] for name in chosen)
+        return self._merge.recipe(chosen, values, self._checkpoints, self.fingerprints, self._base_content)
+
+    def plan(self, recipe: Recipe) -> P:
+        return self._merge.plan(recipe, self._alignment)
+
+    def live(self, module: torch.nn.Module) -> Pourable:
+        return self._merge.live(self._alignment, module)
+
+    def write(
+        self,
+        recipe: Recipe,
+        out: Path,
+        *,
+        extra_files: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
+
+    def check_tokenizers(self) -> None:
+        for name, folder in self._folders.items():
+            check_tokenizer(name, folder)
+
+    def tokenizer_folder(self, recipe: Recipe) -> Path:
+        """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""
+        carry = carried(self._merge.carry, recipe)
+        if self._merge.vocab == "error":
+            return self._folders[carry or recipe.ingredients[0]]
+        layout = self._alignment.weigh(recipe).layout
+        return list(layout.pool.values())[layout.carrier(carry)].folder
+
+    def candidate_folder(self, recipe: Recipe) -> Path | None:
+        name = recipe.ingredients[0]
+        same = len(recipe.ingredients) == 1 and recipe.dtype == self._checkpoints[name].dtype
+        return self._folders[name] if same else None
+
+    @property
+    def soup_bytes(self) -> int:
+        models = self._checkpoints.values()
+        return max(each.size_in(self._merge.dtype) + each.side_bytes for each in models)
+
+    def close(self) -> None:
+        """Close the backend: one made by `with_settings` has no other owner."""
+        self._merge.close()
+
+
+def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
+    """The dtype of their soup by torch's name; several joined by `+` if a model itself mixes dtypes."""
+    stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
+    if len(stored) == 1:
+        return stored[0]
+    return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
+
+
+def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One note if the models end their answers at different tokens."""
+    if len({*ends.values(), ()}) <= 2:
+        return []
+    tokens = ", ".join(f"{name} {'/'.join(map(str, own)) or 'none'}" for name, own in ends.items())
+    return [f"answers end at different tokens ({tokens}): the soup's end at any of them"]
+
+
+def open_pool(
+    folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+) -> CandidatePool:
+    """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
+    kinds = {name: is_adapter(folder) for name, folder in folders.items()}
+    if not any(kinds.values()):
+        return FullModelPool(folders, merge, cache)
+    full = [name for name, adapter in kinds.items() if not adapter]
+    if full:
+        lone = [name for name, adapter in kinds.items() if adapter]
+        raise UserError(f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): merge them first")
+    from souping.merge.adapters import AdapterPool
+
+    return AdapterPool(folders, merge, cache)

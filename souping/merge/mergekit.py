@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint, inside, side_files, small
-from souping.checkpoints.dtypes import TORCH_NAMES
+from souping.checkpoints.header import TORCH_NAMES
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Nonfinite, Pourable, Resident, SoupPlan
+from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.planner import Alignment, as_ingredient
-from souping.merge.pool import ModelMerge
 from souping.merge.writer import generation_config, write_checkpoint
 
 if TYPE_CHECKING:
@@ -54,20 +54,12 @@ class MergekitPlan(SoupPlan):
     yaml: str
     ingredients: tuple[Ingredient, ...]
 
-    @property
-    def seed(self) -> int:
-        """What mergekit draws from; 0 for methods that draw nothing."""
-        return int(self.recipe.settings.get("seed", 0))
-
     def describe(self) -> str:
         return f"{self.recipe.method} soup {self.recipe.id} by mergekit:\n{self.yaml.rstrip()}"
 
-    def to_json(self) -> str:
-        table = {"recipe": self.recipe.as_dict(), "yaml": self.yaml}
-        return json.dumps(table, indent=2) + "\n"
-
     def save(self, path: Path) -> Path:
-        path.write_text(self.to_json(), encoding="utf-8")
+        table = {"recipe": self.recipe.as_dict(), "yaml": self.yaml}
+        path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         return path
 
 
@@ -92,18 +84,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     allow_pickle: bool = False
     resident: Resident = "none"
     nonfinite: Nonfinite = "error"
-    seed: Seed | None = 0
-
-    def __post_init__(self) -> None:
-        if self.seed is None and self.method in STOCHASTIC:
-            raise UserError(f"merge.method={self.method} draws random numbers: set merge.seed, as merge.seed=0")
+    seed: Seed = 0
 
     def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
-        """The pool of these candidates (a rebuild brings the base with it, so that it may be absent before).
-
-        Raises:
-            UserError: the method needs the base model and there is none, or as `open_pool`.
-        """
+        """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         return super().open(folders, cache)
@@ -116,18 +100,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
         return settings
 
-    def plan(self, recipe: Recipe, models: Mapping[str, Path] | Alignment) -> MergekitPlan | MergePlan:
-        """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit).
-
-        Raises:
-            UserError: the recipe's method draws random numbers, and it has no seed.
-        """
-        if not isinstance(models, Alignment):
-            models = self.align({name: Checkpoint.open(models[name], self.allow_pickle) for name in recipe.ingredients})
+    def plan(self, recipe: Recipe, models: Alignment) -> MergekitPlan | MergePlan:
+        """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
         if recipe.settings.get("by") != "mergekit":
             return models.plan(recipe, nonfinite=self.nonfinite)
-        if recipe.method in STOCHASTIC and "seed" not in recipe.settings:
-            raise UserError(f"soup {recipe.id}: {recipe.method} drew random numbers without a seed: no run repeats it")
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
         ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in used.items())
@@ -157,9 +133,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             check_ingredients(plan.ingredients)
         return Path(out)
 
-    def live(self, models: Mapping[str, Checkpoint] | Alignment, module: torch.nn.Module) -> Pourable:
-        """Pours by writing each soup to a temporary folder first."""
-        return MergekitLive(self, models if isinstance(models, Alignment) else self.align(models), module)
+    def live(self, models: Alignment, module: torch.nn.Module) -> Pourable:
+        return MergekitLive(self, models, module)
 
     def needs(self) -> list[Missing]:
         """mergekit in this environment, unless a `command` names another one's."""
@@ -171,7 +146,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             config = Path(folder) / "config.yml"
             config.write_text(plan.yaml, encoding="utf-8")
-            command = [*self._command(), str(config), str(stage), *FLAGS, "--random-seed", str(plan.seed)]
+            seed = str(plan.recipe.settings.get("seed", 0))
+            command = [*self._command(), str(config), str(stage), *FLAGS, "--random-seed", seed]
             environment = {**os.environ, **FIXED}
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if done.returncode:
@@ -185,24 +161,25 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             if program is None:
                 raise UserError(f"merge.command={self.command} is not a program")
             return [program]
-        if importlib.util.find_spec("mergekit") is None:
-            raise UserError(f"mergekit is not installed: {install('mergekit')}, or name it: merge.command=PATH")
         return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 
 
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
-    document = _document(recipe, [ingredient.folder for ingredient in ingredients])
-    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
+    """What mergekit runs; a base model is last."""
+    folders = [ingredient.folder for ingredient in ingredients]
+    document = _document(recipe, folders) | {
+        "parameters": dict(part(recipe.settings, "parameters")),
+        "dtype": "float32",
+    }
     if len(ingredients) > len(recipe.ingredients):
-        document["base_model"] = ingredients[-1].folder
+        document["base_model"] = folders[-1]
     return _dump(document)
 
 
 def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     """The recipe's models with their weights; a base, which is last among the paths, has none."""
-    models: list[Json] = [
-        {"model": path, "parameters": {"weight": weight}} for path, weight in zip(paths, recipe.weights, strict=False)
-    ]
+    pairs = zip(paths, recipe.weights, strict=False)
+    models: list[Json] = [{"model": path, "parameters": {"weight": weight}} for path, weight in pairs]
     document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
     return document | ({"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {})
 
@@ -210,8 +187,7 @@ def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
 def _dump(document: Mapping[str, Json]) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(document, sort_keys=False)
-    return text
+    return str(yaml.safe_dump(document, sort_keys=False))
 
 
 def _carry(plan: MergekitPlan, stage: Path) -> None:
@@ -243,7 +219,7 @@ class MergekitLive(Pourable):
             out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
             soup = Checkpoint.open(out)
             alone = Recipe(ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype)
-            LiveModule({"soup": soup}, self._module, nonfinite=self._merge.nonfinite).pour(alone)
+            LiveModule(Alignment({"soup": soup}), self._module, nonfinite=self._merge.nonfinite).pour(alone)
 
 
 METHODS = ("linear", "task_arithmetic", "slerp")

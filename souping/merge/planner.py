@@ -7,25 +7,38 @@ bands of rows that the same ingredients have (one band, unless vocabularies diff
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from souping.checkpoints.checkpoint import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
-from souping.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, widest
+from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
+from souping.core.fields import load
 from souping.core.simplex import check_weights
-from souping.core.text import listed
-from souping.core.types import Json, Recipe, UserError, Weights, elements
+from souping.core.text import listed, shown
+from souping.core.types import Recipe, UserError, Weights, elements
 from souping.merge.methods import check_count, check_shares, get_method
-from souping.merge.plan import Ingredient, MergePlan, Operation, Piece, PlannedTensor, Source, base_name, parse_size
+from souping.merge.plan import (
+    Ingredient,
+    MergePlan,
+    Operation,
+    Piece,
+    PlanFile,
+    PlannedTensor,
+    Source,
+    base_name,
+    parse_size,
+    recipe_from_dict,
+)
 
 DEFAULT_SHARD = 5_000_000_000
+RANGE = r"(?<![^.])\d+-\d+(?![^.])"
+"""Part of a pattern that stands for the numbers of layers."""
 LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
 Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
@@ -58,6 +71,36 @@ def plan(
     foundation = Checkpoint.open(base, allow_pickle) if base is not None else None
     aligned = Alignment(opened, foundation)
     return aligned.plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
+
+
+def load_plan(path: Path) -> MergePlan:
+    """The plan that `MergePlan.save` wrote, worked out again from the headers.
+
+    Raises:
+        UserError: the file is no plan, or an ingredient is missing or has changed.
+    """
+    table: PlanFile = load(path, PlanFile)
+    files = table["files"]
+    pickled = any(name.endswith(".bin") for sizes in files.values() for name in sizes)
+    try:
+        recipe = recipe_from_dict(table["recipe"])
+        folders = {name: Path(folder) for name, folder in table["folders"].items()}
+        base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
+        made = plan(
+            recipe,
+            folders,
+            base=base,
+            max_shard_size=table["max_shard_size"],
+            nonfinite=table["nonfinite"],
+            allow_pickle=pickled,
+            carry=table["carry"],
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
+    for each in made.ingredients:
+        if dict(each.files) != files.get(each.name):
+            raise UserError(f"{each.folder} has changed since the plan was made: plan again")
+    return made
 
 
 class Alignment:
@@ -204,18 +247,6 @@ class Layout:
             return chosen
         return fits[0] if fits else 0
 
-    def notes(self, recipe: Recipe) -> tuple[str, ...]:
-        """What the user should know: dtypes that differ, rows that some models lack."""
-        notes = []
-        if recipe.dtype not in TORCH_NAMES and any(len(set(tensor.stored)) > 1 for tensor in self.tensors.values()):
-            stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in self.pool.items())
-            notes.append(f"ingredients differ in dtype ({stored}): the widest is written")
-        uneven = self.uneven
-        if uneven:
-            rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(self.pool, uneven[0].parts, strict=True))
-            notes.append(f"vocabularies differ ({rows}): the soup has {uneven[0].shape[0]} rows")
-        return tuple(notes)
-
 
 def as_ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
     """A model that is open, as plans name it."""
@@ -259,13 +290,12 @@ class Weighing:
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
-        unplaced = [self._unplaced(tensor) for tensor in self.layout.tensors.values()]
-        tensors, shards = place_tensors(unplaced, limit)
+        tensors, shards = place_tensors([self._tensor(tensor) for tensor in self.layout.tensors.values()], limit)
         uneven = self.layout.uneven
         return MergePlan(
             recipe=self.recipe,
             method=self.method,
-            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(d.dtype == tag for d in unplaced)),
+            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(t.dtype == tag for t in tensors)),
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -273,7 +303,6 @@ class Weighing:
             ingredients=self.layout.ingredients,
             shards=shards,
             tensors=tensors,
-            notes=self.layout.notes(self.recipe),
         )
 
     def kinds(self, name: str) -> tuple[Kind, ...]:
@@ -310,17 +339,18 @@ class Weighing:
             models, values = (base, *models), (0.0, *values)
         return Mix("mix", models, dtype, values)
 
-    def _unplaced(self, tensor: LaidTensor) -> UnplacedTensor:
-        slot = tensor.slot
-        if not tensor.bands:
-            piece = Piece("same", 0, slot.parts[0].count, tensor.sources, (1.0,) * len(tensor.sources))
-            return UnplacedTensor(slot, slot.parts[0].dtype, (piece,))
+    def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
+        """A tensor of the soup, not yet placed in a shard."""
+        slot, first = tensor.slot, tensor.slot.parts[0]
         mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
+        dtype = mixes[0].dtype if mixes else first.dtype
         pieces = tuple(
             Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
-        return UnplacedTensor(slot, mixes[0].dtype, pieces)
+        if not mixes:
+            pieces = (Piece("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
+        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, pieces)
 
 
 def _total(weights: Iterable[float]) -> float:
@@ -336,24 +366,11 @@ def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[
     return tuple(replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s for s in chosen)
 
 
-@dataclass(frozen=True)
-class UnplacedTensor:
-    """Tensor of the soup before it has a place."""
-
-    slot: AlignedTensor
-    dtype: str
-    pieces: tuple[Piece, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.slot.shape) * BITS[self.dtype] // 8
-
-
-def place_tensors(unplaced: Sequence[UnplacedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def place_tensors(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
     """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
-    groups: list[list[UnplacedTensor]] = [[]]
+    groups: list[list[PlannedTensor]] = [[]]
     filled = 0
-    for tensor in unplaced:
+    for tensor in tensors:
         if groups[-1] and filled + tensor.nbytes > limit:
             groups.append([])
             filled = 0
@@ -365,11 +382,7 @@ def place_tensors(unplaced: Sequence[UnplacedTensor], limit: int) -> tuple[tuple
     for shard, group in enumerate(groups):
         offset = 0
         for tensor in sorted(group, key=lambda one: -BITS[one.dtype]):
-            placed.append(
-                PlannedTensor(
-                    tensor.slot.name, tensor.dtype, tensor.slot.shape, shard, offset, tensor.nbytes, tensor.pieces
-                )
-            )
+            placed.append(replace(tensor, shard=shard, offset=offset))
             offset += tensor.nbytes
     return tuple(placed), names
 
@@ -380,25 +393,18 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     Without `*` or `?` the pattern is a run of dotted parts anywhere in the name; with them it has to match the whole
     name. A part `3-7` is a range of numbers, ends included. `layers.0-7` is the first eight layers.
     """
+    text = "".join(map(_token, re.split(rf"(\*|\?|{RANGE})", pattern)))
     wild = "*" in pattern or "?" in pattern
-    ranges: list[range] = []
-    text = "".join(_token(token, ranges) for token in re.split(r"(\*|\?|(?<![^.])\d+-\d+(?![^.]))", pattern))
     regex = re.compile(text if wild else rf"(?:.*\.)?{text}(?:\..*)?", re.DOTALL)
-
-    def matches(name: str) -> bool:
-        match = regex.fullmatch(name)
-        return match is not None and all(int(n) in r for n, r in zip(match.groups(), ranges, strict=True))
-
-    return matches
+    return lambda name: regex.fullmatch(name) is not None
 
 
-def _token(token: str, ranges: list[range]) -> str:
+def _token(token: str) -> str:
     if token in ("*", "?"):
         return ".*" if token == "*" else "."
     if re.fullmatch(r"\d+-\d+", token):
         low, high = token.split("-")
-        ranges.append(range(int(low), int(high) + 1))
-        return r"(\d{1,9})"
+        return f"(?:{'|'.join(map(str, range(int(low), int(high) + 1)))})"
     return re.escape(token)
 
 
@@ -412,8 +418,9 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
     for pattern, values in overrides.items():
         if not pattern:
             raise UserError("merge.overrides has an empty pattern: name tensors")
-        if any(int(low) > int(high) for low, high in re.findall(r"(?<![^.])(\d+)-(\d+)(?![^.])", pattern)):
-            raise UserError(f"merge.overrides.{pattern}: the range ends before it starts")
+        for low, high in (each.split("-") for each in re.findall(RANGE, pattern)):
+            if not int(low) <= int(high) < 10_000:
+                raise UserError(f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000")
         pairs.append((pattern, check_weights(values, f"merge.overrides.{pattern}")))
     return tuple(pairs)
 
@@ -440,19 +447,14 @@ def fitted(
     return pairs
 
 
-def floats(values: Json) -> Weights:
-    """Numbers of a JSON list."""
-    return tuple(float(v) for v in values if isinstance(v, int | float)) if isinstance(values, Sequence) else ()
-
-
 def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Callable[[str], int]]:
     """Weights of the recipe's `overrides`, and the number of the first that a tensor's name matches, or -1.
 
     Raises:
         UserError: the method is not linear, a list has another length than the recipe, or a pattern matches nothing.
     """
-    rows = [row for row in elements(recipe.settings, "overrides") if isinstance(row, Sequence)]
-    pairs = [(str(pattern), floats(weights)) for pattern, weights in rows]
+    rows: list[Any] = list(elements(recipe.settings, "overrides"))
+    pairs = [(str(pattern), tuple(map(float, weights))) for pattern, weights in rows]
     if not pairs:
         return [], lambda name: -1
     if recipe.method != "linear":
@@ -463,8 +465,6 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
     tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
     for pattern, test in tests:
         if not any(test(name) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3)
-            hint = f"; a tensor's name is {near[0] if near else names[0]}"
-            raise UserError(f"merge.overrides.{pattern} matches no tensor{hint}")
+            raise UserError(f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}")
     numbers = {name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names}
     return [weights for _, weights in pairs], numbers.__getitem__

@@ -8,38 +8,161 @@ blocks a thread, whatever the size or the number of models.
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import GENERATION, INDEX, eos_token_ids, inside, side_files, small, stamp
-from souping.checkpoints.dtypes import TORCH_NAMES, size_of
-from souping.checkpoints.header import parse_json
+from souping.checkpoints.checkpoint import (
+    GENERATION,
+    INDEX,
+    digest_key,
+    eos_token_ids,
+    file_digest,
+    inside,
+    settled,
+    small,
+)
+from souping.checkpoints.header import TORCH_NAMES, parse_json, size_of
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.system import read_at, reserve, start_writing, write_at
-from souping.core.types import Json, Recipe, UserError
-from souping.merge.chunks import Chunk, blocks, chunks, complaint, mixed, settled, share_of_rank, work_off
-from souping.merge.digests import Digests, Late, passing, with_contents
+from souping.core.types import Json, Recipe, UserError, digest
+from souping.merge.chunks import Chunk, blocks, chunks, complaint, final_weights, mixed, share_of_rank, work_off
 from souping.merge.kernels import Raw
 from souping.merge.methods import get_method
-from souping.merge.plan import Ingredient, MergePlan
+from souping.merge.plan import MergePlan
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
 LINE = 64  # bytes of a line of the cache, at which rows begin
 LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
+
+
+# Digests of files that are taken while the files are averaged, so that nothing is read twice. A recipe names its
+# ingredients by their content. For a file without a known digest, a stand-in is used until averaging has read the file;
+# the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
+
+PIECE = 1 << 20
+
+
+class StandIns(ChainMap[str, str]):
+    """Known digests, and stand-ins for files that were not hashed yet; `pending` tells whether there are any."""
+
+    pending = False
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: str) -> str:
+        self.pending = True
+        return f"not read yet: {key}"
+
+
+@dataclass(frozen=True)
+class Late:
+    """What is written only once the ingredients were read: digests go to `known`, `files` are those of the recipe."""
+
+    known: MutableMapping[str, str]
+    files: Callable[[Recipe], Mapping[str, str]]
+
+
+class PassingDigest:
+    """SHA-256 of one file from pieces that several threads feed in the order of the file; missing pieces are read."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Hash the first `start` bytes, the header, which no piece covers."""
+        self._path, self._stamp = path, settled(path)
+        self._hash, self._at, self._promised, self._broken = hashlib.sha256(), 0, start, False
+        self._turn = threading.Condition()
+        self._read(start)
+
+    def promise(self, offset: int, size: int) -> bool:
+        """Whether a piece continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+
+        All files' pieces are promised in one order, so threads never wait for each other in a circle.
+        """
+        follows = offset == self._promised
+        self._promised += size if follows else 0
+        return follows
+
+    def feed(self, offset: int, piece: Raw) -> None:
+        """Hash a promised piece once those before it are hashed."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._broken or offset == self._at)
+            if self._broken:
+                return
+        self._hash.update(piece.data)
+        with self._turn:
+            self._at += len(piece)
+            self._turn.notify_all()
+
+    def abandon(self) -> None:
+        """Release the threads that wait for one that failed."""
+        with self._turn:
+            self._broken = True
+            self._turn.notify_all()
+
+    def finish(self) -> None:
+        """Read and hash what was not fed."""
+        self._read(None)
+
+    def keep(self, known: MutableMapping[str, str]) -> None:
+        """Add the finished digest to the known ones, unless the file has changed."""
+        if settled(self._path) == self._stamp and time.time_ns() > self._stamp[2]:
+            known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
+
+    def _read(self, end: int | None) -> None:
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._at)
+            while piece := file.read(PIECE if end is None else min(PIECE, end - self._at)):
+                self._hash.update(piece)
+                self._at += len(piece)
+
+
+Digests = Mapping[tuple[int, int], PassingDigest]
+"""By number of ingredient and of its file."""
+
+
+def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
+    """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
+    starts: dict[tuple[int, int], int] = {}
+    for source in (s for tensor in plan.tensors for piece in tensor.pieces for s in piece.sources):
+        place = (source.ingredient, source.file)
+        starts[place] = min(source.offset, starts.get(place, source.offset))
+    digests: dict[tuple[int, int], PassingDigest] = {}
+    for place, start in starts.items():
+        owner = plan.ingredients[place[0]]
+        path = Path(owner.folder) / owner.files[place[1]][0]
+        if digest_key(path, settled(path)) not in known:
+            digests[place] = PassingDigest(path, start)
+    return digests
+
+
+def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
+    """The plan with its ingredients' fingerprints, whose files have been hashed."""
+    prints = {
+        each.name: digest({name: file_digest(Path(each.folder) / name, known) for name in each.stamps})
+        for each in plan.ingredients
+    }
+    recipe = replace(plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients))
+    return replace(plan, recipe=recipe)
+
+
+# Shards
 
 
 class ShardWriter:
@@ -51,7 +174,7 @@ class ShardWriter:
         self._lock, self._done, self._failed = threading.Lock(), 0, False
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
-        self._hold = can_hold(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
+        raise_file_limit(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
         try:
             self._inputs = [
                 [self._open(Path(each.folder) / name, os.O_RDONLY, size) for name, size in each.files]
@@ -69,13 +192,12 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _open(self, path: Path, flags: int, size: int | None) -> OpenFile:
-        file = OpenFile(path, flags, self._hold)
-        self._stack.callback(file.close)
-        with file.use() as descriptor:
-            if size is not None and os.fstat(descriptor).st_size != size:
-                raise UserError(f"{path} has changed since the plan was made: plan again")
-        return file
+    def _open(self, path: Path, flags: int, size: int | None) -> int:
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        self._stack.callback(os.close, descriptor)
+        if size is not None and os.fstat(descriptor).st_size != size:
+            raise UserError(f"{path} has changed since the plan was made: plan again")
+        return descriptor
 
     def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
         """Write the blocks of one share.
@@ -98,7 +220,7 @@ class ShardWriter:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
-            yield from [chunk] if whole else self._cut(settled(self.method, chunk, self.read))
+            yield from [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read))
 
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
@@ -134,12 +256,11 @@ class ShardWriter:
         """The bytes of a chunk's source `number`, whole or a UserError."""
         source = chunk.sources[number]
         view, offset = into.data, source.offset
-        with self._inputs[source.ingredient][source.file].use() as descriptor:
-            while len(view):
-                count = read_at(descriptor, view, offset)
-                if count <= 0:
-                    raise complaint(self.plan, chunk, "the file ends early", source)
-                view, offset = view[count:], offset + count
+        while len(view):
+            count = read_at(self._inputs[source.ingredient][source.file], view, offset)
+            if count <= 0:
+                raise complaint(self.plan, chunk, "the file ends early", source)
+            view, offset = view[count:], offset + count
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
         *rows, out = buffers.rows([*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes])
@@ -152,44 +273,19 @@ class ShardWriter:
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
-        window = offset // WINDOW
-        with self._outputs[chunk.shard].use() as descriptor:
-            if window != (offset + len(out)) // WINDOW:
-                start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
-            write_at(descriptor, out.data, offset)
+        window, descriptor = offset // WINDOW, self._outputs[chunk.shard]
+        if window != (offset + len(out)) // WINDOW:
+            start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
+        write_at(descriptor, out.data, offset)
 
 
-class OpenFile:
-    """File that is kept open or opened for each use if a process may not hold so many."""
-
-    def __init__(self, path: Path, flags: int, keep: bool) -> None:
-        self._path, self._flags = path, flags | getattr(os, "O_CLOEXEC", 0)  # the system's
-        self._kept = os.open(path, self._flags) if keep else None
-
-    @contextmanager
-    def use(self) -> Iterator[int]:
-        """Its descriptor."""
-        descriptor = os.open(self._path, self._flags) if self._kept is None else self._kept
-        try:
-            yield descriptor
-        finally:
-            if self._kept is None:
-                os.close(descriptor)
-
-    def close(self) -> None:
-        if self._kept is not None:
-            os.close(self._kept)
-
-
-def can_hold(count: int) -> bool:
-    """Whether so many more files may be open at once; the limit is raised if that is allowed."""
+def raise_file_limit(count: int) -> None:
+    """Let this process open so many more files, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = count + RESERVE
-    if need > soft and (need <= hard or hard == resource.RLIM_INFINITY):
+    if count + RESERVE > soft:
+        most = count + RESERVE if hard == resource.RLIM_INFINITY else min(count + RESERVE, hard)
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
-            return True
-    return need <= soft
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Buffers:
@@ -243,7 +339,7 @@ def write_checkpoint(
         UserError: `out` is there already, an ingredient is broken or changes before the soup is there, or the disk is
             full.
     """
-    plan = stamped(plan)
+    plan.check_unchanged()
     files = _files(plan, late.files(plan.recipe) if late else extra_files)
     with staged(out) as stage:
         prepare(plan, stage)
@@ -275,25 +371,6 @@ def with_extra(
     if own := {*files, *weights} & {*(extra or {})}:
         raise UserError(f"the extra file {min(own)} would replace a file of the model")
     return {**files, **(extra or {})}
-
-
-def stamped(plan: MergePlan) -> MergePlan:
-    """The plan, its ingredients as they were opened; those of a plan from a file get the stamps of now.
-
-    Raises:
-        UserError: a file is gone, or not the one that the plan was made of.
-    """
-    plan.check_unchanged()
-    return replace(plan, ingredients=tuple(i if i.stamps else _stamped(i) for i in plan.ingredients))
-
-
-def _stamped(ingredient: Ingredient) -> Ingredient:
-    folder, sizes = Path(ingredient.folder), dict(ingredient.files)
-    stamps = {name: stamp(inside(folder, name)) for name in (*sizes, *side_files(folder))}
-    changed = next((name for name, size in sizes.items() if stamps[name][0] != size), None)
-    if changed is not None:
-        raise UserError(f"{folder / changed} has changed since the plan was made: plan again")
-    return replace(ingredient, stamps=stamps)
 
 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
@@ -344,25 +421,11 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     """config.json with the soup's dtype and vocabulary; its very bytes where both are right already."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(before)
-    if plan.dtype in TORCH_NAMES:
-        _set_dtype(after, plan.dtype)
-    if plan.vocab_size is not None:
-        for part in _parts(after):
-            if "vocab_size" in part:
-                part["vocab_size"] = plan.vocab_size
+    inner = after.get("text_config")
+    keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]  # as the config names it
+    for part in (after, inner) if isinstance(inner, dict) else (after,):
+        if plan.dtype in TORCH_NAMES:
+            part |= {key: plan.dtype for key in keys if part is after or key in part}
+        if plan.vocab_size is not None and "vocab_size" in part:
+            part["vocab_size"] = plan.vocab_size
     return raw if after == before else (json.dumps(after, indent=2) + "\n").encode()
-
-
-def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config and the text model's config inside it."""
-    inner = config.get("text_config")
-    return [config, inner] if isinstance(inner, dict) else [config]
-
-
-def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Under the name the config uses (`dtype`, or `torch_dtype` before transformers 5)."""
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
-    for part in _parts(config):
-        for key in keys:
-            if part is config or key in part:
-                part[key] = dtype

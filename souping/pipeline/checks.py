@@ -1,72 +1,98 @@
-"""Everything that a run refuses before any work, in its order. A run stops at the first error, a plan shows them all.
+"""Everything that a run refuses before any work: settings, items, candidates, and a machine that is too small.
 
-`refusals` needs the settings and the items, `check_pool` the candidates' headers and tokenizers. Settings that
-contradict each other are refused before both, by `execute.check_settings`.
+A run stops at the first error, a plan shows them all. `refusals` needs the settings and the items, `check_pool` the
+candidates' headers and tokenizers. Settings that contradict each other are refused before both, by
+`execute.check_settings`. All sizes are bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from souping.checkpoints import hub
-from souping.core.files import near_folder
+from souping.checkpoints.header import ITEM
+from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
+from souping.core.fields import pick
+from souping.core.files import expanded
+from souping.core.protocols import ModelHost
 from souping.core.scores import CAUSES
-from souping.core.text import listed, named, shown
-from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, SearchSpace, UserError
+from souping.core.system import SHARED_MEMORY, cores
+from souping.core.text import named, shown
+from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
 from souping.evaluate.folds import Folds, limit_folds, shares_of, split_folds
-from souping.pipeline.baseline_gate import check_names
+from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
-from souping.pipeline.models import OpenPool
-from souping.pipeline.settings import RunSettings
+from souping.pipeline.models import OpenPool, scratch_place
+from souping.pipeline.settings import MergeSettings, RunSettings
+from souping.report.format import in_words
 from souping.search.loop import check_budget
 from souping.selection import check_drop
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
     from souping.core.types import ScoreMatrix
+    from souping.merge import MergeBackend
 
-Asked = Sequence[tuple["Evaluator", Sequence[Item]]]
+EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
+PROGRAM = 1_500_000_000
+"""Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use, which psutil does not read."""
 
 
-def refusals(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Asked) -> Iterator[UserError]:
+# ------------------------------------------------------------ settings, items and candidates
+
+
+def refusals(
+    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+) -> Iterator[UserError]:
     """What does not fit. `folds` and items are empty if the items are not available."""
-    for check in _checks(settings, folds, asked):
+    for check in _checks(settings, folds, evaluators):
         try:
             check()
         except UserError as error:
             yield error
 
 
-def _checks(settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], asked: Asked) -> Iterator[Callable[[], None]]:
-    candidates = settings.pool.resolve()
-    names = [candidate.name for candidate in candidates]
+def _checks(
+    settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
+) -> Iterator[Callable[[], None]]:
+    names = [candidate.name for candidate in settings.pool.resolve()]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
-    for _, items in asked[1:]:  # the run's own were checked when the folds were cut
+    for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
-    yield partial(check_names, settings.expected, names, categories)
+    yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
         if settings.stop_after != "select":
             yield partial(check_budget, settings.optimiser, len(folds["search"]))
     yield partial(_check_selector, settings, names, categories)
-    yield partial(_check_search, settings, len(names))
+    yield partial(_check_search, settings, tuple(names))
     yield partial(_check_analyses, settings)
-    if settings.scores.published and settings.stop_after != "select":
-        yield partial(_check_folders, candidates)
-    for evaluator, _ in asked:
+    for evaluator, _ in evaluators:
         yield partial(evaluator.check, names)
 
 
-def check_pool(settings: RunSettings, pool: OpenPool, asked: Asked) -> None:
+def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
-    check_tokenizers(pool, asked)
-    _check_soups(settings, pool)
+    check_tokenizers(pool, evaluators)
+
+    def check(ingredients: tuple[str, ...]) -> None:
+        pool.pool.plan(pool.uniform(ingredients))
+
+    _check_sizes(settings, pool.names, check)
     check_kept(settings, pool)
 
 
@@ -98,6 +124,14 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
         raise UserError(f"objective {named(objective)}: its name must be a text")
 
 
+def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
+    """Refuse names in `expected` that the pool or the benchmark does not have."""
+    for one in settings.expected:
+        pick(one.candidate, names, "expected: candidate")
+        if one.category is not None and categories:
+            pick(one.category, categories, f"expected.{one.candidate}: category")
+
+
 def _check_selector(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
     """Rows and categories are the published table's, or the candidates and the items' own."""
     selector = settings.selector
@@ -110,21 +144,31 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
         selector.check(models, candidates, len(categories) - len(selector.drop))
 
 
-def _check_search(settings: RunSettings, candidates: int) -> None:
-    """Refuse a search that has no point for the number of ingredients, if that number is known."""
-    sizes = settings.selector.sizes(candidates)
-    if len(sizes) == 1 and sizes[0] > 1 and settings.stop_after != "select":
-        settings.optimiser.describe(sizes[0])
+def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
+    """Refuse a search that has no point, or not the right number of weights."""
+
+    def check(ingredients: tuple[str, ...]) -> None:
+        optimiser, size = settings.optimiser, len(ingredients)
+        optimiser.describe(size)
+        if optimiser.known_points(size) is None and optimiser.count(size) == 1:
+            optimiser.start(SearchSpace(ingredients=ingredients, candidates=names), settings.seed)
+
+    _check_sizes(settings, names, check)
 
 
-def _check_folders(candidates: Sequence[Candidate]) -> None:
-    """Refuse names of a published table in place of models."""
-    for candidate in candidates:
-        if not candidate.path.is_dir() and hub.parse(candidate.path) is None:
-            raise UserError(
-                f"candidate {candidate.name}: {candidate.path} is not a folder{near_folder(candidate.path)}; "
-                "without weights, stop_after=select selects from the table alone"
-            )
+def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[[tuple[str, ...]], None]) -> None:
+    """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
+    errors: list[UserError] = []
+    for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):
+        try:
+            if size > 1:
+                check(names[:size])
+        except UserError as error:
+            errors.append(error)
+        else:
+            return
+    if errors:
+        raise errors[-1]
 
 
 def _check_analyses(settings: RunSettings) -> None:
@@ -138,41 +182,16 @@ def _check_analyses(settings: RunSettings) -> None:
             )
 
 
-def check_tokenizers(pool: OpenPool, asked: Asked) -> None:
+def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
     pool.pool.check_tokenizers()
     for name in pool.names:
         folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
-        for evaluator, items in asked:
+        for evaluator, items in evaluators:
             try:
                 evaluator.check_tokenizer(folder, items)
             except UserError as error:
                 raise UserError(f"candidate {name}: {error}") from error
-
-
-def _check_soups(settings: RunSettings, pool: OpenPool) -> None:
-    """Refuse a search without a point, and soups that cannot be made, if that holds for every possible selection."""
-    sizes = () if settings.stop_after == "select" else settings.selector.sizes(len(pool.names))
-    errors: list[UserError] = []
-    for size in sizes:
-        try:
-            _check_soup(settings, pool, pool.names[:size])
-        except UserError as error:
-            errors.append(error)
-        else:
-            return
-    if errors:
-        raise errors[-1]
-
-
-def _check_soup(settings: RunSettings, pool: OpenPool, ingredients: tuple[str, ...]) -> None:
-    """Points and plan of a soup of these; which candidates they are does not matter."""
-    size = len(ingredients)
-    if size < 2:
-        return
-    if settings.optimiser.known_points(size) is None and settings.optimiser.count(size) == 1:
-        settings.optimiser.start(SearchSpace(ingredients=ingredients, candidates=pool.names), settings.seed)
-    pool.pool.plan(pool.uniform(ingredients))
 
 
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
@@ -194,25 +213,254 @@ def not_measured() -> ScoreMatrix:
 
 def flat_categories(scores: ScoreMatrix) -> list[str]:
     """Warnings about categories in which all models score the same: nothing can be chosen by them."""
-    alike: dict[str, list[str]] = {}
+    notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        alike.setdefault(_same_score(value, scores), []).append(name)
-    return [_flat(how, names) for how, names in alike.items()]
+        how = f"all {len(scores.models)} models score {100 * value:.1f} %"
+        if value <= CONSTANT:
+            how = f"every model fails all of it{'' if scores.published else f' ({CAUSES})'}"
+        notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
+    return notes
 
 
-def _flat(how: str, names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"category {names[0]}: {how}, so it is left out of the selection; it stays in the objective"
-    return (
-        f"{len(names)} categories, {listed(names)}: {how}, so they are left out of the selection; "
-        "they stay in the objective"
+# ------------------------------------------------------------ the machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """GPU that this process may use, with its memory."""
+
+    name: str
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Cores and memory that this process may use, and its GPUs."""
+
+    cores: int
+    memory: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+def machine_facts() -> Machine:
+    """This machine as it is now."""
+    import psutil
+
+    limits = [int(text) for path in CGROUPS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    return Machine(cores=cores(), memory=min([psutil.virtual_memory().total, *limits]), gpus=gpus())
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [line.rsplit(",", 1) for line in lines if line.rsplit(",", 1)[-1].strip().isdigit()]
+    found = tuple(Gpu(name=name, total=int(total) * 2**20) for name, total in rows)
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None or re.search("[A-Z]", setting):  # UUIDs
+        return found
+    places = [place.strip() for place in setting.split(",")]
+    known = itertools.takewhile(lambda place: place.isdigit() and int(place) < len(found), places)
+    return tuple(found[int(place)] for place in known)
+
+
+def disk_space(path: Path) -> tuple[int, int]:
+    """(bytes free where `path` is or will be, number of that file system)."""
+    there = expanded(path).absolute()
+    there = next(p for p in (there, *there.parents) if p.exists())
+    return shutil.disk_usage(there).free, there.stat().st_dev
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
+    do if it does not fit."""
+
+    kind: Literal["disk", "memory", "GPU memory"]
+    where: str
+    sizes: Mapping[str, int]
+    have: int
+    fix: str
+
+    @property
+    def need(self) -> int:
+        return sum(self.sizes.values())
+
+    @property
+    def parts(self) -> list[str]:
+        return [f"{what} {human(size)}" for what, size in self.sizes.items() if size]
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.have
+
+    def as_dict(self) -> dict[str, Json]:
+        return {**asdict(self), "need": self.need, "fits": self.fits}
+
+    def sentence(self) -> str:
+        need = f"{human(self.need)} ({', '.join(self.parts)})"
+        return f"{self.where} has {human(self.have)}, the run needs {need}: {self.fix}"
+
+
+def requirements_of(
+    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> list[Requirement]:
+    """Everything that can be too small; nothing if no model's size is known."""
+    if not any(model.nbytes for model in models):
+        return []
+    size = largest_bytes(models, run.merge.dtype)
+    place = scratch_place(size)
+    scratch = size if any(evaluator.model_form != "module" for evaluator in evaluators) else 0
+    resident = sum(model.nbytes for model in models)
+    in_memory = {
+        "program": PROGRAM,
+        "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
+        "resident candidates": resident if run.merge.resident == "cpu" else 0,
+        f"a soup in {SHARED_MEMORY}": scratch if place == SHARED_MEMORY else 0,
+    }
+    memory = Requirement(
+        kind="memory",
+        where="this machine's memory",
+        sizes=in_memory,
+        have=machine.memory,
+        fix="use a smaller evaluator.dtype, merge.resident=none, or a larger machine",
+    )
+    disks = _disks(run, models, place, 0 if place == SHARED_MEMORY else scratch)
+    gpus = [
+        _gpu(one, models, machine, resident if run.merge.resident == "device" else 0)
+        for one in evaluators
+        if (on_gpu(one, machine) if one.host is None else machine.gpus or one.host.gpus)
+    ]
+    return [*disks, memory, *(one for number, one in enumerate(gpus) if one not in gpus[:number])]
+
+
+def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse, before a model is fetched or loaded, a run that cannot start or finish on this machine.
+
+    Raises:
+        UserError: a package is missing, a named server does not answer, there are too few GPUs, or a disk, the memory
+            or a GPU is too small.
+    """
+    machine = machine_facts()
+    for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
+        raise UserError(f"this run cannot start here: {one.sentence()}")
+    models = model_sizes(run)
+    if any(model.trouble for model in models):
+        return  # opening the pool gives the better message
+    small = [requirement for requirement in requirements_of(run, models, machine, evaluators) if not requirement.fits]
+    if small:
+        raise UserError("\n".join(requirement.sentence() for requirement in small[:2]))
+
+
+def model_sizes(run: RunSettings) -> list[ModelSize]:
+    """Sizes of the candidates and, if there is one, of the base model."""
+    pickle = run.merge.allow_pickle
+    models = [weigh(candidate, pickle) for candidate in run.pool.resolve()]
+    base = base_of(models, run.merge.base)
+    return models if base is None else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
+
+
+def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
+    """A soup on disk: as large as the largest candidate in the merge's dtype, or an adapter if adapters are kept."""
+    kept = [m for m in models if m.adapter] if merge.adapters == "keep" else []
+    largest = max(kept or models, key=lambda model: model.nbytes)
+    return largest.parameters * ITEM[merge.dtype] if merge.dtype in ITEM else largest.nbytes
+
+
+def _disks(run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int) -> Iterator[Requirement]:
+    """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
+    from huggingface_hub import constants
+
+    uses = [
+        (run.out, "the soup", 0 if run.stop_after else soup_bytes(models, run.merge), "out"),
+        (Path(constants.HF_HUB_CACHE), "downloads", sum(model.download for model in models), "HF_HOME"),
+        (place, "a soup for the server", scratch, "TMPDIR"),
+    ]
+    by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
+    for use in uses:
+        if use[2]:
+            by_system.setdefault(disk_space(use[0])[1], []).append(use)
+    for group in by_system.values():
+        yield Requirement(
+            kind="disk",
+            where=f"the disk for {in_words([what for _, what, _, _ in group])}",
+            sizes={what: size for _, what, size, _ in group},
+            have=disk_space(group[0][0])[0],
+            fix="free some space, or set " + " or ".join(f"{key}=FOLDER on a larger disk" for *_, key in group),
+        )
+
+
+def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
+    """Whether the loaded model is on a GPU."""
+    return evaluator.device.startswith("cuda") or (evaluator.device == "auto" and bool(machine.gpus))
+
+
+def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
+    """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
+    host = evaluator.host
+    if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
+        return largest_bytes(models, host.dtype) if evaluator.model_form == "either" or not machine.gpus else 0
+    return largest_bytes(models, evaluator.module_settings().dtype)
+
+
+def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine, resident: int) -> Requirement:
+    """A loaded model on one GPU, or a share of the model on each of several."""
+    host = evaluator.host or ModelHost(dtype=evaluator.module_settings().dtype)
+    ways = max(1, host.gpus)
+    model = f"{f'one model over {ways} GPUs' if ways > 1 else 'one model'}, beside its KV cache"
+    used = sorted(gpu.total for gpu in machine.gpus)[-ways:] if len(machine.gpus) >= ways else []
+    more = "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or evaluator.dtype=bfloat16"
+    return Requirement(
+        kind="GPU memory",
+        where=f"each of {ways} GPUs" if ways > 1 else "a GPU",
+        sizes={
+            model: -(-largest_bytes(models, host.dtype) // ways),
+            "resident candidates": resident if evaluator.host is None else 0,
+        },
+        have=int(host.fraction * min(used, default=0)),
+        fix=more if machine.gpus else "nvidia-smi shows no GPU on this machine",
     )
 
 
-def _same_score(value: float, scores: ScoreMatrix) -> str:
-    if value <= CONSTANT:
-        return f"every model fails all of it{'' if scores.published else f' ({CAUSES})'}"
-    if value >= 1 - CONSTANT:
-        return "every model solves all of it"
-    return f"all {len(scores.models)} models score {100 * value:.1f} %"
+def missing(
+    run: MergeSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+) -> list[Missing]:
+    """Extras, environments, GPUs, models and a login, each once."""
+    here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
+    absent = [Missing(what=model.trouble, fix=model.fix) for model in models if model.trouble]
+    return once([*here, *absent, *_login(run)])
+
+
+def _packages(run: MergeSettings, evaluators: Sequence[Evaluator]) -> list[Missing]:
+    return [one for part in (*evaluators, *run.parts) for one in part.needs()]
+
+
+def once(needs: Iterable[Missing]) -> list[Missing]:
+    """Each command once, and what has none once: several components may lack the same."""
+    kept: dict[str, Missing] = {}
+    for one in needs:
+        kept.setdefault(one.fix or one.what, one)
+    return list(kept.values())
+
+
+def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[Missing]:
+    count = len(machine.gpus)
+    for evaluator in evaluators:
+        host = evaluator.host
+        if host is not None and host.url is None and host.gpus > count:
+            yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
+        number = re.fullmatch(r"cuda(?::(\d+))?", evaluator.device)
+        if number and int(number.group(1) or 0) >= count:
+            yield Missing(what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {count}")
+
+
+def _login(run: MergeSettings) -> Iterator[Missing]:
+    """An upload needs a token; reading public models does not."""
+    from huggingface_hub import get_token
+
+    if run.upload is not None and get_token() is None:
+        yield Missing(what="a login to the Hub, which upload= needs", fix="hf auth login")

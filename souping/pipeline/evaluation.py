@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring.own import Grade, grades
+from souping.evaluate.scoring import Grade, grades
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 
@@ -97,15 +97,6 @@ class Pending:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """Block that a worker has, and the requests that wait for it."""
-
-    request: Request
-    evaluator: Evaluator
-    waiting: list[tuple[Pending, Block]]
-
-
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes with the store that remembers; this process alone writes to it.
 
@@ -128,7 +119,7 @@ class Evaluation(RecipeEvaluator):
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
         self._benchmark, self._grade = benchmark, grade
-        self._sent: dict[int, Sent] = {}
+        self._sent: dict[int, tuple[Request, Pending, Block]] = {}
         self._done: deque[Pending] = deque()
         self._requests = 0
         self.evaluated = self.reused = 0
@@ -157,18 +148,11 @@ class Evaluation(RecipeEvaluator):
         return self.all_scores([(recipe, handler)], items)[0]
 
     def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        scores: dict[int, ItemScores] = {}
         for number, (recipe, handler) in enumerate(asks):
-            if number >= self.slots:
-                self._collect_into(scores)
             self.submit(Request(number=number, recipe=recipe, items=tuple(items), handler=handler))
-        while len(scores) < len(asks):
-            self._collect_into(scores)
+        collected = [self.collect() for _ in asks]
+        scores = {request.number: found for request, found in collected}
         return [scores[number] for number in range(len(asks))]
-
-    def _collect_into(self, scores: dict[int, ItemScores]) -> None:
-        request, found = self.collect()
-        scores[request.number] = found
 
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
@@ -180,7 +164,7 @@ class Evaluation(RecipeEvaluator):
     def collect(self) -> tuple[Request, ItemScores]:
         while not self._done:
             request, response = self._workers.take()
-            self._finish(self._sent.pop(request.number), response)
+            self._finish(*self._sent.pop(request.number), response)
         pending = self._done.popleft()
         return pending.request, pending.scores()
 
@@ -194,6 +178,7 @@ class Evaluation(RecipeEvaluator):
             self._settle(pending, block, {})
             return
         pending.open += 1
+        self._requests += 1
         request = Request(
             number=self._requests,
             recipe=recipe,
@@ -202,27 +187,19 @@ class Evaluation(RecipeEvaluator):
             handler=self._handler(recipe, pending.request.handler),
             benchmark=self._benchmark,
         )
-        for sent in self._sent.values():  # two requests for one soup: its answers are computed once
-            if replace(sent.request, number=request.number) == request:
-                sent.waiting.append((pending, block))
-                return
-        self._requests += 1
-        sent = Sent(request=request, evaluator=evaluator, waiting=[(pending, block)])
         response = self._workers.put(request)
         if response is None:
-            self._sent[request.number] = sent
+            self._sent[request.number] = request, pending, block
         else:
-            self._finish(sent, response)
+            self._finish(request, pending, block, response)
 
-    def _finish(self, sent: Sent, response: Response) -> None:
-        """Commit a block's answers and give them to the requests that wait for them."""
-        request, (_, block) = sent.request, sent.waiting[0]
+    def _finish(self, request: Request, pending: Pending, block: Block, response: Response) -> None:
+        """Commit a block's answers and give them to the request that waits for them."""
         each = response.seconds / len(request.items)
         records = [replace(record, seconds=each) for record in response.records]
-        fresh = self._commit(request.recipe, sent.evaluator, block, request.items, records)
-        for pending, block in sent.waiting:
-            self._settle(pending, block, fresh)
-            self._close_one(pending)
+        fresh = self._commit(request.recipe, pending.evaluator, block, request.items, records)
+        self._settle(pending, block, fresh)
+        self._close_one(pending)
 
     def _close_one(self, pending: Pending) -> None:
         pending.open -= 1
@@ -266,8 +243,13 @@ class Evaluation(RecipeEvaluator):
 
     # ------------------------------------------------------------ what is stored; nothing is computed
 
-    def missing(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """(question, number of the answer) of every answer that would be computed."""
+    def missing(
+        self, recipe: Recipe, items: Sequence[Item], handler: str = "", any_block: bool = False
+    ) -> list[tuple[str, int]]:
+        """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
+        stored answers, from whatever blocks, cover the items."""
+        if any_block and self.found(recipe, items, handler).items == tuple(items):
+            return []
         blocks = self._blocks(self._by(recipe, handler), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.missing]
 
@@ -278,10 +260,6 @@ class Evaluation(RecipeEvaluator):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == evaluator.answers}
-
-    def records(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, Record]:
-        """{item id: its first answer} of a whole fold."""
-        return {name: records[0] for name, records in self.given(recipe, items, handler).items()}
 
     def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
@@ -295,11 +273,6 @@ class Evaluation(RecipeEvaluator):
         if not known:
             return ItemScores(items=(), values=np.zeros(0))
         return item_scores(evaluator, known, [answers[item.id] for item in known])
-
-    def lacking(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> list[tuple[str, int]]:
-        """What an analysis would compute: nothing if the stored answers, from whatever blocks, cover the fold."""
-        whole = self.found(recipe, items, handler).items == tuple(items)
-        return [] if whole else self.missing(recipe, items, handler)
 
     def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
@@ -385,22 +358,16 @@ def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Reco
     name = f"evaluator {named(evaluator)}"
     records = [*given] if isinstance(given, Iterable) else [given]
     known = {record.item: record for record in records if isinstance(record, Record)}
-    due = {item.id for item in items}
-    odd = [repr(one) for one in records if not isinstance(one, Record)]
-    odd += [f"one of item {item!r}" for item in known if item not in due]
-    odd += [f"none of item {item.id!r}" for item in items if item.id not in known]
-    if odd or len(records) != len(items):
-        example = f" ({odd[0]:.60})" if odd else ""
-        raise UserError(f"{name} returned {len(records)} records{example}: return one for each of {len(items)} items")
+    if len(records) != len(items) or known.keys() != {item.id for item in items}:
+        raise UserError(f"{name} returned {len(records)} results: return one Record for each of the {len(items)} items")
     return [_plain(known[item.id], name, evaluator.fractions) for item in items]
 
 
 def _plain(record: Record, name: str, fractions: bool) -> Record:
     """The record with Python's own numbers, since numpy's would be stored as bytes; nan waits for the item's scorer."""
     where = f"{name}, item {record.item!r:.60}:"
-    for value in (record.score, *record.statistics):
-        if not isinstance(value, Real):
-            raise UserError(f"{where} {value!r:.60} is not a number")
+    if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
+        raise UserError(f"{where} score and statistics must be numbers")
     in_range = math.isnan(record.score) or -ROUNDING <= record.score <= 1 + ROUNDING
     if fractions and not in_range and not record.statistics:
         raise UserError(f"{where} score {float(record.score):g} must be a fraction of 1")
@@ -430,16 +397,6 @@ class EvaluatorWorker(Worker):
         return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
 
 
-@dataclass(kw_only=True)
-class KnownContents:
-    """Digests of files alone, for a worker without a store and for a plan, which leaves no trace in one."""
-
-    hashes: MutableMapping[str, str]
-
-    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
-        """Nothing is kept."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerPlan:
     """Everything that makes a worker in another process; paths are relative to `home`."""
@@ -453,7 +410,7 @@ class WorkerPlan:
     def __call__(self) -> EvaluatorWorker:
         if self.home.is_dir():
             os.chdir(self.home)
-        pool = OpenPool(self.candidates, self.merge, KnownContents(hashes=dict(self.digests)))
+        pool = OpenPool(self.candidates, self.merge, hashes=dict(self.digests))
         return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in self.evaluators.items()})
 
 
@@ -462,6 +419,10 @@ class LocalWorkers(Workers):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+
+    @property
+    def slots(self) -> int:
+        return 1
 
     def put(self, request: Request) -> Response:
         return self._worker.answer(request)

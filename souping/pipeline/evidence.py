@@ -1,23 +1,34 @@
-"""Evidence: every contender on the report fold, with intervals, paired differences, losses and a verdict."""
+"""Evidence: what a report says of expected scores, contenders, extra benchmarks and analyses.
+
+Contenders are compared on the report fold, with intervals, paired differences, losses and a verdict.
+"""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import ItemTable, design, objective_interval, rate
+from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
 from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, penalty, verdict
-from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, ItemScores, Recipe
+from souping.core.protocols import Evaluator, Objective
+from souping.core.text import first_line, named, safe
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, UserError
+from souping.pipeline.settings import Expectation
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
 Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+FALSE_ALARM = 0.01
+"""Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
+CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
 WARN, REFUSE = 0.02, 0.2
 """Shares of a model's answers that are cut off or missing: from the first on there is a warning, above the second
 nothing is claimed."""
@@ -30,6 +41,68 @@ class Contender:
     name: str
     kind: Kind
     recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraBenchmark:
+    """Benchmark (`also`) of which all items are answered once the recipe is frozen. Nothing is chosen on it."""
+
+    name: str
+    evaluator: Evaluator
+    items: tuple[Item, ...]
+    objective: Objective
+
+
+# ------------------------------------------------------------ expected scores
+
+
+def check_expected(
+    expected: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, mode: str, fold: Fold
+) -> dict[str, Any]:
+    """`gate` of report.json: each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
+
+    A wrong chat template, stop text or token limit moves a candidate far from its published score. A check fails if the
+    expected score is outside the interval of the measured one, and all intervals hold at once.
+    """
+    checks = [_check(one, scores[one.candidate], objective, len(expected)) for one in expected]
+    passed = all(check["verdict"] == "as expected" for check in checks)
+    return {"mode": mode, "fold": fold, "false_alarm": FALSE_ALARM, "passed": passed, "checks": checks}
+
+
+def _check(one: Expectation, scores: ItemScores, objective: Objective, count: int) -> dict[str, Any]:
+    table = ItemTable.of(scores.items, objective)
+    if one.category is None:
+        interval = objective_interval(scores.values, table.categories, table.groups, table.coefficients)
+    else:
+        mask = table.categories == table.names.index(one.category)
+        interval = rate(scores.values[mask], table.groups[mask])
+    factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95  # both arms, from 95 % to one of `count` checks
+    low = max(0.0, interval.mean - factor * (interval.mean - interval.low))
+    high = min(1.0, interval.mean + factor * (interval.high - interval.mean))
+    return {
+        "candidate": one.candidate,
+        "category": one.category,
+        "expected": one.score,
+        "measured": interval.mean,
+        "low": low,
+        "high": high,
+        "n": interval.n,
+        "groups": interval.groups,
+        "verdict": "too low" if one.score > high else "too high" if one.score < low else "as expected",
+    }
+
+
+def gate_sentence(gate: Mapping[str, Any]) -> str:
+    """Outcome of the gate in one line."""
+    failed = [check["candidate"] for check in gate["checks"] if check["verdict"] != "as expected"]
+    names = list(dict.fromkeys(failed))
+    if not names:
+        return f"gate: {len(gate['checks'])} scores as expected on the {gate['fold']} fold"
+    verb = "does" if len(names) == 1 else "do"
+    return f"gate: {', '.join(names)} {verb} not score as expected on the {gate['fold']} fold: check {CAUSES}"
+
+
+# ------------------------------------------------------------ comparisons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +237,31 @@ def gather(
     }
 
 
+def compare_on(
+    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
+) -> dict[str, Any]:
+    """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
+
+    `measured` is {recipe id: scores}. Holm's correction is over the ingredients for the whole benchmark; limits and
+    p-values of single categories hold for all pairs of ingredient and category at once.
+    """
+    singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+    table = ItemTable.of(benchmark.items, benchmark.objective)
+    pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+    return {
+        "name": benchmark.name,
+        "evaluator": benchmark.evaluator.title,
+        "items": len(benchmark.items),
+        "groups": len(np.unique(table.groups)),
+        "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+        "rows": [row(c, measured[c.recipe.id], table) for c in rows],
+        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
+        "comparisons": judged([pair.whole() for pair in pairs]),
+        "categories": by_category(pairs),
+    }
+
+
 def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:
     """The best mixture minus the single model that the search keeps, on the search items that the mixture answered.
 
@@ -233,7 +331,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
     if _lost(ends[worst]) <= REFUSE:
         return ""
     return (
-        f"{_told(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
+        f"{_describe(worst, ends[worst])}; such answers count as wrong, so nothing is claimed where they are more than "
         f"{100 * REFUSE:.0f} %. Before the next run {_remedy(ends[worst], length_key)}."
     )
 
@@ -247,7 +345,7 @@ def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str =
     worst = max(hit, key=lambda name: _lost(ends[name]))
     return [
         f"{where}: answers of {len(hit)} of {len(ends)} models are cut off or missing and count as wrong: "
-        f"{_told(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
+        f"{_describe(worst, ends[worst])}: {_remedy(ends[worst], length_key)}"
     ]
 
 
@@ -255,7 +353,7 @@ def _lost(ends: Mapping[str, Any]) -> float:
     return float(ends["truncated"] + ends["unanswered"])
 
 
-def _told(name: str, ends: Mapping[str, Any]) -> str:
+def _describe(name: str, ends: Mapping[str, Any]) -> str:
     """`math 34.0 % cut off, 2.0 % missing (prompt does not fit: 12)`."""
     why = max(ends["reasons"], key=ends["reasons"].get, default="")
     reason = f" ({why}: {ends['reasons'][why]:,})" if why else ""
@@ -284,3 +382,36 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
     answers = min(total, float((share**2 * scores.noise).sum()))
     return {"objective": total, "items": total - answers, "answers": answers, "flips": float(np.mean(scores.noise > 0))}
+
+
+# ------------------------------------------------------------ analyses
+
+
+def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+    """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
+    try:
+        data = analysis.analyse(scores)
+        if _is_shown(data):
+            return data
+        what = (
+            "must give a mapping: `sentences` a list, `tables` a list of {header, rows} with rows as wide as the header"
+        )
+        return {"failed": f"{named(analysis)} {what}"}
+    except NotEstimableError as error:
+        return {"not_estimable": str(error)}
+    except UserError as error:
+        return {"failed": str(error)}
+    except Exception as error:  # user code may raise anything, and the run's results are worth more
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return {"failed": safe(f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})")}
+
+
+def _is_shown(data: Mapping[str, Any]) -> bool:
+    """Whether the data of an analysis, which may be user code, can be kept and shown."""
+    try:
+        lists = [data.get("sentences", []), tables := data.get("tables", []), *(table["rows"] for table in tables)]
+        widths = [(len(table["header"]), len(row), row) for table in tables for row in table["rows"]]
+    except (AttributeError, KeyError, TypeError):
+        return False
+    lists += [row for _, _, row in widths]
+    return all(isinstance(one, list | tuple) for one in lists) and all(wide == own for wide, own, _ in widths)

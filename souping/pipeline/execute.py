@@ -1,32 +1,61 @@
-"""From settings to results: a merge, a run, or analyses of a finished run, and what is printed at the end."""
+"""From settings to results: a merge, a run, or analyses of a finished run; its files, and what is printed at the end.
+
+samples.jsonl.gz has every item with the answers of the report's models. Its shape is near that of
+lm-evaluation-harness's `--log_samples` (doc_id, doc, target, arguments, resps, filtered_resps, the three hashes), with
+one item per line and the models inside it.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import shlex
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from souping.core.files import error_text, nearby
+from souping.core.files import error_text, locked, nearby, write_atomically
 from souping.core.text import safe
-from souping.core.types import LateError, UserError
+from souping.core.types import (
+    FOLDS,
+    Fold,
+    Item,
+    Json,
+    LateError,
+    Recipe,
+    Record,
+    Result,
+    Selection,
+    Trial,
+    UserError,
+    digest,
+    elements,
+    entries,
+    number,
+    part,
+    texts,
+)
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
 
 if TYPE_CHECKING:
+    from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
+Rows = Sequence[Mapping[str, Json]]
+SAMPLES = "samples.jsonl.gz"
 SHOWN = (
     "report.html",
     "report.md",
     "report.json",
     "selection.json",
     "trials.csv",
-    "samples.jsonl.gz",
+    SAMPLES,
     "recipe.json",
     "plan.json",
     "config.yaml",
@@ -61,7 +90,7 @@ def execute(settings: MergeSettings) -> float | None:
         if goal is not None and soup is None:  # one expert for everything
             print(f"  {'upload':16} nothing to send: there is no soup")
         elif goal is not None and soup is not None:
-            url = push(goal, soup, settings.run_dir / "report.json", settings.store_path)
+            url = push(goal, soup, settings.store_path)
             print(f"  {'upload':16} {url}")
     return objective
 
@@ -89,10 +118,9 @@ def check_settings(settings: MergeSettings) -> None:
 
 def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]:
     """Take the steps of a run and write what came of them: the content of its report, and the search's result."""
-    from souping.pipeline.results import write_samples, write_search
     from souping.pipeline.run import Run
     from souping.pipeline.store import Store
-    from souping.report.files import selection_dict, write_report, write_trials
+    from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials
     from souping.report.progress import Progress
     from souping.trackers import GuardedTracker
 
@@ -110,16 +138,18 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         settings.tracker.start(settings.config, settings.run_dir)
         try:
             run.walk()
-            if run.winner is None or settings.stop_after == "search":
-                write_samples(run)
-                assert run.selection is not None
-                if run.winner is None:
-                    return {"selection": selection_dict(run.selection, run.scores)}, None
-                return write_search(run, run.winner), run.winner
+            write_samples(run)
+            if settings.stop_after == "select":
+                return {"selection": selection_dict(run.selection, run.scores)}, None
+            if settings.stop_after == "search":
+                recipe = run.winner.recipe.as_dict()
+                found: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": recipe}
+                write_trials(trial_rows(run.winner.trials, run.selection), found, settings.run_dir / "trials.csv")
+                write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
+                return found, run.winner
             report, trials = run.whole_report()
             write_trials(trials, report, settings.run_dir / "trials.csv")
             write_report(report, trials, settings.run_dir, settings.made)
-            write_samples(run)
             run.replace_card(report)
             return report, run.winner
         except (UserError, OSError) as error:
@@ -155,6 +185,203 @@ def _results_stay() -> Iterator[None]:
         raise LateError(error_text(error)) from error
 
 
+# ------------------------------------------------------------ samples
+
+
+def write_samples(run: Run) -> None:
+    """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
+    folds: dict[Fold, tuple[Item, ...]] = {**run.folds, "report": run.reported}
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:  # no date: equal runs give equal bytes
+        for fold in FOLDS:
+            for line in _lines(run, fold, folds[fold]) if folds[fold] else ():
+                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    write_atomically(run.settings.run_dir / SAMPLES, stream.getvalue())
+
+
+def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Json]]:
+    """One line per item that a model answered: of the report's rows; of a run that stopped before, its candidates and
+    its soup."""
+    rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
+    handler = ""
+    if run.settings.stop_after != "select":
+        handler = run.winner.handler
+        rows.setdefault("soup", run.winner.recipe)
+    answers = {name: run.evaluation.given(recipe, items, handler) for name, recipe in rows.items()}
+    keys = {one.prompt_key for of_model in answers.values() for records in of_model.values() for one in records}
+    prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
+    for place, item in enumerate(items):
+        records = {name: of_model[item.id] for name, of_model in answers.items() if item.id in of_model}
+        if records:
+            scores = {name: float(evaluator.item_scores([item], [own])[0]) for name, own in records.items()}
+            yield sample(place, fold, item, records, scores, prompts)
+
+
+def sample(
+    place: int,
+    fold: Fold,
+    item: Item,
+    answers: Mapping[str, Sequence[Record]],
+    scores: Mapping[str, float],
+    prompts: Mapping[str, str],
+) -> dict[str, Any]:
+    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`."""
+    own = item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
+    shown = {name: prompts.get(records[0].prompt_key, "") for name, records in answers.items()}
+    first = next(iter(shown.values())) or (own if isinstance(own, str) else json.dumps(own, ensure_ascii=False))
+    tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
+    doc: dict[str, Json] = {"id": item.id, "category": item.category, "group": item.group, "prompt": own, **tools}
+    models = {name: _model(records, scores[name]) for name, records in answers.items()}
+    for name, text in shown.items():  # another tokenizer or template
+        if text and text != first:
+            models[name]["prompt"] = text
+    return {
+        "doc_id": place,
+        "fold": fold,
+        "category": item.category,
+        "item": item.id,
+        "doc": {**doc, "answer": item.answer, "scorer": item.scorer},
+        "target": item.answer,
+        "arguments": [[first, {}]],
+        "doc_hash": digest(doc),
+        "prompt_hash": item.identity,
+        "target_hash": digest(item.answer),
+        "models": models,
+    }
+
+
+def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
+    outputs = [record.output for record in records]
+    model: dict[str, Json] = {"resps": [outputs], "filtered_resps": outputs, "score": score}
+    model["outcome"] = max((record.outcome for record in records), key=("finished", "truncated", "unanswered").index)
+    if len(records) > 1:
+        model |= {"scores": [record.score for record in records], "outcomes": [record.outcome for record in records]}
+    reasons = [record.reason for record in records if record.reason]
+    return {**model, "reason": reasons[0]} if reasons else model
+
+
+# ------------------------------------------------------------ finished runs
+
+
+def add_analyses(settings: RunSettings) -> list[Path]:
+    """Make the analyses of `settings` on the run in its `run_dir` and add them to its report; the files.
+
+    The soup is left alone and no look at the report fold is counted; only models that an analysis needs are evaluated.
+    With `plan` their cost is printed, and nothing is evaluated or written.
+
+    Raises:
+        UserError: the run has no report, or the items, candidates or store are not those of the run.
+    """
+    from souping.pipeline.run import Run
+    from souping.pipeline.store import Store
+    from souping.report.files import write_report
+    from souping.report.progress import Progress
+
+    report, trials = read_finished(settings.run_dir)
+    if not settings.store_path.is_file():
+        raise UserError(
+            f"store.path={settings.store_path} does not exist: start in the folder where the run was started, or name "
+            "its store"
+        )
+    with ExitStack() as parts:
+        for one in settings.open_parts:
+            parts.callback(one.close)
+        progress, store = parts.enter_context(Progress()), parts.enter_context(Store(settings.store_path))
+        run = parts.enter_context(closing(Run(settings.with_items(), store, progress)))
+        selection, winner = _resume(run, report, trials)
+        soups = run.soups(selection.ingredients, winner)
+        for name, analysis in settings.analyses.items():
+            stage = run.analysis_stage(name, analysis, soups, winner.handler)
+            if settings.plan:
+                run.lacking(stage)
+            else:
+                run.analyse(name, stage)
+    if settings.plan:
+        return []
+    with locked(settings.run_dir):  # another process may have added analyses meanwhile
+        report, trials = read_finished(settings.run_dir)
+        whole = {**report, "analyses": {**part(report, "analyses"), **run.analyses}}
+        return write_report(whole, trials, settings.run_dir)
+
+
+def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
+    """(report, trials) of a run that ended with a report (UserError if there is none)."""
+    from souping.report.files import read_report, read_trials
+
+    for name in ("report.json", "trials.csv"):
+        if not (run_dir / name).is_file():
+            raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
+    report = read_report(run_dir / "report.json")
+    if not part(report, "recipe") or not entries(report, "rows"):
+        raise UserError(f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run")
+    return report, read_trials(run_dir / "trials.csv")
+
+
+def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selection, SearchResult]:
+    """Bring a run to where its last step left it.
+
+    Raises:
+        UserError: items or candidates are not those of the run: its numbers would be of other ones.
+    """
+    from souping.search.loop import SearchResult
+
+    if report.get("items") != run.cut.content:
+        raise UserError(
+            f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
+            "restore them"
+        )
+    recipe, nothing = part(report, "recipe"), Result(objective=0.0, categories={}, items=0)
+    shares = map(number, elements(recipe, "weights"))
+    soup = _recipe(run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id"))
+    tried = []
+    for place, line in enumerate(trials):
+        weights = {name: number(value) for name, value in part(line, "weights").items()}
+        model, handler = _recipe(run, weights, line.get("recipe_id")), str(line.get("handler") or "")
+        result = replace(nothing, items=int(number(line.get("items")) or 0))
+        tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result, handler=handler))
+    handler = next((trial.handler for trial in tried if trial.recipe.id == soup.id), "")
+    chosen = part(report, "selection")
+    run.selection = Selection(ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or ""))
+    run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried), handler=handler)
+    ids = {row.get("recipe_id") for row in entries(report, "rows")}
+    models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
+    models += [(name, run.single(name)) for name in run.pool.names]
+    run.rows = tuple((name, model) for name, model in models if model.id in ids)
+    run.reported = run.unseen(soup)
+    return run.selection, run.winner
+
+
+def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Recipe:
+    """The recipe of a run's weights (UserError if the candidates or merge settings are not those of the run)."""
+    used = {name: weight for name, weight in weights.items() if weight}
+    absent = [name for name in used if name not in run.pool.names]
+    recipe = None if absent else run.single(run.pool.names[0]) if not used else run.pool.recipe(used)
+    if recipe is None or recipe.id != expected:
+        found = f"{absent[0]} is not in the pool" if absent else f"soup {expected} is now {recipe.id if recipe else ''}"
+        raise UserError(
+            f"{nearby(run.settings.run_dir)}: the candidates or merge settings are not those of the run: {found}"
+        )
+    return recipe
+
+
+def finish_lines(sweep_dir: Path, jobs: Rows, flags: Sequence[str]) -> list[str]:
+    """The best job of a multirun that stopped after the search, and the command that reports on it.
+
+    `flags` are those of the command line.
+    """
+    folders = [(job, sweep_dir / str(job["run_dir"])) for job in jobs]
+    stopped = [job for job, at in folders if (at / "recipe.json").is_file() and not (at / "report.json").exists()]
+    best = max(stopped, key=lambda job: number(job["objective"]) or 0.0, default=None)
+    if best is None:
+        return []
+    words = [word.replace("${hydra:job.num}", str(best["job"])) for word in texts(best, "overrides")]
+    command = ["python", "-m", "souping", *flags, *(w for w in words if not w.lstrip("+").startswith("stop_after="))]
+    return [f"  {'best':16} job {best['job']}", f"  {'finish':16} {shlex.join(command)}"]
+
+
+# ------------------------------------------------------------ the end on the terminal
+
+
 def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -> None:
     """The end of a run on standard output: the rows, where everything is, and what to do next."""
     run_dir = settings.run_dir
@@ -166,18 +393,14 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
     if soup is not None:
         print(f"  {'soup':16} {safe(nearby(soup))}")
         if (soup / "recipe.json").exists():
-            _command("rebuild", settings.rebuild_command)
+            print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
     if settings.tracker.hint:
         print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
     stopped = isinstance(settings, RunSettings) and settings.stop_after == "search"
     if stopped and settings.command and not settings.sweep:
-        _command("finish", settings.finish_command)
+        print(f"  {'finish':16} {safe(settings.finish_command)}")
     elif not stopped and (run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run_dir / 'report.html')))}")
-
-
-def _command(what: str, command: str) -> None:
-    print(f"  {what:16} {safe(command)}")
 
 
 def _tables(outcome: dict[str, Any]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
-import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,25 +41,6 @@ class RunVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunScore:
-    """Score as a fraction of 1 with its 95 % interval."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRow:
-    """Model of the report with its objective and its score in each category."""
-
-    name: str
-    kind: str
-    objective: RunScore
-    scores: Mapping[str, RunScore]
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunTrial:
     """Soup of the search with its objective on the search fold, which may be of a part of it."""
 
@@ -88,38 +67,10 @@ class RunResult:
         return RunVerdict(claim=claim, sentence=sentence, p_value=number(verdict.get("p_value")))
 
     @property
-    def recipe(self) -> Mapping[str, Json]:
-        """recipe.json's content: ingredients, weights, method, fingerprints, id."""
-        return part(self.report, "recipe")
-
-    @property
     def weights(self) -> dict[str, float]:
         """{ingredient: weight}"""
-        recipe: Mapping[str, Any] = self.recipe
+        recipe: Mapping[str, Any] = part(self.report, "recipe")
         return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
-
-    @property
-    def rows(self) -> tuple[RunRow, ...]:
-        """The models of the report, the soup last."""
-        return tuple(
-            RunRow(
-                name=str(row["name"]),
-                kind=str(row["kind"]),
-                objective=_score(row, "objective"),
-                scores={name: _score(part(row, "scores"), name) for name in part(row, "scores")},
-            )
-            for row in entries(self.report, "rows")
-        )
-
-    @property
-    def comparisons(self) -> Sequence[Mapping[str, Json]]:
-        """The soup's paired difference to each other model, with interval and p-value."""
-        return entries(self.report, "comparisons")
-
-    @property
-    def selection(self) -> Mapping[str, Json]:
-        """Ingredients, experts and correlations: selection.json's content."""
-        return part(self.report, "selection")
 
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
@@ -129,17 +80,12 @@ class RunResult:
     def _repr_html_(self) -> str:
         """A table for notebooks: one model per line, with its score on the report fold in percent."""
         sentence, table = html.escape(self.verdict.sentence or repr(self)), ""
-        for row in self.rows:
-            ends = (row.objective.mean, row.objective.low, row.objective.high)
-            cells = [row.name, *("" if value is None else f"{100 * value:.1f}" for value in ends)]
+        for row in entries(self.report, "rows"):
+            ends = (number(part(row, "objective").get(key)) for key in ("mean", "low", "high"))
+            cells = [str(row["name"]), *("" if value is None else f"{100 * value:.1f}" for value in ends)]
             table += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         head = "<tr><th>model</th><th>score %</th><th>low</th><th>high</th></tr>"
         return f"<p>{sentence}</p>" + (f"<table>{head}{table}</table>" if table else "")
-
-
-def _score(row: Mapping[str, Json], key: str) -> RunScore:
-    mean, low, high = (number(part(row, key).get(end)) for end in ("mean", "low", "high"))
-    return RunScore(mean=math.nan if mean is None else mean, low=low, high=high)
 
 
 def run(
@@ -172,10 +118,9 @@ def run(
     Raises:
         UserError: what the command line would refuse, in the same words.
     """
-    given = dict(locals())
+    check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     from souping.pipeline.evaluation import LocalExecutor
 
-    check_arguments(run, {key: value for key, value in given.items() if key != "items"})
     objective = objective or Mean()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
@@ -191,7 +136,7 @@ def run(
         limit=limit,
         margin=margin,
         analyses=_analyses() if analyses is None else analyses,
-        command=_call("souping.run", given),
+        command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )
     return _perform(settings)
 
@@ -219,17 +164,6 @@ def _perform(settings: RunSettings) -> RunResult:
         for one in tried
     )
     return RunResult(settings.run_dir, report, trials, written_soup(settings, report))
-
-
-def _call(name: str, arguments: Mapping[str, object]) -> str:
-    """The call as it would be typed, without arguments that are None; long values are cut, items are counted."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 300
-    short.maxdict = short.maxlist = short.maxtuple = 40
-    words = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-    if isinstance(items := words.get("items"), list | tuple):
-        words["items"] = f"{len(items)} items"
-    return f"{name}({', '.join(f'{key}={short.repr(value)}' for key, value in words.items() if value is not None)})"
 
 
 def soup(

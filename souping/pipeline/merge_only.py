@@ -24,7 +24,7 @@ from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
 from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.report.cards import card
+from souping.pipeline.upload import card
 from souping.report.progress import Throughput, say
 
 CARD, RECIPE = "README.md", "recipe.json"
@@ -72,8 +72,6 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None
         with closing(backend.open(folders, hashes)) as pool:
-            for name, content in expected.items():
-                _check_content(name, folders[name], pool.fingerprints[name], content)
             return _write(settings, pool, recipe, folders, backend.base, text)
 
 
@@ -121,11 +119,10 @@ def _show_plan(
     settings: MergeSettings, pool: CandidatePool, recipe: Recipe, folders: Mapping[str, Path], base: str | None
 ) -> None:
     from souping.merge.mergekit import to_yaml
-    from souping.pipeline.requirements import machine_facts, missing
 
     plan = pool.plan(recipe)
     print(plan.describe())
-    for one in missing(settings, (), machine_facts(), ()):
+    for one in (*settings.merge.needs(), *settings.tracker.needs()):
         print(f"missing on this machine: {one.sentence()}")
     plan.save(settings.run_dir / "plan.json")
     with suppress(UserError):  # mergekit cannot express every recipe
@@ -224,13 +221,10 @@ def _find(
             "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
     path = folder_of(str(path), backend.allow_pickle)
-    _check_content(name, path, content(path, recipe.settings.get("base"), hashes, backend.allow_pickle), expected)
-    return path
-
-
-def _check_content(name: str, path: Path, held: str, expected: str) -> None:
+    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle)
     if held != expected:
         raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
+    return path
 
 
 def _as_written(

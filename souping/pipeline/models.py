@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -29,9 +29,9 @@ from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.digests import Late, StandIns
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
-from souping.pipeline.store import ContentMemory, parts_of
+from souping.merge.writer import Late, StandIns
+from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput
 
 if TYPE_CHECKING:
@@ -52,15 +52,19 @@ class OpenPool:
         self,
         candidates: Sequence[Candidate],
         merge: MergeBackend,
-        store: ContentMemory,
+        store: Store | None = None,
+        hashes: MutableMapping[str, str] | None = None,
         aside: Aside = nullcontext,
         tokenizers: bool = True,
         with_base: bool = False,
         late: bool = False,
     ) -> None:
         """Fetch the Hub's models, open every candidate's headers, check them against each other, then take their
-        fingerprints. `with_base` opens the base model beside full models, so that recipes may name it (`base_name`).
-        With `late`, files without a known digest are hashed by `write_late`, if the backend can do that.
+        fingerprints.
+
+        `store` remembers where they are; digests of files are its own, or those of `hashes`. `with_base` opens the base
+        model beside full models, so that recipes may name it (`base_name`). With `late`, files without a known digest
+        are hashed by `write_late`, if the backend can do that.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
@@ -71,15 +75,16 @@ class OpenPool:
         self.base, self.folders = merge.base, {c.name: c.path for c in candidates}
         self.base_name, beside = _beside(self.folders, self.base) if with_base else ("", {})
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
-        hashes = StandIns(store.hashes) if late else store.hashes
-        self.pool = merge.open({**self.folders, **beside}, hashes)
+        self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
+        used = StandIns(self._hashes) if late else self._hashes
+        self.pool = merge.open({**self.folders, **beside}, used)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
-        self.late = late and isinstance(hashes, StandIns) and hashes.pending
+        self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
         self._store, self._pickles = store, merge.allow_pickle
         if not self.late:
-            self._remember(self.pool.known_folders)
+            self._note(self.pool.known_folders)
         self._module, self._scratch = SharedModule(self.pool), ScratchFolder(self.pool)
 
     @property
@@ -143,15 +148,17 @@ class OpenPool:
             final.append(known)
             return files(known)
 
-        written = write_checkpoint(plan, out, progress=progress, late=Late(self._store.hashes, extra_files))
+        written = write_checkpoint(plan, out, progress=progress, late=Late(self._hashes, extra_files))
         prints = dict(zip(final[-1].ingredients, final[-1].fingerprints, strict=True))
-        self._remember({content: self.folders[name] for name, content in prints.items()})
+        self._note({content: self.folders[name] for name, content in prints.items()})
         return written, _copies(prints)
 
-    def _remember(self, seen: Mapping[str, Path]) -> None:
+    def _note(self, seen: Mapping[str, Path]) -> None:
         """Note in the store where checkpoints {fingerprint: folder} are, and what they are made of."""
+        if self._store is None:
+            return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._store.hashes, self._pickles)
+            weights = weights_digest(folder, self._hashes, self._pickles)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
 
 
@@ -285,17 +292,14 @@ class LoadedSoup(LoadedModel):
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
-        self.soup, self.architecture_folder, self.eos_token_ids = (
-            recipe.fingerprint,
-            pool.architecture_folder,
-            pool.eos_token_ids(recipe),
-        )
+        self.soup, self.architecture_folder = recipe.fingerprint, pool.architecture_folder
+        self.eos_token_ids = pool.eos_token_ids(recipe)
         self._pool, self._module, self._scratch = pool, module, scratch
         self._settings, self._recipe = settings, recipe
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from souping.evaluate.engines.transformers import load_tokenizer
+        from souping.evaluate.engines import load_tokenizer
 
         return load_tokenizer(self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code)
 
@@ -320,7 +324,7 @@ class SharedModule:
     def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
         """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
         if self._loaded is None or settings != self._settings:
-            from souping.evaluate.engines.transformers import load_module
+            from souping.evaluate.engines import load_module
 
             self._loaded, self._soup = None, ""  # two modules at once might not fit
             loaded = load_module(self._pool.architecture_folder, settings)

@@ -6,29 +6,51 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
+
+from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
-from souping.analysis.correlation import few_models
+from souping.analysis.correlation import few_models, pearson
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
-from souping.core.types import FOLDS, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, Trial, UserError
-from souping.pipeline.analyses import AnalysisInput, analyse, unserved
-from souping.pipeline.baseline_gate import check_expected, gate_sentence
-from souping.pipeline.checks import check_pool, cut_folds, flat_categories, refusals, run_notes
+from souping.core.types import (
+    FOLDS,
+    FloatArray,
+    Fold,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    Record,
+    ScoreMatrix,
+    Selection,
+    Trial,
+    UserError,
+)
+from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
-from souping.pipeline.evidence import Contender, best_mixture, dry_verdict, gather, lost_answers
-from souping.pipeline.extra_benchmarks import compare_on, extra_benchmarks
+from souping.pipeline.evidence import (
+    Contender,
+    analyse,
+    best_mixture,
+    check_expected,
+    compare_on,
+    dry_verdict,
+    gate_sentence,
+    gather,
+    lost_answers,
+)
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
 from souping.pipeline.models import OpenPool
-from souping.pipeline.requirements import check_machine
 from souping.pipeline.settings import RunSettings
-from souping.pipeline.steps import SEARCH, Stage, Steps
+from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
-from souping.report.cards import card
+from souping.pipeline.upload import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.sections import ended
@@ -37,7 +59,10 @@ from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
 
 class Run(Steps):
-    """Run that evaluates. What came of its steps is in its attributes."""
+    """Run that evaluates. What came of its steps is in its attributes, which a step that was not taken leaves unset."""
+
+    selection: Selection
+    winner: SearchResult
 
     def __init__(self, settings: RunSettings, store: Store, progress: Progress) -> None:
         """Check everything that can be refused before a model is loaded.
@@ -48,16 +73,17 @@ class Run(Steps):
         self.items = items = settings.benchmark.items()
         self.cut = cut_folds(settings, items)
         extra = extra_benchmarks(settings.also, settings.evaluator, settings.limit)
-        asked = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
-        for error in refusals(settings, self.cut.items, asked):
+        pairs = [(settings.evaluator, items), *((one.evaluator, one.items) for one in extra)]
+        for error in refusals(settings, self.cut.items, pairs):
             raise error
-        check_machine(settings, [evaluator for evaluator, _ in asked])
-        pool = OpenPool(settings.pool.resolve(), settings.merge, store, progress.aside, with_base=settings.uses_base)
-        check_pool(settings, pool, asked)
+        check_machine(settings, [evaluator for evaluator, _ in pairs])
+        candidates, base = settings.pool.resolve(), settings.uses_base
+        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, with_base=base)
+        check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
         super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})
-        self.pool, self.store, self.progress = pool, store, progress
+        self.pool, self.store, self.progress, self.ledger = pool, store, progress, Ledger(store)
         self.benchmarks = {one.name: one for one in extra}
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
@@ -74,9 +100,7 @@ class Run(Steps):
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
-        self.selection: Selection | None = None
         self.power: Power | None = None
-        self.winner: SearchResult | None = None
         self.best = 0.0
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
@@ -94,7 +118,7 @@ class Run(Steps):
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (looks := Ledger(self.store).announcement(self.folds["report"])):
+        if reports and (looks := self.ledger.announcement(self.folds["report"])):
             self.progress.say(looks)
         if banner := self.settings.evaluator.banner(self.pool.pool.architecture_folder, self.items):
             self.progress.say(banner)
@@ -107,7 +131,7 @@ class Run(Steps):
             self.progress.say(f"note: {note}")
 
     def answer(self, stage: Stage) -> dict[str, ItemScores]:
-        evaluation = self.evaluations[stage.side]
+        evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
         measured = evaluation.all_scores(stage.asks, stage.items)
         by_model = {_label(recipe): one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
@@ -154,8 +178,7 @@ class Run(Steps):
             if (stage := self.ingredient_stage(ingredients)) is not None:
                 self.answer(stage)
             self._announce(ingredients, items)
-        searcher = self.searcher(self.evaluation, self._log)
-        self.winner = winner = searcher.search(ingredients, items)
+        self.winner = winner = self.find_weights(self.evaluation, ingredients, items, self._log)
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
         if len(handlers) > 1:
             self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
@@ -170,7 +193,7 @@ class Run(Steps):
     def _remember_choice(self, fold: Fold) -> None:
         """Note in the ledger, before any score is shown, that candidates and their soups compete on this fold."""
         fingerprints = [candidate.fingerprint for candidate in self.pool.candidates]
-        Ledger(self.store).note_search(fingerprints, self.folds[fold])
+        self.ledger.note_search(fingerprints, self.folds[fold])
 
     def _announce(self, ingredients: tuple[str, ...], items: Sequence[Item]) -> None:
         """Say what the search is about to evaluate."""
@@ -246,11 +269,9 @@ class Run(Steps):
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
-        assert winner is not None
-        assert selection is not None
         dry, items = settings.limit is not None, self.unseen(winner.recipe)
         looks = 1 if dry else self._count_looks(winner.recipe, items)
-        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), items)
+        self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
         measured = self.answer(replace(stage, items=items))
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
@@ -273,8 +294,8 @@ class Run(Steps):
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
-        ledger, settings = Ledger(self.store), self.settings
-        look = ledger.open_report(
+        settings = self.settings
+        look = self.ledger.open_report(
             Claim(
                 soup=recipe,
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
@@ -284,9 +305,9 @@ class Run(Steps):
                 items=items,
             )
         )
-        if deleted := ledger.deleted():
+        if deleted := self.ledger.deleted():
             self.note(f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report")
-        if look.first and (viewed := ledger.viewed(recipe.id, items)):
+        if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
                 "report: what was chosen since then has seen them"
@@ -304,7 +325,7 @@ class Run(Steps):
         items = self.folds["report"]
         if self.settings.limit is not None:  # a dry run holds none of the report fold's items
             return items
-        chosen_on = Ledger(self.store).chosen_on(recipe)
+        chosen_on = self.ledger.chosen_on(recipe)
         unseen = tuple(item for item in items if item.identity not in chosen_on)
         if len(unseen) == len(items):
             return items
@@ -323,13 +344,11 @@ class Run(Steps):
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        Ledger(self.store).note_shown((recipe for recipe, _ in stage.asks), stage.items)
+        self.ledger.note_shown((recipe for recipe, _ in stage.asks), stage.items)
         measured = self.answer(stage)
-        assert self.winner is not None
-        assert self.selection is not None
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
-        compared = compare_on(self.benchmarks[stage.side], self.winner.recipe, ingredients, measured)
+        compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.parts.setdefault("also", []).append(compared)
 
@@ -338,7 +357,7 @@ class Run(Steps):
         try:
             if asks := self.lacking(stage):
                 self.answer(replace(stage, asks=asks))
-            self.analyses[name] = analyse(self.settings.analyses[name], self._analysis_input().scores(stage.asks))
+            self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.asks))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
 
@@ -346,34 +365,66 @@ class Run(Steps):
         """The models of an analysis that lack answers. Prints what they cost."""
         if not stage.asks:
             return ()
-        new = [len(self.evaluation.lacking(recipe, stage.items, handler)) for recipe, handler in stage.asks]
+        new = [len(self.evaluation.missing(model, stage.items, way, any_block=True)) for model, way in stage.asks]
         self.progress.say(
             f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
         )
         return tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
 
-    def _analysis_input(self) -> AnalysisInput:
+    def _run_scores(self, own: Sequence[tuple[Recipe, str]]) -> RunScores:
+        """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
         winner, selection, settings = self.winner, self.selection, self.settings
-        assert winner is not None
-        assert selection is not None
-        stored = Evaluation(self.store, settings.evaluator, unserved, self.pool.eos_token_ids, lambda items: None)
-        return AnalysisInput(
-            settings=settings,
+        stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
+        trials = [(trial.recipe, trial.handler) for trial in winner.trials]
+        whole, parts = self._searched(stored, [*((self.single(name), "") for name in self.pool.names), *trials, *own])
+
+        def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
+            alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
+            items = self.reported if fold == "report" else self.folds[fold]
+            given = stored.given(recipe, items, "" if alone else winner.handler)
+            return {name: records[0] for name, records in given.items()}
+
+        return RunScores(
             soups=self.soups(selection.ingredients, winner),
-            trials=tuple((trial.recipe, trial.handler) for trial in winner.trials),
-            contenders=tuple({recipe.fingerprint: recipe for _, recipe in self.rows}.values()),
-            items={**self.folds, "report": self.reported},
-            handler=winner.handler,
-            metric=selection.metric,
-            stored=stored,
+            trials=tuple({recipe.id: recipe for recipe, _ in trials}.values()),
+            objective=settings.objective,
+            correlation=settings.selector.measure or pearson,
+            metric=selection.metric or "pearson",
+            search=whole,
+            parts=parts,
+            report={
+                recipe.id: stored.scores(recipe, self.reported, winner.handler)
+                for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
+                if self.reported and not stored.missing(recipe, self.reported, winner.handler)
+            },
+            answers=stored.answers,
+            read=read,
         )
+
+    def _searched(
+        self, stored: Evaluation, asks: Sequence[tuple[Recipe, str]]
+    ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+        """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
+
+        Of several handlers the first counts.
+        """
+        items, whole, parts = self.folds["search"], dict[str, ItemScores](), dict[str, FloatArray]()
+        place = {item.id: n for n, item in enumerate(items)}
+        for recipe, handler in asks:
+            if recipe.id in whole:
+                continue
+            found = stored.found(recipe, items, handler)
+            if len(found.items) == len(items):
+                whole[recipe.id] = found
+            elif found.items and recipe.id not in parts:
+                parts[recipe.id] = np.full(len(items), np.nan)
+                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
+        return whole, {key: values for key, values in parts.items() if key not in whole}
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
         assert self.scores is not None
-        assert self.selection is not None
-        assert self.winner is not None
         trials = trial_rows(self.winner.trials, self.selection)
         if self.winner.summary:
             self.parts["search"] = dict(self.winner.summary)
@@ -403,7 +454,6 @@ class Run(Steps):
 
     def _search_cost(self, winner: SearchResult) -> dict[str, Any]:
         """What the search took, and what the paper's grid would have taken at the same rates."""
-        assert self.selection is not None
         singles = [self.single(name).fingerprint for name in self.pool.names]
         rate = self.store.throughput(singles, self.settings.evaluator.fingerprint)
         grid = full_grid(winner.cost, len(self.selection.ingredients), len(self.folds["search"]), rate)
@@ -429,3 +479,7 @@ def select(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 
 def _label(recipe: Recipe) -> str:
     return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"
+
+
+def _unserved(recipe: Recipe) -> NoReturn:
+    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
+from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.pool import Pool
 from souping.core.files import nearby
 from souping.core.protocols import (
@@ -26,14 +27,12 @@ from souping.core.protocols import (
     Tracker,
 )
 from souping.core.system import __version__
-from souping.core.types import Json, part
+from souping.core.types import Json, UserError, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.pipeline.baseline_gate import Expectation
-    from souping.pipeline.extra_benchmarks import ExtraEntry
     from souping.pipeline.upload import Target
 
 StopAfter = Literal["select", "search"]
@@ -56,6 +55,57 @@ KINDS: Mapping[str, Any] = {
     "correlation": Correlation,
 }
 """{group: what its choices make}; the annotations of `RunSettings` are held against it by a test."""
+SHARED = ("dtype", "device", "threads", "trust_remote_code")
+"""Settings of a loaded model: evaluators that agree on them share it."""
+T = TypeVar("T")
+
+
+def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
+    """The settings of an evaluator's loaded model, if it has one in this process."""
+    return {key: settings[key] for key in SHARED if key in settings} if settings.get("dtype") in TORCH_NAMES else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraEntry:
+    """Entry of `also`, built; `evaluator` or `benchmark` is None if the entry does not name one."""
+
+    name: str
+    evaluator: Evaluator | None = None
+    benchmark: BenchmarkItems | None = None
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """Published score of a candidate: of one category, or of the objective (`category` None). Fraction of 1."""
+
+    candidate: str
+    category: str | None
+    score: float
+
+
+def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
+    """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
+
+    If any score is above 1, all are percent.
+
+    Raises:
+        UserError: a value is not a score.
+    """
+    if not isinstance(expected, Mapping | None):
+        raise UserError(f"expected={expected!r:.60} must be a mapping: expected='{{CANDIDATE: SCORE}}'")
+    pairs: list[tuple[str, str | None, Any]] = []
+    for candidate, value in (expected or {}).items():
+        scores = value if isinstance(value, Mapping) else {None: value}
+        pairs += [(str(candidate), None if name is None else str(name), score) for name, score in scores.items()]
+    for candidate, category, score in pairs:
+        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
+            where = candidate if category is None else f"{candidate}.{category}"
+            raise UserError(
+                f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
+            )
+    scale = 100.0 if any(score > 1 for _, _, score in pairs) else 1.0
+    return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +163,6 @@ class MergeSettings:
             settings["merge._target_"] = str(merge["_target_"])
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
-        if merge.get("nonfinite", "error") != "error":
-            settings["merge.nonfinite"] = str(merge["nonfinite"])
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
         return f"python -m souping +experiment=rebuild {' '.join(given)}"
 

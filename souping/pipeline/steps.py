@@ -11,24 +11,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
-from souping.core.types import (
-    Fold,
-    Item,
-    ItemScores,
-    Recipe,
-    ScoreMatrix,
-    Selection,
-    Trial,
-)
-from souping.pipeline.evidence import Contender
-from souping.search.loop import RecipeSource, Searcher, SearchResult
+from souping.core.protocols import Evaluator
+from souping.core.scores import Mean
+from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
+from souping.evaluate.folds import first_items
+from souping.pipeline.evidence import Contender, ExtraBenchmark
+from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
+from souping.search.loop import RecipeSource, SearchResult, find_weights
 from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
     from souping.core.protocols import RecipeEvaluator
-    from souping.pipeline.settings import RunSettings
-
 
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
@@ -38,14 +32,50 @@ SEARCH = "search: soups and single models"
 class Stage:
     """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
 
-    `side` names the extra benchmark whose evaluator is used instead of the run's.
+    `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers
+    of other blocks count too.
     """
 
     name: str
     asks: tuple[tuple[Recipe, str], ...]
     items: tuple[Item, ...]
     fold: Fold = "report"
-    side: str = ""
+    benchmark: str = ""
+    any_block: bool = False
+
+
+def extra_benchmarks(
+    entries: Sequence[ExtraEntry], evaluator: Evaluator, limit: int | None = None
+) -> tuple[ExtraBenchmark, ...]:
+    """The benchmarks with their items, at most `limit` per category.
+
+    An entry without an evaluator uses the run's; if that brings its own items, `evaluator=local` with its defaults and
+    the run's dtype and device.
+
+    Raises:
+        UserError: items cannot be had, or two entries share a name.
+    """
+    names = [entry.name for entry in entries]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
+    return tuple(_opened(entry, evaluator, limit) for entry in entries)
+
+
+def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchmark:
+    from souping.evaluate.generate import LocalEvaluator
+
+    evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**model_settings(vars(own))))
+    benchmark = entry.benchmark if entry.benchmark is not None else evaluator.benchmark
+    if benchmark is None:
+        raise UserError(f"also: {entry.name} has an evaluator that brings no items: give it path or benchmark")
+    try:
+        items = benchmark.items()
+    except UserError as error:
+        raise UserError(f"also: {entry.name}: {error}") from error
+    objective = entry.objective or Mean()
+    objective.coefficients(list(dict.fromkeys(item.category for item in items)))
+    return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit), objective=objective)
 
 
 class Steps:
@@ -83,7 +113,7 @@ class Steps:
         self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
         for name, items in self.extra.items():
             models = [*map(self.single, selection.ingredients), winner.recipe]
-            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, side=name))
+            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, benchmark=name))
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
@@ -154,7 +184,8 @@ class Steps:
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
         stage = self._stage(f"analysis: {name}", analysis.asks(soups), "search", handler)
-        return replace(stage, asks=tuple((r, way if len(r.ingredients) > 1 else "") for r, way in stage.asks))
+        asks = tuple((recipe, way if len(recipe.ingredients) > 1 else "") for recipe, way in stage.asks)
+        return replace(stage, asks=asks, any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
@@ -162,16 +193,15 @@ class Steps:
             return None
         return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
 
-    def searcher(self, evaluation: RecipeEvaluator, log: Callable[[Trial], None] = lambda trial: None) -> Searcher:
-        settings = self.settings
-        return Searcher(
-            strategy=settings.optimiser,
-            objective=settings.objective,
-            seed=settings.seed,
-            pool=self.recipes,
-            evaluation=evaluation,
-            log=log,
-        )
+    def find_weights(
+        self,
+        evaluation: RecipeEvaluator,
+        ingredients: tuple[str, ...],
+        items: tuple[Item, ...],
+        log: Callable[[Trial], None] = lambda trial: None,
+    ) -> SearchResult:
+        run = self.settings
+        return find_weights(run.optimiser, run.objective, run.seed, self.recipes, evaluation, ingredients, items, log)
 
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapp
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,15 +83,6 @@ def row_number(*content: str | int) -> int:
     """
     text = "\0".join(map(str, content)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
-
-
-class ContentMemory(Protocol):
-    """Memory of contents: digests of files, and where a checkpoint of a content was seen."""
-
-    @property
-    def hashes(self) -> MutableMapping[str, str]: ...
-
-    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None: ...
 
 
 class Row(NamedTuple):
@@ -348,11 +339,6 @@ class _Hashes(UserDict[str, str]):
         super().__setitem__(file, digest)
         with self._store.writing() as db:
             db.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?)", (file, digest))
-
-    def __delitem__(self, file: str) -> None:
-        super().__delitem__(file)
-        with self._store.writing() as db:
-            db.execute("DELETE FROM hashes WHERE file = ?", (file,))
 
 
 def _insert(db: sqlite3.Connection, table: str, *values: str | float | bytes) -> None:

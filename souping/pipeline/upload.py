@@ -1,4 +1,4 @@
-"""Upload of a soup and its card to the Hub (`upload=org/name`), as one commit.
+"""Model card of a soup, and its upload with the soup to the Hub (`upload=org/name`), as one commit.
 
 `python -m souping.pipeline.upload DIR org/name` sends a finished soup.
 """
@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +19,125 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import constants
 
 from souping.checkpoints import hub
-from souping.core.text import read_json
-from souping.core.types import Json, LateError, UserError
-from souping.report.cards import CARD, card, public_name, relicensed
+from souping.core.fields import load
+from souping.core.types import Json, LateError, UserError, entries, part, texts
+from souping.report import sections, tables
+from souping.report.format import clean, escape_markdown, in_words
+from souping.report.render import fenced, markdown_table
+from souping.report.tables import Report, Row
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-RECIPE, REPORT = "recipe.json", "report.json"
+CARD, RECIPE = "README.md", "recipe.json"
 KEPT = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
+"""Overrides of a rebuild that hold on every machine."""
+
+
+# Card
+
+
+def card(parts: Report) -> str:
+    """README.md of a soup, with the Hub's front matter.
+
+    `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
+    the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
+    """
+    recipe = part(parts, "recipe")
+    sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
+    public = {**recipe, "ingredients": [public_name(n) for n in texts(recipe, "ingredients")], "sources": sources}
+    known = {**parts, "recipe": public}
+    title = f"# Soup {escape_markdown(recipe.get('id'))}"
+    blocks = [
+        _front(public),
+        title,
+        _summary(known),
+        "## Recipe",
+        markdown_table(tables.recipe(known)),
+        _method(public),
+    ]
+    return "\n\n".join([*blocks, *_evidence(known), *_usage(public), *_rebuild(known)]) + "\n"
+
+
+def public_name(name: Json) -> str:
+    """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
+    text = clean(name)
+    return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _summary(parts: Report) -> str:
+    size = len(texts(part(parts, "recipe"), "ingredients"))
+    what = "A copy of one model: the search found no better mixture"
+    if size > 1:
+        what = f"A weighted average of the weights of {size} models"
+    name = escape_markdown(sections.benchmark(parts))
+    return f"{what}, made with souping{f' for {name}' if name else ''}."
+
+
+def _rebuild(parts: Report) -> list[str]:
+    """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
+    recipe = part(parts, "recipe")
+    absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
+    text = f"Run it in this folder. {sections.REBUILD}"
+    if absent:
+        names = escape_markdown(in_words(absent))
+        text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
+    own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
+    command = shlex.join(["python", "-m", "souping", "+experiment=rebuild", "recipe=recipe.json", "out=rebuilt", *own])
+    return ["## Rebuild", text, fenced(command)]
+
+
+def _usage(recipe: Row) -> list[str]:
+    """Python that loads the soup from its folder."""
+    adapter = part(recipe, "settings").get("adapters") == "keep"
+    name, module = ("AutoPeftModelForCausalLM", "peft") if adapter else ("AutoModelForCausalLM", "transformers")
+    code = f"""from {module} import {name}
+from transformers import AutoTokenizer
+
+folder = "."  # this folder, or the name of its repository
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {name}.from_pretrained(folder)"""
+    return ["## Usage", fenced(code, "python")]
+
+
+def _method(recipe: Row) -> str:
+    settings = recipe.get("settings")
+    extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
+    return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
+
+
+def _front(recipe: Row) -> str:
+    """The front matter, without ingredients that cannot be a model's name on the Hub."""
+    import yaml
+
+    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
+    parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+    table: dict[str, Any] = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    table |= {"library_name": "transformers", "tags": ["merge", "souping"]}
+    return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
+
+
+def _evidence(known: Report) -> list[str]:
+    """The verdict and the report fold's tables."""
+    if not entries(known, "rows"):
+        return []
+    if known.get("limit"):
+        return ["## Result", escape_markdown(sections.headline(known))]
+    text = (
+        "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
+        "weights saw these items."
+    )
+    if part(known, "selection").get("published"):
+        text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
+    words = [escape_markdown(line) for line in (sections.headline(known), *sections.losses(known))]
+    grids = [tables.scores(known), *([tables.comparisons(known)] if entries(known, "comparisons") else [])]
+    return ["## Result", *words, text, *map(markdown_table, grids)]
+
+
+# Upload
 
 
 @dataclass(frozen=True)
@@ -71,25 +181,18 @@ def check(goal: Target) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
-    space, name = goal.repo.split("/")[0], str(who.get("name"))
-    roles = {str(org.get("name")): str(org.get("roleInOrg") or "write") for org in who.get("orgs") or []}
-    spaces = [name, *(org for org, role in roles.items() if role != "read")]
+    space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
+    spaces = [who["name"], *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read")]
     if space not in spaces:
-        raise UserError(f"upload={goal.repo}: {name} may not write to {space}, only to {', '.join(spaces)}")
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not _writes(token, goal)):
+        raise UserError(f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}")
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in (goal.repo, space)]
+    writes = any("repo.write" in (scope.get("permissions") or []) for scope in fits)
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
             f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}"
         )
-
-
-def _writes(token: Mapping[str, Any], goal: Target) -> bool:
-    """Whether a fine-grained token may write to the repository or to all of its name space."""
-    scopes = (token.get("fineGrained") or {}).get("scoped") or []
-    names = {goal.repo, goal.repo.split("/")[0]}
-    fits = [s for s in scopes if (s.get("entity") or {}).get("name") in names]
-    return any("repo.write" in (scope.get("permissions") or []) for scope in fits)
 
 
 def _check_repository(goal: Target, api: HfApi) -> list[str]:
@@ -100,32 +203,30 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
         files = [s.rfilename for s in api.model_info(goal.repo).siblings or []]
     except RepositoryNotFoundError:
         return []
-    if "write" in inspect.signature(api.auth_check).parameters:  # since huggingface_hub 2
-        api.auth_check(goal.repo, write=True)
     if RECIPE not in files and any(file not in (*KEPT, CARD) for file in files):
         raise UserError(f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced")
     return files
 
 
-def push(goal: Target, folder: Path, report: Path | None = None, store: Path | None = None) -> str:
-    """Send a soup's folder with its card as one commit; the commit's address.
+def push(goal: Target, folder: Path, store: Path | None = None) -> str:
+    """Send a soup's folder as one commit that replaces the soup before it; returns the commit's address.
 
-    `report` is the run's report.json (default: the one beside the folder, if it is about this soup). `store` knows the
-    folders of local ingredients, whose cards name their licences. The commit removes files of an earlier soup that this
-    one does not have.
+    The card gets a list of the ingredients' licences. `store` knows the folders of the ingredients.
 
     Raises:
-        LateError: the Hub refused or could not be reached. The folder stays, and the message says how to go on.
+        UserError: the folder is no soup's, the Hub refuses or cannot be reached. Nothing was changed there, or a
+            repository without files was made; the message has the command that sends the folder again.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    recipe = _json(folder / RECIPE)
-    if "ingredients" not in recipe:
+    if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no {RECIPE}: it is not a soup's folder")
+    recipe: dict[str, Any] = load(folder / RECIPE, dict[str, Any])
     files: dict[str, Path | bytes] = {
         str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    files[CARD] = _card(folder, recipe, report, store).encode()
+    text = (folder / CARD).read_text("utf-8") if CARD in files else card({"recipe": recipe})
+    files[CARD] = f"{text.rstrip()}\n\n{_licences(recipe, store)}\n".encode()
     api = HfApi()
     try:
         with _explained(goal):
@@ -141,25 +242,16 @@ def push(goal: Target, folder: Path, report: Path | None = None, store: Path | N
     return str(done.commit_url)
 
 
-def _card(folder: Path, recipe: Mapping[str, Any], report: Path | None, store: Path | None) -> str:
-    """The card for the Hub: from the run's report, else the folder's own with the licences of the ingredients."""
-    licences = _licences(recipe, store)
-    written = _json(report or folder.absolute().parent / REPORT)
-    if (written.get("recipe") or {}).get("id") == recipe.get("id"):
-        return card(written, licences)
-    own = folder / CARD
-    return (
-        relicensed(own.read_text("utf-8"), licences, str(own)) if own.is_file() else card({"recipe": recipe}, licences)
-    )
-
-
-def _licences(recipe: Mapping[str, Any], store: Path | None) -> dict[str, str]:
-    """{name: licence} of a recipe's ingredients and of a base model that it names."""
-    prints = dict(zip(recipe["ingredients"], recipe.get("fingerprints") or [], strict=False))
-    base = (recipe.get("settings") or {}).get("base")
+def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:
+    """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
+    prints = dict(zip(texts(recipe, "ingredients"), texts(recipe, "fingerprints"), strict=False))
+    base = part(recipe, "settings").get("base")
     prints |= {"the base model": base} if isinstance(base, str) else {}
-    sources = {**_folders(prints, store), **(recipe.get("sources") or {})}
-    return {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
+    sources = {**_folders(prints, store), **part(recipe, "sources")}
+    found = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
+    listed = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
+    text = f"Licences of the ingredients: {listed}. Read all of them before you use or share this model."
+    return f"## Licence\n\n{escape_markdown(text)}"
 
 
 def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
@@ -176,30 +268,15 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
 
 def _licence(source: str) -> str:
     """The licence that the card of a folder or of a model on the Hub names; empty if there is none."""
-    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub import ModelCard
 
     name = hub.parse(source)
     try:
-        if name is not None:
-            data: Any = HfApi().model_info(name.repo, revision=name.revision).card_data
-        else:
-            data = (
-                ModelCard((Path(source) / CARD).read_text("utf-8"), ignore_metadata_errors=True).data if source else {}
-            )
-        licence = data.get("license") or ""
-        named = data.get("license_name") if licence == "other" else None
+        data: Any = ModelCard.load(name.repo if name else Path(source) / CARD, ignore_metadata_errors=True).data
+        named = data.get("license_name") if data.license == "other" else None
+        return f"other: {named}" if named else str(data.license or "")
     except Exception:  # whatever is wrong with somebody's card
         return ""
-    return f"other: {named}" if named else str(licence[0] if isinstance(licence, list) else licence)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; empty if there is none."""
-    try:
-        table = read_json(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
 
 
 @contextmanager
@@ -219,14 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a soup's folder")
     parser.add_argument("repo", help="org/name on the Hub")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
-    parser.add_argument("--report", type=Path, help="the run's report.json (default: the one beside the folder)")
     parser.add_argument("--store", type=Path, default=Path("outputs/store.sqlite"), help="the results store of the run")
     options = parser.parse_args(arguments)
     try:
         goal = target({"repo": options.repo, "private": options.private})
         assert goal is not None
         check(goal)
-        print(push(goal, options.folder, options.report, options.store))
+        print(push(goal, options.folder, options.store))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -5,13 +5,12 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from souping.analysis.stability import sweep
 from souping.checkpoints import hub
 from souping.core.files import error_text
 from souping.core.types import (
@@ -22,28 +21,36 @@ from souping.core.types import (
     Recipe,
     Result,
     ScoreMatrix,
-    SearchSpace,
     Selection,
     UserError,
 )
 from souping.evaluate.benchmark import OwnBenchmark
 from souping.evaluate.folds import Folds
-from souping.merge.digests import StandIns
-from souping.pipeline.checks import check_pool, cut_folds, flat_categories, not_measured, refusals, run_notes
-from souping.pipeline.evaluation import Evaluation, KnownContents
-from souping.pipeline.extra_benchmarks import ExtraBenchmark, extra_benchmarks
+from souping.merge.writer import StandIns
+from souping.pipeline.checks import (
+    check_pool,
+    cut_folds,
+    flat_categories,
+    machine_facts,
+    missing,
+    model_sizes,
+    not_measured,
+    once,
+    refusals,
+    requirements_of,
+    run_notes,
+)
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.models import OpenPool
-from souping.pipeline.requirements import machine_facts, missing, model_sizes, once, requirements_of
 from souping.pipeline.settings import RunSettings, items_of
-from souping.pipeline.steps import SEARCH, Stage, Steps
-from souping.pipeline.store import Store
-from souping.plan.plan import Pair, Plan, PlannedSelection, PlannedStage, Speed, speed
-from souping.report.tables import spans
+from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
+from souping.pipeline.store import MEMORY, Store
+from souping.plan import Pair, Plan, PlannedStage, Speed, speed
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, Selector
-    from souping.evaluate.scoring.own import Known
+    from souping.core.protocols import Evaluator
 
 UNKNOWN = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
@@ -53,12 +60,7 @@ class NotStoredError(Exception):
     """A plan needs a score that has to be measured."""
 
 
-def _not_stored(recipe: Recipe) -> NoReturn:
-    raise NotStoredError
-
-
-def _not_graded(items: Sequence[Item], outputs: Sequence[str], known: Known) -> NoReturn:
-    """A plan calls no scorer of the user's."""
+def _not_stored(*_: object) -> NoReturn:
     raise NotStoredError
 
 
@@ -92,14 +94,13 @@ class CountedSteps(Steps):
         ingredients: tuple[str, ...],
     ) -> None:
         super().__init__(plan.run, pool, plan.folds, extra)
-        self.scores, self.ingredients, self.evaluations = plan.choice.scores, ingredients, evaluations
+        self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
         self.stages: list[PlannedStage] = []
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def answer(self, stage: Stage) -> dict[str, ItemScores]:
         todo = sum(self._count(recipe, handler, stage) for recipe, handler in stage.asks)
-        models, asked = len(stage.asks), len(stage.asks) * len(stage.items) * self.evaluations[stage.side].answers
-        self._add(stage, (models, models), (asked, asked), (todo, todo))
+        self._add(stage, (len(stage.asks),) * 2, (len(stage.asks) * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
@@ -110,56 +111,49 @@ class CountedSteps(Steps):
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
             self.answer(first)
-        items, answers = self.folds.get("search", ()), self.evaluations[""].answers
+        items, size = self.folds.get("search", ()), len(ingredients)
         stage = Stage(name=SEARCH, asks=(), items=items, fold="search")
-        workload = self.settings.optimiser.workload(len(ingredients), len(items)) if len(ingredients) > 1 else None
+        workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
             self.answer(replace(stage, asks=tuple(self._trials(ingredients, stored))))
-        elif stored is not None:
-            models, asked = len(stored.trials), stored.cost.items * answers
-            self._add(stage, (models, models), (asked, asked), (0, 0))
         else:
-            expected, most = workload
-            each, asked_pair = max(1, len(items)), (expected * answers, most * answers)
-            self._add(stage, (-(-expected // each), -(-most // each)), asked_pair, asked_pair, in_parts=True)
+            expected, most = (stored.cost.items,) * 2 if stored else workload
+            folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
+            answers = self.evaluations[""].answers
+            todo = (0, 0) if stored else (expected * answers, most * answers)
+            self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
         return winner
 
     def analyse(self, name: str, stage: Stage) -> None:
-        if not stage.asks:
-            return
-        evaluation, todo = self.evaluations[""], 0
-        for recipe, handler in stage.asks:
-            with suppress(UserError):  # an evaluator that cannot start here
-                if recipe.ingredients != UNKNOWN and not evaluation.lacking(recipe, stage.items, handler):
-                    continue
-            todo += self._count(recipe, handler, stage)
-        models, asked = len(stage.asks), len(stage.asks) * len(stage.items) * evaluation.answers
-        self._add(stage, (models, models), (asked, asked), (todo, todo))
+        if stage.asks:
+            self.answer(stage)
 
-    def _add(self, stage: Stage, models: Pair, asked: Pair, todo: Pair, in_parts: bool = False) -> None:
+    def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
+        answers = self.evaluations[stage.benchmark].answers
         self.stages.append(
             PlannedStage(
                 name=stage.name,
                 models=models,
                 items=len(stage.items),
-                asked=asked,
+                asked=(items[0] * answers, items[1] * answers),
                 todo=todo,
-                side=stage.side,
+                benchmark=stage.benchmark,
                 in_parts=in_parts,
             )
         )
 
     def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
-        evaluation = self.evaluations[stage.side]
+        evaluation = self.evaluations[stage.benchmark]
         wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers)]
-        key = f"unknown {handler} {stage.side}"
+        key = f"unknown {handler} {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
-                key, wanted = evaluation.key(recipe, handler), evaluation.missing(recipe, stage.items, handler)
+                key = evaluation.key(recipe, handler)
+                wanted = evaluation.missing(recipe, stage.items, handler, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
         new = set(wanted) - done
         done |= new
@@ -167,19 +161,16 @@ class CountedSteps(Steps):
 
     def _stored_search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
-        if not items:
-            return None
-        try:
-            return self.searcher(self.evaluations[""]).search(ingredients, items)
-        except (NotStoredError, UserError):
-            return None
+        with suppress(NotStoredError, UserError):
+            return self.find_weights(self.evaluations[""], ingredients, items) if items else None
+        return None
 
     def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         handler = self.evaluations[""].handlers(uniform)[0]
         result = Result(objective=0.0, categories={}, items=0)
-        return SearchResult(recipe=recipe, weights=recipe.weights, result=result, trials=(), handler=handler)
+        return SearchResult(recipe=recipe, result=result, trials=(), handler=handler)
 
     def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[tuple[Recipe, str]]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
@@ -191,18 +182,10 @@ class CountedSteps(Steps):
         handlers = own.handlers(uniform)
         limit = trial_limit(self.settings.optimiser, len(ingredients), len(handlers), len(self.folds.get("search", ())))
         assert limit is not None, "a strategy without an end is refused when it is built"
-        known = [(recipe, way) for recipe in self._points(ingredients) for way in own.handlers(recipe)][:limit]
+        points = self.settings.optimiser.known_points(len(ingredients)) or ()
+        soups = [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points]
+        known = [(recipe, way) for recipe in soups for way in own.handlers(recipe)][:limit]
         return known + [(_unknown(uniform, f"trial {n}"), handlers[0]) for n in range(limit - len(known))]
-
-    def _points(self, ingredients: Sequence[str]) -> list[Recipe]:
-        """The soups of a search whose points are known beforehand, in its order."""
-        strategy, size = self.settings.optimiser, len(ingredients)
-        weights = strategy.known_points(size)
-        if weights is None and strategy.count(size) == 1:
-            space = SearchSpace(ingredients=tuple(ingredients), candidates=self.recipes.names)
-            first = strategy.start(space, self.settings.seed).ask()
-            weights = [first.weights] if first is not None else []
-        return [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in weights or ()]
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:
@@ -210,18 +193,17 @@ def _unknown(recipe: Recipe, name: str) -> Recipe:
     return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN, weights=(1.0,))
 
 
-def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
+def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
     longest = sorted(counted, key=len, reverse=True)  # its order is that of all
-    names = list(dict.fromkeys(stage.name for stages in longest for stage in stages))
     whole = []
-    for name in names:
+    for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
         same = [stage for stages in counted for stage in stages if stage.name == name]
-        in_parts = any(stage.in_parts for stage in same)
+        parts = any(stage.in_parts for stage in same)
         models, asked, todo = (
-            _range(pairs, in_parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
+            _range(pairs, parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
         )
-        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=in_parts))
+        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
     return whole
 
 
@@ -231,18 +213,12 @@ def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
     return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)
 
 
-def steady(selector: Selector, scores: ScoreMatrix) -> tuple[float, float] | None:
-    """The range of thresholds around the selector's own, in steps of 0.01, that gives the same ingredients."""
-    own, rows = selector.cut, sweep(scores, selector)
-    for low, high, entry in spans({"stability": {"thresholds": rows}}):
-        if own is not None and low <= own <= high and not entry.get("error"):
-            return low, high
-    return None
+# ------------------------------------------------------------ the plan
 
 
 def make(run: RunSettings) -> Plan:
     """The plan. Reads the store if there is one, and writes nothing."""
-    with Store(run.store_path if run.store_path.exists() else Path(":memory:")) as store:
+    with Store(run.store_path if run.store_path.exists() else Path(MEMORY)) as store:
         return _Planner(run, store).plan()
 
 
@@ -263,11 +239,10 @@ class _Planner:
         plan = Plan(run=self.run, machine=machine_facts())
         if self.run.selects_from_table:
             self.faults += map(str, refusals(self.run, {}, ()))
-            plan.choice = self._choose(())
-            plan.notes = self._notes(plan.choice, None)
+            self._select(plan)
+            plan.notes = self._notes(plan, None)
         else:
             self._plan_evaluations(plan)
-        self.faults += [plan.choice.trouble] if plan.choice.trouble else []
         plan.faults = list(dict.fromkeys(self.faults))
         small = [requirement.sentence() for requirement in plan.requirements if not requirement.fits]
         plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
@@ -276,23 +251,28 @@ class _Planner:
     def _plan_evaluations(self, plan: Plan) -> None:
         """Items, pool, selection and stages, each as far as it is available here."""
         plan.models = model_sizes(self.run)
-        self._attempt(self._read_extra)
+        with self._attempt():
+            self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
         folds = self._folds()
         outlined = None if folds else self._outlined()
-        asked = [(self.run.evaluator, self.items), *((one.evaluator, one.items) for one in self.extra)]
-        evaluators = [evaluator for evaluator, _ in asked]
         cut = folds or outlined
+        asked = [(one, items) for one, items in self._evaluators(self.items).values()]
         for error in refusals(self.run, cut.items if cut else {}, asked):
             self._refused(error)
         if not any(model.trouble or model.download for model in plan.models):
             self._open(asked)
+        evaluators = [one for one, _ in asked]
         plan.run, plan.folds, plan.outlined = self.run, cut.items if cut else {}, outlined is not None
-        plan.choice = self._choose(plan.folds.get("select", ()))
-        plan.notes = self._notes(plan.choice, folds)
+        self._select(plan)
+        plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
         plan.missing = once([*missing(self.run, plan.models, plan.machine, evaluators), *self.lacking])
+
+    def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
+        """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
+        return {"": (self.run.evaluator, items), **{one.name: (one.evaluator, one.items) for one in self.extra}}
 
     def _refused(self, error: UserError | OSError) -> None:
         """A command in the message fixes it here; anything else is a fault of the settings."""
@@ -302,14 +282,12 @@ class _Planner:
         else:
             self.faults.append(error_text(error))
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
         try:
-            step()
+            yield
         except (UserError, OSError) as error:
             self._refused(error)
-
-    def _read_extra(self) -> None:
-        self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
 
     def _folds(self) -> Folds | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
@@ -321,12 +299,10 @@ class _Planner:
             else:
                 self._refused(error)
             return None
-        try:
+        with self._attempt():
             return cut_folds(self.run, self.items)
-        except UserError as error:
-            self._refused(error)
-            self.items = ()
-            return None
+        self.items = ()
+        return None
 
     def _outlined(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
@@ -342,61 +318,48 @@ class _Planner:
             self.faults.append(error_text(error))
             return
         self.opened = self.pool = pool
-        try:
+        with self._attempt():
             own = pool.bound(run.evaluator)
             extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
-        except UserError as error:
-            self._refused(error)
-        else:
             self.run, self.extra = replace(run, evaluator=own), extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
         ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
-        return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_graded)
+        return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_stored)
 
-    def _choose(self, items: Sequence[Item]) -> PlannedSelection:
+    def _select(self, plan: Plan) -> None:
         """Select from published scores, or from the store if it has every candidate on the select fold."""
-        run, names = self.run, self.pool.names
+        run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
         try:
             if run.scores.published:
-                return self._chosen(run.scores.matrix(names, not_measured), "published scores")
-            evaluation = self._evaluation(run.evaluator)
-            with suppress(NotStoredError, UserError):
-                if items:
-                    scores = {name: evaluation.scores(self.pool.recipe({name: 1.0}), items) for name in names}
-                    basis = "the store, which has every candidate on the select fold"
-                    return self._chosen(ScoreMatrix.from_items(scores), basis)
-            return PlannedSelection(basis="scores that must be measured first", sizes=run.selector.sizes(len(names)))
+                plan.scores, plan.basis = run.scores.matrix(names, not_measured), "published scores"
+            else:
+                plan.basis, plan.sizes = "scores that must be measured first", run.selector.sizes(len(names))
+                evaluation = self._evaluation(run.evaluator)
+                with suppress(NotStoredError, UserError):
+                    if items:
+                        scores = {name: evaluation.scores(self.pool.recipe({name: 1.0}), items) for name in names}
+                        plan.scores = ScoreMatrix.from_items(scores)
+                        plan.basis = "the store, which has every candidate on the select fold"
+            if plan.scores is not None:
+                plan.sizes = ()
+                plan.selection = run.selector.select_checked(plan.scores)
+                plan.sizes = (len(plan.selection.ingredients),)
         except UserError as error:
-            return PlannedSelection(trouble=str(error))
+            self.faults.append(str(error))
 
-    def _chosen(self, scores: ScoreMatrix, basis: str) -> PlannedSelection:
-        selector = self.run.selector
-        try:
-            selection = selector.select_checked(scores)
-        except UserError as error:
-            return PlannedSelection(basis=basis, scores=scores, trouble=str(error))
-        return PlannedSelection(
-            basis=basis,
-            sizes=(len(selection.ingredients),),
-            selection=selection,
-            scores=scores,
-            steady=steady(selector, scores),
-        )
-
-    def _notes(self, choice: PlannedSelection, folds: Folds | None) -> list[str]:
+    def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
-        flat = flat_categories(choice.scores) if choice.scores is not None else []
+        flat = flat_categories(plan.scores) if plan.scores is not None else []
         return [*run_notes(self.run, self.opened, folds), *flat]
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
-        selection, counted, errors = plan.choice.selection, list[list[PlannedStage]](), list[UserError]()
-        sizes = [self.pool.names[:size] for size in plan.choice.sizes]
+        counted, errors = list[list[PlannedStage]](), list[UserError]()
+        chosen = [plan.selection.ingredients] if plan.selection else [self.pool.names[:size] for size in plan.sizes]
         extra = {one.name: one.items for one in self.extra}
-        evaluators = {"": self.run.evaluator, **{one.name: one.evaluator for one in self.extra}}
-        for ingredients in sizes if selection is None else [selection.ingredients]:
-            evaluations = {name: self._evaluation(evaluator) for name, evaluator in evaluators.items()}
+        for ingredients in chosen:
+            evaluations = {name: self._evaluation(one) for name, (one, _) in self._evaluators(()).items()}
             steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
             try:
                 steps.walk()
@@ -405,17 +368,15 @@ class _Planner:
                 errors.append(error)
         if not counted and errors:
             self.faults.append(str(errors[-1]))
-        return merged(counted)
+        return _merged(counted)
 
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
         """{extra benchmark: speed}, the run's own under an empty name."""
         items = [item for fold in FOLDS for item in plan.folds.get(fold, ())]
         parameters = max((model.parameters for model in plan.models if not model.adapter), default=0)
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
-        asked: list[tuple[str, Evaluator, Sequence[Item]]] = [("", self.run.evaluator, items)]
-        asked += [(one.name, one.evaluator, one.items) for one in self.extra]
         speeds = {}
-        for name, evaluator, own in asked:
+        for name, (evaluator, own) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
                 measured = self.store.throughput(singles, evaluator.fingerprint)
                 rate = speed(self.run.throughput, measured, evaluator, own, parameters, plan.machine)
@@ -431,5 +392,4 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    contents = KnownContents(hashes=StandIns(store.hashes))
-    return OpenPool(candidates, run.merge, contents, with_base=run.uses_base)
+    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), with_base=run.uses_base)

@@ -1,1 +1,1 @@
-"""Weight search: settings are checked at composition; `start` opens a search that is asked and told."""
+"""Weight searches: settings that are checked when they are made, and the optimisers that they start."""

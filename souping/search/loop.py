@@ -1,4 +1,4 @@
-"""Weight search: ask cells, pour, evaluate on the search fold, tell; then the winner on the whole fold."""
+"""Weight search: ask the optimiser for soups, evaluate them on the search fold, tell it; then finish the winner."""
 
 from __future__ import annotations
 
@@ -53,13 +53,12 @@ class SearchCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """Winner of a search and every trial that led to it; `handler` is how the winner was asked.
+    """Winner of a search and every trial that led to it; `handler` prompted the winner.
 
     `summary` is what the optimiser says of its search.
     """
 
     recipe: Recipe
-    weights: Weights
     result: Result
     trials: tuple[Trial, ...]
     handler: str = ""
@@ -92,71 +91,58 @@ class RecipeSource(Protocol):
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Searcher:
-    """Everything that a weight search is made of but the ingredients and their items; `log` gets every trial."""
+def find_weights(
+    strategy: Strategy,
+    objective: Objective,
+    seed: int,
+    pool: RecipeSource,
+    evaluation: RecipeEvaluator,
+    ingredients: tuple[str, ...],
+    items: tuple[Item, ...],
+    log: Callable[[Trial], None],
+) -> SearchResult:
+    """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search."""
+    singles = [pool.recipe({name: 1.0}) for name in ingredients]
+    if len(ingredients) == 1:
+        (handler,) = evaluation.handlers(singles[0])
+        result = result_of(evaluation.scores(singles[0], items), objective)
+        return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
+    asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
+    known = [scores.values for scores in evaluation.all_scores(asks, items)]
+    names = list(dict.fromkeys(item.category for item in items))
+    uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
+    space = SearchSpace(
+        ingredients=ingredients,
+        candidates=pool.names,
+        categories=tuple(item.category for item in items),
+        groups=tuple(item.group for item in items),
+        coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
+        singles=np.array(known) if known else None,
+        block=evaluation.block,
+        whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
+    )
+    optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
+    if Optimiser not in type(optimiser).__mro__:
+        raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
 
-    strategy: Strategy
-    objective: Objective
-    seed: int
-    pool: RecipeSource
-    evaluation: RecipeEvaluator
-    log: Callable[[Trial], None] = lambda trial: None
+    def recipe_of(weights: Weights) -> Recipe:
+        if len(weights) != len(ingredients):
+            raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
+        return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    def search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult:
-        """The best weights of the ingredients on these items. One ingredient needs no search."""
-        singles = [self.pool.recipe({name: 1.0}) for name in ingredients]
-        if len(ingredients) == 1:
-            (handler,) = self.evaluation.handlers(singles[0])
-            result = result_of(self.evaluation.scores(singles[0], items), self.objective)
-            return SearchResult(recipe=singles[0], weights=(1.0,), result=result, trials=(), handler=handler)
-        asks = [(recipe, "") for recipe in singles] if self.strategy.uses_singles else []
-        known = [scores.values for scores in self.evaluation.all_scores(asks, items)]
-        optimiser = self.strategy.start(self._space(ingredients, items, known), self.seed)
-        if Optimiser not in type(optimiser).__mro__:
-            name = f"optimiser {named(self.strategy)}"
-            raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
-
-        def recipe_of(weights: Weights) -> Recipe:
-            if len(weights) != len(ingredients):
-                name = f"optimiser {named(self.strategy)}"
-                raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
-            return self.pool.recipe(dict(zip(ingredients, weights, strict=True)))
-
-        scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
-        return SearchRun(
-            optimiser, self.strategy, recipe_of, self.evaluation, items, self.objective, self.log, scores
-        ).run()
-
-    def _space(self, ingredients: tuple[str, ...], items: Sequence[Item], singles: Sequence[FloatArray]) -> SearchSpace:
-        """What the search is over; `singles` are the ingredients' scores if the strategy uses them."""
-        names = list(dict.fromkeys(item.category for item in items))
-        uniform = self.pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
-        return SearchSpace(
-            ingredients=ingredients,
-            candidates=self.pool.names,
-            categories=tuple(item.category for item in items),
-            groups=tuple(item.group for item in items),
-            coefficients=dict(zip(names, self.objective.coefficients(names).tolist(), strict=True)),
-            singles=np.array(singles) if singles else None,
-            block=self.evaluation.block,
-            whole=self.evaluation.whole_folds or len(self.evaluation.handlers(uniform)) > 1,
-        )
+    scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
 
 
 @dataclass(kw_only=True)
 class SearchedSoup:
-    """Soup of a search: its scores [I] so far, nan where it was not asked, and its trial once it has answered all."""
+    """Soup of a search: its scores [I], nan where there is none yet, and its trial once it has answered all items."""
 
     recipe: Recipe
     weights: Weights
     values: FloatArray
     trial: Trial | None = None
     reused: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return bool(np.isfinite(self.values).all())
 
 
 @dataclass(kw_only=True)
@@ -184,16 +170,16 @@ class SearchRun:
         evaluation: RecipeEvaluator,
         items: Sequence[Item],
         objective: Objective,
-        tell: Callable[[Trial], None],
+        log: Callable[[Trial], None],
         known: Mapping[Weights, FloatArray] | None = None,
     ) -> None:
-        """`known` are scores [I] of soups that were asked before, such as single ingredients."""
+        """`known` are scores [I] of soups that were evaluated before, such as single ingredients."""
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
-        self._evaluation, self._items, self._objective, self._tell = evaluation, tuple(items), objective, tell
+        self._evaluation, self._items, self._objective, self._log = evaluation, tuple(items), objective, log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
-        self._known, self._asked, self._promised, self._requests = dict(known or {}), 0, 0, 0
+        self._known, self._started, self._promised, self._requests = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
@@ -212,7 +198,6 @@ class SearchRun:
                 self._note(soup, self._result(soup.values), whole=False)
         return SearchResult(
             recipe=winner.recipe,
-            weights=winner.weights,
             result=winner.result,
             trials=tuple(self._trials),
             handler=winner.handler,
@@ -242,7 +227,7 @@ class SearchRun:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold keeps enough of the budget itself for
         one soup to answer the rest."""
         limits = self._strategy
-        if limits.trials is not None and self._is_new(cell) and self._asked >= limits.trials:
+        if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
             return False
         if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
             return False
@@ -254,7 +239,7 @@ class SearchRun:
         return self._promised + price <= limits.budget
 
     def _is_new(self, cell: Cell) -> bool:
-        """Whether it counts as a trial: a soup that is asked for the first time, or for the whole fold at once."""
+        """Whether it counts as a trial: the first cell of a soup, or the whole fold at once."""
         return cell.items is None or cell.weights not in self._counted
 
     def _submit(self, cell: Cell) -> None:
@@ -269,21 +254,21 @@ class SearchRun:
             if entry.open and not self._admits(cell):
                 break
             self._requests += 1
-            self._asked += fresh
+            self._started += fresh
             self._promised += len(known)
             entry.open.add(self._requests)
             self._open[self._requests] = entry
             request = Request(number=self._requests, recipe=soup.recipe, items=known, handler=handler)
             self._evaluation.submit(request)
 
-    def _take(self) -> None:
+    def _take(self, tell: bool = True) -> None:
         """Collect one request, and report to the optimiser once a cell has all of its results."""
         request, scores = self._evaluation.collect()
         entry = self._open.pop(request.number)
         entry.open.remove(request.number)
         self._cost.add(scores)
         entry.results.append(self._observe(entry, request, scores))
-        if not entry.open:
+        if tell and not entry.open:
             self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
 
     def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
@@ -294,7 +279,7 @@ class SearchRun:
         whole = cell.items is None
         soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
         soup.reused = scores.reused + (0 if whole else soup.reused)
-        if whole or (soup.complete and soup.trial is None):
+        if whole or (soup.trial is None and np.isfinite(soup.values).all()):
             self._note(soup, self._result(soup.values), request.handler)
         return replace(self._result(spread), values=scores.values, seconds=scores.seconds, tokens=scores.generated)
 
@@ -311,12 +296,12 @@ class SearchRun:
             whole=whole,
         )
         self._trials.append(trial)
-        self._tell(trial)
+        self._log(trial)
         if soup.trial is None or result.objective > soup.trial.result.objective:
             soup.trial = trial
 
     def _result(self, values: FloatArray) -> Result:
-        """The means of scores [I] that are nan where an item was not asked."""
+        """The means of scores [I] that are nan where there is none."""
         known = np.flatnonzero(np.isfinite(values))
         means: dict[str, list[float]] = {item.category: [] for item in self._items}
         for place in known:
@@ -339,32 +324,21 @@ class SearchRun:
         if rest:
             places = tuple(int(n) for n in np.flatnonzero(~np.isfinite(soup.values)))
             self._submit(Cell(weights=soup.weights, items=places))
-            self._take_last()
+            self._take(tell=False)
         assert soup.trial is not None, "its whole fold is answered now"
         return soup.trial
 
-    def _take_last(self) -> None:
-        """The rest of the winner, of which the optimiser is not told."""
-        request, scores = self._evaluation.collect()
-        entry = self._open.pop(request.number)
-        self._cost.add(scores)
-        self._observe(entry, request, scores)
-
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
-    """Refuse what no search, which may be the user's, can ask.
+    """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    try:
-        if not isinstance(cell, Cell):
-            raise UserError(f"asked {cell!r:.60}, which is no Cell")
-        simplex.check_weights(cell.weights, "weights")
-        if cell.items is not None and not all(0 <= place < items for place in cell.items):
-            raise UserError(f"asked for an item beyond the {items} of the search fold")
-    except UserError as error:
-        raise UserError(f"optimiser {named(strategy)}: {error}") from None
+    name = f"optimiser {named(strategy)}"
+    if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
+        raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
+    simplex.check_weights(cell.weights, f"{name}: weights")
 
 
 def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:

@@ -1,11 +1,10 @@
-"""Weight search by any registered Nevergrad optimiser, asked and told."""
+"""Weight search by any registered Nevergrad optimiser."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +19,6 @@ from souping.search.points import LimitedStrategy, Search, anchors, endings
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
     from nevergrad.parametrization.core import Parameter
-
-
-SOUND = ("NGOpt", "CMA", "DE")
-"""Optimisers that need no further package."""
 
 
 @component
@@ -45,13 +40,7 @@ class Nevergrad(LimitedStrategy):
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
         if trouble := _trouble(self.name, self.parametrisation, self.step, self.trials):
-            raise UserError(f"optimiser.name={self.name} cannot be used here: {trouble}\ntry {self._sound()}")
-
-    def _sound(self) -> str:
-        """Names near to this one, as far as they can be asked, and those that always can."""
-        near = [*get_close_matches(self.name, list(_registry()), n=6, cutoff=0.4), *SOUND]
-        given = (self.parametrisation, self.step, self.trials)
-        return ", ".join([name for name in dict.fromkeys(near) if not _trouble(name, *given)][:3])
+            raise UserError(f"optimiser.name={self.name} cannot be used here: {trouble}\ntry NGOpt, CMA or DE")
 
     def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
         return NevergradSearch(self, len(space.ingredients), seed)
@@ -64,27 +53,18 @@ class Nevergrad(LimitedStrategy):
 
 
 def _registered(name: str) -> Callable[..., Optimizer]:
-    """The optimiser of that name.
-
-    Raises:
-        UserError: there is none; the nearest is named.
-    """
-    known = _registry()
-    return known[pick(name, known, "optimiser.name")]
-
-
-def _registry() -> Mapping[str, Callable[..., Optimizer]]:
+    """The optimiser of that name (UserError if there is none; the nearest is named)."""
     from nevergrad.optimization.optimizerlib import registry
 
     known: Mapping[str, Callable[..., Optimizer]] = registry
-    return known
+    return known[pick(name, known, "optimiser.name")]
 
 
 @lru_cache(maxsize=64)
 def _trouble(name: str, parametrisation: str, step: float, trials: int | None) -> str:
-    """Why this optimiser cannot be asked one by one here; empty where a dozen asks, or a second of them, went well.
+    """Why this optimiser cannot be used here; empty if it gave a dozen points, or points for a second.
 
-    Many of Nevergrad's import a package of their own only when they are asked, some after several asks.
+    Many of Nevergrad's import a package of their own only at the first point, some after several.
     """
     state, end = np.random.get_state(), time.monotonic() + 1.0
     try:

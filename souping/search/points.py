@@ -1,7 +1,7 @@
 """Weight searches over points: the grid, the uniform point, weights given by hand, and the greedy soup.
 
-`Search` is the base of every optimiser: points to ask, results told, the best of them. The greedy soup is recipe 1 of
-Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
+`Search` is the base of every optimiser: points to evaluate, their results, the best of them. The greedy soup is
+recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
 
 @dataclass
 class Search(Optimiser):
-    """List of points to ask, the results told, and the best of them.
+    """List of points to evaluate, their results, and the best of them.
 
-    Equal objectives: the fewer ingredients, then the earlier asked. So a soup must beat a single model to be chosen,
+    Equal objectives: the fewer ingredients, then the earlier point. So a soup must beat a single model to be chosen,
     and the order in which results come back changes nothing.
     """
 
@@ -47,10 +47,6 @@ class Search(Optimiser):
             return -round(self.results[weights], 12), sum(w > 0 for w in weights), self.asked.index(weights)
 
         return min(self.results, key=rank)
-
-
-def _same(a: Weights, b: Weights) -> bool:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-9
 
 
 @component
@@ -98,13 +94,14 @@ class Grid(LimitedStrategy):
                 f"maximum={self.bounds[2]}: lower optimiser.minimum and step, or use optimiser=nevergrad"
             )
         known = anchors(size)
-        return known + simplex.spread([p for p in inner if not any(_same(p, a) for a in known)])
+        rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
+        return known + simplex.spread([point for point in inner if tuple(round(w, 9) for w in point) not in rounded])
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients))[: self.trials])
 
     def count(self, size: int) -> int | None:
-        return capped(len(self.known_points(size)), self.trials)
+        return len(self.known_points(size)[: self.trials])
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
@@ -172,10 +169,6 @@ def endings(strategy: Strategy) -> list[str]:
     return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
 
 
-def capped(count: int, trials: int | None) -> int:
-    return count if trials is None else min(count, trials)
-
-
 def anchors(size: int) -> list[Weights]:
     """The uniform soup and the single ingredients: every search knows them."""
     return [simplex.uniform(size), *simplex.vertices(size)]
@@ -192,14 +185,14 @@ class GreedySoup(LimitedStrategy):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
-        return capped(2 * size - 1, self.trials)
+        return min(2 * size - 1, self.trials or 2 * size)
 
     def describe(self, size: int) -> str:
         return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"
 
 
 class GreedySearch(Search):
-    """Search whose state is what was asked and told: each ask walks the recipe again as far as the results reach."""
+    """Search whose state is its points and results: each `ask` walks the recipe again as far as the results reach."""
 
     def __init__(self, size: int) -> None:
         super().__init__(simplex.vertices(size))
@@ -230,16 +223,16 @@ class GreedySearch(Search):
         kept = order[:1]
         for number in order[1:]:
             soup = self._uniform([*kept, number])
-            if self._told(soup) > self._told(self._uniform(kept)):
+            if self._score(soup) > self._score(self._uniform(kept)):
                 kept = [*kept, number]
             yield soup, kept
 
     def _order(self) -> list[int]:
-        """Ingredients by their own result, best first; equal ones in the pool's order, untold ones last."""
+        """Ingredients by their own result, best first; equal ones in the pool's order, those without a result last."""
         corners = simplex.vertices(self._size)
-        return sorted(range(self._size), key=lambda i: -self._told(corners[i]))
+        return sorted(range(self._size), key=lambda i: -self._score(corners[i]))
 
-    def _told(self, weights: Weights) -> float:
+    def _score(self, weights: Weights) -> float:
         return round(self.results.get(weights, float("-inf")), 12)
 
     def _uniform(self, members: Sequence[int]) -> Weights:

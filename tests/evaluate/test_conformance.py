@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +13,13 @@ import pytest
 from souping import pantry
 from souping.core.protocols import Evaluator, ModuleSettings
 from souping.core.types import Item, Recipe, UserError
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.evaluator import HarnessEvaluator
 from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
+from tests.support.live import live
 
 MODELS = ("python_cook", "java_cook")
 ROWS = ("local", "local in bfloat16", "lm_eval", "bfcl")
@@ -42,9 +42,7 @@ def served(evaluator: Evaluator, name: str) -> Any:
     folder = pantry.path(name)
     if evaluator.model_form == "folder":
         return SimpleNamespace(folder=folder, eos_token_ids=())
-    module = load_module(folder, evaluator.module_settings())
-    own = {"folder": folder, "architecture_folder": folder, "soup": name, "eos_token_ids": ()}
-    return SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), **own)
+    return live(folder, evaluator.module_settings())
 
 
 @pytest.fixture(scope="module", params=ROWS)
@@ -68,7 +66,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if evaluator.benchmark is not None:
         items = evaluator.benchmark.items()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("souping.evaluate.bfcl.evaluator.call", bfcl_runner)
+        patch.setattr("souping.evaluate.bfcl.call", bfcl_runner)
         yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))
         evaluator.close()
 
@@ -118,44 +116,14 @@ def test_it_answers_again_after_it_was_closed(row: Row) -> None:
     assert row.evaluator.evaluate(row.models[1], row.items[:2]) == before
 
 
-class TestOutlines:
-    """Published sizes, for machines where the items cannot be read."""
-
-    def test_bfcl_has_its_4441_items(self) -> None:
-        items = BfclEvaluator(server=DeadServer()).outline()
-        assert len(items) == 4441
-        assert len({item.group for item in items if item.category.startswith("multi_turn")}) == 200
-        limited = BfclEvaluator(server=DeadServer(), categories=["live"], limit=20).outline()
-        assert len(limited) == 4 * 20 + 16 * 2
-        assert BfclEvaluator(server=DeadServer(), version="v4").outline() == ()  # memory and web search are not known
-
-    def test_tasks_are_known_by_their_names(self) -> None:
-        assert len(HarnessEvaluator(tasks=["mgsm_native_cot_de", "flores36"]).outline()) == 250 + 36 * 1012
-        assert HarnessEvaluator(tasks=["mgsm_native_cot_de", "hellaswag"]).outline() == ()
-        shared = HarnessEvaluator(tasks=["mgsm_direct_de", "mgsm_direct_fr"], group="doc", limit=3).outline()
-        assert sorted({item.group for item in shared}) == ["shared 0", "shared 1", "shared 2"]
-
-
-class TestTokenizers:
-    """Messages without a chat template are found before any work, in the words of the answering time."""
-
-    ITEM = Item(id="i", category="c", prompt=({"role": "user", "content": "x"},), answer="x")
-
-    def test_a_template_is_looked_for_in_its_three_places(self, tmp_path: Path) -> None:
-        local = LocalEvaluator(device="cpu")
+def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
+    """Messages without a chat template are refused before any work."""
+    local, item = LocalEvaluator(device="cpu"), Item(id="i", category="c", prompt=({"role": "user"},), answer="x")
+    files = {"chat_template.jinja": "{{ messages }}", "chat_template.json": '{"chat_template": "x"}'}
+    for name, text in {**files, "tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}.items():
         with pytest.raises(UserError, match="item i: chat messages need a chat template, and the tokenizer has none"):
-            local.check_tokenizer(tmp_path, [self.ITEM])
-        for name, text in {
-            "chat_template.jinja": "{{ messages }}",
-            "chat_template.json": "{}",
-            "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
-        }.items():
-            (tmp_path / name).write_text(text)
-            local.check_tokenizer(tmp_path, [self.ITEM])
-            (tmp_path / name).unlink()
-        (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
-        with pytest.raises(UserError, match="item i"):
-            local.check_tokenizer(tmp_path, [self.ITEM])
-
-    def test_texts_need_none(self, tmp_path: Path) -> None:
-        LocalEvaluator(device="cpu").check_tokenizer(tmp_path, [Item(id="i", category="c", prompt="x", answer="x")])
+            local.check_tokenizer(tmp_path, [item])
+        (tmp_path / name).write_text(text)
+        local.check_tokenizer(tmp_path, [item])
+        (tmp_path / name).unlink()
+    local.check_tokenizer(tmp_path, [replace(item, prompt="x")])

@@ -17,12 +17,12 @@ import pytest
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.decoding import Decoding, keep_likely, sampler
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
+from tests.support.live import live
 
 LOCAL = LocalEvaluator(max_new_tokens=6, batch_size=16, threads=1, device="cpu")
 DRAWN = replace(LOCAL, temperature=1.0, samples=3)
@@ -31,10 +31,7 @@ PENALTY: Mapping[str, Any] = {"repetition_penalty": 1.7, "suppress_tokens": [23,
 
 @pytest.fixture(scope="module")
 def served(family: Path) -> SimpleNamespace:
-    module = load_module(family / "ant", LOCAL.module_settings())
-    return SimpleNamespace(
-        module=module, tokenizer=load_tokenizer(family / "ant"), folder=family / "ant", eos_token_ids=()
-    )
+    return live(family / "ant", LOCAL.module_settings())
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +52,11 @@ def test_no_generation_config_decodes_anything(
 ) -> None:
     plain = [record.tokens for record in LOCAL.evaluate(served, items)]
     folder = copy(family, tmp_path, "ant", PENALTY)
-    odd = SimpleNamespace(
-        module=load_module(folder, LOCAL.module_settings()), tokenizer=served.tokenizer, eos_token_ids=()
-    )
+    odd = live(folder, LOCAL.module_settings())
     assert [record.tokens for record in LOCAL.evaluate(odd, items)] == plain  # type: ignore[arg-type]
     greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
-    live = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
-    assert [record.tokens for record in live.evaluate(odd, items)] != plain  # type: ignore[arg-type]
+    bound = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
+    assert [record.tokens for record in bound.evaluate(odd, items)] != plain  # type: ignore[arg-type]
 
 
 def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, tmp_path: Path) -> None:
@@ -147,18 +142,7 @@ def test_what_sampling_leaves_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": -1.0},
-        {"temperature": float("nan")},
-        {"top_p": 0.0},
-        {"top_k": 0},
-        {"samples": 0},
-        {"samples": 2},
-        {"replicates": 2, "temperature": 1.0},
-        {"aggregate": "best"},
-        {"generation": "own"},
-    ],
+    "change", [{"top_p": 0.0}, {"samples": 2}, {"replicates": 2, "temperature": 1.0}, {"generation": "own"}]
 )
 def test_odd_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"evaluator\.\w+=|LocalEvaluator\(\w+="):

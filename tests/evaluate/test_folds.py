@@ -64,22 +64,17 @@ def test_published_scores_leave_two_folds() -> None:
     assert folds.counts()["search"] + folds.counts()["report"] == 400
 
 
-def test_a_small_category_is_dealt_into_each_fold_and_said_so() -> None:
-    folds = split_folds([*make_items(300), *make_items(8, categories=("rare",))])
-    for fold in FOLDS:
-        assert any(i.category == "rare" for i in folds.items[fold])
-    assert any("rare" in note for note in folds.notes)
-
-
 def test_many_small_categories_are_one_note() -> None:
     rare = [
         Item(id=f"{n}/{k}", category=f"rare{n:02d}", group=f"{n}/{k}", prompt="p", answer="a")
         for n in range(30)
         for k in range(4)
     ]
-    notes = split_folds([*make_items(300), *rare]).notes
+    folds = split_folds([*make_items(300), *rare])
+    notes = folds.notes
+    assert all({item.category for item in folds.items[fold]} >= {item.category for item in rare} for fold in FOLDS)
     assert len(notes) == 4
-    assert " categories have few groups: rare" in notes[0]
+    assert "few groups" in notes[0]
     assert " more: " in notes[0]
     assert all(note.startswith("fold ") and note.endswith(" and 20 more: their rates are rough") for note in notes[1:])
 
@@ -114,7 +109,6 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
         ([GOOD, "[1]"], r"x.jsonl:2: .*not list"),
-        (["[", GOOD, "]"], "x.jsonl:1: not a JSON object: .*no list"),
         ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt`"),
         ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
@@ -122,9 +116,7 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
         ([{**GOOD, "prompt": 3}], r"x.jsonl:1: `prompt`"),
         ([{**GOOD, "prompt": [{"role": "user"}]}], r"x.jsonl:1: .*`content`"),
         ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"x.jsonl:1: .*`content`"),
-        ([{**GOOD, "prompt": ["hi"]}], r"x.jsonl:1: `prompt`"),
         ([{**GOOD, "tools": [{}]}], r"x.jsonl:1: `tools`"),
-        ([{**GOOD, "tools": "f"}], r"x.jsonl:1: `tools`"),
         ([{k: v for k, v in GOOD.items() if k != "answer"}], r"x.jsonl:1: `answer`"),
         ([{**GOOD, "scorer": "exat"}], r"x.jsonl:1: .*exact"),
         (["[" * 100000], r"x.jsonl:1"),
@@ -150,7 +142,7 @@ def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none"):
         Benchmark(path=str(tmp_path / "none")).items()
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"b:1: .*not UTF-8"):
+    with pytest.raises(UserError, match=r"b: not UTF-8"):
         Benchmark(path=str(tmp_path / "b")).items()
     with pytest.raises(UserError, match=r"benchmark.path is not set"):
         Benchmark().items()

@@ -15,7 +15,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate import templates
-from souping.evaluate.engines.transformers import load_tokenizer
+from souping.evaluate.engines import load_tokenizer
 from souping.evaluate.templates import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
 from tests.support.choices import slow_unless
 

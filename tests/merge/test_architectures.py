@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.checkpoints.compatibility import preflight
 from souping.merge.local import LocalMerge
+from tests.support.checkpoints import aligned
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -54,7 +55,7 @@ def test_soup_is_the_arithmetic_and_generates(name: str, tmp_path: Path) -> None
     merge = LocalMerge()
     recipe = merge.recipe(("0", "1"), WEIGHTS, checkpoints, {seed: fingerprint(f) for seed, f in folders.items()})
     assert preflight(checkpoints) == []
-    out = merge.write(merge.plan(recipe, folders), tmp_path / "soup")
+    out = merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup")
 
     parts = [load_file(folder / "model.safetensors") for folder in folders.values()]
     soup = load_file(out / "model.safetensors")
@@ -68,7 +69,7 @@ def test_soup_is_the_arithmetic_and_generates(name: str, tmp_path: Path) -> None
     kind = type(MODELS[name]())
     written = kind.from_pretrained(out, dtype=torch.float32).eval()
     live = kind.from_pretrained(folders["0"], dtype=torch.float32).eval()
-    merge.live(checkpoints, live).pour(recipe)
+    merge.live(merge.align(checkpoints), live).pour(recipe)
     assert all(torch.equal(tensor, written.state_dict()[key]) for key, tensor in live.state_dict().items())
     prompt = torch.tensor([[5, 6, 7]])
     settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,9 @@ from souping.core.text import install
 from souping.core.types import UserError
 from souping.merge import CandidatePool, MergeBackend
 from souping.merge.accelerate import AccelerateMerge
-from souping.merge.adapters.pool import AdapterPool
-from souping.merge.local import LocalMerge
+from souping.merge.adapters import AdapterPool
+from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.merge.pool import FullModelPool
 from tests.conftest import ROOT
 from tests.merge.test_live import pool_of
 from tests.support.adapters import save_adapter
@@ -77,22 +75,6 @@ def test_the_configuration_names_the_class_and_its_settings(name: str) -> None:
     assert keys <= set(inspect.signature(made).parameters)
 
 
-def test_members_are_those_of_the_protocol(backend: MergeBackend) -> None:
-    assert isinstance(backend.method, str)
-    assert backend.base is None
-    assert backend.dtype is None
-    assert backend.vocab == "error"
-    assert backend.nonfinite == "error"
-    assert backend.resident == "none"
-    assert backend.allow_pickle is False
-    assert backend.carry is None
-    assert backend.adapters in (None, "keep")
-    assert backend.overrides is None
-    assert backend.needs() == []
-    backend.close()
-    backend.close()
-
-
 def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
     other = backend.with_settings({"dtype": "float32", "base": "somewhere", "no_such_key": 1})
     assert type(other) is type(backend)
@@ -100,17 +82,6 @@ def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
     assert backend.dtype is None
     with pytest.raises(UserError, match=r"dtype="):
         backend.with_settings({"dtype": "float8"})
-
-
-def test_a_pool_closes_its_backend(
-    backend: MergeBackend, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed: list[MergeBackend] = []
-    monkeypatch.setattr(type(backend), "close", lambda self: closed.append(self))
-    with closing(backend.with_settings({"dtype": "float32"}).open(folders)) as pool:
-        assert not closed
-    pool.close()
-    assert [one.dtype for one in closed] == ["float32", "float32"]
 
 
 def test_the_base_is_opened_and_read_once(
@@ -234,16 +205,6 @@ def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict
     assert alone.read_bytes() == (folders["m1"] / "generation_config.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "text", ["[1]", "{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1.5]}', '{"eos_token_id": true}']
-)
-def test_a_generation_config_that_is_none(backend: MergeBackend, folders: dict[str, Path], text: str) -> None:
-    (folders["m1"] / "generation_config.json").write_text(text)
-    with pytest.raises(UserError, match=r"m1/generation_config\.json: ") as caught:
-        _ = backend.open(folders).warnings
-    assert "\n" not in str(caught.value)
-
-
 def test_a_plan_says_what_will_be_done_and_is_saved(
     backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -253,14 +214,6 @@ def test_a_plan_says_what_will_be_done_and_is_saved(
     assert recipe.id in plan.describe()
     assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
     assert recipe.id in (tmp_path / "plan.json").read_text()
-
-
-def test_candidates_that_are_broken_or_do_not_fit(backend: MergeBackend, folders: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
-        backend.open({**folders, "x": folders["m0"] / "nowhere"})
-    other = pool_of(folders["m0"].parent / "other", (103,))
-    with pytest.raises(UserError, match="shapes differ"):
-        _ = backend.open({**folders, "wide": other["m0"]}).warnings
 
 
 def test_a_pool_of_adapters(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from souping.checkpoints.checkpoint import fingerprint
-from souping.merge.digests import PassingDigest
+from souping.merge.writer import PassingDigest
 from tests.conftest import Cli
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)

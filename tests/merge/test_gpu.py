@@ -11,18 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.dtypes import FLOATS, size_of
+from souping.checkpoints.header import FLOATS, size_of
 from souping.core.types import UserError
-from souping.merge import accelerate, gpu, kernels
-from souping.merge.accelerate import AccelerateMerge, usable_gpu
-from souping.merge.gpu import CudaShardWriter
+from souping.merge import accelerate, kernels
+from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 from tests.merge.test_accelerate import contents, planned, siblings, spoil, staging
 
 
 def test_torch_on_this_processor_agrees() -> None:
-    assert gpu.agrees(torch.device("cpu"))
+    assert kernels.agrees(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("broken", ["add_", "to"])
@@ -41,8 +40,8 @@ def test_a_device_that_rounds_otherwise_is_found_out(
         return to(self, *arguments)
 
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut}[broken])
-    assert not gpu.agrees(torch.device("cpu"))
-    monkeypatch.setattr(gpu, "agrees", lambda _: False)
+    assert not kernels.agrees(torch.device("cpu"))
+    monkeypatch.setattr(accelerate, "agrees", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     accelerate.log.disabled = False
     assert usable_gpu(0) is None
@@ -64,13 +63,13 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     with np.errstate(all="ignore"):
         total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
         wanted = kernels.narrow(total, dtype)
-    got, finite = gpu.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
+    got, finite = kernels.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
     assert got.numpy().tobytes() == wanted.tobytes()
     assert bool(finite) == kernels.finite(wanted, dtype)
 
 
 class Stream:
-    """Stands in for a CUDA stream or event: work is done when it is queued."""
+    """Stands in for a CUDA stream: work is done when it is queued."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -81,21 +80,15 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def record(self, *_: Any) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The CPU in a GPU's place."""
     empty = torch.empty
-    for name in ("Stream", "Event", "device", "stream"):
+    for name in ("Stream", "device", "stream"):
         monkeypatch.setattr(torch.cuda, name, Stream)
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
-    monkeypatch.setattr(gpu, "LARGEST", 1 << 16)  # several blocks in flight
+    monkeypatch.setattr(accelerate, "LARGEST", 1 << 16)  # several blocks at a time
     return torch.device("cpu")
 
 
@@ -148,5 +141,5 @@ def test_a_single_rank_writes_with_its_gpu_in_the_run_itself(
 @pytest.mark.parametrize("case", CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    assert gpu.agrees(device)
+    assert kernels.agrees(device)
     check_gpu(case, device, tmp_path)

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.dtypes import size_of
+from souping.checkpoints.header import size_of
 from souping.core.types import UserError
 from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
-from souping.merge.methods import METHODS, Method, check_count, slerp_weights, stock_weights
+from souping.merge.methods import METHODS, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
@@ -153,12 +153,6 @@ def test_model_stock_of_agreeing_and_of_unrelated_models() -> None:
 def test_methods_say_how_many_models_they_take(name: str, count: int) -> None:
     with pytest.raises(UserError, match=rf"merge\.method={name} needs"):
         check_count(name, count)
-
-
-def test_a_method_of_ones_own_is_one_function() -> None:
-    largest = Method(function=lambda tensors, weights: np.max(np.stack(tensors), axis=0))
-    a, b = np.array([1.0, 5.0], np.float32), np.array([3.0, 2.0], np.float32)
-    assert largest([a, b], (0.5, 0.5)).tolist() == [3.0, 5.0]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from souping.merge.chunks import chunks
 from souping.merge.kernels import delta, linear
 from souping.merge.live import Device, LiveModule
 from souping.merge.local import LocalMerge
-from souping.merge.planner import Alignment
-from tests.support.checkpoints import opened
+from tests.support.checkpoints import aligned, opened
 
 
 def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
@@ -51,11 +50,11 @@ def test_pour_after_pour_equals_loading_what_was_written(tmp_path: Path, compute
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     module = loaded(folders["m0"], compute)
     storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-    live = merge.live(checkpoints, module)
+    live = merge.live(merge.align(checkpoints), module)
     for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
         recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
         live.pour(recipe)
-        written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / f"soup{number}"), compute)
+        written = loaded(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / f"soup{number}"), compute)
         for name, tensor in written.state_dict().items():
             assert torch.equal(module.state_dict()[name], tensor), name
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == storages
@@ -66,11 +65,12 @@ def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
     folders = pool_of(tmp_path, (97, 103, 97), tie_word_embeddings=True)
     merge, (checkpoints, fingerprints) = LocalMerge(vocab=rule), opened(folders)
     module = loaded(folders["m0"], torch.float32)
-    live = merge.live(checkpoints, module)
+    live = merge.live(merge.align(checkpoints), module)
     for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
         recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
         live.pour(recipe)
-        written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / f"soup{number}"), torch.float32)
+        soup = merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / f"soup{number}")
+        written = loaded(soup, torch.float32)
         state = module.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in written.state_dict().items())
 
@@ -83,7 +83,7 @@ def test_parameters_that_are_not_in_one_piece(tmp_path: Path) -> None:
     weight = odd.model.layers[0].mlp.up_proj.weight
     odd.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.detach().t().contiguous().t())
     for module in (plain, odd):
-        merge.live(checkpoints, module).pour(recipe)
+        merge.live(merge.align(checkpoints), module).pour(recipe)
     assert not odd.model.layers[0].mlp.up_proj.weight.is_contiguous()
     assert all(torch.equal(tensor, odd.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
@@ -93,7 +93,7 @@ def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
     with pytest.raises(UserError, match=r"nothing for model\.layers\.1\."):
-        merge.live(checkpoints, llama(0, num_hidden_layers=2)).pour(recipe)
+        merge.live(merge.align(checkpoints), llama(0, num_hidden_layers=2)).pour(recipe)
 
 
 def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_nan_in_an_ingredient_is_found_while_pouring(tmp_path: Path) -> None:
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     recipe = merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints)
     with pytest.raises(UserError, match=r"NaN or infinity in tensor model\.norm\.weight in .*m1"):
-        merge.live(checkpoints, loaded(folders["m0"], torch.float32)).pour(recipe)
+        merge.live(merge.align(checkpoints), loaded(folders["m0"], torch.float32)).pour(recipe)
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
@@ -119,10 +119,10 @@ def test_the_code_for_devices_gives_the_same_bits(
     fields: dict[str, Any] = {"base": str(folders["m2"]), "scale": 0.9} if method != "linear" else {}
     merge, (checkpoints, fingerprints) = LocalMerge(method=method, **fields), opened(folders)
     recipe = merge.recipe(("m0", "m1"), (0.35, 0.65), checkpoints, fingerprints)
-    base = checkpoints["m2"] if method != "linear" else None
-    made = Alignment(checkpoints, base).plan(recipe)
-    live = LiveModule(checkpoints, llama(0), base=base)
-    device = Device(torch.device("cpu"), live._row, keep)
+    alignment = merge.align(checkpoints)
+    made = alignment.plan(recipe)
+    live = LiveModule(alignment, llama(0))
+    device = Device(live._row, keep)
     out = torch.from_file(str(merge.write(made, tmp_path / "soup") / "model.safetensors"), size=8, dtype=torch.uint8)
     data = (tmp_path / "soup" / "model.safetensors").read_bytes()[8 + int.from_bytes(out.numpy().tobytes(), "little") :]
     for _ in range(2):
@@ -136,16 +136,15 @@ def test_the_code_for_devices_gives_the_same_bits(
 def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = pool_of(tmp_path)
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
-    aligned: list[tuple[str, ...]] = []
-    monkeypatch.setattr(planner, "align", lambda pool, vocab: aligned.append(tuple(pool)) or align(pool, vocab))
+    pools: list[tuple[str, ...]] = []
+    monkeypatch.setattr(planner, "align", lambda pool, vocab: pools.append(tuple(pool)) or align(pool, vocab))
     made = merge.align(checkpoints)
     live = merge.live(made, loaded(folders["m0"], torch.float32))
     three = [(0.2, 0.5, 0.3), (0.3, 0.3, 0.4), (0.25, 0.25, 0.5)]
     for weights in [*three, (0.5, 0.0, 0.5), (0.0, 1.0, 0.0), *three, (0.25, 0.0, 0.75)]:
         recipe = merge.recipe(tuple(folders), weights, checkpoints, fingerprints)
         live.pour(recipe)
-        assert merge.plan(recipe, made) == merge.plan(recipe, folders)
-    assert len(aligned) == 3 + 9  # three sets of ingredients; each plan of folders is on its own
+    assert len(pools) == 3
 
 
 @pytest.mark.parametrize(("method", "resident"), [
@@ -169,10 +168,10 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(tmp_path: Path
     written = {}
     for recipe in recipes:
         if recipe.id not in written:
-            out = merge.write(merge.plan(recipe, folders), tmp_path / recipe.id)
+            out = merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / recipe.id)
             written[recipe.id] = loaded(out, torch.float32).state_dict()
     module = loaded(folders["m0"], torch.float32)
-    live = merge.live(checkpoints, module)
+    live = merge.live(merge.align(checkpoints), module)
     for recipe in [*recipes, *reversed(recipes)]:
         live.pour(recipe)
         assert all(torch.equal(t, written[recipe.id][name]) for name, t in module.state_dict().items()), recipe
@@ -182,12 +181,12 @@ def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path
     folders = pool_of(tmp_path)
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     module = loaded(folders["m0"], torch.float32)
-    live = merge.live(checkpoints, module)
+    live = merge.live(merge.align(checkpoints), module)
     live.pour(merge.recipe(tuple(folders), (0.2, 0.5, 0.3), checkpoints, fingerprints))
     module.to(torch.bfloat16)
     norm = module.model.norm
     norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
     recipe = merge.recipe(tuple(folders), (0.3, 0.4, 0.3), checkpoints, fingerprints)
     live.pour(recipe)
-    written = loaded(merge.write(merge.plan(recipe, folders), tmp_path / "soup"), torch.bfloat16)
+    written = loaded(merge.write(merge.plan(recipe, aligned(merge, folders)), tmp_path / "soup"), torch.bfloat16)
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in written.state_dict().items())

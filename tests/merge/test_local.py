@@ -14,8 +14,7 @@ from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from souping.merge.plan import parse_size
 from souping.merge.planner import matcher, plan
-from souping.merge.writer import write_checkpoint
-from tests.support.checkpoints import expected, family, load, opened, random_tensors, same_bits, save, simple, soup_of
+from tests.support.checkpoints import expected, family, opened, random_tensors, same_bits, save, simple, soup_of
 
 
 @pytest.mark.parametrize("rule", ["union", "intersect"])
@@ -68,20 +67,6 @@ def test_a_carrier_without_a_tokenizer_is_refused_where_another_has_one(tmp_path
     assert (pool.write(recipe, tmp_path / "soup") / "tokenizer.json").is_file()
 
 
-def test_the_shapes_of_fusion_bench_215(tmp_path: Path) -> None:
-    folders = {}
-    for rows in (128320, 128256):
-        tensors = {"model.embed_tokens.weight": torch.randn(rows, 2).bfloat16(), "model.norm.weight": torch.ones(2)}
-        folders[str(rows)] = save(tmp_path / str(rows), tensors, {"vocab_size": rows, "tie_word_embeddings": True})
-    recipe = simple(folders, (0.5, 0.5), vocab="union")
-    soup = load(write_checkpoint(plan(recipe, folders), tmp_path / "soup"))
-    assert soup["model.embed_tokens.weight"].shape == (128320, 2)
-    long = load(folders["128320"])["model.embed_tokens.weight"]
-    assert same_bits(soup["model.embed_tokens.weight"][128256:], long[128256:])
-    with pytest.raises(UserError, match=r"merge\.vocab=union"):
-        plan(simple(folders, (0.5, 0.5)), folders)
-
-
 def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
     overrides = {"layers.0-0": [1.0, 0.0], "*.mlp.*": [0.25, 0.75]}
@@ -116,7 +101,7 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
     ("fields", "message"),
     [
         ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
-        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "ends before it starts"),
+        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "must be ascending"),
         ({"overrides": {"a": "x"}}, r"\(overrides="),
         ({"overrides": {"a": [True, False]}}, r"\(overrides="),
         ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
@@ -126,7 +111,6 @@ def test_patterns(pattern: str, name: str, hit: bool) -> None:
         ({"resident": "gpu"}, r"\(resident="),
         ({"max_shard_size": "0"}, r"merge\.max_shard_size=0"),
         ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
-        ({"num_processes": 2}, r"merge\.num_processes=2 needs merge=accelerate"),
         ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
         ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
         ({"scale": float("nan"), "method": "task_arithmetic", "base": "x"}, r"\(scale=nan"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.merge import chunks, writer
-from souping.merge.__main__ import main, meter
+from souping.merge.__main__ import main
 from souping.merge.plan import MergePlan
 from souping.merge.planner import plan
 from souping.merge.writer import write_checkpoint
@@ -62,7 +61,7 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     assert len(made.shards) == 40
     free = write_checkpoint(made, tmp_path / "free")
     made.save(tmp_path / "plan.json")
-    tight = f"ulimit -n 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
+    tight = f"ulimit -Sn 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
     done = subprocess.run(["bash", "-c", tight], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for path in free.iterdir():
@@ -123,8 +122,8 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     script = f"""
         import os, pathlib, signal
         from souping.merge.writer import write_checkpoint
-        from souping.merge.plan import MergePlan
-        plan = MergePlan.load(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
+        from souping.merge.planner import load_plan
+        plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
         write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     """
@@ -170,18 +169,6 @@ def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Pat
     chunk = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
     block = next(chunks.blocks(replace(chunk, count=1 << 30)))
     assert block.count * count <= chunks.ROWS
-
-
-def test_the_meter_shows_share_and_speed_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert meter(10**9) is None
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    show = meter(10**9)
-    assert show is not None
-    show(1, 100)
-    show(100, 100)
-    assert re.search(r"100\.0 % +\d+\.\d\d GB/s\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("lost", ["folder", "config.json"])

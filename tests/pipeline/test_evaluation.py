@@ -77,7 +77,7 @@ def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict
         ).run()
     assert heard == list(range(trials))
     assert found.result.objective == 0.8
-    assert found.weights == (0.5, 0.5)
+    assert found.recipe.weights == (0.5, 0.5)
 
 
 def asked(store: Store, judge: FakeEvaluator, items: Sequence[Item], ends: tuple[int, ...] = ()) -> int:

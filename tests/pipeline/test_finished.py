@@ -119,27 +119,13 @@ def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tm
     )
 
 
-@pytest.mark.slow
-def test_a_plan_counts_the_answers_that_a_search_had(family: Path, souping: Cli, tmp_path: Path) -> None:
-    arguments = [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=grid"]
-    arguments += ["analysis=[consistency]", "analysis.consistency.soups=6"]
-    done = souping(*arguments, "hydra.run.dir=run")
-    assert done.code == 0, done.err
-    assert "0 of them new: 0 answers" in done.out + done.err
-    planned = souping(*arguments, "plan=true", "hydra.run.dir=plan")
-    assert planned.code == 0, planned.err
-    stages = json.loads((tmp_path / "plan/plan.json").read_text())["stages"]
-    assert [stage["todo"] for stage in stages if "consistency" in stage["name"]] == [[0, 0]]
-
-
 def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
     run: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_count.py").write_text(OWN)
     (tmp_path / "parts" / "analysis").mkdir(parents=True)
-    odd = {"none": "a NoneType, not a mapping", "text": "sentences that are no list", "wide": "a table of 1 columns"}
-    odd |= {"number": "sentences that are no list", "row": "a table of 2 columns"}
+    odd = ("none", "text", "wide", "number", "row")
     settings = {"count": "gives: null", "broken": "fails: true", **{word: f"gives: {word}" for word in odd}}
     for name, setting in settings.items():
         node = f"# @package analysis.{name}\n_target_: my_count.Count\n{setting}\n"
@@ -150,8 +136,8 @@ def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
     made = analyses_of(run)
     assert made["broken"]["failed"].startswith("ZeroDivisionError")
     assert "my_count.py" in (run / "report.md").read_text()
-    for word, fault in odd.items():
-        assert re.search(rf"my_count.Count \(.*my_count.py:\d+\) gave {fault}", made[word]["failed"])
+    for word in odd:
+        assert re.search(r"my_count.Count \(.*my_count.py:\d+\) must give", made[word]["failed"])
 
 
 def test_what_cannot_be_done_is_refused_and_the_report_stays(
@@ -167,10 +153,10 @@ def test_what_cannot_be_done_is_refused_and_the_report_stays(
         (("run=run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
         (("run=run", "analysis=wins", "analysis.wins.solvd=1"), ("solvd",)),
         (("run=run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
-        (("run=run", "wins"), ("wins", "KEY=VALUE")),
+        (("run=run", "wins"), ("wins", "run=")),
         (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
         (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
-        (("run=run", "-m", "seed=1,2"), ("-m", "KEY=VALUE")),
+        (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
         (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
         (("run=run", "analysis=shapley", "shapley.value=winner"), ("merge.base=FOLDER",)),
         (("run=run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),

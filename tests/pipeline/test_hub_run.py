@@ -96,7 +96,10 @@ def test_a_pool_that_does_not_fit_is_told_before_its_weights_travel(
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
 
 
-@pytest.mark.slow
+def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> None:
+    souping(*quick(family, "org/ant,org/nobody")).refused("org/nobody", "hf auth login")
+
+
 def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub, family: Path, souping: Cli) -> None:
     files = files_of(family / "ant")
     hub.add("org/mute", {name: files[name] for name in ("config.json", SINGLE)})
@@ -104,10 +107,6 @@ def test_a_model_without_a_tokenizer_is_told_before_its_weights_travel(hub: Hub,
     hub.add("org/bare", {n: d for n, d in bare["org/bee"].items() if n in ("config.json", SINGLE)})
     souping(*quick(family, "org/mute,org/bare")).refused("candidate mute: org/mute@", "has no tokenizer")
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
-
-
-def test_a_missing_model_is_one_line(hub: Hub, family: Path, souping: Cli) -> None:
-    souping(*quick(family, "org/ant,org/nobody")).refused("org/nobody", "hf auth login")
 
 
 @pytest.mark.slow
@@ -157,14 +156,3 @@ def test_adapters_bring_their_base_from_the_hub(hub: Hub, family: Path, souping:
     done = souping(*again)
     assert done.code == 0, done.err
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
-
-
-@pytest.mark.slow
-def test_a_base_model_may_be_named_by_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
-    hub.add("org/base", files_of(family / "base"))
-    made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "merge.method=task_arithmetic"]
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    assert souping(*made, pool, "merge.base=org/base", "out=soup").code == 0
-    assert souping(*made, pool, f"merge.base={family / 'base'}", "out=local").code == 0
-    assert (tmp_path / "soup" / SINGLE).read_bytes() == (tmp_path / "local" / SINGLE).read_bytes()
-    souping(*made, pool, "merge.base=org/none", "out=no").refused("merge.base=org/none", "hf auth login")

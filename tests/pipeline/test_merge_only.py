@@ -30,7 +30,7 @@ def merge(souping: Cli, family: Path, *more: str) -> None:
     assert "GB/s" in done.out + done.err
 
 
-def test_weights_by_hand_make_a_soup_that_loads_and_is_the_average(souping: Cli, family: Path, tmp_path: Path) -> None:
+def test_a_soup_loads_and_is_the_average(souping: Cli, family: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,52 +84,18 @@ def test_a_changed_ingredient_is_refused(souping: Cli, family: Path, tmp_path: P
     assert not (tmp_path / "again").exists()
 
 
-def test_a_spoilt_recipe_is_refused(souping: Cli, family: Path, tmp_path: Path) -> None:
-    merge(souping, family)
-    path = tmp_path / "soup" / "recipe.json"
-    recipe = json.loads(path.read_text())
-    for change, needle in (
-        ({"weights": [0.2, 0.5, 0.3]}, "edited"),
-        ({"fingerprints": None}, "`fingerprints`"),
-        ({"weights": [1.0]}, "one length"),
-        ({"weights": ["a", "b", "c"]}, "`weights`"),
-        ({"weights": [0, 0, 0]}, "above zero"),
-    ):
-        path.write_text(json.dumps({key: value for key, value in {**recipe, **change}.items() if value is not None}))
-        with pytest.raises(UserError, match=rf"^recipe=(?s:.*){needle}"):
-            read_recipe(path)
-    souping("+experiment=rebuild", f"recipe={path}", "out=again").refused("above zero")
-
-
 def test_recipes_that_are_none(souping: Cli, tmp_path: Path) -> None:
-    souping("+experiment=rebuild", "out=again").refused("recipe is not set")
-    souping("+experiment=rebuild", "recipe=none.json", "out=again").refused("recipe=none.json")
     (tmp_path / "x.json").write_text("{")
-    souping("+experiment=rebuild", "recipe=x.json", "out=again").refused("not JSON")
     (tmp_path / "y.json").write_text("[]")
-    souping("+experiment=rebuild", "recipe=y.json", "out=again").refused("y.json")
-
-
-def test_a_soup_with_a_base_is_rebuilt_from_its_recipe_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
-    merge(souping, family, "merge.method=task_arithmetic", f"merge.base={family / 'base'}", "merge.scale=0.5")
-    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
-    assert done.code == 0, done.err
-    same_folder(tmp_path / "soup", tmp_path / "again")
+    for name in ("", "none.json", "x.json", "y.json"):
+        words = [f"recipe={name}"] if name else []
+        souping("+experiment=rebuild", *words, "out=again").refused("recipe", name)
 
 
 @pytest.mark.parametrize("optimiser", ["grid", "greedy_soup"])
 def test_a_search_without_items_is_refused(souping: Cli, family: Path, optimiser: str) -> None:
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("+experiment=merge", pool, f"optimiser={optimiser}").refused("no items to search on")
-
-
-def test_items_are_no_part_of_a_merge(souping: Cli, family: Path, tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl").write_text('{"id": "1", "category": "c", "prompt": "?", "answer": "!"}\n')
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    words = [pool, "optimiser=uniform", "benchmark=jsonl", "benchmark.path=items.jsonl"]
-    souping("+experiment=merge", *words).refused("no scores is chosen", "leave it out if there are items")
-    for choice, none in (("selector=topk", "objective"), ("evaluator=local", "engine")):
-        souping("+experiment=merge", *words[:2], choice).refused(f"no {none} is chosen: add {none}=NAME")
 
 
 def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
@@ -155,12 +121,6 @@ def test_a_plan_is_shown_saved_and_cooked_alone(souping: Cli, family: Path, tmp_
     assert one == two
 
 
-def test_mergekits_ties_without_a_base_is_refused_before_any_work(souping: Cli, family: Path) -> None:
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    arguments = ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "merge=mergekit"]
-    souping(*arguments).refused("merge.method=ties needs the base model: set merge.base=FOLDER")
-
-
 def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -181,27 +141,12 @@ def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_pa
     same_folder(tmp_path / "soup", tmp_path / "again")
 
 
-def test_a_soup_of_pickles_is_rebuilt_where_they_are_allowed(souping: Cli, family: Path, tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    for name in ("ant", "bee"):
-        shutil.copytree(family / name, tmp_path / name)
-        weights = tmp_path / name / "model.safetensors"
-        torch.save(load_file(weights), tmp_path / name / "pytorch_model.bin")
-        weights.unlink()
-    allowed = "merge.allow_pickle=true"
-    assert souping("+experiment=merge", "pool.candidates=[ant,bee]", "optimiser=uniform", "out=soup", allowed).code == 0
-    again = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again"]
-    souping(*again).refused("merge.allow_pickle=true")
-    done = souping(*again, allowed)
-    assert done.code == 0, done.err
-    same_folder(tmp_path / "soup", tmp_path / "again")
-
-
 @pytest.mark.parametrize(
     "change",
     [
+        {"id": "edited"},
+        {"weights": [0, 0, 0]},
+        {"weights": [1.0]},
         {"ingredients": [["a"], ["b"], ["c"]]},
         {"ingredients": ["a", "a", "a"]},
         {"ingredients": "abc"},
@@ -239,13 +184,7 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: 
     table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
     table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
     with suppress(TypeError, ValueError, AttributeError, OverflowError):  # an edit that hides itself
-        table["id"] = recipe_from_dict(table).id if isinstance(table["id"], str) else table["id"]
+        table["id"] = recipe_from_dict(table).id if table["id"] == "x" else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=r"^recipe=.*r\.json"):
         read_recipe(tmp_path / "r.json")
-
-
-def test_a_card_beside_the_recipe_that_is_no_text(souping: Cli, family: Path, tmp_path: Path) -> None:
-    merge(souping, family)
-    (tmp_path / "soup" / "README.md").write_bytes(b"---\nx: \xe9\n")
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("README.md", "UTF-8")

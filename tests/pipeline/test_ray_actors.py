@@ -1,9 +1,10 @@
-"""executor=ray with real actors on this machine: spread, lost and ended; drivers that are killed."""
+"""executor=ray with real actors on this machine: spread, lost and ended; drivers that are killed; a job of SLURM."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from souping.core.types import Request, Response, UserError
 from souping.pipeline import ray_actors
 from souping.pipeline.ray_actors import RayExecutor, RayWorkers
 from tests.conftest import ROOT, Cli, pool_of
-from tests.pipeline.test_run import report_of, rows_in, timeless
+from tests.pipeline.test_run import killed_at, report_of, timeless
 from tests.support.actors import Busy, Makes, requests
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
@@ -142,17 +143,7 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid", "optimiser.trials=4")
-    command = [sys.executable, "-m", "souping", *call]
-    victim = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
-    )
-    store = tmp_path / "outputs/store.sqlite"
-    while victim.poll() is None and rows_in(store) < 200:
-        time.sleep(0.05)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    kept = rows_in(store)
-    assert kept >= 200
+    kept = killed_at(200, call, tmp_path)
     assert souping(*call, "hydra.run.dir=outputs/fam/resumed").code == 0
     here = [word for word in call if not word.startswith("executor")]
     assert souping(*here, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fam/fresh").code == 0
@@ -161,3 +152,50 @@ def test_ray_gives_what_this_process_gives_and_a_killed_driver_goes_on(
     assert fresh["recipe"] == resumed["recipe"]
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
     assert timeless(fresh)["verdict"] == timeless(resumed)["verdict"]
+
+
+SRUN = """#!/bin/bash
+echo "srun $*" >> "$LOG"
+while [[ "$1" == -* ]]; do if [ "$1" = -w ]; then shift; fi; shift; done
+if [ "$1" = hostname ]; then echo 127.0.0.1; else exec "$@"; fi
+"""
+SCONTROL = '#!/bin/bash\necho "scontrol $*" >> "$LOG"\necho node1\n'
+
+
+def stand_ins(folder: Path) -> Path:
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_search_runs_on_the_nodes_of_a_job(family: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{stand_ins(tmp_path / 'bin')}:{folder}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "LOG": str(log),
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "RAY_PORT": str(free_port()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    call = [*pool_of(family), "selector=topk", "selector.k=2", "executor.actors=1", "optimiser=uniform"]
+    done = subprocess.run(
+        ["bash", str(ROOT / "sweeps/slurm_search.sh"), *call, "hydra.run.dir=out"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert report_of(tmp_path / "out")["rows"]
+    told = log.read_text().splitlines()
+    assert told[0] == "scontrol show hostnames node1"
+    assert "--min-nodes 1 -- python -m souping executor=ray executor.address=auto" in told[-1]

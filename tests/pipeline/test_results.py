@@ -145,12 +145,6 @@ class TestShow:
         assert souping("show", "run", "--store", "moved.sqlite").err == ""
         souping("show", "run", "--store", "none.sqlite").refused("there is no such file")
 
-    def test_a_dry_run_needs_no_note(self, family: Path, souping: Cli, tmp_path: Path) -> None:
-        assert souping(*pool_of(family, "ant", "bee"), *FIXED, "limit=2", "hydra.run.dir=run").code == 0
-        assert "6 items" in souping("show", "run").out
-        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-            assert db.execute("SELECT COUNT(*) FROM views").fetchone() == (0,)
-
     def test_damaged_samples_are_told(self, souping: Cli, finished_copy: Path) -> None:
         path = finished_copy / "samples.jsonl.gz"
         path.write_bytes(path.read_bytes()[:-200])

@@ -18,7 +18,7 @@ from souping.pipeline import upload
 from tests.conftest import Cli
 from tests.support.adapters import change_config, save_adapter
 from tests.support.family import NAMES
-from tests.support.hub import Hub, Repo, User, files_of, serving
+from tests.support.hub import Hub, User, files_of, serving
 
 LICENCES = {"ant": "mit", "bee": "apache-2.0", "cat": "llama3.1"}
 WRITER, READER, STRANGER = ("hf_" + letter * 20 for letter in "wrs")
@@ -84,16 +84,11 @@ def test_a_run_sends_its_soup_with_the_reports_numbers_and_it_comes_back_the_sam
     text = hub.repos["team/Llama-soup"].head["README.md"].decode()
     matter, report = front(text), json.loads((tmp_path / "run/report.json").read_text())
     assert matter["base_model"] == ["org/ant", "org/bee", "org/cat"]
-    assert matter["base_model_relation"] == "merge"
-    assert {"merge", "souping"} <= set(matter["tags"])
-    assert matter["license"] == "other"
     assert all(f"{name} ({licence})" in text for name, licence in LICENCES.items())
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
     assert f"{100 * soup['objective']['mean']:.1f}" in text
     assert report["verdict"]["sentence"].split(",")[0].split("(")[0].strip() in text
     assert f"org/ant@{hub.repos['org/ant'].refs['main']}" in text
-    assert "Run it in this folder" in text
-    assert "pool.candidates" not in text
 
 
 class TestWhoMayNot:
@@ -130,17 +125,11 @@ class TestWhoMayNot:
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         souping(*merge("upload=me/soup")).refused("upload=me/soup", needle)
 
-    def test_a_run_that_makes_no_soup(self, hub: Hub, souping: Cli, family: Path) -> None:
-        souping(*run(family, "me/soup", "stop_after=search")).refused("leave stop_after=search out")
-
     @pytest.mark.parametrize(
         ("scopes", "may"),
         [
             ([{"entity": {"name": "me"}, "permissions": ["repo.content.read", "repo.write"]}], True),
-            ([{"entity": {"name": "me/soup"}, "permissions": ["repo.write"]}], True),
             ([{"entity": {"name": "me"}, "permissions": ["repo.content.read"]}], False),
-            ([{"entity": {"name": "team"}, "permissions": ["repo.write"]}], False),
-            ([], False),
         ],
     )
     def test_fine_grained_tokens(
@@ -190,18 +179,8 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
 
-@pytest.mark.parametrize("head", ["license: [a", "- a"], ids=["broken", "a list"])
 @pytest.mark.slow
-def test_a_card_that_cannot_be_read_is_one_line(hub: Hub, souping: Cli, tmp_path: Path, head: str) -> None:
-    assert souping(*merge()).code == 0
-    (tmp_path / "soup/README.md").write_text(f"---\n{head}\n---\n# mine\n")
-    with pytest.raises(UserError, match=r"soup/README\.md: cannot be read as a model card: "):
-        upload.push(upload.Target("me/soup"), tmp_path / "soup")
-    assert "me/soup" not in hub.repos
-
-
-@pytest.mark.slow
-def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
+def test_a_soup_sent_later_keeps_its_card_and_gets_the_licences(
     hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -212,15 +191,13 @@ def test_a_soup_that_lies_there_keeps_its_card_and_gets_a_licence(
     assert souping(*made).code == 0
     monkeypatch.chdir(tmp_path)
     assert upload.main(["soup", "me/soup"]) == 0
-    card = hub.repos["me/soup"].head["README.md"].decode()
-    assert front(card)["license"] == "other"
-    assert front(card)["base_model"] == ["org/bee"]
-    assert "bee (apache-2.0), mine (gpl-3.0)" in card
-    assert "## Rebuild" in card
+    card = hub.repos["me/soup"].head["README.md"]
+    assert card.startswith((tmp_path / "soup/README.md").read_bytes().rstrip())
+    assert b"bee (apache-2.0), mine (gpl-3.0)" in card
 
 
 @pytest.mark.slow
-def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_the_licence_of_the_base_of_adapters_is_listed(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
     base = b"---\nlicense: llama3.1\n---\n"
     hub.add("org/base", {**files_of(family / "base"), "README.md": base})
     for seed, name in enumerate(("one", "two")):
@@ -232,7 +209,6 @@ def test_the_base_of_adapters_has_its_say_in_the_licence(hub: Hub, family: Path,
     assert done.code == 0, done.err
     repo = hub.repos["me/Llama-adapter"].head
     assert "adapter_model.safetensors" in repo
-    assert front(repo["README.md"])["license"] == "other"
     assert b"the base model (llama3.1)" in repo["README.md"]
 
 
@@ -240,11 +216,3 @@ def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.Captu
     assert upload.main([str(tmp_path), "me/soup"]) == 2
     assert "not a soup's folder" in capsys.readouterr().err
     assert "me/soup" not in hub.repos
-
-
-@pytest.mark.slow
-def test_an_empty_repository_may_be_there_already(hub: Hub, souping: Cli) -> None:
-    hub.repos["me/soup"] = Repo()
-    hub.repos["me/soup"].commit({".gitattributes": b"*.safetensors filter=lfs", "README.md": b"soon"})
-    assert souping(*merge("upload=me/soup")).code == 0
-    assert hub.repos["me/soup"].head[".gitattributes"] == b"*.safetensors filter=lfs"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from souping.report.cards import card
+from souping.pipeline.upload import card
 from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
 from souping.report.format import escape_markdown
 from souping.report.terminal import also_table, gate_table, report_table

@@ -1,14 +1,18 @@
-"""What every weight search promises: add a row, and it is held to all of it."""
+"""What every weight search promises (add a row, and it is held to all of it), and what each adds."""
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 
+from souping.core import simplex
 from souping.core.protocols import Strategy
-from souping.core.types import UserError
+from souping.core.types import Cell, Result, UserError, Weights
 from souping.search.adaptive import Adaptive
 from souping.search.nevergrad import Nevergrad
-from souping.search.points import Fixed, GreedySoup, Grid, Uniform
+from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
 from souping.testing import check_strategy, search, search_space
 from tests.support.choices import differing, each
 
@@ -40,3 +44,112 @@ def test_it_conforms(strategy: Strategy) -> None:
     if known is not None:
         requested = set(search(strategy, limit=200)[0])
         assert len(requested) == min(len(known), strategy.trials or len(known))
+
+
+@pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
+def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, soups: int) -> None:
+    points = Grid().known_points(size)
+    assert len({tuple(round(w, 6) for w in p) for p in points}) == len(points) == soups == Grid().count(size)
+    assert set(simplex.grid(size)) | set(simplex.vertices(size)) <= {
+        p for p in points if p != simplex.uniform(size)
+    } | {min(simplex.grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
+
+
+def test_a_grid_without_a_point_is_refused() -> None:
+    with pytest.raises(UserError, match="no point for 11 ingredients"):
+        Grid().known_points(11)
+    with pytest.raises(UserError, match="over a million"):
+        Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6)
+
+
+def test_grid_says_its_number_of_points() -> None:
+    assert Grid().describe(3) == "grid: 40 soups (36 points of step 0.1, uniform, 3 singles)"
+    assert Grid(trials=1).describe(3).endswith("singles), at most 1 soup")
+    assert Grid(budget=12000).describe(3).endswith("singles), at most 12,000 items")
+    assert Grid(trials=12).count(3) == 12
+
+
+def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
+    search = Search([(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+    flat = Result(objective=0.7, categories={}, items=1)
+    for cell in [search.ask() for _ in range(3)][::-1]:
+        assert cell is not None
+        search.tell(cell, flat)
+    assert search.best() == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("limit", ["trials", "budget"])
+def test_limits_below_one_are_refused(limit: str) -> None:
+    for kind in (Grid, Uniform, Nevergrad):
+        with pytest.raises(UserError, match=f"{limit}=.* at least 1"):
+            kind(**{limit: 0})
+
+
+def test_nevergrad_names_the_nearest_optimiser() -> None:
+    with pytest.raises(UserError, match="did you mean OnePlusOne"):
+        Nevergrad(name="OnePlusOn")
+    with pytest.raises(UserError, match="never ends by itself"):
+        Nevergrad(trials=None)
+    with pytest.raises(UserError, match="no lattice point"):
+        Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0)
+
+
+def test_a_seed_decides_nevergrads_proposals_and_its_check_moves_no_random_numbers() -> None:
+    before = np.random.RandomState(3).get_state()
+    np.random.set_state(before)
+    assert search(Nevergrad(trials=9), seed=1)[0] != search(Nevergrad(trials=9), seed=2)[0]
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
+    for given in ([0.4, 0.6], [0.4, 0, 0.6]):
+        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Cell(weights=(0.4, 0.6))
+    with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
+        Fixed(weights=[0.4, 0.2, 0.4]).start(search_space(("a", "c")), 0)
+    with pytest.raises(UserError, match="has 4 weights"):
+        Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
+    with pytest.raises(UserError, match=r"sums to 0.9"):
+        Fixed(weights=[0.4, 0.5])
+
+
+def grown(scores: dict[frozenset[int], float], late: bool) -> tuple[list[Weights], Weights]:
+    """Run a greedy soup over three ingredients; with `late`, three requests are open before a result comes."""
+    optimiser, asked = GreedySoup().start(search_space(), 0), list[Weights]()
+    waiting: list[Cell] = []
+    while (cell := optimiser.ask()) is not None or waiting:
+        if cell is not None:
+            asked.append(cell.weights)
+            waiting.append(cell)
+        if cell is None or not late or len(waiting) == 3:
+            first = waiting.pop(0)
+            members = frozenset(i for i, w in enumerate(first.weights) if w)
+            optimiser.tell(first, Result(objective=scores[members], categories={}, items=1))
+    return asked, optimiser.best()
+
+
+GREEDY = {
+    "grows": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.8, 102: 0.9}, {0, 1, 2}),
+    "rejects the equal": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.7, 10: 0.75}, {0, 1}),
+    "keeps the single": ({0: 0.5, 1: 0.7, 2: 0.6, 12: 0.6, 10: 0.65}, {1}),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", list(GREEDY))
+def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -> None:
+    table, expected = GREEDY[case]
+    scores = dict.fromkeys([frozenset(s) for s in ([0, 1], [0, 2], [1, 2], [0, 1, 2])], 0.0)
+    scores |= {frozenset(int(digit) for digit in str(key)): value for key, value in table.items()}
+    asked, best = grown(scores, late)
+    assert {i for i, w in enumerate(best) if w} == expected
+    assert late or len(asked) == 5
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("PymooNSGA2", "pymoo"), ("NLOPT_GN_DIRECT", "nlopt"), ("BayesOptimBO", "bayes_optim")]
+)
+def test_optimisers_that_need_a_package_are_refused(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: "):
+        Nevergrad(name=name)

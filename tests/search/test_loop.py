@@ -176,7 +176,7 @@ def test_the_first_limit_ends_a_search(limits: Limits, asked: list[int]) -> None
 def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
     optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
     found, _ = run(optimiser, Limits(budget=26), Table())
-    assert found.weights == FIRST
+    assert found.recipe.weights == FIRST
     assert found.cost.items == 26
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from souping.core import simplex
-from souping.core.types import SearchSpace, UserError
+from souping.core.types import SearchSpace
 from souping.search.adaptive import Adaptive
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import search_methods as ways
 from search_tables import Simulation, TruthTable
 
 W = np.array([*np.eye(3), *simplex.grid(3, 0.2, 0.2, 0.6)])
@@ -28,37 +27,6 @@ def tables(folder: Path, **arrays: np.ndarray | None) -> list[TruthTable]:
     path = folder / "t.npz"
     np.savez(path, **{key: array for key, array in {**SOUND, **arrays}.items() if array is not None})
     return list(TruthTable.read(path))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"ok": None}, "no array 'ok'"),
-        ({"ok": OK[0]}, "must be \\[S, I\\]"),
-        ({"ok": OK[:1]}, "two soups or more"),
-        ({"ok": 100 * OK}, "from 0 to 1"),
-        ({"ok": OK.astype(str)}, "where numbers are wanted"),
-        ({"ok": OK.astype(object)}, "no .npz file of plain arrays"),
-        ({"group": np.arange(10)}, "must agree"),
-        ({"cat": np.full(90, np.nan)}, "needs a category"),
-        ({"w": W * np.nan}, "sum to 1"),
-        ({"w": np.eye(3), "ok": OK[:3]}, "single models alone"),
-        ({"ok": None, "bits": PACKED[0]}, "bits"),
-        ({"ok": None, "bits": PACKED.astype(int)}, "bits"),
-    ],
-)
-def test_what_cannot_be_searched_is_refused(arrays: dict[str, np.ndarray | None], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        tables(tmp_path, **arrays)
-
-
-def test_a_file_of_another_kind_and_a_budget_below_one_soup_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.npz").write_bytes(b"hello")
-    with pytest.raises(UserError, match="file of plain arrays"):
-        TruthTable.read(tmp_path / "t.npz")
-    soups = TruthTable("soups", OK[3:].astype(float), SOUND["cat"], SOUND["group"], W[3:])
-    with pytest.raises(UserError, match="below one soup"):
-        ways.random_soups(Simulation(soups, 0, 30), 5)
 
 
 @pytest.mark.parametrize("kind", [bool, np.float32, np.uint8])
@@ -89,18 +57,6 @@ def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
     means = np.mean([OK[:, sim.outside[of.cat[sim.outside] == c]].mean(1) for c in range(3)], axis=0)
     assert sim.regret(int(means.argmax())) == 0
     assert sim.regret(4) == pytest.approx(100 * (means.max() - means[4]))
-
-
-def test_any_search_that_asks_and_tells_can_be_measured(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from souping.search.points import Search\n\n\n"
-        "def third(points, space, seed, auto, budget):\n    return Search([points[2]])\n"
-    )
-    sim = Simulation(TruthTable("t", OK.astype(float), SOUND["cat"], SOUND["group"], W), 0, 30)
-    assert ways.from_file(f"{file}:third")(sim, 0).pick == 2
-    with pytest.raises(UserError, match="fourth"):
-        ways.from_file(f"{file}:fourth")
 
 
 @pytest.mark.parametrize(("name", "size", "rises"), [("nets6", 6, True), ("nets8", 8, True), ("flat4", 4, False)])

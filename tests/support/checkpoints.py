@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from souping.checkpoints.checkpoint import Checkpoint, fingerprint
 from souping.core.types import Recipe
-from souping.merge.local import LocalMerge
+from souping.merge.local import LocalMerge, ModelMerge
+from souping.merge.planner import Alignment
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
 
@@ -70,6 +71,10 @@ def opened(folders: Mapping[str, Path]) -> tuple[dict[str, Checkpoint], dict[str
     return {n: Checkpoint.open(p) for n, p in folders.items()}, {n: fingerprint(p) for n, p in folders.items()}
 
 
+def aligned(merge: ModelMerge[Any], folders: Mapping[str, Path]) -> Alignment:
+    return merge.align({name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()})
+
+
 def simple(folders: Mapping[str, Path], weights: tuple[float, ...], **settings: Any) -> Recipe:
     """A linear recipe without looking at the files."""
     names = tuple(folders)
@@ -100,4 +105,4 @@ def raw_file(path: Path, header: Any, data: bytes, length: int | None = None) ->
 def soup_of(folders: dict[str, Path], out: Path, weights: tuple[float, ...], **fields: Any) -> dict[str, torch.Tensor]:
     merge = LocalMerge(**fields)
     recipe = merge.recipe(tuple(folders), weights, *opened(folders))
-    return load(merge.write(merge.plan(recipe, folders), out))
+    return load(merge.write(merge.plan(recipe, aligned(merge, folders)), out))

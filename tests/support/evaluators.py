@@ -64,13 +64,12 @@ class DeadServer(Server):
     def command(self, folder: Path, port: int) -> list[str]:
         return []
 
-    def take(self, address: str, folder: Path) -> RunningServer:
+    def load_into(self, address: str, folder: Path) -> RunningServer:
         raise AssertionError
 
     def start(self, folder: Path, name: str) -> RunningServer:
         self.started.append(folder)
-        end = lambda: self.stopped.append(folder)  # noqa: E731
-        return RunningServer(url="http://127.0.0.1:9/v1", model=name, end=end)
+        return RunningServer(url="http://127.0.0.1:9/v1", model=name, stop=lambda: self.stopped.append(folder))
 
 
 def bfcl_place(place: Path, count: int = 6) -> Path:

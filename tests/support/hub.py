@@ -58,11 +58,10 @@ class User:
 
 
 class Hub:
-    """The server and what it holds. `log` is every request: (method, path, Range), `tokens` those that it saw.
+    """The server and what it holds. `log` is every request: (method, path, Range).
 
-    With `stall` a body stops at that byte until `awake` is set; `down` answers 503; files are sent from `elsewhere`.
-    Hostile: `lies` replaces what is listed of a path, `garbage` the whole list, `swapped` the bytes of a path; bodies
-    that are `endless`, lists that `drip` or `flood`.
+    With `stall` a body stops at that byte until `awake` is set; `down` answers 503. Hostile: `lies` replaces what is
+    listed of a path, `garbage` the whole list; bodies that are `endless`, lists that `drip` or `flood`.
     """
 
     def __init__(self) -> None:
@@ -70,14 +69,11 @@ class Hub:
         self.users: dict[str, User] = {}
         self.large: dict[str, bytes] = {}
         self.log: list[tuple[str, str, str]] = []
-        self.tokens: set[str] = set()
         self.stall: int | None = None
         self.awake = threading.Event()
         self.down = self.endless = self.drip = self.flood = False
-        self.elsewhere = ""
         self.lies: dict[str, dict[str, Any]] = {}
         self.garbage: Any = None
-        self.swapped: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -132,7 +128,6 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.log.append((self.command, path, self.headers.get("Range", "")))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user = self.hub.users.get(token)
-        self.hub.tokens |= {token} - {""}
         if self.hub.down:
             return self.send(503, {"error": "down for maintenance"})
         if token and self.user is None:
@@ -263,10 +258,6 @@ class Handler(BaseHTTPRequestHandler):
         if self._open(name) is not None:
             self.send(200, {})
 
-    def auth_write(self, name: str) -> None:
-        if self._repo(name) is not None and self._may_write(name):
-            self.send(200, {})
-
     def resolve(self, name: str, revision: str, file: str) -> None:
         repo = self._open(name)
         oid = self._commit_of(repo, revision)
@@ -277,12 +268,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "Entry not found", oid)
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_hash(data)}"', "Accept-Ranges": "bytes"}
         headers |= {"X-Linked-Etag": f'"{_hash(data)}"', "X-Linked-Size": str(len(data))} if len(data) >= LARGE else {}
-        if self.hub.elsewhere:
-            return self.send(302, {}, {**headers, "Location": f"{self.hub.elsewhere}{self.path}"})
         if self.hub.endless and self.command == "GET":
             self._begin(200, headers)
             return self._never_end(b"x" * CHUNK)
-        return self._send_file(self.hub.swapped.get(file, data), headers)
+        return self._send_file(data, headers)
 
     def whoami(self) -> None:
         if self.user is None:
@@ -353,7 +342,6 @@ ROUTES = [
     (rf"GET /api/models/{NAME}/revision/(?P<revision>.+)", "info"),
     (rf"GET /api/models/{NAME}/tree/(?P<revision>[^/]+)/?", "tree"),
     (rf"GET /api/models/{NAME}/auth-check", "auth"),
-    (rf"GET /api/models/{NAME}/auth-check/write", "auth_write"),
     (rf"POST /api/models/{NAME}/preupload/(?P<revision>.+)", "preupload"),
     (rf"POST /api/models/{NAME}/commit/(?P<revision>.+)", "commit"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),

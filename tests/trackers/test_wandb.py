@@ -1,23 +1,29 @@
-"""The W&B tracker, proven by reading the offline log back; the failures it must survive."""
+"""The W&B tracker, by the offline log that it leaves; trackio, by what it is asked for; failures that both survive."""
 
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
 from souping.report.files import write_report, write_selection, write_trials
-from souping.trackers import WandbTracker
+from souping.report.progress import show_warnings
+from souping.trackers import GuardedTracker, NoTracker, WandbTracker
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type, tables_of
+from tests.trackers.test_conformance import trial
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test of this file may wait for a network or use anybody's account."""
+def offline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No test of this file may wait for a network or use anybody's account; warnings are shown as in a run."""
+    show_warnings()
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -102,23 +108,17 @@ def test_the_environment_is_given_back(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_that_an_error_ended_is_marked_as_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_run_that_an_error_ended_is_marked_as_failed(tmp_path: Path, failed: bool) -> None:
     tracker = WandbTracker()
     tracker.start({}, tmp_path)
-    try:
-        raise KeyError("the pipeline broke")
-    except KeyError:
-        tracker.finish(None, tmp_path)
-    (end,) = of_type(log_of(tmp_path), "exit")
-    assert end["exit_code"] == 1
-
-
-def test_a_run_that_was_told_to_stop_early_did_not_fail(tmp_path: Path) -> None:
-    tracker = WandbTracker()
-    tracker.start({}, tmp_path)
-    tracker.finish(None, tmp_path)
-    (end,) = of_type(log_of(tmp_path), "exit")
-    assert end["exit_code"] == 0
+    with suppress(KeyError):
+        try:
+            if failed:
+                raise KeyError("the pipeline broke")
+        finally:
+            tracker.finish(None, tmp_path)
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [int(failed)]
 
 
 def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> None:
@@ -138,12 +138,11 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
     (run,) = of_type(records, "run")
     assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
     jobs = tables_of(tmp_path)["jobs"]
-    assert jobs["columns"] == ["job", "objective", "optimiser", "seed", "overrides", "run_dir", "refused"]
+    assert jobs["columns"] == ["job", "objective", "overrides", "run_dir", "refused"]
     assert [line[-1] for line in jobs["data"]] == ["", "", "\\x1b[31mno"]
-    assert [line[:4] for line in jobs["data"]] == [
-        ["0", 0.71, "grid", "1"],
-        ["1", 0.78, "nevergrad", None],
-        ["2", None, "nosuch", None],
+    assert [line[:3] for line in jobs["data"]][:2] == [
+        ["0", 0.71, "optimiser=grid seed=1"],
+        ["1", 0.78, "optimiser=nevergrad"],
     ]
     flat: dict[str, Any] = {}
     for one in of_type(records, "summary"):
@@ -180,3 +179,154 @@ def test_the_artifact_holds_recipe_and_card_wherever_the_soup_lies(tmp_path: Pat
     (artifact,) = of_type(log_of(tmp_path / "r1"), "artifact")
     for name in ("soup/recipe.json", "soup/README.md", "report.md"):
         assert f"'{name}'" in str(artifact), artifact
+
+
+@pytest.mark.parametrize(
+    ("falls", "asked"),
+    [
+        ("start", ["start"]),
+        ("log", ["start", "log", "finish"]),
+        ("finish", ["start", "log", "log", "finish"]),
+        ("log finish", ["start", "log", "finish"]),
+    ],
+)
+def test_a_guarded_tracker_that_started_is_closed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], falls: str, asked: list[str]
+) -> None:
+    called: list[str] = []
+
+    class Falling(NoTracker):
+        def _call(self, name: str) -> None:
+            called.append(name)
+            if name in falls.split():
+                raise OSError(f"no {name}")
+
+        def start(self, *_: object) -> None:
+            self._call("start")
+
+        def log(self, *_: object) -> None:
+            self._call("log")
+
+        def finish(self, *_: object) -> None:
+            self._call("finish")
+
+    report, trials = sample(columns=2)
+    tracker = GuardedTracker(Falling())
+    tracker.start({}, tmp_path)
+    for entry in trials[:2]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    tracker.finish(report, tmp_path)
+    assert called == asked
+    first = falls.split()[0]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "Falling (" in said
+    assert said.endswith(f"): OSError: no {first}; the run goes on without it")
+
+
+def test_a_failure_in_the_middle_warns_once_and_still_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    report, trials = sample(columns=2)
+    tracker = GuardedTracker(WandbTracker())
+    tracker.start({}, tmp_path)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(type(wandb.run), "log", broken)
+    for entry in trials[:3]:
+        tracker.log(made(entry))
+    tracker.finish(report, tmp_path)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert wandb.run is None
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "no key",
+        "refused",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("http://127.0.0.1:9", "https://host.invalid")),
+    ],
+)
+def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    import wandb
+
+    real = wandb.init
+
+    def refused(**settings: Any) -> Any:
+        if settings["mode"] == "online":
+            raise wandb.errors.CommError("permission denied")
+        return real(**settings)
+
+    if trouble == "no key":
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    elif trouble == "refused":
+        monkeypatch.setattr(wandb, "login", lambda prompt=True: True)
+        monkeypatch.setattr(wandb, "init", refused)
+    else:
+        monkeypatch.setenv("WANDB_BASE_URL", trouble)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    tracker = WandbTracker(mode="online")
+    tracker.start({}, tmp_path)
+    tracker.finish({}, tmp_path)
+    assert "offline" in capsys.readouterr().err
+    assert [end["exit_code"] for end in of_type(log_of(tmp_path), "exit")] == [0]
+
+
+class Recorded:
+    def __init__(self) -> None:
+        self.points: list[dict[str, Json]] = []
+        self.ended = False
+
+    def log(self, point: dict[str, Json], step: int | None = None) -> None:
+        print("a line of trackio's")
+        self.points.append({**point, "step": step})
+
+    def finish(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Json], Recorded]:
+    settings: dict[str, Json] = {}
+    run, module = Recorded(), ModuleType("trackio")
+
+    def init(**given: Json) -> Recorded:
+        settings.update(given)
+        return run
+
+    module.init = init  # type: ignore[attr-defined]
+    module.Table = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return settings, run
+
+
+def test_a_run_is_recorded(
+    asked: tuple[dict[str, Json], Recorded], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, run = asked
+    tracker = WandbTracker(module="trackio", group="sweep")
+    tracker.start({"name": "mine", "seed": 1}, tmp_path / "r1")
+    tracker.log(trial(1, 0.5))
+    tracker.log(trial(2, 0.25))
+    tracker.finish({"verdict": {"claim": "better", "p_value": 0.01}}, tmp_path)
+    assert (settings["name"], settings["group"], settings["config"]) == (
+        "mine-r1",
+        "sweep",
+        {"name": "mine", "seed": 1},
+    )
+    assert [point.get("best") for point in run.points] == [0.5, 0.5, None]
+    assert run.points[0]["weight/b"] == 0.75
+    assert [point["step"] for point in run.points] == [0, 1, None]
+    assert run.points[2]["claim"] == "better"
+    assert run.ended
+    assert tracker.hint == "trackio show --project souping"
+    assert capsys.readouterr() == ("", "")

@@ -25,7 +25,7 @@ import numpy as np
 
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
-from souping.core.text import read_json
+from souping.core.text import listed, read_json
 from souping.core.types import FloatArray, Item, Json, UserError
 from souping.evaluate import folds
 from souping.evaluate.bfcl.environment import Environment
@@ -133,7 +133,7 @@ def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
     """What an item has that others may have too, as texts."""
     if name in SINGLE_TURN:
         yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
-    elif name in MULTI_TURN:  # the four files tell one story under one number
+    elif name in MULTI_TURN:  # one number is one scenario in all four files
         yield f"story {row['id'].rsplit('_', 1)[1]}"
         yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
         yield f"question {json.dumps(row['question'][0], sort_keys=True)}"
@@ -153,22 +153,13 @@ def prerequisites(environment: Environment, category: str, ids: Sequence[str]) -
 
 Version = Literal["v3", "v4"]
 NON_LIVE = {
-    "simple_python": 400,
-    "simple_java": 100,
-    "simple_javascript": 50,
-    "multiple": 200,
-    "parallel": 200,
-    "parallel_multiple": 200,
-    "irrelevance": 240,
-}
+    "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
+    "parallel_multiple": 200, "irrelevance": 240,
+}  # fmt: skip
 LIVE = {
-    "live_simple": 258,
-    "live_multiple": 1053,
-    "live_parallel": 16,
-    "live_parallel_multiple": 24,
-    "live_irrelevance": 884,
-    "live_relevance": 16,
-}
+    "live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24,
+    "live_irrelevance": 884, "live_relevance": 16,
+}  # fmt: skip
 """Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 WEB_SEARCH = ("web_search_base", "web_search_no_snippet")
@@ -240,9 +231,8 @@ class Bfcl(Objective):
         lacking = [name for name in _leaves(TREES[self.version]) if name not in categories]
         if not lacking:
             return []
-        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
         return [
-            f"BFCL {self.version}'s overall without {shown}: their weight went to the others of their group; "
+            f"BFCL {self.version}'s overall without {listed(lacking)}: their weight went to the others of their group; "
             "do not compare it with the leaderboard's"
         ]
 

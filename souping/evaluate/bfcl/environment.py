@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.text import safe
 from souping.core.types import Item, Json, Record, UserError
-from souping.evaluate.servers.process import Process
+from souping.evaluate.servers.process import Process, ServerError, models_at
 
 Level = Literal["minimal", "full"]
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
 VERSION = "2026.3.23"
 HERE = Path(__file__).parent
-RUNNER = HERE / "inside" / "runner.py"
+RUNNER = HERE / "runner.py"
 SITE = "lib/python*/site-packages"
 
 
@@ -78,7 +77,7 @@ def find(place: Path, full: bool = False) -> Environment:
     """The environment in a folder.
 
     Raises:
-        UserError: bfcl-eval is not there, or not with all that it asks for; the message has the command to install it.
+        UserError: bfcl-eval is not installed, or not completely; the message has the command.
     """
     environment = Environment(folder=place)
     if not environment.complete:
@@ -101,21 +100,26 @@ def call(
     Raises:
         UserError: one line on what stopped it, or no answer of the server for `patience` seconds.
     """
+    if generate:
+        try:
+            models_at(str(generate["url"]).removesuffix("/v1"))  # bfcl-eval would wait for it for ever
+        except ServerError as error:
+            raise UserError(f"bfcl-eval: the server at {generate['url']} does not answer: {error}") from error
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
     request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings}))
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
-    process = Process([str(environment.python), "-E", "-s", str(RUNNER), str(request)], own, log)
+    process = Process([str(environment.python), "-I", str(RUNNER), str(request)], own, log)
     try:
         _wait(process, alive, patience)
     finally:
         process.stop()
     outcome = root / "outcome.json"
-    error = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
-    if error:
-        raise UserError(f"bfcl-eval: {safe(str(error))}")
+    stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
+    if stopped:
+        raise UserError(f"bfcl-eval: {safe(str(stopped))}")
 
 
 def _wait(process: Process, alive: Path, patience: float) -> None:
@@ -132,12 +136,12 @@ def _wait(process: Process, alive: Path, patience: float) -> None:
 OWN = ("chat-template", "plain")
 """Handlers of ours: the tokenizer's chat template below BFCL's system prompt, and a short prompt without a template."""
 SERVED_APIS = ("FunctionaryHandler",)
-"""Handlers that ask by chat completions and whose server is one's own; the other APIs are vendors'."""
+"""Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
 
 
 @lru_cache(maxsize=4)
 def registered(package: Path) -> tuple[str, ...]:
-    """Names of bfcl-eval's model registry whose handlers can ask a server of ours."""
+    """Names of bfcl-eval's model registry whose handlers can use a local server."""
     tree = ast.parse((package / "constants" / "model_config.py").read_text(encoding="utf-8"))
     return tuple(name for table, name, kind in _entries(tree) if "local" in table or kind in SERVED_APIS)
 
@@ -169,14 +173,6 @@ FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
-REASONS = (
-    (r"(?is)does not fit the context of (\d+)", "the prompt does not fit the context of {} tokens"),
-    (r"(?is)maximum (?:context|model) length (?:is|of) (\d+)", "the prompt does not fit the context of {} tokens"),
-    (r"(?is)timed? ?out", "the server did not answer in time"),
-    (r"(?is)Error code: (\d+)", "the server refused the prompt (status {})"),
-    (r"(?is)Cannot use chat template", "the tokenizer has no chat template"),
-)
-"""What a library says of an item that was not answered -> why, in words of which few are different."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -206,17 +202,9 @@ def _record(item: Item, row: Row, right: bool) -> Record:
         score=float(right and not none),
         output=text,
         outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
-        reason=_why(text.removeprefix(FAILED)) if none else "",
+        reason=safe(" ".join(text.removeprefix(FAILED).split()))[:80] if none else "",
         prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
     )
-
-
-def _why(message: str) -> str:
-    """Why an item was not answered, in a few words."""
-    for pattern, words in REASONS:
-        if found := re.search(pattern, message):
-            return words.format(*found.groups())
-    return safe(" ".join(message.split()))[:80] or "no reason is given"
 
 
 def _counts(value: Json) -> list[int]:

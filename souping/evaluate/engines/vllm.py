@@ -29,7 +29,7 @@ from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines import Answer, Engine, GenerationSettings, cut, prompt_key, room
-from souping.evaluate.guard import PidGuard
+from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import render
 
 if TYPE_CHECKING:
@@ -114,33 +114,19 @@ class VllmEngine(Engine):
         """
         check_decoding(settings.decoding)
         engine = self._with(model, settings.trust_remote_code)
-        answers: dict[int, Answer] = {}
-        wanted: list[tuple[int, list[int], dict[str, Json]]] = []
-        for number, item in enumerate(items):
-            prompt = render(model.tokenizer, item)
-            free, reason = room(prompt, settings.max_new_tokens, engine.context)
-            if reason:
-                answers[number] = Answer.none(prompt, reason)
-            else:
-                seed = settings.decoding.seed_of(item, replicate)
-                wanted.append(
-                    (
-                        number,
-                        prompt,
-                        sampling_arguments(free, settings.stop, settings.decoding, seed, model.eos_token_ids),
-                    )
-                )
-        done = engine.generate([prompt for _, prompt, _ in wanted], [sampling for _, _, sampling in wanted])
-        for (number, prompt, _), (tokens, reason) in zip(wanted, done, strict=True):
-            kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
-            answers[number] = Answer(
-                text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
-                outcome="truncated" if reason == "length" else "finished",
-                tokens=tuple(tokens),
-                prompt_tokens=len(prompt),
-                prompt_key=prompt_key(prompt),
-            )
-        return [answers[number] for number in range(len(items))]
+        prompts = [render(model.tokenizer, item) for item in items]
+        rooms = [room(prompt, settings.max_new_tokens, engine.context) for prompt in prompts]
+        numbers = [number for number, (_, reason) in enumerate(rooms) if not reason]
+        seeds = [settings.decoding.seed_of(item, replicate) for item in items]
+        sampling = [
+            sampling_arguments(rooms[n][0], settings.stop, settings.decoding, seeds[n], model.eos_token_ids)
+            for n in numbers
+        ]
+        done = dict(zip(numbers, engine.generate([prompts[n] for n in numbers], sampling), strict=True))
+        return [
+            _answer(model, settings, prompt, *done[n]) if n in done else Answer.none(prompt, rooms[n][1])
+            for n, prompt in enumerate(prompts)
+        ]
 
     def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
@@ -192,6 +178,19 @@ class VllmEngine(Engine):
         settings = {**own, "trust_remote_code": trust}
         self.running.engine = Vllm(folder, settings, transfer)
         self.running.config = (folder / "config.json").read_text(encoding="utf-8")
+
+
+def _answer(
+    model: LoadedModel, settings: GenerationSettings, prompt: list[int], tokens: list[int], reason: str
+) -> Answer:
+    kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
+    return Answer(
+        text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
+        outcome="truncated" if reason == "length" else "finished",
+        tokens=tuple(tokens),
+        prompt_tokens=len(prompt),
+        prompt_key=prompt_key(prompt),
+    )
 
 
 PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")

@@ -6,8 +6,7 @@ import copy
 import functools
 import inspect
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -27,16 +26,22 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.metrics import pseudo_values
-from souping.evaluate.lm_eval.model import CUT, build, filtered, run
-from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import NEUTRAL, Document, Loaded, load, published_sizes, require
+from souping.evaluate.lm_eval.model import build, run
+from souping.evaluate.lm_eval.tasks import (
+    NEUTRAL,
+    Document,
+    HarnessSettings,
+    Loaded,
+    load,
+    naming_task,
+    published_sizes,
+    require,
+)
 from souping.evaluate.templates import PROCESS
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-log = logging.getLogger(__name__)
-SHORTENED = "some prompts of %s are longer than the model's context of %d tokens and are cut on the left"
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
@@ -50,35 +55,6 @@ IN_ITEMS = (
 own, are in the fingerprint under another name, or change no answer."""
 LONGEST = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarnessItem(Item):
-    """Document of a task. `content` is what its score depends on: neither its category nor its group is in it.
-
-    `shown` is the document and its question, whatever the metric; some tasks show the choices alone.
-    """
-
-    task: str
-    doc: int
-    content: str
-    shown: str
-
-    @property
-    def identity(self) -> str:  # type: ignore[override]  # a cached property there
-        return self.shown
-
-    @property
-    def question(self) -> str:  # type: ignore[override]  # a cached property there
-        return self.content
-
-    @property
-    def scoring(self) -> str:  # type: ignore[override]  # in its content
-        return ""
-
-    @property
-    def fingerprint(self) -> str:
-        return self.content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,36 +88,19 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
-    _warnings: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _errors: list[UserError] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def _machine(self) -> LocalEvaluator:
-        """The settings that `evaluator=local` has too, with what they mean on this machine."""
-        drawn = 1.0 if self.drawn > 1 else 0.0  # tasks may set their own, which is checked with them
-        return LocalEvaluator(
-            dtype=self.dtype,
-            device=self.device,
-            threads=self.threads,
-            trust_remote_code=self.trust_remote_code,
-            temperature=drawn if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
-            samples=self.drawn,
-            sampling_seed=self.sampling_seed,
-            aggregate=self.aggregate,
-            replicates=self.replicates,
-        )
+        """The settings of the machine, with what they mean here."""
+        trust = self.trust_remote_code
+        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
         """This evaluator with the candidates' own dtype; the tasks are the same objects."""
         copied = copy.copy(self)
         vars(copied)["_machine"] = self._machine.for_pool(architecture_folder, folders)
         return copied
-
-    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
-        return self._machine.threads_line
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
@@ -159,15 +118,9 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 
     @property
     def loaded(self) -> dict[str, Loaded]:
-        """The tasks, read once; a plan asks again after they could not be loaded."""
-        if self._errors:
-            raise self._errors[0]
-        try:
-            if not self._tasks:
-                self._tasks.update(load(self))
-        except UserError as error:
-            self._errors.append(error)
-            raise
+        """The tasks, read once."""
+        if not self._tasks:
+            self._tasks.update(load(self))
         return self._tasks
 
     @property
@@ -187,17 +140,13 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
         own = self._machine
-        machine: dict[str, Json] = {
-            "threads": own.resolved_threads,
-            "device": own.resolved_device,
-            "dtype": own.resolved_dtype,
-        }
+        known |= {"threads": own.resolved_threads, "device": own.resolved_device, "dtype": own.resolved_dtype}
         decoding: dict[str, Json] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.temperature != 0:  # a task may sample by itself
             decoding["seed"] = self.sampling_seed
         require()
-        known |= {"decoding": decoding, "evaluator": "lm_eval", "version": VERSION, "lm_eval": version("lm_eval")}
-        return {**known, **machine}
+        own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
+        return {**known, "decoding": decoding, "evaluator": "lm_eval", **own_version}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide.
@@ -219,19 +168,16 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         if not items:
             return []
         torch.set_num_threads(self._machine.resolved_threads)
-        documents: dict[str, list[HarnessItem]] = {}
+        tasks: dict[str, dict[int, Item]] = {}
         for item in items:
-            if not isinstance(item, HarnessItem) or item.task not in self.loaded:
+            task, number = _document(item)
+            if task not in self.loaded:
                 raise UserError(f"item {item.id} is no document of evaluator.tasks: leave `benchmark` as it is")
-            documents.setdefault(item.task, []).append(item)
-        for own in documents.values():
-            own.sort(key=lambda item: item.doc)
-        placed = {(task, place): item for task, own in documents.items() for place, item in enumerate(own)}
+            tasks.setdefault(task, {})[number] = item
+        documents = {task: sorted(own) for task, own in tasks.items()}
+        placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
         lm = build(model, self, placed, replicate)
-        records = run(lm, self.loaded, {task: [item.doc for item in own] for task, own in documents.items()}, self)
-        if any(record.reason == CUT.format(lm.max_length) for record in records.values()) and not self._warnings:
-            self._warnings.add(SHORTENED)  # once: it is so for every soup
-            log.warning(SHORTENED, ", ".join(documents)[:100], lm.max_length)
+        records = run(lm, self.loaded, documents, self)
         return [replace(records[item.id], replicate=replicate) for item in items]
 
     @property
@@ -254,13 +200,15 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         Raises:
             UserError: a category holds items of a corpus metric together with others.
         """
-        counted = self._counted(items, records)
+        counted: Sequence[Sequence[Record]] = records
+        if self.aggregate == "pass":
+            counted = [[max(answers, key=lambda record: record.score)] for answers in records]
         values = np.array([np.mean([record.score for record in answers]) for answers in counted])
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):
             members.setdefault(item.category, []).append(number)
         for category, numbers in members.items():
-            kinds = {self.loaded[_task(items[n])].metric.kind for n in numbers}
+            kinds = {self.loaded[_document(items[n])[0]].metric.kind for n in numbers}
             if kinds == {"mean"}:
                 continue
             if len(kinds) > 1:
@@ -272,19 +220,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
             values[numbers] = pseudo_values(kinds.pop(), rows)
         return values
 
-    def _counted(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
-        """Of each item's answers those that make its score: all, the best, or the one given most often."""
-        if self.aggregate == "mean" or self.answers == 1:
-            return list(records)
-        if self.aggregate == "pass":
-            return [[max(answers, key=lambda record: record.score)] for answers in records]
-        counted = list[Sequence[Record]]()
-        for item, answers in zip(items, records, strict=True):
-            one = self.loaded[_task(item)]
-            texts = filtered(one, [(int(item.id.rpartition("/")[2]), record.output) for record in answers])
-            counted.append([answers[texts.index(max(texts, key=texts.count))]])
-        return counted
-
     def close(self) -> None:
         """End the templates' process."""
         PROCESS.close()
@@ -293,9 +228,10 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 # Items
 
 
-def _task(item: Item) -> str:
-    assert isinstance(item, HarnessItem)
-    return item.task
+def _document(item: Item) -> tuple[str, int]:
+    """Task and number of the document that an item is."""
+    task, _, number = item.id.rpartition("/")
+    return (task, int(number)) if number.isdigit() else ("", 0)
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
@@ -309,42 +245,33 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
     for number in loaded.ids:
         doc, name = loaded.docs[number], f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
-        prompt = _shown(loaded.task.doc_to_text, doc, name)
-        yield HarnessItem(
+        with naming_task(name):
+            prompt, answer = str(loaded.task.doc_to_text(doc)), str(loaded.task.doc_to_target(doc))
+        item = Item(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),
             group=groups.get(group) or _column(doc, group, name, "group"),
             prompt=prompt,
-            answer=_shown(loaded.task.doc_to_target, doc, name),
+            answer=answer,
             scorer=loaded.metric.scorer,
-            task=loaded.name,
-            doc=number,
-            content=_hash([name, base, doc, loaded.shots[number]]),
-            shown=_hash([prompt, doc]),
         )
+        # some tasks show the choices alone, and a score depends on the task's settings and examples
+        vars(item).update(
+            identity=_hash([prompt, doc]), question=_hash([name, base, doc, loaded.shots[number]]), scoring=""
+        )
+        yield item
 
 
 def _column(doc: Document, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
-    if column not in doc:
-        hint = nearest(column, doc) or f": its columns are {', '.join(doc)}"
-        raise UserError(f"evaluator.{key}={setting}: document {name} has no such column{hint}")
-    value = doc[column]
-    if value is None or value == "" or isinstance(value, list | dict):
-        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, which names no {key}")
+    value = doc.get(column)
     text = str(value)
+    if value in (None, "") or isinstance(value, list | dict) or (key == "category" and len(text) > LONGEST):
+        hint = "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
+        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}")
     if len(text) <= LONGEST:
         return text
-    if key == "category":
-        raise UserError(f"evaluator.{key}={setting}: document {name} has a text of {len(text)} characters there")
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
-
-
-def _shown(render: Callable[[Document], Json], doc: Document, name: str) -> str:
-    try:
-        return str(render(doc))
-    except Exception as error:  # a template or a function of the task's own
-        raise UserError(f"evaluator.tasks: the task of {name} cannot render it: {error!s:.200}") from error
 
 
 def _hash(value: Any) -> str:
@@ -382,7 +309,7 @@ def _plain(value: Any) -> Any:
 
 
 def _code(thing: Any) -> str:
-    """Digest of the file that a function or class stands in; of the harness's own, its version says it already."""
+    """Digest of the file that defines a function or class; empty for the harness's own, whose version is recorded."""
     try:
         path = inspect.getsourcefile(thing)
     except TypeError:

@@ -12,7 +12,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
-from souping.core.types import OUTCOMES, Item, Json, Outcome, Record, UserError
+from souping.core.types import OUTCOMES, Item, Record, UserError
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import Answer, prompt_key
-from souping.evaluate.engines.transformers import draws, neutral_config
-from souping.evaluate.lm_eval.settings import HarnessSettings
-from souping.evaluate.lm_eval.tasks import LENGTHS, Document, Loaded, decoding_of, quiet, seed
+from souping.evaluate.engines import Answer, answer_of, draws, neutral_config
+from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
 from souping.evaluate.templates import TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -55,8 +53,8 @@ class TaskSubset:
     anew at each call; the few-shot examples are those that were drawn at loading; and nothing is aggregated.
     """
 
-    def __init__(self, loaded: Loaded, lm: HFLM, evaluator: HarnessSettings) -> None:
-        self._loaded, self._task, self._lm, self._evaluator = loaded, loaded.task, lm, evaluator
+    def __init__(self, loaded: Loaded, seed: int | None) -> None:
+        self._loaded, self._task, self._seed = loaded, loaded.task, seed
         self.eval_docs = loaded.docs
 
     def __getattr__(self, name: str) -> Any:
@@ -71,23 +69,26 @@ class TaskSubset:
     def build_all_requests(
         self,
         *,
+        samples: Sequence[int],
+        system_instruction: str | None,
+        apply_chat_template: bool,
+        fewshot_as_multiturn: bool,
+        chat_template: Callable[[list[dict[str, str]]], str] | None,
         limit: int | None = None,
-        samples: Sequence[int] = (),
         rank: int = 0,
         world_size: int = 1,
         cache_requests: bool = False,
         rewrite_requests_cache: bool = False,
-        system_instruction: str | None = None,
-        apply_chat_template: bool = False,
-        fewshot_as_multiturn: bool = False,
-        chat_template: Callable[[list[dict[str, str]]], str] | None = None,
         tokenizer_name: str = "",
     ) -> None:
-        """Build the requests of the chosen documents."""
+        """Build the requests of the chosen documents, each with its own few-shot examples."""
         task, instances = self._task, []
         for position, number in enumerate(samples):
-            doc = self._loaded.docs[number]
-            self._prepare(doc, number)
+            doc, shots = self._loaded.docs[number], self._loaded.shots[number]
+            if shots:
+                task.sampler = SimpleNamespace(sample=lambda shots=shots, **_: list(shots))
+            elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
+                task.fewshot_rnd = random.Random(f"{self._seed} {number}")
             context = task.fewshot_context(
                 doc,
                 num_fewshot=task.config.num_fewshot or 0,
@@ -107,34 +108,9 @@ class TaskSubset:
             instances += requests if isinstance(requests, list) else [requests]
         task._instances = instances
 
-    def _prepare(self, doc: Document, number: int) -> None:
-        """Set the document's few-shot examples, and its tool schemas for the chat template."""
-        shots = self._loaded.shots[number]
-        if shots:
-            self._task.sampler = SimpleNamespace(sample=lambda n, eval_doc=None, df=None: list(shots))
-        elif not hasattr(self._task, "sampler"):  # lm_eval's: a task in Python draws for itself
-            self._task.fewshot_rnd = random.Random(f"{self._evaluator.fewshot_random_seed} {number}")
-        self._lm.tools = _tools(doc, self._evaluator.tools, f"{self._loaded.name}/{number}")
-
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""
         return defaultdict(lambda: len)
-
-
-def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
-    """A document's tool schemas: a list, or JSON text of one."""
-    if column is None:
-        return None
-    if column not in doc:
-        raise UserError(f"evaluator.tools={column}: document {where} has no such column")
-    value = doc[column]
-    try:
-        tools = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UserError(f"evaluator.tools={column}: document {where} has no JSON there: {error}") from error
-    if tools is not None and not isinstance(tools, list):
-        raise UserError(f"evaluator.tools={column}: document {where} has {type(tools).__name__}, not a list of schemas")
-    return tools or None
 
 
 # The harness's loop
@@ -143,7 +119,7 @@ def _tools(doc: Document, column: str | None, where: str) -> list[Json] | None:
 def run(
     lm: HFLM, loaded: Mapping[str, Loaded], documents: Mapping[str, Sequence[int]], evaluator: HarnessSettings
 ) -> dict[str, Record]:
-    """{item id: record} of documents, which are given by task.
+    """{item id: record} of documents, given by task in ascending order.
 
     Raises:
         UserError: a document's value for a metric or its tools cannot be used, or a template fails.
@@ -153,15 +129,14 @@ def run(
 
     seed(evaluator)  # as simple_evaluate does before each run; tasks may draw from torch's generator
     torch.manual_seed(evaluator.torch_random_seed)
-    ids = {name: sorted(numbers) for name, numbers in documents.items()}
-    tasks = {name: TaskSubset(loaded[name], lm, evaluator) for name in ids}
+    tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in documents}
     try:
         # HFLM prints how it finds a batch size
-        with redirect_stdout(io.StringIO()) if isinstance(evaluator.batch_size, str) else nullcontext():
+        with redirect_stdout(io.StringIO()):
             results = evaluate(
                 lm=lm,
                 task_dict={"tasks": tasks, "groups": {}},
-                samples=ids,
+                samples={name: list(numbers) for name, numbers in documents.items()},
                 bootstrap_iters=0,
                 log_samples=True,
                 system_instruction=evaluator.system_instruction,
@@ -170,22 +145,26 @@ def run(
                 confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
             )
     except TemplateStoppedError as error:
-        raise UserError(f"evaluator=lm_eval: a template stops {', '.join(ids):.100}: {first_line(error)}") from error
+        raise UserError(
+            f"evaluator=lm_eval: a template stops {', '.join(documents):.100}: {first_line(error)}"
+        ) from error
     answers: Mapping[tuple[str, int], list[Answer]] = lm.answers
-    given = {(name, number): answers.get((name, place), []) for name in ids for place, number in enumerate(ids[name])}
-    samples = results["samples"]
-    return {record.item: record for name in ids for record in _records(loaded[name], samples[name], given)}
+    records = list[Record]()
+    for name, numbers in documents.items():
+        given = {number: answers.get((name, place), []) for place, number in enumerate(numbers)}
+        records += _records(loaded[name], results["samples"][name], given)
+    return {record.item: record for record in records}
 
 
 def _records(
-    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[tuple[str, int], Sequence[Answer]]
+    loaded: Loaded, samples: Sequence[Mapping[str, Any]], given: Mapping[int, Sequence[Answer]]
 ) -> Iterator[Record]:
     for sample in samples:
         if sample["filter"] != loaded.metric.filter:
             continue
         item = f"{loaded.name}/{sample['doc_id']}"
         score, statistics = loaded.metric.take(sample, f"item {item}")
-        answers = given[loaded.name, sample["doc_id"]]
+        answers = given[sample["doc_id"]]
         worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
         only = answers[0] if len(answers) == 1 else Answer()
         unanswered = worst.outcome == "unanswered"
@@ -209,29 +188,6 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
         return str(answers[0]) if len(answers) == 1 else json.dumps([str(a) for a in answers])
     first = [a[0] if isinstance(a, list | tuple) else a for a in answers]
     return json.dumps([round(float(value), 4) for value in first])
-
-
-def filtered(loaded: Loaded, answers: Sequence[tuple[int, str]]) -> list[str]:
-    """What the task's filter makes of (document, what the model wrote)."""
-    from lm_eval.api.instance import Instance
-
-    if not loaded.generates:
-        return [text for _, text in answers]
-    several = (loaded.task.get_config("repeats") or 1) > 1  # `_output` made one text of them
-    instances = [
-        Instance(
-            request_type="generate_until",
-            doc=loaded.docs[doc],
-            arguments=("", {}),
-            idx=0,
-            resps=json.loads(text) if several else [text],
-        )
-        for doc, text in answers
-    ]
-    for ensemble in loaded.task._filters:
-        if ensemble.name == loaded.metric.filter:
-            ensemble.apply(instances)
-    return [str(instance.filtered_resps.get(loaded.metric.filter, instance.resps)) for instance in instances]
 
 
 # The harness's model
@@ -279,9 +235,8 @@ def _copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 class HarnessModel(Base):  # type: ignore[misc]
-    """HFLM that decodes by the settings alone, notes how answers end, shows no progress, and passes tool schemas on."""
+    """HFLM that decodes by the settings alone, notes how answers end, and shows no progress."""
 
-    tools: list[Json] | None = None
     chat_template_args: dict[str, Any]
     evaluator: HarnessSettings
     items: Mapping[tuple[str, int], Item]
@@ -315,13 +270,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
             for request, (_, context, rest) in zip(self._scored, requests, strict=True):
                 length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
-                self._note(request, self._answer(context, length > self.max_length))
+                cut: dict[str, Any] = {"outcome": "truncated", "reason": CUT.format(self.max_length)}
+                fits = length <= self.max_length
+                self._note(request, Answer(prompt_tokens=len(context), **({} if fits else cut)))
         return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
-
-    def _answer(self, prompt: Sequence[int], cut: bool, finished: bool = True) -> Answer:
-        reason = CUT.format(self.max_length) if cut else ""
-        outcome: Outcome = "finished" if finished and not cut else "truncated"
-        return Answer(outcome=outcome, reason=reason, prompt_tokens=len(prompt))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
@@ -366,57 +318,41 @@ class HarnessModel(Base):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Token ids of a batch whose requests have the same `group`, which are a task's own generation settings."""
         import torch
-        from transformers import StoppingCriteriaList
 
-        mask, start = attention_mask, context.shape[1] if self.backend == "causal" else 1
+        start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
         seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
-        stops = StopTexts(self.tokenizer, [text for text in stop if text], start, len(context))
-        pad, new = self.tokenizer.pad_token_id, max_length - context.shape[1]
+        stops, pad, new = [text for text in stop if text], self.tokenizer.pad_token_id, max_length - context.shape[1]
         dtype = self.mixed_precision_dtype
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             out = self.model.generate(
                 input_ids=context,
-                attention_mask=mask,
-                generation_config=neutral_config(self.model, decoding, pad, self.eos_token_ids, new),
+                attention_mask=attention_mask,
+                generation_config=neutral_config(self.model, decoding, pad, self.eos_token_ids, new, stops),
                 logits_processor=draws(decoding, seeds, start),
-                stopping_criteria=StoppingCriteriaList([stops]),
+                tokenizer=self.tokenizer,
             )
-        return self._ended(out.clone(), start, context, mask, stops)
-
-    def _ended(
-        self,
-        rows: torch.Tensor,
-        start: int,
-        context: torch.Tensor,
-        mask: torch.Tensor,
-        stops: StopTexts,
-    ) -> torch.Tensor:
-        """The rows without what follows an end token, after a note of each answer."""
-        fill = self.tokenizer.pad_token_id if self.eot_token_id is None else self.eot_token_id
+        rows: torch.Tensor = out.clone()
+        fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
-            tokens = rows[row, start:].tolist()[: stops.ended[row]]
-            end = next((n for n, token in enumerate(tokens) if token in self.eos_token_ids), None)
-            if end is not None:  # the harness knows the end token of one ingredient alone
-                rows[row, start + end :] = fill
-            finished = end is not None or any(text in self.tok_decode(tokens) for text in stops.texts)
-            kept = context[row, mask[row].bool()].tolist()
-            answer = self._answer(kept, len(self._ids[row]) > len(kept), finished)
-            written = tuple(tokens[: None if end is None else end + 1])
-            answer = replace(answer, tokens=written, prompt_key=prompt_key(kept))
-            self._note(prompt.request, answer if self._ids[row] else Answer.none([], EMPTY))
+            kept = context[row, attention_mask[row].bool()].tolist()
+            answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.eos_token_ids, pad, new)
+            if (
+                answer.tokens and answer.tokens[-1] in self.eos_token_ids
+            ):  # the harness knows that of one ingredient alone
+                rows[row, start + len(answer.tokens) - 1 :] = fill
+            if len(self._ids[row]) > len(kept):
+                answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))
+            self._note(prompt.request, replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY))
         return rows
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         from lm_eval.models.huggingface import HFLM
 
-        options = dict(self.chat_template_args)
-        if self.tools is not None:
-            options["tools"] = self.tools
         tokenizer = SimpleNamespace(
             apply_chat_template=lambda chat, **own: apply_chat_template(self.tokenizer, chat, own)
         )
-        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=options)
+        standin = SimpleNamespace(tokenizer=tokenizer, chat_template_args=self.chat_template_args)
         return str(HFLM.apply_chat_template(standin, chat_history, add_generation_prompt))
 
 
@@ -425,24 +361,3 @@ def live_class() -> type[HFLM]:
     from lm_eval.models.huggingface import HFLM
 
     return type("LiveHFLM", (HarnessModel, HFLM), {})
-
-
-class StopTexts:
-    """Criterion that ends a row, and no other, once it contains one of the texts. `ended` counts its tokens then."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], start: int, rows: int) -> None:
-        self._tokenizer, self.texts, self._start = tokenizer, texts, start
-        self._window = max((len(text.encode()) for text in texts), default=0) + 2
-        self.ended: list[int | None] = [None] * rows
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if len(ids) == len(self.ended) and self.texts:  # beams are more rows than answers, and change places
-            going = [row for row, end in enumerate(self.ended) if end is None]
-            last = ids[going, max(self._start, ids.shape[1] - self._window) :].tolist()
-            for row, text in zip(going, self._tokenizer.batch_decode(last), strict=True):
-                if any(stop in text for stop in self.texts):
-                    self.ended[row] = ids.shape[1] - self._start
-        done = [end is not None for end in self.ended] if len(ids) == len(self.ended) else [False] * len(ids)
-        return torch.tensor(done, device=ids.device)

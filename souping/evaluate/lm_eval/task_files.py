@@ -12,19 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
-from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
 from souping.evaluate.templates import render_task
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Entry
     from yaml.nodes import Node
 
+Spec = str | dict[str, Json]
+"""A task as it may be named: by name, pattern or file, or as a mapping."""
 PAPER_TASKS = Path(__file__).resolve().parents[2] / "paper" / "tasks"
 PLAIN = "tag:yaml.org,2002:"
 BUILDERS = ("generator", "iceberg", "pandas", "spark")
@@ -41,28 +41,31 @@ class TaskFiles:
     `allowed` lists the code that `evaluator.allow_code` has let through.
     """
 
-    def __init__(self, evaluator: HarnessSettings) -> None:
-        paths = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
-        self._folders = [expanded(path) for path in paths]
+    def __init__(
+        self,
+        tasks: Sequence[Spec],
+        include_path: Sequence[str],
+        include_defaults: bool | None,
+        metadata: dict[str, Any] | None,
+        allow_code: bool,
+    ) -> None:
+        """Without `include_defaults` the harness's own 14,000 tasks, which take some twenty seconds to read, are read
+        only if they are needed."""
+        from lm_eval.tasks import TaskManager
+
+        folders: list[str | Path] = [expanded(path) for path in include_path]
+        self._folders = list(map(Path, folders))
         for folder in self._folders:
             if not folder.is_dir():
                 raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task files")
-        self._allow, self.allowed = evaluator.allow_code, list[str]()
-        self.manager = self._manager(evaluator)
+        self._allow, self.allowed = allow_code, list[str]()
+        self.manager = TaskManager(
+            include_path=folders or None, include_defaults=include_defaults is True, metadata=metadata
+        )
+        if include_defaults is None and not _is_closed(self.manager.task_index, tasks):
+            self.manager = TaskManager(include_path=folders or None, include_defaults=True, metadata=metadata)
         self._check_first()
         sandbox()
-
-    def _manager(self, evaluator: HarnessSettings) -> TaskManager:
-        """The index. The harness's own 14,000 tasks take some twenty seconds to read: only if they are needed."""
-        from lm_eval.tasks import TaskManager
-
-        include: list[str | Path] | None = [str(folder) for folder in self._folders] or None
-        metadata = dict(evaluator.metadata or {}) or None
-        if evaluator.include_defaults is not True:
-            manager = TaskManager(include_path=include, include_defaults=False, metadata=metadata)
-            if evaluator.include_defaults is False or _closed(manager.task_index, evaluator.tasks):
-                return manager
-        return TaskManager(include_path=include, include_defaults=True, metadata=metadata)
 
     def _check_first(self) -> None:
         """Let the harness's factory check a file before it resolves what the file names."""
@@ -80,6 +83,11 @@ class TaskFiles:
 
         factory._load_full_config = checked
 
+    def check_readable(self, name: str) -> None:
+        """Refuse a file that is named like a task and is no YAML: the harness passes over it."""
+        for path in (path for folder in self._folders for path in folder.rglob(f"{name}.yaml")):
+            _root(path)
+
     def _check(self, path: Path) -> None:
         lines = list(code_in(path))
         if lines and not self._allow:
@@ -89,15 +97,8 @@ class TaskFiles:
             )
         self.allowed += [line for line in lines if line not in self.allowed]
 
-    def check_readable(self, name: str) -> None:
-        """Refuse a file that is named like a task and that the harness has passed over, since it is no YAML."""
-        for folder in self._folders:
-            for path in folder.rglob("*.yaml"):
-                if path.stem == name:
-                    _root(path)
 
-
-def _closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()) -> bool:
+def _is_closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()) -> bool:
     """Whether every name, and every name that a group of them refers to, is in the index or is a file."""
     for name in names:
         if isinstance(name, dict) or name in within:
@@ -108,7 +109,7 @@ def _closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset
             continue
         members = (index[name].cfg or {}).get("task")
         inner = [m for m in members if isinstance(m, str)] if isinstance(members, list) else []
-        if not _closed(index, inner, within | {name}):
+        if not _is_closed(index, inner, within | {name}):
             return False
     return True
 

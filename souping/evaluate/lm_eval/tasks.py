@@ -1,4 +1,4 @@
-"""Tasks of the harness, loaded with their documents, and the decoding that they need."""
+"""Settings of `evaluator=lm_eval`, tasks loaded with their documents, and the decoding that they need."""
 
 from __future__ import annotations
 
@@ -15,18 +15,30 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
-from souping.core.fields import pick
+from souping.core.fields import (
+    Count,
+    Device,
+    Form,
+    Precision,
+    Seed,
+    Share,
+    Temperature,
+    Threads,
+    TokenId,
+    component,
+    pick,
+)
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
 from souping.evaluate.decoding import PENALTIES, SAMPLING, Decoding, check_sampling
 from souping.evaluate.lm_eval.metrics import Metric, choose
-from souping.evaluate.lm_eval.settings import HarnessSettings, Spec
-from souping.evaluate.lm_eval.task_files import TaskFiles
+from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -48,6 +60,92 @@ PUBLISHED: tuple[tuple[str, int, int], ...] = (
 )
 """(pattern of a task's name, documents of one leaf task, leaf tasks): MGSM, 250 problems a language (Shi et al. 2022);
 FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (Zhang et al. 2024, table 2)."""
+
+
+@component
+class HarnessSettings:
+    """Tasks of lm-evaluation-harness, and how they are evaluated.
+
+    Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
+    describes those of souping (`metric`, `filter`, `category`, `group`) and the harness's that are fixed.
+    `temperature` to `replicates` are those of `LocalEvaluator`; None leaves them to each task, and `samples` may be the
+    harness's own {task: documents} instead of a number of answers.
+    """
+
+    tasks: list[str | dict[str, Any]]
+    include_path: str | list[str] | None = None
+    include_defaults: bool | None = None
+    metadata: dict[str, Any] | None = None
+    name: str = "lm_eval"
+    limit: Annotated[float, Interval(gt=0)] | None = None
+    samples: Count | dict[str, list[int]] | None = None
+    metric: str | dict[str, str] | None = None
+    filter: str | dict[str, str] | None = None
+    category: Annotated[str, Form("task|entry|column:.*", "task, entry or column:NAME")] = "task"
+    group: Annotated[str, Form("item|doc|column:.*", "item, doc or column:NAME")] = "item"
+    num_fewshot: Annotated[int, Interval(ge=0)] | None = None
+    gen_kwargs: dict[str, Any] | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Count | None = None
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass"] = "mean"
+    replicates: Count = 1
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
+    batch_size: Count | Annotated[str, Form(r"auto(:\d+(\.\d+)?)?", "auto or auto:N")] = 16
+    max_batch_size: Count | None = 64
+    max_length: Count | None = None
+    truncation: bool = False
+    logits_cache: bool = True
+    add_bos_token: bool | None = None
+    prefix_token_id: TokenId | None = None
+    backend: Literal["default", "causal", "seq2seq"] = "default"
+    softmax_dtype: Precision | Literal["float64"] | None = None
+    mixed_precision_dtype: Precision | Literal["float64"] | None = None
+    think_end_token: str | TokenId | None = None
+    enable_thinking: bool | None = None
+    chat_template_args: dict[str, Any] | None = None
+    dtype: Precision | None = None
+    device: Device = "auto"
+    threads: Threads | None = None
+    trust_remote_code: bool = False
+    confirm_run_unsafe_code: bool = False
+    allow_code: bool = False
+    random_seed: Seed = 0
+    numpy_random_seed: Seed = 1234
+    torch_random_seed: Seed = 1234
+    fewshot_random_seed: Seed = 1234
+
+    def __post_init__(self) -> None:
+        left_to_tasks = float(self.drawn > 1)  # checked with each task
+        check_sampling(left_to_tasks if self.temperature is None else self.temperature, self.drawn, self.replicates)
+        if self.limit is not None and self.documents is not None:
+            raise UserError(f"evaluator.limit={self.limit}: evaluator.samples names documents: leave one of them out")
+        if self.replicates > 1 and isinstance(self.batch_size, str):
+            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
+
+    @property
+    def documents(self) -> dict[str, list[int]] | None:
+        """The documents by task, if `samples` lists them."""
+        return self.samples if isinstance(self.samples, dict) else None
+
+    @property
+    def drawn(self) -> int:
+        """Answers drawn for each item, if `samples` is a number."""
+        return self.samples if isinstance(self.samples, int) else 1
+
+    @property
+    def answers(self) -> int:
+        return max(self.drawn, self.replicates)
+
+    def batch_of(self, replicate: int) -> int:
+        """Rows of a batch, at most."""
+        size = self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64
+        if replicate and self.replicates > 1:
+            return size // 2 if size > 1 else 2
+        return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +200,16 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
     quiet()
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
-    files = TaskFiles(evaluator)
+    folders = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
+    defaults, metadata = evaluator.include_defaults, dict(evaluator.metadata or {}) or None
+    files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
-        with _loading(entry):
+        with naming_task(entry):
             tasks = _build(files, spec)
         for name, task in tasks.items():
             if name in loaded:
                 raise UserError(f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}")
-            with _loading(name):
+            with naming_task(name):
                 loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
         files.allowed.clear()
     _check_named(evaluator, loaded)
@@ -117,7 +217,7 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def naming_task(name: str) -> Iterator[None]:
     """Name the task at which the harness fails: it may run any code, and its data may be anywhere."""
     try:
         yield
@@ -173,7 +273,7 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     index, title = files.manager.task_index, _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
-            files.check_readable(spec)
+            files.check_readable(Path(spec).name)
             near = get_close_matches(spec, files.manager.all_tasks, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ": set evaluator.include_path for your own YAML"
             raise UserError(f"evaluator.tasks: no task, group or tag is named {spec}{hint}")

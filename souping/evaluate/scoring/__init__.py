@@ -9,29 +9,39 @@ r"""Scorers: an item and a model's output -> a fraction of 1. They never raise o
 - `choice`: the letter that the output settles on (`\boxed{B}`, "the answer is (B)", `B)`, the last letter alone).
 - `f1`: overlap of words with the answer, as SQuAD has it; of several answers the best counts.
 - `math`: numbers, expressions and LaTeX that are equal, by the library math-verify (extra `math`).
-- `call`: the calls in the output are the answer's calls, as BFCL's checker compares them (`call_matcher`).
+- `call`: the calls in the output are the answer's calls, as BFCL's checker compares them (`calls`).
+
+Users add their own, or a `Judge`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 import math
 import re
 import string
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import regex
 
 from souping.core.fields import pick
-from souping.core.text import install
-from souping.core.types import Item, Json, UserError
-from souping.evaluate.scoring import call_matcher
-from souping.evaluate.scoring.own import graded
+from souping.core.text import first_line, install
+from souping.core.types import Item, Json, UserError, UserScorer
+from souping.evaluate.scoring import calls
+from souping.evaluate.scoring.judge import Judge
 
 PATIENCE = 1.0
 """Seconds that a pattern may search an output; one that takes longer has not matched."""
@@ -48,10 +58,15 @@ MATHEMATICS = re.compile(r"^[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,}[^\\$]*$|\$|\\boxe
 SECONDS = 5
 """Time that reading or comparing an expression may take; what takes longer counts as unequal."""
 
+Known = Mapping[tuple[str, str, str], float]
+"""{(question, scorer, answer's text): score}"""
+Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], UserError | None]]
+"""grade(items, outputs, what is known) -> (scores, the first error); NaN where a scorer could not be called."""
+
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, to check an answer when items are read, and to tell when two outputs say the same."""
+    """Way to score outputs, to check an answer when items are read, and to read what an output says."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
@@ -108,9 +123,11 @@ def _check_texts(item: Item) -> None:
     given = _given(item)
     fine = all(isinstance(a, str | int | float) and not isinstance(a, bool) for a in given)
     if not given or not fine or (item.scorer != "exact" and not all(str(a).strip() for a in given)):
-        raise UserError(
-            f"item {item.id}: a `{item.scorer}` answer is a text or a list of texts, not {item.answer!r:.60}"
-        )
+        raise _refused(item, "a text or a list of texts")
+
+
+def _refused(item: Item, form: str) -> UserError:
+    return UserError(f"item {item.id}: a `{item.scorer}` answer is {form}, not {item.answer!r:.60}")
 
 
 def plain(text: str) -> str:
@@ -149,9 +166,8 @@ def _choice(item: Item, output: str) -> float:
 
 def _check_choice(item: Item) -> None:
     _check_texts(item)
-    for answer in _answers(item):
-        if not re.fullmatch(r"[A-Za-z]", answer.strip("() .")):
-            raise UserError(f"item {item.id}: a `choice` answer is a letter or a list of letters, not {answer!r:.60}")
+    if not all(re.fullmatch(r"[A-Za-z]", answer.strip("() .")) for answer in _answers(item)):
+        raise _refused(item, "a letter or a list of letters")
 
 
 def chosen(output: str) -> str:
@@ -195,15 +211,13 @@ def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
 def _number(item: Item, output: str) -> float:
     expected, said = _as_number(item.answer), last_number(output)
     if expected is None:
-        _check_number(item)
-    return float(
-        said is not None and expected is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12)
-    )
+        raise _refused(item, "a finite number")
+    return float(said is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12))
 
 
 def _check_number(item: Item) -> None:
     if _as_number(item.answer) is None:
-        raise UserError(f"item {item.id}: a `number` answer is a finite number, not {item.answer!r:.60}")
+        raise _refused(item, "a finite number")
 
 
 def _as_number(answer: Json) -> float | None:
@@ -258,9 +272,8 @@ def _equal(item: Item, output: str) -> float:
 def _check_mathematics(item: Item) -> None:
     """Refuse an answer in which math-verify finds no expression, and a machine without the library."""
     _check_library()
-    for answer, read in zip(_given(item), _references(item), strict=True):
-        if isinstance(answer, bool) or not read:
-            raise UserError(f"item {item.id}: a `math` answer is a number or an expression, not {answer!r:.60}")
+    if any(isinstance(answer, bool) for answer in _given(item)) or not all(_references(item)):
+        raise _refused(item, "a number or an expression")
 
 
 def _expression(item: Item, output: str) -> str:
@@ -305,5 +318,105 @@ SCORERS: dict[str, Scorer] = {
     "choice": Scorer(_choice, _check_choice, lambda _, output: chosen(output)),
     "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
     "math": Scorer(_equal, _check_mathematics, _expression),
-    "call": Scorer(call_matcher.score, call_matcher.check, call_matcher.reading),
+    "call": Scorer(calls.score, calls.check, calls.reading),
 }
+
+
+# The user's
+
+
+def load(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
+    """{name: scorer} of `benchmark.scorers={name: my_module.my_function}`. A file of items only names a scorer and
+    imports nothing; the configuration says what the name stands for.
+
+    Raises:
+        UserError: a name is taken, or its function cannot be imported, called or read.
+    """
+    for name in scorers:
+        if name in SCORERS:
+            raise UserError(f"benchmark.scorers.{name}: {name} is a built-in scorer: give yours another name")
+    return {name: _own(name, path) for name, path in scorers.items()}
+
+
+def _own(name: str, path: str) -> UserScorer:
+    where = f"benchmark.scorers.{name}={path}"
+    parent, _, attribute = path.rpartition(".")
+    try:
+        module = import_module(parent)
+        function = getattr(module, attribute)
+    except Exception as error:  # whatever the module does while it is imported
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{where} cannot be imported: {reason}; write my_module.my_function") from error
+    if inspect.isclass(function) or not callable(function):
+        raise UserError(f"{where} is no function of (item, output): name one, or an object that can be called")
+    if isinstance(function, Judge):
+        return UserScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
+    return UserScorer(name=name, function=function, digest=_source(module, function, path, where))
+
+
+def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:
+    """Digest of the files that decide a score: the named module, and that of the function or its class."""
+    files: list[Path] = []
+    for part in (module, _definition(function)):
+        try:
+            files.append(Path(inspect.getsourcefile(part) or ""))
+        except TypeError:
+            raise UserError(f"{where} has no Python source: call it in a function of your own") from None
+    texts = [file.read_bytes() for file in dict.fromkeys(files) if file.is_file()]
+    return hashlib.sha256(b"\0".join([path.encode(), *texts])).hexdigest()
+
+
+def _definition(function: Callable[[Item, str], float]) -> Any:
+    """The function itself, or the class of an object that can be called."""
+    inner = inspect.unwrap(function)
+    return inner if inspect.isroutine(inner) else type(inner)
+
+
+def graded(item: Item, output: str) -> float:
+    """Score of an output by the item's own scorer.
+
+    Raises:
+        UserError: the scorer fails, or its value is not a number from 0 to 1.
+    """
+    own = item.user_scorer
+    assert own is not None
+    try:
+        value = own.function(item, output)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code
+        raise UserError(
+            f"scorer {own.name} ({_place(own)}) fails on item {item.id}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}, not 0 to 1")
+    return float(value)
+
+
+def _place(own: UserScorer) -> str:
+    part = _definition(own.function)
+    try:
+        return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
+    except (OSError, TypeError):
+        return "no source"
+
+
+def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:
+    """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
+    allows it. After an error no further scorer is called; scores so far are kept."""
+    keys = [(item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)]
+    unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+    scores, errors = dict(known), list[UserError]()
+
+    def one(key: tuple[str, str, str]) -> None:
+        if errors:
+            return
+        try:
+            scores[key] = graded(unknown[key], key[2])
+        except UserError as error:
+            errors.append(error)
+
+    threads = min((item.user_scorer.threads for item in unknown.values() if item.user_scorer), default=1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") if threads > 1 else nullcontext() as pool:
+        list(pool.map(one, unknown) if pool else map(one, unknown))
+    return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None

@@ -1,4 +1,4 @@
-"""Reader of single calls in Java and JavaScript. It reads literals; every other expression stays text.
+"""Reader of calls in Java and JavaScript. It reads literals; every other expression stays text.
 
 A level of brackets becomes a row of letters, one for each token and one for each bracket with all that it holds. A
 regular expression says whether operands and operators alternate in it; then the brackets are read in the same way.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 Value: TypeAlias = (
@@ -85,6 +86,7 @@ _ASSIGNED = r"(?:(?<=w)|(?<=[wPL]L))[=A]"
 _EXPRESSIONS = {
     language: re.compile(f"d?{operand}(?:(?:[o?:-]|{_ASSIGNED}){operand})*") for language, operand in _OPERAND.items()
 }
+QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")  # possessive: linear on garbage
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
@@ -295,3 +297,33 @@ def number(text: str) -> Literal | None:
         number = float(re.sub(r"\s", "", match[1]))
         return Literal("float" if match[2] in ("f", "F") else "double", number, text)
     return None
+
+
+def pieces(text: str) -> list[str]:
+    """Cut Java or JavaScript into single calls at the separators that stand outside brackets and quotes."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    hidden = QUOTED.sub(lambda match: "_" * len(match[0]), text)
+    cuts, depth = [-1], 0
+    for place, sign in enumerate(hidden):
+        if sign in "([{":
+            depth += 1
+        elif sign in ")]}":
+            depth -= 1
+        elif sign in ",;\n" and depth == 0:
+            cuts.append(place)
+    pieces = [text[a + 1 : b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+    return [piece for piece in pieces if piece]
+
+
+def closed(text: str) -> str:
+    """A list that lacks its first or its last bracket gets it, as BFCL's decoder does."""
+    if text.startswith("[") and not text.endswith("]"):
+        return f"{text}]"
+    return f"[{text}" if text.endswith("]") and not text.startswith("[") else text
+
+
+def depth(text: str) -> int:
+    """Deepest nesting of brackets outside quotes."""
+    signs = re.sub(r"[^()\[\]{}]", "", QUOTED.sub("", text))
+    return max(accumulate((1 if sign in "([{" else -1 for sign in signs), initial=0))

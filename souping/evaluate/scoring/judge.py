@@ -15,7 +15,7 @@ from annotated_types import Interval
 
 from souping.core.fields import Count, Form, Seconds, Threads, component
 from souping.core.types import Item, Json, UserError, digest, entries, part
-from souping.evaluate.servers.process import ServerError, ask, parsed
+from souping.evaluate.servers.process import ServerError, parsed, post
 
 VERSION = 1
 """Raise when the same settings would give other verdicts."""
@@ -78,7 +78,7 @@ class Judge:
         Raises:
             UserError: the endpoint refuses or fails after all retries, or its reply holds no verdict.
         """
-        reply = self.ask(self.request(item, output))
+        reply = self.reply(self.request(item, output))
         found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
         if not found:
             raise UserError(f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}")
@@ -100,33 +100,30 @@ class Judge:
         settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
         return {"model": self.model, "messages": messages, **settings}
 
-    def ask(self, body: Mapping[str, Json]) -> str:
-        """The reply's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
+    def reply(self, body: Mapping[str, Json]) -> str:
+        """The response's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
+        secret = os.environ.get(self.key, "").strip() if self.key else ""
+        if self.key and not re.fullmatch("[!-~]+", secret):
+            raise UserError(f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)")
         reason = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                return self._once(body)
+                reply = parsed(post(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
             except ServerError as error:
                 reason = f"HTTP {error.status}: {error}" if error.status else str(error)
                 if error.status and error.status not in RETRIED:
                     break
+                continue
+            content = [part(choice, "message").get("content") for choice in entries(reply, "choices")[:1]]
+            if content and isinstance(content[0], str):
+                return content[0]
+            reason = f"its reply holds no message: {reply!r:.100}"
         raise UserError(
             f"judge {self.model} at {self.url} does not answer: {reason[:200]}\n"
             "all answers and verdicts so far are in the store; the same command continues"
         )
-
-    def _once(self, body: Mapping[str, Json]) -> str:
-        secret = os.environ.get(self.key, "").strip() if self.key else ""
-        if self.key and not re.fullmatch("[!-~]+", secret):
-            raise UserError(f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)")
-        reply = parsed(ask(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
-        choices = entries(reply, "choices")
-        content = part(choices[0], "message").get("content") if choices else None
-        if not isinstance(content, str):
-            raise ServerError(f"its reply holds no message: {reply!r:.100}")
-        return content
 
 
 def _transcript(item: Item) -> str:

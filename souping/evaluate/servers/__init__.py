@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,23 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from souping.core.fields import Port, Seconds, component
+from souping.checkpoints.checkpoint import stores_head
+from souping.core.fields import Count, Form, Port, Precision, Seconds, Seed, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
+from souping.core.text import install
 from souping.core.types import Json, Missing, UserError
-from souping.evaluate.servers.process import (
-    HOST,
-    Process,
-    ServerError,
-    base,
-    free_port,
-    models_at,
-    served,
-)
+from souping.evaluate.servers.process import HOST, Process, ServerError, free_port, models_at, parsed, post, served
 
-SAY_EVERY = 15.0
+LOG_EVERY = 15.0
 """Seconds between two lines on how long a model has been loading."""
 QUIET = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -39,21 +34,22 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
+"""Packages that `transformers serve` imports."""
+Url = Annotated[str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")]
 log = logging.getLogger("souping.evaluate.servers")
 
 
 @dataclass(kw_only=True)
 class RunningServer:
-    """Server that answers for one model. `url` ends with /v1; `model` is the id that requests name."""
+    """Server of one model. `url` ends with /v1, and requests name the id `model`. `stop` ends the server and all of its
+    processes if this run started it; a second call does nothing.
+    """
 
     url: str
     model: str
     process: Process | None = None
-    end: Callable[[], None] = field(default=lambda: None, repr=False)
-
-    def stop(self) -> None:
-        """End the server and all of its processes, if this run started it. A second call does nothing."""
-        self.end()
+    stop: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
 @component
@@ -71,21 +67,28 @@ class Server(ABC):
     """Raise when the same settings would give other answers."""
     decisive: ClassVar[tuple[str, ...]]
     """Fields of a server of ours that can change an answer."""
+    packages: ClassVar[tuple[str, ...]]
+    """Packages that its interpreter needs."""
+    requirement: ClassVar[str]
+    """What to install into another environment."""
+    extra: ClassVar[str]
+    """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
     draws: ClassVar[bool] = False
     """Whether a drawn answer depends on the request's own seed alone."""
 
-    url: str | None = None
+    url: Url | None = None
     port: Port | None = None
     timeout: Seconds = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
-    def __post_init__(self) -> None:
-        if self.url is not None:
-            base(self.url)
+    @property
+    def address(self) -> str | None:
+        """`http://host:port` of the running server."""
+        return self.url and self.url.rstrip("/").removesuffix("/v1")
 
     @property
     def interpreter(self) -> str:
@@ -93,17 +96,17 @@ class Server(ABC):
 
     @property
     def settings(self) -> Mapping[str, Json]:
-        """Everything that can change an answer besides model and request. Of a found server only the address is
+        """Everything that can change an answer besides model and request. Of a running server only the address is
         known."""
-        known: dict[str, Json] = {"name": self.kind, "version": self.version}
+        common: dict[str, Json] = {"name": self.kind, "version": self.version}
         if self.url is not None:
-            return {**known, "url": base(self.url)}
-        return {**known, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
+            return {**common, "url": self.address}
+        return {**common, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
 
     @property
     @abstractmethod
     def host(self) -> ModelHost:
-        """Where the model is held, as far as plans and checks ask."""
+        """Where the model is held, for plans and checks."""
 
     @property
     def request(self) -> Mapping[str, Json]:
@@ -122,15 +125,24 @@ class Server(ABC):
         """Refuse, before any work, what cannot start here.
 
         Raises:
-            UserError: packages are absent, or the found server does not answer.
+            UserError: packages are absent, or the running server does not answer.
         """
-        if self.url is None:
+        if self.address is None:
             self.check_installed()
             return
         try:
-            models_at(base(self.url))
+            models_at(self.address)
         except ServerError as error:
             raise UserError(f"server.url={self.url} does not answer: {error}") from error
+
+    def check_installed(self) -> None:
+        """Refuse an interpreter that cannot start this server (UserError)."""
+        absent = absent_packages(self.interpreter, self.packages)
+        if absent:
+            here = self.python is None
+            who = f"server={self.kind}" if here else self.interpreter
+            how = install(self.extra) if here else f'{self.interpreter} -m pip install "{self.requirement}"'
+            raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
 
     def start(self, folder: Path, name: str) -> RunningServer:
         """A running server for the model in `folder`, called `name` in messages.
@@ -143,9 +155,9 @@ class Server(ABC):
         """
         self.check()
         folder = folder.absolute()
-        if self.url is not None:
+        if self.address is not None:
             try:
-                return self.take(base(self.url), folder)
+                return self.load_into(self.address, folder)
             except ServerError as error:
                 raise UserError(
                     f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
@@ -156,10 +168,10 @@ class Server(ABC):
         except OSError:
             raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
         logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
-        plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
-        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{plain}.log")
+        log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
+        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log")
 
-        def end() -> None:
+        def stop() -> None:
             process.stop()
             shutil.rmtree(logs, ignore_errors=True)
 
@@ -168,14 +180,14 @@ class Server(ABC):
         except Exception:
             process.stop()
             raise
-        except BaseException:  # after Ctrl-C nobody reads the log
-            end()
+        except BaseException:  # after Ctrl-C the log is not needed
+            stop()
             raise
-        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, end=end)
+        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop)
 
     def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
         """The id under which the server lists the model, as soon as it does."""
-        start = reported = time.monotonic()
+        start = logged = time.monotonic()
         while process.alive:
             with suppress(ServerError):
                 return served(address, folder)
@@ -185,23 +197,19 @@ class Server(ABC):
                     f"{self.title} has not loaded {name} after {self.timeout:g} s: raise server.timeout\n"
                     f"the last line of its log {process.log}: {process.reason()}"
                 )
-            if now - reported > SAY_EVERY:
-                reported = now
+            if now - logged > LOG_EVERY:
+                logged = now
                 log.info(f"{self.title} loads {name}: {now - start:.0f} s")
             time.sleep(min(1.0, 0.1 + (now - start) / 10))
         raise UserError(f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}")
-
-    @abstractmethod
-    def check_installed(self) -> None:
-        """Refuse an interpreter that cannot start this server (UserError)."""
 
     @abstractmethod
     def command(self, folder: Path, port: int) -> list[str]:
         """The command line."""
 
     @abstractmethod
-    def take(self, address: str, folder: Path) -> RunningServer:
-        """A found server, with the model in `folder` in it.
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """A server that somebody else runs, with the model in `folder` in it.
 
         Raises:
             ServerError: it does not load the model.
@@ -209,20 +217,129 @@ class Server(ABC):
 
 
 @lru_cache(maxsize=16)
-def check_packages(server: str, interpreter: str, packages: tuple[str, ...], own: str, other: str) -> None:
-    """Refuse an interpreter without these packages. `own` is the command that installs them for this interpreter,
-    `other` what to install for another.
-
-    Raises:
-        UserError: packages are absent, or the interpreter cannot be run.
-    """
+def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that an interpreter cannot import (UserError if it cannot be run)."""
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
     try:
-        absent = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
-    if absent:
-        here = interpreter == sys.executable
-        who, how = (f"server={server}", own) if here else (interpreter, f'{interpreter} -m pip install "{other}"')
-        raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
+
+
+@component
+class VllmServer(Server):
+    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs. It takes the fraction `gpu_memory_utilization` of
+    each. `max_model_len` (tokens) limits prompt and answer together; the default is the model's own limit.
+
+    With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
+    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
+    """
+
+    title = "vllm serve"
+    kind = requirement = extra = "vllm"
+    version = 2
+    decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    packages = ("vllm",)
+    how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
+    draws = True
+
+    tensor_parallel_size: Threads = 1
+    gpu_memory_utilization: Share = 0.9
+    max_model_len: Count | None = None
+    dtype: Precision | Literal["auto"] = "auto"
+    enforce_eager: bool = False
+    seed: Seed = 0
+
+    @property
+    def request(self) -> dict[str, Json]:
+        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    @property
+    def host(self) -> ModelHost:
+        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
+        flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
+        flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
+        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        flags += ["--enforce-eager"] if self.enforce_eager else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
+
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """A server that cannot reload weights keeps its first model."""
+        url = f"{address}/v1"
+        try:
+            about = post(f"{address}/server_info", timeout=60.0)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return RunningServer(url=url, model=served(address, folder))
+        if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
+            raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
+        order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        post(f"{address}/collective_rpc", order, timeout=self.timeout)
+        post(f"{address}/reset_prefix_cache", {}, timeout=60.0)
+        models = models_at(address)
+        if not models:
+            raise ServerError("it lists no model")
+        return RunningServer(url=url, model=str(models[0]["id"]))
+
+
+@component
+class TransformersServer(Server):
+    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+
+    `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
+    without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
+    """
+
+    title = "transformers serve"
+    kind = "transformers"
+    version = 2
+    decisive = ("dtype", "attn_implementation", "continuous_batching")
+    packages = NEEDS
+    requirement = "transformers[serving]"
+    extra = "serving"
+    how_to_start = "on this machine without a model (`transformers serve --port P`)"
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    continuous_batching: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
+        device = self.device if self.device != "auto" else f"auto:{kind}"
+        return super().settings if self.url is not None else {**super().settings, "device": device}
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype=self.dtype, url=self.url)
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", HOST, "--port", str(port), "--device", self.device, "--dtype", self.dtype]
+        flags += ["--attn-implementation", self.attn_implementation] if self.attn_implementation else []
+        flags += ["--continuous-batching"] if self.continuous_batching else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        module = "transformers.cli.transformers"
+        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """`stop` makes the server forget what it loaded."""
+        response = post(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
+        events = [parsed(line[5:]) for line in response.splitlines() if line.startswith("data:")]
+        failed = [event.get("message") for event in events if event.get("status") == "error"]
+        if failed:
+            raise ServerError((str(failed[-1]).splitlines() or ["it gives no reason"])[0])
+
+        def forget() -> None:
+            with suppress(ServerError):  # somebody else runs it, and it may be gone
+                post(f"{address}/reset", {})
+
+        return RunningServer(url=f"{address}/v1", model=served(address, folder), stop=forget)

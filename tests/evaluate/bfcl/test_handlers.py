@@ -78,7 +78,7 @@ def test_every_handler_is_a_trial_and_counts(evaluation: Evaluation) -> None:
     assert all(own == (["own"] if 1.0 in weights else ["short", "long"]) for weights, own in handlers.items())
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert evaluation.evaluated == len(trials) * 80
-    assert (found.handler, found.weights) in (("long", (0.25, 0.75)), ("long", (0.75, 0.25)))
+    assert (found.handler, found.recipe.weights) in (("long", (0.25, 0.75)), ("long", (0.75, 0.25)))
     assert found.result.objective == max(trial.result.objective for trial in trials)
     for limit, most in ((Grid(step=0.25, trials=4), 4), (Grid(step=0.25, budget=5 * 80 + 79), 5)):
         trials.clear()

@@ -14,11 +14,11 @@ import pytest
 from souping import pantry
 from souping.core.protocols import ModelHost, ModuleSettings
 from souping.core.types import Item
-from souping.evaluate.engines import Answer, Engine, prompt_key
-from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines import Answer, Engine, TransformersEngine, prompt_key
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from tests.support.evaluators import Sink
+from tests.support.live import live
 
 FOLDER = pantry.path("python_cook")
 WISHED = ModuleSettings(device="cuda:1", dtype="float16", trust_remote_code=True)
@@ -34,11 +34,7 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lo
 
 @pytest.fixture(scope="module")
 def served() -> Any:
-    module = load_module(FOLDER, ModuleSettings())
-    tokenizer = load_tokenizer(FOLDER)
-    return SimpleNamespace(
-        soup="s", architecture_folder=FOLDER, folder=FOLDER, module=module, tokenizer=tokenizer, eos_token_ids=()
-    )
+    return live(FOLDER)
 
 
 def answers(asked: LocalEvaluator, served: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:

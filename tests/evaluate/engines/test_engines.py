@@ -21,7 +21,7 @@ from souping.checkpoints.checkpoint import stored_names, stores_head
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.vllm import (
     VERSIONS,
     VllmEngine,
@@ -30,8 +30,6 @@ from souping.evaluate.engines.vllm import (
     checkpoint_tensors,
     chunks,
     llm_arguments,
-    pack,
-    update,
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -65,20 +63,6 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint == VLLM.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("tensor_parallel_size", 0),
-        ("gpu_memory_utilization", 0.0),
-        ("gpu_memory_utilization", 1.1),
-        ("max_model_len", 0),
-    ],
-)
-def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"VllmEngine\({key}=[^\n]*$"):
-        VllmEngine(**{key: value})
-
-
 def test_speculation_goes_to_vllm_as_it_is() -> None:
     speculative = {"method": "ngram", "num_speculative_tokens": 4}
     settings = {**VllmEngine(speculative=speculative).settings, "gpu_memory_utilization": 0.5}
@@ -110,12 +94,6 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
     assert "\n" not in str(told.value)
 
 
-def test_an_engines_keys_are_checked(family: Path, souping: Cli) -> None:
-    told = souping(*pool_of(family), "engine=vllm", "+engine.tensor_parallel=2")
-    told.refused("engine.tensor_parallel is not a key of engine=VllmEngine; did you mean tensor_parallel_size?")
-    souping(*pool_of(family), "engine=vllm", "engine.weights=ftp").refused("engine.weights", "transfer, reload")
-
-
 class TestTensors:
     @pytest.mark.parametrize("tied", [True, False])
     def test_every_stored_name_is_sent_once(self, family: Path, tmp_path: Path, tied: bool) -> None:
@@ -142,28 +120,6 @@ class TestTensors:
         runs = list(chunks(tensors, 64))
         assert [name for run in runs for name, _ in run] == [name for name, _ in tensors]
         assert [[name for name, _ in run] for run in runs] == [["0", "1"], ["2"], ["3"], ["4"], ["other"], ["5"]]
-
-    def test_packing_lays_bytes_end_to_end(self) -> None:
-        import torch
-
-        run = [("a", torch.randn(3, 4).t()), ("b", torch.randn(5))]
-        buffer = torch.zeros(80, dtype=torch.uint8)
-        sizes = pack(run, buffer)
-        assert sizes == [48, 20]
-        assert torch.equal(buffer[:48].view(torch.float32).view(4, 3), run[0][1])
-        assert torch.equal(buffer[48:68].view(torch.float32), run[1][1])
-        assert not buffer[68:].any()
-
-
-def test_a_chunk_bears_its_handles_by_gpu() -> None:
-    import pickle
-    from base64 import b64decode
-
-    import torch
-
-    told = update([("a", torch.zeros(2, 3, dtype=torch.bfloat16))], [12], {"GPU-1": (1, b"x")})
-    assert (told["names"], told["dtype_names"], told["shapes"]) == (["a"], ["bfloat16"], [[2, 3]])
-    assert pickle.loads(b64decode(told["ipc_handles_pickled"])) == {"GPU-1": (1, b"x")}
 
 
 @pytest.fixture
@@ -296,7 +252,7 @@ def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None,
     code = f"""
         import os, subprocess, sys, time
         from pathlib import Path
-        from souping.evaluate.guard import PidGuard
+        from souping.evaluate.servers.process import PidGuard
         inner = "import time; time.sleep(600)"
         outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -26,12 +24,13 @@ from souping.evaluate.engines.vllm import (
     update,
 )
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.choices import VllmServer
-from souping.evaluate.servers.process import HOST, Process, ServerError, ask, free_port, models_at
+from souping.evaluate.servers import RunningServer, VllmServer
+from souping.evaluate.servers.process import free_port
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 from tests.support.family import save_model
+from tests.support.live import completions, local_answers, started
 
 SPEC = importlib.util.find_spec("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(SPEC is None, reason="needs the extra `vllm`")]
@@ -61,48 +60,73 @@ def method(path: str, name: str, function: str) -> ast.FunctionDef:
     return next(n for n in named(path, name).body if isinstance(n, ast.FunctionDef) and n.name == function)
 
 
+UPDATE = update([("a", SimpleNamespace(dtype="torch.float32", shape=(2, 3)))], [24], {"GPU-1": ("handle",)})  # type: ignore[list-item]
+DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repetition_penalty": 1.1}), 3, (7,))
+OFFLINE = ("entrypoints/rl/offline.py", "RLOfflineMixin")
+
+
 class TestAgainstItsSource:
     """What the adapter calls is there, under these names, in the version that is installed."""
 
-    def test_the_version_is_in_range(self) -> None:
+    @pytest.mark.parametrize(
+        ("where", "names"),
+        [
+            ((*OFFLINE, "init_weight_transfer_engine"), ["request"]),
+            ((*OFFLINE, "start_weight_update"), []),
+            ((*OFFLINE, "update_weights"), ["request"]),
+            (("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"), ["weights_path"]),
+            (("v1/worker/gpu_worker.py", "Worker", "reload_weights"), []),
+            (("entrypoints/llm.py", "LLM", "reset_prefix_cache"), []),
+            (("entrypoints/llm.py", "LLM", "collective_rpc"), ["method"]),
+            (("platforms/interface.py", "Platform", "is_cpu"), []),
+            (("v1/engine/core_client.py", "EngineCoreClient", "shutdown"), []),
+        ],
+    )
+    def test_methods(self, where: tuple[str, str, str], names: list[str]) -> None:
+        assert set(names) <= set(parameters(method(*where)))
+
+    @pytest.mark.parametrize(
+        ("path", "name", "used"),
+        [
+            ("config/weight_transfer.py", "WeightTransferConfig", {"backend"}),
+            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo", set(UPDATE)),
+            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo", {"packed"}),
+            ("sampling_params.py", "SamplingParams", set(DRAWN)),
+            *(
+                (f"entrypoints/openai/{path}/protocol.py", name, {*VllmServer().request, "seed", "temperature"})
+                for path, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest"))
+            ),
+        ],
+    )
+    def test_fields(self, path: str, name: str, used: set[str]) -> None:
+        assert used <= set(fields(path, name))
+
+    @pytest.mark.parametrize(
+        ("path", "text"),
+        [
+            ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
+            ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
+            ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
+            ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
+            ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
+            *(("envs.py", f'"{name}"') for name in ENVIRONMENT),
+        ],
+    )
+    def test_texts(self, path: str, text: str) -> None:
+        assert text in (HOME / path).read_text()
+
+    def test_the_arguments_of_llm_and_the_servers_flags(self) -> None:
         check_version()
-
-    def test_the_arguments_of_llm(self) -> None:
-        known = parameters(method("entrypoints/llm.py", "LLM", "__init__"))
-        passed_on = fields("engine/arg_utils.py", "EngineArgs")
-        engine = VllmEngine(tensor_parallel_size=2)
-        settings = {**engine.settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-        for argument in llm_arguments(Path("/m"), settings, transfer=True):
-            assert argument in known or argument in passed_on, argument
-
-    def test_the_transfer_config(self) -> None:
-        assert "backend" in fields("config/weight_transfer.py", "WeightTransferConfig")
-        assert (
-            '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'
-            in (HOME / "distributed/weight_transfer/factory.py").read_text()
-        )
-
-    def test_the_four_steps(self) -> None:
-        where = ("entrypoints/rl/offline.py", "RLOfflineMixin")
-        assert parameters(method(*where, "init_weight_transfer_engine")) == ["request"]
-        assert parameters(method(*where, "start_weight_update")) == []
-        assert parameters(method(*where, "update_weights")) == ["request"]
-        assert method(*where, "finish_weight_update").args.defaults  # its one parameter may be left out
-        bases = [ast.unparse(base) for base in named("entrypoints/llm.py", "LLM").bases]
-        assert "RLOfflineMixin" in bases
-        text = ast.unparse(named("entrypoints/rl/offline.py", "RLOfflineMixin"))
-        assert "request['init_info']" in text
-        assert "request['update_info']" in text
-
-    def test_the_fields_of_an_update(self) -> None:
-        import torch
-
-        path = "distributed/weight_transfer/ipc_engine.py"
-        known = fields(path, "IPCWeightTransferUpdateInfo")
-        given = update([("a", torch.zeros(2, 3))], [24], {"GPU-1": ("handle",)})
-        assert set(given) <= set(known)
-        assert {name for name, default in known.items() if not default} <= set(given)
-        assert set(fields(path, "IPCWeightTransferInitInfo")) >= {"packed"}
+        known = {
+            *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
+            *fields("engine/arg_utils.py", "EngineArgs"),
+        }
+        settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
+        assert set(llm_arguments(Path("/m"), settings, transfer=True)) <= known
+        text = (HOME / "engine/arg_utils.py").read_text()
+        command = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True).command(Path("/m"), 1)
+        flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
+        assert [flag for flag in flags if f'"{flag}"' not in text] == []
 
     def test_a_packed_chunk_is_what_its_workers_unpack(self) -> None:
         """Its own unpacking, run on our bytes."""
@@ -122,50 +146,6 @@ class TestAgainstItsSource:
         unpacked = space["unpack_tensor"](buffer[: sum(sizes)], told["names"], told["shapes"], dtypes, sizes)
         assert [name for name, _ in unpacked] == ["a", "b"]
         assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(run, unpacked, strict=True))
-
-    def test_reloading_sampling_and_the_end(self) -> None:
-        assert "weights_path" in parameters(method("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"))
-        assert method("v1/worker/gpu_worker.py", "Worker", "reload_weights")
-        assert method("entrypoints/llm.py", "LLM", "reset_prefix_cache")
-        assert parameters(method("entrypoints/llm.py", "LLM", "collective_rpc"))[:1] == ["method"]
-        known = fields("sampling_params.py", "SamplingParams")
-        drawn = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repetition_penalty": 1.1}), 3, (7,))
-        assert set(drawn) <= set(known)
-        assert drawn.keys() - sampling_arguments(4, ["x"], Decoding(), 3, (7,)).keys() >= {"seed", "top_p", "top_k"}
-        check = ast.unparse(method("sampling_params.py", "SamplingParams", "_verify_args"))
-        assert "self.top_k < -1" in check  # so -1 is all
-        assert method("platforms/interface.py", "Platform", "is_cpu")
-        assert method("v1/engine/core_client.py", "EngineCoreClient", "shutdown")
-        for name in ENVIRONMENT:
-            assert f'"{name}"' in (HOME / "envs.py").read_text()
-
-    def test_a_folders_own_config_decodes_nothing_and_ends_answers(self) -> None:
-        """With `generation_config=vllm`: no sampling defaults of the file, but its end tokens."""
-        told = ast.unparse(method("config/model.py", "ModelConfig", "get_diff_sampling_param"))
-        assert "{} if src == 'vllm' else" in told
-        read = ast.unparse(method("config/model.py", "ModelConfig", "try_get_generation_config"))
-        assert "self.generation_config in {'auto', 'vllm'}" in read
-        ends = ast.unparse(method("sampling_params.py", "SamplingParams", "update_from_generation_config"))
-        assert "generation_config.get('eos_token_id')" in ends
-
-    def test_a_requests_fields(self) -> None:
-        """What every request says, by which no default of the server is left, and the seed of a drawn answer."""
-        for path in ("completion/protocol.py", "chat_completion/protocol.py"):
-            name = "CompletionRequest" if path.startswith("completion") else "ChatCompletionRequest"
-            known = fields(f"entrypoints/openai/{path}", name)
-            assert {*VllmServer().request, "seed", "temperature"} <= set(known)
-
-    def test_the_servers_flags(self) -> None:
-        text = (HOME / "engine/arg_utils.py").read_text()
-        server = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True)
-        for flag in server.command(Path("/m"), 1):
-            if flag.startswith("--") and flag not in ("--host", "--port"):
-                assert f'"{flag}"' in text, flag
-        routes = (HOME / "entrypoints/serve/dev/rpc/api_router.py").read_text()
-        assert '"/collective_rpc"' in routes
-        assert 'body.get("kwargs"' in routes
-        assert '"/server_info"' in (HOME / "entrypoints/serve/dev/server_info/api_router.py").read_text()
-        assert '"/reset_prefix_cache"' in (HOME / "entrypoints/serve/dev/cache/api_router.py").read_text()
 
 
 def installed(name: str) -> bool:
@@ -235,37 +215,14 @@ def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
     command = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128).command(models / "apart" / "ant", port)
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = Process(command, environment, tmp_path_factory.mktemp("found") / "log")
-    address = f"http://{HOST}:{port}"
-    while process.alive:
-        try:
-            models_at(address)
-            break
-        except ServerError:
-            continue
-    assert process.alive, process.reason()
-    yield address
-    process.stop()
+    more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
+        yield address
 
 
-def said(url: str, model: str, items: tuple[Item, ...]) -> list[str]:
-    body = {"model": model, "max_tokens": 8, "temperature": 0}
-    answers = [ask(f"{url}/completions", {**body, "prompt": item.prompt}, 120) for item in items]
-    return [json.loads(answer)["choices"][0]["text"] for answer in answers]
-
-
-def local(folder: Path, items: tuple[Item, ...]) -> list[str]:
-    from souping.evaluate.engines.transformers import load_module, load_tokenizer
-
-    evaluator = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
-    served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()),
-        tokenizer=load_tokenizer(folder),
-        folder=folder,
-        eos_token_ids=(),
-    )
-    return [record.output for record in evaluator.evaluate(served, items)]
+def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) -> None:
+    prompts = [str(item.prompt) for item in items]
+    assert completions(running.url, running.model, prompts, 8) == local_answers(folder, prompts, 8)
 
 
 @pytest.mark.vllm_runs
@@ -276,8 +233,7 @@ def test_a_found_server_takes_one_models_weights_after_another(
 ) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
-        with server.start(models / "apart" / name, name) as running:
-            assert said(running.url, running.model, items) == local(models / "apart" / name, items)
+        check_served(server.start(models / "apart" / name, name), models / "apart" / name, items)
     if ON_CPU:
         with pytest.raises(UserError, match="does not renew tied embeddings"):
             server.start(models / "tied" / "bee", "bee")
@@ -289,5 +245,6 @@ def test_a_found_server_takes_one_models_weights_after_another(
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
-    with server.start(folder, "bee") as running:
-        assert said(running.url, running.model, items) == local(folder, items)
+    running = server.start(folder, "bee")
+    check_served(running, folder, items)
+    running.stop()

@@ -11,8 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from souping.core.types import UserError
-from souping.evaluate.scoring.call_matcher import plain
-from souping.evaluate.scoring.call_parser import DEEPEST, LANGUAGES, Call, Unparsable, is_attempt, parse
+from souping.evaluate.scoring.calls import DEEPEST, LANGUAGES, Call, Unparsable, is_attempt, parse, plain
 from tests.support.main_job import KEPT
 
 JUNK = [
@@ -184,7 +183,7 @@ def test_java_and_javascript_are_read_as_tree_sitter_reads_them(monkeypatch: pyt
     chosen = [dice.choice(answers) for _ in range(10_000)]
     texts = [*answers, *((language, mutated(dice, text)) for language, text in chosen)]
     ours = [outcome(text, language) for language, text in texts]
-    monkeypatch.setattr("souping.evaluate.scoring.call_parser.CallReader", TreeSitterReader)
+    monkeypatch.setattr("souping.evaluate.scoring.calls.CallReader", TreeSitterReader)
     for (language, text), calls in zip(texts, ours, strict=True):
         assert calls == outcome(text, language), (language, text)
     assert 3000 < ours.count(None) < 8000

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.scoring import SCORERS, score
+from souping.evaluate.scoring import grades, load, score
 from souping.evaluate.scoring.judge import Judge
-from souping.evaluate.scoring.own import grades, load
 from tests.conftest import Cli, pool_of
+from tests.support.http import FakeServer, Handler, serving
 
 LENGTHS = '''"""Scorers."""
 calls = []
@@ -86,9 +84,9 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     ("name", "path", "told"),
     [
         ("exact", "my_scorers.short", "exact is a built-in scorer"),
-        ("own", "short", "names no module"),
-        ("own", "my_scores.short", "no module my_scores"),
-        ("own", "my_scorers.shrt", "shrt.*did you mean short?"),
+        ("own", "short", "cannot be imported"),
+        ("own", "my_scores.short", "No module named"),
+        ("own", "my_scorers.shrt", "no attribute .shrt"),
         ("own", "my_scorers.calls", "is no function"),
         ("own", "my_scorers.Kind", "is no function"),
         ("own", "math.sqrt", "has no Python source"),
@@ -96,7 +94,7 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        load({name: path}, SCORERS)
+        load({name: path})
 
 
 @pytest.mark.parametrize(("name", "told"), [("broken", "IndexError"), ("beyond", "gives 2 for item 1")])
@@ -150,148 +148,111 @@ def stored(db: sqlite3.Connection) -> set[str]:
     return {name for (name,) in db.execute("SELECT name FROM items")}
 
 
-class Endpoint:
-    """An OpenAI-compatible server on this machine: says yes where the graded answer is right; fails when told to."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.failures: list[int] = []
-        self.reply = self.elsewhere = ""
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.bodies.append(body)
-                endpoint.keys.append(self.headers.get("Authorization", ""))
-                if endpoint.elsewhere:
-                    self.send_response(302)
-                    self.send_header("Location", endpoint.elsewhere)
-                    self.end_headers()
-                    return
-                status = endpoint.failures.pop(0) if endpoint.failures else 200
-                said = endpoint.reply or ("Yes." if "graded: right" in body["messages"][-1]["content"] else "No.")
-                content = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+def endpoint() -> Iterator[FakeServer]:
+    """An OpenAI-compatible server that says yes where the graded answer is right."""
+    with serving() as server:
+        server.answer = graded_by()
+        yield server
+
+
+def graded_by(reply: str = "", failures: Sequence[int] = ()) -> Callable[[Handler, Any], None]:
+    """Responses of a judge: first these failures, then `reply` or its verdict."""
+    waiting = list(failures)
+
+    def answer(handler: Handler, body: Any) -> None:
+        status = waiting.pop(0) if waiting else 200
+        text = reply or ("Yes." if "graded: right" in body["messages"][-1]["content"] else "No.")
+        handler.say({"choices": [{"message": {"role": "assistant", "content": text}}]}, status)
+
+    return answer
 
 
 QUESTION = Item(id="1", category="c", prompt="What is $5?", answer="right")
 
 
-def judge(endpoint: Endpoint, **more: Any) -> Judge:
+def judge(endpoint: FakeServer, **more: Any) -> Judge:
     prompt = "asked: $question wanted: $reference graded: $answer"
-    return Judge(**{"model": "small", "url": endpoint.url, "key": "", "prompt": prompt, "pause": 0.0, **more})
+    return Judge(**{"model": "small", "url": f"{endpoint.url}/v1", "key": "", "prompt": prompt, "pause": 0.0, **more})
 
 
 class TestJudge:
-    def test_it_asks_at_temperature_0_and_reads_the_verdict(self, endpoint: Endpoint) -> None:
+    def test_it_asks_at_temperature_0_and_reads_the_verdict(self, endpoint: FakeServer) -> None:
         own = judge(endpoint, system="Be strict.")
         assert [own(QUESTION, text) for text in ("right", "wrong")] == [1.0, 0.0]
-        body = endpoint.bodies[0]
+        body = endpoint.requests[0][1]
         assert (body["model"], body["temperature"]) == ("small", 0)
         assert [message["content"] for message in body["messages"]] == [
             "Be strict.", "asked: What is $5? wanted: right graded: right",
         ]  # fmt: skip
 
-    def test_a_key_comes_from_the_environment(self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key_comes_from_the_environment_and_goes_nowhere_else(
+        self, endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         own = judge(endpoint, key="MY_KEY")
         monkeypatch.delenv("MY_KEY", raising=False)
         with pytest.raises(UserError, match="MY_KEY holds no key"):
             own(QUESTION, "right")
         monkeypatch.setenv("MY_KEY", "k-1")
         own(QUESTION, "right")
-        assert endpoint.keys == ["Bearer k-1"]
         assert "k-1" not in own.fingerprint + repr(own)
+        with serving() as other:
+            endpoint.answer = lambda handler, _: handler.say(
+                b"", 302, Location=other.url.replace("127.0.0.1", "localhost")
+            )
+            with pytest.raises(UserError, match="HTTP 302"):
+                own(QUESTION, "right")
+            assert other.requests == []
+        assert [key for *_, key in endpoint.requests] == ["Bearer k-1"] * 2
 
-    def test_a_busy_endpoint_is_asked_again(self, endpoint: Endpoint) -> None:
-        endpoint.failures = [429, 503]
+    def test_a_busy_endpoint_is_asked_again(self, endpoint: FakeServer) -> None:
+        endpoint.answer = graded_by(failures=[429, 503])
         assert judge(endpoint)(QUESTION, "right") == 1.0
-        assert len(endpoint.bodies) == 3
+        assert len(endpoint.requests) == 3
 
     @pytest.mark.parametrize(("failures", "asked"), [([401], 1), ([500] * 3, 3)])
-    def test_one_that_refuses_or_stays_down_is_told(self, endpoint: Endpoint, failures: list[int], asked: int) -> None:
-        endpoint.failures = list(failures)
+    def test_one_that_refuses_or_stays_down(self, endpoint: FakeServer, failures: list[int], asked: int) -> None:
+        endpoint.answer = graded_by(failures=failures)
         with pytest.raises(UserError, match=f"does not answer: HTTP {failures[0]}"):
             judge(endpoint, retries=2)(QUESTION, "right")
-        assert len(endpoint.bodies) == asked
+        assert len(endpoint.requests) == asked
 
-    def test_a_redirect_is_an_error_and_the_key_goes_nowhere_else(
-        self, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("MY_KEY", "k-1")
-        stranger = Endpoint()
-        endpoint.elsewhere = stranger.url.replace("127.0.0.1", "localhost")
-        with pytest.raises(UserError, match="HTTP 302"):
-            judge(endpoint, key="MY_KEY", retries=3)(QUESTION, "right")
-        stranger.server.shutdown()
-        stranger.server.server_close()
-        assert stranger.keys == []
-        assert endpoint.keys == ["Bearer k-1"]
-
-    def test_one_that_is_not_there_is_told(self, endpoint: Endpoint) -> None:
-        with pytest.raises(UserError, match="does not answer"):
-            judge(endpoint, url="http://127.0.0.1:9", retries=1)(QUESTION, "x")
-
-    def test_numbers_are_verdicts_too(self, endpoint: Endpoint) -> None:
-        endpoint.reply = "Score: 7/10, so 8"
+    def test_numbers_are_verdicts_too(self, endpoint: FakeServer) -> None:
+        endpoint.answer = graded_by("Score: 7/10, so 8")
         assert judge(endpoint, verdict=r"\d+", scores={}, scale=10.0)(QUESTION, "x") == 0.8
-        endpoint.reply = "hm"
+        endpoint.answer = graded_by("hm")
         with pytest.raises(UserError, match=r"item 1: no verdict .* in 'hm'"):
             judge(endpoint)(QUESTION, "x")
 
-    def test_the_fingerprint_is_the_judge_and_its_prompt(self, endpoint: Endpoint) -> None:
+    def test_the_fingerprint_is_the_judge_and_its_prompt(self, endpoint: FakeServer) -> None:
         own = judge(endpoint)
         assert own.fingerprint == judge(endpoint, retries=9, threads=2, timeout=1.0).fingerprint
-        for key, value in {
-            "model": "l",
-            "prompt": "$answer?",
-            "system": "x",
-            "verdict": "x",
-            "url": "http://o",
-        }.items():
+        changes = {"model": "l", "prompt": "$answer?", "system": "x", "verdict": "x", "url": "http://o"}
+        for key, value in changes.items():
             assert judge(endpoint, **{key: value}).fingerprint != own.fingerprint
 
     @pytest.mark.parametrize("change", [{"prompt": "right?"}, {"url": "localhost"}])
-    def test_what_it_cannot_be(self, endpoint: Endpoint, change: dict[str, str]) -> None:
+    def test_what_it_cannot_be(self, endpoint: FakeServer, change: dict[str, str]) -> None:
         with pytest.raises(UserError, match=r"must hold \$answer|begins with http"):
             judge(endpoint, **change)
 
     def test_a_run_judges_equal_answers_once_and_a_second_never(
-        self, endpoint: Endpoint, family: Path, module: Path, souping: Cli, tmp_path: Path
+        self, endpoint: FakeServer, family: Path, module: Path, souping: Cli, tmp_path: Path
     ) -> None:
-        made = f"helpful = Judge(model='m', url='{endpoint.url}', key='')"
+        made = f"helpful = Judge(model='m', url='{endpoint.url}/v1', key='')"
         module.write_text(f"from souping.evaluate.scoring.judge import Judge\n{made}\n")
         rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
         (tmp_path / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
         base = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
         base += ["benchmark.path=items.jsonl", "benchmark.scorers={own: my_scorers.helpful}", "selector=all"]
         base += ["optimiser=uniform", "limit=2"]
-        endpoint.failures = [500] * 4 + [400]
+        endpoint.answer = graded_by(failures=[500] * 4 + [400])
         souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "in the store")
         with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
             assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == 6  # none is lost by a judge
         assert souping(*base, "hydra.run.dir=b").code == 0
-        asked = len(endpoint.bodies)
-        graded = [body["messages"][-1]["content"] for body in endpoint.bodies[5:]]
+        asked = len(endpoint.requests)
+        graded = [body["messages"][-1]["content"] for _, body, _ in endpoint.requests[5:]]
         assert len(graded) == len(set(graded))
         assert souping(*base, "hydra.run.dir=c").code == 0
-        assert len(endpoint.bodies) == asked
+        assert len(endpoint.requests) == asked

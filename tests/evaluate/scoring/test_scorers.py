@@ -144,7 +144,7 @@ def test_javascript() -> None:
         (True, "number", "python", "finite number"), ({"a": 1}, "exact", "python", "a text"),
         ([], "exact", "python", "a text"),
         ("f(a=", "call", "python", "cannot be read"), ([{"f": {"a": 1}}], "call", "python", "list of allowed"),
-        ([{"f": {}, "g": {}}], "call", "python", "one function"), (7, "call", "python", "is no call"),
+        ([{"f": {}, "g": {}}], "call", "python", "cannot be read"), (7, "call", "python", "cannot be read"),
         ({"calls": [{"f": {}}], "functions": [{"name": "g", "parameters": {}}]}, "call", "python", "'f' is missing"),
         ("f()", "call", "basic", "language=basic"),
     ],

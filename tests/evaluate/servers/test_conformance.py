@@ -12,8 +12,7 @@ import pytest
 
 from souping import pantry
 from souping.core.types import UserError, digest
-from souping.evaluate.servers import Server
-from souping.evaluate.servers.choices import TransformersServer, VllmServer
+from souping.evaluate.servers import Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 
 
@@ -39,7 +38,15 @@ def test_what_changes_no_answer_changes_no_settings(server: Any) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"port": 0}, {"port": 70000}, {"timeout": 0.0}, {"url": "127.0.0.1:8000"}, {"url": "http://"}],
+    [
+        {"port": 0},
+        {"port": 70000},
+        {"timeout": 0.0},
+        {"url": "127.0.0.1:8000"},
+        {"url": "http://"},
+        {"url": "http://u:key@h"},
+        {"url": "http://h?x=1"},
+    ],
     ids=str,
 )
 def test_values_out_of_range_are_refused(server: Any, change: dict[str, Any]) -> None:

@@ -14,25 +14,16 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from souping import pantry
 from souping.core.fields import component
-from souping.core.types import Candidate, Item, Json, UserError
-from souping.evaluate.bfcl.evaluator import BfclEvaluator
-from souping.evaluate.decoding import IDS
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
-from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import RunningServer
-from souping.evaluate.servers.choices import NEEDS, TransformersServer
-from souping.evaluate.servers.process import Process, ServerError, ask, free_port, models_at
-from souping.merge.local import LocalMerge
-from souping.pipeline.models import OpenPool
-from souping.pipeline.store import Store
+from souping.core.types import UserError
+from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
+from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
 from tests.conftest import ROOT
+from tests.support.live import completions, local_answers, started
 from tests.support.processes import gone, members, wait_for
 
 REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
@@ -172,24 +163,6 @@ class TestStart:
         self.refused(Scripted(code=code, timeout=1.0), r"has not loaded m after 1 s: raise server.timeout\n.*reading")
 
 
-def said(running: RunningServer, prompt: str, tokens: int) -> str:
-    body: Json = {"model": running.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-    return str(json.loads(ask(f"{running.url}/completions", body, 120))["choices"][0]["text"])
-
-
-def local(folder: Path, prompts: list[Any], tokens: int) -> list[str]:
-    """What evaluator=local says."""
-    evaluator = LocalEvaluator(max_new_tokens=tokens, device="cpu", threads=1, batch_size=1)
-    served = SimpleNamespace(
-        module=load_module(folder, evaluator.module_settings()),
-        tokenizer=load_tokenizer(folder),
-        folder=folder,
-        eos_token_ids=(),
-    )
-    items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
-    return [evaluator.evaluate(served, [item])[0].output for item in items]
-
-
 @pytest.fixture(scope="module")
 def cook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pantry model that has a chat template."""
@@ -224,28 +197,15 @@ class TestTransformersServe:
         assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
 
     def test_its_answers_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
-        texts = [said(running, prompt, 24) for prompt in prompts]
-        assert texts == local(cook, prompts, 24)
+        texts = completions(running.url, running.model, prompts, 24)
+        assert texts == local_answers(cook, prompts, 24)
         assert len(set(texts)) > 1
-        chats: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        body: dict[str, Json] = {"model": running.model, "max_tokens": 24, "temperature": 0}
-        replies = [ask(f"{running.url}/chat/completions", {**body, "messages": chat}, 120) for chat in chats]
-        texts = [json.loads(reply)["choices"][0]["message"]["content"] for reply in replies]
-        assert texts == local(cook, [tuple(chat) for chat in chats], 24)
+        chats = [({"role": "user", "content": prompt},) for prompt in prompts]
+        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
 
     def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
         with pytest.raises(ServerError, match="pinned to"):
-            ask(f"{running.url}/completions", {"model": "another", "prompt": "x"})
-
-
-@real
-@pytest.mark.slow
-def test_a_model_that_does_not_load_is_two_lines(tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match=r"transformers serve cannot serve broken: .*\w") as caught:
-        REAL.start(tmp_path / "broken", "broken")
-    assert str(caught.value).count("\n") == 1
+            post(f"{running.url}/completions", {"model": "another", "prompt": "x"})
 
 
 @pytest.fixture(scope="module")
@@ -253,16 +213,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
-    process = Process(command, os.environ, tmp_path_factory.mktemp("found") / "log")
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + 600
-    while time.monotonic() < end:
-        try:
-            models_at(address)
-            break
-        except ServerError:
-            time.sleep(0.2)
-    yield address
-    process.stop()
+    with started(command, port, tmp_path_factory.mktemp("found") / "log") as address:
+        yield address
 
 
 @real
@@ -273,42 +225,12 @@ class TestAFoundServer:
         for name in ("python_cook", "java_cook"):
             running = server.start(pantry.path(name), name)
             assert running.process is None
-            assert [said(running, p, 24) for p in prompts] == local(pantry.path(name), prompts, 24)
+            texts = completions(running.url, running.model, prompts, 24)
+            assert texts == local_answers(pantry.path(name), prompts, 24)
             running.stop()
             assert models_at(url) == []  # it forgot the soup
         models_at(url)  # and runs on
 
-    def test_a_models_own_generation_config_decodes_nothing(
-        self, url: str, cook: Path, prompts: list[str], tmp_path: Path
-    ) -> None:
-        """A candidate that asks for a penalty and for sampling is served as one that does not."""
-        odd = shutil.copytree(cook, tmp_path / "odd")
-        own = json.loads((odd / "generation_config.json").read_text())
-        asks = {"repetition_penalty": 1.3, "do_sample": True, "temperature": 3.0, "max_new_tokens": 2}
-        (odd / "generation_config.json").write_text(json.dumps({**own, **asks}))
-        evaluator = BfclEvaluator(server=TransformersServer(url=url))
-        with Store(tmp_path / "s") as store:
-            pool = OpenPool([Candidate(name=odd.name, path=odd)], LocalMerge(), store)
-            served = pool.serving(evaluator)(pool.recipe({odd.name: 1.0}))
-            told = json.loads((served.folder / "generation_config.json").read_text())
-            assert told.keys() <= {*IDS}
-            assert told["eos_token_id"] == list(served.eos_token_ids)
-            running = evaluator.server.start(served.folder, odd.name)
-            assert [said(running, prompt, 24) for prompt in prompts] == local(cook, prompts, 24)
-            running.stop()
-            (note,) = evaluator.pool_notes({odd.name: odd})[:-1]
-            assert "repetition_penalty=1.3" in note
-            pool.close()
-
     def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):
             TransformersServer(url=url).start(tmp_path, "m")
-
-
-@real
-@pytest.mark.slow
-def test_a_found_server_that_is_pinned_serves_its_own_model_alone(cook: Path, running: RunningServer) -> None:
-    found = TransformersServer(url=running.url)
-    assert found.start(cook, "anything").model == str(cook)
-    with pytest.raises(UserError, match=r"cannot serve java_cook .*: it serves .*python_cook"):
-        found.start(pantry.path("java_cook"), "java_cook")

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from souping.merge.local import LocalMerge
-from souping.merge.pool import open_pool
+from souping.merge.local import LocalMerge, open_pool
 from tests.conftest import Cli
 from tests.support.adapters import deltas, save_adapter, weighted
 from tests.support.family import answers, save_model, save_tokenizer
@@ -69,7 +68,6 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
     assert done.code == 0, done.err
     one = tmp_path / "outputs/fam/one"
     report = json.loads((one / "report.json").read_text())
-    assert any("adapters change different modules" in warning for warning in report["warnings"])
     assert len({row["objective"]["mean"] for row in report["rows"]}) > 1
     recipe = json.loads((one / "soup/recipe.json").read_text())
     assert recipe["settings"]["adapters"] == mode
@@ -94,21 +92,6 @@ def test_a_run_on_adapters(adapters: Path, souping: Cli, tmp_path: Path, mode: s
         assert file.read_bytes() == again_there.replace(b"outputs/fam/two", b"outputs/fam/one"), file.name
 
 
-@pytest.mark.slow
-def test_a_merged_soup_on_disk_says_what_the_search_heard(adapters: Path, souping: Cli, tmp_path: Path) -> None:
-    weights = ["selector=all", "optimiser=fixed", "optimiser.weights=[0.6,0.1,0.3]", "merge.adapters=merge"]
-    arguments = [a for a in run(adapters) if not a.startswith(("selector", "optimiser"))]
-    done = souping(*arguments, *weights, "out=best", "hydra.run.dir=outputs/fam/one")
-    assert done.code == 0, done.err
-    rows = json.loads((tmp_path / "outputs/fam/one/report.json").read_text())["rows"]
-    poured = next(row for row in rows if row["kind"] == "soup")
-    full = [f"pool.candidates=[{tmp_path / 'best'},{adapters / 'full/ant'}]", *arguments[2:]]
-    done = souping(*full, "selector=all", "optimiser=uniform", "hydra.run.dir=outputs/fam/two")
-    assert done.code == 0, done.err
-    rows = json.loads((tmp_path / "outputs/fam/two/report.json").read_text())["rows"]
-    assert next(row for row in rows if row["name"] == "best")["scores"] == poured["scores"]
-
-
 @pytest.mark.parametrize("mode", ["keep", "merge"])
 def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp_path: Path, mode: str) -> None:
     settings = [f"merge.adapters={mode}", "merge.carry=cat", "merge.max_shard_size=20KB"]
@@ -123,17 +106,6 @@ def test_a_soup_by_hand_is_rebuilt_bit_for_bit(adapters: Path, souping: Cli, tmp
     )
     for file in (tmp_path / "soup").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
-
-
-@pytest.mark.slow
-def test_another_store_is_told_where_adapters_and_base_lie(adapters: Path, souping: Cli, tmp_path: Path) -> None:
-    hand = ["+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", *pool_of(adapters)[:2], "out=soup"]
-    assert souping(*hand).code == 0
-    again = ["+experiment=rebuild", "recipe=soup/recipe.json", "store.path=new.sqlite", "out=again"]
-    souping(*again, pool_of(adapters)[0]).refused("the recipe's base model", "merge.base=FOLDER")
-    assert souping(*again, *pool_of(adapters)[:2]).code == 0
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "soup" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_a_rebuild_refuses_an_adapter_that_changed(adapters: Path, souping: Cli, tmp_path: Path) -> None:
@@ -154,7 +126,7 @@ def test_a_pool_of_adapters_needs_no_torch_to_be_written(adapters: Path, tmp_pat
     import sys
 
     code = (
-        "import sys\nfrom pathlib import Path\nfrom souping.merge.pool import open_pool\n"
+        "import sys\nfrom pathlib import Path\nfrom souping.merge.local import open_pool\n"
         "from souping.merge.local import LocalMerge\nroot = Path(sys.argv[1])\n"
         "pool = open_pool({n: root / n for n in ('ant', 'bee')}, LocalMerge(base=str(root / 'base')))\n"
         "pool.write(pool.recipe({'ant': 0.5, 'bee': 0.5}), Path(sys.argv[2]))\n"

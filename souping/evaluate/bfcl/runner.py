@@ -1,6 +1,6 @@
 """Runner of BFCL items inside bfcl-eval's environment: generates and scores by its own functions.
 
-    python -E -s runner.py REQUEST.json
+    python -I runner.py REQUEST.json
 
 The request is an object with `root` (a folder of its own, bfcl-eval's project root), `handler` (a name of its model
 registry, `chat-template` or `plain`), `ids` ({category: [id, ...]}) and `generate`: null to score the result files
@@ -18,18 +18,38 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from handlers import StopError, connect, register  # type: ignore[import-not-found]
+if TYPE_CHECKING:
+    from bfcl_eval.model_handler.local_inference.base_oss_handler import OSSHandler
+    from openai import OpenAI
+    from openai._models import FinalRequestOptions
 
 SDKS = (
     "anthropic", "boto3", "cohere", "datamodel_code_generator", "google", "mistralai", "qwen_agent", "writerai",
 )  # fmt: skip
 """SDKs of vendors that bfcl-eval imports when it starts, whether they are used or not."""
+BAD_REQUEST = (400, 413, 422)
+"""Answers of a server that concern one prompt (too long, mostly); any other error of a server stops the run."""
+
+
+class RequestState(threading.local):
+    """What a thread requests: its item, which step of it, whether the limit of tokens has cut any of its texts, and
+    that limit in the last request."""
+
+    item = ""
+    step = 0
+    cut = False
+    limit: int | None = None
+
+
+class StopError(Exception):
+    """The run cannot go on; the message is one line for the user."""
 
 
 def main(request: dict[str, Any]) -> None:
@@ -38,10 +58,38 @@ def main(request: dict[str, Any]) -> None:
     os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
     os.environ.setdefault("OPENAI_API_KEY", "none")  # its client wants one
     stand_in_for_absent(unused=() if request["generate"] else ("openai",))  # half of the time to start
-    register(request["handler"])
+    register()
     if request["generate"]:
         generate(request["handler"], request["ids"], request["generate"])
     evaluate(request["handler"], list(request["ids"]))
+
+
+def register() -> None:
+    """Add `chat-template` and `plain` to bfcl-eval's registry."""
+    from bfcl_eval.constants.model_config import MODEL_CONFIG_MAPPING, ModelConfig
+    from bfcl_eval.model_handler.local_inference.quick_testing_oss import QuickTestingOSSHandler
+
+    own = {"chat-template": QuickTestingOSSHandler, "plain": _plain(QuickTestingOSSHandler)}
+    for name, kind in own.items():
+        MODEL_CONFIG_MAPPING[name] = ModelConfig(
+            model_name=name, display_name=name, url="", org="", license="", model_handler=kind, is_fc_model=False
+        )
+
+
+def _plain(base: type) -> type:
+    """The functions as JSON, the conversation as text, `Call:`; short, and for models without a chat template."""
+
+    def prepare(handler: OSSHandler, entry: dict[str, Any]) -> dict[str, Any]:
+        return {"message": [], "function": entry["function"]}
+
+    def prompt(handler: OSSHandler, messages: list[dict[str, str]], functions: list[dict[str, Any]]) -> str:
+        talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+        return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
+
+    plain = type(base)("Plain", (base,), {})
+    for name, method in (("_pre_query_processing_prompting", prepare), ("_format_prompt", prompt)):
+        setattr(plain, name, method)  # not in the class body, where the base's metaclass demands its own decorator
+    return plain
 
 
 def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) -> None:
@@ -49,10 +97,7 @@ def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) 
     from bfcl_eval import _llm_response_generation as generation
     from bfcl_eval.__main__ import generate as bfcl_generate
     from bfcl_eval.constants.eval_config import RESULT_PATH, TEST_IDS_TO_GENERATE_PATH
-    from bfcl_eval.model_handler.local_inference import base_oss_handler
 
-    _check_server(settings["url"])
-    base_oss_handler.requests = _Requests  # it would poll for ever
     TEST_IDS_TO_GENERATE_PATH.write_text(json.dumps(ids))
     failures: list[str] = []
     build = generation.build_handler
@@ -80,28 +125,82 @@ def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) 
         raise StopError(f"the server at {settings['url']} failed: {failures[0]}")
 
 
-def _check_server(url: str) -> SimpleNamespace:
-    """Check that the server lists its models; bfcl-eval would wait for ever."""
-    import requests
+def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) -> OSSHandler:
+    """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
+    that no further request is sent. Results say in `truncated` whether a text was cut by the limit of tokens.
+    """
+    import openai
 
-    try:
-        with requests.get(f"{url}/models", timeout=60, stream=True, allow_redirects=False) as response:
-            status = response.status_code
-    except requests.RequestException as error:
-        raise StopError(f"the server at {url} does not answer: {type(error).__name__}") from error
-    if status != 200:
-        raise StopError(f"the server at {url} does not list its models: status {status}")
-    return SimpleNamespace(status_code=status)
+    now = RequestState()
+    handler.base_url = settings["url"]
+    handler.client = _client(handler, settings, now)
+    handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, settings, now)
+    handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, now)
+    answer = handler.inference
+
+    def inference(entry: dict[str, Any], log_input: bool, no_state: bool) -> Any:
+        if failures:
+            raise StopError(failures[0])
+        now.item, now.step, now.cut = entry["id"], 0, False
+        try:
+            result, metadata = answer(entry, log_input, no_state)
+        except openai.APIError as error:
+            if getattr(error, "status_code", None) not in BAD_REQUEST:  # openai's; none without a connection
+                failures.append(_line(error.__cause__ or error))
+            raise
+        return result, {**metadata, "truncated": now.cut}
+
+    handler.inference = inference
+    return handler
 
 
-class _Requests:
-    """What bfcl-eval's handlers of served models use of `requests`: one look at the list of models."""
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
-    exceptions = SimpleNamespace(ConnectionError=ConnectionError)
 
-    @staticmethod
-    def get(address: str) -> SimpleNamespace:
-        return _check_server(address.removesuffix("/models"))
+def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: RequestState) -> Callable[[Any], Any]:
+    """A handler's reading of a response, which also notes that the server lives and whether the answer was cut."""
+
+    def watched(response: Any) -> Any:
+        with Path(settings["alive"]).open("ab") as sign:
+            sign.write(b".")
+        choice = response.choices[0]
+        holder, key = (choice.message, "content") if hasattr(choice, "message") else (choice, "text")  # openai's
+        text = getattr(holder, key)
+        if isinstance(text, str):  # half a character stops bfcl-eval when it writes
+            setattr(holder, key, text.encode("utf-8", "replace").decode())
+        now.cut |= choice.finish_reason == "length"
+        now.cut |= now.limit is not None and response.usage.completion_tokens >= now.limit
+        now.step += 1
+        return parse(response)
+
+    return watched
+
+
+def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) -> OpenAI:
+    """An OpenAI client that sends requests to the served model by the settings, within the number of tokens and the
+    model's context.
+    """
+    import openai
+
+    def prepare(client: OpenAI, options: FinalRequestOptions) -> FinalRequestOptions:
+        body = options.json_data
+        assert isinstance(body, dict)
+        body |= {"model": settings["model"], **settings["request"]}
+        if settings["seeds"]:
+            body["seed"] = (settings["seeds"].get(now.item, 0) + now.step) % 2**63
+        limits = [n for n in (body.get("max_tokens"), settings["max_tokens"]) if n is not None]
+        now.limit = min(limits, default=None)
+        if now.limit is not None:
+            body["max_tokens"] = now.limit
+        if "prompt" in body:
+            tokens, context = len(handler.tokenizer.tokenize(body["prompt"])), handler.max_context_length
+            if tokens + 2 > context:
+                raise ValueError(f"the prompt does not fit the context of {context} tokens")
+        return options
+
+    kind: type[OpenAI] = type("Client", (openai.OpenAI,), {"_prepare_options": prepare})
+    return kind(base_url=settings["url"], api_key="none", max_retries=2)
 
 
 def evaluate(handler: str, categories: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pool of adapters over one base."""
+"""Pool of LoRA adapters over one base model, and the live base model that they are added to."""
 
 from __future__ import annotations
 
@@ -8,46 +8,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints.checkpoint import eos_token_ids, fingerprint_of, inside, small
-from souping.checkpoints.compatibility import check_tokenizer
-from souping.checkpoints.dtypes import TORCH_NAMES
-from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter
-from souping.checkpoints.pool import largest_bytes, measured
-from souping.core.files import staged, write_files
+import numpy as np
+
+from souping.checkpoints.checkpoint import Checkpoint, eos_token_ids, fingerprint_of, inside, small
+from souping.checkpoints.compatibility import TIED, check_tokenizer, compare_tokenizers, read_tokenizer, tied
+from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor
+from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
+from souping.core.files import expanded, folder_at, staged, write_files
 from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
-from souping.merge.adapters.base import (
-    Site,
-    TensorReader,
-    blocks_of,
-    check_settings,
-    compare_with_base,
-    find_base,
-    note_base,
-    note_targets,
-    sites,
-)
-from souping.merge.adapters.soup import (
+from souping.merge.factors import (
     FULL,
     DeviceProduct,
     Product,
     Share,
+    Site,
+    TensorReader,
     base_plan,
+    blocks_of,
     config_text,
     product,
     refuse_shared,
     write_model,
     write_weights,
 )
-from souping.merge.gpu import torch_dtype
+from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
+from souping.merge.planner import Alignment
 from souping.merge.writer import companion_files, recipe_text, with_extra
 
 if TYPE_CHECKING:
     import torch
+
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+"""Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,12 @@ class AdapterPlan(SoupPlan):
 
     recipe: Recipe
     carrier: str
-    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         parts = zip(self.recipe.weights, self.recipe.ingredients, strict=True)
         what = "merged into a full model" if _merged(self.recipe) else "kept an adapter"
-        notes = "".join(f"\nnote: {note}" for note in self.notes)
         weights = " + ".join(f"{weight:.6g} x {name}" for weight, name in parts)
-        return f"soup {self.recipe.id} of adapters: {weights}\n{what}, {self.recipe.dtype}{notes}"
+        return f"soup {self.recipe.id} of adapters: {weights}\n{what}, {self.recipe.dtype}"
 
 
 class AdapterPool(CandidatePool):
@@ -89,8 +84,7 @@ class AdapterPool(CandidatePool):
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             refuse_shared(self.sites, self.sites)
-        self._warnings = [*note_base(self.adapters, self.base), *compare_with_base(self.adapters, self.base)]
-        self._warnings += note_targets(self.adapters)
+        self._warnings = compare_with_base(self.adapters, self.base)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
         self._eos_token_ids = eos_token_ids(self.base.folder)
@@ -137,7 +131,7 @@ class AdapterPool(CandidatePool):
     @property
     def soup_bytes(self) -> int:
         """The base's weights in the soup's dtype, and the files beside them."""
-        return largest_bytes([measured("base", self.base)], self._merge.dtype) + self.base.side_bytes
+        return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         chosen = [name for name in self.adapters if weights.get(name)]
@@ -151,12 +145,7 @@ class AdapterPool(CandidatePool):
         )
 
     def plan(self, recipe: Recipe) -> AdapterPlan:
-        """Raises UserError for a recipe without ingredients, or with one that is not in the pool."""
-        unknown = [name for name in recipe.ingredients if name not in self.adapters]
-        if unknown or not recipe.ingredients:
-            what = f"ingredient {unknown[0]} is not in the pool" if unknown else "the recipe has no ingredient"
-            raise UserError(f"{what}: the adapters are {', '.join(self.adapters)}")
-        return AdapterPlan(recipe, self._carrier(recipe), tuple(self._warnings))
+        return AdapterPlan(recipe, self._carrier(recipe))
 
     def write(
         self,
@@ -191,13 +180,13 @@ class AdapterPool(CandidatePool):
         write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
-        return {CONFIG: config_text(shares, used, self.base), "recipe.json": text}
+        return {CONFIG: config_text(shares, used), "recipe.json": text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
             alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=str(self._merge.dtype))
-            LiveModule({"base": self.base}, module, nonfinite=self._merge.nonfinite).pour(alone)
+            LiveModule(Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite).pour(alone)
         return AdapterLive(self, module)
 
     def reader(self, resident: bool = False) -> TensorReader:
@@ -304,3 +293,156 @@ def _untie(module: torch.nn.Module, shared: Sequence[Site]) -> None:
         owner = _owner(module, site)
         own = owner.get_parameter("weight").detach().clone()
         owner.register_parameter("weight", torch.nn.Parameter(own, requires_grad=False))
+
+
+# What adapters change in the base
+
+
+def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False) -> Checkpoint:
+    """Open the one base of all adapters; `folder` (merge.base) is its place if their configs do not name one.
+
+    Raises:
+        UserError: adapters name different bases or revisions, or the base is not a folder here.
+    """
+    first, *others = adapters
+    settings = adapters[first].settings
+    for name in others:
+        _same_base(first, adapters[first], name, adapters[name])
+    path = expanded(folder, "merge.base") if folder else folder_at(settings.base)
+    if path is None or not path.is_dir():
+        what = f"merge.base={folder}" if folder else f"the adapters' base model {shown(str(settings.base))}"
+        raise UserError(f"{what} is not a folder here: set merge.base=FOLDER")
+    return Checkpoint.open(path, allow_pickle)
+
+
+def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
+    one, other = left.settings, right.settings
+    named = shown(str(one.base)), shown(str(other.base))
+    if one.base != other.base and (folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)):
+        raise UserError(f"adapters {a} and {b} are over different base models, {named[0]} and {named[1]}")
+    if (one.revision or "main") != (other.revision or "main"):
+        raise UserError(f"adapters {a} and {b} are over different revisions of {named[0]}")
+
+
+def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
+    """{module: site} of every module that an adapter changes, sorted by name.
+
+    Raises:
+        UserError: the base has no such module, a shape does not fit, the base's weight is quantised, or full weights
+            saved with the factors are not the base's.
+    """
+    modules = sorted({module for adapter in adapters.values() for module in adapter.parts})
+    flagged = any(adapter.settings.transposed for adapter in adapters.values())
+    square = flagged or base.config.get("model_type") in CONV1D
+    every = {module: _site(base, module, adapters, square) for module in modules}
+    owners: dict[str, str] = {}
+    for site in every.values():
+        other = owners.setdefault(site.tensor.name, site.module)
+        if other != site.module and not site.shared:  # adapters of a whole model and of its inner one
+            raise UserError(f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}")
+    for name, adapter in adapters.items():
+        _whole_is_base(base, name, adapter)
+    return every
+
+
+def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> Site:
+    owners = {name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts}
+    first, part = next(iter(owners.items()))
+    tensor = weight_of(base, module) or _tied_embedding(base, module)
+    if tensor is None:
+        raise UserError(f"adapter {first} adapts {shown(module)}, which the base {base.folder} does not have")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original")
+    for name, other in owners.items():
+        if other.embedding != part.embedding or not _fits(other, tensor):
+            raise UserError(
+                f"adapter {name}, {shown(module)}: A {list(other.a.shape)} and B {list(other.b.shape)} do not fit the "
+                f"base's weight {list(tensor.shape)}"
+            )
+    rows = part.b.shape[0], part.a.shape[1]
+    transposed = part.embedding or tensor.shape != rows or (square and rows[0] == rows[1])
+    return Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
+
+
+def _fits(part: FactorPair, tensor: Tensor) -> bool:
+    rows, columns = part.b.shape[0], part.a.shape[1]
+    shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
+    return tensor.shape in shapes
+
+
+def weight_of(base: Checkpoint, module: str) -> Tensor | None:
+    """The module's weight in the base: by its name, or by the one name that differs in leading parts alone."""
+    name = f"{module}.weight"
+    if name in base.tensors:
+        return base.tensors[name]
+    longer = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
+    _, _, rest = name.partition(".")
+    shorter = [base.tensors[rest]] if rest in base.tensors and rest != "weight" else []
+    matching = longer + shorter
+    return matching[0] if len(matching) == 1 else None
+
+
+def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
+    """The embedding that a head without a weight of its own shares."""
+    if f"{module.rpartition('.')[2]}.weight" not in TIED:
+        return None
+    vocab = base.config.get("vocab_size")
+    embeddings = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name]
+    embeddings = embeddings or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
+    return embeddings[0] if len(embeddings) == 1 else None
+
+
+def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
+    """Whether the module's weight is also another module's: a tied head, or the embedding under one."""
+    if weight_of(base, module) is None:
+        return True
+    twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
+    vocabulary = tensor.shape[0] == base.config.get("vocab_size")
+    head = f"{module.rpartition('.')[2]}.weight" in TIED
+    return (embedding and vocabulary and (tied(base) or not twins)) or (head and tied(base))
+
+
+def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
+    """PEFT may save whole embeddings too; resized or trained ones are refused."""
+    for module, tensor in adapter.whole.items():
+        own = weight_of(base, module) or _tied_embedding(base, module)
+        if own is None or not _equal(adapter.checkpoint, tensor, base, own):
+            raise UserError(
+                f"adapter {name} carries resized or trained embeddings (the whole weight of {shown(module)})"
+            )
+
+
+def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
+    """The same numbers, in whatever float types they are stored."""
+    if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape or not left.shape:
+        return False
+    read = TensorReader({"a": a, "b": b}).rows
+    return all(np.array_equal(read("a", left, *rows), read("b", right, *rows)) for rows in blocks_of(left.shape))
+
+
+def check_settings(merge: MergeBackend) -> None:
+    """Refuse settings that have no meaning for adapters.
+
+    Raises:
+        UserError: the first of them, by name.
+    """
+    if merge.adapters is None:
+        raise UserError("this merge backend does not soup adapters: use merge=local")
+    if merge.method != "linear":
+        raise UserError(f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear")
+    if merge.overrides:
+        raise UserError("merge.overrides is for full models: a soup of adapters has one weight an adapter")
+
+
+def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
+    """Warnings about tokenizers that adapters bring.
+
+    Raises:
+        UserError: one gives other ids than the base's.
+    """
+    own = read_tokenizer(base)
+    warnings = []
+    for name, adapter in adapters.items():
+        if adapter.has_tokenizer:
+            warnings += compare_tokenizers("base", name, own, read_tokenizer(adapter.checkpoint), "error")
+    return warnings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.report.cards import card, relicensed
+from souping.pipeline.upload import card
 from tests.support.report import sample
 
 
@@ -23,86 +23,49 @@ def front(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(matter))
 
 
-def test_before_the_report_there_is_the_recipe_and_no_score() -> None:
+def test_before_the_report_it_names_parents_and_no_number() -> None:
     text, recipe = card(parts()), parts()["recipe"]
     assert front(text) == {
         "base_model": recipe["ingredients"],
+        "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["merge", "souping"],
-        "base_model_relation": "merge",
     }
-    assert "## Result" not in text
+    assert "search fold" not in text
     for name, weight, mark in zip(recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True):
         assert f"| {name} | {weight:.4g} | {mark[:16]} |" in text
     assert "pantry, BFCL-shaped, not BFCL" in text
-    single = card({"recipe": sample(k=1, columns=3)[0]["recipe"]})
-    assert "A copy of one model" in single
+    assert "A copy of one model" in card({"recipe": sample(k=1, columns=3)[0]["recipe"]})
 
 
 def test_after_the_report_the_numbers_are_the_report_folds() -> None:
+    from huggingface_hub import ModelCard
+
     report, _ = sample(columns=3)
     text = card(report)
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
-    losses = report["losses"]
     assert report["verdict"]["sentence"] in text
+    losses = report["losses"]
     assert f"above in {losses['above']} of 3 categories, below in {losses['below']}" in text
     assert str(report["objective"]["search"]) not in text
+    assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
     assert text == card({**report, "cost": {"seconds": 1}, "stability": {}})
 
 
-def test_the_hubs_own_reader_takes_it() -> None:
-    from huggingface_hub import ModelCard
-
-    data = ModelCard(card(sample(columns=3)[0], {"a": "mit", "b": ""})).data
-    assert data.base_model == parts()["recipe"]["ingredients"]
-    assert (data.license, data.license_link) == ("other", "README.md")
-    assert data.license_name
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (["apache-2.0", "Apache-2.0"], "apache-2.0"),
-        (["gpl-2.0"], "gpl-2.0"),
-        (["mit", "apache-2.0"], "other"),
-        (["mit", ""], "other"),
-        (["unknown", "unknown"], "other"),
-        (["other: qwen", "other: qwen"], "other"),
-    ],
-)
-def test_a_licence_that_all_ingredients_share_is_the_soups(found: list[str], expected: str) -> None:
-    text = card(parts(), {f"m{i}": name for i, name in enumerate(found)})
-    assert front(text)["license"] == expected
-    assert all(f"m{i} ({name or 'unknown'})" in text for i, name in enumerate(found))
-
-
-def test_a_card_that_somebody_edited_changes_in_its_licence_alone() -> None:
-    old = "---\nlicense: mit\ntags:\n- x\n---\n\n# Title\n\ntext\n\n## Licence\n\nold words\n\n## More\n\nend\n"
-    new = relicensed(old, {"a": "gpl-3.0"})
-    assert front(new) == {"license": "gpl-3.0", "tags": ["x"]}
-    assert "old words" not in new
-    assert "## More\n\nend\n\n## Licence\n" in new
-    assert "a (gpl-3.0)" in new
-    assert relicensed(new, {"a": "gpl-3.0"}) == new
-
-
-def test_the_rebuild_command_is_for_the_cards_folder() -> None:
-    assert "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt" in card(parts())
+def test_the_rebuild_command_names_nothing_of_the_machine() -> None:
     there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store.path=/home/me/s"
-    beside = card(parts(rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"))
-    for text in (beside, relicensed(beside, {"a": "mit"})):
-        assert "/home" not in text
-        assert "+experiment=rebuild recipe=recipe.json out=rebuilt merge._target_=mine.Median\n" in text
+    text = card(parts(rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median"))
+    assert "/home" not in text
+    assert "+experiment=rebuild recipe=recipe.json out=rebuilt merge._target_=mine.Median\n" in text
 
 
 @pytest.mark.parametrize(
     ("settings", "name"), [({}, "AutoModelForCausalLM"), ({"adapters": "keep"}, "AutoPeftModelForCausalLM")]
 )
 def test_the_snippet_is_python_and_knows_adapters(settings: dict[str, str], name: str) -> None:
-    recipe = parts()["recipe"] | {"settings": settings}
-    code = card(parts(recipe=recipe)).split("```python\n")[1].split("```")[0]
+    code = card(parts(recipe=parts()["recipe"] | {"settings": settings})).split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert f"model = {name}.from_pretrained(folder)" in code
 

@@ -11,9 +11,11 @@ base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.dtypes import size_of
-from souping.checkpoints.header import header_bytes
-from souping.checkpoints.lora import Adapter, FactorPair, first_match
+from souping.checkpoints.header import Tensor, header_bytes, size_of
+from souping.checkpoints.lora import Adapter, FactorPair
 from souping.core.protocols import Progress
 from souping.core.system import write_at
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
-from souping.merge.adapters.base import Site, TensorReader, blocks_of
 from souping.merge.kernels import Float32, Raw, narrow, widen
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.planner import Alignment
@@ -37,6 +37,8 @@ from souping.merge.writer import ShardWriter, prepare
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+ELEMENTS = 1 << 20  # of a weight that are worked on at once: memory does not grow with the model
 FULL = "F32"
 """Dtype of the factors whose product a full model gets."""
 Share = tuple[str, FactorPair, float]
@@ -45,16 +47,93 @@ Shares = Mapping[str, Sequence[Share]]
 """{module: its adapters' parts and weights}, in the recipe's order."""
 
 
-def join(reader: TensorReader, shares: Sequence[Share], dtype: str) -> list[Raw]:
-    """The soup's A [sum of ranks, in] and B [out, sum of ranks] as bytes of `dtype`, each element rounded once."""
+@dataclass(frozen=True)
+class Site:
+    """Weight that an adapted module's product is added to: `tensor` of the base, [rows, columns].
+
+    `transposed` where the weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor
+    for the input embedding and the output head, and only one of them is adapted by this module's adapters.
+    """
+
+    module: str
+    tensor: Tensor
+    transposed: bool
+    shared: bool = False
+
+
+class TensorReader:
+    """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`).
+
+    With `keep`, tensors that were read stay in memory.
+    """
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn", keep: bool = False) -> None:
+        self._checkpoints, self._nonfinite, self._keep = checkpoints, nonfinite, keep
+        self._kept: dict[tuple[Path, int], Raw] = {}
+        self._reported: set[str] = set()
+
+    def rows(self, name: str, tensor: Tensor, start: int = 0, count: int | None = None) -> Float32:
+        """`count` rows from row `start` (default: all) of a tensor of the checkpoint called `name`.
+
+        Raises:
+            UserError: the file ends early, or a value is not finite.
+        """
+        width = math.prod(tensor.shape[1:])
+        path = self._checkpoints[name].folder / tensor.file
+        raw = self._read(path, tensor, start * width, (tensor.shape[0] if count is None else count) * width)
+        values = widen(raw, tensor.dtype).reshape(-1, *tensor.shape[1:])
+        self._check(values, f"NaN or infinity in tensor {shown(tensor.name)} in {path}")
+        return values
+
+    def check_soup(self, values: Float32, tensor: str) -> None:
+        """Check values of the soup whose parts were finite."""
+        self._check(values, f"overflow to infinity in tensor {shown(tensor)} of the soup")
+
+    def _read(self, path: Path, tensor: Tensor, start: int, count: int) -> Raw:
+        size, key = size_of(tensor.dtype), (path, tensor.offset)
+        if key not in self._kept:
+            first, length = (0, tensor.count * size) if self._keep else (start * size, count * size)
+            with path.open("rb", buffering=0) as file:
+                raw = np.frombuffer(os.pread(file.fileno(), length, tensor.offset + first), np.uint8)
+            if len(raw) != length:
+                raise UserError(f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again.")
+            if not self._keep:
+                return raw
+            self._kept[key] = raw
+        return self._kept[key][start * size : (start + count) * size]
+
+    def _check(self, values: Float32, what: str) -> None:
+        if what in self._reported or np.isfinite(values).all():
+            return
+        if self._nonfinite == "error":
+            raise UserError(f"{what}. Set merge.nonfinite=warn to let it through.")
+        self._reported.add(what)
+        log.warning("%s", what)
+
+
+def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) pieces of a weight."""
+    step = max(1, ELEMENTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(step, shape[0] - start)
+
+
+def join(reader: TensorReader, shares: Sequence[Share], dtype: str, rank: int = 0) -> list[Raw]:
+    """The soup's A [rank, in] and B [out, rank] as bytes of `dtype`, each element rounded once.
+
+    `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
+    """
+    more = max(0, rank - rank_of(shares))
     left: list[Float32] = []
     right: list[Float32] = []
     for name, part, weight in shares:
         left.append(reader.rows(name, part.a))
         with np.errstate(over="ignore", invalid="ignore"):
-            b = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
-            right.append(b.astype(np.float32))
-    return [narrow(np.concatenate(left, 0).reshape(-1), dtype), narrow(np.concatenate(right, 1).reshape(-1), dtype)]
+            scaled = reader.rows(name, part.b).astype(np.float64) * (weight * part.scaling)
+            right.append(scaled.astype(np.float32))
+    a: Float32 = np.pad(np.concatenate(left, 0), ((0, more), (0, 0)))
+    b: Float32 = np.pad(np.concatenate(right, 1), ((0, 0), (0, more)))
+    return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
 
 
 class Product:
@@ -109,95 +188,57 @@ def rank_of(shares: Sequence[Share]) -> int:
 def write_weights(
     path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress | None = None
 ) -> None:
-    """adapter_model.safetensors: one module at a time, A and B of the summed rank.
+    """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
 
     Raises:
         UserError: a file ended early, or a value is not finite.
     """
-    header, total = _header(shares, dtype)
+    rank, size = soup_rank(shares), size_of(dtype)
+    tensors: list[tuple[str, str, Sequence[int], int, int]] = []
+    total = 0
+    for module in sorted(shares):
+        part = shares[module][0][1]
+        for key, shape in zip(part.keys, ((rank, part.a.shape[1]), (part.b.shape[0], rank)), strict=True):
+            tensors.append((key, dtype, shape, total, math.prod(shape) * size))
+            total += math.prod(shape) * size
     with path.open("xb") as file:
-        file.write(header)
+        start = file.write(header_bytes(tensors))
         for module in sorted(shares):
             keys = shares[module][0][1].keys
-            for key, raw in zip(keys, join(reader, shares[module], dtype), strict=True):
+            for key, raw in zip(keys, join(reader, shares[module], dtype, rank), strict=True):
                 reader.check_soup(widen(raw, dtype), key)
                 file.write(np.ascontiguousarray(raw).data)
                 if progress is not None:
-                    progress(file.tell() - len(header), total)
+                    progress(file.tell() - start, total)
 
 
-def _header(shares: Shares, dtype: str) -> tuple[bytes, int]:
-    """The file's header, and the number of bytes that follow."""
-    tensors: list[tuple[str, str, Sequence[int], int, int]] = []
-    offset = 0
-    for module in sorted(shares):
-        part, rank = shares[module][0][1], rank_of(shares[module])
-        for key, shape in zip(part.keys, ([rank, part.a.shape[1]], [part.b.shape[0], rank]), strict=True):
-            nbytes = shape[0] * shape[1] * size_of(dtype)
-            tensors.append((key, dtype, shape, offset, nbytes))
-            offset += nbytes
-    return header_bytes(tensors), offset
+def soup_rank(shares: Shares) -> int:
+    """One rank for all modules, the largest: servers do not all read PEFT's `rank_pattern`."""
+    return max(map(rank_of, shares.values()))
 
 
-def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Checkpoint) -> str:
-    """adapter_config.json of the soup: alpha = rank everywhere, so that PEFT scales by exactly 1.
-
-    `r` is the largest rank; the modules of another rank stand in rank_pattern and alpha_pattern.
-    """
+def config_text(shares: Shares, adapters: Mapping[str, Adapter]) -> str:
+    """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1."""
     settings = [adapter.settings for adapter in adapters.values()]
-    ranks = {module: rank_of(part) for module, part in sorted(shares.items())}
-    top = max(ranks.values())
-    pattern = rank_pattern(ranks, top)
     table = {
-        "alpha_pattern": pattern,
         "auto_mapping": settings[0].auto_mapping,
         "base_model_name_or_path": settings[0].base,
         "bias": "none",
         "fan_in_fan_out": any(each.transposed for each in settings),
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": top,
+        "lora_alpha": soup_rank(shares),
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": top,
-        "rank_pattern": pattern,
+        "r": soup_rank(shares),
         "revision": settings[0].revision,
-        "target_modules": _targets(ranks, base),
+        "target_modules": sorted(shares),
         "task_type": next((each.task_type for each in settings if each.task_type is not None), None),
         "use_dora": False,
         "use_rslora": False,
     }
     return json.dumps(table, indent=2) + "\n"
-
-
-def rank_pattern(ranks: Mapping[str, int], top: int) -> dict[str, int]:
-    """{module: rank} from which PEFT finds the rank of every module, `top` being the default.
-
-    PEFT takes the first key that matches, and a key also matches names that end in it or have a letter in place
-    of a dot. So keys are whole names, longer ones first, then those with fewer dots.
-    """
-    chosen = {module for module, rank in ranks.items() if rank != top}
-    for _ in ranks:
-        ordered = sorted(chosen, key=lambda name: (-len(name), name.count("."), name))
-        pattern = {module: ranks[module] for module in ordered}
-        wrong = {m for m, rank in ranks.items() if pattern.get(first_match(pattern, m), top) != rank}
-        if not wrong:
-            return pattern
-        if wrong <= chosen:
-            break
-        chosen |= wrong
-    raise UserError(f"module names of the adapters cannot be told apart by PEFT: {sorted(wrong)[0]}")
-
-
-def _targets(ranks: Mapping[str, int], base: Checkpoint) -> list[str]:
-    """Last parts of names if all such weights of the base are adapted, else whole names."""
-    names = [name.split(".") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
-    matrices = Counter(name[-2] for name in names if len(name) > 1 and name[-1] == "weight")
-    adapted = Counter(module.rpartition(".")[2] for module in ranks)
-    short = {last for last, count in adapted.items() if matrices[last] == count}
-    whole = [module for module in ranks if module.rpartition(".")[2] not in short]
-    return sorted(short) + whole
 
 
 def base_plan(recipe: Recipe, name: str, base: Checkpoint, max_shard_size: int | str, nonfinite: str) -> MergePlan:

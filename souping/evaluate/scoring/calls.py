@@ -12,24 +12,183 @@ An answer is one of
 - `[]`: no call may be attempted; `"any"`: some call must be made;
 - `{"calls": <any of these>, "functions": [BFCL's function docs]}`: types and required parameters come from the docs.
 
-Values of arguments: their types, and when one agrees with the allowed ones (rules of BFCL's checker).
+Nothing is ever executed: Python is read with `ast`, Java and JavaScript by `call_reader`. An output is one call,
+several separated by newlines, `;` or `,`, or a list of calls in brackets; backticks around them are dropped.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from souping.core.fields import pick
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring.call_parser import LANGUAGES, Call, Unparsable, is_attempt, parse
-from souping.evaluate.scoring.call_reader import Literal, Value
+from souping.evaluate.scoring.call_reader import CallReader, Literal, Value, closed, depth, pieces
 
 ANY = "any"
 Schema = Mapping[str, Any]
 """A JSON schema: of a function, or of one of its parameters."""
+LANGUAGES = ("python", "java", "javascript")
+LONGEST = 8_000
+"""Characters of an output above which it is not read (and so is wrong): time stays bounded on garbage."""
+DEEPEST = 40
+"""Nesting of brackets above which an output is not read."""
+_ATTEMPT = re.compile(r"^[ \t`\[(]*[A-Za-z_$][\w$]*(?:\.[A-Za-z_$][\w$]*)*\(", re.MULTILINE)
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+# Calls in a text
+
+
+class Unparsable(ValueError):
+    """The text is not a call, or a list of calls, of its language."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """`name(argument=value, ...)`. Values are Python values, or `Literal` for Java and JavaScript."""
+
+    name: str
+    arguments: Mapping[str, Value]
+    positional: tuple[Value, ...] = ()
+
+
+def parse(text: str, language: str = "python") -> list[Call]:
+    """The calls in `text`, in its order; `[]` and a blank text hold none.
+
+    Raises:
+        Unparsable: for anything else; no other error, whatever the text.
+        UserError: the language is not known.
+    """
+    pick(language, LANGUAGES, "language")
+    body = closed(text.strip("` \t\r\n"))
+    if len(body) > LONGEST or depth(body) > DEEPEST:
+        raise Unparsable("too long or too deeply nested to be a call")
+    if not body:
+        return []
+    try:
+        if language == "python":
+            return _python(body)
+        return [Call(*CallReader(piece, language).read()) for piece in pieces(body)]
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise Unparsable(str(error)) from error
+
+
+def is_attempt(text: str, language: str = "python") -> bool:
+    """Whether the text tries to call something, well-formed or not: a line that opens with `name(`, or calls."""
+    try:
+        return _ATTEMPT.search(text[:LONGEST]) is not None or bool(parse(text, language))
+    except Unparsable:
+        return False
+
+
+def _python(text: str) -> list[Call]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            nodes = [_expression(node) for node in ast.parse(textwrap.dedent(text)).body]
+        except SyntaxError:
+            nodes = [ast.parse(f"[{text}\n]", mode="eval").body]
+    calls: list[ast.expr] = []
+    for node in nodes:
+        calls += node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+    return [_python_call(node) for node in calls]
+
+
+def _expression(node: ast.stmt) -> ast.expr:
+    if not isinstance(node, ast.Expr):
+        raise Unparsable("a statement, not a call")
+    return node.value
+
+
+def _python_call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call):
+        raise Unparsable("not a call")
+    arguments: dict[str, Value] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise Unparsable("`**` in a call")
+        if keyword.arg in arguments:
+            raise Unparsable(f"argument {keyword.arg} is given twice")
+        arguments[keyword.arg] = _value(keyword.value)
+    return Call(_dotted(node.func), arguments, tuple(_value(argument) for argument in node.args))
+
+
+def _dotted(node: ast.expr) -> str:
+    name = ast.unparse(node)
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+        raise Unparsable("the function has no plain name")
+    return name
+
+
+def _value(node: ast.expr) -> Value:
+    """A Python value; names and expressions that only code could resolve stay text, as in BFCL."""
+    if isinstance(node, ast.Constant):
+        return "..." if node.value is ... else node.value
+    if isinstance(node, ast.List):
+        return [_value(element) for element in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_value(element) for element in node.elts)
+    if isinstance(node, ast.Dict):
+        return _dict(node)
+    if isinstance(node, ast.UnaryOp):
+        return _unary(node)
+    if isinstance(node, ast.BinOp):
+        return _binary(node)
+    if isinstance(node, ast.Call) and node.keywords:
+        call = _python_call(node)
+        return {call.name: {**call.arguments}}
+    if isinstance(node, ast.Name | ast.Attribute | ast.Call | ast.Subscript):
+        return ast.unparse(node)
+    raise Unparsable(f"an argument that is no value ({type(node).__name__})")
+
+
+def _dict(node: ast.Dict) -> dict[Value, Value]:
+    if None in node.keys:
+        raise Unparsable("`**` in a dictionary")
+    pairs = zip(node.keys, node.values, strict=True)
+    return {_value(key): _value(value) for key, value in pairs if key is not None}
+
+
+def _unary(node: ast.UnaryOp) -> Value:
+    value = _value(node.operand)
+    if isinstance(node.op, ast.Not) and isinstance(value, bool):
+        return not value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(node.op, ast.USub | ast.UAdd):
+        raise Unparsable("an operator on something that is no number")
+    return -value if isinstance(node.op, ast.USub) else value
+
+
+def _binary(node: ast.BinOp) -> Value:
+    """Arithmetic on numbers (with a bounded power) and joining of texts or lists; BFCL evaluates these too."""
+    left, right = _value(node.left), _value(node.right)
+    if _are_numbers(left, right):
+        small = not isinstance(node.op, ast.Pow) or (abs(right) <= 64 and abs(left) <= 10**6)  # type: ignore[arg-type]
+        if small and type(node.op) in _ARITHMETIC:
+            result: Value = _ARITHMETIC[type(node.op)](left, right)
+            return result
+    if isinstance(node.op, ast.Add) and all(isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)):
+        if isinstance(left, str) and isinstance(right, str):
+            return left + right
+        if isinstance(left, list) and isinstance(right, list):
+            return [*left, *right]
+    raise Unparsable("an expression that only code could resolve")
+
+
+def _are_numbers(*values: Value) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+# Calls and answers
 
 
 @dataclass(frozen=True)
@@ -40,7 +199,7 @@ class ExpectedCall:
     allowed: Mapping[str, Sequence[Value]]
     positional: tuple[Value, ...] = ()
     kinds: Mapping[str, Kind] | None = None
-    required: tuple[str, ...] = field(default=())
+    required: tuple[str, ...] = ()
 
 
 def score(item: Item, output: str) -> float:
@@ -71,7 +230,7 @@ def check(item: Item) -> None:
 
 
 def read_answer(item: Item) -> list[ExpectedCall] | None:
-    """The calls that an answer asks for; None for `"any"`."""
+    """The expected calls; None for `"any"`."""
     pick(item.language, LANGUAGES, f"item {item.id}: language")
     answer: Value = item.answer
     functions: Iterable[Schema] = []
@@ -85,45 +244,29 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
         docs = {function["name"]: function["parameters"] for function in functions}
         return [_documented(call, docs, item.language) for call in expected]
     except (Unparsable, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
         raise UserError(
-            f"item {item.id}: the `call` answer cannot be read ({_reason(error)}); "
+            f"item {item.id}: the `call` answer cannot be read ({reason}); "
             "give [{name: {parameter: [allowed, ...]}}], a call as text, {name, arguments}, or [] for no call"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else f"{error}"[:80]
-
-
-def _read(entry: Value, language: str) -> list[ExpectedCall]:
+def _read(entry: Any, language: str) -> list[ExpectedCall]:
     if isinstance(entry, str):
-        return _from_text(entry, language)
-    if not isinstance(entry, dict) or not entry:
-        raise ValueError(f"{entry!r:.40} is no call")
+        calls = parse(entry, language)
+        if not calls:
+            raise ValueError("a text without a call")
+        return [ExpectedCall(c.name, _each_allowed(c.arguments), tuple(map(plain, c.positional))) for c in calls]
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
-        if not isinstance(entry["arguments"], dict):
-            raise ValueError("`arguments` must be an object")
-        return [ExpectedCall(entry["name"], {key: [_allow(value)] for key, value in entry["arguments"].items()})]
-    if len(entry) != 1:
-        raise ValueError("one object names one function")
+        return [ExpectedCall(entry["name"], _each_allowed(entry["arguments"]))]
     ((name, arguments),) = entry.items()
-    if not isinstance(arguments, dict) or not all(isinstance(v, list) for v in arguments.values()):
+    if not all(isinstance(allowed, list) for allowed in arguments.values()):
         raise ValueError(f"every argument of {name} needs a list of allowed values")
     return [ExpectedCall(name, arguments)]
 
 
-def _from_text(text: str, language: str) -> list[ExpectedCall]:
-    calls = parse(text, language)
-    if not calls:
-        raise ValueError("a text without a call")
-    return [
-        ExpectedCall(
-            call.name,
-            {name: [_allow(plain(value))] for name, value in call.arguments.items()},
-            tuple(plain(value) for value in call.positional),
-        )
-        for call in calls
-    ]
+def _each_allowed(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
+    return {name: [_allow(plain(value))] for name, value in arguments.items()}
 
 
 def _allow(value: Value) -> Value:
@@ -142,21 +285,12 @@ def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -
 
 
 def _matched(calls: Sequence[Call], expected: Sequence[ExpectedCall], language: str) -> bool:
-    """Whether calls and answers can be paired one to one (augmenting paths; order does not matter)."""
-    fits = [[i for i, call in enumerate(calls) if _fits(call, one, language)] for one in expected]
-    owner: dict[int, int] = {}
+    """Whether calls and answers can be paired one to one, in any order."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    def place(number: int, tried: set[int]) -> bool:
-        for index in fits[number]:
-            if index in tried:
-                continue
-            tried.add(index)
-            if index not in owner or place(owner[index], tried):
-                owner[index] = number
-                return True
-        return False
-
-    return all(place(number, set()) for number in range(len(expected)))
+    fits = [[_fits(call, one, language) for call in calls] for one in expected]
+    return all(map(any, fits)) and bool((maximum_bipartite_matching(csr_matrix(fits)) >= 0).all())
 
 
 def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
@@ -171,12 +305,10 @@ def _fits(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
-    """BFCL looks at keyword arguments alone; an answer given as text may ask for positional ones too."""
+    """BFCL looks at keyword arguments alone; an answer that is a text may have positional ones too."""
     if expected.positional:
         values = [plain(value) for value in call.positional]
-        return len(values) == len(expected.positional) and all(
-            agrees(value, [_allow(other)]) for value, other in zip(values, expected.positional, strict=True)
-        )
+        return _same(values, [_allow(other) for other in expected.positional], strict=True)
     if language == "python":
         return True
     written = [value for value in call.positional if isinstance(value, Literal) and value.kind == "code"]
@@ -184,15 +316,12 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
-    if name not in expected.allowed:
+    allowed, kinds = expected.allowed.get(name), expected.kinds
+    if allowed is None or (kinds is not None and name not in kinds):
         return False
-    allowed = expected.allowed[name]
-    if expected.kinds is None:
-        return agrees(plain(value), allowed) or _verbatim(value, allowed)
-    if name not in expected.kinds:
-        return False
-    kind = expected.kinds[name]
-    return agrees(to_kind(value, kind), allowed, kind) or (kind.type is str and _verbatim(value, allowed))
+    kind = kinds[name] if kinds is not None else None
+    read = plain(value) if kind is None else to_kind(value, kind)
+    return agrees(read, allowed, kind) or ((kind is None or kind.type is str) and _verbatim(value, allowed))
 
 
 def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
@@ -287,7 +416,7 @@ def _container(value: Literal, kind: Kind) -> Value:
 def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> bool:
     """Whether a value is one of the allowed ones, in type and content.
 
-    Without `kind` the allowed values tell the type (an int may stand for a float). With it, the type is the
+    Without `kind` the allowed values decide the type (an int may stand for a float). With it, the type is the
     documented one or, if a variable is allowed in its place, that of the first allowed value.
     """
     if kind is None:
@@ -297,22 +426,12 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
     if kind.name == "tuple" and isinstance(value, tuple):
         value = list(value)
     first = next((type(option) for option in allowed if option != ""), None)
-    if type(value) is kind.type:
-        if not _nested(value, allowed, kind):
-            return False
-        variable = first is not None and first is not kind.type
-    elif first is not None and type(value) is first:
-        variable = True
-    else:
+    if type(value) is not kind.type:
+        return type(value) is first and any(_equal(value, option) for option in allowed)
+    if not _nested(value, allowed, kind):
         return False
-    if variable:
-        return any((type(value) is type(option) and value == option) or _number(value, option) for option in allowed)
-    return any(_same(value, option, strict=False) for option in allowed)
-
-
-def _number(value: Value, option: Value) -> bool:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, option))
-    return numbers and bool(value == option)
+    same = _same if first in (None, kind.type) else _equal
+    return any(same(value, option) for option in allowed)
 
 
 def _nested(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
@@ -333,30 +452,22 @@ def standardise(text: str) -> str:
     return re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
 
 
-def _same(value: Value, option: Value, strict: bool) -> bool:
+def _same(value: Value, option: Value, strict: bool = False) -> bool:
     if isinstance(value, str) and isinstance(option, str):
         return standardise(value) == standardise(option)
     if isinstance(value, list | tuple):
-        return _same_list(value, option, strict)
+        if option == "" or not isinstance(option, list | tuple) or len(value) != len(option):
+            return option == "" and not value
+        return all(_same(a, b, strict) for a, b in zip(value, option, strict=True))
     if isinstance(value, dict) and isinstance(option, dict):
         return _same_dict(value, option)
-    if not strict:
-        return bool(value == option) if type(value) is type(option) else _number(value, option)
-    return _typed(value, option)
+    return _equal(value, option, strict)
 
 
-def _typed(value: Value, option: Value) -> bool:
-    if isinstance(option, float) and type(value) is int:
-        return bool(value == option)
-    return type(value) is type(option) and bool(value == option)
-
-
-def _same_list(value: Sequence[Value], option: Value, strict: bool) -> bool:
-    if option == "":
-        return len(value) == 0
-    if not isinstance(option, list | tuple) or len(value) != len(option):
-        return False
-    return all(_same(a, b, strict) for a, b in zip(value, option, strict=True))
+def _equal(value: Value, option: Value, strict: bool = False) -> bool:
+    """Equal, of one type or both numbers; if `strict`, of numbers only an int may stand for a float."""
+    numbers = isinstance(option, float) and type(value) is int if strict else _are_numbers(value, option)
+    return (type(value) is type(option) or numbers) and bool(value == option)
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.pool import ModelSize, parameters_in, weigh
-from souping.core.types import Candidate, Missing, UserError
+from souping.core.types import Candidate
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
-from souping.pipeline import requirements
+from souping.pipeline import checks
+from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
 from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.requirements import Gpu, Machine, requirements_of, soup_bytes
 from souping.trackers import NoTracker
 from tests.conftest import Cli, pool_of
 
 GB = 10**9
 EIGHT = ModelSize(name="m", path="org/m", basis="Hub", nbytes=16 * GB, parameters=8 * GB, download=17 * GB)
-LAPTOP = Machine(cores=8, memory=32 * GB, available=20 * GB)
-HOST = Machine(cores=64, memory=512 * GB, available=500 * GB, gpus=(Gpu(name="H100", total=80 * GB, free=79 * GB),) * 2)
+LAPTOP = Machine(cores=8, memory=32 * GB)
+HOST = Machine(cores=64, memory=512 * GB, gpus=(Gpu(name="H100", total=80 * GB),) * 2)
 
 
 def run(**changes: Any) -> Any:
@@ -30,26 +30,30 @@ def run(**changes: Any) -> Any:
     return SimpleNamespace(**made, parts=[made["merge"], made["executor"]])
 
 
-class TestMachine:
-    def test_gpus_as_the_driver_lists_them(self) -> None:
-        found = requirements.listed_gpus("NVIDIA H100 80GB HBM3, 81559, 81000\nNVIDIA A10, 23028, [N/A]\n")
-        assert found == (Gpu(name="NVIDIA H100 80GB HBM3", total=81559 * 2**20, free=81000 * 2**20),)
+@pytest.mark.parametrize(
+    ("setting", "seen"), [(None, "abc"), ("", ""), ("2,0", "ca"), ("1,7,0", "b"), ("-1", ""), ("GPU-1f", "abc")]
+)
+def test_gpus_are_those_of_the_driver_that_are_visible(
+    setting: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = SimpleNamespace(stdout="a, 81559\nb, 23028\nc, 1\nNVIDIA X, [N/A]\n")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: listed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+    assert "".join(gpu.name for gpu in checks.gpus()) == seen
+    assert {gpu.total for gpu in checks.gpus() if gpu.name == "a"} <= {81559 * 2**20}
 
-    @pytest.mark.parametrize(
-        ("setting", "seen"), [(None, "abc"), ("", ""), ("2,0", "ca"), ("1,7,0", "b"), ("-1", ""), ("GPU-1f", "abc")]
-    )
-    def test_cuda_visible_devices(self, setting: str | None, seen: str) -> None:
-        three = tuple(Gpu(name=name, total=1, free=1) for name in "abc")
-        assert "".join(gpu.name for gpu in requirements.visible(three, setting)) == seen
 
-    def test_a_container_may_have_less_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "memory.max").write_text("123456789\n")
-        (tmp_path / "none").write_text("max\n")
-        monkeypatch.setattr(requirements, "CGROUPS", (tmp_path / "none", tmp_path / "memory.max", tmp_path / "absent"))
-        assert requirements.machine_facts().available <= requirements.machine_facts().memory == 123456789
+def test_a_container_may_have_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("123456789\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr(checks, "CGROUPS", (tmp_path / "none", tmp_path / "memory.max", tmp_path / "absent"))
+    assert checks.machine_facts().memory == 123456789
 
-    def test_space_of_a_folder_that_is_not_there_yet(self, tmp_path: Path) -> None:
-        assert requirements.disk_space(tmp_path / "a" / "b") == requirements.disk_space(tmp_path)
+
+def test_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert checks.disk_space(tmp_path / "a" / "b") == checks.disk_space(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_folder_is_weighed_by_its_headers(family: Path, tmp_path: Path) -> Non
 class TestSpace:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(requirements, "disk_space", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(checks, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
     def fits(kind: str, evaluator: LocalEvaluator, *models: ModelSize, machine: Machine = LAPTOP, **run_: Any) -> bool:
@@ -123,7 +127,7 @@ class TestRefusal:
     """A run on too small a machine stops before a model is loaded."""
 
     def test_a_full_disk(self, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(requirements, "disk_space", lambda path: (1000, 1))
+        monkeypatch.setattr(checks, "disk_space", lambda path: (1000, 1))
         souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
         assert not list(tmp_path.glob("outputs/fam/*"))
         done = souping(*pool_of(family), "plan=true")
@@ -131,7 +135,7 @@ class TestRefusal:
         assert "the disk for the soup has 1.00 kB" in done.out.splitlines()[-1]
 
     def test_too_little_memory(self, family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(requirements, "machine_facts", lambda: Machine(cores=1, memory=GB, available=GB))
+        monkeypatch.setattr(checks, "machine_facts", lambda: Machine(cores=1, memory=GB))
         souping(*pool_of(family)).refused("this machine's memory has 1.00 GB, the run needs 1.50 GB", "evaluator.dtype")
 
 
@@ -140,9 +144,9 @@ class TestMissing:
         from souping.evaluate.engines.vllm import VllmEngine
 
         evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
-        found = [one.what for one in requirements.missing(run(), [], HOST, [evaluator])]
+        found = [one.what for one in checks.missing(run(), [], HOST, [evaluator])]
         assert "GPUs: vLLM is set to use 4, nvidia-smi shows 2" in found
-        found = [one.what for one in requirements.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])]
+        found = [one.what for one in checks.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])]
         assert found == ["a GPU: evaluator.device=cuda:1, nvidia-smi shows 0"]
 
     def test_an_upload_needs_a_login(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,18 +155,3 @@ class TestMissing:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        assert "hf auth login" in requirements.missing(run(upload="org/name"), [], LAPTOP, [])[0].fix
-
-    def test_components_report_what_they_lack(self) -> None:
-        class Tracker(NoTracker):
-            def needs(self) -> list[Missing]:
-                return [Missing(what="a spoon", fix="pip install spoon")]
-
-        class Executor(LocalExecutor):
-            def needs(self) -> list[Missing]:
-                return [Missing(what="a second spoon")]
-
-        assert requirements.missing(run(tracker=Tracker()), [], LAPTOP, []) == Tracker().needs()
-        assert requirements.missing(run(executor=Executor()), [], LAPTOP, []) == Executor().needs()
-        with pytest.raises(UserError, match="cannot start here: a second spoon"):
-            requirements.check_machine(run(executor=Executor()), [])
