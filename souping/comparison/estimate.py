@@ -159,13 +159,13 @@ def _values(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
     raw = raw if metric.higher_is_better else (1.0 if metric.is_mean else 0.0) - raw
     gone = metric.missing[model] if metric.is_mean else np.zeros(raw.shape, dtype=bool)
     cases = [raw, np.where(gone, 1.0, raw), np.where(gone, 0.0, raw)]
-    counts, means, noise = zip(*map(_moments, cases), strict=True)
+    counts, means, noise = zip(*map(moments, cases), strict=True)
     if pass_at:
         means = tuple(_pass_at(case, count, pass_at, metric.task) for case, count in zip(cases, counts, strict=True))
     return np.stack([*means, noise[0]])
 
 
-def _moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Number of answers of an item, their mean, and the mean's variance; [R, P, I] -> three of [R, I]."""
     there = np.isfinite(raw)
     count = there.sum(axis=1)

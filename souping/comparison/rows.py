@@ -15,11 +15,20 @@ from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
 from souping.comparison import estimate
-from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, leaves, pool, task_weights, variance_parts
+from souping.comparison.estimate import (
+    BEST,
+    SCORE,
+    WORST,
+    PooledScores,
+    leaves,
+    moments,
+    pool,
+    task_weights,
+    variance_parts,
+)
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
 from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
-from souping.core.types import FloatArray
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer
 
@@ -288,7 +297,9 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
     for model in others:
         found = list[Flip]()
         for task, (metric, *_) in matched.metrics.items():
-            means = {name: _means(metric.scores[name]) for name in (base, model)}
+            means = {
+                name: moments(metric.scores[name].reshape(1, -1, len(metric.items)))[1][0] for name in (base, model)
+            }
             texts = {name: _texts(logs[name][0], task, metric.metric) for name in (base, model)}
             for place in np.flatnonzero(np.abs(means[model] - means[base]) > TIE):
                 item = metric.items[place]
@@ -306,11 +317,6 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
                     )
                 )
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
-
-
-def _means(scores: FloatArray) -> FloatArray:
-    """[R, P, I] -> [I], nan for items without a score."""
-    return np.asarray(np.ma.masked_invalid(scores).mean(axis=(0, 1)).filled(np.nan))
 
 
 def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
