@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from souping.core.text import install
 from souping.core.types import Json, UserError
 from souping.logs.common import metric, pick_model
-from souping.logs.records import Log, LoggedAnswer, LoggedMetric, Task
+from souping.logs.records import Log, LoggedAnswer, Task
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -57,23 +57,12 @@ def _task(file: str, header: EvalLog, group: str) -> Task:
     if not answers:
         raise UserError(f"{file}: no samples")
     reducers = header.eval.config.epochs_reducer or ["mean"]
-    scored = header.results.scores if header.results else []
-    figures = {
-        score.name: figure.value
-        for score in scored
-        if score.reducer in (None, "mean")
-        for kind, figure in score.metrics.items()
-        if kind in ("accuracy", "mean")
-    }
-    metrics = {name: metric(name, found, figures.get(name)) for name, found in answers.items()}
-    others = {found.name: found for found in _reduced(header, answers)}
+    metrics = {name: metric(name, found) for name, found in answers.items()}
     settings = {"task version": str(header.eval.task_version), "epochs reducer": ", ".join(reducers)}
     settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
     settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}
     settings |= {"task arguments": _options(header.eval.task_args)}
-    return Task(
-        name=header.eval.task, metrics=metrics | others if "mean" in reducers else others | metrics, settings=settings
-    )
+    return Task(name=header.eval.task, metrics=metrics, settings=settings)
 
 
 def _options(options: Json) -> str:
@@ -114,21 +103,3 @@ def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
         values = score.value if isinstance(score.value, dict) else {"": score.value}
         for key, value in values.items():
             yield f"{name}/{key}" if key else name, value, score.answer or ""
-
-
-def _reduced(header: EvalLog, answers: dict[str, list[LoggedAnswer]]) -> Iterator[LoggedMetric]:
-    """Metrics of items whose epochs were reduced otherwise than by their mean (`pass_at_2`)."""
-    for reduction in header.reductions or ():
-        if reduction.reducer in (None, "mean") or reduction.scorer not in answers:
-            continue
-        items = {answer.item.rpartition(" ")[0]: answer for answer in answers[reduction.scorer]}
-        name = f"{reduction.scorer}/{reduction.reducer}"
-        found = [(items[str(score.sample_id)], score.value) for score in reduction.samples]
-        yield metric(
-            name,
-            [
-                LoggedAnswer(item=own.item, score=float(value), group=own.group, prompt=own.prompt)
-                for own, value in found
-                if isinstance(value, int | float)
-            ],
-        )

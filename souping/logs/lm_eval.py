@@ -47,8 +47,27 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     )
 
 
+def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """(task, sample) of the newest results of one model."""
+    if not (found := results_of(path)):
+        raise UserError(f"{path}: no {RESULTS} of lm_eval")
+    for task in read_object(found[-1]).get("configs", {}):
+        file = _samples(found[-1], task)
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for sample in json_lines(file, lines):
+                yield task, sample
+
+
+def _samples(results: Path, task: str) -> Path:
+    """The file with a task's samples (UserError if there is none)."""
+    path = results.with_name(f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl")
+    if not path.is_file():
+        raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
+    return path
+
+
 def _groups(table: Row) -> dict[str, Group]:
-    """Groups of leaf tasks, over which lm_eval aggregates whatever lies between."""
+    """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
     below = table.get("group_subtasks", {})
 
     def leaves(name: str) -> list[str]:
@@ -57,26 +76,24 @@ def _groups(table: Row) -> dict[str, Group]:
     found = {}
     for name in (name for name in below if below[name]):
         members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
-        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table["results"], name, members))
+        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table, name, members))
     return found
 
 
-def _by_size(results: Row, name: str, members: tuple[str, ...]) -> bool:
+def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down."""
+    results, sizes = table.get("results", {}), part(table, "n-samples")
     for key, figure in results.get(name, {}).items():
-        rows = [results[task] for task in members if key in results[task]]
+        rows = {task: results[task] for task in members if key in results.get(task, {})}
         if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
-            values = [row[key] for row in rows]
-            weighted = np.average(values, weights=[row["sample_len"] for row in rows])
+            values = [row[key] for row in rows.values()]
+            weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
             return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
     return False
 
 
 def _task(results: Path, table: Row, task: str, group: str) -> Task:
-    date = results.stem.rpartition("_")[2]
-    path = results.with_name(f"samples_{task}_{date}.jsonl")
-    if not path.is_file():
-        raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
+    path = _samples(results, task)
     higher = part(part(table, "higher_is_better"), task)
     answers: dict[str, list[LoggedAnswer]] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:

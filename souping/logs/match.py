@@ -18,12 +18,12 @@ Named = tuple[str, Log]
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedMetric:
-    """Answers of all models to the items of one task by one metric, for the items that every model was asked.
+    """Answers of all models to the items of one task by one metric, for the items that every log has.
 
     The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
-    differ between models. `scores` and `tokens` are nan where there is none: a replicate that an item lacks, or an item
-    that the harness left out of its mean. `missing` marks answers that were asked for and not scored, whether the
-    harness counted them (a score) or not (nan). `groups` are those of the items, the item's own name without one.
+    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
+    left out of its mean, a length that the log does not say. `missing` marks answers that were requested and not
+    scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
     `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
     """
 
@@ -112,11 +112,11 @@ def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedM
             _agree(task, "metric", (name, lead), (other, others_lead))
     common = [metric for metric in tables[0] if all(metric in table for table in tables)]
     found = tuple(_metric(task, metric, every) for metric in common)
-    asked = {
+    requested = {
         answer.item for _, log in every for metric in log.tasks[task].metrics.values() for answer in metric.answers
     }
-    if gone := len(asked) - len({item for metric in found for item in metric.items}):
-        notes.append(f"{task}: {gone} of {len(asked)} items are left out, as not every log has them")
+    if gone := len(requested) - len({item for metric in found for item in metric.items}):
+        notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
     return found
 
 
@@ -174,10 +174,9 @@ def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArra
     return table
 
 
-def _values(answer: LoggedAnswer) -> tuple[float, float, float, float, float]:
-    tokens = np.nan if answer.tokens is None else answer.tokens
-    characters = np.nan if answer.characters is None else answer.characters
-    return answer.score, answer.missing, answer.cut, tokens, characters
+def _values(answer: LoggedAnswer) -> tuple[float, ...]:
+    unknown = (np.nan if value is None else float(value) for value in (answer.cut, answer.tokens, answer.characters))
+    return answer.score, answer.missing, *unknown
 
 
 def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:

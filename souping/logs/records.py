@@ -17,7 +17,7 @@ class LoggedAnswer:
 
     `item` identifies the item within its task in any log of the same harness: its id, and a hash of its content where
     the log has one, as documents repeat. `score` is what the harness counted, nan where it left the item out of its
-    mean. `missing` marks an item that was asked and not scored: an error, a refusal of the server, an empty sample.
+    mean. `missing` marks an item that was requested and not scored: an error, a refusal of the server, no response.
     `group` names what belongs together (a passage with several questions); empty for an item by itself.
     """
 
@@ -26,7 +26,7 @@ class LoggedAnswer:
     group: str = ""
     replicate: int = 0
     missing: bool = False
-    cut: bool = False  # the answer stopped at the limit of tokens
+    cut: bool | None = None  # whether the answer stopped at the limit of tokens; None: the log does not say
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""
@@ -65,9 +65,9 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """One evaluation of one model (one training run): its tasks and groups by name, and those that were asked for.
+    """One evaluation of one model (one training run): its tasks and groups by name.
 
-    `asked` holds the tasks and groups of the harness's command line: the mean over them is the headline.
+    `asked` holds the tasks and groups that the harness's command line named: the mean over them is the headline.
     """
 
     path: Path

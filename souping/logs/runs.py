@@ -23,10 +23,12 @@ def read_run(path: Path, name: str, group: str) -> Log:
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
     model = pick_model(path, list(rows), name or "soup") if rows else ""
     tasks: dict[str, list[LoggedAnswer]] = {}
+    scorers: dict[str, set[str]] = {}
     try:
         with gzip.open(path / SAMPLES) as lines:
             for line in json_lines(path / SAMPLES, lines):
                 if line["fold"] == "report" and model in line["models"]:
+                    scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
                     tasks.setdefault(line["category"], []).extend(_answers(line, line["models"][model], group))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path / SAMPLES}: cut off or damaged: repeat the run, which keeps its answers") from error
@@ -36,14 +38,14 @@ def read_run(path: Path, name: str, group: str) -> Log:
         path=path,
         harness="souping",
         model=model,
-        tasks={task: _task(task, answers, part(rows[model], task)) for task, answers in tasks.items()},
+        tasks={name: _task(name, found, part(rows[model], name), scorers[name]) for name, found in tasks.items()},
         asked=tuple(tasks),
     )
 
 
-def _task(name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any]) -> Task:
+def _task(name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any], scorers: set[str]) -> Task:
     found = metric("score", answers, number(reported.get("mean")))
-    return Task(name=name, metrics={"score": found})
+    return Task(name=name, metrics={"score": found}, settings={"scorer": ", ".join(sorted(scorers))})
 
 
 def _answers(line: Row, own: Row, group: str) -> list[LoggedAnswer]:

@@ -71,8 +71,7 @@ def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
     runs: dict[str, dict[tuple[str, str], dict[str, dict[tuple[str, int], LoggedAnswer]]]] = {}
     for number, row in enumerate(rows, start=1):
-        if number == 1:
-            _check_columns(path, row, group)
+        _check_columns(path, row, group)
         answer = _answer(path, number, row, group)
         run = runs.setdefault(str(row.get("run") or ""), {})
         task = run.setdefault((str(row.get("task") or ""), str(row["category"])), {})
@@ -101,7 +100,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
             replicate=int(row.get("replicate") or 0),
             missing=math.isnan(score) or stop in NO_ANSWER,
-            cut=stop in CUT,
+            cut=stop in CUT if "stop_reason" in row else None,
             tokens=None if _empty(row.get("tokens")) else float(row["tokens"]),
             characters=len(output) if output else None,
             prompt=str(row.get("prompt") or ""),
@@ -126,23 +125,20 @@ def _score(value: Json) -> float:
 
 
 def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, LoggedAnswer]]]) -> Log:
-    categories: dict[str, list[str]] = {}
-    for task, category in tasks:
-        categories.setdefault(task, []).append(category)
-    found, groups, asked = dict[str, Task](), dict[str, Group](), list[str]()
+    found, inside = dict[str, Task](), dict[str, list[str]]()
     for (task, category), metrics in tasks.items():
-        alone = categories[task] in ([category], [task])
-        name = "/".join(filter(None, (task, category))) if task and not alone else task or category
+        name = "/".join(filter(None, dict.fromkeys((task, category))))
+        inside.setdefault(task or name, []).append(name)
         found[name] = Task(name=name, metrics={n: metric(n, tuple(a.values())) for n, a in metrics.items()})
-        if task and not alone:
-            inner = tuple(f"{task}/{one}" for one in categories[task])
-            groups[task] = Group(name=task, members=inner, weight_by_size=True)
-        asked.append(task or category)
     return Log(
         path=path,
         harness="table",
         model=run or path.stem,
         tasks=found,
-        groups=groups,
-        asked=tuple(dict.fromkeys(asked)),
+        groups={
+            task: Group(name=task, members=tuple(names), weight_by_size=True)
+            for task, names in inside.items()
+            if names != [task]
+        },
+        asked=tuple(inside),
     )
