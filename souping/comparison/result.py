@@ -295,7 +295,8 @@ def chart(rows: Sequence[RowVerdict]) -> str:
     for value in sorted({low, 0.0, high}):
         label = minus(f"{value:+.1f}") if value else "0"
         parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{label}</text>')
-    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points; dashed: the margin")
+    dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
     inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
     svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'
