@@ -30,6 +30,7 @@ _MODULES = {
     "souping.search.nevergrad": ("Nevergrad",),
     "souping.evaluate.generate": ("LocalEvaluator",),
     "souping.merge.local": ("LocalMerge",),
+    "souping.comparison.api": ("compare",),
     "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -25,7 +25,7 @@ LAYERS = (
     ("checkpoints",),
     ("selection", "search", "analysis", "merge", "evaluate", "logs", "report", "trackers"),
     ("pipeline", "pantry", "paper"),
-    ("plan",),
+    ("plan", "comparison"),
     ("cli",),
 )
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""

@@ -11,6 +11,7 @@ from souping.core.system import __version__
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
+    "compare": "an honest verdict for any two evaluation logs",
     "check": "rehearse a run on five items per category",
     "show": "show answers of a run side by side: what the soup fixed or broke",
 }

@@ -96,7 +96,7 @@ def _check_sources(every: Sequence[Named]) -> None:
             )
         key = (str(own.path.resolve()), own.model)
         if key in seen:
-            raise UserError(f"{seen[key]} and {other} are the same log: {own.path}")
+            raise UserError(f"{seen[key]} and {other} are the same log, {own.path}: name two different ones")
         seen[key] = other
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from souping.report.format import escape_html, escape_markdown
 from souping.report.plots import Drawing
@@ -27,18 +28,23 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
     `made` says in the footer what made it.
     """
     pictures = {drawing.name: drawing for drawing in drawings}
-    title = escape_html(f"souping: {kicker(report)}")
+    title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
-    body += [_section(section, pictures) for section in shown]
+    body += [section_html(section, pictures) for section in shown]
     command = f"<p>{escape_html(made)}</p>" if made else ""
     body.append(f"<footer>{FOOT}{command}</footer>")
+    return document(title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole HTML file with the styles of a report; `body` is HTML."""
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape_html(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -66,7 +72,7 @@ def _contents(shown: Sequence[Section]) -> str:
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
 
 
-def _section(section: Section, pictures: Mapping[str, Drawing]) -> str:
+def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProxyType({})) -> str:
     title = f'<h2 id="{section.anchor}">{escape_html(section.title)}</h2>'
     return "\n".join(["<section>", title, *_content(section, pictures), "</section>"])
 

@@ -72,13 +72,13 @@ def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def show_sheet(sections: Sequence[Section]) -> None:
-    """The same on standard output."""
+def show_sheet(sections: Sequence[Section], console: Console | None = None) -> None:
+    """The same on a terminal, standard output by default."""
     from rich.padding import Padding
     from rich.text import Text
 
-    out = output_console(120)
-    for section in sections:
+    out = console or output_console(120)
+    for section in (one for outer in sections for one in (outer, *outer.folded)):
         out.print(Text(section.title, style="bold"))
         for line in section.lines:
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
