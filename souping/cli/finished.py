@@ -18,9 +18,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from souping.cli import interrupts_raise
+from souping.cli import RUN, finished_run, folder, interrupts_raise
 from souping.cli.config import register, resolved
-from souping.cli.help import RUN, finished_run, folder
 from souping.cli.job import settings_of
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, listed, safe

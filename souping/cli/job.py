@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli import FAILURES, interrupts_raise, stop
+from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
     build,
@@ -38,7 +38,6 @@ from souping.cli.config import (
     register,
     resolved,
 )
-from souping.cli.help import choices, folder, groups
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError

@@ -7,8 +7,7 @@ import os
 import re
 import sys
 
-from souping.cli import FAILURES, Ended, open_streams, stop
-from souping.cli.help import COMMANDS, answered, finished_run
+from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
 from souping.core.fields import pick
 
 

@@ -17,8 +17,8 @@ from souping.core.files import expanded
 from souping.core.text import positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.report.files import read_report
+from souping.report.render import changed, read_samples, score_of, show_sample
 from souping.report.tables import Row
-from souping.report.terminal import changed, read_samples, score_of, show_sample
 
 FILE = "samples.jsonl.gz"
 
@@ -117,7 +117,7 @@ def _store(run_dir: Path) -> Path | None:
 
 
 def _show(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
-    from souping.report.terminal import output_console
+    from souping.report.render import output_console
 
     console = output_console()
     for sample in islice(samples, limit):

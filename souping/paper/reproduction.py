@@ -16,8 +16,7 @@ import numpy as np
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
 from souping.core.types import Json, ScoreMatrix, elements, entries, number, part, texts
-from souping.paper.findings import CORRUPT, findings, selections
-from souping.paper.published import TABLES, leaderboard, published
+from souping.paper.findings import CORRUPT, TABLES, findings, leaderboard, published, selections
 from souping.report.format import DASH, clean, count, in_words
 from souping.report.plots import COLOURS, INK, PAPER, Drawing, canvas, correlations, figure
 from souping.report.sections import DISPLAYS, Display

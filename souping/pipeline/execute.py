@@ -404,7 +404,7 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.terminal import also_table, output_console, report_table
+    from souping.report.render import also_table, output_console, report_table
 
     out = output_console()
     out.print(report_table(outcome))

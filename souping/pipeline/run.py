@@ -52,8 +52,8 @@ from souping.pipeline.store import Store
 from souping.pipeline.upload import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
+from souping.report.render import gate_table
 from souping.report.sections import ended
-from souping.report.terminal import gate_table
 from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
 
 

@@ -27,8 +27,8 @@ from souping.plan import FETCH, READ, Pair, Plan, PlannedStage, Range, Speed
 from souping.plan.planner import make, open_unhashed
 from souping.report import format
 from souping.report.files import as_json, selection_dict
+from souping.report.render import output_console, sheet_markdown, show_sample, show_sheet
 from souping.report.tables import Section, TableGrid, grid
-from souping.report.terminal import output_console, sheet_markdown, show_sample, show_sheet
 
 ITEMS = 5
 """Items of each category that a check answers."""

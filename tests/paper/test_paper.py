@@ -19,17 +19,19 @@ from souping.core.types import UserError
 from souping.paper.findings import (
     CLUSTERS,
     STATED,
+    TABLES,
     Finding,
+    PaperTable,
     Sign,
     Ties,
     Verdict,
     findings,
     gains,
+    leaderboard,
     on_grid,
     reading,
     spans,
 )
-from souping.paper.published import TABLES, PaperTable, leaderboard
 from souping.paper.reproduction import PaperFigures
 from souping.report.render import markdown
 from souping.report.sections import DISPLAYS

@@ -11,8 +11,7 @@ from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.types import Cell, Result, UserError, Weights
 from souping.search.adaptive import Adaptive
-from souping.search.nevergrad import Nevergrad
-from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
+from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
 from souping.testing import check_strategy, search, search_space
 from tests.support.choices import differing, each
 
