@@ -27,8 +27,7 @@ from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.chunks import Chunk, Job, blocks, check_finite, chunk_of, mixed, piece_gram, tensor_chunks, work_off
 from souping.merge.kernels import DIFFERENCES, Combine, Raw, blend, copied, linear, torch_dtype
-from souping.merge.methods import Gram, Method, get_method
-from souping.merge.plan import MergePlan, PlannedTensor, Source
+from souping.merge.plan import Gram, MergePlan, Method, PlannedTensor, Source, get_method
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
 from souping.merge.writer import raise_file_limit
 
