@@ -11,7 +11,6 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,7 +189,7 @@ def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSetting
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    return replace(settings_of(plain, run_dir), sweep=group is not None)
+    return settings_of(plain, run_dir)
 
 
 def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:

@@ -80,7 +80,6 @@ def _checks(
             yield partial(check_budget, settings.optimiser, len(folds["search"]))
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
-    yield partial(_check_analyses, settings)
     for evaluator, _ in evaluators:
         yield partial(evaluator.check, names)
 
@@ -169,17 +168,6 @@ def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[
             return
     if errors:
         raise errors[-1]
-
-
-def _check_analyses(settings: RunSettings) -> None:
-    """Refuse an analysis that requires a base model, if there is none."""
-    for name, analysis in settings.analyses.items():
-        if analysis.base == "required" and not settings.uses_base:
-            needs = "needs the base model: set merge.base=FOLDER"
-            raise UserError(
-                f"analysis={name}, as it is set, "
-                f"{'works without merge.overrides only' if settings.merge.base else needs}"
-            )
 
 
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:

@@ -396,10 +396,7 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
             print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
     if settings.tracker.hint:
         print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
-    stopped = isinstance(settings, RunSettings) and settings.stop_after == "search"
-    if stopped and settings.command and not settings.sweep:
-        print(f"  {'finish':16} {safe(settings.finish_command)}")
-    elif not stopped and (run_dir / "report.html").exists():
+    if (run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run_dir / 'report.html')))}")
 
 

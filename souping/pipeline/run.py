@@ -76,8 +76,7 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, pairs):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in pairs])
-        candidates, base = settings.pool.resolve(), settings.uses_base
-        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, with_base=base)
+        pool = OpenPool(settings.pool.resolve(), settings.merge, store, aside=progress.aside)
         check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)

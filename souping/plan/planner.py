@@ -69,10 +69,9 @@ class NamedPool:
     """Candidates by name, for a pool that cannot be opened here."""
 
     names: tuple[str, ...]
-    base_name: str = ""
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
-        names = tuple(name for name in (*self.names, self.base_name) if weights.get(name))
+        names = tuple(name for name in self.names if weights.get(name))
         prints = tuple(f"not here: {name}" for name in names)
         shares = tuple(weights[name] for name in names)
         return Recipe(ingredients=names, fingerprints=prints, weights=shares, dtype="unknown")
@@ -233,7 +232,7 @@ class _Planner:
         self.extra: tuple[ExtraBenchmark, ...] = ()
         self.opened: OpenPool | None = None
         names = tuple(candidate.name for candidate in run.pool.resolve())
-        self.pool: RecipeSource = NamedPool(names=names, base_name="base model" if run.uses_base else "")
+        self.pool: RecipeSource = NamedPool(names=names)
 
     def plan(self) -> Plan:
         plan = Plan(run=self.run, machine=machine_facts())
@@ -392,4 +391,4 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), with_base=run.uses_base)
+    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes))

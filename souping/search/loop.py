@@ -83,11 +83,6 @@ class RecipeSource(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
-    @property
-    def base_name(self) -> str:
-        """Name of the base model in recipes if an analysis needs it, else empty."""
-        ...
-
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
 
