@@ -168,12 +168,12 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
-            from souping.plan.summary import check_run
+            from souping.plan.planner import check_run
 
             check_run(settings)
             return None
         if settings.plan and isinstance(settings, RunSettings):
-            from souping.plan.summary import plan
+            from souping.plan.planner import plan
 
             plan(settings)
             return None
