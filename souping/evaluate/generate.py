@@ -16,10 +16,18 @@ from souping.core.fields import Count, Device, Precision, Seed, Share, Temperatu
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, part
-from souping.evaluate.decoding import Decoding, check_sampling, combined, common_decoding, generation_notes
+from souping.evaluate.decoding import (
+    PROCESS,
+    Decoding,
+    as_seen,
+    check_sampling,
+    combined,
+    common_decoding,
+    generation_notes,
+    no_template,
+)
 from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import reading, score
-from souping.evaluate.templates import PROCESS, as_seen, no_template
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""

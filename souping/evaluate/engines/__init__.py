@@ -19,8 +19,7 @@ from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
 from souping.core.types import Item, Json, Outcome, UserError
-from souping.evaluate.decoding import IDS, Decoding, sampler
-from souping.evaluate.templates import render
+from souping.evaluate.decoding import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, Modul
 from souping.core.text import install, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.decoding import generation_notes
+from souping.evaluate.decoding import PROCESS, generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
@@ -37,7 +37,6 @@ from souping.evaluate.lm_eval.tasks import (
     published_sizes,
     require,
 )
-from souping.evaluate.templates import PROCESS
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
