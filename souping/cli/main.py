@@ -42,9 +42,9 @@ def main() -> None:
 def _do() -> None:
     first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
     if first == "show":
-        from souping.cli import show
+        from souping.cli.finished import show
 
-        show.main(rest)
+        show(rest)
         return
     if answered(sys.argv[1:]):
         return
