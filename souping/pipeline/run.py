@@ -54,7 +54,7 @@ from souping.report.files import as_json, selection_dict, trial_rows, write_sele
 from souping.report.progress import Progress
 from souping.report.render import gate_table
 from souping.report.sections import ended
-from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
+from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 class Run(Steps):
@@ -443,15 +443,8 @@ class Run(Steps):
             "trials": len(winner.trials),
             "seconds": round(time.monotonic() - self.settings.started, 3),
             **({"lost_workers": self.workers.lost} if self.workers.lost else {}),
-            **({"search": self._search_cost(winner)} if winner.trials else {}),
+            **({"search": {**asdict(winner.cost), "soups": len(winner.trials)}} if winner.trials else {}),
         }
-
-    def _search_cost(self, winner: SearchResult) -> dict[str, Any]:
-        """What the search took, and what the paper's grid would have taken at the same rates."""
-        singles = [self.single(name).fingerprint for name in self.pool.names]
-        rate = self.store.throughput(singles, self.settings.evaluator.fingerprint)
-        grid = full_grid(winner.cost, len(self.selection.ingredients), len(self.folds["search"]), rate)
-        return {**asdict(winner.cost), "soups": len(winner.trials), "full_grid": grid}
 
     def close(self) -> None:
         self.workers.close()
