@@ -47,8 +47,18 @@ if TYPE_CHECKING:
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 PACKAGE = Path(__file__).resolve().parents[1]
-READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
-"""Libraries that read models' files and templates: what they raise is about those."""
+READERS = [
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "safetensors",
+    "lm_eval",
+    "datasets",
+    "sacrebleu",
+    "nevergrad",
+]
+"""Libraries that read files, templates or names of the user's: what they raise is about those."""
 CLAIM = ".running"
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
@@ -275,7 +285,6 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.pipeline.execute import finish_lines
     from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
@@ -283,7 +292,7 @@ def _sweep_table(sweep_dir: Path) -> None:
         return
     _track(sweep_dir, jobs)
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
-    print("\n".join([*sweep_lines(jobs), *map(safe, finish_lines(sweep_dir, jobs, _flags()))]))
+    print("\n".join(sweep_lines(jobs)))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
         FAILURES.append(2)
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
@@ -292,13 +301,6 @@ def _sweep_table(sweep_dir: Path) -> None:
         if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
             (place / JOB).unlink()
             place.rmdir()
-
-
-def _flags() -> list[str]:
-    """What the command line has beside overrides (`--config-dir parts`), for one of a multirun's jobs alone."""
-    words = [word for word in sys.argv[1:] if word.startswith("-") or ("=" not in word and word[:1] != "~")]
-    single = [word for word in words if word not in ("-m", "--multirun")]
-    return single if len(single) < len(words) else [*single, "hydra.mode=RUN"]
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:

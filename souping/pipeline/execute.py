@@ -364,21 +364,6 @@ def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Re
     return recipe
 
 
-def finish_lines(sweep_dir: Path, jobs: Rows, flags: Sequence[str]) -> list[str]:
-    """The best job of a multirun that stopped after the search, and the command that reports on it.
-
-    `flags` are those of the command line.
-    """
-    folders = [(job, sweep_dir / str(job["run_dir"])) for job in jobs]
-    stopped = [job for job, at in folders if (at / "recipe.json").is_file() and not (at / "report.json").exists()]
-    best = max(stopped, key=lambda job: number(job["objective"]) or 0.0, default=None)
-    if best is None:
-        return []
-    words = [word.replace("${hydra:job.num}", str(best["job"])) for word in texts(best, "overrides")]
-    command = ["python", "-m", "souping", *flags, *(w for w in words if not w.lstrip("+").startswith("stop_after="))]
-    return [f"  {'best':16} job {best['job']}", f"  {'finish':16} {shlex.join(command)}"]
-
-
 # ------------------------------------------------------------ the end on the terminal
 
 

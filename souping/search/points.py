@@ -6,11 +6,8 @@ recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows a
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -19,7 +16,6 @@ from annotated_types import Interval
 from souping.core import simplex
 from souping.core.fields import Count, component, pick
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.text import first_line
 from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
 
 if TYPE_CHECKING:
@@ -269,8 +265,6 @@ class Nevergrad(LimitedStrategy):
         if self.trials is None and self.budget is None:
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
-        if trouble := _trouble(self.name, self.parametrisation, self.step, self.trials):
-            raise UserError(f"optimiser.name={self.name} cannot be used here: {trouble}\ntry NGOpt, CMA or DE")
 
     def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
         return NevergradSearch(self, len(space.ingredients), seed)
@@ -288,30 +282,6 @@ def _registered(name: str) -> Callable[..., Optimizer]:
 
     known: Mapping[str, Callable[..., Optimizer]] = registry
     return known[pick(name, known, "optimiser.name")]
-
-
-@lru_cache(maxsize=64)
-def _trouble(name: str, parametrisation: str, step: float, trials: int | None) -> str:
-    """Why this optimiser cannot be used here; empty if it gave a dozen points, or points for a second.
-
-    Many of Nevergrad's import a package of their own only at the first point, some after several.
-    """
-    state, end = np.random.get_state(), time.monotonic() + 1.0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optimiser = _build(name, _parameter(parametrisation, step, 2), trials)
-            for number in range(min(12, trials or 12)):
-                optimiser.tell(optimiser.ask(), float(number % 3))
-                if time.monotonic() > end:
-                    break
-    except UserError:
-        return ""  # the lattice's, which `start` tells with the true number of ingredients
-    except Exception as error:  # of any package
-        return first_line(error)
-    finally:
-        np.random.set_state(state)
-    return ""
 
 
 def _build(name: str, parameter: Parameter, trials: int | None, seed: int = 0) -> Optimizer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -143,12 +141,3 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
     assert {i for i, w in enumerate(best) if w} == expected
     assert late or len(asked) == 5
     assert len(set(asked)) == len(asked)
-
-
-@pytest.mark.parametrize(
-    ("name", "package"), [("PymooNSGA2", "pymoo"), ("NLOPT_GN_DIRECT", "nlopt"), ("BayesOptimBO", "bayes_optim")]
-)
-def test_optimisers_that_need_a_package_are_refused(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: "):
-        Nevergrad(name=name)
