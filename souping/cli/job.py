@@ -47,18 +47,8 @@ if TYPE_CHECKING:
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 PACKAGE = Path(__file__).resolve().parents[1]
-READERS = [
-    "transformers",
-    "tokenizers",
-    "jinja2",
-    "huggingface_hub",
-    "safetensors",
-    "lm_eval",
-    "datasets",
-    "sacrebleu",
-    "nevergrad",
-]
-"""Libraries that read files, templates or names of the user's: what they raise is about those."""
+READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
+"""Libraries that read models' files and templates: what they raise is about those."""
 CLAIM = ".running"
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
@@ -336,7 +326,9 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     if culprits:
         return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
     raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"  # from Rust
-    inside = [name for name in (*READERS, "hydra", "omegaconf") if frames and f"/{name}/" in frames[-1].filename]
+    inside = [
+        name for name in (*READERS, "hydra", "nevergrad", "omegaconf") if frames and f"/{name}/" in frames[-1].filename
+    ]
     if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
         return f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}", 2
     if USER_CODE:
