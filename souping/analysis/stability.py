@@ -140,7 +140,10 @@ def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]
 def _reason(error: UserError) -> str:
     """A message without its numbers and names, so that equal reasons are counted together."""
     text = str(error)
-    for word, reason in (("constant", "a category is constant"), ("low-correlation", "no low-correlation category")):
+    for word, reason in (
+        ("the models differ", "a category is constant"),
+        ("low-correlation", "no low-correlation category"),
+    ):
         if word in text:
             return reason
     return text.split(": ")[0]

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.cli import RUN, finished_run, folder, interrupts_raise
 from souping.cli.config import register, resolved
-from souping.cli.job import settings_of
+from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, listed, positive, safe
@@ -89,7 +89,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     refuse_code(before, path, overrides)
     own = [word for word in overrides if OWN.match(word)]
     fresh = _composed(before, own, choices)
-    whole = {**fresh, **_raw(before)}
+    whole = {**fresh, **unresolved(before)}
     if own or "analysis" not in before:
         whole |= {key: fresh[key] for key in KEYS}
     values = [word.lstrip("+") for word in overrides if word not in own]
@@ -108,14 +108,7 @@ def _composed(before: DictConfig, own: Sequence[str], choices: Sequence[str]) ->
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
     words += [f"hydra.searchpath=[{','.join(str(Path(place).resolve()) for place in choices)}]"] if choices else []
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        return _raw(compose("config", words))
-
-
-def _raw(node: DictConfig) -> dict[str, Any]:
-    """Top keys with what is below them; nothing is resolved."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+        return unresolved(compose("config", words))
 
 
 @cache

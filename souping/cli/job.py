@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     group = _group(hydra_config)
-    output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
+    output_dir = unresolved(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
         objective = _run(cfg, run_dir, group)
@@ -93,8 +93,8 @@ def run(cfg: DictConfig) -> float | None:
     return None
 
 
-def _raw(node: Any) -> dict[str, Any]:
-    """A node of Hydra's own configuration, its texts as they stand."""
+def unresolved(node: Any) -> dict[str, Any]:
+    """A node of a configuration as plain data, its texts as they stand."""
     plain = OmegaConf.to_container(node, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -107,7 +107,7 @@ def _note_job(
     from souping.report.files import write_job
 
     with suppress(UserError) if refused else nullcontext():
-        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused, limit)
+        write_job(run_dir, hydra_config.job.num, unresolved(hydra_config.overrides)["task"], objective, refused, limit)
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -138,7 +138,9 @@ def note_missing(path: Path) -> None:
 
 
 def _explicit(hydra_config: HydraConf) -> bool:
-    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in _raw(hydra_config.overrides)["hydra"])
+    return any(
+        str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in unresolved(hydra_config.overrides)["hydra"]
+    )
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
@@ -147,7 +149,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     show_warnings()
     settings = _settings(cfg, run_dir, group)
     write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    words = " ".join(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     with logged(run_dir, command_line(), words or "none"):
         if cfg.check:
             if not isinstance(settings, RunSettings):
@@ -168,7 +170,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
-    words = list(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    words = list(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     drop_replaced(cfg, words)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:

@@ -26,7 +26,6 @@ from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
-from souping.core.scores import CAUSES
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
+LIKELY_CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
+"""What to look at if every model fails."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -206,7 +207,7 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
         value = float(scores.values[0, scores.categories.index(name)])
         how = f"all {len(scores.models)} models score {100 * value:.1f} %"
         if value <= CONSTANT:
-            how = f"every model fails all of it{'' if scores.published else f' ({CAUSES})'}"
+            how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
     return notes
 

@@ -208,7 +208,7 @@ class Run(Steps):
         self.settings.tracker.log(trial)
         if trial.whole:
             self.best = max(self.best, trial.result.objective)
-            self.progress.trial(trial.number, trial.result.objective, self.best)
+            self.progress.trial(self.best)
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
