@@ -12,7 +12,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,16 +82,14 @@ def execute(settings: MergeSettings) -> float | None:
             parts.callback(settings.merge.close)
             outcome = {"soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)}
     soup: Path | None = None
-    with _results_stay():
-        try:
-            soup = written_soup(settings, outcome)
-        finally:  # also if another soup is in the way
-            _show(settings, outcome, soup)
-        if goal is not None and soup is None:  # one expert for everything
-            print(f"  {'upload':16} nothing to send: there is no soup")
-        elif goal is not None and soup is not None:
-            url = push(goal, soup, settings.store_path)
-            print(f"  {'upload':16} {url}")
+    try:
+        soup = written_soup(settings, outcome)
+    finally:  # also if another soup is in the way
+        _show(settings, outcome, soup)
+    if goal is not None and soup is None:  # one expert for everything
+        print(f"  {'upload':16} nothing to send: there is no soup")
+    elif goal is not None and soup is not None:
+        print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
     return objective
 
 
@@ -172,17 +170,6 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
         for warning in flat_categories(scores):
             progress.say(f"note: {warning}")
         return {"selection": selection_dict(select(settings, scores, progress), scores)}
-
-
-@contextmanager
-def _results_stay() -> Iterator[None]:
-    """What goes wrong once everything is written (a closed pipe, the Hub) takes none of it away."""
-    try:
-        yield
-    except LateError:
-        raise
-    except (UserError, OSError) as error:
-        raise LateError(error_text(error)) from error
 
 
 # ------------------------------------------------------------ samples

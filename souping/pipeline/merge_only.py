@@ -280,7 +280,7 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     place = scratch_place(pool.pool.soup_bytes)
     check_space(place, pool.pool.soup_bytes)
     with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
-        made = pool.write(recipe, Path(folder) / "soup", {})
+        made = pool.pool.write(recipe, Path(folder) / "soup")
         for path in sorted(made.iterdir()):
             kept = out / path.name
             if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):

@@ -124,12 +124,6 @@ class OpenPool:
         self._scratch.close()
         self.pool.close()
 
-    def write(
-        self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Progress | None = None
-    ) -> Path:
-        """The soup as a folder; `progress(bytes written, bytes in all)`."""
-        return self.pool.write(recipe, out, extra_files=extra_files, progress=progress)
-
     def write_late(
         self, recipe: Recipe, out: Path, files: Callable[[Recipe], Mapping[str, str]], progress: Progress | None = None
     ) -> tuple[Path, list[str]]:

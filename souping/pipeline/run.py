@@ -243,7 +243,7 @@ class Run(Steps):
             self.first_card = card(self.parts)
             if kept is None:
                 self.progress.stage("writing the soup")
-                self.pool.write(recipe, settings.out, {"README.md": self.first_card})
+                self.pool.pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
             else:
                 self.progress.stage("verifying the existing soup")
                 verify(self.pool, recipe, settings.out)

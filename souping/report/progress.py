@@ -34,11 +34,8 @@ log = logging.getLogger("souping.run")
 class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
 
-    _ended: bool
-
     def __init__(self) -> None:
         self._bars: Bars | None = None
-        self._ended = False
         if _live():
             from rich.progress import MofNCompleteColumn, TextColumn
 
