@@ -215,8 +215,8 @@ def _work(plan: Plan) -> Section | None:
     asked, todo = plan.sum("asked"), plan.sum("todo")
     totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (format.DASH,) * 3
     rows.append(("total", "", "", *totals))
-    made = grid(("stage", "models", "items each", "evaluations", "stored by then", "to do"), rows)
-    table = TableGrid(made.header, made.rows, frozenset({len(rows) - 1}), made.left)
+    header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
+    table = grid(header, rows, strong=[len(rows) - 1])
     return Section("Work", tuple(_work_lines(plan)), grids=(table,))
 
 
@@ -301,9 +301,9 @@ def _space(plan: Plan) -> Section:
         (one.where, human(one.need), human(one.have), "fits" if one.fits else "too small", ", ".join(one.parts))
         for one in plan.requirements
     ]
-    made = grid(("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4))
-    small = frozenset(place for place, one in enumerate(plan.requirements) if not one.fits)
-    return Section("Space", (hardware,), grids=(TableGrid(made.header, made.rows, small, made.left),))
+    small = [place for place, one in enumerate(plan.requirements) if not one.fits]
+    made = grid(("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small)
+    return Section("Space", (hardware,), grids=(made,))
 
 
 def _missing(plan: Plan) -> Section | None:
