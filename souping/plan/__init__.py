@@ -19,7 +19,7 @@ from souping.pipeline.execute import sample
 from souping.report import format
 from souping.report.files import as_json, selection_dict
 from souping.report.render import output_console, show_sample, show_sheet
-from souping.report.tables import Section, TableGrid, grid
+from souping.report.tables import Section, grid
 
 if TYPE_CHECKING:
     from souping.checkpoints.pool import ModelSize
