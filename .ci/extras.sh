@@ -13,6 +13,7 @@ declare -A proof=(
     [serving]='import transformers, fastapi, uvicorn'
     [vllm]='import importlib.metadata as m; m.version("vllm")'
     [ray]='import ray'
+    [inspect]='import inspect_ai'
     [dev]='import pytest, ruff, gguf'
 )
 extras=("$@")

@@ -17,12 +17,14 @@ import yaml
 
 import souping
 from souping.cli.config import Config
+from souping.comparison.estimate import VarianceParts
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
 LINE = re.compile(r"^(\w+): *(.*?)(?: *(?:^|(?<=\s))# *(.*))?$")
 SCALARS = ("name", "seed", "plan", "check", "margin", "gate", "allow_code", "debug")
-CALLS = ("run", "soup", "select")
+CALLS = ("run", "soup", "select", "compare")
 HEAD = """# Reference
 
 This page is generated: `python docs/make_reference.py > docs/reference.md`. It lists every file, key and name. The
@@ -111,6 +113,16 @@ def python(meanings: Mapping[str, str]) -> Iterator[str]:
     yield from table(("name", "meaning"), rows)
 
 
+def schema() -> Iterator[str]:
+    """The fields of compare.json, from its dataclasses."""
+    yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
+    inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "pairs[]": PairedDifference, "flips[]": Flip}
+    rows = [(f"`{one.name}`", one.metadata["doc"]) for one in fields(CompareResult)]
+    for name, kind in inner.items():
+        rows += [(f"`{name}.{one.name}`", one.metadata["doc"]) for one in fields(kind)]
+    yield from table(("key", "meaning"), rows)
+
+
 def page() -> str:
     known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
     lines = [HEAD, TERMS, "## Files of a run\n", "A run writes to `outputs/NAME/DATE_TIME/`.\n"]
@@ -122,6 +134,7 @@ def page() -> str:
     lines += [*experiments(), *python(known["python"]), "## report.json\n"]
     lines += ["Scores are fractions of 1. A number that cannot be computed is `null`.\n"]
     lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
+    lines += schema()
     return "\n".join(lines).rstrip() + "\n"
 
 

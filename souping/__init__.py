@@ -29,6 +29,7 @@ _MODULES = {
     "souping.search.points": ("Fixed", "GreedySoup", "Grid", "Nevergrad", "Uniform"),
     "souping.evaluate.generate": ("LocalEvaluator",),
     "souping.merge.local": ("LocalMerge",),
+    "souping.comparison.api": ("compare",),
     "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

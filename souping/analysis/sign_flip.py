@@ -23,6 +23,8 @@ EXACT_STATES = 20_000
 TIE = 1e-9
 STEPS = 30
 CHUNK = 4_000_000
+MANY_GROUPS, FEW_ALIKE = 2000, 32
+"""From so many groups on, of which so few are alike, signs are drawn by the byte."""
 
 
 def sign_flip(whole: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
@@ -84,7 +86,7 @@ class MaxT:
         for f, place in enumerate(np.split(number, np.cumsum(sizes)[:-1])):
             pull[place, f] = wholes[f].sums[:, 0] / items[f]
         rows, stratum, count = distinct(pull, np.zeros(len(pull), dtype=np.int64))
-        sums = _drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
+        sums = drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
         squares, own = (pull**2).sum(axis=0), pull.sum(axis=0)
         variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
         ratio = np.abs(sums) / np.sqrt(np.maximum(variance, np.maximum(1e-12 * squares, 1e-30)))
@@ -186,7 +188,7 @@ class SignFlips:
             plus, chance = _every_pattern(number)
             sums = _stratum_sums(plus, rows, number, stratum, strata)
         else:
-            sums, chance = _drawn_sums(rows, number, stratum, strata, draws, seed), None
+            sums, chance = drawn_sums(rows, number, stratum, strata, draws, seed), None
         seen = _stratum_sums(number[None, :], rows, number, stratum, strata)
         pull, slope = np.concatenate([seen, sums])[:, :, 0], np.concatenate([seen, sums])[:, :, 1]
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
@@ -209,8 +211,9 @@ class SignFlips:
         squares = self.squares[0] - 2 * d * self.squares[1] + d * d * self.squares[2]
         variance = squares - (self.spread[0] - 2 * d * self.spread[1] + d * d * self.spread[2])
         least = 1e-12 * max(squares, 1e-6 * self.squares[0])  # all of it may cancel but for rounding
-        far = np.abs(self.pull - d * self.slope) / np.sqrt(np.maximum(variance, least))
-        reached = far[1:] >= far[0] * (1 - TIE) - TIE  # both ways: T may be 0 but for rounding
+        variance, far = np.maximum(variance, least), self.pull - d * self.slope
+        seen = abs(float(far[0])) / math.sqrt(float(variance[0])) * (1 - TIE) - TIE  # T may be 0 but for rounding
+        reached = far[1:] ** 2 >= max(seen, 0.0) ** 2 * variance[1:]
         if self.chance is not None:
             return float(min(1.0, self.chance[reached].sum()))
         return float((1 + reached.sum()) / len(far))
@@ -268,11 +271,17 @@ def _stratum_sums(plus: IntArray, rows: FloatArray, number: IntArray, stratum: I
     return np.stack(parts, axis=1)
 
 
-def _drawn_sums(
-    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
-) -> FloatArray:
+def drawn_sums(rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int) -> FloatArray:
     """`_stratum_sums` of so many drawn patterns, some at a time. A fair bit is drawn faster than a binomial number."""
     rng = np.random.default_rng([SALT, seed])
+    if MANY_GROUPS <= number.sum() <= FEW_ALIKE * len(number):
+        return _bytewise_sums(np.repeat(rows, number, axis=0), np.repeat(stratum, number), strata, draws, rng)
+    return _drawn_rows(rows, number, stratum, strata, draws, rng)
+
+
+def _drawn_rows(
+    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
+) -> FloatArray:
     order = np.argsort(number > 1, kind="stable")
     single, sums = int((number == 1).sum()), list[FloatArray]()
     for start in range(0, draws, max(1, CHUNK // len(number))):
@@ -282,6 +291,24 @@ def _drawn_sums(
         plus[:, order[single:]] = rng.binomial(number[order[single:]], 0.5, size=(size, len(number) - single))
         sums.append(_stratum_sums(plus, rows, number, stratum, strata))
     return np.concatenate(sums)
+
+
+def _bytewise_sums(
+    rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
+) -> FloatArray:
+    """Stratum sums [D, H, F] of rows with a random sign each: a random byte picks one of the 256 signed sums of eight
+    rows, which is much faster than eight signs."""
+    signs = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    sums, picked = np.zeros((strata, rows.shape[1], draws)), np.empty(draws)
+    for h in range(strata):
+        inside = rows[stratum == h]
+        for start in range(0, len(inside), 8):
+            eight = inside[start : start + 8]
+            table = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)
+            byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
+            for total, column in zip(sums[h], table, strict=True):
+                total += column.take(byte, out=picked, mode="clip")  # much the fastest form
+    return sums.transpose(2, 0, 1)
 
 
 def _every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:

@@ -305,7 +305,7 @@ def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, 
     Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items.
     """
     known, count = scores.items, len(scores.candidates)
-    if known is not None:
+    if known is not None and not scores.published:
         return measured_power({name: known[name] for name in scores.candidates}, report, objective, margin)
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)

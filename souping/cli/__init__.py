@@ -89,6 +89,7 @@ def stop(message: str, code: int) -> None:
 
 FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
+    "compare": "an honest verdict for any two evaluation logs",
     "check": "rehearse a run on five items per category",
     "show": "show answers of a run side by side: what the soup fixed or broke",
 }

@@ -46,6 +46,10 @@ def _do() -> None:
 
         show(rest)
         return
+    if first == "compare":
+        from souping.cli import compare
+
+        stop("", compare.main(rest))
     if answered(sys.argv[1:]):
         return
     if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command

@@ -112,6 +112,8 @@ def _alone(out: Path) -> Iterator[None]:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
+        if os.fstat(file.fileno()).st_size:
+            raise UserError(f"{place} is not souping's lock: choose another place for the soup, or move that file")
         try:
             yield
         finally:

@@ -381,6 +381,10 @@ class Evaluator(Component, Protocol):
         """This evaluator with one of its handlers."""
         return self
 
+    def for_recipe(self, recipe: Recipe) -> Evaluator:
+        """This evaluator with what it knows of one model, and the same fingerprint."""
+        return self
+
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
         return np.array([np.mean([record.score for record in answers]) for answers in records])

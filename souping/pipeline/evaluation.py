@@ -388,6 +388,7 @@ class EvaluatorWorker(Worker):
     def answer(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.with_handler(request.handler) if request.handler else evaluator
+        evaluator = evaluator.for_recipe(request.recipe)
         model, started = serve(request.recipe), time.monotonic()
         records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))
         return Response(records=tuple(records), seconds=time.monotonic() - started)

@@ -99,6 +99,18 @@ class Ledger:
             _insert(db, "looks", key, number, shown, item_set)
             return Look(number, shown, first=True)
 
+    def open_comparison(self, claim: str, identities: Iterable[str]) -> Look:
+        """Write a comparison of runs to the ledger, and return its look: one more than the claims on any of its items.
+        `claim` is a digest of what is compared; repeated, it keeps its look."""
+        with self._store.writing() as db:
+            row = db.execute("SELECT number FROM looks WHERE claim = ?", (claim,)).fetchone()
+            if row:
+                return Look(int(row[0]), 0, first=False)
+            item_set = _item_set(db, identities)
+            number = 1 + _claims(db, item_set) + _deleted(db)
+            _insert(db, "looks", claim, number, 0, item_set)
+            return Look(number, 0, first=True)
+
     def claims(self, items: Sequence[Item]) -> int:
         """The largest number of claims on one of these items."""
         with self._store.writing() as db:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from souping.analysis import RunScores
+from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import few_models, pearson
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
@@ -282,6 +283,10 @@ class Run(Steps):
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
         )
+        if self.scores is not None:
+            parents = {name: measured[self.single(name).id] for name in selection.ingredients}
+            own = measured[winner.recipe.id]
+            evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.parts |= evidence

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from souping.core.text import first_line, read_json
@@ -49,18 +50,23 @@ def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], mad
     `made` says in the footer what made it.
     """
     pictures = {drawing.name: drawing for drawing in drawings}
-    title = escape_html(f"souping: {kicker(report)}")
+    title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
-    body += [_section(section, pictures) for section in shown]
+    body += [section_html(section, pictures) for section in shown]
     command = f"<p>{escape_html(made)}</p>" if made else ""
     body.append(f"<footer>{FOOT}{command}</footer>")
+    return document(title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole HTML file with the styles of a report; `body` is HTML."""
     inner = "\n".join(text for text in body if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape_html(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{inner}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -88,7 +94,7 @@ def _contents(shown: Sequence[Section]) -> str:
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
 
 
-def _section(section: Section, pictures: Mapping[str, Drawing]) -> str:
+def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProxyType({})) -> str:
     title = f'<h2 id="{section.anchor}">{escape_html(section.title)}</h2>'
     return "\n".join(["<section>", title, *_content(section, pictures), "</section>"])
 
@@ -265,13 +271,13 @@ def sheet_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def show_sheet(sections: Sequence[Section]) -> None:
-    """The same on standard output."""
+def show_sheet(sections: Sequence[Section], console: Console | None = None) -> None:
+    """The same on a terminal, standard output by default."""
     from rich.padding import Padding
     from rich.text import Text
 
-    out = output_console(120)
-    for section in sections:
+    out = console or output_console(120)
+    for section in (one for outer in sections for one in (outer, *outer.folded)):
         out.print(Text(section.title, style="bold"))
         for line in section.lines:
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))

@@ -114,16 +114,12 @@ def prompts(template: str, *given: Any, folder: Path) -> list[str]:
 
 
 def test_prompts_that_a_chat_model_is_not_meant_to_see_are_noted(tmp_path: Path) -> None:
-    user, human = ({"role": "user", "content": "x"},), ({"role": "human", "content": "x"},)
+    user = ({"role": "user", "content": "x"},)
     generic = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     assert prompts("", "plain", folder=tmp_path) == []
     assert prompts(TEMPLATE, user, folder=tmp_path) == prompts(generic, user, folder=tmp_path) == []
     (note,) = prompts(TEMPLATE, "plain", user, folder=tmp_path)
     assert "1 of 2" in note
-    for template in (TEMPLATE, generic):
-        (note,) = prompts(template, human, folder=tmp_path)
-        assert "human" in note
-    assert prompts(TEMPLATE.replace("system", "other"), ({"role": "system", "content": "x"},), folder=tmp_path)
 
 
 def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
@@ -138,9 +134,9 @@ def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, t
     ("words", "needles"),
     [
         (["+temperature=0.5"], ["evaluator.temperature"]),
-        (["benchmark.path=table.csv"], ["table.csv:1", "CSV"]),
+        (["benchmark.path=table.csv"], ["table.csv:1", "JSON"]),
         (["benchmark.path=pointer"], ["pointer:1", "git lfs pull"]),
-        (["scores=table", "scores.path=table.csv", "pool.candidates=[m1,m2,m3]"], ["m1", "stop_after=select"]),
+        (["scores=table", "scores.path=table.csv", "pool.candidates=[m1,m2,m3]"], ["candidate m1"]),
         (["selector=all", "pool.candidates=[~/m1,~/m2]"], ["candidate m1", "home/m1"]),
     ],
 )

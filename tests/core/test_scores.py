@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from souping.core.protocols import ScoreSource
 from souping.core.scores import MeasuredScores, TableScores, read_table
 from souping.core.types import ItemScores, ScoreMatrix, UserError
-from tests.conftest import PAPER, make_items
+from souping.logs.scores import LogScores
+from tests.conftest import PAPER, ROOT, make_items
 from tests.support.choices import differing, each
 
 
@@ -58,9 +59,11 @@ def test_means_of_items_make_the_matrix() -> None:
     np.testing.assert_allclose(matrix.values, [[0.25, 0.25], [1, 1]])
 
 
+LOGS = ROOT / "tests" / "data" / "logs" / "lm_eval"
 SOURCES: dict[str, list[ScoreSource]] = {
     "evaluate": [MeasuredScores()],
     "table": [TableScores(path=str(PAPER / "bfcl_8b.csv"))],
+    "logs": [LogScores(path={"CoALM-8B": str(LOGS / "python_cook"), "BitAgent-8B": str(LOGS / "java_cook")})],
 }
 CANDIDATES = ("CoALM-8B", "BitAgent-8B")
 

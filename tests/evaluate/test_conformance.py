@@ -119,7 +119,7 @@ def test_it_answers_again_after_it_was_closed(row: Row) -> None:
 def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
     """Messages without a chat template are refused before any work."""
     local, item = LocalEvaluator(device="cpu"), Item(id="i", category="c", prompt=({"role": "user"},), answer="x")
-    files = {"chat_template.jinja": "{{ messages }}", "chat_template.json": "{}"}
+    files = {"chat_template.jinja": "{{ messages }}", "chat_template.json": '{"chat_template": "x"}'}
     for name, text in {**files, "tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}.items():
         with pytest.raises(UserError, match="item i: chat messages need a chat template, and the tokenizer has none"):
             local.check_tokenizer(tmp_path, [item])

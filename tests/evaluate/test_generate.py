@@ -11,7 +11,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines import left_by, load_module, load_tokenizer
+from souping.evaluate.engines import left_by, load_module, load_tokenizer, room
 from souping.evaluate.generate import LocalEvaluator
 from tests.support.live import live
 
@@ -26,6 +26,12 @@ def served(family: Path) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def items(family: Path) -> tuple[Item, ...]:
     return Benchmark(path=str(family / "items.jsonl")).items()[:40]
+
+
+def test_the_default_limit_is_1024_or_what_the_context_leaves() -> None:
+    assert room([1] * 10, None, None) == room([1] * 10, None, 4096) == (1024, "")
+    assert room([1] * 100, None, 612) == room([1] * 100, 600, 612) == (512, "")
+    assert room([1] * 10, None, 10)[0] == 0
 
 
 def test_settings_decide_the_fingerprint() -> None:

@@ -73,8 +73,9 @@ def settings_of(family: Path, backend: str, method: str) -> tuple[list[str], Mer
     said += [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"] if parameters else []
     if backend == "mergekit":
         return said, MergekitMerge(method=method, base=base, parameters=dict(parameters) or None), names
-    kind = LocalMerge if backend == "local" else AccelerateMerge
-    return said, kind(method=method, base=base, num_processes=1), names
+    if backend == "local":
+        return said, LocalMerge(method=method, base=base), names
+    return said, AccelerateMerge(method=method, base=base, num_processes=1), names
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -177,6 +177,9 @@ def finish(
     report["folds"]["report"] = 416
     report["rows"] = rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
     report["comparisons"] = comparisons(report["rows"]) if k > 1 else []
+    report["optimism"] = 0.018
+    report["router"] = {"score": 0.71, "routes": dict.fromkeys(categories, names[0]), "models": 1, "answers": 1}
+    report["oracle"] = {"score": 0.83, "models": k, "answers": k}
     report["outcomes"] = {name: outcomes(i, categories) for i, name in enumerate(names)}
     if k > 1:
         report["losses"] = losses(report["rows"], categories)

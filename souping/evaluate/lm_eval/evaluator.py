@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
-from souping.core.fields import component
+from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, ModuleSettings
 from souping.core.text import install, nearest
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError, digest
+from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.decoding import PROCESS, generation_notes
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
 from souping.evaluate.lm_eval.tasks import (
@@ -48,7 +49,7 @@ BATCHES = 8
 IN_ITEMS = (
     "tasks", "include_path", "include_defaults", "metadata", "name", "limit", "samples", "metric", "filter", "category",
     "group", "num_fewshot", "gen_kwargs", "fewshot_random_seed", "confirm_run_unsafe_code", "allow_code", "dtype",
-    "temperature", "top_p", "top_k", "sampling_seed", "aggregate", "replicates",
+    "temperature", "top_p", "top_k", "sampling_seed", "aggregate", "replicates", "logs",
 )  # fmt: skip
 """Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
 own, are in the fingerprint under another name, or change no answer."""
@@ -81,12 +82,18 @@ class HarnessBenchmark(BenchmarkItems):
 
 @component
 class HarnessEvaluator(HarnessSettings, Evaluator):
-    """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document."""
+    """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
+
+    `logs` is {candidate: output folder of lm_eval}: what is there for the same document and prompt is not generated
+    again. The task scores it anew.
+    """
 
     brings_items = True
     fractions = False  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
+    logs: dict[str, str] | None = None
+    _log: str = field(default="", init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -100,6 +107,25 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         copied = copy.copy(self)
         vars(copied)["_machine"] = self._machine.for_pool(architecture_folder, folders)
         return copied
+
+    def for_recipe(self, recipe: Recipe) -> HarnessEvaluator:
+        """This evaluator with the log of a candidate, if it has one."""
+        path = (self.logs or {}).get(recipe.ingredients[0], "") if len(recipe.ingredients) == 1 else ""
+        if path == self._log:
+            return self
+        copied = copy.copy(self)
+        vars(copied)["_log"] = path
+        return copied
+
+    def check(self, candidates: Sequence[str]) -> None:
+        """Refuse logs of others than the candidates, folders without any, and logs where answers are sampled."""
+        for name, path in (self.logs or {}).items():
+            pick(name, candidates, "evaluator.logs")
+            responses_at(path)
+        if self.logs and self.answers > 1:
+            raise UserError(
+                "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
+            )
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
@@ -176,6 +202,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         documents = {task: sorted(own) for task, own in tasks.items()}
         placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
         lm = build(model, self, placed, replicate)
+        lm = LoggedModel(lm, responses_at(self._log)) if self._log else lm
         records = run(lm, self.loaded, documents, self)
         return [replace(records[item.id], replicate=replicate) for item in items]
 

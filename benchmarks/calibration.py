@@ -1,0 +1,294 @@
+"""How often a comparison of logs claims a difference that is not there, and how often its intervals hold the truth.
+
+    python benchmarks/calibration.py [--repetitions 10000] [--worlds NAME ...] [--out FILE] [--peers]
+
+Every world draws answers of models whose true difference is known. False claims are one-sided: 2.5 % nominal, of which
+10,000 repetitions accept 290. Tests draw 999 sign patterns. A peer gets the scores of the items alone, as its function
+takes no groups, tasks or runs; `--peers` needs evalstats, abeval and paired-eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from souping.analysis.sign_flip import ALPHA
+from souping.comparison import estimate
+from souping.comparison.estimate import BEST, SCORE, WORST, PooledScores, pool
+from souping.comparison.many import JointFlips, best_set, step_down
+from souping.comparison.rows import detectable
+from souping.comparison.verdict import verdict_of
+from souping.logs.match import MatchedMetric
+
+Array = np.ndarray
+Rng = np.random.Generator
+BASE, DRAWS = 0.7, 999
+contrast = partial(estimate.contrast, draws=DRAWS)
+PEERS_DRAWS = 399
+
+
+def metric(
+    task: str, scores: Mapping[str, Array], groups: Array | None = None, **more: Mapping[str, Array]
+) -> MatchedMetric:
+    """A task whose scores are {model: [I], [P, I] or [R, P, I]}."""
+    full = {
+        name: np.asarray(s, dtype=float).reshape((1,) * (3 - np.ndim(s)) + np.shape(s)) for name, s in scores.items()
+    }
+    items = tuple(f"{task} {n}" for n in range(next(iter(full.values())).shape[2]))
+    none = {name: np.full(s.shape, np.nan) for name, s in full.items()}
+    return MatchedMetric(
+        task=task, metric="acc", higher_is_better=True, is_mean=True, items=items,
+        groups=items if groups is None else tuple(f"g{g}" for g in groups), scores=full,
+        missing=more.get("missing", {name: np.zeros(s.shape, dtype=bool) for name, s in full.items()}),
+        cut=none, tokens=none, characters=none, reported={},
+    )  # fmt: skip
+
+
+def pooled(*tasks: MatchedMetric, weights: Mapping[str, float] | None = None) -> PooledScores:
+    names = {one.task: one for one in tasks}
+    return pool(names, weights or {name: 1 / len(names) for name in names})
+
+
+def right(
+    rng: Rng, shape: tuple[int, ...], rate: float = BASE, shared: Array | float = 0.0, part: float = 0.5
+) -> Array:
+    """Right-or-wrong answers with this rate exactly; `shared` normal numbers carry this part of the variance."""
+    from scipy.special import ndtri
+
+    return (np.sqrt(part) * shared + np.sqrt(1 - part) * rng.standard_normal(shape) < ndtri(rate)).astype(float)
+
+
+def two(rng: Rng, items: int, rate: float = BASE, part: float = 0.5) -> dict[str, Array]:
+    """Two equal models on items that are hard for both."""
+    hard = rng.standard_normal(items)
+    return {name: right(rng, (items,), rate, hard, part) for name in ("a", "b")}
+
+
+def plain(rng: Rng) -> PooledScores:
+    return pooled(metric("t", two(rng, 300)))
+
+
+def ties(rng: Rng) -> PooledScores:
+    return pooled(metric("t", two(rng, 300, part=0.99)))
+
+
+def heavy_groups(rng: Rng) -> PooledScores:
+    """60 passages with 1 to 20 questions, on which a model is good or bad as a whole."""
+    sizes = rng.permutation(np.repeat([1, 2, 5, 20], 15))
+    groups = np.repeat(np.arange(60), sizes)
+    hard = rng.standard_normal(60)[groups]
+    mood = {name: np.sqrt(0.5) * (hard + rng.standard_normal(60)[groups]) for name in ("a", "b")}
+    return pooled(metric("t", {n: right(rng, groups.shape, BASE, m, 0.7) for n, m in mood.items()}, groups))
+
+
+def groups_across_tasks(rng: Rng) -> PooledScores:
+    """Four tasks that ask about the same 60 documents."""
+    hard = rng.standard_normal(60)
+    mood = {name: np.sqrt(0.5) * (hard + rng.standard_normal(60)) for name in ("a", "b")}
+    draws = [{n: right(rng, (60,), BASE, m, 0.7) for n, m in mood.items()} for _ in range(4)]
+    return pooled(*(metric(f"t{n}", scores, np.arange(60)) for n, scores in enumerate(draws)))
+
+
+def thirty_items(rng: Rng) -> PooledScores:
+    return pooled(metric("t", two(rng, 30)))
+
+
+def rare_successes(rng: Rng) -> PooledScores:
+    return pooled(metric("t", two(rng, 500, rate=0.02)))
+
+
+def fractions(rng: Rng) -> PooledScores:
+    hard = rng.beta(2, 2, 200)
+    return pooled(metric("t", {name: rng.beta(4 * hard, 4 * (1 - hard)) for name in ("a", "b")}))
+
+
+def replicates(rng: Rng) -> PooledScores:
+    """Five sampled answers an item; what a model makes of an item is the same in all of them."""
+    hard = rng.standard_normal(100)
+    mood = {name: (hard + rng.standard_normal(100)) / np.sqrt(2) for name in ("a", "b")}
+    return pooled(metric("t", {name: right(rng, (5, 100), BASE, m, 0.7) for name, m in mood.items()}))
+
+
+def many_tasks(rng: Rng) -> PooledScores:
+    """A group of 57 tasks of unequal size that counts as much as one other task."""
+    sizes = {f"t{n}": 5 + n for n in range(57)}
+    tasks = [metric(name, two(rng, size)) for name, size in sizes.items()]
+    weights = {name: 0.5 * size / sum(sizes.values()) for name, size in sizes.items()}
+    return pooled(*tasks, metric("other", two(rng, 250)), weights={**weights, "other": 0.5})
+
+
+def training_runs(rng: Rng) -> PooledScores:
+    """Three training runs a side, whose rates differ by about 2 points."""
+    from scipy.special import ndtri
+
+    hard = rng.standard_normal(400)
+    scores = {}
+    for name in ("a", "b"):
+        own = np.sqrt(0.5) * (hard + rng.standard_normal((3, 1, 400)))
+        scores[name] = own + 0.06 * rng.standard_normal((3, 1, 1)) < ndtri(BASE)
+    return pooled(metric("t", scores))
+
+
+def missing_answers(rng: Rng) -> PooledScores:
+    """Hard items are often left unanswered by b, which its harness counts as wrong."""
+    hard = rng.standard_normal(400)
+    scores = {name: right(rng, (400,), BASE, hard) for name in ("a", "b")}
+    gone = rng.random(400) < 0.2 * (hard > 0)
+    counted = {**scores, "b": np.where(gone, 0.0, scores["b"])}
+    missing = {"b": gone[None, None], "a": np.zeros((1, 1, 400), dtype=bool)}
+    return pooled(metric("t", counted, missing=missing))
+
+
+def five_models(rng: Rng, ahead: float = 0.0) -> PooledScores:
+    hard = rng.standard_normal(300)
+    return pooled(metric("t", {n: right(rng, (300,), BASE + ahead * (n == "a"), hard) for n in "abcde"}))
+
+
+PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
+    world.__name__.replace("_", " "): world
+    for world in (plain, ties, heavy_groups, groups_across_tasks, thirty_items, rare_successes, fractions,
+                  missing_answers, replicates, many_tasks, training_runs)
+}  # fmt: skip
+
+
+def pair_row(name: str, world: Callable[[Rng], PooledScores], repetitions: int, peers: Peers) -> list[str]:
+    """False claims in both directions, coverage, and the width beside that of a standard paired interval."""
+    better = worse = covered = 0
+    widths, standard = [], []
+    false = dict.fromkeys(peers, 0)
+    for number in range(repetitions):
+        found = world(np.random.default_rng([sum(map(ord, name)), number]))
+        missing = any((table[BEST] != table[WORST]).any() for table in found.values.values())
+        limits = [
+            (c.low, c.high) for c in (contrast(found, "a", "b", missing=m) for m in (0, 1, -1)[: 1 + 2 * missing])
+        ]
+        word, _ = verdict_of(limits, None)
+        better, worse = better + (word == "better"), worse + (word == "worse")
+        low, high = min(low for low, _ in limits), max(high for _, high in limits)
+        covered += low <= 0 <= high
+        widths.append(limits[0][1] - limits[0][0])
+        a, b = (found.values[n][SCORE].mean(axis=0) for n in ("a", "b"))
+        standard.append(2 * 1.96 * np.std(a - b, ddof=1) / np.sqrt(len(a)))
+        for peer, shows in peers.items():
+            false[peer] += shows(a, b)
+    share = [f"{100 * n / repetitions:.2f} %" for n in (better, worse, covered)]
+    rivals = [f"{100 * n / repetitions:.2f} %" for n in false.values()]
+    return [name, *share, f"{100 * np.mean(widths):.1f}", f"{100 * np.mean(standard):.1f}", *rivals]
+
+
+def families(repetitions: int) -> list[str]:
+    """Five models: false claims of any, and how often the best set misses the best."""
+    lines = []
+    for ahead in (0.0, 0.02):
+        claims = missed = sizes = 0
+        for number in range(repetitions):
+            found = five_models(np.random.default_rng([5, int(1000 * ahead), number]), ahead)
+            flips = JointFlips.of(found, tuple("abcde"), DRAWS)
+            inside = best_set(flips, ALPHA)
+            missed, sizes = missed + (0 not in inside), sizes + len(inside)
+            if not ahead:
+                tests = step_down(flips, ALPHA)
+                shown = [contrast(found, m, "a", tests=n).low > 0 for m, n in zip("bcde", tests, strict=True)]
+                claims += any(shown)
+        family = f"{100 * claims / repetitions:.2f} % false claims of any `better`; " if not ahead else ""
+        lines.append(
+            f"- five models, the first {100 * ahead:.0f} points ahead: {family}the best set misses it in "
+            f"{100 * missed / repetitions:.2f} % and holds {sizes / repetitions:.1f} models"
+        )
+    return lines
+
+
+def power(repetitions: int) -> list[str]:
+    """How often a true difference is shown that should have 80 % power by the width of another draw's interval."""
+
+    lines = []
+    for items in (200, 500, 2000):
+        first = pooled(metric("t", two(np.random.default_rng(0), items)))
+        widths = [detectable(contrast(first, "a", "b"))]
+        for number in range(20):
+            again = pooled(metric("t", two(np.random.default_rng([8, items, number]), items)))
+            widths.append(detectable(contrast(again, "a", "b")))
+        gain, shown = float(np.mean(widths)), 0
+        for number in range(repetitions):
+            rng = np.random.default_rng([9, items, number])
+            hard = rng.standard_normal(items)
+            scores = {
+                "a": right(rng, (items,), BASE - 0.5 * gain + gain, hard),
+                "b": right(rng, (items,), BASE - 0.5 * gain, hard),
+            }
+            shown += contrast(pooled(metric("t", scores)), "a", "b").low > 0
+        lines.append(
+            f"- {items} items: a difference of {100 * gain:.1f} points is shown in {100 * shown / repetitions:.1f} %"
+        )
+    return lines
+
+
+Peers = Mapping[str, Callable[[Array, Array], bool]]
+
+
+def installed_peers() -> Peers:
+    """Whether each tool calls a better than b, by its function for two paired lists of scores."""
+    import evalstats
+    import pandas
+    from abeval.compare import paired_compare
+    from paired_eval import claim_eval
+
+    def of_evalstats(a: Array, b: Array) -> bool:
+        n = len(a)
+        table = pandas.DataFrame({"model": ["a"] * n + ["b"] * n, "item": [*range(n)] * 2, "score": [*a, *b]})
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = evalstats.compare(evalstats.load_from(table), factors="model").pairwise.results["a", "b"]
+        return bool(found.point_diff > 0 and found.p_value < 0.05)
+
+    def of_abeval(a: Array, b: Array) -> bool:
+        found = paired_compare(b.tolist(), a.tolist(), reps=PEERS_DRAWS)
+        return bool(found.diff > 0 and found.p_permutation < 0.05)
+
+    def of_paired_eval(a: Array, b: Array) -> bool:
+        found = claim_eval.paired_compare(a.tolist(), b.tolist(), n_resamples=PEERS_DRAWS)
+        return bool(found["mean_diff"] > 0 and found["p_value"] < 0.05)
+
+    return {"evalstats": of_evalstats, "abeval": of_abeval, "paired-eval": of_paired_eval}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=10_000)
+    parser.add_argument("--worlds", nargs="*", default=[*PAIRS, "families", "power"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--peers", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    peers = installed_peers() if options.peers else {}
+    header = ["world", "false better", "false worse", "coverage", "width", "standard width", *peers]
+    lines = [
+        f"{options.repetitions:,} repetitions.",
+        "",
+        f"| {' | '.join(header)} |",
+        f"|---{'|---:' * (len(header) - 1)}|",
+    ]
+    for name in options.worlds:
+        start = time.perf_counter()
+        if name in PAIRS:
+            lines.append(f"| {' | '.join(pair_row(name, PAIRS[name], options.repetitions, peers))} |")
+            print(lines[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
+    if "families" in options.worlds:
+        lines += ["", *families(options.repetitions)]
+    if "power" in options.worlds:
+        lines += ["", *power(options.repetitions)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

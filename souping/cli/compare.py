@@ -1,0 +1,105 @@
+"""`python -m souping compare base=LOG cand=LOG`: an honest verdict for any two evaluation logs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from souping.cli import stop
+from souping.comparison.api import AVERAGES, Source, compare
+from souping.comparison.verdict import FAIL_ON, WORDS, Word
+from souping.core.fields import pick
+from souping.core.files import error_text, expanded, write_atomically
+from souping.core.text import positive, safe
+from souping.core.types import UserError
+
+EPILOG = """\
+A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, or CSV or JSONL with the
+columns item, category, score. NAME=LOG,LOG,LOG are training runs of one recipe.
+exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are damaged or may not be compared
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit status of the comparison. Errors are reported here, as hydra may not be installed."""
+    try:
+        return _compare(_parser().parse_args(arguments))
+    except (UserError, OSError) as error:
+        stop(safe(error_text(error)), 2)
+        return 2
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from souping.comparison.result import page, sections, title
+    from souping.report.render import sheet_markdown, show_sheet
+
+    result = compare(
+        _logs(options.logs),
+        baseline=options.baseline,
+        margin=options.margin,
+        policy=options.policy,
+        average=options.average,
+        group=options.group,
+        looks=options.looks,
+        pass_at=options.pass_at,
+        same_prompts=options.same_prompts,
+        fail_on=options.fail_on,
+        store=options.store,
+    )
+    if options.json:
+        print(result.to_json(options.show), end="")
+    else:
+        show_sheet(sections(result, options.show))
+    text = sheet_markdown(title(result), sections(result, options.show))
+    if options.out:
+        out = expanded(options.out, "--out")
+        pages = {"report.html": page(result, options.show), "report.md": text}
+        for name, content in {**pages, "compare.json": result.to_json(options.show)}.items():
+            write_atomically(out / name, content.encode("utf-8", "backslashreplace"))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text + "\n")
+    return result.status
+
+
+def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
+    """{name: logs}."""
+    logs: dict[str, Source | list[Source]] = {}
+    for word in words:
+        name, found, sources = word.partition("=")
+        if not found or not name or not sources:
+            raise UserError(f"{safe(word)}: write NAME=LOG")
+        if name in logs:
+            raise UserError(f"{safe(name)}= is given twice: several training runs are NAME=LOG,LOG")
+        logs[name] = [sources] if Path(sources).exists() else [one for one in sources.split(",") if one]
+    return logs
+
+
+def _words(text: str) -> list[Word]:
+    return [WORDS[WORDS.index(pick(word, WORDS, "--fail-on"))] for word in re.split(r"[, ]+", text) if word != "none"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m souping compare", description=__doc__, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("logs", nargs="+", metavar="NAME=LOG", help="two or more models; the first is the baseline")
+    add("--baseline", metavar="NAME", help="the baseline, if it is not the first")
+    add("--margin", type=float, metavar="POINTS", help="a loss that does not matter")
+    add("--policy", metavar="FILE", help="TOML: margin, and [tasks.NAME] with margin and critical = true")
+    add("--fail-on", type=_words, default=list(FAIL_ON), metavar="WORDS", help="default: worse,much-worse; or none")
+    add("--average", default="task", metavar="HOW", help=f"{', '.join(AVERAGES)}, or a JSON file {{task: weight}}")
+    add("--group", default="", metavar="FIELD", help="field of the documents, or column, that items share")
+    add("--looks", type=positive, default=1, metavar="K", help="this is the K-th comparison on these items")
+    add("--pass-at", type=positive, default=0, metavar="K", help="score an item by pass@K")
+    add("--same-prompts", action="store_true", help="refuse logs whose prompts differ")
+    add("--store", metavar="FILE", help="results store of runs of souping, where it is not found")
+    add("--show", type=positive, default=0, metavar="N", help="show N items that flipped")
+    add("--json", action="store_true", help="print compare.json instead of tables")
+    add("--out", metavar="DIR", help="write report.html, report.md and compare.json")
+    return parser

@@ -1,0 +1,1 @@
+"""Comparison of evaluation logs: paired statistics, verdicts and their pages, without torch and hydra."""

@@ -1,0 +1,298 @@
+"""Weights of tasks, paired scores of models, and the test of their weighted mean difference.
+
+Shape legend: R training runs, P answers of an item (replicates), I items, C tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.analysis.intervals import GroupedScores, design, unseen_margins
+from souping.analysis.sign_flip import ALPHA, DRAWS, TIE
+from souping.analysis.significance import Comparison, compare, penalty
+from souping.core.types import FloatArray, IntArray, UserError
+from souping.logs.match import Matched, MatchedMetric
+
+SCORE, BEST, WORST, NOISE = range(4)
+"""Rows of `PooledScores.values`."""
+
+
+# Weights
+
+
+def task_weights(matched: Matched, average: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
+    """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1.
+
+    `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks are averaged as its
+    harness does (lm_eval averages over leaves, not over subgroups). `leaf` is the mean over tasks, `item` that over
+    items; `given` are weights of tasks and groups from a file.
+
+    Raises:
+        UserError: no metric is a mean, or a weight names something that is not here.
+    """
+    sizes = {name: float(len(found[0].items)) for name, found in matched.metrics.items() if found[0].is_mean}
+    if not sizes:
+        raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
+    shares: Mapping[str, float] = dict.fromkeys(sizes, 1.0) if average == "leaf" else sizes
+    if given is not None or average == "task":
+        inside = {task for name in matched.groups for task in leaves(matched, name)}
+        alone = [*matched.groups, *(name for name in sizes if name not in inside)]
+        top = given if given is not None else dict.fromkeys(matched.asked or alone, 1.0)
+        shares = _expanded(matched, top, sizes)
+    total = sum(shares.values())
+    if total <= 0:
+        raise UserError("the weights of the tasks sum to 0")
+    return {name: shares[name] / total for name in sizes if shares.get(name, 0.0) > 0}
+
+
+def _expanded(matched: Matched, top: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
+    shares = dict.fromkeys(sizes, 0.0)
+    for name, weight in top.items():
+        if name not in matched.groups and name not in matched.metrics:
+            raise UserError(f"weights: {name} is not a task or group of all models")
+        inside = [task for task in leaves(matched, name) if task in sizes]
+        by_size = name in matched.groups and matched.groups[name].weight_by_size
+        within = {task: sizes[task] if by_size else 1.0 for task in inside}
+        for task, share in within.items():
+            shares[task] += weight * share / sum(within.values())
+    return shares
+
+
+def leaves(matched: Matched, name: str) -> list[str]:
+    if name not in matched.groups:
+        return [name]
+    return list(dict.fromkeys(task for one in matched.groups[name].members for task in leaves(matched, one)))
+
+
+# Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledScores:
+    """Scores of all models on the items of some tasks, turned so that higher is better.
+
+    `weights` [C] are those of the tasks `names`; `categories` and `groups` [I]. `values` are {model: [4, R, I]}: the
+    mean score over the answers of an item as its harness counted (SCORE), with missing answers counted as right (BEST)
+    and as wrong (WORST), and the variance of the score over the draw of its answers (NOISE), nan if it has one.
+    """
+
+    names: tuple[str, ...]
+    weights: FloatArray
+    categories: IntArray
+    groups: IntArray
+    values: Mapping[str, FloatArray]
+
+    def at(self, place: NDArray[np.bool_]) -> PooledScores:
+        """The items of this mask. Tasks without any of them are left out."""
+        if place.all():
+            return self
+        kept, categories = np.unique(self.categories[place], return_inverse=True)
+        weights = self.weights[kept]
+        return PooledScores(
+            names=tuple(self.names[n] for n in kept),
+            weights=weights / weights.sum(),
+            categories=categories.astype(np.int64),
+            groups=self.groups[place],
+            values={name: part[..., place] for name, part in self.values.items()},
+        )
+
+    def only(self, names: Collection[str]) -> PooledScores:
+        """These tasks alone."""
+        return self.at(np.isin(self.categories, [n for n, name in enumerate(self.names) if name in names]))
+
+    def scored(self) -> PooledScores:
+        """The items that have a score in every run of every model."""
+        return self.at(finite(self.values.values()))
+
+    def paired(self, a: FloatArray, b: FloatArray) -> GroupedScores:
+        """a - b [I] summed by group and task."""
+        return design(a - b, self.categories, self.groups, self.weights)
+
+    def mean(self, values: FloatArray) -> float:
+        """The weighted mean of scores [R, I] over tasks."""
+        sums = np.bincount(self.categories, values.mean(axis=0))
+        return float((self.weights * sums / np.bincount(self.categories)).sum())
+
+
+def finite(values: Iterable[FloatArray], fill: int = SCORE) -> NDArray[np.bool_]:
+    """Items [I] that have a score in every run of every model."""
+    return np.asarray(np.all([np.isfinite(part[fill]).all(axis=0) for part in values], axis=0))
+
+
+def pool(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pass_at: int = 0) -> PooledScores:
+    """Scores of all models by these metrics, {task: metric}; `pass_at` k gives an item its pass@k.
+
+    Raises:
+        UserError: no item has a score of every model, or pass@k cannot be computed.
+    """
+    found = list(metrics.values())
+    numbers: dict[str | tuple[str, str], int] = {}
+    keys = [
+        (one.task, item) if item == group else group
+        for one in found
+        for item, group in zip(one.items, one.groups, strict=True)
+    ]
+    whole = PooledScores(
+        names=tuple(metrics),
+        weights=np.array([weights[name] for name in metrics]),
+        categories=np.repeat(np.arange(len(found)), [len(one.items) for one in found]),
+        groups=np.array([numbers.setdefault(key, len(numbers)) for key in keys]),
+        values={
+            name: np.concatenate([_values(one, name, pass_at) for one in found], axis=2) for name in found[0].scores
+        },
+    )
+    counted = whole.categories[finite(whole.values.values())]
+    if not len(counted):
+        raise UserError(f"{', '.join(metrics)}: no item has a score of every model")
+    usable = finite(whole.values.values(), BEST) & finite(whole.values.values(), WORST)
+    return whole.at(usable & np.isin(whole.categories, counted))
+
+
+def _values(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
+    """[4, R, I] of a model, see `PooledScores`."""
+    raw = metric.scores[model]
+    raw = raw if metric.higher_is_better else (1.0 if metric.is_mean else 0.0) - raw
+    gone = metric.missing[model] if metric.is_mean else np.zeros(raw.shape, dtype=bool)
+    cases = [raw, np.where(gone, 1.0, raw), np.where(gone, 0.0, raw)]
+    counts, means, noise = zip(*map(moments, cases), strict=True)
+    if pass_at:
+        means = tuple(_pass_at(case, count, pass_at, metric.task) for case, count in zip(cases, counts, strict=True))
+    return np.stack([*means, noise[0]])
+
+
+def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Number of answers of an item, their mean, and the mean's variance; [R, P, I] -> three of [R, I]."""
+    there = np.isfinite(raw)
+    count = there.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, raw, 0.0).sum(axis=1) / count
+        squares = np.where(there, (raw - mean[:, None]) ** 2, 0.0).sum(axis=1)
+        return count, mean, np.where(count > 1, squares / (count - 1) / count, np.nan)
+
+
+def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:
+    """Chance that one of k answers is right, without bias from n of which c are: 1 - C(n - c, k) / C(n, k) (Chen et al.
+    2021), [R, I]."""
+    answers = raw[np.isfinite(raw)]
+    if not np.isin(answers, (0.0, 1.0)).all():
+        raise UserError(f"pass@{k}: {task} has scores that are neither 0 nor 1")
+    if (count[count > 0] < k).any():
+        raise UserError(f"pass@{k}: {task} has items with {count[count > 0].min()} answers: at least {k} are needed")
+    wrong, none = (raw == 0).sum(axis=1), np.ones(count.shape)
+    for step in range(k):
+        none = none * np.maximum(wrong - step, 0.0) / np.maximum(count - step, 1)
+    return np.where(count > 0, 1.0 - none, np.nan)
+
+
+# Tests
+
+
+def contrast(
+    pooled: PooledScores, a: str, b: str, *, looks: int = 1, tests: float = 1.0, missing: int = 0, draws: int = DRAWS
+) -> Comparison:
+    """Model a minus model b. `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
+    round, 0 if all count as their harness counted them."""
+    place = finite((pooled.values[a], pooled.values[b]), BEST) if missing else finite(pooled.values.values())
+    pooled = pooled.at(place)
+    cases = ((SCORE, SCORE), (BEST, WORST), (WORST, BEST))[missing]
+    ours, theirs = pooled.values[a][cases[0]], pooled.values[b][cases[1]]
+    if len(ours) > 1 or len(theirs) > 1:
+        return recipes(pooled, a, b, ours, theirs, looks=looks, tests=tests)
+    table = (pooled.categories, pooled.groups, pooled.weights)
+    return compare(a, b, ours[0], theirs[0], *table, looks=looks, tests=tests, draws=draws)
+
+
+def recipes(
+    pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: FloatArray, *, looks: int = 1, tests: float = 1.0
+) -> Comparison:
+    """Recipe a minus recipe b from several training runs, scores [R, I] each.
+
+    The variance of the difference is that of items plus that of run means less what both count, never below the larger
+    of the two; the interval is Student's with Satterthwaite's degrees of freedom, and widened on the side of which few
+    or no items show anything.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    alpha = ALPHA / penalty(looks) / tests
+    deltas = ours.mean(axis=0) - theirs.mean(axis=0)
+    whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
+    found = _split(pooled, ours, theirs)
+    degrees, error, size = found.degrees, math.sqrt(found.total), abs(whole.objective)
+    p_value = float(2 * stdtr(degrees, -size / error)) if error else 1.0
+    reach = float(-stdtrit(degrees, alpha / 2)) * error
+    below, above = (float(np.hypot(reach, more)) for more in unseen_margins(whole, alpha / 2))
+    if p_value < alpha:  # widened, but not so far that the interval contradicts the test
+        below, above = (min(margin, max(reach, size * (1 - TIE))) for margin in (below, above))
+    return Comparison(
+        a=a,
+        b=b,
+        difference=whole.objective,
+        low=whole.objective - below,
+        high=whole.objective + above,
+        level=1 - alpha,
+        p_value=p_value,
+        test=f"t over items and training runs, {degrees:.1f} degrees of freedom",
+        n=len(deltas),
+        groups=len(np.unique(pooled.groups)),
+        discordant=float((np.abs(deltas) > TIE).mean()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceParts:
+    """Variance of a difference, and what adds to it. None where the logs cannot tell."""
+
+    total: float = field(metadata={"doc": "variance of the difference"})
+    items: float = field(metadata={"doc": "part of the choice of items, with that of their answers if that is unknown"})
+    answers: float | None = field(metadata={"doc": "part of sampled answers; needs several answers per item"})
+    runs: float | None = field(metadata={"doc": "part of training runs; needs several runs of a recipe"})
+    degrees: float = field(metadata={"doc": "degrees of freedom; null if there is one run per model"})
+
+
+def variance_parts(pooled: PooledScores, a: str, b: str) -> VarianceParts:
+    """Split of the variance of model a minus model b, on items that all have a score.
+
+    A side with one run gets the variance between runs of the other side.
+    """
+    ours, theirs = pooled.values[a], pooled.values[b]
+    return _split(pooled, ours[SCORE], theirs[SCORE], (ours[NOISE], theirs[NOISE]))
+
+
+def _split(
+    pooled: PooledScores, ours: FloatArray, theirs: FloatArray, noise: Sequence[FloatArray] = ()
+) -> VarianceParts:
+    """The same of scores [R, I]; `noise` are the variances over answers of both."""
+    whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
+    paired, free = float(whole.variances().sum()), max(1, len(whole.sums) - whole.strata)
+    per_item = (pooled.weights / np.bincount(pooled.categories))[pooled.categories]
+    known = bool(noise) and all(np.isfinite(part).all() for part in noise)
+    answers = sum(float((per_item**2 * part.sum(axis=0)).sum()) / len(part) ** 2 for part in noise) if known else None
+    items = max(0.0, paired - (answers or 0.0))
+    sides = [(len(side), *_between_runs(pooled, side)) for side in (ours, theirs) if len(side) > 1]
+    if not sides:
+        return VarianceParts(total=paired, items=items, answers=answers, runs=None, degrees=math.inf)
+    if len(sides) == 1:
+        runs, _, _ = sides[0]
+        shares, freedom = [1 / len(ours) + 1 / len(theirs)], [runs - 1]
+    else:
+        shares, freedom = [1 / runs for runs, _, _ in sides], [runs - 1 for runs, _, _ in sides]
+    parts = [spread * share for share, (_, spread, _) in zip(shares, sides, strict=True)]
+    between, overlap = sum(parts), sum(both * share for share, (_, _, both) in zip(shares, sides, strict=True))
+    total = max(paired, between, paired + between - overlap)
+    below = paired**2 / free + sum(part**2 / one for part, one in zip(parts, freedom, strict=True))
+    degrees = total**2 / below if below else math.inf
+    runs_part = max(0.0, between - overlap)
+    return VarianceParts(total=total, items=items, answers=answers, runs=runs_part, degrees=degrees)
+
+
+def _between_runs(pooled: PooledScores, side: FloatArray) -> tuple[float, float]:
+    """(variance of a run's mean, the part of it that is due to items answered otherwise than in other runs)."""
+    totals = np.array([pooled.mean(run[None]) for run in side])
+    rest = side - side.mean(axis=0)
+    noise = sum(float(pooled.paired(run, np.zeros_like(run)).variances().sum()) for run in rest)
+    return float(totals.var(ddof=1)), noise / (len(side) - 1)

@@ -1,0 +1,302 @@
+"""What a comparison found: plain data with a JSON form, and its pages on a terminal, as Markdown and as HTML.
+
+The fields of the dataclasses are the schema of `compare.json`. Whatever comes from logs is escaped on a page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal
+
+from souping.comparison.estimate import VarianceParts
+from souping.comparison.verdict import Word
+from souping.core.text import minus
+from souping.report.format import escape_html, p_value
+from souping.report.render import document, section_html, show_sheet
+from souping.report.tables import Section, TableCell, grid
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA = 1
+LONGEST = 1500
+"""Characters of a prompt or an answer that are shown."""
+Kind = Literal["average", "group", "task", "metric", "length", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowVerdict:
+    """A model minus the baseline in one row: the headline, a task, another metric, output length or cut answers.
+
+    Means, differences and margins of scores from 0 to 1 are fractions; others have the unit of their metric.
+    `difference` is the model's mean minus the baseline's, whatever the direction of the metric.
+    """
+
+    model: str = field(metadata={"doc": "name of the model"})
+    baseline: str = field(metadata={"doc": "name of the baseline"})
+    name: str = field(metadata={"doc": "`average`, the task or group, `tokens`, `characters` or `cut`"})
+    kind: Kind = field(metadata={"doc": "`average` is the headline"})
+    metric: str = field(metadata={"doc": "metric of the task"})
+    higher_is_better: bool = field(metadata={"doc": "direction of the metric"})
+    fraction: bool = field(metadata={"doc": "whether means, differences and the margin are fractions of 1"})
+    weight: float = field(metadata={"doc": "share of the headline, 0 for rows that are not averaged"})
+    items: int = field(metadata={"doc": "items that are compared"})
+    groups: int = field(metadata={"doc": "groups of items"})
+    base: float = field(metadata={"doc": "mean of the baseline"})
+    mean: float = field(metadata={"doc": "mean of the model"})
+    difference: float = field(metadata={"doc": "model minus baseline"})
+    low: float = field(metadata={"doc": "lower limit of the interval"})
+    high: float = field(metadata={"doc": "upper limit of the interval"})
+    level: float = field(metadata={"doc": "level of the interval, after the correction for looks and rows"})
+    p_value: float = field(metadata={"doc": "two-sided p-value of no difference, after the same correction"})
+    test: str = field(metadata={"doc": "name of the test"})
+    discordant: float = field(metadata={"doc": "share of items with different scores"})
+    verdict: Word | Literal[""] = field(metadata={"doc": "empty for length and cut answers without a policy"})
+    reason: str = field(metadata={"doc": "why it is undecided, if the interval alone does not say so"})
+    margin: float | None = field(metadata={"doc": "loss that does not matter"})
+    decides: bool = field(metadata={"doc": "whether the exit status depends on it"})
+    detectable: float = field(metadata={"doc": "smallest true difference with 80 % power"})
+    items_needed: int | None = field(metadata={"doc": "items with which a difference of the margin has 80 % power"})
+    missing: int = field(metadata={"doc": "answers of both models that were requested and not scored"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """The headline difference of two models, without any correction."""
+
+    model: str = field(metadata={"doc": "name of the first model"})
+    other: str = field(metadata={"doc": "name of the second model"})
+    difference: float = field(metadata={"doc": "first minus second"})
+    low: float = field(metadata={"doc": "lower limit"})
+    high: float = field(metadata={"doc": "upper limit"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """An item on which a model and the baseline score differently. Texts are empty if the log has none."""
+
+    model: str = field(metadata={"doc": "name of the model"})
+    task: str = field(metadata={"doc": "task of the item"})
+    item: str = field(metadata={"doc": "identity of the item within its task"})
+    base: float = field(metadata={"doc": "score of the baseline"})
+    score: float = field(metadata={"doc": "score of the model"})
+    prompt: str = field(default="", metadata={"doc": "prompt"})
+    base_output: str = field(default="", metadata={"doc": "answer of the baseline"})
+    output: str = field(default="", metadata={"doc": "answer of the model"})
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a limit that is unknown becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """A comparison of evaluation logs with a baseline."""
+
+    baseline: str = field(metadata={"doc": "name of the baseline"})
+    models: tuple[str, ...] = field(metadata={"doc": "all models, the baseline first"})
+    average: str = field(metadata={"doc": "how tasks are averaged"})
+    looks: int = field(metadata={"doc": "looks at these items, this one included"})
+    status: int = field(metadata={"doc": "exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"})
+    verdicts: tuple[RowVerdict, ...] = field(metadata={"doc": "rows of every model but the baseline"})
+    variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
+    best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
+    pairs: tuple[PairedDifference, ...] = field(metadata={"doc": "each two models, if there are three or more"})
+    flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})
+    warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
+    schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
+
+    def rows(self, model: str) -> list[RowVerdict]:
+        return [row for row in self.verdicts if row.model == model]
+
+    def headline(self, model: str) -> RowVerdict:
+        return self.rows(model)[0]
+
+    def to_json(self, flips: int | None = None) -> str:
+        """The content of `compare.json`, with at most so many flips of each model."""
+        table: dict[str, Any] = asdict(self)
+        kept = self.flips if flips is None else [flip for name in self.models for flip in self.flips_of(name)[:flips]]
+        return json.dumps(_finite({**table, "flips": [asdict(flip) for flip in kept]}), indent=1) + "\n"
+
+    def flips_of(self, model: str) -> Sequence[Flip]:
+        return [flip for flip in self.flips if flip.model == model]
+
+    def frame(self) -> DataFrame:
+        """The verdicts as a pandas DataFrame."""
+        from pandas import DataFrame
+
+        return DataFrame([asdict(row) for row in self.verdicts])
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(map(section_html, sections(self)))
+
+
+# Pages
+
+
+def sections(result: CompareResult, flips: int = 0) -> list[Section]:
+    """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
+    found = [_model(result, model) for model in result.models[1:]]
+    if result.pairs:
+        found.append(_pairs(result))
+    found.append(Section("Notes", result.warnings))
+    shown = [flip for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
+    return [*found, *([Section("Items that flipped", folded=tuple(map(_flip, shown)))] if shown else [])]
+
+
+def _model(result: CompareResult, model: str) -> Section:
+    """The verdict on a model, what the comparison can show, and its table without empty columns."""
+    rows, part = result.rows(model), result.variance[model]
+    lines = [sentence(rows[0]), power_sentence(rows[0])]
+    known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
+    shares = [f"{100 * v / part.total:.0f} % {name}" for name, v in known.items() if v is not None and part.total]
+    if len(shares) > 1:
+        lines.append(f"Variance of the difference: {', '.join(shares)}.")
+    if result.looks > 1:
+        lines.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
+    cells = [_cells(row) for row in rows]
+    shown = [name for name in cells[0] if any(row[name] for row in cells)]
+    titles = {"base": result.baseline, "mean": model, "name": ""}
+    table = grid(
+        [titles.get(name, name) for name in shown],
+        [[row[name] for name in shown] for row in cells],
+        left=[place for place, name in enumerate(shown) if name in ("name", "metric", "verdict")],
+        strong=[place for place, row in enumerate(rows) if row.decides],
+    )
+    return Section(f"{model} minus {result.baseline}", tuple(lines), grids=(table,))
+
+
+def _pairs(result: CompareResult) -> Section:
+    line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in points:"
+    cells = {
+        (pair.model, pair.other): f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
+        for pair in result.pairs
+    }
+    rows = [[one, *(minus(cells.get((one, other), "")) for other in result.models[1:])] for one in result.models[:-1]]
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+
+
+def _flip(flip: Flip) -> Section:
+    texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
+    lines = [f"{name}: {text[:LONGEST]}{'...' * (len(text) > LONGEST)}" for name, text in texts if text]
+    return Section(f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now", tuple(lines))
+
+
+def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
+    metric = row.metric if row.kind == "task" and row.metric != "score" else ""
+    return {
+        "name": row.name,
+        "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",
+        "weight": f"{100 * row.weight:.3g} %" if 0 < row.weight < 1 else "",
+        "items": f"{row.items:,}",
+        "base": amount(row, row.base),
+        "mean": amount(row, row.mean),
+        "difference": TableCell(amount(row, row.difference, True), limits(row)),
+        "p": p_value(row.p_value),
+        "margin": amount(row, row.margin),
+        "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
+    }
+
+
+def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
+    if value is None:
+        return ""
+    plus = "+" if sign else ""
+    return minus(f"{round(100 * value, 1) + 0.0:{plus}.1f}" if row.fraction else f"{value:{plus}.4g}")
+
+
+def limits(row: RowVerdict) -> str:
+    """Limits of the interval, with more digits if it would seem to touch 0."""
+    scale = 100 if row.fraction else 1
+    near = any(0 < abs(scale * value) < 0.05 for value in (row.low, row.high)) and row.fraction
+    low, high = (f"{scale * value:+.2g}" if near else amount(row, value, True) for value in (row.low, row.high))
+    return minus(f"{low}, {high}")
+
+
+def sentence(row: RowVerdict) -> str:
+    """The headline in words."""
+    margin = f"{amount(row, row.margin)} points"
+    said = {
+        "better": f"{row.model} is better than {row.baseline}",
+        "much-worse": f"{row.model} is much worse than {row.baseline}, by more than {margin}",
+        "worse": f"{row.model} is worse than {row.baseline}",
+        "no-worse": f"{row.model} is no worse than {row.baseline}: a loss of {margin} is ruled out",
+        "undecided": f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""),
+    }[row.verdict or "undecided"]
+    interval = f"{100 * row.level:.4g} % interval {amount(row, row.low, True)} to {amount(row, row.high, True)}"
+    return f"{said}. Difference {amount(row, row.difference, True)} points ({interval}, p {_p(row)})."
+
+
+def power_sentence(row: RowVerdict) -> str:
+    """What this comparison can show."""
+    least = f"{amount(row, row.detectable)} points"
+    if row.margin is None:
+        return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
+    needed = f"about {row.items_needed:,}" if row.items_needed and row.items_needed <= 100_000 else "more than 100,000"
+    return (
+        f"A true difference of {least} has 80 % power here. The margin of {amount(row, row.margin)} points needs "
+        f"{needed} items; there are {row.items:,}."
+    )
+
+
+def _p(row: RowVerdict) -> str:
+    text = p_value(row.p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def as_text(result: CompareResult) -> str:
+    from rich.console import Console
+
+    out = StringIO()
+    show_sheet(sections(result), Console(file=out, width=120, highlight=False))
+    return out.getvalue()
+
+
+def title(result: CompareResult) -> str:
+    return f"{', '.join(result.models[1:])} against {result.baseline}"
+
+
+def page(result: CompareResult, flips: int = 0) -> str:
+    """One HTML file without scripts and without anything from elsewhere."""
+    charts = [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
+    body = [section_html(section) for section in sections(result, flips)]
+    return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
+
+
+def chart(rows: Sequence[RowVerdict]) -> str:
+    """Differences with their intervals as SVG, in points; a dashed line is the margin."""
+    ends = [0.0, *(100 * value for row in rows for value in (row.low, row.high, -(row.margin or 0.0)))]
+    low, high, bottom = min(ends), max(ends), 24 * len(rows)
+
+    def x(value: float) -> str:
+        return f"{190 + (value - low) / max(high - low, 1e-6) * 510:.1f}"
+
+    parts = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
+    for place, row in enumerate(rows):
+        y, name = 24 * place + 12, row.name if len(row.name) <= 28 else f"{row.name[:27]}\N{HORIZONTAL ELLIPSIS}"
+        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(name)}</text>')
+        parts.append(f'<path d="M{x(100 * row.low)} {y}H{x(100 * row.high)}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(100 * row.difference)}" cy="{y}" r="4"/>')
+        if row.margin is not None:
+            parts.append(f'<path d="M{x(-100 * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
+    for value in sorted({low, 0.0, high}):
+        label = minus(f"{value:+.1f}") if value else "0"
+        parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{label}</text>')
+    dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points{dashed}")
+    style = 'style="max-width:720px" font-size="12" fill="currentColor"'
+    inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
+    svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'
+    return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"

@@ -1,0 +1,348 @@
+"""Compare the logs of models with those of a baseline: rows, verdicts, warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from souping.analysis.intervals import NORMAL
+from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
+from souping.comparison import estimate
+from souping.comparison.estimate import (
+    BEST,
+    SCORE,
+    WORST,
+    PooledScores,
+    leaves,
+    moments,
+    pool,
+    task_weights,
+    variance_parts,
+)
+from souping.comparison.many import JointFlips, best_set, step_down
+from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
+from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
+from souping.logs.match import Matched, MatchedMetric
+from souping.logs.records import Log, LoggedAnswer
+
+WARN_CUT = 0.02
+FEW_GROUPS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to compare: the baseline, the average over tasks, what decides, and corrections."""
+
+    baseline: str
+    average: str = "task"
+    weights: Mapping[str, float] | None = None
+    policy: Policy = field(default_factory=Policy)
+    fail_on: Sequence[Word] = FAIL_ON
+    looks: int = 1
+    pass_at: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowScores:
+    """One row before it is judged: the pooled scores of all models on its tasks."""
+
+    name: str
+    kind: Kind
+    metric: str
+    pooled: PooledScores
+    higher_is_better: bool = True
+    is_mean: bool = True
+    weight: float = 0.0
+
+
+def compare_matched(
+    matched: Matched, options: Options, logs: Mapping[str, Sequence[Log]], warnings: Sequence[str] = ()
+) -> CompareResult:
+    """The comparison of every model with the baseline.
+
+    Raises:
+        UserError: nothing can be averaged, or the policy names a task that is not there.
+    """
+    weights = task_weights(matched, options.average, options.weights)
+    rows = list(_rows(matched, weights, options))
+    options.policy.check([row.name for row in rows if row.kind != "average"])
+    models = (options.baseline, *(name for name in matched.models if name != options.baseline))
+    pooled, alpha = rows[0].pooled, ALPHA / penalty(options.looks)
+    flips = JointFlips.of(pooled, models) if len(models) > 2 else None
+    tests = step_down(flips, alpha) if flips else [1.0]
+    verdicts = [
+        verdict
+        for model, needed in zip(models[1:], tests, strict=True)
+        for verdict in _verdicts(rows, model, options, needed)
+    ]
+    failed = any(row.decides and row.verdict in options.fail_on for row in verdicts)
+    return CompareResult(
+        baseline=options.baseline,
+        models=models,
+        average=options.average,
+        looks=options.looks,
+        status=int(failed),
+        verdicts=tuple(verdicts),
+        variance={model: variance_parts(pooled.scored(), model, options.baseline) for model in models[1:]},
+        best=tuple(models[n] for n in best_set(flips, alpha)) if flips else (),
+        pairs=tuple(_pairs(pooled, models)) if flips else (),
+        flips=tuple(_flips(matched, models, logs)),
+        warnings=(*matched.notes, *warnings, *_warnings(rows, verdicts, pooled)),
+    )
+
+
+def _rows(matched: Matched, weights: Mapping[str, float], options: Options) -> Iterator[RowScores]:
+    """The headline, groups that were asked for, tasks, other metrics, length and cut answers."""
+    first = {name: found[0] for name, found in matched.metrics.items()}
+    averaged = {name: first[name] for name in weights}
+    whole = pool(averaged, weights, options.pass_at)
+    share = dict(zip(whole.names, whole.weights.tolist(), strict=True))
+    yield RowScores(name=HEADLINE, kind="average", metric="", pooled=whole, weight=1.0)
+    if len(weights) > 1:
+        for group in matched.groups:
+            inside = [name for name in leaves(matched, group) if name in share]
+            if 1 < len(inside) < len(weights):
+                part = sum(share[name] for name in inside)
+                yield RowScores(name=group, kind="group", metric="", pooled=whole.only(inside), weight=part)
+        for name in whole.names:
+            one = first[name]
+            yield replace(_single(one, "task", whole.only([name])), weight=share[name])
+    for name, found in matched.metrics.items():
+        for one in found[name in weights :]:
+            if _is_scored(one):
+                pooled = pool({name: one}, {name: 1.0})
+                yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
+    lengths = list(_lengths(averaged, weights))
+    yield from (row for row in lengths if row.name != "characters" or lengths[0].name != "tokens")
+
+
+def _is_scored(metric: MatchedMetric) -> bool:
+    """Whether all models have a score of some item in every run."""
+    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
+    return bool(np.all(scored, axis=0).any())
+
+
+def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
+    return RowScores(
+        name=name or metric.task,
+        kind=kind,
+        metric=metric.metric,
+        pooled=pooled,
+        higher_is_better=metric.higher_is_better,
+        is_mean=metric.is_mean,
+    )
+
+
+def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> Iterator[RowScores]:
+    """Output length, in tokens if all logs have them, and the share of cut answers, weighted as the headline."""
+    for name in ("tokens", "characters", "cut"):
+        is_mean = name == "cut"
+        parts = {
+            task: replace(
+                one,
+                scores={"tokens": one.tokens, "characters": one.characters, "cut": one.cut}[name],
+                higher_is_better=False,
+                is_mean=is_mean,
+            )
+            for task, one in metrics.items()
+        }
+        if all(map(_is_scored, parts.values())):
+            kind: Kind = "cut" if is_mean else "length"
+            pooled = pool(parts, weights)
+            yield RowScores(name=name, kind=kind, metric=name, pooled=pooled, higher_is_better=False, is_mean=is_mean)
+
+
+# Verdicts
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """The tests of one row: a model minus the baseline, higher is better, for any number of tests."""
+
+    row: RowScores
+    model: str
+    baseline: str
+    looks: int
+    factor: float = 1.0
+
+    def comparison(self, tests: float, missing: int = 0) -> Comparison:
+        return _contrast(self.row.pooled, self.model, self.baseline, self.looks, tests * self.factor, missing)
+
+    def limits(self, tests: float) -> list[Limits]:
+        """The interval, and those with the missing answers for and against the model."""
+        cases = (0, 1, -1) if self.missing else (0,)
+        found = [self.comparison(tests, case) for case in cases]
+        return [(one.low, one.high) for one in found]
+
+    @property
+    def missing(self) -> int:
+        """Items of a run with a missing answer, of both models."""
+        tables = [self.row.pooled.values[name] for name in (self.model, self.baseline)]
+        return sum(int((table[BEST] != table[WORST]).sum()) for table in tables)
+
+    def means(self) -> tuple[float, float]:
+        """(the baseline's mean, the model's) as the metric has them."""
+        pooled = self.row.pooled.scored()
+        base, mean = (pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model))
+        whole = float(self.row.is_mean)
+        return (base, mean) if self.row.higher_is_better else (whole - base, whole - mean)
+
+    def distance(self) -> float:
+        """Rough |T| / se, by which tests are ordered."""
+        base, mean = self.means()
+        error = math.sqrt(variance_parts(self.row.pooled.scored(), self.model, self.baseline).total)
+        return abs(mean - base) / error if error else 0.0
+
+
+@cache
+def _contrast(pooled: PooledScores, a: str, b: str, looks: int, tests: float, missing: int) -> Comparison:
+    return estimate.contrast(pooled, a, b, looks=looks, tests=tests, missing=missing)
+
+
+def _verdicts(rows: Sequence[RowScores], model: str, options: Options, headline: float) -> Iterator[RowVerdict]:
+    """All rows of a model. The headline's correction for several models is `headline` tests."""
+    _contrast.cache_clear()
+    policy = options.policy
+    tests = {row.name: RowTest(row, model, options.baseline, options.looks) for row in rows}
+    tests[HEADLINE] = replace(tests[HEADLINE], factor=headline)
+    margins = {name: policy.margin_of(name, test.means()[0], test.row.is_mean) for name, test in tests.items()}
+    judged = [row.name for row in rows if row.kind not in ("length", "cut") or row.name in policy.margins]
+    deciding = [row.name for row in rows if row.name in (HEADLINE, *policy.critical)]
+    found = decide([DecidingRow(name=name, margin=margins[name], limits=tests[name].limits) for name in deciding])
+    needed = dict.fromkeys(tests, 1.0)
+    for kinds in (("group", "task"), ("metric",)):
+        needed |= _holm({row.name: tests[row.name] for row in rows if row.kind in kinds and row.name not in deciding})
+    for name in judged:
+        if name not in deciding:
+            found[name] = verdict_of(tests[name].limits(needed[name]), margins[name])
+    for name, test in tests.items():
+        margin = margins[name] if name in judged else None
+        yield _verdict(test, needed[name], margin, found.get(name, ("", "")), name in deciding)
+
+
+def _verdict(
+    test: RowTest, needed: float, margin: float | None, found: tuple[Word | Literal[""], str], decides: bool
+) -> RowVerdict:
+    """A row, its numbers in the direction of its metric."""
+    row, shown = test.row, test.comparison(needed)
+    sign = 1.0 if row.higher_is_better else -1.0
+    base, mean = test.means()
+    low, high = sorted((sign * shown.low, sign * shown.high))
+    return RowVerdict(
+        model=test.model,
+        baseline=test.baseline,
+        name=row.name,
+        kind=row.kind,
+        metric=row.metric,
+        higher_is_better=row.higher_is_better,
+        fraction=row.is_mean,
+        weight=row.weight,
+        items=shown.n,
+        groups=shown.groups,
+        base=base,
+        mean=mean,
+        difference=sign * shown.difference,
+        low=low,
+        high=high,
+        level=shown.level,
+        p_value=min(1.0, over_looks(shown.p_value, test.looks) * needed * test.factor),
+        test=shown.test,
+        discordant=shown.discordant,
+        verdict=found[0],
+        reason=found[1],
+        margin=margin,
+        decides=decides,
+        detectable=detectable(shown),
+        items_needed=items_for(shown, margin) if margin else None,
+        missing=test.missing,
+    )
+
+
+def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
+    """The number of tests that each row is corrected for: Holm's steps down to the first row without a difference, and
+    that one's from there on, so that an interval excludes 0 just where its row is shown to differ."""
+    order = sorted(family, key=lambda name: -family[name].distance())
+    needed, stopped = dict[str, float](), 0.0
+    for rank, name in enumerate(order):
+        needed[name] = stopped or float(len(order) - rank)
+        shown = family[name].comparison(needed[name])
+        if not stopped and shown.p_value >= 1 - shown.level:
+            stopped = needed[name]
+    return needed
+
+
+def detectable(shown: Comparison) -> float:
+    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
+    interval (not by the difference that was seen)."""
+    quantile = NORMAL.inv_cdf((1 + shown.level) / 2)
+    return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile
+
+
+def _pairs(pooled: PooledScores, models: Sequence[str]) -> Iterator[PairedDifference]:
+    for one, other in combinations(models, 2):
+        found = estimate.contrast(pooled, one, other)
+        yield PairedDifference(model=one, other=other, difference=found.difference, low=found.low, high=found.high)
+
+
+def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]) -> Iterator[Flip]:
+    """Items of the first metric of each task that a model and the baseline score differently."""
+    base, *others = models
+    for model in others:
+        found = list[Flip]()
+        for task, (metric, *_) in matched.metrics.items():
+            means = {
+                name: moments(metric.scores[name].reshape(1, -1, len(metric.items)))[1][0] for name in (base, model)
+            }
+            texts = {name: _texts(logs[name][0], task, metric.metric) for name in (base, model)}
+            for place in np.flatnonzero(np.abs(means[model] - means[base]) > TIE):
+                item = metric.items[place]
+                ours, theirs = texts[model].get(item), texts[base].get(item)
+                found.append(
+                    Flip(
+                        model=model,
+                        task=task,
+                        item=item,
+                        base=float(means[base][place]),
+                        score=float(means[model][place]),
+                        prompt=ours.prompt if ours else "",
+                        base_output=theirs.output if theirs else "",
+                        output=ours.output if ours else "",
+                    )
+                )
+        yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
+
+
+def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
+    """The first answer to each item."""
+    return {answer.item: answer for answer in reversed(log.tasks[task].metrics[metric].answers)}
+
+
+def _warnings(rows: Sequence[RowScores], verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[str]:
+    """What limits the comparison, in plain words."""
+    runs = {name: values.shape[1] for name, values in pooled.values.items()}
+    if max(runs.values()) == 1:
+        yield "One training run per model: these two checkpoints; another seed may differ by more."
+    elif min(runs.values()) == 1:
+        alone = ", ".join(name for name, number in runs.items() if number == 1)
+        yield f"{alone}: one training run. Its variance between runs is taken from the other models."
+    head = verdicts[0]
+    if head.groups == head.items:
+        yield "Every item counts as independent: name what belongs together with --group FIELD."
+    if head.groups < FEW_GROUPS:
+        yield f"{head.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
+    for row in verdicts:
+        if row.kind == "cut" and max(row.base, row.mean) >= WARN_CUT:
+            shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
+            yield f"Answers are cut off at the token limit: {shares}."
+        if row.kind == "average" and row.missing:
+            yield (
+                f"{row.missing:,} answers of {row.model} and {row.baseline} are missing: verdicts hold with all of "
+                "them right and with all of them wrong."
+            )

@@ -1,0 +1,161 @@
+"""Verdicts from an interval and a margin, and the policy that says which rows decide."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from souping.core.fields import pick
+from souping.core.types import Json, UserError
+
+Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
+WORDS: tuple[Word, ...] = get_args(Word)
+FAIL_ON: tuple[Word, ...] = ("worse", "much-worse")
+HEADLINE = "average"
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """A loss that does not matter: an amount (points of a score from 0 to 1, else the metric's own unit), or a share of
+    the baseline's mean."""
+
+    amount: float
+    relative: bool = False
+
+    @classmethod
+    def of(cls, value: Json, where: str) -> Margin:
+        """`1.5` or `"5%"`.
+
+        Raises:
+            UserError: it is neither, or not above 0.
+        """
+        relative = isinstance(value, str) and value.rstrip().endswith("%")
+        try:
+            amount = float(str(value).rstrip().removesuffix("%"))
+        except ValueError:
+            amount = 0.0
+        if not 0 < amount < float("inf") or isinstance(value, bool):
+            raise UserError(f'{where}={value}: a margin is a number above 0, or a share such as "5%"')
+        return cls(amount=amount, relative=relative)
+
+    def of_row(self, base: float, is_mean: bool) -> float:
+        """The margin in the unit of a row whose baseline has this mean."""
+        return abs(base) * self.amount / 100 if self.relative else self.amount / 100 if is_mean else self.amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Margins by row, and the rows that decide besides the headline. Rows without a margin of their own have that of
+    the headline if their scores are from 0 to 1."""
+
+    margin: Margin | None = None
+    margins: Mapping[str, Margin] = field(default_factory=dict)
+    critical: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
+
+    def check(self, rows: Collection[str]) -> None:
+        """Raises a UserError for a task that is not there."""
+        for name in self.tasks:
+            pick(name, rows, "policy: task")
+
+    def margin_of(self, name: str, base: float, is_mean: bool) -> float | None:
+        one = self.margins.get(name, self.margin if is_mean else None)
+        return one.of_row(base, is_mean) if one else None
+
+
+def read_policy(path: Path, margin: float | None = None) -> Policy:
+    """A gate in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `critical`.
+
+    Raises:
+        UserError: it is not TOML, or has an unknown key or value.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+    for key in table:
+        pick(key, ("margin", "tasks"), f"{path}: key")
+    tasks = table.get("tasks", {})
+    if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
+        raise UserError(f"{path}: tasks: each task is a table, [tasks.NAME]")
+    for name, task in tasks.items():
+        for key in task:
+            pick(key, ("margin", "critical"), f"{path}: tasks.{name}: key")
+        if not isinstance(task.get("critical", False), bool):
+            raise UserError(f"{path}: tasks.{name}.critical={task['critical']}: true or false")
+    whole = table.get("margin") if margin is None else margin
+    return Policy(
+        margin=None if whole is None else Margin.of(whole, f"{path}: margin" if margin is None else "margin"),
+        margins={
+            name: Margin.of(task["margin"], f"{path}: tasks.{name}.margin")
+            for name, task in tasks.items()
+            if "margin" in task
+        },
+        critical=frozenset(name for name, task in tasks.items() if task.get("critical")),
+        tasks=tuple(tasks),
+    )
+
+
+def holds(word: Word, limits: Limits, margin: float | None) -> bool:
+    """Whether an interval of the difference, higher is better, supports a word."""
+    low, high = limits
+    if word == "better":
+        return low > 0
+    if margin is None:
+        return word == "undecided" or (word == "worse" and high < 0)
+    supported = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
+    return supported.get(word, True)
+
+
+def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS) -> tuple[Word, str]:
+    """(the first word that holds, why it is undecided). `limits` are the interval as the harness counted, then those
+    with the missing answers for and against; a word must hold in all of them."""
+    word = next(word for word in WORDS if word in words and holds(word, limits[0], margin))
+    if word == "worse" and margin is not None:  # much-worse in another interval is worse too
+        return (word, "") if all(high < 0 for _, high in limits) else ("undecided", "missing answers")
+    return (word, "") if all(holds(word, one, margin) for one in limits) else ("undecided", "missing answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecidingRow:
+    """A row that decides, with its margin. `limits` gives its intervals at the level divided by a number of tests."""
+
+    name: str
+    margin: float | None
+    limits: Callable[[float], Sequence[Limits]]
+
+
+def decide(rows: Sequence[DecidingRow]) -> dict[str, tuple[Word, str]]:
+    """The verdict of every deciding row. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's
+    levels over the rows; the others, all of which must hold, need no correction."""
+    failing = {word: _step_down(rows, word) for word in FAIL_ON} if len(rows) > 1 else {}
+    verdicts = {}
+    for row in rows:
+        words = [word for word in WORDS if word not in failing or row.name in failing[word]]
+        word, why = verdict_of(row.limits(1.0), row.margin, words)
+        alone, _ = verdict_of(row.limits(1.0), row.margin)
+        if word == "undecided" and alone in failing:
+            why = f"{alone} alone, but not among {len(rows)} deciding rows (Holm)"
+        verdicts[row.name] = (word, why)
+    return verdicts
+
+
+def _step_down(rows: Sequence[DecidingRow], word: Word) -> set[str]:
+    """Rows of which the word holds at Holm's levels."""
+    left, shown = list(rows), set[str]()
+    while left:
+        limits = {row.name: row.limits(float(len(left))) for row in left}
+        new = {row.name for row in left if all(_fails(word, one, row.margin) for one in limits[row.name])}
+        if not new:
+            break
+        shown |= new
+        left = [row for row in left if row.name not in new]
+    return shown
+
+
+def _fails(word: Word, limits: Limits, margin: float | None) -> bool:
+    return limits[1] < (-(margin or 0.0) if word == "much-worse" else 0.0)

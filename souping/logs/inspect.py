@@ -1,0 +1,105 @@
+"""Logs of inspect_ai, read by its own package: `.eval` and `.json` files, or a folder of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from souping.core.text import install
+from souping.core.types import Json, UserError
+from souping.logs.common import metric, pick_model
+from souping.logs.records import Log, LoggedAnswer, Task
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+    from inspect_ai.scorer import Score
+
+
+def is_inspect(path: Path) -> bool:
+    """Whether a file is a log of inspect_ai."""
+    if path.suffix != ".json":
+        return path.suffix == ".eval"
+    with path.open("rb") as file:
+        start = file.read(200)
+    return b'"version"' in start and b'"status"' in start
+
+
+def read_inspect(path: Path, name: str, group: str) -> Log:
+    """The logs of one model, each a task; of several logs of a task the newest."""
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError:
+        raise UserError(f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}") from None
+    files = (
+        [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.is_file() and is_inspect(file)]
+    )
+    headers = [(str(file), read_eval_log(str(file), header_only=True)) for file in files]
+    model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
+    own = [(file, header) for file, header in headers if header.eval.model == model]
+    newest = {header.eval.task: (file, header) for file, header in sorted(own, key=lambda pair: pair[1].eval.created)}
+    notes = [f"{path}: of {len(own)} logs the newest of each task was read"] if len(newest) < len(own) else []
+    notes += [
+        f"{file}: its status is {header.status}" for file, header in newest.values() if header.status != "success"
+    ]
+    tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
+    return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
+
+
+def _task(file: str, header: EvalLog, group: str) -> Task:
+    answers: dict[str, list[LoggedAnswer]] = {}
+    scorers = [scorer.name for scorer in header.eval.scorers or ()]
+    for key, answer in _answers(file, scorers, group):
+        answers.setdefault(key, []).append(answer)
+    if not answers:
+        raise UserError(f"{file}: no samples")
+    reducers = header.eval.config.epochs_reducer or ["mean"]
+    metrics = {name: metric(name, found) for name, found in answers.items()}
+    settings = {"task version": str(header.eval.task_version), "epochs reducer": ", ".join(reducers)}
+    settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
+    settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}
+    settings |= {"task arguments": _options(header.eval.task_args)}
+    return Task(name=header.eval.task, metrics=metrics, settings=settings)
+
+
+def _options(options: Json) -> str:
+    return json.dumps(options or {}, sort_keys=True, default=str)
+
+
+def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
+    """(scorer, answer) of every sample; one without scores counts for each scorer as missing."""
+    from inspect_ai.log import read_eval_log_sample_summaries
+    from inspect_ai.scorer import value_to_float
+
+    as_number = value_to_float()
+    for sample in read_eval_log_sample_summaries(file):
+        scores = sample.scores or {}
+        text = sample.input if isinstance(sample.input, str) else _options([m.text for m in sample.input])
+        usage = sample.model_usage.values()
+        for name, value, output in _values(scores) if scores else ((name, None, "") for name in scorers):
+            score = math.nan if value is None else as_number(value)
+            yield (
+                name,
+                LoggedAnswer(
+                    item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",
+                    score=score,
+                    group=str(sample.metadata.get(group, "")) if group else "",
+                    replicate=sample.epoch - 1,
+                    missing=math.isnan(score) or bool(sample.error),
+                    cut=bool(sample.limit),
+                    tokens=sum(one.output_tokens for one in usage) if usage else None,
+                    prompt=text,
+                    output=output,
+                ),
+            )
+
+
+def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
+    """(metric, value, answer); a score with several values is several metrics."""
+    for name, score in scores.items():
+        values = score.value if isinstance(score.value, dict) else {"": score.value}
+        for key, value in values.items():
+            yield f"{name}/{key}" if key else name, value, score.answer or ""

@@ -1,0 +1,155 @@
+"""Logs of lm-evaluation-harness: a folder with `results_*.json` and `samples_*.jsonl` (`--log_samples`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from souping.core.types import UserError, number, part, texts
+from souping.logs.common import Row, json_lines, metric, pick_model, read_object
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+
+RESULTS = "results_*.json"
+
+
+def results_of(path: Path, name: str = "") -> list[Path]:
+    """The results files of one model at a path, oldest first: a file, a folder, or the only folder below with some."""
+    if path.is_file():
+        return [path]
+    if own := sorted(path.glob(RESULTS)):
+        return own
+    models = {folder.name: folder for folder in path.iterdir() if folder.is_dir() and any(folder.glob(RESULTS))}
+    return sorted(models[pick_model(path, list(models), name)].glob(RESULTS)) if models else []
+
+
+def read_lm_eval(path: Path, name: str, group: str) -> Log:
+    """The newest results of one model, with the answers in its samples."""
+    *older, newest = results_of(path, name)
+    table = read_object(newest)
+    tasks = {task: _task(newest, table, task, group) for task in table.get("configs", {})}
+    if not tasks:
+        raise UserError(f"{newest}: no results of lm_eval's tasks")
+    groups = _groups(table)
+    below = part(table, "group_subtasks")
+    members = {member for name in below for member in texts(below, name)}
+    note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
+    return Log(
+        path=newest,
+        harness="lm_eval",
+        model=str(table.get("model_name") or part(table, "config").get("model_args")),
+        tasks=tasks,
+        groups=groups,
+        asked=tuple(name for name in (*groups, *tasks) if name not in members),
+        notes=(note,) if older else (),
+    )
+
+
+def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """(task, sample) of the newest results of one model."""
+    if not (found := results_of(path)):
+        raise UserError(f"{path}: no {RESULTS} of lm_eval")
+    for task in read_object(found[-1]).get("configs", {}):
+        file = _samples(found[-1], task)
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for sample in json_lines(file, lines):
+                yield task, sample
+
+
+def _samples(results: Path, task: str) -> Path:
+    """The file with a task's samples (UserError if there is none)."""
+    path = results.with_name(f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl")
+    if not path.is_file():
+        raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
+    return path
+
+
+def _groups(table: Row) -> dict[str, Group]:
+    """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
+    below = table.get("group_subtasks", {})
+
+    def leaves(name: str) -> list[str]:
+        return [leaf for inner in below[name] for leaf in leaves(inner)] if below.get(name) else [name]
+
+    found = {}
+    for name in (name for name in below if below[name]):
+        members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
+        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table, name, members))
+    return found
+
+
+def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
+    """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down."""
+    results, sizes = table.get("results", {}), part(table, "n-samples")
+    for key, figure in results.get(name, {}).items():
+        rows = {task: results[task] for task in members if key in results.get(task, {})}
+        if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
+            values = [row[key] for row in rows.values()]
+            weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
+            return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
+    return False
+
+
+def _task(results: Path, table: Row, task: str, group: str) -> Task:
+    path = _samples(results, task)
+    higher = part(part(table, "higher_is_better"), task)
+    answers: dict[str, list[LoggedAnswer]] = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for key, answer in _answers(path, json_lines(path, lines), list(higher), group):
+            answers.setdefault(key, []).append(answer)
+    figures = part(part(table, "results"), task)
+    metrics = {
+        key.removesuffix(",none"): metric(
+            key.removesuffix(",none"), found, number(figures.get(key)), higher.get(key.partition(",")[0]) is not False
+        )
+        for key, found in answers.items()
+    }
+    settings = {
+        "task version": str(part(table, "versions").get(task)),
+        "number of shots": str(part(table, "n-shot").get(task)),
+    }
+    return Task(name=task, metrics=_in_order(metrics), settings=settings)
+
+
+def _in_order(metrics: dict[str, LoggedMetric]) -> dict[str, LoggedMetric]:
+    """Means of items first, as the first metric stands for the task."""
+    return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
+
+
+def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
+    """(`metric,filter`, answer) of every sample."""
+    for sample in samples:
+        try:
+            doc_hash = sample.get("doc_hash", "")[:16]
+            prompt, output = _texts(sample)
+            text = sample["resps"][0][0]
+            of_doc = str(sample["doc"][group]) if group else doc_hash
+            for name in sample.get("metrics", names):
+                score = sample.get(name)
+                yield (
+                    f"{name},{sample.get('filter', 'none')}",
+                    LoggedAnswer(
+                        item=f"{sample['doc_id']} {doc_hash}".rstrip(),
+                        score=float(score) if isinstance(score, int | float) else np.nan,
+                        group=of_doc,
+                        missing=text is None,
+                        characters=len(text) if isinstance(text, str) else None,
+                        prompt_hash=sample.get("prompt_hash", ""),
+                        prompt=prompt,
+                        output=output,
+                    ),
+                )
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: not samples of lm_eval: item {sample.get('doc_id')} lacks {error}") from error
+
+
+def _texts(sample: Row) -> tuple[str, str]:
+    """Prompt and answer; of a choice the likeliest continuation."""
+    requests: list[Any] = [list(request.values()) for request in sample["arguments"].values()]
+    prompt, first = str(requests[0][0]), sample["resps"][0][0]
+    if not isinstance(first, list) or len(first) < 2:
+        return prompt, first if isinstance(first, str) else ""
+    likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
+    return prompt, str(requests[likelihoods.index(max(likelihoods))][1])

@@ -1,0 +1,203 @@
+"""Which answers of several models may be compared, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from souping.core.text import listed
+from souping.core.types import FloatArray, UserError
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
+
+Named = tuple[str, Log]
+"""A model's name and one of its logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedMetric:
+    """Answers of all models to the items of one task by one metric, for the items that every log has.
+
+    The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
+    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
+    left out of its mean, a length that the log does not say. `missing` marks answers that were requested and not
+    scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
+    `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    is_mean: bool
+    items: tuple[str, ...]
+    groups: tuple[str, ...]
+    scores: Mapping[str, FloatArray]
+    missing: Mapping[str, NDArray[np.bool_]]
+    cut: Mapping[str, FloatArray]
+    tokens: Mapping[str, FloatArray]
+    characters: Mapping[str, FloatArray]
+    reported: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """What several models have in common, in the order in which they were named.
+
+    `metrics` is {task: its metrics}, the first of them stands for the task. `groups` are those whose members are all
+    here, `asked` the tasks and groups whose mean is the headline. `notes` are sentences for the reader: what was left
+    out, and how the prompts differ.
+    """
+
+    models: tuple[str, ...]
+    metrics: Mapping[str, tuple[MatchedMetric, ...]]
+    groups: Mapping[str, Group]
+    asked: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
+    """What the models have in common; {name: its training runs}, the baseline first.
+
+    Raises:
+        UserError: they may not be compared: another harness, metric, version, number of shots or judge; no item in
+            common; one log under two names; no score; with `same_prompts` also prompts that differ.
+    """
+    every = [(name, log) for name, runs in logs.items() for log in runs]
+    _check_sources(every)
+    first = every[0][1]
+    names = [name for name in first.tasks if all(name in log.tasks for _, log in every)]
+    if not names:
+        raise UserError(f"no task in common: {'; '.join(f'{name} has {listed(log.tasks, 4)}' for name, log in every)}")
+    notes = [note for _, log in every for note in log.notes]
+    if gone := sorted({name for _, log in every for name in log.tasks} - set(names)):
+        notes.append(f"left out, as not every log has them: {listed(gone)}")
+    tasks = {name: _task(name, every, notes) for name in names}
+    notes += _prompts(names, every, same_prompts)
+    groups = {group.name: _within(group, names) for group in first.groups.values()}
+    groups = {name: group for name, group in groups.items() if group.members}
+    asked = tuple(name for name in first.asked if name in tasks or name in groups)
+    return Matched(models=tuple(logs), metrics=tasks, groups=groups, asked=asked or tuple(names), notes=tuple(notes))
+
+
+def _within(group: Group, names: Sequence[str]) -> Group:
+    return replace(group, members=tuple(member for member in group.members if member in names))
+
+
+def _check_sources(every: Sequence[Named]) -> None:
+    """Refuse logs of several harnesses, and one log twice."""
+    name, log = every[0]
+    seen = dict[tuple[str, str], str]()
+    for other, own in every:
+        if own.harness != log.harness:
+            raise UserError(
+                f"{name} is a log of {log.harness}, {other} one of {own.harness}: their items do not compare"
+            )
+        key = (str(own.path.resolve()), own.model)
+        if key in seen:
+            raise UserError(f"{seen[key]} and {other} are the same log, {own.path}: name two different ones")
+        seen[key] = other
+
+
+def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedMetric, ...]:
+    """The metrics that all logs of a task have, if its settings agree."""
+    (name, log), tables = every[0], [log.tasks[task].metrics for _, log in every]
+    for other, own in every[1:]:
+        settings, others = log.tasks[task].settings, own.tasks[task].settings
+        for key in {**settings, **others}:
+            _agree(task, key, (name, settings.get(key, "none")), (other, others.get(key, "none")))
+        lead, others_lead = next(iter(log.tasks[task].metrics)), next(iter(own.tasks[task].metrics))
+        if lead not in own.tasks[task].metrics:
+            _agree(task, "metric", (name, lead), (other, others_lead))
+    common = [metric for metric in tables[0] if all(metric in table for table in tables)]
+    found = tuple(_metric(task, metric, every) for metric in common)
+    requested = {
+        answer.item for _, log in every for metric in log.tasks[task].metrics.values() for answer in metric.answers
+    }
+    if gone := len(requested) - len({item for metric in found for item in metric.items}):
+        notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
+    return found
+
+
+def _agree(task: str, what: str, own: tuple[str, str], other: tuple[str, str]) -> None:
+    if own[1] != other[1]:
+        where = f"{own[1]} in {own[0]} and {other[1]} in {other[0]}"
+        raise UserError(f"{task}: the {what} is {where}: these scores do not compare")
+
+
+def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
+    found = [(name, log.tasks[task].metrics[metric]) for name, log in every]
+    (first, own), *others = found
+    for name, other in others:
+        _agree(task, f"direction of {metric}", (first, _direction(own)), (name, _direction(other)))
+    common = set.intersection(*({answer.item for answer in one.answers} for _, one in found))
+    items = {item: place for place, item in enumerate(dict.fromkeys(a.item for a in own.answers if a.item in common))}
+    if not items:
+        raise UserError(f"{task}: no item in common (by id and content): {first} and {', '.join(n for n, _ in others)}")
+    is_mean = all(one.is_mean for _, one in found)
+    groups = {answer.item: answer.group for answer in own.answers}
+    arrays = {name: _arrays(items, [one for other, one in found if other == name]) for name, _ in found}
+    for name, table in arrays.items():
+        if is_mean and np.isnan(table[0]).all():
+            raise UserError(f"{task}: {name} has no score of {metric} for any item in common")
+    return MatchedMetric(
+        task=task,
+        metric=metric,
+        higher_is_better=own.higher_is_better,
+        is_mean=is_mean,
+        items=tuple(items),
+        groups=tuple(groups[item] or item for item in items),
+        scores={name: table[0] for name, table in arrays.items()},
+        missing={name: table[1] > 0 for name, table in arrays.items()},
+        cut={name: table[2] for name, table in arrays.items()},
+        tokens={name: table[3] for name, table in arrays.items()},
+        characters={name: table[4] for name, table in arrays.items()},
+        reported={name: tuple(one.reported for other, one in found if other == name) for name in arrays},
+    )
+
+
+def _direction(metric: LoggedMetric) -> str:
+    return "higher is better" if metric.higher_is_better else "lower is better"
+
+
+def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
+    """[5, runs, replicates, items]: score, missing, cut, tokens, characters."""
+    replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
+    table = np.full((5, len(runs), len(replicates), len(items)), np.nan)
+    for run, metric in enumerate(runs):
+        kept = [answer for answer in metric.answers if answer.item in items]
+        places = [items[answer.item] for answer in kept]
+        table[:, run, [replicates[answer.replicate] for answer in kept], places] = np.array(
+            [_values(a) for a in kept]
+        ).T
+    return table
+
+
+def _values(answer: LoggedAnswer) -> tuple[float, ...]:
+    unknown = (np.nan if value is None else float(value) for value in (answer.cut, answer.tokens, answer.characters))
+    return answer.score, answer.missing, *unknown
+
+
+def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:
+    """How many prompts of each log differ from the first log's."""
+    first, log = every[0]
+    own = _hashes(log, tasks)
+    for name, other in every[1:]:
+        theirs = _hashes(other, tasks)
+        common = [key for key, prompt in theirs.items() if prompt and own.get(key)]
+        differ = sum(own[key] != theirs[key] for key in common)
+        if not differ:
+            continue
+        share = f"prompts of {first} and {name} differ in {100 * differ / len(common):.0f} % of the items"
+        if same:
+            raise UserError(f"{share}: leave --same-prompts out to compare them nevertheless")
+        yield f"{share}: chat templates, few-shot examples or instructions may differ"
+
+
+def _hashes(log: Log, tasks: Sequence[str]) -> dict[tuple[str, str], str]:
+    return {
+        (task, answer.item): answer.prompt_hash
+        for task in tasks
+        for answer in next(iter(log.tasks[task].metrics.values())).answers
+    }

@@ -1,0 +1,66 @@
+"""Scores for the selection from logs of evaluations, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from souping.core.fields import component, pick
+from souping.core.protocols import ScoreSource
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
+from souping.logs import read
+from souping.logs.match import MatchedMetric, matched
+
+
+@component
+class LogScores(ScoreSource):
+    """Logs of evaluations, `path` is {model: log}: each task is a category, by its first metric.
+
+    All models inform the correlations, the candidates among them can be selected. Items that some model lacks are left
+    out, and tasks whose metric is not a mean of scores from 0 to 1. Where lower is better, 1 - score counts.
+    """
+
+    path: dict[str, str]
+    group: str | None = None
+
+    published = True
+
+    @cached_property
+    def _scores(self) -> ScoreMatrix:
+        found = matched({name: read(path, group=self.group or "") for name, path in self.path.items()})
+        metrics = [metrics[0] for metrics in found.metrics.values() if metrics[0].is_mean]
+        if not metrics:
+            raise UserError("scores.path: no task in common whose score is a mean over items")
+        items, columns = list[Item](), list[FloatArray]()
+        for metric in metrics:
+            values = np.array([_values(metric, name) for name in found.models])
+            kept = np.flatnonzero(np.isfinite(values).all(axis=0))
+            if not kept.size:
+                raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
+            columns.append(values[:, kept])
+            for place in kept:
+                name, group = f"{metric.task}/{metric.items[place]}", metric.groups[place]
+                items.append(Item(id=name, category=metric.task, prompt="", answer=None, group=group))
+        rows = zip(found.models, np.hstack(columns), strict=True)
+        return ScoreMatrix.from_items({name: ItemScores(items=tuple(items), values=row) for name, row in rows})
+
+    def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
+        """The scores with the candidates marked.
+
+        Raises:
+            UserError: a log cannot be read or compared with the others, or a candidate has none.
+        """
+        for name in candidates:
+            pick(name, list(self.path), "scores.path: log of candidate")
+        return replace(self._scores, candidates=tuple(candidates), published=True)
+
+
+def _values(metric: MatchedMetric, model: str) -> FloatArray:
+    """[items] mean score over runs and replicates, higher is better; nan where there is none."""
+    scores = metric.scores[model].reshape(-1, len(metric.items))
+    counted = np.isfinite(scores)
+    means = np.where(counted, scores, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
+    return np.asarray(means if metric.higher_is_better else 1 - means)

@@ -1,0 +1,144 @@
+"""Tables of answers: CSV and JSONL with `item, category, score`, data frames, and inspect_ai's `samples_df`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from souping.core.text import listed, nearest
+from souping.core.types import Json, UserError
+from souping.logs.common import Row, json_lines, metric
+from souping.logs.records import Group, Log, LoggedAnswer, Task
+
+NEEDED = ("item", "category", "score")
+CUT = {"length", "max_tokens", "truncated"}
+NO_ANSWER = {"error", "unanswered", "content_filter"}
+LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
+"""Scores in letters: inspect_ai's, and truth values."""
+
+
+class Frame(Protocol):
+    """A pandas DataFrame, as far as it is read."""
+
+    def to_dict(self, orient: Literal["records"]) -> list[dict[str, Any]]: ...
+
+
+def read_frame(frame: Frame, group: str) -> tuple[Log, ...]:
+    """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
+    rows = frame.to_dict("records")
+    if rows and "sample_id" in rows[0] and "epoch" in rows[0]:
+        rows = list(_inspect_rows(rows, group))
+        group = ""
+    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group)
+
+
+def read_table(path: Path, group: str) -> tuple[Log, ...]:
+    """The logs in a CSV or JSONL file; several where it has a column `run`."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            if path.suffix != ".csv":
+                return _logs(path, json_lines(path, lines), group)
+            return _logs(path, csv.DictReader(lines, strict=True), group)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table of answers: {error}") from error
+
+
+def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
+    """Rows of `samples_df`, one per scorer that the sample has."""
+    for row in rows:
+        task = row.get("task_name") or Path(str(row.get("log"))).stem.split("_")[1:2] or ["samples"]
+        usage = row.get("model_usage")
+        counts = json.loads(usage).values() if isinstance(usage, str) and usage else ()
+        for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
+            yield {
+                "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
+                "category": task if isinstance(task, str) else task[0],
+                "metric": column.removeprefix("score_"),
+                "score": row[column],
+                "group": row.get(group) or row.get(f"metadata_{group}") or "" if group else "",
+                "replicate": row["epoch"] - 1,
+                "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
+                "stop_reason": "length" if row.get("limit") else "",
+                "prompt": row["input"],
+            }
+
+
+def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
+    runs: dict[str, dict[tuple[str, str], dict[str, dict[tuple[str, int], LoggedAnswer]]]] = {}
+    for number, row in enumerate(rows, start=1):
+        _check_columns(path, row, group)
+        answer = _answer(path, number, row, group)
+        run = runs.setdefault(str(row.get("run") or ""), {})
+        task = run.setdefault((str(row.get("task") or ""), str(row["category"])), {})
+        answers = task.setdefault(str(row.get("metric") or "score"), {})
+        if (answer.item, answer.replicate) in answers:
+            raise UserError(f"{path}: item {answer.item} occurs twice: number repeated answers in a column replicate")
+        answers[answer.item, answer.replicate] = answer
+    if not runs:
+        raise UserError(f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer")
+    return tuple(_log(path, run, tasks) for run, tasks in runs.items())
+
+
+def _check_columns(path: Path, row: Row, group: str) -> None:
+    for name in (*NEEDED, *([group] if group else [])):
+        if name not in row:
+            raise UserError(f"{path}: no column {name}{nearest(name, map(str, row))} (it has {listed(map(str, row))})")
+
+
+def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
+    try:
+        score = _score(row["score"])
+        stop, output = str(row.get("stop_reason") or ""), str(row.get("output") or "")
+        return LoggedAnswer(
+            item=str(row["item"]),
+            score=score,
+            group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
+            replicate=int(row.get("replicate") or 0),
+            missing=math.isnan(score) or stop in NO_ANSWER,
+            cut=stop in CUT if "stop_reason" in row else None,
+            tokens=None if _empty(row.get("tokens")) else float(row["tokens"]),
+            characters=len(output) if output else None,
+            prompt=str(row.get("prompt") or ""),
+            output=output,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: row {number}: score, tokens and replicate must be numbers: {error}") from error
+
+
+def _empty(value: Json) -> bool:
+    return value is None or value == "" or value != value
+
+
+def _score(value: Json) -> float:
+    if _empty(value):
+        return math.nan
+    text = str(value)
+    score = float(LETTERS.get(text, text))
+    if math.isinf(score):
+        raise ValueError(f"{value}")
+    return score
+
+
+def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, LoggedAnswer]]]) -> Log:
+    found, inside = dict[str, Task](), dict[str, list[str]]()
+    for (task, category), metrics in tasks.items():
+        name = "/".join(filter(None, dict.fromkeys((task, category))))
+        inside.setdefault(task or name, []).append(name)
+        found[name] = Task(name=name, metrics={n: metric(n, tuple(a.values())) for n, a in metrics.items()})
+    return Log(
+        path=path,
+        harness="table",
+        model=run or path.stem,
+        tasks=found,
+        groups={
+            task: Group(name=task, members=tuple(names), weight_by_size=True)
+            for task, names in inside.items()
+            if names != [task]
+        },
+        asked=tuple(inside),
+    )

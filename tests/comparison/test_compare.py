@@ -1,0 +1,333 @@
+"""`souping compare` as a command and as a function."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import souping as library
+from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, as_text, page, sections
+from souping.report.render import sheet_markdown
+from tests.conftest import ROOT, Cli
+
+Rows = list[dict[str, Any]]
+NASTY = "<script>alert(1)</script> | `x` \x1b[31m \u202e"
+
+
+def answers(rate: float, seed: int, items: int = 400, **more: Any) -> Rows:
+    """Rows of a log of two tasks; items are equally hard in every log."""
+    hard, own = np.random.default_rng(0).random(items), np.random.default_rng(seed).random(items)
+    right = 0.8 * hard + 0.2 * own < rate
+    return [
+        {"item": f"i{n}", "category": ("sums", "words")[n % 2], "score": int(right[n]), **more} for n in range(items)
+    ]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, rows: Rows) -> Path:
+        path = tmp_path / f"{name}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+class Frame:
+    """What is read of a pandas DataFrame."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def to_dict(self, orient: str) -> Rows:
+        return self.rows
+
+
+def compared(*logs: Rows, **settings: Any) -> CompareResult:
+    names = ("base", "cand", "more", "most")
+    return library.compare({name: Frame(rows) for name, rows in zip(names, logs, strict=False)}, **settings)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("rate", "words", "verdict", "code"),
+    [
+        (0.62, [], "better", 0),
+        (0.38, [], "worse", 1),
+        (0.38, ["--margin", "2"], "much-worse", 1),
+        (0.38, ["--margin", "2", "--fail-on", "none"], "much-worse", 0),
+        (0.5, ["--margin", "10"], "no-worse", 0),
+        (0.5, ["--margin", "10", "--fail-on", "worse,no-worse"], "no-worse", 1),
+        (0.5, [], "undecided", 0),
+        (0.5, ["--fail-on", "undecided"], "undecided", 1),
+    ],
+)
+def test_the_exit_status_is_that_of_the_verdict(
+    souping: Cli, log: Callable[..., Path], rate: float, words: list[str], verdict: str, code: int
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(rate, 2))
+    ended = souping("compare", "base=base.csv", "cand=cand.csv", "--json", *words)
+    table = json.loads(ended.out)
+    assert table["verdicts"][0]["verdict"] == verdict
+    assert (ended.code, table["status"]) == (code, code)
+
+
+def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
+    policy = tmp_path / "gate.toml"
+    policy.write_text("margin = 2\n[tasks.words]\ncritical = true\nmargin = 1\n")
+    better_sums = [row | ({"score": 1} if row["category"] == "sums" else {"score": 0}) for row in answers(0.5, 1)]
+    result = compared(answers(0.5, 1), better_sums, policy=policy)
+    decided = {row.name: row.verdict for row in result.verdicts if row.decides}
+    assert decided == {"average": result.headline("cand").verdict, "words": "much-worse"}
+    assert (decided["average"] == "better", result.status) == (True, 1)
+
+
+def test_missing_answers_leave_a_verdict_undecided() -> None:
+    cand = answers(0.5, 2)
+    for row in cand[:100]:
+        row |= {"score": 0, "stop_reason": "error"}
+    whole = compared(answers(0.5, 1), [row | {"stop_reason": ""} for row in cand])
+    row = compared(answers(0.5, 1), [{"stop_reason": ""} | row for row in cand]).headline("cand")
+    assert whole.headline("cand").verdict == "worse"
+    assert (row.verdict, row.reason, row.missing) == ("undecided", "missing answers", 100)
+    assert row.difference == whole.headline("cand").difference  # counted as the harness counts
+
+
+def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
+    base, cand = (answers(0.5, s, tokens=t, stop_reason=r) for s, t, r in ((1, 100, "stop"), (2, 120, "length")))
+    policy = tmp_path / "gate.toml"
+    policy.write_text('[tasks.tokens]\nmargin = "10%"\ncritical = true\n')
+    for gate, verdict, status in ((None, "", 0), (policy, "much-worse", 1)):
+        result = compared(base, [row | {"tokens": 120 + n % 3} for n, row in enumerate(cand)], policy=gate)
+        rows = {row.name: row for row in result.verdicts}
+        assert (rows["tokens"].verdict, result.status) == (verdict, status)
+        assert rows["cut"].mean == 1.0
+        assert any("cut off" in line for line in result.warnings)
+
+
+def test_the_rows_average_to_the_headline_and_holm_covers_the_tasks() -> None:
+    result = compared(answers(0.5, 1), answers(0.55, 2))
+    head, *tasks = [row for row in result.verdicts if row.kind in ("average", "task")]
+    assert head.difference == pytest.approx(sum(row.weight * row.difference for row in tasks))
+    assert {row.level for row in tasks} <= {0.95, 0.975}
+    for row in result.verdicts:
+        assert (row.low > 0 or row.high < 0) == (row.p_value < 0.05), row.name
+
+
+def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
+    base, cand = answers(0.5, 1), answers(0.56, 2)
+    plain = compared(base, cand).headline("cand")
+    third = compared(base, cand, looks=3)
+    assert third.headline("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
+    passages = [[row | {"passage": int(row["item"][1:]) // 8} for row in rows] for rows in (base, cand)]
+    grouped = compared(*passages, group="passage")
+    assert grouped.headline("cand").groups == 50
+    assert not any("--group" in line for line in grouped.warnings)
+    runs = [
+        [row | {"run": r} for r in range(3) for row in answers(rate, 10 * s + r)] for s, rate in ((1, 0.5), (2, 0.6))
+    ]
+    recipes = compared(*runs)
+    assert "training runs" in recipes.headline("cand").test
+    assert recipes.variance["cand"].runs is not None
+    assert any("two checkpoints" in line for line in compared(base, cand).warnings)
+    assert not any("two checkpoints" in line for line in recipes.warnings)
+
+
+def test_several_models_share_a_correction() -> None:
+    result = compared(answers(0.5, 1), answers(0.5, 2), answers(0.5, 3), answers(0.7, 4))
+    assert result.headline("most").verdict == "better"
+    assert result.headline("cand").level > compared(answers(0.5, 1), answers(0.5, 2)).headline("cand").level
+    assert result.best == ("most",)
+    assert {(pair.model, pair.other) for pair in result.pairs} >= {("base", "cand"), ("more", "most")}
+    assert len(result.pairs) == 6
+    assert compared(answers(0.5, 1), answers(0.5, 2)).best == ()
+
+
+def test_the_baseline_can_be_named() -> None:
+    forth, back = (
+        compared(answers(0.5, 1), answers(0.6, 2)),
+        compared(answers(0.5, 1), answers(0.6, 2), baseline="cand"),
+    )
+    assert back.models == ("cand", "base")
+    assert back.headline("base").difference == -forth.headline("cand").difference
+    assert back.headline("base").p_value == forth.headline("cand").p_value
+
+
+# Output
+
+
+def nasty() -> CompareResult:
+    texts = {"prompt": NASTY, "output": NASTY}
+    rows = [[row | texts | {"category": NASTY} for row in answers(rate, seed)] for rate, seed in ((0.5, 1), (0.6, 2))]
+    return compared(*rows)
+
+
+def test_nothing_from_a_log_commands_a_page() -> None:
+    result = nasty()
+    written = sheet_markdown("x", sections(result, 5))
+    for text in (as_text(result), written, page(result, 5)):
+        assert not {"\x1b", "\u202e"} & set(text)
+    assert "<script" not in page(result, 5)
+    assert "<script" not in written
+    rows = [line for line in written.splitlines() if line.startswith("|")]
+    assert len({line.count("|") - line.count("\\|") for line in rows}) == 1
+
+
+def test_the_pages_of_a_comparison(souping: Cli, log: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    (tmp_path / "summary.md").write_text("before\n")
+    log("base", answers(0.5, 1, prompt="What is 1 + 1?", output="two"))
+    log("cand", answers(0.6, 2, prompt="What is 1 + 1?", output="three"))
+    ended = souping("compare", "base=base.csv", "cand=cand.csv", "--out", "gate", "--show", "2", "--margin", "1.5")
+    assert ended.code == 0
+    assert ended.out.count("three") == 2
+    html = (tmp_path / "gate" / "report.html").read_text()
+    assert html.count("<svg") == 1
+    assert "://" not in html
+    assert (tmp_path / "gate" / "report.md").read_text() in (tmp_path / "summary.md").read_text()
+    assert (tmp_path / "summary.md").read_text().startswith("before\n")
+    assert len(json.loads((tmp_path / "gate" / "compare.json").read_text())["flips"]) == 2
+
+
+def test_the_json_is_the_schema() -> None:
+    result = compared(*(answers(0.5, s) for s in (1, 2, 3)))
+    table = json.loads(result.to_json())
+    for kind, rows in (
+        (RowVerdict, "verdicts"),
+        (PairedDifference, "pairs"),
+        (Flip, "flips"),
+    ):
+        assert all(list(row) == [one.name for one in fields(kind)] for row in table[rows])
+    assert list(table) == [one.name for one in fields(CompareResult)]
+
+
+def test_a_result_shows_itself_in_a_notebook_and_as_a_frame() -> None:
+    result = compared(answers(0.5, 1), answers(0.6, 2))
+    assert "cand is better than base" in repr(result)
+    assert "<table>" in result._repr_html_()
+    pytest.importorskip("pandas")
+    assert list(result.frame()["name"]) == [row.name for row in result.verdicts]
+
+
+def test_flips_name_the_items_and_their_answers() -> None:
+    result = compared(answers(0.5, 1, output="a"), answers(0.5, 2, output="b"))
+    head = result.headline("cand")
+    assert len(result.flips) == round(head.discordant * head.items)
+    assert {(flip.base_output, flip.output) for flip in result.flips} == {("a", "b")}
+    assert sum(flip.score - flip.base for flip in result.flips) / head.items == pytest.approx(head.difference)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["base=base.csv"], "two models"),
+        (["base=base.csv", "cand"], "NAME=LOG"),
+        (["base=base.csv", "base=cand.csv"], "twice"),
+        (["base=base.csv", "cand=gone.csv"], "gone.csv"),
+        (["base=base.csv", "cand=base.csv"], "same log"),
+        (["base=base.csv", "cand=cand.csv", "--baseline", "bse"], "base"),
+        (["base=base.csv", "cand=cand.csv", "--fail-on", "worst"], "--fail-on"),
+        (["base=base.csv", "cand=cand.csv", "--margin", "-1"], "margin"),
+        (["base=base.csv", "cand=cand.csv", "--policy", "gate.toml"], "suns"),
+        (["base=base.csv", "cand=cand.csv", "--average", "no.json"], "no.json"),
+        (["base=base.csv", "cand=cand.csv", "--pass-at", "2"], "pass@2"),
+        (["base=base.csv", "cand=cand.csv", "--group", "passage"], "passage"),
+        (["base=base.csv", "cand=cut.jsonl"], "cut.jsonl:2"),
+        (["base=base.csv", "cand=other.csv"], "common"),
+        (["base=base.csv", "cand=nan.csv"], "score"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_line(
+    souping: Cli, log: Callable[..., Path], tmp_path: Path, words: list[str], key: str
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    log("other", [row | {"item": f"o{n}"} for n, row in enumerate(answers(0.5, 1))])
+    log("nan", [row | {"score": ""} for row in answers(0.5, 1)])
+    (tmp_path / "cut.jsonl").write_text('{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ')
+    (tmp_path / "gate.toml").write_text("[tasks.suns]\ncritical = true\n")
+    souping("compare", *words).refused(key)
+
+
+def test_one_item_shows_nothing() -> None:
+    result = compared(answers(0.0, 1, items=2), answers(1.0, 2, items=2))
+    assert result.headline("cand").verdict == "undecided"
+    assert any("few" in line for line in result.warnings)
+
+
+# Runs of ours
+
+
+def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_copy: Path) -> None:
+    def look(*words: str) -> dict[str, Any]:
+        ended = souping("compare", "base=run:uniform_all", "soup=run", "--json", *words)
+        assert ended.code in (0, 1), ended.err
+        return json.loads(ended.out)
+
+    first = look()
+    assert first["looks"] == 2  # the run's own report was the first
+    assert look()["looks"] == 2
+    assert look("--margin", "3")["looks"] == 3
+    souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused("--store")
+
+
+# What it needs
+
+
+def test_it_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: Path) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    code = (
+        "import sys; sys.argv = ['souping', 'compare', 'base=base.csv', 'cand=cand.csv']\n"
+        "from souping.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+        "print({'torch', 'hydra', 'omegaconf', 'transformers', 'matplotlib', 'pandas', 'yaml'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+
+
+def linked(site: Path, *names: str) -> Iterator[Path]:
+    """Links to what installed distributions hold."""
+    for name in names:
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            (site / top).symlink_to(Path(str(found.locate_file(top))).resolve())
+            yield site / top
+
+
+@pytest.mark.slow
+def test_it_runs_where_only_four_packages_are_installed(log: Callable[..., Path], tmp_path: Path) -> None:
+    """`pip install --no-deps`, beside numpy, scipy, pydantic, rich and what those need."""
+    needed = ("numpy", "scipy", "pydantic", "pydantic-core", "annotated-types", "typing-extensions")
+    needed += ("typing-inspection", "rich", "markdown-it-py", "mdurl", "pygments")
+    (tmp_path / "site").mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(ROOT)], check=True)
+    assert list(linked(tmp_path / "site", *needed))
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.38, 2))
+    for words, code in ((["cand=cand.csv", "--out", "gate"], 1), (["cand=gone.csv"], 2), (["--help"], 0)):
+        start = "import sys, runpy; sys.path.insert(0, 'site'); runpy.run_module('souping', run_name='__main__')"
+        command = [sys.executable, "-S", "-c", start, "compare", "base=base.csv", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr

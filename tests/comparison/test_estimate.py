@@ -1,0 +1,211 @@
+"""Weights, paired tests and their closed forms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from souping.comparison.estimate import SCORE, contrast, task_weights, variance_parts
+from souping.comparison.many import JointFlips, best_set, step_down
+from souping.comparison.rows import detectable
+from souping.core.types import UserError
+from souping.logs.records import Group
+from tests.comparison.worlds import matched, metric, pooled
+from tests.conftest import ROOT
+from tests.support.scripts import script
+
+GROUPS = (
+    Group(name="inner", members=("b", "c"), weight_by_size=False),
+    Group(name="outer", members=("a", "inner"), weight_by_size=True),
+)
+
+
+def sizes(**items: int) -> list[object]:
+    return [metric(name, {"x": np.ones(n), "y": np.zeros(n)}) for name, n in items.items()]
+
+
+@pytest.mark.parametrize(
+    ("average", "asked", "weights"),
+    [
+        ("task", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),  # one group and one task; all leaves of a group by size
+        ("task", ["inner", "a", "d"], [1 / 3, 1 / 6, 1 / 6, 1 / 3]),  # a plain mean inside
+        ("leaf", ["outer", "d"], [0.25, 0.25, 0.25, 0.25]),
+        ("item", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),
+    ],
+)
+def test_a_group_counts_once_and_is_averaged_as_its_harness_does(
+    average: str, asked: list[str], weights: list[float]
+) -> None:
+    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS, asked=asked)
+    assert list(task_weights(table, average).values()) == pytest.approx(weights)
+
+
+def test_weights_of_a_file_are_shares_and_name_what_is_there() -> None:
+    table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS)
+    assert task_weights(table, "file", {"inner": 1, "d": 3}) == pytest.approx({"b": 1 / 8, "c": 1 / 8, "d": 3 / 4})
+    for wrong in ({"e": 1.0}, {"a": 0.0}):
+        with pytest.raises(UserError, match="weight"):
+            task_weights(table, "file", wrong)
+
+
+def test_metrics_that_are_no_means_are_never_averaged() -> None:
+    perplexity = metric("p", {"x": [12.0, 20.0], "y": [13.0, 19.0]}, is_mean=False)
+    assert task_weights(matched(*sizes(a=10), perplexity), "task") == {"a": 1.0}
+    with pytest.raises(UserError, match="average"):
+        task_weights(matched(perplexity), "task")
+
+
+def test_the_p_value_is_that_of_scipys_permutation_test() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random(11), rng.random(11) + 0.2
+    expected = stats.permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
+    assert contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b").p_value == pytest.approx(expected.pvalue)
+
+
+def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
+    a, b = np.repeat([1, 0, 1, 0], [9, 3, 40, 20]), np.repeat([0, 1, 1, 0], [9, 3, 40, 20])
+    found = contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b")
+    assert found.p_value == pytest.approx(stats.binomtest(9, 12).pvalue)
+    assert (found.low > 0) == (found.p_value < 0.05)
+
+
+def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random(20), rng.random(20)
+    alone = contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b")
+    copies = metric("t", {"a": np.repeat(a, 5), "b": np.repeat(b, 5)}, groups=np.repeat(np.arange(20), 5).tolist())
+    together = contrast(pooled(copies), "a", "b")
+    assert together.p_value == pytest.approx(alone.p_value)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    assert contrast(pooled(metric("t", copies.scores)), "a", "b").high < together.high  # ignoring groups is too narrow
+
+
+def test_items_of_one_name_in_two_tasks_are_different_items() -> None:
+    one = {"a": [1.0, 0.0], "b": [0.0, 0.0]}
+    assert contrast(pooled(metric("t", one), metric("u", one)), "a", "b").groups == 4
+
+
+@pytest.mark.parametrize("is_mean", [True, False])
+def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
+    a, b = np.random.default_rng(2).random((2, 30))
+    plain = contrast(pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean)), "a", "b")
+    less = contrast(pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean, higher_is_better=False)), "a", "b")
+    assert less.difference == pytest.approx(-plain.difference)
+    assert less.p_value == pytest.approx(plain.p_value)
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
+    answers = np.array([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 0, 1]]).T  # [P, I]
+    found = pooled(metric("t", {"a": answers, "b": answers}), pass_at=2).values["a"][SCORE, 0]
+    brute = [np.mean([max(pair) for pair in combinations(item, 2)]) for item in answers.T]
+    assert found == pytest.approx(brute)
+    with pytest.raises(UserError, match="pass@6"):
+        pooled(metric("t", {"a": answers, "b": answers}), pass_at=6)
+    with pytest.raises(UserError, match="neither 0 nor 1"):
+        pooled(metric("t", {"a": answers / 2, "b": answers}), pass_at=2)
+
+
+def test_runs_that_shift_all_items_alike_give_welchs_test() -> None:
+    a, b = np.array([0.5, 0.54, 0.61]), np.array([0.4, 0.47, 0.43, 0.5])
+    scores = {"a": np.repeat(a, 50).reshape(3, 1, 50), "b": np.repeat(b, 50).reshape(4, 1, 50)}
+    found = contrast(pooled(metric("t", scores)), "a", "b")
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    interval = expected.confidence_interval()
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.low <= interval.low  # wider where few items differ in one direction
+    assert found.high == pytest.approx(interval.high) or found.high >= interval.high
+
+
+def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
+    """Two-way clustered: the part that both count is taken off once, and the sum is never less than the larger part."""
+    rng = np.random.default_rng(3)
+    items, shift, noise = rng.normal(0, 1, 4000), rng.normal(0, 0.3, (400, 1, 1)), rng.normal(0, 1, (400, 1, 4000))
+    found = pooled(metric("t", {"a": (items + shift + noise)[:200], "b": (items + shift + noise)[200:]}, is_mean=False))
+    parts = variance_parts(found, "a", "b")
+    assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
+    assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
+    few = pooled(metric("t", {"a": (items + noise)[:2], "b": (items + noise)[2:4]}, is_mean=False))
+    assert variance_parts(few, "a", "b").total >= variance_parts(few, "a", "b").items
+
+
+def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
+    rng = np.random.default_rng(4)
+    chance = rng.random((2, 2000))
+    whole = pooled(
+        metric("t", {n: (rng.random((5, 2000)) < c).astype(float) for n, c in zip("ab", chance, strict=True)})
+    )
+    parts = variance_parts(whole, "a", "b")
+    assert parts.total == pytest.approx(parts.items + (parts.answers or 0))
+    assert parts.answers == pytest.approx(2 * (chance * (1 - chance)).mean() / 5 / 2000, rel=0.1)
+    single = pooled(metric("t", {"a": chance[0], "b": chance[1]}))
+    assert variance_parts(single, "a", "b").answers is None
+
+
+def test_looks_and_tests_widen_the_interval() -> None:
+    a, b = np.random.default_rng(5).random((2, 60))
+    whole = pooled(metric("t", {"a": a, "b": b}))
+    widths = [contrast(whole, "a", "b", looks=k).high for k in (1, 2, 3)]
+    assert sorted(widths) == widths
+    assert contrast(whole, "a", "b", looks=3).level == pytest.approx(1 - 0.05 / 12)
+    assert contrast(whole, "a", "b", tests=12).high == contrast(whole, "a", "b", looks=3).high
+
+
+def test_the_detectable_difference_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.random((2, 5000))
+    error = np.std(a - b, ddof=1) / np.sqrt(5000)
+    found = detectable(contrast(pooled(metric("t", {"a": a, "b": b}, is_mean=False)), "a", "b"))
+    assert found == pytest.approx((1.96 + 0.8416) * error, rel=0.05)
+
+
+# Several models
+
+
+def family(rng: np.random.Generator, **rates: float) -> JointFlips:
+    hard = rng.random(400)
+    scores = {name: (0.5 * hard + 0.5 * rng.random(400) < rate).astype(float) for name, rate in rates.items()}
+    return JointFlips.of(pooled(metric("t", scores)), tuple(rates), 1999)
+
+
+def test_one_model_needs_no_correction_and_equal_ones_nearly_their_number() -> None:
+    rng = np.random.default_rng(7)
+    assert step_down(family(rng, base=0.5, a=0.5), 0.05) == [pytest.approx(1.0, abs=0.15)]
+    several = step_down(family(rng, base=0.5, a=0.5, b=0.5, c=0.5), 0.05)
+    assert len(set(several)) == 1  # nothing is shown, so that all have the same correction
+    assert 2 < several[0] <= 3
+
+
+def test_a_model_that_is_shown_leaves_the_others_fewer_tests() -> None:
+    tests = step_down(family(np.random.default_rng(8), base=0.4, a=0.8, b=0.42, c=0.41), 0.05)
+    assert tests[0] > max(tests[1:])
+
+
+def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
+    flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
+    assert best_set(flips, 0.05) == [0, 1]
+    same = np.random.default_rng(10).random(50)
+    assert best_set(JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05) == [0, 1]
+
+
+# Calibration
+
+
+def test_the_worlds_of_the_calibration_are_nulls_that_a_wrong_test_fails() -> None:
+    """60 draws of each, of which 6 may be called better or worse. Ignoring groups is caught."""
+    calibration = script(ROOT / "benchmarks" / "calibration.py")
+    for name in ("thirty items", "training runs"):
+        row = calibration.pair_row(name, calibration.PAIRS[name], 60, {})
+        assert float(row[1].split()[0]) + float(row[2].split()[0]) <= 10, row
+
+    def ungrouped(rng: np.random.Generator) -> object:
+        found = calibration.heavy_groups(rng)
+        return replace(found, groups=np.arange(len(found.groups)))
+
+    wrong = calibration.pair_row("wrong", ungrouped, 60, {})
+    assert float(wrong[1].split()[0]) + float(wrong[2].split()[0]) > 20, wrong

@@ -1,0 +1,101 @@
+"""Words from intervals and margins, and policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from souping.comparison.verdict import DecidingRow, Limits, Margin, decide, read_policy, verdict_of
+from souping.core.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "word"),
+    [
+        (0.1, 2.0, 1.0, "better"),
+        (0.1, 2.0, None, "better"),
+        (-5.0, -1.5, 1.0, "much-worse"),
+        (-5.0, -1.5, None, "worse"),
+        (-5.0, -0.5, 1.0, "worse"),
+        (-0.9, -0.1, 1.0, "no-worse"),  # a loss, but none that matters
+        (-0.9, 3.0, 1.0, "no-worse"),
+        (-1.0, 3.0, 1.0, "undecided"),
+        (-0.9, 3.0, None, "undecided"),
+        (-5.0, 0.0, 1.0, "undecided"),
+    ],
+)
+def test_the_first_word_that_holds(low: float, high: float, margin: float | None, word: str) -> None:
+    assert verdict_of([(low, high)], margin) == (word, "")
+
+
+@pytest.mark.parametrize(
+    ("cases", "margin", "word"),
+    [
+        ([(0.5, 2), (0.2, 2), (3, 5)], None, "better"),
+        ([(0.5, 2), (-0.2, 2), (3, 5)], None, "undecided"),
+        ([(-3, -0.5), (-2, 0.1), (-5, -2)], 1.0, "undecided"),
+        ([(-3, -0.5), (-2, -0.1), (-5, -2)], 1.0, "worse"),
+        ([(-0.5, 1), (0.5, 2), (-0.9, 0.5)], 1.0, "no-worse"),
+        ([(-0.5, 1), (0.5, 2), (-1.9, 0.5)], 1.0, "undecided"),
+    ],
+)
+def test_a_word_holds_with_missing_answers_for_and_against(
+    cases: Sequence[Limits], margin: float | None, word: str
+) -> None:
+    assert verdict_of(cases, margin) == (word, "missing answers" if word == "undecided" else "")
+
+
+def row(name: str, *highs: float) -> DecidingRow:
+    """A row whose interval at one, two, .. tests ends at these values."""
+    return DecidingRow(name=name, margin=1.0, limits=lambda tests: [(-9.0, highs[round(tests) - 1])])
+
+
+def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
+    alone = {name: word for name, (word, _) in decide([row("a", -0.1)]).items()}
+    assert alone == {"a": "worse"}
+    both = decide([row("a", -0.1, 0.1), row("b", -0.3, 0.2)])
+    assert [word for word, _ in both.values()] == ["undecided", "undecided"]
+    assert all("Holm" in why for _, why in both.values())
+    step = decide([row("a", -0.1, 0.1), row("b", -3.0, -2.0)])  # b holds at half the level, which frees a
+    assert [word for word, _ in step.values()] == ["worse", "much-worse"]
+
+
+def test_passing_needs_no_correction() -> None:
+    rows = [DecidingRow(name=n, margin=1.0, limits=lambda tests: [(-0.5 * tests, 0.5 * tests)]) for n in "abc"]
+    assert {word for word, _ in decide(rows).values()} == {"no-worse"}
+
+
+def test_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text('margin = 1.5\n[tasks.gsm8k]\ncritical = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n')
+    policy = read_policy(file)
+    assert policy.margin_of("average", 0.5, True) == pytest.approx(0.015)
+    assert policy.margin_of("gsm8k", 0.5, True) == pytest.approx(0.03)
+    assert policy.margin_of("tokens", 200.0, False) == pytest.approx(20.0)
+    assert policy.margin_of("perplexity", 9.0, False) is None
+    assert policy.critical == {"gsm8k"}
+    assert read_policy(file, margin=2).margin == Margin(amount=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("margin = ", "TOML"),
+        ("margins = 1", "margins"),
+        ("margin = -1", "margin=-1"),
+        ('margin = "a lot"', "margin=a lot"),
+        ("margin = true", "margin=True"),
+        ("tasks = 1", "tasks"),
+        ("[tasks.a]\ncritcal = true", "critical"),
+        ('[tasks.a]\ncritical = "yes"', "tasks.a.critical"),
+        ("[tasks.a]\nmargin = 0", "tasks.a.margin"),
+    ],
+)
+def test_a_wrong_policy_is_one_line(tmp_path: Path, text: str, key: str) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=key) as error:
+        read_policy(file)
+    assert "\n" not in str(error.value)

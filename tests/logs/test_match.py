@@ -1,0 +1,139 @@
+"""Which logs may be compared, and the arrays of what they have in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.core.types import UserError
+from souping.logs import read
+from souping.logs.match import Matched, matched
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+from tests.logs.test_readers import DATA
+
+
+def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> Log:
+    """A log of one task `t` with these scores, or four of them."""
+    scores = answers or {f"i{n}": n % 2 for n in range(4)}
+    found = tuple(LoggedAnswer(item=item, score=score, prompt_hash=item) for item, score in scores.items())
+    metric = LoggedMetric(name="acc", higher_is_better=True, is_mean=True, answers=found)
+    task = Task(name="t", metrics={"acc": metric}, settings={"number of shots": "0"})
+    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, asked=("t",))
+    return replace(whole, **changes)
+
+
+def task(own: Log, **changes: Any) -> Log:
+    return replace(own, tasks={"t": replace(own.tasks["t"], **changes)})
+
+
+def metric(own: Log, **changes: Any) -> Log:
+    return task(own, metrics={"acc": replace(own.tasks["t"].metrics["acc"], **changes)})
+
+
+def match(*logs: Log, **settings: Any) -> Matched:
+    return matched({f"m{n}": [one] for n, one in enumerate(logs)}, **settings)
+
+
+def renamed(own: Log) -> Log:
+    return task(own, metrics={"em,strict": own.tasks["t"].metrics["acc"]})
+
+
+REFUSED: dict[str, tuple[Callable[[Log], Log], str]] = {
+    "another number of shots": (lambda b: task(b, settings={"number of shots": "5"}), "0 in m0 and 5 in m1"),
+    "a version that one side lacks": (lambda b: task(b, settings={"version": "2"}), "none in m1"),
+    "another metric or filter": (renamed, "metric is acc in m0 and em,strict in m1"),
+    "another direction": (lambda b: metric(b, higher_is_better=False), "lower is better in m1"),
+    "another harness": (lambda b: replace(b, harness="bfcl"), "lm_eval.*bfcl"),
+    "another task": (lambda b: replace(b, tasks={"u": b.tasks["t"]}), "no task in common"),
+    "no item in common": (lambda b: log("b", {"x": 1.0}), "no item in common"),
+    "no score": (lambda b: log("b", dict.fromkeys(("i0", "i1"), float("nan"))), "no score of acc"),
+    "the same log twice": (lambda b: log("a"), "same log"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_logs_that_do_not_compare_are_refused_in_a_line(case: str) -> None:
+    change, words = REFUSED[case]
+    with pytest.raises(UserError, match=words) as refused:
+        match(log("a"), change(log("b")))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_items_are_those_that_every_model_was_asked() -> None:
+    found = match(log("a"), log("b", {"i3": 1.0, "i1": 0.0, "new": 1.0}))
+    (one,) = found.metrics["t"]
+    assert one.items == ("i1", "i3")
+    assert one.scores["m0"].tolist() == [[[1.0, 1.0]]]
+    assert one.scores["m1"].tolist() == [[[0.0, 1.0]]]
+    assert "3 of 5 items are left out" in found.notes[0]
+
+
+def test_one_item_compares() -> None:
+    (one,) = match(log("a", {"i": 1.0}), log("b", {"i": 0.0})).metrics["t"]
+    assert one.scores["m1"].shape == (1, 1, 1)
+
+
+def test_prompts_that_differ_are_counted_or_refused() -> None:
+    other = metric(log("b"), answers=tuple(LoggedAnswer(item=f"i{n}", score=1, prompt_hash="x") for n in range(4)))
+    assert "100 %" in match(log("a"), other).notes[0]
+    assert match(log("a"), log("b")).notes == ()
+    with pytest.raises(UserError, match="--same-prompts"):
+        match(log("a"), other, same_prompts=True)
+
+
+def test_runs_replicates_and_missing_answers() -> None:
+    answers = [
+        LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5) for n in (0, 1) for r in range(n + 1)
+    ]
+    drawn = metric(log("b"), answers=tuple(answers))
+    found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [drawn]})
+    (one,) = found.metrics["t"]
+    assert one.scores["a"].shape == (3, 1, 2)
+    np.testing.assert_array_equal(one.scores["b"], [[[0, 1], [np.nan, 1]]])
+    np.testing.assert_array_equal(one.missing["b"], [[[False, False], [False, True]]])
+    assert np.nanmean(one.tokens["b"]) == 5
+    assert np.isnan(one.tokens["a"]).all()
+
+
+def test_groups_keep_the_members_in_common() -> None:
+    own = log("a")
+    tasks = {**own.tasks, "u": replace(own.tasks["t"], name="u")}
+    groups = {"g": Group(name="g", members=("t", "u"), weight_by_size=True)}
+    found = match(replace(own, tasks=tasks, groups=groups, asked=("g",)), log("b"))
+    assert found.groups["g"].members == ("t",)
+    assert found.asked == ("g",)
+    assert "u" in found.notes[0]
+
+
+def test_logs_of_lm_eval() -> None:
+    logs = {name: read(DATA / "lm_eval" / name) for name in ("python_cook", "java_cook")}
+    found = matched(logs, same_prompts=True)
+    assert found.notes == ()
+    assert set(found.asked) == {"picks", "shots", "translate", "last"}
+    for one in (one for metrics in found.metrics.values() for one in metrics if one.is_mean):
+        for name in logs:
+            assert np.mean(one.scores[name]) == pytest.approx(one.reported[name][0])
+    assert len(found.metrics["pick2"][0].items) == 6
+
+
+def test_logs_of_bfcl() -> None:
+    found = matched({name: read(DATA / "bfcl" / name) for name in "ab"})
+    assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {"irrelevance": 5, "simple_python": 5}
+    assert found.metrics["simple_python"][0].missing["b"].sum() == 1
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys\nfrom souping.logs import read\nfrom souping.logs.match import matched\n"
+        f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('python_cook', 'java_cook')}})\n"
+        "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,343 @@
+"""Logs that lm_eval 0.4.13, bfcl-eval and inspect_ai wrote for the pantry's models and for a mock model, read back.
+
+`tests/data/logs` was made by their own commands; the figures that they are held against are in the same files.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.core.types import UserError
+from souping.logs import read
+from souping.logs.records import Group, Log
+from tests.conftest import ROOT
+
+DATA = ROOT / "tests" / "data" / "logs"
+PYTHON = DATA / "lm_eval" / "python_cook"
+
+
+def mean(log: Log, task: str, metric: str) -> float:
+    return float(np.nanmean([answer.score for answer in log.tasks[task].metrics[metric].answers]))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+ROWS = [{"item": f"i{n}", "category": "ab"[n % 2], "score": n % 3 / 2} for n in range(6)]
+
+
+class Frame:
+    """What is read of a pandas DataFrame."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        assert orient == "records"
+        return self.rows
+
+
+class TestLmEval:
+    @pytest.fixture
+    def log(self) -> Log:
+        (log,) = read(PYTHON)
+        return log
+
+    def test_means_are_the_harness_own(self, log: Log) -> None:
+        figures = [one.reported for task in log.tasks.values() for one in task.metrics.values() if one.is_mean]
+        found = [mean(log, t.name, m.name) for t in log.tasks.values() for m in t.metrics.values() if m.is_mean]
+        assert found == pytest.approx(figures)
+        assert len(found) == 7
+
+    def test_what_was_asked_for_and_how_a_group_is_averaged(self, log: Log) -> None:
+        assert set(log.asked) == {"picks", "shots", "translate", "last"}
+        assert log.groups == {"picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)}
+        assert (log.harness, log.model) == ("lm_eval", "models/python_cook")
+
+    @pytest.mark.parametrize(
+        ("task", "metric", "higher"),
+        [("translate", "bleu", True), ("translate", "ter", False), ("last", "perplexity", False)],
+    )
+    def test_corpus_metrics_have_a_figure_and_no_items(self, log: Log, task: str, metric: str, higher: bool) -> None:
+        found = log.tasks[task].metrics[metric]
+        assert (found.is_mean, found.higher_is_better) == (False, higher)
+        assert found.reported is not None
+        assert all(math.isnan(answer.score) for answer in found.answers)
+
+    def test_the_first_metric_is_a_mean_where_there_is_one(self, log: Log) -> None:
+        assert list(log.tasks["last"].metrics) == ["acc", "perplexity"]
+
+    def test_settings_and_texts(self, log: Log) -> None:
+        assert log.tasks["shots"].settings == {"task version": "1.0", "number of shots": "2"}
+        answer = log.tasks["translate"].metrics["bleu"].answers[0]
+        assert answer.characters == len(answer.output) > 0
+        choice = log.tasks["pick"].metrics["acc"].answers[0]
+        assert choice.prompt.endswith("?")
+        assert choice.output.startswith(" ")
+        assert choice.characters is None
+
+    def test_repeated_documents_are_items_of_one_group(self, log: Log) -> None:
+        answers = log.tasks["pick2"].metrics["acc"].answers
+        assert len({answer.item for answer in answers}) == 6
+        assert len({answer.group for answer in answers}) == 5
+        (grouped,) = read(PYTHON, group="topic")
+        assert {answer.group for answer in grouped.tasks["pick2"].metrics["acc"].answers} == {"soup", "stew"}
+
+    def test_the_folder_above_and_the_newest_of_several(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="several models"):
+            read(_merged(tmp_path / "all"))
+        assert read(f"{tmp_path}/all:models__java_cook")[0].model == "models/java_cook"
+        (old,) = (PYTHON / "models__python_cook").glob("results_*")
+        folder = shutil.copytree(old.parent, tmp_path / "twice")
+        shutil.copy(old, folder / "results_2020-01-01T00-00-00.json")
+        (log,) = read(folder)
+        assert log.path.name == old.name
+        assert "newest of 2" in log.notes[0]
+        assert read(old)[0].tasks == log.tasks
+
+    @pytest.mark.slow
+    def test_the_installed_harness(self, tmp_path: Path) -> None:
+        """What `simple_evaluate` returns and what is read of its files are one."""
+        lm_eval = pytest.importorskip("lm_eval")
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.tasks import TaskManager
+
+        from souping import pantry
+        from tests.support.lm_eval_tasks import make
+
+        manager = TaskManager(include_path=str(make(tmp_path / "tasks", 6)), include_defaults=False)
+        tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+        results = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={pantry.path('line_cook')},dtype=float32",
+            tasks=["picks", "write"],
+            task_manager=manager,
+            device="cpu",
+            bootstrap_iters=0,
+            evaluation_tracker=tracker,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        (log,) = read(tmp_path / "out")
+        assert set(log.asked) == {"picks", "write"}
+        for task, metric in (("pick", "acc"), ("pick2", "acc_norm"), ("write", "exact_match")):
+            assert mean(log, task, metric) == pytest.approx(results["results"][task][f"{metric},none"])
+            scores = [answer.score for answer in log.tasks[task].metrics[metric].answers]
+            assert scores == [sample[metric] for sample in samples[task]]
+
+
+def _merged(folder: Path) -> Path:
+    for name in ("python_cook", "java_cook"):
+        shutil.copytree(DATA / "lm_eval" / name, folder, dirs_exist_ok=True)
+    return folder
+
+
+class TestBfcl:
+    def test_an_item_is_right_unless_its_failure_is_listed(self) -> None:
+        (log,) = read(DATA / "bfcl" / "b")
+        assert {name: task.metrics["accuracy"].reported for name, task in log.tasks.items()} == {
+            "irrelevance": 0.8,
+            "simple_python": 0.2,
+        }
+        assert mean(log, "simple_python", "accuracy") == 0.2
+        missing = [a.item for a in log.tasks["simple_python"].metrics["accuracy"].answers if a.missing]
+        assert missing == ["simple_python_4"]
+
+    @pytest.mark.slow
+    def test_the_installed_package(self, bfcl: Any, tmp_path: Path) -> None:
+        from souping.evaluate.bfcl.benchmark import BfclBenchmark
+        from tests.support.bfcl import right_answer, score
+
+        items = BfclBenchmark(environment=bfcl, categories=("simple_python", "irrelevance"), ids=(), limit=3).items()
+        answers = {item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)}
+        records = score(bfcl, tmp_path, items, answers)
+        (log,) = read(tmp_path)
+        found = {
+            answer.item: answer.score for task in log.tasks.values() for answer in task.metrics["accuracy"].answers
+        }
+        assert found == {record.item: record.score for record in records}
+
+    @pytest.mark.parametrize(("gone", "word"), [("result", "result/"), ("score", "score/")])
+    def test_one_folder_alone_is_refused(self, tmp_path: Path, gone: str, word: str) -> None:
+        folder = shutil.copytree(DATA / "bfcl" / "a", tmp_path / "a")
+        shutil.rmtree(folder / gone)
+        with pytest.raises(UserError, match=word):
+            read(folder)
+
+    def test_scores_of_other_results_are_refused(self, tmp_path: Path) -> None:
+        folder = shutil.copytree(DATA / "bfcl" / "a", tmp_path / "a")
+        (file,) = folder.rglob("*irrelevance_result.json")
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+        with pytest.raises(UserError, match="scores of 5 items"):
+            read(folder)
+
+
+class TestInspect:
+    @pytest.fixture(autouse=True)
+    def package(self) -> None:
+        pytest.importorskip("inspect_ai")
+
+    @pytest.mark.parametrize(("name", "right"), [("a", 0.5), ("b", 0.5)])
+    def test_both_formats_with_epochs_and_several_scorers(self, name: str, right: float) -> None:
+        (log,) = read(DATA / "inspect" / name, group="topic")
+        assert log.asked == ("sums", "words")
+        sums = log.tasks["sums"].metrics
+        assert list(sums) == ["match", "includes"]
+        assert mean(log, "sums", "match") == right
+        answers = sums["match"].answers
+        assert {answer.replicate for answer in answers} == {0, 1}
+        assert {answer.group for answer in answers} == {"even", "odd"}
+        assert all(answer.tokens == 7 and answer.output for answer in answers)
+
+    def test_a_data_frame_of_samples(self) -> None:
+        analysis = pytest.importorskip("inspect_ai.analysis")
+        (log,) = read(analysis.samples_df(str(DATA / "inspect" / "a")))
+        assert mean(log, "sums", "match") == 0.5
+        assert len(log.tasks["words"].metrics["exact"].answers) == 2
+
+
+def test_inspect_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
+    monkeypatch.setitem(__import__("sys").modules, "inspect_ai", None)
+    with pytest.raises(UserError, match="pip install"):
+        read(DATA / "inspect" / "a")
+
+
+class TestTables:
+    def test_csv_jsonl_and_frames_are_one(self, tmp_path: Path) -> None:
+        lines = tmp_path / "log.jsonl"
+        lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        logs = [read(write_csv(tmp_path / "log.csv", ROWS)), read(lines), read(Frame(ROWS))]
+        assert logs[0][0].tasks == logs[1][0].tasks == logs[2][0].tasks
+        assert logs[0][0].asked == ("a", "b")
+
+    def test_every_optional_column(self, tmp_path: Path) -> None:
+        rows = [
+            {
+                **row,
+                "task": "t",
+                "group": "g",
+                "run": str(run),
+                "replicate": replicate,
+                "tokens": 3,
+                "stop_reason": "length" if replicate else "stop",
+            }
+            for row in ROWS
+            for run in range(2)
+            for replicate in range(2)
+        ]
+        first, second = read(write_csv(tmp_path / "log.csv", rows))
+        assert (first.model, second.model) == ("0", "1")
+        assert first.asked == ("t",)
+        assert first.groups["t"].members == ("t/a", "t/b")
+        answers = first.tasks["t/a"].metrics["score"].answers
+        assert {(answer.replicate, answer.cut, answer.tokens, answer.group) for answer in answers} == {
+            (0, False, 3.0, "g"),
+            (1, True, 3.0, "g"),
+        }
+
+    def test_an_item_without_a_score_is_missing(self, tmp_path: Path) -> None:
+        (log,) = read(write_csv(tmp_path / "log.csv", [*ROWS, {"item": "i9", "category": "a", "score": ""}]))
+        assert [a.missing for a in log.tasks["a"].metrics["score"].answers] == [False, False, False, True]
+
+    def test_scores_beyond_one_are_no_mean(self, tmp_path: Path) -> None:
+        (log,) = read(write_csv(tmp_path / "log.csv", [{**row, "score": 50.0} for row in ROWS]))
+        assert not log.tasks["a"].metrics["score"].is_mean
+
+
+class TestRuns:
+    def test_the_answers_to_the_report_fold(self, finished: Path) -> None:
+        report = json.loads((finished / "run" / "report.json").read_text())
+        for row in report["rows"]:
+            (log,) = read(f"{finished / 'run'}:{row['name']}")
+            means = {name: mean(log, name, "score") for name in log.tasks}
+            assert means == pytest.approx({name: one["mean"] for name, one in row["scores"].items()})
+            assert sum(len(t.metrics["score"].answers) for t in log.tasks.values()) == report["folds"]["report"]
+        assert read(finished / "run")[0].model == "soup"
+
+    def test_a_damaged_file_of_samples(self, finished: Path, tmp_path: Path) -> None:
+        shutil.copy(finished / "run" / "report.json", tmp_path)
+        whole = (finished / "run" / "samples.jsonl.gz").read_bytes()
+        (tmp_path / "samples.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"samples\.jsonl\.gz"):
+            read(tmp_path)
+        (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b""))
+        with pytest.raises(UserError, match="no report"):
+            read(tmp_path)
+
+
+def cut_sample(folder: Path) -> Path:
+    shutil.copytree(PYTHON, folder, dirs_exist_ok=True)
+    (file,) = folder.rglob("samples_pick_*")
+    file.write_text(file.read_text()[:-40])
+    return folder
+
+
+def without_samples(folder: Path) -> Path:
+    shutil.copytree(PYTHON, folder, dirs_exist_ok=True)
+    next(folder.rglob("samples_pick_*")).unlink()
+    return folder
+
+
+def table(*rows: Mapping[str, Any]) -> Callable[[Path], Path]:
+    return lambda folder: write_csv(folder / "log.csv", [dict(row) for row in rows])
+
+
+def text(name: str, content: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(content)
+        return folder / name
+
+    return make
+
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "no such path": (lambda folder: folder / "nothing", "nothing: no such file"),
+    "an empty folder": (lambda folder: folder, "not a log"),
+    "an unknown file": (text("log.txt", "score 1"), "not a log"),
+    "a truncated sample": (cut_sample, r"samples_pick_.*:8: not JSON, or cut off"),
+    "no samples": (without_samples, "--log_samples"),
+    "a truncated JSONL": (text("log.jsonl", '{"item": "a", "category": "c", "sc'), "log.jsonl:1: not JSON"),
+    "a line without a category": (
+        text("log.jsonl", json.dumps(ROWS[0]) + '\n{"item": 1, "score": 1}'),
+        "column category",
+    ),
+    "a JSON that is none": (text("log.json", '{"a": 1'), "not JSON"),
+    "a JSON of something else": (text("log.json", '{"a": 1}'), "no results of lm_eval"),
+    "wrong columns": (table({"item": 1, "category": "c", "scores": 1}), "no column score; did you mean scores"),
+    "a score in words": (table({"item": 1, "category": "c", "score": "good"}), "row 1"),
+    "an infinite score": (table({"item": 1, "category": "c", "score": "inf"}), "row 1"),
+    "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "replicate"),
+    "no rows": (text("log.csv", "item,category,score\n"), "no answers"),
+    "bytes": (lambda folder: _binary(folder / "log.csv"), "not a table"),
+}
+
+
+def _binary(path: Path) -> Path:
+    path.write_bytes(b"\xff\xfe\x00,\x01")
+    return path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_log_is_one_line(case: str, tmp_path: Path) -> None:
+    make, words = BAD[case]
+    with pytest.raises(UserError, match=words) as refused:
+        read(make(tmp_path))
+    assert len(str(refused.value).splitlines()) == 1
