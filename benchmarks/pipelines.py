@@ -182,7 +182,6 @@ class Pool:
     """Candidates by name; their content is their name."""
 
     names: tuple[str, ...]
-    base_name: str = ""
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))

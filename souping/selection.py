@@ -14,7 +14,7 @@ from annotated_types import Interval
 
 from souping.core.fields import Count, component, pick
 from souping.core.protocols import Correlation, Objective, Selector
-from souping.core.scores import CAUSES, Mean
+from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
 from souping.core.types import Correlations, FloatArray, ScoreMatrix, Selection, UserError
 
@@ -109,9 +109,8 @@ class SoCE(Selector):
             UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
         """
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         scores = scores.without(scores.constant)
-        _check_spread(whole, scores)
+        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         correlations = correlated(self.correlation, scores)
         low = self.low_categories(correlations.rho)
         if not low:
@@ -217,7 +216,7 @@ class SoCECluster(Selector):
         """
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         whole, scores = scores, scores.without(scores.constant)
-        _check_spread(whole, scores)
+        _check_correlates(self.label, len(scores.models), len(scores.categories))
         correlations = correlated(self.correlation, scores)
         clusters = self.clusters(correlations.rho)
         order = ranking(whole, self.objective)
@@ -325,7 +324,10 @@ def _check_correlates(label: str, models: int, categories: int) -> None:
             "add candidates or a score table (scores=table), or use selector=all"
         )
     if categories < 2:
-        raise UserError(f"selector={label} needs at least 2 categories to correlate; use selector=topk or selector=all")
+        raise UserError(
+            f"selector={label} needs at least 2 categories in which the models differ; there are {categories}: "
+            "use selector=greedy or selector=all"
+        )
 
 
 def _check_enough(k: int | None, candidates: int) -> None:
@@ -363,17 +365,3 @@ def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[s
     """The tied best candidates of a category, the first of `order` first."""
     values = scores.rows(order)[:, column]
     return [name for name, v in zip(order, values, strict=True) if v >= values.max() - TIE]
-
-
-def _check_spread(whole: ScoreMatrix, kept: ScoreMatrix) -> None:
-    """Refuse scores of which constant categories leave too few to correlate, while the names are at hand."""
-    if len(kept.categories) >= 2 or not whole.constant:
-        return
-    where = "" if whole.published else f"; see what they answered: {CAUSES}"
-    name = whole.constant[0]
-    value = 100 * whole.values[0, whole.categories.index(name)]
-    raise UserError(
-        f"category {name!r} is constant, {value:.1f} % for all {len(whole.models)} models, and "
-        f"{len(kept.categories)} that could be correlated are left of {len(whole.categories)}{where}\n"
-        "add models or categories that differ, or use selector=greedy or selector=all"
-    )

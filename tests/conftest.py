@@ -166,7 +166,7 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["souping", *words])
-        patch.setattr(Hydra, "get_mode", (lambda *_: None) if single else Hydra.get_mode)  # it is wrapped at each start
+        patch.setattr(Hydra, "get_mode", (lambda *_, **__: None) if single else Hydra.get_mode)  # spares a composition
         if not drawn:
             patch.setattr(Drawing, "svg", lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>')
             patch.setattr(Drawing, "png", lambda self, dpi=144: DOT)

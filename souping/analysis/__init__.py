@@ -5,9 +5,9 @@ An analysis is one file here, which computes and shows it, and one choice of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 from annotated_types import Interval
 
@@ -16,9 +16,6 @@ from souping.core.types import FloatArray, Fold, ItemScores, Json, Recipe, Recor
 
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
-Base = Literal["unused", "wanted", "required"]
-"""Whether an analysis uses the base model: never, if it is known (`merge.base`), or always."""
-
 ALONE = "one ingredient was selected, so that no soup was searched"
 
 
@@ -30,17 +27,13 @@ class NotEstimableError(Exception):
 class RunSoups:
     """Soups of a run, without their scores.
 
-    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights, among
-    them the base model's, if the pool has it, by the name in `base`. `mixed` are the soups of two or more parents
-    that the search evaluated, those with most answers first; empty in a plan of a search that is not known yet.
+    `candidates` are {name: the single model}, `soup` is the frozen winner. `recipe` makes one of named weights.
     """
 
     candidates: Mapping[str, Recipe]
     ingredients: tuple[str, ...]
     soup: Recipe
     recipe: Callable[[Mapping[str, float]], Recipe]
-    base: str = ""
-    mixed: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +59,13 @@ class RunScores:
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]
 
-    def mixtures(self, asked: Iterable[Recipe] = ()) -> list[Recipe]:
-        """The soups of two or more parents, of the search and those `asked`, that answered the whole search fold."""
-        soups = {soup.id: soup for soup in (*self.trials, *asked)}
-        return [soup for soup in soups.values() if len(soup.ingredients) > 1 and soup.id in self.search]
+    def mixtures(self) -> list[Recipe]:
+        """The soups of two or more parents that answered the whole search fold."""
+        return [soup for soup in self.trials if len(soup.ingredients) > 1 and soup.id in self.search]
 
 
 class Analysis(Protocol):
     """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name."""
-
-    @property
-    def base(self) -> Base:
-        """Whether the base model has to answer too."""
-        return "unused"
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""

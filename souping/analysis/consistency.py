@@ -15,15 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
 from souping.analysis.correlation import FEWEST_MODELS, Z95, few_models
-from souping.analysis.parents import TIE, population, too_few
+from souping.analysis.parents import TIE, too_few
 from souping.analysis.stability import GroupSums
 from souping.core.fields import component
 from souping.core.protocols import Correlation
@@ -52,18 +50,13 @@ class Consistency(Analysis):
 
     Pairs of categories in which both populations vary count. Intervals are +- 1.96 standard errors by `draws` bootstrap
     draws of the search fold's groups, the models and soups as they are. The nulls that draw are drawn `mixtures` times.
-    A search that left few soups with the whole fold answered is completed to `soups` of them.
     """
 
     draws: Draws = 1000
     mixtures: Draws = 500
-    soups: Annotated[int, Interval(ge=0, le=1000)] = 0
-
-    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
-        return population(soups, self.soups) if self.soups else ()
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        soups = sorted(run.mixtures(self.asks(run.soups)), key=lambda soup: soup.id)  # the draws follow this order
+        soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
         singles = {name: run.search[r.id] for name, r in sorted(run.soups.candidates.items()) if r.id in run.search}

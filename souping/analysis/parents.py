@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain, islice
 
 import numpy as np
 
-from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScores, RunSoups
-from souping.analysis.correlation import FEWEST_MODELS, Z95
+from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScores
+from souping.analysis.correlation import Z95
 from souping.analysis.stability import GroupSums
-from souping.core import simplex
 from souping.core.fields import component
-from souping.core.text import ANALYSE
-from souping.core.types import FloatArray, Json, Recipe, ScoreMatrix, elements, entries, number, part
+from souping.core.types import FloatArray, Json, ScoreMatrix, elements, entries, number, part
 from souping.report.format import count, interval, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
@@ -65,27 +62,12 @@ class Parents(Analysis):
 
 
 def too_few(run: RunScores, needed: int) -> str:
-    """How many soups answered the whole search fold, and the command that evaluates the rest."""
-    whole, size = len(run.mixtures()), len(run.soups.ingredients)
-    if size < 2:
+    """How many soups answered the whole search fold, and how to have more."""
+    whole = len(run.mixtures())
+    if len(run.soups.ingredients) < 2:
         return ALONE
     head = f"{whole} soup{'' if whole == 1 else 's'} of the search answered its whole fold; it takes {needed}"
-    soups = population(run.soups, FEWEST_MODELS)
-    if len(soups) < needed:
-        return f"{head}, and the grid of {size} ingredients has no more: optimiser=nevergrad evaluates others"
-    items = max((len(scores.items) for scores in run.search.values()), default=0)
-    lacking = items * run.answers * sum(soup.id not in run.search for soup in soups)
-    more = f"{ANALYSE} 'analysis=[consistency,parents]' analysis.consistency.soups={FEWEST_MODELS}"
-    return f"{head}. {lacking:,} more answers give them: {more}"
-
-
-def population(soups: RunSoups, number: int) -> tuple[Recipe, ...]:
-    """So many soups of the search, those with most answers first, completed by points of the paper's grid."""
-    names = soups.ingredients
-    points = simplex.spread(simplex.grid(len(names))) if len(names) > 1 else []
-    fresh = (soups.recipe(dict(zip(names, point, strict=True))) for point in points)
-    known = {soup.id: soup for soup in chain(soups.mixed, fresh)}
-    return tuple(islice(known.values(), number))
+    return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
 
 def _wins(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:

@@ -1,9 +1,9 @@
 """Shapley values of the ingredients (`shapley`): what each of them adds to soups of the others, on the search fold.
 
-The value v(C) of a coalition C is the objective of its soup: the uniform one of its members (arXiv 2511.13254), or with
-`value=winner` the base model plus the coalition's part of the winner's weights, which explains the soup that is
-written. A player's Shapley value is its marginal contribution, averaged over all orders in which the players may come;
-the values sum to v(all) - v(nobody) (Shapley 1953). Pairs and triplets are players too, worth the soup of all members.
+The value v(C) of a coalition C is the objective of the uniform soup of its members (arXiv 2511.13254); the empty
+coalition is worth 0. A player's Shapley value is its marginal contribution, averaged over all orders in which the
+players may come; the values sum to v(all) (Shapley 1953). Pairs and triplets are players too, worth the soup of all
+members.
 v is linear in the items' scores, so every category has Shapley values at no further cost.
 """
 
@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis import Analysis, Base, Draws, NotEstimableError, RunScores, RunSoups
+from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable, objective_interval
 from souping.core.fields import Seed, component
-from souping.core.types import FloatArray, Json, Recipe, UserError, elements, entries, number, part
+from souping.core.types import FloatArray, Json, Recipe, elements, entries, number, part
 from souping.report.format import clean, count, in_words, interval, percent, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.sections import DISPLAYS, Display
@@ -43,43 +43,28 @@ class Shapley(Analysis):
     """Shapley values of single models, pairs and triplets, and how models interact.
 
     `players` are the ingredients or all candidates. Up to `exact` players (12 at most) all coalitions are evaluated;
-    beyond, those of `permutations` orders, which gives standard errors. `empty` names the model whose score v(nobody)
-    is: the base model if there is one (`base`), else 0 (`zero`).
+    beyond, those of `permutations` orders, which gives standard errors.
     """
 
-    value: Literal["uniform", "winner"] = "uniform"
     players: Literal["ingredients", "candidates"] = "ingredients"
     exact: Annotated[int, Interval(ge=1, le=MOST)] = 5
     permutations: Draws = 20
-    empty: Literal["base", "zero"] = "base"
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if self.value == "winner" and (self.players, self.empty) != ("ingredients", "base"):
-            raise UserError("shapley.value=winner takes the winner's weights: leave players and empty out")
-
-    @property
-    def base(self) -> Base:
-        if self.value == "winner":
-            return "required"
-        return "wanted" if self.empty == "base" else "unused"
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        if game.trouble:
+        if len(game.names) < 2:
             return ()
         return tuple({recipe.id: recipe for recipe in game.recipes()}.values())
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         game = _Game(self, run.soups)
-        if game.trouble:
-            raise NotEstimableError(game.trouble)
+        if len(game.names) < 2:
+            raise NotEstimableError("a single model is no game: it takes two players")
         values = _Values(run, game)
         return {
             "fold": "search",
-            "value": self.value,
             "players": list(game.names),
-            "empty": {"of": game.nobody or "nothing", "value": values.worth(Members())},
             "whole": values.worth(game.everybody),
             "levels": [_level(game, values, size) for size in SIZES if size <= len(game.names)],
             "interactions": _interactions(game, values) if game.complete else [],
@@ -92,37 +77,10 @@ class _Game:
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.settings, self.soups = settings, soups
-        self.weights = self._winner_weights()
-        chosen = tuple(self.weights) if settings.value == "winner" else soups.ingredients
-        self.names = tuple(soups.candidates) if settings.players == "candidates" else chosen
+        self.names = tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
         self.complete = len(self.names) <= settings.exact
         self.everybody = Members(self.names)
         self._recipes: dict[Members, Recipe] = {}
-
-    def _winner_weights(self) -> dict[str, float]:
-        """The winner's weights by ingredient; a winner that a plan does not know yet has equal ones."""
-        soup, names = self.soups.soup, self.soups.ingredients
-        if not set(soup.ingredients) <= set(names):
-            return dict.fromkeys(names, 1 / len(names))
-        return dict(zip(soup.ingredients, soup.weights, strict=True))
-
-    @property
-    def trouble(self) -> str:
-        """Why there is nothing to play for; empty where there is."""
-        if len(self.names) < 2:
-            return "a single model is no game: it takes two players"
-        if self.settings.value == "winner" and not self.soups.base:
-            return "shapley.value=winner needs the base model as full weights beside full models: merge.base=FOLDER"
-        if self.settings.value == "winner" and self.soups.soup.method not in ("linear", "task_arithmetic"):
-            return (
-                f"shapley.value=winner is of soups that sum differences to the base, not {self.soups.soup.method} ones"
-            )
-        return ""
-
-    @property
-    def nobody(self) -> str:
-        """Model whose score v(nobody) is, by name; empty for 0."""
-        return self.soups.base if self.settings.empty == "base" else ""
 
     def in_order(self, members: Members) -> list[str]:
         return [name for name in self.names if name in members]
@@ -156,9 +114,7 @@ class _Game:
             yield from (Members().union(*order[: n + 1]) for n in range(len(order)))
 
     def recipes(self) -> Iterator[Recipe]:
-        """All soups that are needed, with the model of v(nobody)."""
-        if self.nobody:
-            yield self.soups.recipe({self.nobody: 1.0})
+        """All soups that are needed."""
         if self.complete:
             yield from map(self.recipe, self.subsets())
             return
@@ -168,21 +124,8 @@ class _Game:
     def recipe(self, members: Members) -> Recipe:
         """The soup of a coalition."""
         if members not in self._recipes:
-            shares = self._shares(self.in_order(members))
-            winner = self.settings.value == "winner" and shares == self.weights
-            whole = winner and len(self.soups.soup.ingredients) > 1
-            self._recipes[members] = self.soups.soup if whole else self.soups.recipe(shares)
+            self._recipes[members] = self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
         return self._recipes[members]
-
-    def _shares(self, names: Sequence[str]) -> dict[str, float]:
-        """Equal weights, or the members' part of the winner's; what is left is the base model's."""
-        if self.settings.value == "uniform":
-            return dict.fromkeys(names, 1 / len(names))
-        shares = {name: self.weights[name] for name in names}
-        if len(shares) == len(self.weights) or self.soups.soup.method == "task_arithmetic":
-            return shares
-        rest = sum(self.weights.values()) - sum(shares.values())
-        return {**shares, self.soups.base: shares.get(self.soups.base, 0.0) + rest}
 
 
 class _Values:
@@ -198,8 +141,7 @@ class _Values:
             )
         self.run, self.game = run, game
         self.first = run.search[game.recipe(game.everybody).id]
-        nobody = run.search[game.soups.recipe({game.nobody: 1.0}).id].values if game.nobody else 0 * self.first.values
-        self._scores, self._worth = {Members(): nobody}, dict[Members, float]()
+        self._scores, self._worth = {Members(): 0 * self.first.values}, dict[Members, float]()
 
     def scores(self, members: Members) -> FloatArray:
         """Scores [I] of a coalition's soup. A recipe's id is a hash of its text: too slow for every coefficient."""
@@ -240,7 +182,7 @@ class _Values:
 
 
 def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
-    """The Shapley values of players of one size; they sum to v(all) - v(nobody), to rounding (`efficiency_gap`)."""
+    """The Shapley values of players of one size; they sum to v(all), to rounding (`efficiency_gap`)."""
     players, errors, orders = game.players(size), dict[Members, float](), list[list[Members]]()
     if game.exact(size):
         shares = exact_coefficients(players)
@@ -248,7 +190,7 @@ def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
         orders = game.orders(size)
         shares, errors = _drawn(players, orders, values)
     found = {player: values.combine(shares[player]) for player in players}
-    whole = values.worth(game.everybody) - values.worth(Members())
+    whole = values.worth(game.everybody)
     return {
         "size": size,
         "kind": SIZES[size],
@@ -326,20 +268,14 @@ def _signed(together: Sequence[str]) -> Iterable[tuple[tuple[str, ...], int]]:
 # How it is shown
 
 COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_single"], 3: COLOURS["uniform_selected"]}
-WORTH = {
-    "uniform": "the uniform soup of its members",
-    "winner": "the base model with its members' part of the winner's weights",
-}
 
 
 def section(data: Row) -> Section:
-    empty, levels = part(data, "empty"), entries(data, "levels")
-    soup = WORTH.get(clean(data.get("value")), "")
+    levels = entries(data, "levels")
     head = (
-        f"What each adds to the others on the search fold, in points, on average over all orders of joining: a "
-        f"coalition is worth the score of {soup}. The values of a table sum to v(all) {percent(data.get('whole'))} "
-        f"less v(nobody) {percent(empty.get('value'))}, the score of {clean(empty.get('of'))}; another v(nobody) would "
-        "shift all values of a table alike. The search fold chose the weights: this explains the soup, and proves "
+        "What each adds to the others on the search fold, in points, on average over all orders of joining: a "
+        "coalition is worth the score of the uniform soup of its members. The values of a table sum to the score of "
+        f"all, {percent(data.get('whole'))}. The search fold chose the weights: this explains the soup, and proves "
         "nothing."
     )
     lines, drawn = [head], [level for level in levels if level.get("method") == "permutations"]

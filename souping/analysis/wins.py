@@ -1,10 +1,9 @@
 """Wins item by item (`wins`): what the soup keeps of its ingredients, and what it solves that they do not.
 
 Appendices B and D of arXiv 2511.13254, on the report fold; examples are of the search fold, so that nobody reads the
-report's items. They are compared with noise: one model run twice does not solve the same items twice.
+report's items.
 Where an item has several answers its score p is their mean; the item then counts as solved by its share p, failed by
-1 - p, and answers of two models are independent given the item, so that products of shares are unbiased. The second
-answer of the same model is met with probability p^2 less the variance of p.
+1 - p, and answers of two models are independent given the item, so that products of shares are unbiased.
 """
 
 from __future__ import annotations
@@ -38,21 +37,16 @@ SAME = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """Share of an item's answers that are right, [I], for the soup and each ingredient; `noise` [I] its variance.
-
-    `again` says whether the answers to an item can be told apart, so that the flips of one model are known.
-    """
+    """Share of an item's answers that are right, [I], for the soup and each ingredient."""
 
     names: tuple[str, ...]
     soup: FloatArray
     ingredients: FloatArray
-    noise: FloatArray
-    again: bool
 
 
 @component
 class Wins(Analysis):
-    """Kept shares, wins by how many ingredients fail, flips of one model run twice, and examples.
+    """Kept shares, wins by how many ingredients fail, and examples.
 
     `solved` is the score from which an item counts as solved, where scores are graded; `examples` is how many are shown
     of each kind.
@@ -85,7 +79,6 @@ class Wins(Analysis):
             "solved": dict(zip(("soup", *found.names), means, strict=True)),
             "kept": [_kept(found, k, groups) for k in range(len(recipes))],
             "by_failures": _by_failures(found, groups),
-            "again": _again(found, run.answers),
             "rule": RULE,
             "examples": self._examples(run, recipes),
         }
@@ -97,15 +90,11 @@ class Wins(Analysis):
             NotEstimableError: scores are no fractions of 1, as those of a corpus metric are not.
         """
         values = np.stack([score.values for score in scores])
-        noise = np.nan_to_num(np.stack([score.noise for score in scores]))
         if not (np.isfinite(values).all() and values.min() >= -SAME and values.max() <= 1 + SAME):
             raise NotEstimableError(CORPUS)
-        whole = np.abs(values * answers - np.round(values * answers)).max() < SAME
-        if not whole:
+        if np.abs(values * answers - np.round(values * answers)).max() >= SAME:
             values = (values >= self.solved).astype(float)
-        expected = values * (1 - values) / max(1, answers - 1)
-        again = answers > 1 and bool(whole) and bool(np.abs(expected - noise).max() < SAME)
-        return Solved(names=names, soup=values[0], ingredients=values[1:], noise=noise, again=again)
+        return Solved(names=names, soup=values[0], ingredients=values[1:])
 
     def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> list[Mapping[str, Json]]:
         """Items of three kinds with the answers of all, in the order of the kinds; none of the report fold is shown."""
@@ -150,33 +139,7 @@ def _kept(found: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
     solved = found.ingredients[k]
     row: dict[str, Json] = {"name": found.names[k], "kept": _share(solved, found.soup, groups)}
     row["gained"] = _share(1 - solved, found.soup, groups)
-    if found.again:
-        row["again"] = _repeated(solved, found.noise[1 + k])
     return row
-
-
-def _repeated(share: FloatArray, noise: FloatArray) -> dict[str, Json]:
-    """The same model, run twice: what it keeps and gains of its own items, and the items whose two answers differ."""
-    both = share**2 - noise
-    solved, failed = float(share.sum()), float((1 - share).sum())
-    return {
-        "kept": float(both.sum()) / solved if solved else None,
-        "gained": float((share - both).sum()) / failed if failed else None,
-        "flips": float(2 * (share - both).mean()),
-    }
-
-
-def _again(found: Solved, answers: int) -> Mapping[str, Json]:
-    """The flips of each model run twice, or what it would take to know them."""
-    if not found.again:
-        why = (
-            "one answer per item: evaluator.replicates=2 evaluates everything twice, in other batches"
-            if answers < 2
-            else "answers are graded, or count together (aggregate): two answers of one model cannot be told apart"
-        )
-        return {"not_estimable": why}
-    names, shares = ("soup", *found.names), [found.soup, *found.ingredients]
-    return {name: _repeated(share, noise) for name, share, noise in zip(names, shares, found.noise, strict=True)}
 
 
 def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
@@ -228,17 +191,15 @@ def _cut(text: str) -> str:
 def section(data: Row) -> Section:
     """A few sentences; the tables and examples are folded away."""
     kept = [f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
-    again, absent = (_flips(data),), bool(part(data, "again").get("not_estimable"))
     head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
     examples = tuple(map(_example_section, entries(data, "examples")))
     folded = [
-        Section("By ingredient", again if absent else (), grids=(_kept_table(data),)),
+        Section("By ingredient", grids=(_kept_table(data),)),
         Section("By how many ingredients fail", grids=(_failures(data),)),
     ]
     if examples:
         folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
-    lines = (head, *(() if absent else again))
-    return Section("What did the soup keep of its ingredients?", lines, folded=tuple(folded))
+    return Section("What did the soup keep of its ingredients?", (head,), folded=tuple(folded))
 
 
 def _gains(data: Row) -> str:
@@ -253,17 +214,6 @@ def _gains(data: Row) -> str:
     return f"It solves {in_words(shares)}."
 
 
-def _flips(data: Row) -> str:
-    again = part(data, "again")
-    if again.get("not_estimable"):
-        return f"What one model run twice would keep is not estimable: {clean(again['not_estimable'])}."
-    flips, kept, gained = (percent(part(again, "soup").get(key)) for key in ("flips", "kept", "gained"))
-    return (
-        f"The soup run twice flips on {flips} % of the items, keeps {kept} % of what it solved and gains {gained} % of "
-        "what it failed: only differences beyond that are a change."
-    )
-
-
 def _percent_of(share: Row) -> str:
     cell = _cell(share)
     return f"{cell.text} %{f' ({cell.sub})' if cell.sub else ''}"
@@ -275,18 +225,16 @@ def _cell(share: Row) -> TableCell:
 
 def _kept_table(data: Row) -> TableGrid:
     rows, solved = entries(data, "kept"), part(data, "solved")
-    again = any(part(row, "again") for row in rows)
     header = ["ingredient", "it solves, %", "the soup keeps, %", "and gains of the rest, %"]
     lines: list[list[str | TableCell]] = [
         [
             clean(row.get("name")),
             percent(solved.get(str(row.get("name")))),
             *(_cell(part(row, key)) for key in ("kept", "gained")),
-            *([percent(part(row, "again").get(key)) for key in ("kept", "gained")] if again else []),
         ]
         for row in rows
     ]
-    return grid([*header, *(["run again it keeps", "and gains"] if again else [])], lines)
+    return grid(header, lines)
 
 
 def _failures(data: Row) -> TableGrid:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from souping.comparison.result import page, sections, title
-    from souping.report.terminal import sheet_markdown, show_sheet
+    from souping.report.render import sheet_markdown, show_sheet
 
     result = compare(
         _logs(options.logs),

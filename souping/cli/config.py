@@ -29,20 +29,9 @@ from souping.core.text import first_line, is_user_code, nearest, source_of
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import KINDS, ExtraEntry, GateMode, Margin, StopAfter, expectations, model_settings
 
-PARTS = (
-    "pool",
-    "benchmark",
-    "scores",
-    "selector",
-    "optimiser",
-    "objective",
-    "evaluator",
-    "merge",
-    "tracker",
-    "executor",
-)
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
+PARTS = tuple(group for group in KINDS if group not in INNER)
 GROUPS = (*PARTS, *INNER)
 MERGED = ("pool", "optimiser", "merge", "tracker")
 """Parts of a merge."""

@@ -1,4 +1,4 @@
-"""`python -m souping run=RUN_DIR analysis=[wins,shapley]`: more analyses of a finished run, added to its report.
+"""Finished runs: `run=RUN_DIR analysis=[wins,shapley]` adds analyses to their report, `show RUN_DIR` prints answers.
 
 Everything else is as in the run's config.yaml unless an override replaces it (store.path=FILE, pool.candidates=[...]).
 That file is data: whoever sent the directory wrote it. So it may name only choices that souping ships, and nothing that
@@ -7,10 +7,13 @@ runs other code, unless the command line has allow_code=true.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,24 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from souping.cli import interrupts_raise
+from souping.cli import RUN, finished_run, folder, interrupts_raise
 from souping.cli.config import register, resolved
-from souping.cli.help import RUN, finished_run, folder
-from souping.cli.job import settings_of
+from souping.cli.job import settings_of, unresolved
+from souping.core.fields import pick
 from souping.core.files import expanded, nearby
-from souping.core.text import first_line, listed, safe
-from souping.core.types import UserError
+from souping.core.text import first_line, listed, positive, safe
+from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.pipeline.settings import RunSettings
+from souping.report.files import read_report
 from souping.report.progress import show_warnings
+from souping.report.render import changed, output_console, read_samples, score_of, show_sample
+from souping.report.tables import Row
 
+FILE = "samples.jsonl.gz"
+SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
+
+Without --fixed or --broke every item of the fold is shown. Looking at items of the report fold
+is recorded in the ledger of its store."""
 KEYS = ("analysis", "shapley")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
@@ -78,7 +89,7 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     refuse_code(before, path, overrides)
     own = [word for word in overrides if OWN.match(word)]
     fresh = _composed(before, own, choices)
-    whole = {**fresh, **_raw(before)}
+    whole = {**fresh, **unresolved(before)}
     if own or "analysis" not in before:
         whole |= {key: fresh[key] for key in KEYS}
     values = [word.lstrip("+") for word in overrides if word not in own]
@@ -97,14 +108,7 @@ def _composed(before: DictConfig, own: Sequence[str], choices: Sequence[str]) ->
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
     words += [f"hydra.searchpath=[{','.join(str(Path(place).resolve()) for place in choices)}]"] if choices else []
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        return _raw(compose("config", words))
-
-
-def _raw(node: DictConfig) -> dict[str, Any]:
-    """Top keys with what is below them; nothing is resolved."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+        return unresolved(compose("config", words))
 
 
 @cache
@@ -162,12 +166,12 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
 def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of all that would run other code than this package's, or read this machine's environment."""
     if isinstance(value, Mapping):
-        part = "_target_" in value or key.startswith("also[")
+        inside = "_target_" in value or key.startswith("also[")
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             foreign = name == "_target_" and inner not in shipped()
             inline = name == "tasks" and isinstance(inner, list) and any(isinstance(task, Mapping) for task in inner)
-            if foreign or (part and (inline or (RUNS_CODE.fullmatch(str(name)) and inner))):
+            if foreign or (inside and (inline or (RUNS_CODE.fullmatch(str(name)) and inner))):
                 yield where, inner
             else:
                 yield from code_in(inner, where)
@@ -176,3 +180,106 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from code_in(inner, f"{key}[{number}]")
     elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):  # no run writes an interpolation
         yield key, value
+
+
+# ------------------------------------------------------------ show
+
+
+def show(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    folders = [expanded(folder) for folder in options.run_dir]
+    run_dir = next((folder for folder in reversed(folders) if (folder / FILE).is_file()), folders[-1])
+    if len(folders) > 1:
+        print(f"{run_dir}: the last of {len(folders)} folders that has answers")
+    samples = list(read_samples(run_dir / FILE))
+    report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
+    fold = options.fold or _reached(samples)
+    rows = [sample for sample in samples if sample.get("fold") == fold]
+    for key in ("item", "category"):
+        if wanted := vars(options)[key]:
+            pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
+            rows = [row for row in rows if row.get(key) == wanted]
+    names, what = _names(options.models, rows, report), "items"
+    if options.fixed or options.broke:
+        if len(names) < 2:
+            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+        rows = list(changed(rows, names[0], names[-1], better=options.fixed))
+        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+    if fold == "report" and report and not report.get("limit"):
+        _note(run_dir, options.store, report, rows)
+    _show_samples(rows, names, options.limit, what)
+
+
+def _reached(samples: Sequence[Row]) -> str:
+    """The last fold that the run scored; other runs may have left answers to later ones."""
+    scored = {
+        str(sample.get("fold"))
+        for sample in samples
+        if any(score_of(sample, name) is not None for name in part(sample, "models"))
+    }
+    return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m souping show", description=SHOW, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "run_dir", nargs="+", metavar="RUN_DIR", help="of several (outputs/mine/*) the last with answers"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--fixed", action="store_true", help="items that the soup answers better than the best candidate"
+    )
+    which.add_argument("--broke", action="store_true", help="items that it answers worse")
+    parser.add_argument("--category", metavar="C", help="items of this category")
+    parser.add_argument("--item", metavar="ID", help="this item")
+    parser.add_argument("--models", metavar="A,B", help="these models; the last stands for the soup")
+    parser.add_argument("--fold", choices=("select", "search", "report"), help="default: the last one that was scored")
+    parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
+    parser.add_argument("--store", metavar="FILE", help="the run's results store, where it is not found")
+    return parser
+
+
+def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+    """Models that are shown: those that were named, else the best candidate and the soup, else all."""
+    known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
+    if given:
+        return [pick(name.strip(), known, "--models") for name in given.split(",")]
+    best = [str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"]
+    return [*best[:1], "soup"] if best and "soup" in known else known
+
+
+def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]) -> None:
+    """Write to the ledger that answers to these items of the report fold were looked at."""
+    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.store import Store
+
+    shown = [str(sample.get("prompt_hash")) for sample in samples]
+    path = Path(store) if store else _store(run_dir)
+    if store and path is not None and not path.is_file():
+        raise UserError(f"--store {store}: there is no such file")
+    if path is None:
+        print("warning: the run's store is not here (--store FILE): this look is noted nowhere", file=sys.stderr)
+    elif shown:
+        with Store(path) as ledger:
+            Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)
+
+
+def _store(run_dir: Path) -> Path | None:
+    """The run's store: where its configuration says, seen from here or from a folder above the run's."""
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        return None
+    path = expanded(str(read_config(config).store.path), f"{config}: store.path")
+    places = [path, *(folder / path for folder in run_dir.absolute().parents)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
+    console = output_console()
+    for sample in islice(samples, limit):
+        show_sample(console, sample, names)
+    shown = min(limit, len(samples))
+    more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
+    console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)

@@ -11,22 +11,19 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.cli import FAILURES, interrupts_raise, stop
+from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
     build,
@@ -38,7 +35,6 @@ from souping.cli.config import (
     register,
     resolved,
 )
-from souping.cli.help import choices, folder, groups
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
@@ -63,21 +59,7 @@ _SWEEPS: list[Path] = []
 def start() -> None:
     """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
-    _compose_once()
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
-
-
-def _compose_once() -> None:
-    """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
-    compose_mode = Hydra.get_mode
-
-    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        mode: RunMode | None = None
-        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]):
-            mode = compose_mode(self, config_name, overrides)
-        return mode
-
-    setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -87,7 +69,7 @@ def run(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     group = _group(hydra_config)
-    output_dir = _raw(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
+    output_dir = unresolved(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
         objective = _run(cfg, run_dir, group)
@@ -111,8 +93,8 @@ def run(cfg: DictConfig) -> float | None:
     return None
 
 
-def _raw(node: Any) -> dict[str, Any]:
-    """A node of Hydra's own configuration, its texts as they stand."""
+def unresolved(node: Any) -> dict[str, Any]:
+    """A node of a configuration as plain data, its texts as they stand."""
     plain = OmegaConf.to_container(node, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -125,7 +107,7 @@ def _note_job(
     from souping.report.files import write_job
 
     with suppress(UserError) if refused else nullcontext():
-        write_job(run_dir, hydra_config.job.num, _raw(hydra_config.overrides)["task"], objective, refused, limit)
+        write_job(run_dir, hydra_config.job.num, unresolved(hydra_config.overrides)["task"], objective, refused, limit)
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -156,7 +138,9 @@ def note_missing(path: Path) -> None:
 
 
 def _explicit(hydra_config: HydraConf) -> bool:
-    return any(str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in _raw(hydra_config.overrides)["hydra"])
+    return any(
+        str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in unresolved(hydra_config.overrides)["hydra"]
+    )
 
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
@@ -165,17 +149,17 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     show_warnings()
     settings = _settings(cfg, run_dir, group)
     write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
-    words = " ".join(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     with logged(run_dir, command_line(), words or "none"):
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
-            from souping.plan.summary import check_run
+            from souping.plan.planner import check_run
 
             check_run(settings)
             return None
         if settings.plan and isinstance(settings, RunSettings):
-            from souping.plan.summary import plan
+            from souping.plan.planner import plan
 
             plan(settings)
             return None
@@ -186,12 +170,12 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
-    words = list(map(str, _raw(HydraConfig.get().overrides)["task"]))
+    words = list(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     drop_replaced(cfg, words)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group
-    return replace(settings_of(plain, run_dir), sweep=group is not None)
+    return settings_of(plain, run_dir)
 
 
 def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
@@ -293,7 +277,6 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.pipeline.execute import finish_lines
     from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
@@ -301,7 +284,7 @@ def _sweep_table(sweep_dir: Path) -> None:
         return
     _track(sweep_dir, jobs)
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
-    print("\n".join([*sweep_lines(jobs), *map(safe, finish_lines(sweep_dir, jobs, _flags()))]))
+    print("\n".join(sweep_lines(jobs)))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
         FAILURES.append(2)
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
@@ -310,13 +293,6 @@ def _sweep_table(sweep_dir: Path) -> None:
         if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
             (place / JOB).unlink()
             place.rmdir()
-
-
-def _flags() -> list[str]:
-    """What the command line has beside overrides (`--config-dir parts`), for one of a multirun's jobs alone."""
-    words = [word for word in sys.argv[1:] if word.startswith("-") or ("=" not in word and word[:1] != "~")]
-    single = [word for word in words if word not in ("-m", "--multirun")]
-    return single if len(single) < len(words) else [*single, "hydra.mode=RUN"]
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -352,7 +328,9 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     if culprits:
         return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
     raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"  # from Rust
-    inside = [name for name in (*READERS, "hydra", "omegaconf") if frames and f"/{name}/" in frames[-1].filename]
+    inside = [
+        name for name in (*READERS, "hydra", "nevergrad", "omegaconf") if frames and f"/{name}/" in frames[-1].filename
+    ]
     if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
         return f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}", 2
     if USER_CODE:

@@ -7,8 +7,7 @@ import os
 import re
 import sys
 
-from souping.cli import FAILURES, Ended, open_streams, stop
-from souping.cli.help import COMMANDS, answered, finished_run
+from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
 from souping.core.fields import pick
 
 
@@ -43,9 +42,9 @@ def main() -> None:
 def _do() -> None:
     first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
     if first == "show":
-        from souping.cli import show
+        from souping.cli.finished import show
 
-        show.main(rest)
+        show(rest)
         return
     if first == "compare":
         from souping.cli import compare

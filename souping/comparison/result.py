@@ -16,9 +16,8 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
 from souping.report.format import escape_html, p_value
-from souping.report.render import document, section_html
+from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid
-from souping.report.terminal import show_sheet
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -20,9 +20,6 @@ from souping.core.files import expanded
 from souping.core.protocols import Objective, ScoreSource
 from souping.core.types import FloatArray, Json, ScoreMatrix, UserError
 
-CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
-"""What to look at where every model fails."""
-
 
 @component
 class MeasuredScores(ScoreSource):

@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 from souping.core.types import UserError
 
 T = TypeVar("T")
-ANALYSE = "python -m souping run=RUN_DIR"
-"""Command that makes analyses of a finished run: data name no place, so that equal runs have equal ones."""
 LONGEST = 1e7
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""

@@ -17,8 +17,7 @@ from souping.checkpoints.header import size_of
 from souping.core.text import shown
 from souping.core.types import UserError
 from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store, widen
-from souping.merge.methods import Gram, Method, get_method, gram
-from souping.merge.plan import MergePlan, Piece, PlannedTensor, Source
+from souping.merge.plan import Gram, MergePlan, Method, Piece, PlannedTensor, Source, get_method, gram
 
 log = logging.getLogger(__name__)
 WARNING = threading.Lock()

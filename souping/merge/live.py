@@ -27,8 +27,7 @@ from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.chunks import Chunk, Job, blocks, chunk_of, mixed, piece_gram, work_off
 from souping.merge.kernels import Raw, torch_dtype
-from souping.merge.methods import Gram, Method, get_method
-from souping.merge.plan import MergePlan, PlannedTensor, Source
+from souping.merge.plan import Gram, MergePlan, Method, PlannedTensor, Source, get_method
 from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
 from souping.merge.writer import raise_file_limit
 

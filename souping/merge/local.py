@@ -24,8 +24,7 @@ from souping.merge import (
     SoupPlan,
     Vocab,
 )
-from souping.merge.methods import get_method, source
-from souping.merge.plan import MergePlan, carried, parse_size
+from souping.merge.plan import MergePlan, carried, get_method, parse_size, source
 from souping.merge.planner import Alignment, Layout, check_overrides, fitted
 
 if TYPE_CHECKING:

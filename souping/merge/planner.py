@@ -22,7 +22,6 @@ from souping.core.fields import load
 from souping.core.simplex import check_weights
 from souping.core.text import listed, shown
 from souping.core.types import Recipe, UserError, Weights, elements
-from souping.merge.methods import check_count, check_shares, get_method
 from souping.merge.plan import (
     Ingredient,
     MergePlan,
@@ -32,6 +31,9 @@ from souping.merge.plan import (
     PlannedTensor,
     Source,
     base_name,
+    check_count,
+    check_shares,
+    get_method,
     parse_size,
     recipe_from_dict,
 )

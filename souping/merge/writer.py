@@ -42,8 +42,7 @@ from souping.core.system import read_at, reserve, start_writing, write_at
 from souping.core.types import Json, Recipe, UserError, digest
 from souping.merge.chunks import Chunk, blocks, chunks, complaint, final_weights, mixed, share_of_rank, work_off
 from souping.merge.kernels import Raw
-from souping.merge.methods import get_method
-from souping.merge.plan import MergePlan
+from souping.merge.plan import MergePlan, get_method
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open

@@ -9,17 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-
-import numpy as np
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
-from souping.core.types import Json, ScoreMatrix, elements, entries, number, part, texts
-from souping.paper.findings import CORRUPT, findings, selections
-from souping.paper.published import TABLES, leaderboard, published
+from souping.core.types import Json, ScoreMatrix, elements, entries, part, texts
+from souping.paper.findings import TABLES, findings, leaderboard, selections
 from souping.report.format import DASH, clean, count, in_words
-from souping.report.plots import COLOURS, INK, PAPER, Drawing, canvas, correlations, figure
+from souping.report.plots import Drawing, correlations
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableGrid, around, grid, nonempty, table
 
@@ -29,9 +25,6 @@ SENTENCES = (
     "Figures 2, 3, 5 and 6 and Appendices B and D need the paper's soups. The sections on categories, gains, parents, "
     "Shapley values and ingredients show the same for the soups of this run, which are other models.",
 )
-GAINS = {"Table 5": ("flores36.csv", "flores36_soce.csv"), "Figure 3b": ("mgsm.csv", "mgsm_soce.csv")}
-"""{where in the paper: the tables of the candidates and of the soup}."""
-TITLES = {"Table 5": "gains on FLORES-36, BLEU", "Figure 3b": "gains on MGSM, points"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +44,12 @@ class PaperFigures(Analysis):
             "findings": [asdict(one) for one in found],
             "figure1": _figure1(board),
             "selections": [selections(table) for table in TABLES],
-            "gains": {of: _gaps(*files) for of, files in GAINS.items()},
         }
 
 
 def _figure1(board: ScoreMatrix) -> dict[str, Json]:
     matrix = pearson(board.values).rho.tolist()
     return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
-
-
-def _gaps(singles: str, soup: str) -> list[Json]:
-    """The soup and every candidate of two published tables, column by column; the corrupt column is left out."""
-    (soce,), candidates = published(soup), published(singles)
-    return [
-        {"category": name, "soce": float(value), "candidates": [float(row[name]) for row in candidates]}
-        for name, value in soce.items()
-        if name not in ("model", CORRUPT)
-    ]
 
 
 # How it is shown: what disagrees, then every table and figure, folded away.
@@ -86,7 +68,6 @@ def section(data: Row) -> Section:
         table("What cannot be redone here", missing),
         Section("Figure 1: categories of the leaderboard", (first,), "figure1"),
         *map(_selection, entries(data, "selections")),
-        *(Section(f"{of}: {TITLES[of]}", (_gains(data, of),), _picture(of)) for of in TITLES),
     )
     lines = tuple(map(clean, texts(data, "sentences")))
     return Section("The paper: what disagrees", lines, grids=(differs,), folded=nonempty(folded))
@@ -123,45 +104,8 @@ def _chosen(row: Row) -> tuple[str, str]:
     return in_words(texts(row, "ingredients")) or DASH, clean(row.get("beside")) or DASH
 
 
-def _gains(data: Row, of: str) -> str:
-    """Where SoCE is above the best candidate, and what is left out."""
-    rows = entries(part(data, "gains"), of)
-    gaps = {clean(row.get("category")): _differences(row)[0] for row in rows}
-    lost = [name for name, gap in gaps.items() if gap < 0]
-    out = " The column eng_spa is left out: for the candidates it repeats spa_eng." if of == "Table 5" else ""
-    won = sum(gap > 0 for gap in gaps.values())
-    return f"SoCE is above the best candidate in {won} of {len(rows)} columns, below it in {in_words(lost)}.{out}"
-
-
-def _picture(of: str) -> str:
-    return of.lower().replace(" ", "")
-
-
-def _differences(row: Row) -> list[float]:
-    """SoCE minus each candidate in one column, the best candidate first."""
-    return sorted((number(row.get("soce")) or 0.0) - (number(value) or 0.0) for value in elements(row, "candidates"))
-
-
 def figure1(data: Row) -> Drawing | None:
     return correlations("figure1", part(data, "figure1"), (), "")
 
 
-def gains(data: Row, of: str) -> Drawing | None:
-    """SoCE minus each candidate, one column per direction or language; the best candidate is full."""
-    rows = sorted(entries(part(data, "gains"), of), key=lambda row: _differences(row)[0])
-    with canvas():
-        made, axes = figure(max(4.2, 0.26 * len(rows)), 3.2)
-        axes.axhline(0, color=INK, linewidth=1.0)
-        for x, row in enumerate(rows):
-            gaps = _differences(row)
-            axes.plot([x] * len(gaps), gaps, "o", color=COLOURS["ingredient"], markersize=3.5, markerfacecolor=PAPER)
-            axes.plot([x], gaps[:1], "o", color=COLOURS["soup" if gaps[0] > 0 else "best_single"], markersize=5.5)
-        axes.set_xticks(np.arange(len(rows)), [clean(row.get("category")) for row in rows], rotation=90, fontsize=7.5)
-        axes.set_ylabel("SoCE minus candidate")
-        axes.margins(x=0.02)
-    alt = f"{of}: SoCE minus each candidate. {_gains(data, of)}"
-    caption = "Full dot: the best candidate of the column; orange where SoCE is above it, blue where it is not."
-    return Drawing(_picture(of), made, alt, caption)
-
-
-DISPLAYS["paper"] = Display(section, (figure1, *(partial(gains, of=of) for of in TITLES)), place=0)
+DISPLAYS["paper"] = Display(section, (figure1,), place=0)

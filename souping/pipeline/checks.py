@@ -26,7 +26,6 @@ from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
-from souping.core.scores import CAUSES
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
+LIKELY_CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
+"""What to look at if every model fails."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -80,7 +81,6 @@ def _checks(
             yield partial(check_budget, settings.optimiser, len(folds["search"]))
     yield partial(_check_selector, settings, names, categories)
     yield partial(_check_search, settings, tuple(names))
-    yield partial(_check_analyses, settings)
     for evaluator, _ in evaluators:
         yield partial(evaluator.check, names)
 
@@ -171,17 +171,6 @@ def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[
         raise errors[-1]
 
 
-def _check_analyses(settings: RunSettings) -> None:
-    """Refuse an analysis that requires a base model, if there is none."""
-    for name, analysis in settings.analyses.items():
-        if analysis.base == "required" and not settings.uses_base:
-            needs = "needs the base model: set merge.base=FOLDER"
-            raise UserError(
-                f"analysis={name}, as it is set, "
-                f"{'works without merge.overrides only' if settings.merge.base else needs}"
-            )
-
-
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
     pool.pool.check_tokenizers()
@@ -218,7 +207,7 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
         value = float(scores.values[0, scores.categories.index(name)])
         how = f"all {len(scores.models)} models score {100 * value:.1f} %"
         if value <= CONSTANT:
-            how = f"every model fails all of it{'' if scores.published else f' ({CAUSES})'}"
+            how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
     return notes
 

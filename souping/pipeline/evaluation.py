@@ -421,10 +421,6 @@ class LocalWorkers(Workers):
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    @property
-    def slots(self) -> int:
-        return 1
-
     def put(self, request: Request) -> Response:
         return self._worker.answer(request)
 

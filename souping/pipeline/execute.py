@@ -12,7 +12,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,16 +82,14 @@ def execute(settings: MergeSettings) -> float | None:
             parts.callback(settings.merge.close)
             outcome = {"soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)}
     soup: Path | None = None
-    with _results_stay():
-        try:
-            soup = written_soup(settings, outcome)
-        finally:  # also if another soup is in the way
-            _show(settings, outcome, soup)
-        if goal is not None and soup is None:  # one expert for everything
-            print(f"  {'upload':16} nothing to send: there is no soup")
-        elif goal is not None and soup is not None:
-            url = push(goal, soup, settings.store_path)
-            print(f"  {'upload':16} {url}")
+    try:
+        soup = written_soup(settings, outcome)
+    finally:  # also if another soup is in the way
+        _show(settings, outcome, soup)
+    if goal is not None and soup is None:  # one expert for everything
+        print(f"  {'upload':16} nothing to send: there is no soup")
+    elif goal is not None and soup is not None:
+        print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
     return objective
 
 
@@ -172,17 +170,6 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
         for warning in flat_categories(scores):
             progress.say(f"note: {warning}")
         return {"selection": selection_dict(select(settings, scores, progress), scores)}
-
-
-@contextmanager
-def _results_stay() -> Iterator[None]:
-    """What goes wrong once everything is written (a closed pipe, the Hub) takes none of it away."""
-    try:
-        yield
-    except LateError:
-        raise
-    except (UserError, OSError) as error:
-        raise LateError(error_text(error)) from error
 
 
 # ------------------------------------------------------------ samples
@@ -364,21 +351,6 @@ def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Re
     return recipe
 
 
-def finish_lines(sweep_dir: Path, jobs: Rows, flags: Sequence[str]) -> list[str]:
-    """The best job of a multirun that stopped after the search, and the command that reports on it.
-
-    `flags` are those of the command line.
-    """
-    folders = [(job, sweep_dir / str(job["run_dir"])) for job in jobs]
-    stopped = [job for job, at in folders if (at / "recipe.json").is_file() and not (at / "report.json").exists()]
-    best = max(stopped, key=lambda job: number(job["objective"]) or 0.0, default=None)
-    if best is None:
-        return []
-    words = [word.replace("${hydra:job.num}", str(best["job"])) for word in texts(best, "overrides")]
-    command = ["python", "-m", "souping", *flags, *(w for w in words if not w.lstrip("+").startswith("stop_after="))]
-    return [f"  {'best':16} job {best['job']}", f"  {'finish':16} {shlex.join(command)}"]
-
-
 # ------------------------------------------------------------ the end on the terminal
 
 
@@ -396,15 +368,12 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
             print(f"  {'rebuild':16} {safe(settings.rebuild_command)}")
     if settings.tracker.hint:
         print(f"  {'tracker':16} {safe(settings.tracker.hint)}")
-    stopped = isinstance(settings, RunSettings) and settings.stop_after == "search"
-    if stopped and settings.command and not settings.sweep:
-        print(f"  {'finish':16} {safe(settings.finish_command)}")
-    elif not stopped and (run_dir / "report.html").exists():
+    if (run_dir / "report.html").exists():
         print(f"open {safe(shlex.quote(nearby(run_dir / 'report.html')))}")
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.terminal import also_table, output_console, report_table
+    from souping.report.render import also_table, output_console, report_table
 
     out = output_console()
     out.print(report_table(outcome))

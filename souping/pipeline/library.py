@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, number, part
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
@@ -76,16 +75,6 @@ class RunResult:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
         return f"RunResult({sentence} Soup: {mixed or 'none'}. Files: {self.report_dir})"
-
-    def _repr_html_(self) -> str:
-        """A table for notebooks: one model per line, with its score on the report fold in percent."""
-        sentence, table = html.escape(self.verdict.sentence or repr(self)), ""
-        for row in entries(self.report, "rows"):
-            ends = (number(part(row, "objective").get(key)) for key in ("mean", "low", "high"))
-            cells = [str(row["name"]), *("" if value is None else f"{100 * value:.1f}" for value in ends)]
-            table += "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        head = "<tr><th>model</th><th>score %</th><th>low</th><th>high</th></tr>"
-        return f"<p>{sentence}</p>" + (f"<table>{head}{table}</table>" if table else "")
 
 
 def run(

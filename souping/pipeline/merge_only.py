@@ -19,8 +19,7 @@ from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
 from souping.merge import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
 from souping.merge.local import LocalMerge
-from souping.merge.methods import METHODS, source
-from souping.merge.plan import HUGE, MAX_RECIPE, MOST, recipe_from_dict
+from souping.merge.plan import HUGE, MAX_RECIPE, METHODS, MOST, recipe_from_dict, source
 from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
@@ -281,7 +280,7 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     place = scratch_place(pool.pool.soup_bytes)
     check_space(place, pool.pool.soup_bytes)
     with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
-        made = pool.write(recipe, Path(folder) / "soup", {})
+        made = pool.pool.write(recipe, Path(folder) / "soup")
         for path in sorted(made.iterdir()):
             kept = out / path.name
             if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):

@@ -55,15 +55,13 @@ class OpenPool:
         hashes: MutableMapping[str, str] | None = None,
         aside: Aside = nullcontext,
         tokenizers: bool = True,
-        with_base: bool = False,
         late: bool = False,
     ) -> None:
         """Fetch the Hub's models, open every candidate's headers, check them against each other, then take their
         fingerprints.
 
-        `store` remembers where they are; digests of files are its own, or those of `hashes`. `with_base` opens the base
-        model beside full models, so that recipes may name it (`base_name`). With `late`, files without a known digest
-        are hashed by `write_late`, if the backend can do that.
+        `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
+        files without a known digest are hashed by `write_late`, if the backend can do that.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
@@ -72,11 +70,10 @@ class OpenPool:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
         candidates, merge, notes = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = merge.base, {c.name: c.path for c in candidates}
-        self.base_name, beside = _beside(self.folders, self.base) if with_base else ("", {})
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.pool = merge.open({**self.folders, **beside}, used)
+        self.pool = merge.open(self.folders, used)
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
         self.late = late and isinstance(used, StandIns) and used.pending
@@ -126,12 +123,6 @@ class OpenPool:
         self._scratch.close()
         self.pool.close()
 
-    def write(
-        self, recipe: Recipe, out: Path, extra_files: Mapping[str, str], progress: Progress | None = None
-    ) -> Path:
-        """The soup as a folder; `progress(bytes written, bytes in all)`."""
-        return self.pool.write(recipe, out, extra_files=extra_files, progress=progress)
-
     def write_late(
         self, recipe: Recipe, out: Path, files: Callable[[Recipe], Mapping[str, str]], progress: Progress | None = None
     ) -> tuple[Path, list[str]]:
@@ -168,18 +159,6 @@ def _mixture(folder: Path) -> str:
     except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return ""
     return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""
-
-
-def _beside(folders: Mapping[str, Path], base: str | None) -> tuple[str, dict[str, Path]]:
-    """(name of the base model in recipes, its folder unless it is a candidate); nothing for a pool of adapters."""
-    if base is None or any(is_adapter(folder) for folder in folders.values()):
-        return "", {}
-    place = expanded(base, "merge.base")
-    known = [name for name, folder in folders.items() if folder.resolve() == place.resolve()]
-    if known:
-        return known[0], {}
-    name = place.name if place.name not in folders else f"{place.name} (base)"
-    return name, {name: place}
 
 
 def _copies(prints: Mapping[str, str]) -> list[str]:

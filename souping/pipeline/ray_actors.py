@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -72,7 +71,7 @@ class RayExecutor(Executor):
     def needs(self) -> list[Missing]:
         if not find_spec("ray"):
             return [Missing(what="the package ray is not installed", fix=install("ray"))]
-        lacks = _unreachable(self.cluster) if self.cluster else self.misfit(_resources())
+        lacks = "" if self.cluster else self.misfit(_resources())  # only a cluster knows what it has
         return [Missing(what=lacks)] if lacks else []
 
     @property
@@ -234,18 +233,6 @@ def _result(ref: ObjectRef[Any]) -> Any:
         raise UserError(
             f"executor=ray: an actor is gone or cannot start (see executor.restarts): {reason}\n{STORED}"
         ) from error
-
-
-def _unreachable(address: str) -> str:
-    """Why a cluster's address cannot be right; Ray itself tries for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return ""
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        return f"nothing answers at executor.address={address} ({first_line(error)})"
-    return ""
 
 
 def _resources() -> dict[str, float]:

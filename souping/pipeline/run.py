@@ -53,9 +53,9 @@ from souping.pipeline.store import Store
 from souping.pipeline.upload import card
 from souping.report.files import as_json, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
+from souping.report.render import gate_table
 from souping.report.sections import ended
-from souping.report.terminal import gate_table
-from souping.search.loop import SearchResult, full_grid, result_of, trial_limit
+from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 class Run(Steps):
@@ -77,8 +77,7 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, pairs):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in pairs])
-        candidates, base = settings.pool.resolve(), settings.uses_base
-        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, with_base=base)
+        pool = OpenPool(settings.pool.resolve(), settings.merge, store, aside=progress.aside)
         check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
@@ -210,7 +209,7 @@ class Run(Steps):
         self.settings.tracker.log(trial)
         if trial.whole:
             self.best = max(self.best, trial.result.objective)
-            self.progress.trial(trial.number, trial.result.objective, self.best)
+            self.progress.trial(self.best)
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
@@ -245,7 +244,7 @@ class Run(Steps):
             self.first_card = card(self.parts)
             if kept is None:
                 self.progress.stage("writing the soup")
-                self.pool.write(recipe, settings.out, {"README.md": self.first_card})
+                self.pool.pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
             else:
                 self.progress.stage("verifying the existing soup")
                 verify(self.pool, recipe, settings.out)
@@ -449,15 +448,8 @@ class Run(Steps):
             "trials": len(winner.trials),
             "seconds": round(time.monotonic() - self.settings.started, 3),
             **({"lost_workers": self.workers.lost} if self.workers.lost else {}),
-            **({"search": self._search_cost(winner)} if winner.trials else {}),
+            **({"search": {**asdict(winner.cost), "soups": len(winner.trials)}} if winner.trials else {}),
         }
-
-    def _search_cost(self, winner: SearchResult) -> dict[str, Any]:
-        """What the search took, and what the paper's grid would have taken at the same rates."""
-        singles = [self.single(name).fingerprint for name in self.pool.names]
-        rate = self.store.throughput(singles, self.settings.evaluator.fingerprint)
-        grid = full_grid(winner.cost, len(self.selection.ingredients), len(self.folds["search"]), rate)
-        return {**asdict(winner.cost), "soups": len(winner.trials), "full_grid": grid}
 
     def close(self) -> None:
         self.workers.close()

@@ -129,7 +129,6 @@ class MergeSettings:
     run_dir: Path
     config: Mapping[str, Json]
     command: str = ""
-    sweep: bool = False
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -142,13 +141,6 @@ class MergeSettings:
         """Command, date and version, for the page."""
         parts = (self.command, time.strftime("%Y-%m-%d %H:%M %z"), f"souping {__version__}")
         return " \N{MIDDLE DOT} ".join(part for part in parts if part)
-
-    @property
-    def finish_command(self) -> str:
-        """The command without what stopped it after the search."""
-        words = shlex.split(self.command)
-        own = ("stop_after=", "hydra.run.dir=")
-        return shlex.join(word for word in words if not word.lstrip("+").startswith(own))
 
     @property
     def rebuild_command(self) -> str:
@@ -198,12 +190,6 @@ class RunSettings(MergeSettings):
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
         return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
-
-    @property
-    def uses_base(self) -> bool:
-        """Whether the base model has to answer too, for an analysis."""
-        used = any(analysis.base != "unused" for analysis in self.analyses.values())
-        return used and bool(self.merge.base) and not self.merge.overrides
 
     @property
     def selects_from_table(self) -> bool:

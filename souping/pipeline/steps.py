@@ -171,14 +171,11 @@ class Steps:
 
     def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
         """What analyses know of the run before they see scores."""
-        most = sorted(winner.trials, key=lambda trial: -trial.result.items)
         return RunSoups(
             candidates={name: self.single(name) for name in self.recipes.names},
             ingredients=ingredients,
             soup=winner.recipe,
             recipe=self.recipes.recipe,
-            base=self.recipes.base_name,
-            mixed=tuple(trial.recipe for trial in most if len(trial.recipe.ingredients) > 1),
         )
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:

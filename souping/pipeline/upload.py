@@ -1,16 +1,11 @@
-"""Model card of a soup, and its upload with the soup to the Hub (`upload=org/name`), as one commit.
-
-`python -m souping.pipeline.upload DIR org/name` sends a finished soup.
-"""
+"""Model card of a soup, and its upload with the soup to the Hub (`upload=org/name`), as one commit."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,8 +232,8 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             operations += [CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)]
             done = api.create_commit(goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}")
     except UserError as error:
-        again = f"the soup is complete in {folder}: python -m souping.pipeline.upload {folder} {goal.repo}"
-        raise LateError(f"{error}\n{again}") from error
+        again = shlex.join(["hf", "upload", goal.repo, str(folder)])
+        raise LateError(f"{error}\nthe soup is complete: {again}") from error
     return str(done.commit_url)
 
 
@@ -288,26 +283,3 @@ def _explained(goal: Target) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"upload={goal.repo}: {hub.reason(error)}") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 with one or two lines on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m souping.pipeline.upload", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a soup's folder")
-    parser.add_argument("repo", help="org/name on the Hub")
-    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
-    parser.add_argument("--store", type=Path, default=Path("outputs/store.sqlite"), help="the results store of the run")
-    options = parser.parse_args(arguments)
-    try:
-        goal = target({"repo": options.repo, "private": options.private})
-        assert goal is not None
-        check(goal)
-        print(push(goal, options.folder, options.store))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

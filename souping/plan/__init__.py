@@ -1,14 +1,25 @@
-"""What a plan holds: stages with their counts, how long the run takes, and what its report can show."""
+"""What a plan holds: stages with their counts, how long the run takes, and what its report can show; and its page.
+
+A plan is shown to people as tables, on the terminal and in plan.md, and kept for programs as plan.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 
 from souping.analysis.significance import Power, power_of
-from souping.core.types import Fold, Item, Missing, ScoreMatrix, Selection
+from souping.core.files import nearby, write_atomically
+from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
+from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
+from souping.pipeline.execute import sample
+from souping.report import format
+from souping.report.files import as_json, selection_dict
+from souping.report.render import output_console, show_sample, show_sheet
+from souping.report.tables import Section, grid
 
 if TYPE_CHECKING:
     from souping.checkpoints.pool import ModelSize
@@ -145,3 +156,217 @@ def speed(
         f"{where} operations/s, and 5 ms per item; set your own with throughput=ITEMS_PER_SECOND"
     )
     return Speed(items_per_second=rate, basis="assumed", reason=reason)
+
+
+# ------------------------------------------------------------ page
+
+
+def as_dict(plan: Plan) -> dict[str, Json]:
+    """Content of plan.json."""
+    shown = plan.power()
+    selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
+    return {
+        "experiment": plan.run.name,
+        "can_go_on": not plan.reasons,
+        "reasons": list(plan.reasons),
+        "notes": list(plan.notes),
+        "machine": asdict(plan.machine),
+        "models": [asdict(model) for model in plan.models],
+        "selection": {"basis": plan.basis, "sizes": list(plan.sizes), "selection": selection},
+        "outlined": plan.outlined,
+        "folds": {fold: len(items) for fold, items in plan.folds.items()},
+        "stages": [asdict(stage) for stage in plan.stages],
+        "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
+        "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
+        "seconds": plan.seconds(),
+        "power": asdict(shown) if shown else None,
+        "rooms": [requirement.as_dict() for requirement in plan.requirements],
+        "missing": [asdict(one) for one in plan.missing],
+    }
+
+
+def sections(plan: Plan) -> list[Section]:
+    """The plan's sections in reading order."""
+    made = (_selection(plan), _work(plan), _time(plan), _report(plan), _models(plan), _space(plan), _missing(plan))
+    return [section for section in made if section is not None]
+
+
+def _selection(plan: Plan) -> Section:
+    selection, label = plan.selection, plan.run.selector.label
+    if selection is None:
+        sizes = f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients" if plan.sizes else ""
+        return Section("Selection", (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",))
+    lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
+    if selection.threshold is not None:
+        lines.append(
+            f"Low-correlation categories ({selection.metric}, threshold {selection.threshold:g}): "
+            f"{format.in_words(selection.low_correlation)}."
+        )
+    experts = list(selection.experts.items())
+    grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
+    return Section("Selection", (*lines, *selection.notes), grids=grids)
+
+
+def _work(plan: Plan) -> Section | None:
+    """Evaluations of each stage: in total, stored by then, and to do."""
+    if not plan.stages:
+        return None
+    rows = [_stage(stage) for stage in plan.stages]
+    asked, todo = plan.sum("asked"), plan.sum("todo")
+    totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (format.DASH,) * 3
+    rows.append(("total", "", "", *totals))
+    header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
+    table = grid(header, rows, strong=[len(rows) - 1])
+    return Section("Work", tuple(_work_lines(plan)), grids=(table,))
+
+
+def _work_lines(plan: Plan) -> list[str]:
+    folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
+    lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
+    if plan.outlined:
+        lines.append("The items cannot be read here: their numbers are the benchmark's published sizes.")
+        items = [item for fold in plan.folds.values() for item in fold]
+        if len({item.group for item in items}) == len(items):
+            lines.append("Every item counts as its own group: if the data groups them, the report shows less.")
+    if len(plan.sizes) > 1:
+        lines.append("The number of ingredients is not known yet, so least and most are given.")
+    if any(stage.in_parts for stage in plan.stages):
+        lines.append(
+            "The search evaluates most soups on some of the items; its row counts whole folds. Of two figures the "
+            "first is expected, the second hardly ever exceeded."
+        )
+    return lines
+
+
+def _stage(stage: PlannedStage) -> tuple[str, ...]:
+    models = f"{_span(stage.models)} folds" if stage.in_parts else _span(stage.models)
+    if not stage.items:
+        return (stage.name, models, *(format.DASH,) * 4)
+    stored = _span(_stored(stage.asked, stage.todo))
+    return stage.name, models, f"{stage.items:,}", _span(stage.asked), stored, _span(stage.todo)
+
+
+def _stored(asked: Pair, todo: Pair) -> Pair:
+    ends = sorted((asked[0] - todo[0], asked[1] - todo[1]))
+    return ends[0], ends[1]
+
+
+def _time(plan: Plan) -> Section | None:
+    """How long the run takes, and at which rates."""
+    times = plan.seconds()
+    if times is None:
+        line = "Not known: neither items nor a rate are available; set one with throughput=ITEMS_PER_SECOND."
+        return Section("Time", (line,)) if plan.stages else None
+    rows = [(what, _duration(pair)) for what, pair in times.items() if pair[1] > 0]
+    rows.append(("total", _duration(_total(times.values()))))
+    lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
+    lines.append(
+        f"Assumed: weights are read at {READ / 1e9:g} GB/s for each soup, the Hub sends {FETCH / 1e6:g} MB/s. "
+        "Loading the first model and starting servers come on top."
+    )
+    if not plan.folds:
+        lines.append("The time of the evaluations is not known: their items cannot be counted here.")
+    return Section("Time", tuple(lines), grids=(grid(("what", "time"), rows),))
+
+
+def _report(plan: Plan) -> Section | None:
+    if not plan.has_report:
+        return None
+    shown = plan.power()
+    later = "Known after selection, from the candidates' answers on the select fold."
+    return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
+
+
+def _models(plan: Plan) -> Section:
+    bases = {"name": "a guess by its name", "unknown": ""}
+    rows = [
+        (
+            model.name,
+            human(model.nbytes) if model.nbytes else "unknown",
+            bases.get(model.basis, model.basis),
+            human(model.download) if model.download else "here" if model.basis == "headers" else "unknown",
+        )
+        for model in plan.models
+    ]
+    return Section("Candidates", grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),))
+
+
+def _space(plan: Plan) -> Section:
+    machine = plan.machine
+    gpus = ", ".join(f"{gpu.name} {human(gpu.total)}" for gpu in machine.gpus) or "no GPU"
+    hardware = f"This machine: {machine.cores} cores, {human(machine.memory)} of memory, {gpus}."
+    if not plan.requirements:
+        return Section("Space", (hardware, "What the run needs is not known: no candidate's size is."))
+    rows = [
+        (one.where, human(one.need), human(one.have), "fits" if one.fits else "too small", ", ".join(one.parts))
+        for one in plan.requirements
+    ]
+    small = [place for place, one in enumerate(plan.requirements) if not one.fits]
+    made = grid(("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small)
+    return Section("Space", (hardware,), grids=(made,))
+
+
+def _missing(plan: Plan) -> Section | None:
+    notes = tuple(plan.notes)
+    if not plan.missing:
+        return Section("Notes", notes) if notes else None
+    rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
+    return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
+
+
+def _span(pair: Pair) -> str:
+    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} to {pair[1]:,}"
+
+
+def _total(ranges: Iterable[Range]) -> Range:
+    least, most = zip(*ranges, strict=True)
+    return sum(least), sum(most)
+
+
+def _duration(pair: Range) -> str:
+    ends = [format.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h" for value in pair]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def show_rehearsal(
+    timed: Plan, fold: Fold, items: Sequence[Item], records: Sequence[Record], prompts: Mapping[str, str]
+) -> None:
+    """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
+    name = timed.run.pool.resolve()[0].name
+    samples, firsts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+    for place, (item, record) in enumerate(zip(items, records, strict=True)):
+        line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
+        line["models"][name] |= {"prompt_tokens": record.prompt_tokens, "tokens": len(record.tokens)}
+        samples.append(line)
+        firsts.setdefault(item.category, line)
+    print()
+    for line in firsts.values():
+        show_sample(output_console(120), line, [name])
+    show_sheet([s for s in (_answers(name, fold, items, records), _work(timed), _time(timed)) if s is not None])
+    table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
+    table["items_per_second"] = timed.speeds[""].items_per_second
+    write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
+    print(f"saved as check.json in {nearby(timed.run.run_dir)}")
+    if cut := sum(record.outcome != "finished" for record in records):
+        print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
+    most = _total((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
+    print(f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`.")
+
+
+def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
+    rows: list[tuple[str, ...]] = [
+        (
+            format.short(item.id),
+            format.clean(item.category),
+            format.percent(record.score, 0),
+            format.count(record.prompt_tokens) if record.prompt_tokens else format.DASH,
+            format.count(len(record.tokens)) if record.tokens else format.DASH,
+            record.outcome,
+            format.short(record.output or record.reason, 40),
+        )
+        for item, record in zip(items, records, strict=True)
+    ]
+    header = ("item", "category", "score %", "prompt tokens", "answer tokens", "ended", "answer")
+    mean = format.percent(fmean(record.score for record in records))
+    line = f"{name} scores {mean} % on {len(rows)} items of the {fold} fold."
+    return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -5,26 +5,31 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from souping.checkpoints import hub
-from souping.core.files import error_text
+from souping.core.files import error_text, nearby, write_atomically
+from souping.core.text import safe
 from souping.core.types import (
     FOLDS,
+    Fold,
     Item,
     ItemScores,
+    LateError,
     Missing,
     Recipe,
+    Record,
     Result,
     ScoreMatrix,
     Selection,
     UserError,
 )
-from souping.evaluate.benchmark import Folds, OwnBenchmark
+from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
 from souping.merge.writer import StandIns
 from souping.pipeline.checks import (
     check_pool,
@@ -41,16 +46,22 @@ from souping.pipeline.checks import (
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import ExtraBenchmark
+from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import MEMORY, Store
-from souping.plan import Pair, Plan, PlannedStage, Speed, speed
+from souping.plan import Pair, Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
+from souping.report import format
+from souping.report.files import as_json
+from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
 
+ITEMS = 5
+"""Items of each category that a check answers."""
 UNKNOWN = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
 
@@ -68,10 +79,9 @@ class NamedPool:
     """Candidates by name, for a pool that cannot be opened here."""
 
     names: tuple[str, ...]
-    base_name: str = ""
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
-        names = tuple(name for name in (*self.names, self.base_name) if weights.get(name))
+        names = tuple(name for name in self.names if weights.get(name))
         prints = tuple(f"not here: {name}" for name in names)
         shares = tuple(weights[name] for name in names)
         return Recipe(ingredients=names, fingerprints=prints, weights=shares, dtype="unknown")
@@ -232,7 +242,7 @@ class _Planner:
         self.extra: tuple[ExtraBenchmark, ...] = ()
         self.opened: OpenPool | None = None
         names = tuple(candidate.name for candidate in run.pool.resolve())
-        self.pool: RecipeSource = NamedPool(names=names, base_name="base model" if run.uses_base else "")
+        self.pool: RecipeSource = NamedPool(names=names)
 
     def plan(self) -> Plan:
         plan = Plan(run=self.run, machine=machine_facts())
@@ -391,4 +401,93 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), with_base=run.uses_base)
+    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes))
+
+
+# ------------------------------------------------------------ plan=true and check=true
+
+
+def plan(run: RunSettings) -> None:
+    """Print and save the plan of a run, `plan.json` and `plan.md` in its directory.
+
+    Raises:
+        LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
+    """
+    whole = _planned(run)
+    parts = sections(whole)
+    write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
+    show_sheet(parts)
+    print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
+    if not whole.reasons:
+        print("This run can start: repeat the command without plan=true.")
+        return
+    first = (whole.faults or whole.reasons)[0]
+    more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
+    verdict = f"this run cannot start here: {first}{more}"
+    if whole.faults:
+        raise LateError(verdict)
+    print(verdict)
+
+
+def _planned(run: RunSettings) -> Plan:
+    if run.benchmark.banner:
+        print(run.benchmark.banner, flush=True)
+    check_settings(run)
+    return make(run)
+
+
+def check_run(run: RunSettings) -> None:
+    """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
+
+    Raises:
+        UserError: the run cannot start here, or its items cannot be answered.
+    """
+    if run.selects_from_table:
+        raise UserError(
+            "check=true evaluates a few items; stop_after=select with published scores has none: use plan=true"
+        )
+    whole = _planned(run)
+    for note in whole.notes:
+        print(f"note: {safe(note)}")
+    if whole.reasons:
+        more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
+        raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
+    print("settings, items, models, space and packages are in order (plan=true shows them)", flush=True)
+    fold: Fold = "search" if run.scores.published else "select"
+    items = first_items(whole.folds[fold], ITEMS)
+    records, prompts, speed = rehearse(whole, items)
+    timed = replace(whole, speeds={**whole.speeds, "": speed})
+    show_rehearsal(timed, fold, items, records, prompts)
+
+
+def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
+    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
+    model was loaded."""
+    run = whole.run.with_items()
+    if absent := [model.name for model in whole.models if model.download]:
+        raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
+    with ExitStack() as parts:
+        for part in run.open_parts:
+            parts.callback(part.close)
+        store = parts.enter_context(Store(Path(MEMORY)))
+        pool = open_unhashed(run, store)
+        parts.callback(pool.close)
+        evaluator = pool.bound(run.evaluator)
+        if banner := evaluator.banner(pool.pool.architecture_folder, items):
+            print(banner, flush=True)
+        recipe, began = pool.recipe({pool.names[0]: 1.0}), time.monotonic()
+        model = pool.serving(evaluator)(recipe)
+        if evaluator.host is not None:
+            evaluator.evaluate(model, items[:1])  # engines and servers take minutes to start at their first item
+        loaded = time.monotonic()
+        Evaluation(store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None).scores(recipe, items)
+        rate = len(items) / max(time.monotonic() - loaded, 1e-9)
+        stored = store.load(recipe.fingerprint, evaluator.fingerprint)
+        records = [record for item in items if (record := stored.first(item)) is not None]
+        prompts = store.prompts({record.prompt_key for record in records})
+    reason = (
+        f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
+        f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
+    )
+    return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)

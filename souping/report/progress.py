@@ -34,11 +34,8 @@ log = logging.getLogger("souping.run")
 class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
 
-    _ended: bool
-
     def __init__(self) -> None:
         self._bars: Bars | None = None
-        self._ended = False
         if _live():
             from rich.progress import MofNCompleteColumn, TextColumn
 
@@ -66,14 +63,12 @@ class Progress:
             self._bars.add_task(self._name, total=items, state="")
         self._line(f"{self._name}: {items:,} items" if items else self._name)
 
-    def advance(self, items: int, reused: int = 0) -> None:
-        """`items` more are done, `reused` of them from the store: those do not count towards the speed."""
+    def advance(self, items: int) -> None:
         self._done += items
-        self._fresh += items - reused
         self._update()
 
-    def trial(self, number: int, objective: float, best: float) -> None:
-        """Trial `number` gave `objective`; the best so far is `best` (fractions of 1)."""
+    def trial(self, best: float) -> None:
+        """One more trial; `best` is the best objective so far (a fraction of 1)."""
         self._trials += 1
         self._best = best
         self._update()
@@ -107,7 +102,7 @@ class Progress:
 
     def _begin(self, name: str, items: int | None, trials: int | None) -> None:
         self._name, self._items, self._all_trials = name, items, trials
-        self._done = self._fresh = self._trials = 0
+        self._done = self._trials = 0
         self._best = 0.0
         self._started = self._said = time.monotonic()
 
@@ -123,7 +118,7 @@ class Progress:
         if self._trials:
             parts += [_of(self._trials, self._all_trials, "trials"), f"best {format.percent(self._best, digits=2)} %"]
         seconds = time.monotonic() - self._started
-        rate = self._fresh / seconds if seconds > 0.2 else 0.0
+        rate = self._done / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
             rest = (self._items or 0) - self._done

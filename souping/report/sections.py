@@ -330,7 +330,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
 
 def _cost(report: Report) -> Section | None:
     """What the run took, and the answers that it did not get."""
-    shown = (tables.folds(report), tables.cost(report), tables.search_cost(report))
+    shown = (tables.folds(report), tables.cost(report))
     grids = tuple(one for one in shown if one.rows)
     return Section("Cost", tuple(endings(report)), grids=grids, folded=nonempty(_outcomes(report)))
 

@@ -281,9 +281,9 @@ def pairs(report: Report) -> TableGrid:
     for pair in found:
         line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
         line.append(around(pair.get("low"), pair.get("high")))
-        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high"))]
         rows.append([*line, *(more if drawn else [])])
-    tail = ("95 %, resampled items", "without noise") if drawn else ()
+    tail = ("95 %, resampled items",) if drawn else ()
     return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
 
 
@@ -351,21 +351,16 @@ SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of ans
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
+    search = part(spent, "search")
     lines = [
         (COSTS.get(key) or clean(key).replace("_", " "), _spent(key, spent[key]))
         for key in dict.fromkeys([*COSTS, "seconds", *spent])
         if number(spent.get(key)) is not None
     ]
+    lines += [
+        (f"search: {text}", _spent(key, search[key])) for key, text in SEARCHED.items() if number(search.get(key))
+    ]
     return grid(("cost", "amount"), lines)
-
-
-def search_cost(report: Report) -> TableGrid:
-    """What the search took, and what the full grid would have."""
-    spent = part(part(report, "cost"), "search")
-    full = part(spent, "full_grid")
-    keys = [key for key in SEARCHED if number(spent.get(key)) or number(full.get(key))]
-    lines = [(SEARCHED[key], _spent(key, spent.get(key)), _spent(key, full.get(key))) for key in keys]
-    return grid(("search", "this one", "the full grid"), lines)
 
 
 def _spent(key: str, amount: Json) -> str:

@@ -27,7 +27,6 @@ from souping.core.types import (
     UserError,
     Weights,
 )
-from souping.search.points import Grid
 
 
 @dataclass(kw_only=True)
@@ -82,11 +81,6 @@ class RecipeSource(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]: ...
-
-    @property
-    def base_name(self) -> str:
-        """Name of the base model in recipes if an analysis needs it, else empty."""
-        ...
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
@@ -339,22 +333,6 @@ def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
     simplex.check_weights(cell.weights, f"{name}: weights")
-
-
-def full_grid(cost: SearchCost, size: int, items: int, rate: float | None) -> dict[str, Json]:
-    """What the paper's grid over `size` ingredients would take, at this search's tokens an item and `rate` items a
-    second (else at the search's own); empty where it has no point or nothing was answered."""
-    if not cost.items or simplex.grid_size(size) < 1:
-        return {}
-    soups = len(Grid().known_points(size))
-    scale = soups * items / cost.items
-    return {
-        "soups": soups,
-        "items": soups * items,
-        "generated_tokens": round(cost.generated_tokens * scale),
-        "prefilled_tokens": round(cost.prefilled_tokens * scale),
-        "seconds": round(soups * items / rate if rate else cost.seconds * scale, 3),
-    }
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:

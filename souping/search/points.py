@@ -6,16 +6,21 @@ recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from annotated_types import Interval
 
 from souping.core import simplex
-from souping.core.fields import Count, component
+from souping.core.fields import Count, component, pick
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Cell, Result, SearchSpace, UserError, Weights
+from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
+
+if TYPE_CHECKING:
+    from nevergrad.optimization.base import Optimizer
+    from nevergrad.parametrization.core import Parameter
 
 
 @dataclass
@@ -237,3 +242,94 @@ class GreedySearch(Search):
 
     def _uniform(self, members: Sequence[int]) -> Weights:
         return tuple(1.0 / len(members) if i in members else 0.0 for i in range(self._size))
+
+
+# ------------------------------------------------------------ Nevergrad
+
+
+@component
+class Nevergrad(LimitedStrategy):
+    """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
+
+    `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:
+    a choice among the grid's points.
+    """
+
+    name: str = "NGOpt"
+    parametrisation: Literal["softmax", "normalise", "lattice"] = "softmax"
+    step: float = 0.1
+    trials: Count | None = 40
+
+    def __post_init__(self) -> None:
+        simplex.check_step(self.step)
+        if self.trials is None and self.budget is None:
+            raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
+        _registered(self.name)
+
+    def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
+        return NevergradSearch(self, len(space.ingredients), seed)
+
+    def count(self, size: int) -> int | None:
+        return self.trials
+
+    def describe(self, size: int) -> str:
+        return f"nevergrad {self.name}, {self.parametrisation}: {', '.join(endings(self))}"
+
+
+def _registered(name: str) -> Callable[..., Optimizer]:
+    """The optimiser of that name (UserError if there is none; the nearest is named)."""
+    from nevergrad.optimization.optimizerlib import registry
+
+    known: Mapping[str, Callable[..., Optimizer]] = registry
+    return known[pick(name, known, "optimiser.name")]
+
+
+def _build(name: str, parameter: Parameter, trials: int | None, seed: int = 0) -> Optimizer:
+    parameter.random_state = np.random.RandomState(seed)
+    return _registered(name)(parametrization=parameter, budget=trials, num_workers=1)
+
+
+def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
+    from nevergrad import p
+
+    if parametrisation == "lattice":
+        points = simplex.grid(size, step, step, 1 - step)
+        if not points:
+            raise UserError(f"optimiser.step={step} has no lattice point for {size} ingredients; lower it")
+        return p.TransitionChoice(points)
+    if parametrisation == "softmax":
+        return p.Array(shape=(size,))
+    return p.Array(init=np.full(size, 0.5)).set_mutation(sigma=1 / 6).set_bounds(0.0, 1.0)
+
+
+class NevergradSearch(Search):
+    """Uniform and vertices first (softmax cannot reach a vertex), then what Nevergrad proposes."""
+
+    def __init__(self, settings: Nevergrad, size: int, seed: int) -> None:
+        super().__init__(anchors(size))
+        self._settings = settings
+        self._open: dict[Weights, list[Parameter]] = {}
+        parameter = _parameter(settings.parametrisation, settings.step, size)
+        self._optimiser = _build(settings.name, parameter, settings.trials, seed)
+
+    def ask(self) -> Cell | None:
+        if self.points:
+            return super().ask()
+        candidate = self._optimiser.ask()
+        weights = self._decode(candidate.value)
+        self._open.setdefault(weights, []).append(candidate)
+        if weights not in self.asked:
+            self.asked.append(weights)
+        return Cell(weights=weights)
+
+    def _decode(self, value: Sequence[float] | FloatArray) -> Weights:
+        if self._settings.parametrisation == "lattice":
+            return tuple(map(float, value))
+        raw = np.asarray(value, dtype=float)
+        raw = np.exp(raw - raw.max()) if self._settings.parametrisation == "softmax" else raw + 1e-9
+        return tuple(float(w) for w in raw / raw.sum())
+
+    def tell(self, cell: Cell, result: Result) -> None:
+        super().tell(cell, result)
+        if self._open.get(cell.weights):
+            self._optimiser.tell(self._open[cell.weights].pop(0), -result.objective)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from souping.cli.help import choices, groups
+from souping.cli import choices, groups
 from souping.core.scores import read_table
 from tests.conftest import PAPER, ROOT, Cli
 from tests.support.composition import compose

@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from souping import __version__
+from souping.cli import COMMANDS, choices, folder, groups
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import COMMANDS, choices, folder, groups
 from tests.conftest import ROOT, Cli
 
 

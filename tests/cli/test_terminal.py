@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from souping.report.render import plain_table, show_sample
 from souping.report.tables import grid
-from souping.report.terminal import plain_table, show_sample
 
 
 @pytest.mark.parametrize("width", [44, 60, 80])

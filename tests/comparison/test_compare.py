@@ -17,7 +17,7 @@ import pytest
 
 import souping as library
 from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict, as_text, page, sections
-from souping.report.terminal import sheet_markdown
+from souping.report.render import sheet_markdown
 from tests.conftest import ROOT, Cli
 
 Rows = list[dict[str, Any]]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from souping.checkpoints.header import size_of
 from souping.core.types import UserError
 from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
-from souping.merge.methods import METHODS, check_count, slerp_weights, stock_weights
+from souping.merge.plan import METHODS, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)

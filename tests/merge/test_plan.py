@@ -19,7 +19,7 @@ from souping.core.types import UserError
 from souping.merge import chunks
 from souping.merge.__main__ import main
 from souping.merge.kernels import Float32
-from souping.merge.methods import METHODS, Method
+from souping.merge.plan import METHODS, Method
 from souping.merge.planner import load_plan, plan
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.support.checkpoints import (

@@ -14,10 +14,9 @@ from souping.analysis.significance import compare
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.pipeline.evidence import Contender, Pair, best_mixture, by_category, gather, lost_answers
-from souping.report.render import markdown
+from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.report.tables import widened
-from souping.report.terminal import report_table
 from souping.search.loop import SearchResult
 from tests.conftest import make_items, recipe
 

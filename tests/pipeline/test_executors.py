@@ -56,7 +56,6 @@ def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_p
     [
         (RayExecutor(gpus=999), "1 actor with 999 GPU and 1 CPU each do not fit"),
         (RayExecutor(actors=9999), "9999 actors with 1 CPU each do not fit"),
-        (RayExecutor(address="127.0.0.1:1"), "executor.address=127.0.0.1:1"),
     ],
 )
 def test_what_the_machine_or_the_cluster_lacks_is_reported_before_work(executor: Executor, said: str) -> None:

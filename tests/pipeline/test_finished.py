@@ -103,20 +103,14 @@ def test_shapley_is_planned_then_evaluated_then_kept(run: Path, souping: Cli, tm
 @pytest.mark.slow
 def test_the_price_of_the_plan_is_that_of_the_run(family: Path, souping: Cli, tmp_path: Path) -> None:
     arguments = [*pool_of(family), "selector=all", "optimiser=uniform", "analysis=[shapley]"]
-    arguments += [f"merge.base={family}/ant"]
     planned = souping(*arguments, "plan=true", "hydra.run.dir=plan")
     assert planned.code == 0, planned.err
     (stage,) = [s for s in json.loads((tmp_path / "plan/plan.json").read_text())["stages"] if "shapley" in s["name"]]
-    done = souping(*arguments, "shapley.value=winner", "hydra.run.dir=run")
+    done = souping(*arguments, "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert stage["models"] == [15, 15]
     made = analyses_of(tmp_path / "run")["shapley"]
-    assert made["empty"]["of"] == "ant"
-    null = next(row for row in made["levels"][0]["players"] if row["members"] == ["ant"])
-    assert null["value"] == pytest.approx(0)  # the base adds nothing to soups that hold it anyway
-    assert sum(row["value"] for row in made["levels"][0]["players"]) == pytest.approx(
-        made["whole"] - made["empty"]["value"]
-    )
+    assert sum(row["value"] for row in made["levels"][0]["players"]) == pytest.approx(made["whole"])
 
 
 def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
@@ -158,7 +152,6 @@ def test_what_cannot_be_done_is_refused_and_the_report_stays(
         (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
         (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
         (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
-        (("run=run", "analysis=shapley", "shapley.value=winner"), ("merge.base=FOLDER",)),
         (("run=run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),
         (("run=run", "colour=red"), ("colour is not a key",)),
         (("run=run", "merge.dtype=float16"), ("merge settings",)),

@@ -46,7 +46,7 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, 
     serve = opened.serving(FolderEvaluator(skill={}))
     recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
     served = serve(recipe)
-    opened.write(recipe, tmp_path / "soup", {})
+    opened.pool.write(recipe, tmp_path / "soup")
     assert (served.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
     assert serve(recipe).folder == served.folder
     other = serve(opened.recipe({"ant": 0.25, "bee": 0.75})).folder

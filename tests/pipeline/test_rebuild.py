@@ -19,7 +19,7 @@ from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
-from souping.merge.methods import METHODS
+from souping.merge.plan import METHODS
 from souping.pipeline.models import ScratchFolder
 from tests.conftest import Cli
 

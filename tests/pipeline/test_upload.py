@@ -168,20 +168,19 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", broken)
         souping(*[a for a in run(family, "me/soup") if "run.dir" not in a]).refused(
-            "the line went dead", "the soup is complete in", "python -m souping.pipeline.upload"
+            "the line went dead", "hf upload me/soup"
         )
     (folder,) = (tmp_path / "outputs/fam").glob("*/soup")
     assert (folder.parent / "report.json").is_file()
     assert not hub.repos["me/soup"].commits
-    monkeypatch.chdir(tmp_path)
-    assert upload.main([str(folder), "me/soup"]) == 0
+    upload.push(upload.Target("me/soup"), folder)
     assert b"## Result" in hub.repos["me/soup"].head["README.md"]
     assert hub.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_soup_sent_later_keeps_its_card_and_gets_the_licences(
-    hub: Hub, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
     for name, data in files_of(family / "dog").items():
@@ -189,8 +188,7 @@ def test_a_soup_sent_later_keeps_its_card_and_gets_the_licences(
     (tmp_path / "mine/README.md").write_text("---\nlicense: gpl-3.0\n---\n# mine\n")
     made = ["+experiment=merge", "optimiser.weights=[0.4,0.6]", "pool.candidates=[org/bee,mine]", "out=soup"]
     assert souping(*made).code == 0
-    monkeypatch.chdir(tmp_path)
-    assert upload.main(["soup", "me/soup"]) == 0
+    upload.push(upload.Target("me/soup"), tmp_path / "soup", tmp_path / "outputs/store.sqlite")
     card = hub.repos["me/soup"].head["README.md"]
     assert card.startswith((tmp_path / "soup/README.md").read_bytes().rstrip())
     assert b"bee (apache-2.0), mine (gpl-3.0)" in card
@@ -212,7 +210,7 @@ def test_the_licence_of_the_base_of_adapters_is_listed(hub: Hub, family: Path, s
     assert b"the base model (llama3.1)" in repo["README.md"]
 
 
-def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert upload.main([str(tmp_path), "me/soup"]) == 2
-    assert "not a soup's folder" in capsys.readouterr().err
+def test_a_folder_that_is_no_soup(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a soup's folder"):
+        upload.push(upload.Target("me/soup"), tmp_path)
     assert "me/soup" not in hub.repos

@@ -97,7 +97,7 @@ def test_the_start_of_vllm_is_no_answering(
     """A stand-in for the engine; the whole command before and after it."""
     started: list[Sink] = []
     clock = [0.0]
-    monkeypatch.setattr("souping.plan.summary.time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock[0]))
+    monkeypatch.setattr("souping.plan.planner.time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock[0]))
 
     def start(folder: Path, settings: dict[str, Any], transfer: bool) -> Sink:
         clock[0] += 1e6

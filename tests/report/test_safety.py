@@ -15,7 +15,7 @@ from rich.console import Console
 from souping.pipeline.upload import card
 from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
 from souping.report.format import escape_markdown
-from souping.report.terminal import also_table, gate_table, report_table
+from souping.report.render import also_table, gate_table, report_table
 from tests.support.html import outline
 from tests.support.report import sample
 

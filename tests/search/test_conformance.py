@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,7 @@ from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.types import Cell, Result, UserError, Weights
 from souping.search.adaptive import Adaptive
-from souping.search.nevergrad import Nevergrad
-from souping.search.points import Fixed, GreedySoup, Grid, Search, Uniform
+from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
 from souping.testing import check_strategy, search, search_space
 from tests.support.choices import differing, each
 
@@ -144,12 +141,3 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
     assert {i for i, w in enumerate(best) if w} == expected
     assert late or len(asked) == 5
     assert len(set(asked)) == len(asked)
-
-
-@pytest.mark.parametrize(
-    ("name", "package"), [("PymooNSGA2", "pymoo"), ("NLOPT_GN_DIRECT", "nlopt"), ("BayesOptimBO", "bayes_optim")]
-)
-def test_optimisers_that_need_a_package_are_refused(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"optimiser.name={name} cannot be used here: "):
-        Nevergrad(name=name)

@@ -22,7 +22,7 @@ from souping.core.types import (
     Trial,
     Weights,
 )
-from souping.search.loop import SearchResult, SearchRun, full_grid
+from souping.search.loop import SearchResult, SearchRun
 from tests.conftest import make_items, recipe
 
 ITEMS = make_items(10)
@@ -198,11 +198,3 @@ def test_as_many_are_open_as_there_are_slots_and_results_come_in_any_order(at_on
     assert sorted(trial.weights for trial in trials) == points
     assert [trial.number for trial in trials] == list(range(9))
     assert found.result.objective == 0.9
-
-
-def test_the_full_grid_is_priced_at_the_rates_of_the_search() -> None:
-    found, _ = run(Scripted([Cell(weights=FIRST)], FIRST), Limits(), Table())
-    grid = full_grid(found.cost, 2, len(ITEMS), None)
-    assert grid == {"soups": 11, "items": 220, "generated_tokens": 660, "prefilled_tokens": 1100, "seconds": 220.0}
-    assert full_grid(found.cost, 2, len(ITEMS), 22.0)["seconds"] == 10.0
-    assert full_grid(found.cost, 11, len(ITEMS), None) == {}

@@ -66,7 +66,6 @@ def run_of(
     asked: Callable[[RunSoups], Sequence[Recipe]] = lambda soups: (),
     trials: int | None = None,
     categories: Sequence[str] = CATEGORIES,
-    base: str = "",
     noise: float = float("nan"),
     answers: int = 1,
     method: str = "linear",
@@ -86,7 +85,6 @@ def run_of(
         ingredients=ingredients,
         soup=winner,
         recipe=lambda weights: recipe_of(weights, method),
-        base=base,
     )
 
     def scores(recipe: Recipe, fold: Fold) -> ItemScores:

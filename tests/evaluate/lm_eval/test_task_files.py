@@ -133,10 +133,10 @@ def test_templates_run_in_a_sandbox(evil: Path, template: str, said: str) -> Non
 def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import utils
 
-    from souping.evaluate import decoding as templates
+    from souping.evaluate import decoding
 
     sandbox()
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    monkeypatch.setattr(decoding, "SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateStoppedError):
         utils.apply_template(endless, {})
