@@ -88,7 +88,7 @@ class Sides:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        from souping.evaluate.engines import load_module, load_tokenizer
+        from souping.evaluate.engines.transformers import load_module, load_tokenizer
         from souping.evaluate.lm_eval import HarnessEvaluator
 
         settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
@@ -145,7 +145,7 @@ def main() -> None:
     import transformers
 
     from souping import pantry
-    from souping.evaluate.engines import quiet
+    from souping.evaluate.engines.transformers import quiet
 
     today = datetime.date.today().isoformat()
     parser = argparse.ArgumentParser(description=__doc__)

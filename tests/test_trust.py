@@ -11,7 +11,7 @@ import pytest
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import UserError
-from souping.evaluate.engines import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from tests.conftest import ROOT
 
 LOADERS = ("from_pretrained", "from_config")

@@ -19,7 +19,7 @@ from examples.pantry.stages import BETAS, CLIP, DECAY, SHAPE, TrainingStage
 from examples.pantry.tasks import CATEGORIES, MAKERS, Task
 from examples.pantry.tokenizer import vocabulary
 from souping.core.types import Json, UserError
-from souping.evaluate.engines import quiet
+from souping.evaluate.engines.transformers import quiet
 from souping.evaluate.scoring import score
 from souping.pantry import NOTE
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from examples.smollm.data import CHARACTERS, KIND, ChoiceItem, Material, QuestionFunction
 from souping.core.files import expanded
 from souping.core.types import Json, UserError, digest
-from souping.evaluate.engines import quiet
+from souping.evaluate.engines.transformers import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor

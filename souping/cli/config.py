@@ -231,8 +231,8 @@ def kind_of(group: str) -> Any:
     """What the choices of a group make; engines and servers are imported only here."""
     if group in KINDS:
         return KINDS[group]
-    from souping.evaluate.engines import Engine
-    from souping.evaluate.servers import Server
+    from souping.evaluate.engines.transformers import Engine
+    from souping.evaluate.servers.choices import Server
 
     return {"engine": Engine, "server": Server}[group]
 

@@ -16,7 +16,9 @@ from souping.core.fields import Count, Device, Precision, Seed, Share, Temperatu
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
 from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
-from souping.evaluate.decoding import (
+from souping.evaluate.engines.transformers import NEW, Answer, Engine, TransformersEngine
+from souping.evaluate.scoring import reading, score
+from souping.evaluate.templates import (
     PROCESS,
     Decoding,
     as_seen,
@@ -26,8 +28,6 @@ from souping.evaluate.decoding import (
     generation_notes,
     no_template,
 )
-from souping.evaluate.engines import NEW, Answer, Engine, TransformersEngine
-from souping.evaluate.scoring import reading, score
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""

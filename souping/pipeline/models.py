@@ -277,7 +277,7 @@ class LoadedSoup(LoadedModel):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from souping.evaluate.engines import load_tokenizer
+        from souping.evaluate.engines.transformers import load_tokenizer
 
         return load_tokenizer(self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code)
 
@@ -302,7 +302,7 @@ class SharedModule:
     def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
         """The module with this soup in it. It is loaded again for an evaluator with another device or dtype."""
         if self._loaded is None or settings != self._settings:
-            from souping.evaluate.engines import load_module
+            from souping.evaluate.engines.transformers import load_module
 
             self._loaded, self._soup = None, ""  # two modules at once might not fit
             loaded = load_module(self._pool.architecture_folder, settings)
@@ -331,7 +331,7 @@ class ScratchFolder:
 
     def write(self, recipe: Recipe) -> Path:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids."""
-        from souping.evaluate.decoding import generation_overrides, write_neutral
+        from souping.evaluate.templates import generation_overrides, write_neutral
 
         own = self._pool.candidate_folder(recipe)
         if own is not None and not generation_overrides(own):

@@ -16,9 +16,9 @@ import pytest
 
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.decoding import Decoding, keep_likely, sampler
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store

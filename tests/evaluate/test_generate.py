@@ -11,7 +11,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines import left_by, load_module, load_tokenizer, room
+from souping.evaluate.engines.transformers import left_by, load_module, load_tokenizer, room
 from souping.evaluate.generate import LocalEvaluator
 from tests.support.live import live
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from souping.core.types import Item, UserError
-from souping.evaluate import decoding
-from souping.evaluate.decoding import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
-from souping.evaluate.engines import load_tokenizer
+from souping.evaluate import templates
+from souping.evaluate.engines.transformers import load_tokenizer
+from souping.evaluate.templates import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
 from tests.support.choices import slow_unless
 
 TOOLS = ({"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},)
@@ -107,7 +107,7 @@ def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
 def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.chat_template = TOO_LONG[name]
-    monkeypatch.setattr(decoding, "SECONDS", 0.3)
+    monkeypatch.setattr(templates, "SECONDS", 0.3)
     with pytest.raises(UserError, match=r"item i: .*did not end"):
         render(tokenizer, item())
 
@@ -143,7 +143,7 @@ def test_memory_is_watched_where_the_system_sets_no_limit(monkeypatch: pytest.Mo
 
 def test_the_process_ends_with_its_parent() -> None:
     code = (
-        "import psutil, sys; from souping.evaluate.decoding import render_task; render_task('x', {})\n"
+        "import psutil, sys; from souping.evaluate.templates import render_task; render_task('x', {})\n"
         "print(psutil.Process().children()[0].pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -32,7 +32,7 @@ def dump(store: Path) -> list[str]:
 def test_one_candidate_answers_five_items_per_category_outside_the_report_fold(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from souping.evaluate import engines
+    from souping.evaluate.engines import transformers as engines
 
     loaded: list[Path] = []
     load = engines.load_module

@@ -12,7 +12,7 @@ from souping.core.protocols import ModelHost
 from souping.core.types import Json
 from souping.evaluate.bfcl import VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
-from souping.evaluate.servers import RunningServer, Server
+from souping.evaluate.servers.choices import RunningServer, Server
 
 
 class Sink:

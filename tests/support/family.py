@@ -34,7 +34,7 @@ def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from souping.evaluate.engines import quiet
+    from souping.evaluate.engines.transformers import quiet
 
     quiet()
     settings = {
@@ -67,7 +67,7 @@ def answers(folder: Path, prompts: list[str]) -> list[str]:
     from types import SimpleNamespace
 
     from souping.core.types import Item
-    from souping.evaluate.engines import load_module, load_tokenizer
+    from souping.evaluate.engines.transformers import load_module, load_tokenizer
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = LocalEvaluator(max_new_tokens=4, batch_size=50, threads=1, device="cpu")

@@ -13,7 +13,7 @@ from typing import Any
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item
-from souping.evaluate.engines import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.process import Process, ServerError, models_at, post
 

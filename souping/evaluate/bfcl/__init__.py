@@ -31,9 +31,9 @@ from souping.core.text import safe
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
-from souping.evaluate.decoding import Decoding, check_sampling, combined, generation_notes
-from souping.evaluate.servers import RunningServer, Server
+from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
+from souping.evaluate.templates import Decoding, check_sampling, combined, generation_notes
 
 Row = Mapping[str, Json]
 """A line of BFCL's files."""

@@ -27,9 +27,9 @@ from souping.core.fields import Count, Precision, Seed, Share, Threads, componen
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
-from souping.evaluate.decoding import Decoding, render
-from souping.evaluate.engines import Answer, Engine, GenerationSettings, cut, prompt_key, room
+from souping.evaluate.engines.transformers import Answer, Engine, GenerationSettings, cut, prompt_key, room
 from souping.evaluate.servers.process import PidGuard
+from souping.evaluate.templates import Decoding, render
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,6 @@ from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, Modul
 from souping.core.text import install, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.decoding import PROCESS, generation_notes
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
@@ -38,6 +37,7 @@ from souping.evaluate.lm_eval.tasks import (
     published_sizes,
     require,
 )
+from souping.evaluate.templates import PROCESS, generation_notes
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError
-from souping.evaluate.decoding import Decoding, TemplateStoppedError, apply_chat_template
-from souping.evaluate.engines import Answer, answer_of, draws, neutral_config
+from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
+from souping.evaluate.templates import Decoding, TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import expanded
 from souping.core.text import first_line
 from souping.core.types import Json, UserError
-from souping.evaluate.decoding import render_task
+from souping.evaluate.templates import render_task
 
 if TYPE_CHECKING:
     from lm_eval.tasks._index import Entry

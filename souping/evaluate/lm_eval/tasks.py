@@ -35,9 +35,9 @@ from souping.core.fields import (
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
-from souping.evaluate.decoding import PENALTIES, SAMPLING, Decoding, check_sampling
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
+from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding, check_sampling
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -21,8 +21,8 @@ from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Recipe, Record, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.evaluate.engines import load_module
-from souping.evaluate.servers import NEEDS, Server, TransformersServer, VllmServer
+from souping.evaluate.engines.transformers import load_module
+from souping.evaluate.servers.choices import NEEDS, Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 from tests.conftest import Cli
 from tests.support.evaluators import DeadServer

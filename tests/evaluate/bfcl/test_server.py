@@ -19,7 +19,7 @@ from souping import pantry
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
-from souping.evaluate.servers import RunningServer, VllmServer
+from souping.evaluate.servers.choices import RunningServer, VllmServer
 from tests.conftest import ROOT
 from tests.support.http import FakeServer, Handler, serving
 

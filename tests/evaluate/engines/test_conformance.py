@@ -14,7 +14,7 @@ import pytest
 from souping import pantry
 from souping.core.protocols import ModelHost, ModuleSettings
 from souping.core.types import Item
-from souping.evaluate.engines import Answer, Engine, TransformersEngine, prompt_key
+from souping.evaluate.engines.transformers import Answer, Engine, TransformersEngine, prompt_key
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from tests.support.evaluators import Sink

@@ -20,8 +20,7 @@ import pytest
 from souping.checkpoints import stored_names, stores_head
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
-from souping.evaluate.decoding import Decoding
-from souping.evaluate.engines import TransformersEngine, load_module, load_tokenizer
+from souping.evaluate.engines.transformers import TransformersEngine, load_module, load_tokenizer
 from souping.evaluate.engines.vllm import (
     VERSIONS,
     VllmEngine,
@@ -32,6 +31,7 @@ from souping.evaluate.engines.vllm import (
     llm_arguments,
 )
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store

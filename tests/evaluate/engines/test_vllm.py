@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from souping.core.types import Candidate, Item, UserError
-from souping.evaluate.decoding import Decoding
 from souping.evaluate.engines.vllm import (
     ENVIRONMENT,
     VllmEngine,
@@ -24,8 +23,9 @@ from souping.evaluate.engines.vllm import (
     update,
 )
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers import RunningServer, VllmServer
+from souping.evaluate.servers.choices import RunningServer, VllmServer
 from souping.evaluate.servers.process import free_port
+from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store

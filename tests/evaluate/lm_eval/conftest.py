@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ant(family: Path) -> tuple[Any, Any]:
     from souping.core.protocols import ModuleSettings
-    from souping.evaluate.engines import load_module, load_tokenizer
+    from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
     return load_module(family / "ant", ModuleSettings()), load_tokenizer(family / "ant")
 

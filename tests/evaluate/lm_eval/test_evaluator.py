@@ -15,7 +15,7 @@ import pytest
 
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import assign
-from souping.evaluate.engines import load_module, load_tokenizer
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.model import HFLM_KEYS
 from tests.conftest import Cli

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import Record, UserError
-from souping.evaluate.engines import load_module
+from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.lm_eval import HarnessEvaluator
 from tests.support import lm_eval_tasks
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.decoding import TemplateStoppedError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
+from souping.evaluate.templates import TemplateStoppedError
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks
 
@@ -133,10 +133,10 @@ def test_templates_run_in_a_sandbox(evil: Path, template: str, said: str) -> Non
 def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import utils
 
-    from souping.evaluate import decoding
+    from souping.evaluate import templates
 
     sandbox()
-    monkeypatch.setattr(decoding, "SECONDS", 0.2)
+    monkeypatch.setattr(templates, "SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateStoppedError):
         utils.apply_template(endless, {})

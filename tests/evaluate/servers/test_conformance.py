@@ -12,7 +12,7 @@ import pytest
 
 from souping import pantry
 from souping.core.types import UserError, digest
-from souping.evaluate.servers import Server, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import Server, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
 
 

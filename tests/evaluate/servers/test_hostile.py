@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from souping.core.types import UserError
-from souping.evaluate.servers import TransformersServer, VllmServer
+from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import LONGEST, ServerError, models_at, post
 from tests.support.http import FakeServer, Handler, serving
 

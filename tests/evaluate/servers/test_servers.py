@@ -20,7 +20,7 @@ import pytest
 from souping import pantry
 from souping.core.fields import component
 from souping.core.types import UserError
-from souping.evaluate.servers import NEEDS, RunningServer, TransformersServer
+from souping.evaluate.servers.choices import NEEDS, RunningServer, TransformersServer
 from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
 from tests.conftest import ROOT
 from tests.support.live import completions, local_answers, started
@@ -134,7 +134,7 @@ class TestStart:
 
         self.refused(Scripted(code="raise SystemExit(3)"), r"its log: .*org_model_x\.log", "org/model x")
         assert [log.name for log in logs.glob("souping-server-*/*")] == ["org_model_x.log"]
-        monkeypatch.setattr("souping.evaluate.servers.served", interrupted)
+        monkeypatch.setattr("souping.evaluate.servers.choices.served", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Scripted(code="import time; time.sleep(60)").start(Path("/m"), "m")
         assert len(list(logs.glob("souping-server-*"))) == 1
@@ -158,7 +158,7 @@ class TestStart:
                 time.sleep(0.02)
             raise ServerError("it is loading")
 
-        monkeypatch.setattr("souping.evaluate.servers.served", never)
+        monkeypatch.setattr("souping.evaluate.servers.choices.served", never)
         code = "import time; print('reading shard 1', flush=True); time.sleep(600)"
         self.refused(Scripted(code=code, timeout=1.0), r"has not loaded m after 1 s: raise server.timeout\n.*reading")
 

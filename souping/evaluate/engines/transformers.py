@@ -1,0 +1,362 @@
+"""Engines of `evaluator=local`, which turn prompts into texts: `engine={transformers,vllm}`.
+
+Here are what engines have in common, `engine=transformers`, and the functions that load modules and tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from souping.core.fields import component
+from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
+from souping.core.text import first_line
+from souping.core.types import Item, Json, Outcome, UserError
+from souping.evaluate.templates import IDS, Decoding, render, sampler
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Text from an engine, how it ended, its token ids with the end token, and the prompt's length and digest."""
+
+    text: str = ""
+    outcome: Outcome = "finished"
+    reason: str = ""
+    tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    prompt_key: str = ""
+
+    @classmethod
+    def none(cls, prompt: Sequence[int], reason: str) -> Answer:
+        return cls(outcome="unanswered", reason=reason, prompt_tokens=len(prompt), prompt_key=prompt_key(prompt))
+
+
+def prompt_key(prompt: Sequence[int]) -> str:
+    """Digest of a prompt's token ids."""
+    return hashlib.sha256(np.array(prompt, "<i4").tobytes()).hexdigest()
+
+
+NEW = 1024
+"""Tokens that an answer may have by default."""
+
+
+def context(model: LoadedModel) -> int | None:
+    """Length of a live model's context in tokens, if its config says so; of its text part if it has several."""
+    config = model.module.config.get_text_config(decoder=True)
+    known = getattr(config, "max_position_embeddings", None)  # transformers'
+    return known if isinstance(known, int) and known > 0 else None
+
+
+def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int, str]:
+    """(tokens that an answer may have in a context of `limit`, why it can have none).
+
+    If `new` is None, that is `NEW` or what the context leaves.
+    """
+    if not prompt:
+        return 0, "the tokenizer makes no token of the prompt"
+    if limit and len(prompt) >= limit:
+        return 0, f"the prompt does not fit the context of {limit} tokens"
+    if new is not None or not limit:
+        most = NEW if new is None else new
+        return min(most, limit - len(prompt)) if limit else most, ""
+    return min(NEW, left_by(limit, len(prompt))), ""
+
+
+def left_by(limit: int, prompt: int) -> int:
+    """Tokens that a context leaves for the answer to a prompt, rounded down to four binary digits."""
+    free = max(0, limit - prompt)
+    # rounded, so that prompts of similar length have the same limit and fit into one batch
+    step = 1 << max(0, free.bit_length() - 4)
+    return free // step * step
+
+
+class GenerationSettings(Protocol):
+    """Settings of an evaluator that an engine uses: answers end at a text of `stop` or after `max_new_tokens`."""
+
+    @property
+    def max_new_tokens(self) -> int | None: ...
+
+    @property
+    def stop(self) -> list[str]: ...
+
+    @property
+    def decoding(self) -> Decoding: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def resolved_threads(self) -> int: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+
+class Engine(Component, Protocol):
+    """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
+
+    model_form: ModelForm = "module"
+    """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
+
+    def answer(
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    ) -> list[Answer]:
+        """The n-th answers, in the items' order (UserError where the engine cannot run)."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Json] | None:
+        """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
+        settings of the machine (dtype, device, threads, workers) are not used."""
+        return None
+
+    def module_settings(self, default: ModuleSettings) -> ModuleSettings:
+        """How the live module is loaded; `default` is how the evaluator would load it."""
+        return default
+
+    @property
+    def host(self) -> ModelHost | None:
+        """Processes that hold the model, if there are any."""
+        return None
+
+
+def answer_of(
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str],
+    prompt: list[int],
+    row: list[int],
+    ends: Sequence[int],
+    pad: int,
+    new: int,
+) -> Answer:
+    """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
+    end = next((n for n, token in enumerate(row) if token in ends), None)
+    tokens = row[: end + 1] if end is not None else row
+    if (end is None and len(row) < new) or stop:
+        while end is None and tokens and tokens[-1] == pad:
+            tokens.pop()
+    text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
+    short = cut(text, stop)
+    finished = end is not None or len(short) < len(text) or len(tokens) < new
+    return Answer(
+        text=short,
+        outcome="finished" if finished else "truncated",
+        tokens=tuple(tokens),
+        prompt_tokens=len(prompt),
+        prompt_key=prompt_key(prompt),
+    )
+
+
+def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
+    """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
+    own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
+    end = next((end for end in own if end is not None), ())
+    return model.eos_token_ids or ((end,) if isinstance(end, int) else tuple(end))
+
+
+def pad_id(model: LoadedModel) -> int:
+    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
+        if isinstance(value, list):
+            value = value[0]
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    ends = [text.find(end) for end in stop if end in text]
+    return text[: min(ends)] if ends else text
+
+
+# transformers
+
+
+@component
+class TransformersEngine(Engine):
+    """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
+
+    def answer(
+        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+    ) -> list[Answer]:
+        """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
+        workers = min(settings.workers, len(items))
+        if workers < 2:
+            return _share(settings, model, items, replicate)
+        with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
+            shares = (items[worker::workers] for worker in range(workers))
+            parts = list(pool.map(lambda share: _share(settings, model, share, replicate), shares))
+        return [parts[i % workers][i // workers] for i in range(len(items))]
+
+
+def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int) -> list[Answer]:
+    """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
+    setting, prompts that leave the same room share a batch."""
+    import torch
+
+    torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
+    prompts = [render(model.tokenizer, item) for item in items]
+    limit = context(model)
+    answers: dict[int, Answer] = {}
+    together: dict[tuple[int, int | None], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        free, reason = room(prompt, settings.max_new_tokens, limit)
+        if reason:
+            answers[number] = Answer.none(prompt, reason)
+        else:
+            alone = settings.max_new_tokens is not None and free < settings.max_new_tokens
+            together.setdefault((free, number if alone else None), []).append(number)
+    with torch.inference_mode():
+        for (free, _), numbers in together.items():
+            batch = [prompts[n] for n in numbers], [items[n] for n in numbers]
+            answers |= dict(zip(numbers, _generate(settings, model, *batch, replicate, free), strict=True))
+    return [answers[number] for number in range(len(items))]
+
+
+def _generate(
+    settings: GenerationSettings,
+    model: LoadedModel,
+    prompts: Sequence[list[int]],
+    items: Sequence[Item],
+    replicate: int,
+    new: int,
+) -> list[Answer]:
+    pad = pad_id(model)
+    ids, mask = left_padded(prompts, pad)
+    width = ids.shape[1]
+    device = next(model.module.parameters()).device
+    seq2seq = bool(model.module.config.is_encoder_decoder)
+    ends = eos_token_ids(model)
+    seeds = [settings.decoding.seed_of(item, replicate) for item in items]
+    out = model.module.generate(  # type: ignore[operator]  # of its mixin
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=neutral_config(model.module, settings.decoding, pad, ends, new, settings.stop),
+        logits_processor=draws(settings.decoding, seeds, 1 if seq2seq else width),
+        **({"tokenizer": model.tokenizer} if settings.stop else {}),
+    )
+    rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
+    tokenizer, stop = model.tokenizer, settings.stop
+    return [answer_of(tokenizer, stop, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [N, T] and their mask; every row ends where its answer begins."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
+    """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
+    if not decoding.samples:
+        return None
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList([sampler(decoding, seeds, width)])  # type: ignore[list-item]  # any callable
+
+
+def neutral_config(
+    module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], new: int, stop: Sequence[str] = ()
+) -> GenerationConfig:
+    """This decoding and nothing else: `load_module` left only ids in the module's own config."""
+    from transformers import GenerationConfig
+
+    own = module.generation_config
+    return GenerationConfig(
+        do_sample=False,
+        **{"num_beams": 1, **decoding.penalties},
+        max_new_tokens=new,
+        pad_token_id=pad,
+        eos_token_id=list(ends) or None,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        stop_strings=list(stop) or None,
+        use_cache=True,
+    )
+
+
+def quiet() -> None:
+    """Turn off progress bars and advice of transformers: the run has its own display."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
+    """The architecture of `folder` as a live module in the compute dtype of the settings, on their device.
+
+    dtype `auto` is the folder's own.
+
+    Raises:
+        UserError: transformers cannot build this architecture (its own reason is given).
+    """
+    import torch
+    import transformers
+
+    quiet()
+    device, trust = settings.device, settings.trust_remote_code
+    if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        kernels = {str(config._attn_implementation), str(config._experts_implementation)}
+        if not trust and any("/" in name for name in kernels):  # compiled code, which transformers would fetch and run
+            raise ValueError(f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code")
+        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        own = settings.dtype in (None, "auto")
+        dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
+        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+    except Exception as error:  # configurations, weights and code of others, refused in classes of their own
+        raise UserError(f"{folder}: transformers cannot load this model: {_why(error)}") from error
+    module.generation_config = _neutral(module)
+    return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def _why(error: Exception) -> str:
+    """The reason of an error of transformers, with our name of the setting that it may want."""
+    hint = "; evaluator.trust_remote_code=true if you trust it" if "trust_remote_code" in str(error) else ""
+    return first_line(error) + hint
+
+
+def _neutral(module: PreTrainedModel) -> GenerationConfig:
+    """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
+    from transformers import GenerationConfig
+
+    own = module.generation_config
+    ids = {key: getattr(own, key, None) for key in IDS}  # transformers'
+    return GenerationConfig(**ids)
+
+
+@lru_cache(maxsize=64)
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; code that it brings is refused unless it is trusted.
+
+    Raises:
+        UserError: there is none, or transformers cannot read it.
+    """
+    import transformers
+
+    quiet()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare ones for a file of a newer release
+        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_why(error)}") from error

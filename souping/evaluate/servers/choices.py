@@ -1,0 +1,338 @@
+"""OpenAI-compatible servers that a run starts, uses and stops, or finds: `server={transformers,vllm}`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from souping.checkpoints import stores_head
+from souping.core.fields import Count, Form, Port, Precision, Seconds, Seed, Share, Threads, component
+from souping.core.files import expanded
+from souping.core.protocols import ModelHost
+from souping.core.text import install
+from souping.core.types import Json, Missing, UserError
+from souping.evaluate.servers.process import HOST, Process, ServerError, free_port, models_at, parsed, post, served
+
+LOG_EVERY = 15.0
+"""Seconds between two lines on how long a model has been loading."""
+QUIET = {
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
+"""Packages that `transformers serve` imports."""
+Url = Annotated[str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")]
+log = logging.getLogger("souping.evaluate.servers")
+
+
+@dataclass(kw_only=True)
+class RunningServer:
+    """Server of one model. `url` ends with /v1, and requests name the id `model`. `stop` ends the server and all of its
+    processes if this run started it; a second call does nothing.
+    """
+
+    url: str
+    model: str
+    process: Process | None = None
+    stop: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+@component
+class Server(ABC):
+    """Settings of a server; `start` makes it serve one model.
+
+    `url` is a server that somebody else runs. Without it, one is started on `port` (default: a free one) by `python`
+    (the interpreter of another environment; default: this one), which has `timeout` seconds to load a model.
+    `extra_args` go to its command line unchanged.
+    """
+
+    title: ClassVar[str]
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    """Raise when the same settings would give other answers."""
+    decisive: ClassVar[tuple[str, ...]]
+    """Fields of a server of ours that can change an answer."""
+    packages: ClassVar[tuple[str, ...]]
+    """Packages that its interpreter needs."""
+    extra: ClassVar[str]
+    """Extra of this package that has them."""
+    how_to_start: ClassVar[str]
+    """How somebody must have started a server for `url`."""
+    draws: ClassVar[bool] = False
+    """Whether a drawn answer depends on the request's own seed alone."""
+
+    url: Url | None = None
+    port: Port | None = None
+    timeout: Seconds = 1800.0
+    python: str | None = None
+    extra_args: list[str] = field(default_factory=list)
+    trust_remote_code: bool = False
+
+    @property
+    def address(self) -> str | None:
+        """`http://host:port` of the running server."""
+        return self.url and self.url.rstrip("/").removesuffix("/v1")
+
+    @property
+    def interpreter(self) -> str:
+        return str(expanded(self.python, "server.python")) if self.python else sys.executable
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        """Everything that can change an answer besides model and request. Of a running server only the address is
+        known."""
+        common: dict[str, Json] = {"name": self.kind, "version": self.version}
+        if self.url is not None:
+            return {**common, "url": self.address}
+        return {**common, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
+
+    @property
+    @abstractmethod
+    def host(self) -> ModelHost:
+        """Where the model is held, for plans and checks."""
+
+    @property
+    def request(self) -> Mapping[str, Json]:
+        """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
+        return {}
+
+    def needs(self) -> list[Missing]:
+        """What `check` refuses, with its fix."""
+        try:
+            self.check()
+        except UserError as error:
+            return [Missing.from_error(error)]
+        return []
+
+    def check(self) -> None:
+        """Refuse, before any work, what cannot start here.
+
+        Raises:
+            UserError: packages are absent, or the running server does not answer.
+        """
+        if self.address is None:
+            absent = absent_packages(self.interpreter, self.packages)
+            if absent:
+                here = self.python is None
+                who = f"server={self.kind}" if here else self.interpreter
+                how = install(self.extra) if here else f"{self.interpreter} -m pip install {' '.join(absent)}"
+                raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
+            return
+        try:
+            models_at(self.address)
+        except ServerError as error:
+            raise UserError(f"server.url={self.url} does not answer: {error}") from error
+
+    def start(self, folder: Path, name: str) -> RunningServer:
+        """A running server for the model in `folder`, called `name` in messages.
+
+        Its log is in a temporary folder, which stays only if the server fails. The caller calls `stop()`; the server
+        ends in any case when the caller's process does.
+
+        Raises:
+            UserError: as `check`, the port is taken, or the model does not load.
+        """
+        self.check()
+        folder = folder.absolute()
+        if self.address is not None:
+            try:
+                return self.load_into(self.address, folder)
+            except ServerError as error:
+                raise UserError(
+                    f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                    f"start it {self.how_to_start}, or leave server.url out"
+                ) from error
+        try:
+            port = free_port(self.port or 0)
+        except OSError:
+            raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
+        logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
+        log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
+        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log")
+
+        def stop() -> None:
+            process.stop()
+            shutil.rmtree(logs, ignore_errors=True)
+
+        try:
+            model = self._wait(folder, name, f"http://{HOST}:{port}", process)
+        except Exception:
+            process.stop()
+            raise
+        except BaseException:  # after Ctrl-C the log is not needed
+            stop()
+            raise
+        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop)
+
+    def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
+        """The id under which the server lists the model, as soon as it does."""
+        start = logged = time.monotonic()
+        while process.alive:
+            with suppress(ServerError):
+                return served(address, folder)
+            now = time.monotonic()
+            if now - start > self.timeout:
+                raise UserError(
+                    f"{self.title} has not loaded {name} after {self.timeout:g} s: raise server.timeout\n"
+                    f"the last line of its log {process.log}: {process.reason()}"
+                )
+            if now - logged > LOG_EVERY:
+                logged = now
+                log.info(f"{self.title} loads {name}: {now - start:.0f} s")
+            time.sleep(min(1.0, 0.1 + (now - start) / 10))
+        raise UserError(f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}")
+
+    @abstractmethod
+    def command(self, folder: Path, port: int) -> list[str]:
+        """The command line."""
+
+    @abstractmethod
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """A server that somebody else runs, with the model in `folder` in it.
+
+        Raises:
+            ServerError: it does not load the model.
+        """
+
+
+@lru_cache(maxsize=16)
+def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that an interpreter cannot import (UserError if it cannot be run)."""
+    code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
+    words = [interpreter, "-c", code, *packages]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
+
+
+@component
+class VllmServer(Server):
+    """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs. It takes the fraction `gpu_memory_utilization` of
+    each. `max_model_len` (tokens) limits prompt and answer together; the default is the model's own limit.
+
+    With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
+    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
+    """
+
+    title = "vllm serve"
+    kind = extra = "vllm"
+    version = 2
+    decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    packages = ("vllm",)
+    how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
+    draws = True
+
+    tensor_parallel_size: Threads = 1
+    gpu_memory_utilization: Share = 0.9
+    max_model_len: Count | None = None
+    dtype: Precision | Literal["auto"] = "auto"
+    enforce_eager: bool = False
+    seed: Seed = 0
+
+    @property
+    def request(self) -> dict[str, Json]:
+        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    @property
+    def host(self) -> ModelHost:
+        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
+        flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
+        flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
+        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        flags += ["--enforce-eager"] if self.enforce_eager else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
+
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """A server that cannot reload weights keeps its first model."""
+        url = f"{address}/v1"
+        try:
+            about = post(f"{address}/server_info", timeout=60.0)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return RunningServer(url=url, model=served(address, folder))
+        if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
+            raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
+        order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        post(f"{address}/collective_rpc", order, timeout=self.timeout)
+        post(f"{address}/reset_prefix_cache", {}, timeout=60.0)
+        models = models_at(address)
+        if not models:
+            raise ServerError("it lists no model")
+        return RunningServer(url=url, model=str(models[0]["id"]))
+
+
+@component
+class TransformersServer(Server):
+    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+
+    `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
+    without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
+    """
+
+    title = "transformers serve"
+    kind = "transformers"
+    version = 2
+    decisive = ("dtype", "attn_implementation", "continuous_batching")
+    packages = NEEDS
+    extra = "serving"
+    how_to_start = "on this machine without a model (`transformers serve --port P`)"
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    continuous_batching: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
+        device = self.device if self.device != "auto" else f"auto:{kind}"
+        return super().settings if self.url is not None else {**super().settings, "device": device}
+
+    @property
+    def host(self) -> ModelHost:
+        return ModelHost(dtype=self.dtype, url=self.url)
+
+    def command(self, folder: Path, port: int) -> list[str]:
+        flags = ["--host", HOST, "--port", str(port), "--device", self.device, "--dtype", self.dtype]
+        flags += ["--attn-implementation", self.attn_implementation] if self.attn_implementation else []
+        flags += ["--continuous-batching"] if self.continuous_batching else []
+        flags += ["--trust-remote-code"] if self.trust_remote_code else []
+        module = "transformers.cli.transformers"
+        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """`stop` makes the server forget what it loaded."""
+        response = post(f"{address}/load_model", {"model": str(folder)}, timeout=self.timeout)
+        events = [parsed(line[5:]) for line in response.splitlines() if line.startswith("data:")]
+        failed = [event.get("message") for event in events if event.get("status") == "error"]
+        if failed:
+            raise ServerError((str(failed[-1]).splitlines() or ["it gives no reason"])[0])
+
+        def forget() -> None:
+            with suppress(ServerError):  # somebody else runs it, and it may be gone
+                post(f"{address}/reset", {})
+
+        return RunningServer(url=f"{address}/v1", model=served(address, folder), stop=forget)
