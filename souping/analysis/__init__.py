@@ -1,4 +1,5 @@
-"""Statistics of a run, and the protocol of its analyses: item scores in, plain data out.
+"""Statistics of a run, and the protocol of its analyses: item scores in, plain data out,
+with the section that shows it in a report.
 
 An analysis is one file here, which computes and shows it, and one choice of the group `analysis`.
 """

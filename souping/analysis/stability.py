@@ -34,7 +34,7 @@ def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: i
     Returns a JSON-ready dict; None stands for "not estimable", shares are of the draws that gave a selection:
     `method`, `draws`, `not_estimable` (draws that gave none), `reasons` {message: draws},
     `experts` {category: {candidate: share}}, `ingredients` {candidate: share}, `low_correlation` {category: share},
-    `sizes` {K: share}, `correlations` [{a, b, rho, low, high, bootstrap_low, bootstrap_high}] (low and
+    `sizes` {K: share}, `correlations` [{a, b, rho, low, high, bootstrap_low, bootstrap_high, disattenuated}] (low and
     high: the coefficient's own interval over models; bootstrap_*: over items), `reliability` {category: value},
     `threshold`, `thresholds` [{threshold, ingredients, low_correlation, error}],
     `jackknife` [{left_out, ingredients, low_correlation, error}], `notes` [text].
@@ -44,7 +44,7 @@ def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: i
     tables = items.draws(draws, np.random.default_rng([SALT, seed])) if items else None
     return {
         **(_published() if tables is None else _over_items(tables, scores, selector)),
-        "correlations": _pairs(scores, correlation, tables),
+        "correlations": _pairs(scores, correlation, tables, items),
         "reliability": None if items is None else dict(zip(scores.categories, _plain(reliability(items)), strict=True)),
         "threshold": selector.cut,
         "thresholds": sweep(scores, selector),
@@ -170,14 +170,16 @@ def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
     return limits
 
 
-def _pairs(scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None) -> list[dict[str, Json]]:
+def _pairs(
+    scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None, items: GroupSums | None
+) -> list[dict[str, Json]]:
     """One row for every two categories."""
     names, whole = scores.categories, _correlated(correlation, scores.values)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
-    columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high"), np.full_like(whole.rho, np.nan))
-    if tables is not None:
+    columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan))
+    if tables is not None and items is not None:
         low, high = _percentiles([_correlated(correlation, table).rho for table in tables])
-        columns |= {"bootstrap_low": low, "bootstrap_high": high}
+        columns |= {"bootstrap_low": low, "bootstrap_high": high, "disattenuated": disattenuated(items)}
     above = np.triu_indices(len(names), 1)
     rows = zip(*(_plain(table[above]) for table in columns.values()), strict=True)
     return [
@@ -235,15 +237,15 @@ class GroupSums:
         return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
 
     def noise(self) -> FloatArray:
-        """Variance of category means between models that item sampling alone explains, [C].
+        """Covariance of category means between models that item sampling alone explains, [C, C].
 
         From the model x group interaction: an item that is hard for all models moves all of them alike and is no
-        noise here.
+        noise here. Off the diagonal only groups that span categories count.
         """
         n = (self.counts > 0).sum(axis=0)  # groups of each category
         pull = (self.sums - self.counts[:, None] * self.means) / self.counts.sum(axis=0)
         pull = (pull - pull.mean(axis=1, keepdims=True)) * np.sqrt(n / np.maximum(n - 1, 1))
-        return np.asarray(np.einsum("gma,gma->a", pull, pull) / (self.sums.shape[1] - 1))
+        return np.asarray(np.einsum("gma,gmb->ab", pull, pull) / (self.sums.shape[1] - 1))
 
 
 def reliability(sums: GroupSums) -> FloatArray:
@@ -251,6 +253,18 @@ def reliability(sums: GroupSums) -> FloatArray:
 
     1 - noise / observed variance: Hoyt's (1941) reliability, which for items of equal weight is Cronbach's alpha.
     """
-    observed, noise = np.var(sums.means, axis=0, ddof=1), sums.noise()
+    observed, noise = np.var(sums.means, axis=0, ddof=1), np.diag(sums.noise())
     ratio = np.divide(noise, observed, out=np.full_like(noise, np.nan), where=observed > 1e-18)
     return np.asarray(np.clip(1 - ratio, 0.0, 1.0))
+
+
+def disattenuated(sums: GroupSums) -> FloatArray:
+    """Pearson correlation of categories over models with item noise taken out, [C, C] in -1..1.
+
+    Observed covariance less its noise, over the variances less theirs (Spearman 1904; with shared groups the covariance
+    is corrected too). nan where a variance is all noise: nothing can be said.
+    """
+    true = np.cov(sums.means, rowvar=False) - sums.noise()
+    spread = np.sqrt(np.where(reliability(sums) > 0.05, np.maximum(np.diag(true), 0.0), np.nan))
+    rho: FloatArray = np.clip(true / np.outer(spread, spread), -1.0, 1.0)
+    return rho

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -59,7 +61,21 @@ _SWEEPS: list[Path] = []
 def start() -> None:
     """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
+    _compose_once()
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
+
+
+def _compose_once() -> None:
+    """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
+    compose_mode = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+        mode: RunMode | None = None
+        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]):
+            mode = compose_mode(self, config_name, overrides)
+        return mode
+
+    setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
 
 
 def run(cfg: DictConfig) -> float | None:

@@ -374,7 +374,7 @@ class Evaluator(Component, Protocol):
         return None
 
     def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        """Handlers that may prompt this model, the default first; one empty name if there is no choice."""
+        """Ways (BFCL's handlers) to prompt this model and read its answers, the default first; `("",)` if only one."""
         return ("",)
 
     def with_handler(self, handler: str) -> Evaluator:

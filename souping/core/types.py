@@ -1,5 +1,8 @@
 """Data types that components exchange.
 
+On its way back from a model, what it answered is an engine's Answer, a `Record` (with its score), a `Response` (one
+block's), `ItemScores` (one soup's), a `Result` (for the optimiser) and a `Trial` (for the report).
+
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """
 
@@ -23,7 +26,7 @@ IntArray = NDArray[np.int64]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
-"""End of an answer: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
+"""How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
@@ -369,9 +372,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Outcome of a cell: the objective and its parts (fractions of 1), and what it cost.
+    """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
-    `values` are the items' scores in the cell's order. `objective` is nan where
+    `values` are the items' scores: in the cell's order where `tell` gets them, in a trial those of the whole fold with
+    nan where there is none. `objective` is nan where
     a category has no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 

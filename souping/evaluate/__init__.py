@@ -1,1 +1,1 @@
-
+"""Benchmarks, and evaluators that answer and score their items."""

@@ -1,5 +1,5 @@
-"""Merging of checkpoints. Here: the protocols of backends, of the pools that they open, and of live modules that
-become soups."""
+"""Merging of checkpoints, on disk and into a live module. Here: the protocols of backends, of the pools that they open,
+and of live modules that become soups."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Items of one block, for their n-th answer. `key` is what keys their answers in the store beside the question.
+    """Items of one block, for their n-th answer. `key` is what keys their answers in the store besides the question.
 
     `known` are {item id: record} in the store; the scores of `rescored` items are not stored yet. `missing` items have
     to be answered, together with the rest of their block if its answers depend on each other.
@@ -70,7 +70,7 @@ class Pending:
     request: Request
     evaluator: Evaluator
     records: dict[tuple[str, int], Record] = field(default_factory=dict)
-    open: int = 1
+    open: int = 1  # `submit` holds one, so that nothing is complete before all of its blocks are sent
     reused: int = 0
     seconds: list[float] = field(default_factory=list)
     generated: int = 0
@@ -100,7 +100,8 @@ class Pending:
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes with the store that remembers; this process alone writes to it.
 
-    `evaluated` and `reused` count answers, `answers` those to one item. `serve` is called only for soups with missing
+    `evaluated` and `reused` count answers, `answers` those to one item. Block requests to the workers have numbers of
+    their own; those of the caller stay with `Pending.request`. `serve` is called only for soups with missing
     answers, unless `workers`, which know the evaluator by the name of its `benchmark`, do that. `ends` gives the
     end tokens that a soup's answers depend on. `grade` calls the user's own scorers.
     """
@@ -138,8 +139,8 @@ class Evaluation(RecipeEvaluator):
         return self._evaluator.handlers_for(recipe)
 
     def key(self, recipe: Recipe, handler: str = "") -> str:
-        """What keys this soup's answers in the store beside the soup, the items and their blocks."""
-        return self._by(recipe, handler).fingerprint
+        """What keys this soup's answers in the store besides the soup, the items and their blocks."""
+        return self._evaluator_for(recipe, handler).fingerprint
 
     # ------------------------------------------------------------ requests
 
@@ -156,30 +157,30 @@ class Evaluation(RecipeEvaluator):
 
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
-        pending = Pending(request=request, evaluator=self._by(request.recipe, request.handler))
+        pending = Pending(request=request, evaluator=self._evaluator_for(request.recipe, request.handler))
         for block in self._blocks(pending.evaluator, request.recipe, request.items):
-            self._begin(pending, block)
+            self._send(pending, block)
         self._close_one(pending)
 
     def collect(self) -> tuple[Request, ItemScores]:
         while not self._done:
-            request, response = self._workers.take()
-            self._finish(*self._sent.pop(request.number), response)
+            block_request, response = self._workers.take()
+            self._finish(*self._sent.pop(block_request.number), response)
         pending = self._done.popleft()
         return pending.request, pending.scores()
 
-    def _begin(self, pending: Pending, block: Block) -> None:
+    def _send(self, pending: Pending, block: Block) -> None:
         recipe, evaluator = pending.request.recipe, pending.evaluator
         if block.rescored:
             old = [block.known[item.id] for item in block.rescored]
             scored = self._commit(recipe, evaluator, block, block.rescored, old)
             block = replace(block, known={**block.known, **scored})
         if not block.missing:
-            self._settle(pending, block, {})
+            self._give(pending, block, {})
             return
         pending.open += 1
         self._requests += 1
-        request = Request(
+        block_request = Request(
             number=self._requests,
             recipe=recipe,
             items=block.missing,
@@ -187,18 +188,18 @@ class Evaluation(RecipeEvaluator):
             handler=self._handler(recipe, pending.request.handler),
             benchmark=self._benchmark,
         )
-        response = self._workers.put(request)
+        response = self._workers.put(block_request)
         if response is None:
-            self._sent[request.number] = request, pending, block
+            self._sent[block_request.number] = block_request, pending, block
         else:
-            self._finish(request, pending, block, response)
+            self._finish(block_request, pending, block, response)
 
-    def _finish(self, request: Request, pending: Pending, block: Block, response: Response) -> None:
+    def _finish(self, block_request: Request, pending: Pending, block: Block, response: Response) -> None:
         """Commit a block's answers and give them to the request that waits for them."""
-        each = response.seconds / len(request.items)
+        each = response.seconds / len(block_request.items)
         records = [replace(record, seconds=each) for record in response.records]
-        fresh = self._commit(request.recipe, pending.evaluator, block, request.items, records)
-        self._settle(pending, block, fresh)
+        fresh = self._commit(block_request.recipe, pending.evaluator, block, block_request.items, records)
+        self._give(pending, block, fresh)
         self._close_one(pending)
 
     def _close_one(self, pending: Pending) -> None:
@@ -223,7 +224,7 @@ class Evaluation(RecipeEvaluator):
                 raise error
         return {record.item: record for record in records}
 
-    def _settle(self, pending: Pending, block: Block, fresh: Mapping[str, Record]) -> None:
+    def _give(self, pending: Pending, block: Block, fresh: Mapping[str, Record]) -> None:
         pending.take(block, {**block.known, **fresh})
         reused = len(block.items) - len(block.missing)
         self.evaluated += len(block.missing)
@@ -236,7 +237,7 @@ class Evaluation(RecipeEvaluator):
         own = self.handlers(recipe)
         return handler if handler in own else own[0]
 
-    def _by(self, recipe: Recipe, handler: str) -> Evaluator:
+    def _evaluator_for(self, recipe: Recipe, handler: str) -> Evaluator:
         """The evaluator that prompts this soup by a handler."""
         chosen = self._handler(recipe, handler)
         return self._evaluator.with_handler(chosen) if chosen else self._evaluator
@@ -250,12 +251,12 @@ class Evaluation(RecipeEvaluator):
         stored answers, from whatever blocks, cover the items."""
         if any_block and self.found(recipe, items, handler).items == tuple(items):
             return []
-        blocks = self._blocks(self._by(recipe, handler), recipe, items)
+        blocks = self._blocks(self._evaluator_for(recipe, handler), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.missing]
 
     def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
         """{item id: its answers} of the items of a whole fold that have all their answers."""
-        evaluator, answers = self._by(recipe, handler), dict[str, list[Record]]()
+        evaluator, answers = self._evaluator_for(recipe, handler), dict[str, list[Record]]()
         for block in self._blocks(evaluator, recipe, items):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
@@ -263,7 +264,7 @@ class Evaluation(RecipeEvaluator):
 
     def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._by(recipe, handler), self.given(recipe, items, handler)
+        evaluator, answers = self._evaluator_for(recipe, handler), self.given(recipe, items, handler)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
             records = [record for n in range(evaluator.answers) if (record := stored.first(item, n)) is not None]
@@ -399,7 +400,7 @@ class EvaluatorWorker(Worker):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerPlan:
+class WorkerFactory:
     """Everything that makes a worker in another process; paths are relative to `home`."""
 
     home: Path

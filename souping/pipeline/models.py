@@ -109,7 +109,7 @@ class OpenPool:
 
         def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(self.pool, self._module, self._scratch, evaluator.module_settings(), recipe)
-            # made now rather than on demand, so that the evaluation's time is that of the answers
+            # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
             if evaluator.model_form == "folder":
                 _ = model.folder
             elif evaluator.model_form == "module":

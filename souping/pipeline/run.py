@@ -32,7 +32,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
-from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerPlan
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
 from souping.pipeline.evidence import (
     Contender,
     analyse,
@@ -87,7 +87,7 @@ class Run(Steps):
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
-            WorkerPlan(
+            WorkerFactory(
                 home=Path.cwd(),
                 candidates=pool.candidates,
                 merge=settings.merge,

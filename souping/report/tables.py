@@ -281,9 +281,9 @@ def pairs(report: Report) -> TableGrid:
     for pair in found:
         line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
         line.append(around(pair.get("low"), pair.get("high")))
-        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high"))]
+        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
         rows.append([*line, *(more if drawn else [])])
-    tail = ("95 %, resampled items",) if drawn else ()
+    tail = ("95 %, resampled items", "without noise") if drawn else ()
     return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
 
 

@@ -23,7 +23,8 @@ from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchS
 from souping.search.points import Grid, LimitedStrategy, anchors, endings
 
 FIRST, BLOCKS = 12, 4
-"""Items of a category's first block at least, and its blocks at most: each is as large as all before it."""
+"""Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
+samples of the fold, not the batches of an evaluator."""
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
 """Rivals looked at, soups that may finish the fold at the end, equals that are named."""
 ENOUGH, GROWTH = 0.001, 1.6
@@ -118,8 +119,8 @@ class AdaptiveSearch(Optimiser):
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
         self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
         self._open: list[Cell] = []
-        self._spent = self._looked = self._finals = 0
-        self._why = ""
+        self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
+        self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
         if space.singles is not None:
             for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
@@ -154,7 +155,7 @@ class AdaptiveSearch(Optimiser):
             self._why = "the budget ends"
             return None
         model.asked[soup, chosen, [b for _, b in coming]] = True
-        return self._opened(soup, items)
+        return self._open_cell(soup, items)
 
     def _ending(self, leader: int, rivals: IntArray) -> str:
         """Why the search ends here, looked at whenever a third of a fold was asked; empty while it goes on."""
@@ -193,13 +194,13 @@ class AdaptiveSearch(Optimiser):
             if self._affords(len(rest)):
                 self._finals += 1
                 self._model.ask_rest(int(soup))
-                return self._opened(int(soup), rest)
+                return self._open_cell(int(soup), rest)
         return None
 
     def _affords(self, items: int) -> bool:
         return self._budget is None or self._spent + items <= self._budget
 
-    def _opened(self, soup: int, items: list[int]) -> Cell:
+    def _open_cell(self, soup: int, items: list[int]) -> Cell:
         self._spent += len(items)
         whole = len(items) == len(self._space.categories)
         self._open.append(Cell(weights=self._points[soup], items=None if whole else tuple(items)))

@@ -218,8 +218,8 @@ class SearchRun:
         return self._soups[weights]
 
     def _admits(self, cell: Cell) -> bool:
-        """Whether no limit is reached yet. An optimiser that asks parts of a fold keeps enough of the budget itself for
-        one soup to answer the rest."""
+        """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
+        of the budget to finish one soup."""
         limits = self._strategy
         if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
             return False
@@ -242,17 +242,17 @@ class SearchRun:
             self._counted.add(cell.weights)
         soup = self._soup(cell.weights)
         handlers = self._evaluation.handlers(soup.recipe)
-        known = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
+        items = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
         entry = OpenCell(cell=cell, soup=soup)
         for handler in handlers if cell.items is None else handlers[:1]:
             if entry.open and not self._admits(cell):
                 break
             self._requests += 1
             self._started += fresh
-            self._promised += len(known)
+            self._promised += len(items)
             entry.open.add(self._requests)
             self._open[self._requests] = entry
-            request = Request(number=self._requests, recipe=soup.recipe, items=known, handler=handler)
+            request = Request(number=self._requests, recipe=soup.recipe, items=items, handler=handler)
             self._evaluation.submit(request)
 
     def _take(self, tell: bool = True) -> None:

@@ -1,7 +1,8 @@
 """Weight searches over points: the grid, the uniform point, weights given by hand, and the greedy soup.
 
-`Search` is the base of every optimiser: points to evaluate, their results, the best of them. The greedy soup is
-recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets better.
+`Search` is the base of the optimisers that evaluate whole folds: points to evaluate, their results, the best of them.
+The greedy soup is recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets
+better.
 """
 
 from __future__ import annotations

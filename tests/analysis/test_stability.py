@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from souping.analysis.correlation import kendall, pearson
-from souping.analysis.stability import THRESHOLDS, GroupSums, reliability, stability
+from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
 from souping.core.protocols import Selector
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
@@ -111,6 +111,22 @@ def test_reliability_is_hoyts() -> None:
         rest = ((table - models - items + table.mean()) ** 2).sum() / (3 * 39)
         between = 40 * ((models - table.mean()) ** 2).sum() / 3
         assert reliability(GroupSums.of(scores))[c] == pytest.approx(max(0.0, 1 - rest / between))
+
+
+def test_noise_attenuates_and_is_taken_out() -> None:
+    """Two categories measure one ability (true rho 1) with few items: raw rho is low, the disattenuated one is not."""
+    ability = np.linspace(0.35, 0.65, 40)
+    sums = GroupSums.of(matrix(np.column_stack([ability, ability]), each=40, seed=4))
+    raw = pearson(sums.means).rho[0, 1]
+    assert raw < 0.75
+    assert disattenuated(sums)[0, 1] > raw + 0.15
+    assert (reliability(sums) < 0.85).all()
+
+
+def test_pure_noise_has_no_disattenuated_value() -> None:
+    flat = np.full((4, 2), 0.5)
+    sums = next(s for s in (GroupSums.of(matrix(flat, each=30, seed=k)) for k in range(50)) if not reliability(s).any())
+    assert np.isnan(disattenuated(sums)[0, 1])
 
 
 def test_correlations_have_every_interval() -> None:

@@ -96,7 +96,7 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
     pairs = []
     for (i, a), (j, b) in combinations(enumerate(categories), 2):
         limits = {"bootstrap_low": matrix["low"][i][j], "bootstrap_high": matrix["high"][i][j]}
-        unknown = dict.fromkeys(("low", "high"))
+        unknown = dict.fromkeys(("low", "high", "disattenuated"))
         pairs.append({"a": a, "b": b, "rho": matrix["matrix"][i][j], **limits, **unknown})
     other = {"ingredients": found["ingredients"], "low_correlation": found["low_correlation"], "error": None}
     failed = {"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}
