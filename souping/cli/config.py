@@ -345,8 +345,10 @@ def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> dict
     return {**node, "objective": entry["objective"]} if "objective" in entry else node
 
 
-def drop_replaced(cfg: DictConfig, words: Sequence[str]) -> None:
+def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = ()) -> None:
     """Take an overlay's settings for a component out of the one that the user chose in its place.
+
+    `words` are the overrides of the configuration, `paths` those of Hydra's search path.
 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
@@ -355,8 +357,8 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str]) -> None:
     rest = [word for word in words if not named_in([word]) & chosen.keys()]
     if not chosen or not any(word.startswith("+") for word in rest):
         return
-    before = hydra_compose("config", rest, return_hydra_config=True).hydra.runtime.choices
-    plain = hydra_compose("config", [word for word in words if word not in rest])
+    before = hydra_compose("config", [*paths, *rest], return_hydra_config=True).hydra.runtime.choices
+    plain = hydra_compose("config", [*paths, *(word for word in words if word not in rest)])
     for group in (group for group, choice in chosen.items() if before[group] != choice):
         merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
         cfg[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}

@@ -186,8 +186,10 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
     """The parts and settings of a run, checked and built."""
-    words = list(map(str, unresolved(HydraConfig.get().overrides)["task"]))
-    drop_replaced(cfg, words)
+    overrides = unresolved(HydraConfig.get().overrides)
+    paths = [word for word in map(str, overrides["hydra"]) if word.startswith("hydra.searchpath=")]
+    words = list(map(str, overrides["task"]))
+    drop_replaced(cfg, words, paths)
     plain = resolved(cfg)
     if group and isinstance(plain["tracker"], dict) and plain["tracker"].get("group", "") is None:
         plain["tracker"]["group"] = group

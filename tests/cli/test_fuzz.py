@@ -32,6 +32,7 @@ GIVEN = {
     "objective.weights": {"x": 1.0},
     "optimiser.weights": [0.5, 0.2, 0.3],
     "evaluator.tasks": ["t"],
+    "evaluator.command": "true {model} {items} {out}",
 }
 """What has no default."""
 ROOT_KEYS: dict[str, Any] = {
@@ -50,7 +51,8 @@ def composed(*words: str) -> dict[str, Any]:
     config.register()
     with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(words))
-    for key, value in GIVEN.items():
+    logs = {"scores.path": {"a": "a", "b": "b", "c": "c"}} if "scores=logs" in words else {}
+    for key, value in {**GIVEN, **logs}.items():
         if OmegaConf.is_missing(cfg[key.split(".")[0]], key.split(".")[1]):
             OmegaConf.update(cfg, key, value)
     return config.resolved(cfg)

@@ -165,7 +165,7 @@ class TestBfcl:
         from souping.evaluate.bfcl.benchmark import BfclBenchmark
         from tests.support.bfcl import right_answer, score
 
-        items = BfclBenchmark(environment=bfcl, categories=("simple_python", "irrelevance"), ids=(), limit=3).items()
+        items = BfclBenchmark(data=bfcl.data, categories=("simple_python", "irrelevance"), limit=3).items()
         answers = {item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)}
         records = score(bfcl, tmp_path, items, answers)
         (log,) = read(tmp_path)
