@@ -79,7 +79,11 @@ def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
 
 
 def _words(text: str) -> list[Word]:
-    return [WORDS[WORDS.index(pick(word, WORDS, "--fail-on"))] for word in re.split(r"[, ]+", text) if word != "none"]
+    return [
+        WORDS[WORDS.index(pick(word, WORDS, "--fail-on"))]
+        for word in re.split(r"[, ]+", text.strip(", "))
+        if word != "none"
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:

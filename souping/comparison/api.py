@@ -18,6 +18,7 @@ from souping.logs.records import Log
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
+MOST_LOOKS = 1000
 Source = str | Path | Frame
 """A log: its path, or a data frame."""
 
@@ -53,8 +54,12 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
+    if empty := [name for name, source in logs.items() if isinstance(source, list) and not source]:
+        raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
+    if looks > MOST_LOOKS:
+        raise UserError(f"looks={looks}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
     found = {name: _read(logs[name], group) for name in dict.fromkeys((base, *logs))}
     gate = read_policy(expanded(policy), margin) if policy else Policy(margin=_margin(margin))

@@ -20,6 +20,8 @@ from souping.logs.match import Matched, MatchedMetric
 
 SCORE, BEST, WORST, NOISE = range(4)
 """Rows of `PooledScores.values`."""
+HEAVIEST = 1e9
+"""Weight of a task in a file, at most."""
 
 
 # Weights
@@ -39,6 +41,8 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
     shares: Mapping[str, float] = dict.fromkeys(sizes, 1.0) if average == "leaf" else sizes
+    if given is not None and not all(math.isfinite(weight) and 0 <= weight < HEAVIEST for weight in given.values()):
+        raise UserError(f"weights: each is a number from 0 to {HEAVIEST:g}")
     if given is not None or average == "task":
         inside = {task for name in matched.groups for task in leaves(matched, name)}
         alone = [*matched.groups, *(name for name in sizes if name not in inside)]

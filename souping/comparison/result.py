@@ -214,7 +214,7 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
     plus = "+" if sign else ""
-    return minus(f"{round(100 * value, 1) + 0.0:{plus}.1f}" if row.fraction else f"{value:{plus}.4g}")
+    return minus(f"{round(100 * value, 1) + 0.0:{plus}.1f}" if row.fraction else f"{value + 0.0:{plus}.4g}")
 
 
 def limits(row: RowVerdict) -> str:
@@ -242,6 +242,8 @@ def sentence(row: RowVerdict) -> str:
 def power_sentence(row: RowVerdict) -> str:
     """What this comparison can show."""
     least = f"{amount(row, row.detectable)} points"
+    if row.fraction and row.detectable >= 1:
+        return f"{row.items:,} items cannot show any difference with 80 % power."
     if row.margin is None:
         return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
     needed = f"about {row.items_needed:,}" if row.items_needed and row.items_needed <= 100_000 else "more than 100,000"

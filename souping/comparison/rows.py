@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -29,6 +30,7 @@ from souping.comparison.estimate import (
 from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
 from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
+from souping.core.types import UserError
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer
 
@@ -72,6 +74,10 @@ def compare_matched(
     """
     weights = task_weights(matched, options.average, options.weights)
     rows = list(_rows(matched, weights, options))
+    if len(rows[0].pooled.categories) < 2:
+        raise UserError("one item in common: a comparison needs two or more")
+    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
+        raise UserError(f"two rows would have the name {twice[0]}: rename that task, group or category in the logs")
     options.policy.check([row.name for row in rows if row.kind != "average"])
     models = (options.baseline, *(name for name in matched.models if name != options.baseline))
     pooled, alpha = rows[0].pooled, ALPHA / penalty(options.looks)
@@ -94,7 +100,7 @@ def compare_matched(
         best=tuple(models[n] for n in best_set(flips, alpha)) if flips else (),
         pairs=tuple(_pairs(pooled, models)) if flips else (),
         flips=tuple(_flips(matched, models, logs)),
-        warnings=(*matched.notes, *warnings, *_warnings(rows, verdicts, pooled)),
+        warnings=(*matched.notes, *warnings, *_unaveraged(matched, weights), *_warnings(rows, verdicts, pooled)),
     )
 
 
@@ -119,8 +125,7 @@ def _rows(matched: Matched, weights: Mapping[str, float], options: Options) -> I
             if _is_scored(one):
                 pooled = pool({name: one}, {name: 1.0})
                 yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
-    lengths = list(_lengths(averaged, weights))
-    yield from (row for row in lengths if row.name != "characters" or lengths[0].name != "tokens")
+    yield from _lengths(averaged, weights)
 
 
 def _is_scored(metric: MatchedMetric) -> bool:
@@ -141,22 +146,23 @@ def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str =
 
 
 def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> Iterator[RowScores]:
-    """Output length, in tokens if all logs have them, and the share of cut answers, weighted as the headline."""
-    for name in ("tokens", "characters", "cut"):
-        is_mean = name == "cut"
-        parts = {
-            task: replace(
-                one,
-                scores={"tokens": one.tokens, "characters": one.characters, "cut": one.cut}[name],
-                higher_is_better=False,
-                is_mean=is_mean,
-            )
-            for task, one in metrics.items()
-        }
-        if all(map(_is_scored, parts.values())):
-            kind: Kind = "cut" if is_mean else "length"
-            pooled = pool(parts, weights)
-            yield RowScores(name=name, kind=kind, metric=name, pooled=pooled, higher_is_better=False, is_mean=is_mean)
+    """Output length and the share of cut answers, weighted as the headline, over the tasks whose logs have them.
+
+    Length is in tokens, or in characters if more tasks have those.
+    """
+    tables = {
+        "tokens": {task: replace(one, scores=one.tokens, is_mean=False) for task, one in metrics.items()},
+        "characters": {task: replace(one, scores=one.characters, is_mean=False) for task, one in metrics.items()},
+        "cut": {task: replace(one, scores=one.cut, is_mean=True) for task, one in metrics.items()},
+    }
+    found = {name: {task: one for task, one in table.items() if _is_scored(one)} for name, table in tables.items()}
+    longest = "characters" if len(found["characters"]) > len(found["tokens"]) else "tokens"
+    for name in (name for name in (longest, "cut") if found[name]):
+        parts = {task: replace(one, higher_is_better=False) for task, one in found[name].items()}
+        kind: Kind = "cut" if name == "cut" else "length"
+        total = sum(weights[task] for task in parts)
+        scores = pool(parts, {task: weights[task] / total for task in parts})
+        yield RowScores(name=name, kind=kind, metric=name, pooled=scores, higher_is_better=False, is_mean=name == "cut")
 
 
 # Verdicts
@@ -324,6 +330,20 @@ def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
     return {answer.item: answer for answer in reversed(log.tasks[task].metrics[metric].answers)}
 
 
+def _unaveraged(matched: Matched, weights: Mapping[str, float]) -> Iterator[str]:
+    """Tasks that are not in the average, and the harness's own figures where there is nothing else."""
+    for name, found in matched.metrics.items():
+        if name not in weights and not found[0].is_mean:
+            yield f"{name} is not averaged: {found[0].metric} is not a mean of scores from 0 to 1."
+        for one in found:
+            if not _is_scored(one):
+                figures = {
+                    model: ", ".join(f"{v:.4g}" for v in one.reported[model] if v is not None) for model in one.scores
+                }
+                text = "; ".join(f"{model} {figure or 'none'}" for model, figure in figures.items())
+                yield f"{name} {one.metric}, as reported and without an interval: {text}."
+
+
 def _warnings(rows: Sequence[RowScores], verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[str]:
     """What limits the comparison, in plain words."""
     runs = {name: values.shape[1] for name, values in pooled.values.items()}
@@ -343,6 +363,6 @@ def _warnings(rows: Sequence[RowScores], verdicts: Sequence[RowVerdict], pooled:
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
             yield (
-                f"{row.missing:,} answers of {row.model} and {row.baseline} are missing: verdicts hold with all of "
-                "them right and with all of them wrong."
+                f"Missing answers of {row.model} and {row.baseline}: {row.missing:,}. Verdicts hold with all of them "
+                "right and with all of them wrong."
             )

@@ -113,11 +113,10 @@ def holds(word: Word, limits: Limits, margin: float | None) -> bool:
 
 def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS) -> tuple[Word, str]:
     """(the first word that holds, why it is undecided). `limits` are the interval as the harness counted, then those
-    with the missing answers for and against; a word must hold in all of them."""
-    word = next(word for word in WORDS if word in words and holds(word, limits[0], margin))
-    if word == "worse" and margin is not None:  # much-worse in another interval is worse too
-        return (word, "") if all(high < 0 for _, high in limits) else ("undecided", "missing answers")
-    return (word, "") if all(holds(word, one, margin) for one in limits) else ("undecided", "missing answers")
+    with the missing answers for and against; a word must hold for whatever lies in any of them."""
+    whole = min(low for low, _ in limits), max(high for _, high in limits)
+    word, counted = (next(w for w in WORDS if w in words and holds(w, one, margin)) for one in (whole, limits[0]))
+    return word, "missing answers" if word == "undecided" != counted else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,15 @@ def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Pat
         assert any("cut off" in line for line in result.warnings)
 
 
+def test_length_is_that_of_the_tasks_that_have_it_and_others_are_named() -> None:
+    long = [row | {"tokens": 10 if row["category"] == "sums" else ""} for row in answers(0.5, 1)]
+    longer = [row | {"tokens": 12 if row["category"] == "sums" else ""} for row in answers(0.5, 2)]
+    (row,) = [row for row in compared(long, longer).verdicts if row.name == "tokens"]
+    assert (row.items, row.difference) == (200, 2.0)
+    wide = [row | {"score": 10 * row["score"] if row["category"] == "sums" else row["score"]} for row in long]
+    assert any("sums is not averaged" in line for line in compared(wide, longer).warnings)
+
+
 def test_the_rows_average_to_the_headline_and_holm_covers_the_tasks() -> None:
     result = compared(answers(0.5, 1), answers(0.55, 2))
     head, *tasks = [row for row in result.verdicts if row.kind in ("average", "task")]
@@ -254,6 +263,11 @@ def test_flips_name_the_items_and_their_answers() -> None:
         (["base=base.csv", "cand=cut.jsonl"], "cut.jsonl:2"),
         (["base=base.csv", "cand=other.csv"], "common"),
         (["base=base.csv", "cand=nan.csv"], "score"),
+        (["base=base.csv", "cand=one.csv"], "two or more"),
+        (["base=base.csv", "cand=,"], "cand=LOG"),
+        (["base=base.csv", "cand=cand.csv", "--average", "odd.json"], "weights"),
+        (["base=base.csv", "cand=cand.csv", "--looks", "99999"], "looks"),
+        (["base=named.csv", "cand=renamed.csv"], "average"),
     ],
 )
 def test_what_cannot_be_compared_is_a_line(
@@ -263,6 +277,10 @@ def test_what_cannot_be_compared_is_a_line(
     log("cand", answers(0.6, 2))
     log("other", [row | {"item": f"o{n}"} for n, row in enumerate(answers(0.5, 1))])
     log("nan", [row | {"score": ""} for row in answers(0.5, 1)])
+    log("one", answers(0.5, 1)[:1])
+    for name, seed in (("named", 1), ("renamed", 2)):
+        log(name, [row | {"category": row["category"].replace("sums", "average")} for row in answers(0.5, seed)])
+    (tmp_path / "odd.json").write_text('{"sums": -1, "words": 2}')
     (tmp_path / "cut.jsonl").write_text('{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ')
     (tmp_path / "gate.toml").write_text("[tasks.suns]\ncritical = true\n")
     souping("compare", *words).refused(key)
