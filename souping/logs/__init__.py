@@ -56,7 +56,7 @@ def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
         path = Path(head)
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
-    if path.suffix in (".csv", ".jsonl") and path.is_file():
+    if path.suffix.lower() in (".csv", ".jsonl") and path.is_file():
         return read_table(path, group)
     return (_read_one(path, name, group),)
 

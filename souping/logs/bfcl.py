@@ -46,7 +46,7 @@ def _task(file: Path, scores: Path) -> Task:
     answers = [_answer(row, wrong) for row in _rows(file) if "prereq" not in row["id"]]
     if head.get("total_count") != len(answers):
         raise UserError(f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}")
-    accuracy = metric("accuracy", answers, number(head.get("accuracy")))
+    accuracy = metric(file, "accuracy", answers, number(head.get("accuracy")))
     return Task(name=category, metrics={"accuracy": accuracy}, settings={"BFCL version": version})
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def json_lines(path: Path, lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file's lines (UserError with the line's number if one is none)."""
+def json_lines(
+    path: Path, lines: Iterable[str | bytes], constant: Callable[[str], Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file's lines (UserError with the line's number if one is none).
+
+    `constant` makes a value of NaN and Infinity.
+    """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, parse_constant=constant)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not JSON, or cut off: {first_line(error)}") from error
         if not isinstance(value, dict):
@@ -53,12 +59,15 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
 
 
 def metric(
-    name: str, answers: Sequence[LoggedAnswer], reported: float | None = None, higher_is_better: bool = True
+    path: Path, name: str, answers: Sequence[LoggedAnswer], reported: float | None = None, higher_is_better: bool = True
 ) -> LoggedMetric:
-    """A metric of these answers.
+    """A metric of these answers in a file (UserError if an item has one twice).
 
     Without the mean of its items as the harness's figure it is a corpus metric: its items have no scores.
     """
+    counts = Counter((answer.item, answer.replicate) for answer in answers)
+    if twice := [item for (item, _), count in counts.items() if count > 1]:
+        raise UserError(f"{path}: item {twice[0]} has two scores of {name}: remove one, or evaluate again")
     scores = np.array([answer.score for answer in answers])
     counted = scores[np.isfinite(scores)]
     in_range = counted.size > 0 and counted.min() >= 0 and counted.max() <= 1

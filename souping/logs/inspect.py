@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from souping.core.text import install
+from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
 from souping.logs.common import metric, pick_model
 from souping.logs.records import Log, LoggedAnswer, Task
@@ -17,6 +18,8 @@ from souping.logs.records import Log, LoggedAnswer, Task
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
     from inspect_ai.scorer import Score
+
+T = TypeVar("T")
 
 
 def is_inspect(path: Path) -> bool:
@@ -37,7 +40,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     files = (
         [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.is_file() and is_inspect(file)]
     )
-    headers = [(str(file), read_eval_log(str(file), header_only=True)) for file in files]
+    headers = [(str(file), _by_inspect(partial(read_eval_log, header_only=True), str(file))) for file in files]
     model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
     own = [(file, header) for file, header in headers if header.eval.model == model]
     newest = {header.eval.task: (file, header) for file, header in sorted(own, key=lambda pair: pair[1].eval.created)}
@@ -49,15 +52,23 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
 
 
+def _by_inspect(read: Callable[[str], T], file: str) -> T:
+    """What inspect_ai reads of a file; its errors are of many kinds."""
+    try:
+        return read(file)
+    except Exception as error:
+        raise UserError(f"{file}: inspect_ai cannot read it, cut off or damaged: {first_line(error)}") from error
+
+
 def _task(file: str, header: EvalLog, group: str) -> Task:
     answers: dict[str, list[LoggedAnswer]] = {}
-    scorers = [scorer.name for scorer in header.eval.scorers or ()]
+    scorers = list(dict.fromkeys(scorer.name for scorer in header.eval.scorers or ()))
     for key, answer in _answers(file, scorers, group):
         answers.setdefault(key, []).append(answer)
     if not answers:
         raise UserError(f"{file}: no samples")
     reducers = header.eval.config.epochs_reducer or ["mean"]
-    metrics = {name: metric(name, found) for name, found in answers.items()}
+    metrics = {name: metric(Path(file), name, found) for name, found in answers.items()}
     settings = {"task version": str(header.eval.task_version), "epochs reducer": ", ".join(reducers)}
     settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
     settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}
@@ -75,7 +86,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
     from inspect_ai.scorer import value_to_float
 
     as_number = value_to_float()
-    for sample in read_eval_log_sample_summaries(file):
+    for sample in _by_inspect(read_eval_log_sample_summaries, file):
         scores = sample.scores or {}
         text = sample.input if isinstance(sample.input, str) else _options([m.text for m in sample.input])
         usage = sample.model_usage.values()

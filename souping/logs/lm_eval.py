@@ -29,10 +29,10 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     """The newest results of one model, with the answers in its samples."""
     *older, newest = results_of(path, name)
     table = read_object(newest)
-    tasks = {task: _task(newest, table, task, group) for task in table.get("configs", {})}
-    if not tasks:
+    tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
+    if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
-    groups = _groups(table)
+    groups = _groups(newest, table)
     below = part(table, "group_subtasks")
     members = {member for name in below for member in texts(below, name)}
     note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
@@ -51,7 +51,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
     """(task, sample) of the newest results of one model."""
     if not (found := results_of(path)):
         raise UserError(f"{path}: no {RESULTS} of lm_eval")
-    for task in read_object(found[-1]).get("configs", {}):
+    for task in part(read_object(found[-1]), "configs"):
         file = _samples(found[-1], task)
         with file.open(encoding="utf-8", errors="replace") as lines:
             for sample in json_lines(file, lines):
@@ -66,15 +66,17 @@ def _samples(results: Path, task: str) -> Path:
     return path
 
 
-def _groups(table: Row) -> dict[str, Group]:
+def _groups(path: Path, table: Row) -> dict[str, Group]:
     """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
-    below = table.get("group_subtasks", {})
+    below = part(table, "group_subtasks")
 
-    def leaves(name: str) -> list[str]:
-        return [leaf for inner in below[name] for leaf in leaves(inner)] if below.get(name) else [name]
+    def leaves(name: str, above: tuple[str, ...] = ()) -> list[str]:
+        if name in above:
+            raise UserError(f"{path}: the group {name} contains itself: run lm_eval again")
+        return [leaf for inner in texts(below, name) for leaf in leaves(inner, (*above, name))] or [name]
 
     found = {}
-    for name in (name for name in below if below[name]):
+    for name in (name for name in below if texts(below, name)):
         members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
         found[name] = Group(name=name, members=members, weight_by_size=_by_size(table, name, members))
     return found
@@ -82,11 +84,12 @@ def _groups(table: Row) -> dict[str, Group]:
 
 def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down."""
-    results, sizes = table.get("results", {}), part(table, "n-samples")
-    for key, figure in results.get(name, {}).items():
-        rows = {task: results[task] for task in members if key in results.get(task, {})}
+    results, sizes = part(table, "results"), part(table, "n-samples")
+    for key, figure in part(results, name).items():
+        found = ((task, number(part(results, task).get(key))) for task in members)
+        rows = {task: value for task, value in found if value is not None}
         if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
-            values = [row[key] for row in rows.values()]
+            values = list(rows.values())
             weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
             return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
     return False
@@ -102,7 +105,11 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     figures = part(part(table, "results"), task)
     metrics = {
         key.removesuffix(",none"): metric(
-            key.removesuffix(",none"), found, number(figures.get(key)), higher.get(key.partition(",")[0]) is not False
+            path,
+            key.removesuffix(",none"),
+            found,
+            number(figures.get(key)),
+            higher.get(key.partition(",")[0]) is not False,
         )
         for key, found in answers.items()
     }
@@ -141,8 +148,9 @@ def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -
                         output=output,
                     ),
                 )
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{path}: not samples of lm_eval: item {sample.get('doc_id')} lacks {error}") from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else "is damaged: run lm_eval again"
+            raise UserError(f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {what}") from error
 
 
 def _texts(sample: Row) -> tuple[str, str]:

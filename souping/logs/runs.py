@@ -38,13 +38,13 @@ def read_run(path: Path, name: str, group: str) -> Log:
         path=path,
         harness="souping",
         model=model,
-        tasks={name: _task(name, found, part(rows[model], name), scorers[name]) for name, found in tasks.items()},
+        tasks={name: _task(path, name, found, part(rows[model], name), scorers[name]) for name, found in tasks.items()},
         asked=tuple(tasks),
     )
 
 
-def _task(name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any], scorers: set[str]) -> Task:
-    found = metric("score", answers, number(reported.get("mean")))
+def _task(path: Path, name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any], scorers: set[str]) -> Task:
+    found = metric(path / SAMPLES, "score", answers, number(reported.get("mean")))
     return Task(name=name, metrics={"score": found}, settings={"scorer": ", ".join(sorted(scorers))})
 
 

@@ -18,8 +18,8 @@ from souping.logs.records import Group, Log, LoggedAnswer, Task
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
-LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "True": 1.0, "False": 0.0, "true": 1.0, "false": 0.0}
-"""Scores in letters: inspect_ai's, and truth values."""
+LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
+"""Scores in letters: inspect_ai's, and truth values (in any case)."""
 
 
 class Frame(Protocol):
@@ -41,11 +41,21 @@ def read_table(path: Path, group: str) -> tuple[Log, ...]:
     """The logs in a CSV or JSONL file; several where it has a column `run`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            if path.suffix != ".csv":
-                return _logs(path, json_lines(path, lines), group)
-            return _logs(path, csv.DictReader(lines, strict=True), group)
+            if path.suffix.lower() != ".csv":
+                return _logs(path, json_lines(path, lines, str), group)
+            return _logs(path, _csv_rows(path, lines), group)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
+    rows = filter(None, csv.reader(lines, strict=True))
+    names = next(rows, [])
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise UserError(f"{path}: row {number} has {len(row)} of {len(names)} columns: is the file whole?")
+        yield dict(zip(names, row, strict=True))
 
 
 def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
@@ -98,16 +108,18 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             item=str(row["item"]),
             score=score,
             group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
-            replicate=int(row.get("replicate") or 0),
+            replicate=_whole(row.get("replicate") or 0),
             missing=math.isnan(score) or stop in NO_ANSWER,
             cut=stop in CUT if "stop_reason" in row else None,
-            tokens=None if _empty(row.get("tokens")) else float(row["tokens"]),
+            tokens=None if _empty(row.get("tokens")) else _number(row["tokens"]),
             characters=len(output) if output else None,
             prompt=str(row.get("prompt") or ""),
             output=output,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: row {number}: score, tokens and replicate must be numbers: {error}") from error
+        raise UserError(
+            f"{path}: row {number}: score, tokens and replicate must be numbers, or empty: {error}"
+        ) from error
 
 
 def _empty(value: Json) -> bool:
@@ -118,10 +130,23 @@ def _score(value: Json) -> float:
     if _empty(value):
         return math.nan
     text = str(value)
-    score = float(LETTERS.get(text, text))
-    if math.isinf(score):
+    known = LETTERS.get(text if len(text) == 1 else text.lower())
+    return _number(text) if known is None else known
+
+
+def _number(value: Any) -> float:
+    """A finite number; Python also reads `1_0` and `nan`."""
+    number = float(value)
+    if "_" in str(value) or not math.isfinite(number):
         raise ValueError(f"{value}")
-    return score
+    return number
+
+
+def _whole(value: Json) -> int:
+    number = _number(value)
+    if not number.is_integer():
+        raise ValueError(f"{value} is not whole")
+    return int(number)
 
 
 def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, LoggedAnswer]]]) -> Log:
@@ -129,11 +154,11 @@ def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapp
     for (task, category), metrics in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         inside.setdefault(task or name, []).append(name)
-        found[name] = Task(name=name, metrics={n: metric(n, tuple(a.values())) for n, a in metrics.items()})
+        found[name] = Task(name=name, metrics={n: metric(path, n, tuple(a.values())) for n, a in metrics.items()})
     return Log(
         path=path,
         harness="table",
-        model=run or path.stem,
+        model=run or path.resolve().stem,  # a link to a log is the same log
         tasks=found,
         groups={
             task: Group(name=task, members=tuple(names), weight_by_size=True)

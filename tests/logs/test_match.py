@@ -16,7 +16,7 @@ from souping.core.types import UserError
 from souping.logs import read
 from souping.logs.match import Matched, matched
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
-from tests.logs.test_readers import DATA
+from tests.logs.test_readers import DATA, ROWS, write_csv
 
 
 def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> Log:
@@ -64,6 +64,13 @@ def test_logs_that_do_not_compare_are_refused_in_a_line(case: str) -> None:
     with pytest.raises(UserError, match=words) as refused:
         match(log("a"), change(log("b")))
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_link_to_a_table_is_the_same_log(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "log.csv", ROWS)
+    (tmp_path / "link.csv").symlink_to(file)
+    with pytest.raises(UserError, match="same log"):
+        matched({"a": read(file), "b": read(tmp_path / "link.csv")})
 
 
 def test_items_are_those_that_every_model_was_asked() -> None:

@@ -110,6 +110,10 @@ class TestLmEval:
         assert "newest of 2" in log.notes[0]
         assert read(old)[0].tasks == log.tasks
 
+    def test_no_groups(self, tmp_path: Path) -> None:
+        (log,) = read(results(group_subtasks=None)(tmp_path))
+        assert (log.groups, set(log.asked)) == ({}, set(log.tasks))
+
     @pytest.mark.slow
     def test_the_installed_harness(self, tmp_path: Path) -> None:
         """What `simple_evaluate` returns and what is read of its files are one."""
@@ -206,6 +210,12 @@ class TestInspect:
         assert {answer.group for answer in answers} == {"even", "odd"}
         assert all(answer.tokens == 7 and answer.output for answer in answers)
 
+    def test_half_a_file_is_refused(self, tmp_path: Path) -> None:
+        whole = next((DATA / "inspect" / "a").glob("*.eval")).read_bytes()
+        (tmp_path / "half.eval").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"half\.eval: inspect_ai cannot read it"):
+            read(tmp_path)
+
     def test_a_data_frame_of_samples(self) -> None:
         analysis = pytest.importorskip("inspect_ai.analysis")
         (log,) = read(analysis.samples_df(str(DATA / "inspect" / "a")))
@@ -260,6 +270,12 @@ class TestTables:
     def test_scores_beyond_one_are_no_mean(self, tmp_path: Path) -> None:
         (log,) = read(write_csv(tmp_path / "log.csv", [{**row, "score": 50.0} for row in ROWS]))
         assert not log.tasks["a"].metrics["score"].is_mean
+
+    @pytest.mark.parametrize("cells", [{"score": "TRUE"}, {"replicate": "1.0"}, {"output": "x" * 200_000}], ids=list)
+    def test_ordinary_tables_of_other_programs(self, cells: dict[str, Any], tmp_path: Path) -> None:
+        (log,) = read(write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells]))
+        (answer,) = log.tasks["c"].metrics["score"].answers
+        assert (answer.score, answer.replicate) == (1, int("replicate" in cells))
 
 
 class TestRuns:
@@ -333,6 +349,49 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 def _binary(path: Path) -> Path:
     path.write_bytes(b"\xff\xfe\x00,\x01")
     return path
+
+
+def changed(log: str, changes: Mapping[str, Callable[[str], str]]) -> Callable[[Path], Path]:
+    """A log some of whose files are changed."""
+
+    def make(folder: Path) -> Path:
+        shutil.copytree(DATA / log, folder, dirs_exist_ok=True)
+        for pattern, change in changes.items():
+            file = next(folder.rglob(pattern))
+            file.write_text(change(file.read_text()))
+        return folder
+
+    return make
+
+
+def results(**changes: Any) -> Callable[[Path], Path]:
+    return changed("lm_eval/python_cook", {"results_*": lambda text: json.dumps({**json.loads(text), **changes})})
+
+
+def sample(change: Callable[[str], str]) -> Callable[[Path], Path]:
+    """A log of lm_eval with one more sample at the start: its first one, changed."""
+    first = {"samples_pick_*": lambda text: change(text.splitlines()[0]) + "\n" + text}
+    return changed("lm_eval/python_cook", first)
+
+
+TWICE = {
+    "*irrelevance_result.json": lambda text: text.splitlines()[0] + "\n" + text,
+    "*irrelevance_score.json": lambda text: text.replace('"total_count": 5', '"total_count": 6'),
+}
+BAD |= {
+    "no configs": (results(configs=None), "no results of lm_eval"),
+    "no figures": (results(results=[]), "no results of lm_eval"),
+    "a group inside itself": (results(group_subtasks={"a": ["b"], "b": ["a"]}), "contains itself"),
+    "no arguments": (sample(lambda line: json.dumps({**json.loads(line), "arguments": []})), "item 0 is damaged"),
+    "a sample twice": (sample(str), "item 0 .* has two scores of acc"),
+    "a result twice": (changed("bfcl/a", TWICE), "item irrelevance_0 has two scores"),
+    "a short row": (text("log.csv", "item,category,score\na,c,1\nb,c"), "row 2 has 2 of 3 columns"),
+    "a long row": (text("log.csv", "item,category,score\na,c,1,2"), "row 1 has 4 of 3 columns"),
+    "NaN in a CSV": (table({"item": 1, "category": "c", "score": "nan"}), "row 1.*nan"),
+    "NaN in a JSONL": (text("log.jsonl", '{"item": 1, "category": "c", "score": NaN}'), "row 1.*NaN"),
+    "an underscore": (table({"item": 1, "category": "c", "score": "1_0"}), "row 1.*1_0"),
+    "half a replicate": (table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}), "0.5 is not whole"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
