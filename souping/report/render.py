@@ -123,9 +123,14 @@ def _figure(drawing: Drawing) -> str:
     return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
+def _heading(name: str, place: str) -> str:
+    """The head of a column; one without a name is no heading to a screen reader."""
+    return f'<th scope="col"{place}>{_breakable(name)}</th>' if name else f"<td{place}></td>"
+
+
 def _html_table(grid: TableGrid) -> str:
     """An HTML table that scrolls sideways by itself, its first column fixed."""
-    head = "".join(f'<th scope="col"{_left(i, grid)}>{_breakable(name)}</th>' for i, name in enumerate(grid.header))
+    head = "".join(_heading(name, _left(i, grid)) for i, name in enumerate(grid.header))
     rows = "".join(
         f"<tr{' class=strong' if r in grid.strong else ''}>"
         + "".join(_html_cell(cell, i, grid) for i, cell in enumerate(row))
