@@ -25,7 +25,7 @@ from souping.cli import RUN, finished_run, folder, interrupts_raise
 from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
-from souping.core.files import expanded, nearby
+from souping.core.files import expanded, nearby, seen_from
 from souping.core.text import first_line, listed, positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.pipeline.settings import RunSettings
@@ -267,13 +267,11 @@ def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples:
 
 
 def _store(run_dir: Path) -> Path | None:
-    """The run's store: where its configuration says, seen from here or from a folder above the run's."""
+    """The run's store, where its configuration says."""
     config = run_dir / "config.yaml"
     if not config.is_file():
         return None
-    path = expanded(str(read_config(config).store.path), f"{config}: store.path")
-    places = [path, *(folder / path for folder in run_dir.absolute().parents)]
-    return next((place for place in places if place.is_file()), None)
+    return seen_from(run_dir, expanded(str(read_config(config).store.path), f"{config}: store.path"))
 
 
 def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from souping.core.files import expanded
+from souping.core.files import expanded, seen_from
 from souping.core.types import Json, UserError, digest, entries
 from souping.logs.common import read_object
 from souping.logs.match import Matched
@@ -49,7 +49,7 @@ def _recipe_of(run: Log) -> str:
 
 
 def _store_of(run_dir: Path) -> Path | None:
-    """The store that the run's configuration names, seen from here or from a folder above the run's."""
+    """The store that the run's configuration names."""
     import yaml
 
     config = run_dir / "config.yaml"
@@ -57,6 +57,4 @@ def _store_of(run_dir: Path) -> Path | None:
     named = settings.get("store", {}).get("path") if isinstance(settings, dict) else None
     if not isinstance(named, str):
         return None
-    path = expanded(named)
-    places = [path, *(folder / path for folder in run_dir.absolute().parents)]
-    return next((place for place in places if place.is_file()), None)
+    return seen_from(run_dir, expanded(named))
