@@ -16,7 +16,7 @@ from souping.analysis.intervals import GroupedScores, design, unseen_margins
 from souping.analysis.sign_flip import ALPHA, DRAWS, TIE
 from souping.analysis.significance import Comparison, compare, penalty
 from souping.core.types import FloatArray, IntArray, UserError
-from souping.logs.match import Matched, MatchedMetric
+from souping.logs.match import Matched, MatchedMetric, moments
 
 SCORE, BEST, WORST, NOISE = range(4)
 """Rows of `PooledScores.values`."""
@@ -167,16 +167,6 @@ def _values(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
     if pass_at:
         means = tuple(_pass_at(case, count, pass_at, metric.task) for case, count in zip(cases, counts, strict=True))
     return np.stack([*means, noise[0]])
-
-
-def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Number of answers of an item, their mean, and the mean's variance; [R, P, I] -> three of [R, I]."""
-    there = np.isfinite(raw)
-    count = there.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(there, raw, 0.0).sum(axis=1) / count
-        squares = np.where(there, (raw - mean[:, None]) ** 2, 0.0).sum(axis=1)
-        return count, mean, np.where(count > 1, squares / (count - 1) / count, np.nan)
 
 
 def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:

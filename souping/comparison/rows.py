@@ -22,7 +22,6 @@ from souping.comparison.estimate import (
     WORST,
     PooledScores,
     leaves,
-    moments,
     pool,
     task_weights,
     variance_parts,
@@ -31,7 +30,7 @@ from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
 from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
 from souping.core.types import UserError
-from souping.logs.match import Matched, MatchedMetric
+from souping.logs.match import Matched, MatchedMetric, moments
 from souping.logs.records import Log, LoggedAnswer
 
 WARN_CUT = 0.02

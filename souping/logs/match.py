@@ -57,6 +57,16 @@ class Matched:
     notes: tuple[str, ...] = ()
 
 
+def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Number of an item's answers, their mean and its variance: [runs, answers, items] -> three of [runs, items]."""
+    there = np.isfinite(raw)
+    count = there.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, raw, 0.0).sum(axis=1) / count
+        squares = np.where(there, (raw - mean[:, None]) ** 2, 0.0).sum(axis=1)
+        return count, mean, np.where(count > 1, squares / (count - 1) / count, np.nan)
+
+
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
     """What the models have in common; {name: its training runs}, the baseline first.
 

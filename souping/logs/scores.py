@@ -12,7 +12,7 @@ from souping.core.fields import component, pick
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
 from souping.logs import read
-from souping.logs.match import MatchedMetric, matched
+from souping.logs.match import MatchedMetric, matched, moments
 
 
 @component
@@ -60,7 +60,5 @@ class LogScores(ScoreSource):
 
 def _values(metric: MatchedMetric, model: str) -> FloatArray:
     """[items] mean score over runs and replicates, higher is better; nan where there is none."""
-    scores = metric.scores[model].reshape(-1, len(metric.items))
-    counted = np.isfinite(scores)
-    means = np.where(counted, scores, 0).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)
+    means = moments(metric.scores[model].reshape(1, -1, len(metric.items)))[1][0]
     return np.asarray(means if metric.higher_is_better else 1 - means)
