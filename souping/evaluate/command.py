@@ -127,7 +127,7 @@ def _on_disk(folder: Path, attempt: Path) -> Path:
 
 
 def _line(item: Item) -> str:
-    table = {name: value for name, value in asdict(item).items() if name != "own"}
+    table = {name: value for name, value in asdict(item).items() if name != "user_scorer"}
     return json.dumps(table, ensure_ascii=False, sort_keys=True, default=str)
 
 
@@ -152,7 +152,7 @@ def _collect(attempt: Path, items: Sequence[Item]) -> tuple[list[Record], str]:
 
 def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
-    if log.suffix not in (".csv", ".jsonl") or (attempt / DONE).exists():
+    if log.suffix.lower() not in (".csv", ".jsonl") or (attempt / DONE).exists():
         return log
     data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])
