@@ -331,8 +331,8 @@ class Evaluator(Component, Protocol):
         """
         return self
 
-    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
-        """Line about how these items are prompted, for the start of a run."""
+    def banner(self) -> str:
+        """Line about how items are prompted, for the start of a run."""
         return ""
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:

@@ -151,7 +151,7 @@ class LocalEvaluator(Evaluator):
     def answer_tokens(self) -> int:
         return self.max_new_tokens or NEW
 
-    def banner(self, architecture_folder: Path, items: Sequence[Item]) -> str:
+    def banner(self) -> str:
         """How long an answer may be."""
         rest = "" if self.max_new_tokens else ", or what the context leaves"
         return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"

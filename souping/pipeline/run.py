@@ -119,7 +119,7 @@ class Run(Steps):
         reports = self.settings.limit is None and self.settings.stop_after is None
         if reports and (looks := self.ledger.announcement(self.folds["report"])):
             self.progress.say(looks)
-        if banner := self.settings.evaluator.banner(self.pool.pool.architecture_folder, self.items):
+        if banner := self.settings.evaluator.banner():
             self.progress.say(banner)
         super().walk()
 

@@ -474,7 +474,7 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         pool = open_unhashed(run, store)
         parts.callback(pool.close)
         evaluator = pool.bound(run.evaluator)
-        if banner := evaluator.banner(pool.pool.architecture_folder, items):
+        if banner := evaluator.banner():
             print(banner, flush=True)
         recipe, began = pool.recipe({pool.names[0]: 1.0}), time.monotonic()
         model = pool.serving(evaluator)(recipe)

@@ -167,7 +167,7 @@ def test_prompts_of_like_length_are_asked_together_and_within_the_context(served
 
 def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
     for settings, tokens, rest in ((replace(LOCAL, max_new_tokens=None), "1,024", True), (LOCAL, "4", False)):
-        line = settings.banner(family / "ant", [])
+        line = settings.banner()
         assert f" {tokens} new tokens" in line
         assert "evaluator.max_new_tokens" in line
         assert ("context" in line) == rest
