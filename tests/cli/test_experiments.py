@@ -54,7 +54,9 @@ class TestComposition:
 
 OPEN_KEYS = {
     "optimiser=fixed": "optimiser.weights=[1]",
+    "evaluator=command": "evaluator.command=evaluate.sh",
     "evaluator=lm_eval": "evaluator.tasks=[mgsm]",
+    "scores=logs": "scores.path={a: a_log, b: b_log}",
     "scores=table": "scores.path=scores.csv",
     "objective=tree": "objective.tree={all:[x]}",
     "objective=weighted": "objective.weights={x:1}",
