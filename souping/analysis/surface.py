@@ -23,7 +23,7 @@ from souping.report.format import count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
-from souping.search.adaptive import SoupModel, draws
+from souping.search.surrogate import SoupModel, draws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

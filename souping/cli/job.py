@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.analysis.guards import read_guards
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
@@ -223,6 +224,8 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
         **common,
         **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate")},
         expected=expectations(plain["expected"]),
+        guard=read_guards(plain["guard"]),
+        guard_against=plain["guard_against"],
     )
 
 

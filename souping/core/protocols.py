@@ -177,6 +177,11 @@ class Objective(Protocol):
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
 
+    @property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """{name of a group: its categories}, where it has any."""
+        return {}
+
     def notes(self, categories: Sequence[str]) -> list[str]:
         """Remarks on these categories under this objective, for readers of the report."""
         return []

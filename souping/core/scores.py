@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,19 @@ class Tree(Objective):
         leaves = self._leaves(self.tree)
         _check_known(leaves, categories)
         return np.array([leaves.get(c, 0.0) for c in categories])
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        return dict(self._groups(self.tree))
+
+    def _groups(self, node: Json) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if isinstance(node, Mapping):
+            for name, child in node.items():
+                yield str(name), tuple(self._leaves(child))
+                yield from self._groups(child)
+        elif isinstance(node, Sequence) and not isinstance(node, str):
+            for child in node:
+                yield from self._groups(child)
 
     def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
         if isinstance(node, str):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
@@ -201,8 +202,9 @@ class ItemScores:
     """Scores of one model on items, in the items' order; all arrays are [I].
 
     `truncated` and `unanswered` are shares of an item's answers, `noise` is the variance of its score over the draw of
-    its answers (nan if it has one answer), `reasons` counts {why there is no answer: answers}. The answers cost
-    `seconds` and numbers of `generated` and `prefilled` tokens when they were computed; `reused` of them were stored.
+    its answers (nan if it has one answer), `lengths` are its answers' mean numbers of tokens (0 where nobody counts
+    them), `reasons` counts {why there is no answer: answers}. The answers cost `seconds` and numbers of `generated` and
+    `prefilled` tokens when they were computed; `reused` of them were stored.
     """
 
     items: tuple[Item, ...]
@@ -210,6 +212,7 @@ class ItemScores:
     truncated: FloatArray = field(default_factory=lambda: np.zeros(0))
     unanswered: FloatArray = field(default_factory=lambda: np.zeros(0))
     noise: FloatArray = field(default_factory=lambda: np.zeros(0))
+    lengths: FloatArray = field(default_factory=lambda: np.zeros(0))
     reasons: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     generated: int = 0
@@ -217,7 +220,7 @@ class ItemScores:
     reused: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("truncated", 0.0), ("unanswered", 0.0), ("noise", np.nan)):
+        for name, value in (("truncated", 0.0), ("unanswered", 0.0), ("noise", np.nan), ("lengths", 0.0)):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.full(len(self.values), value))
 
@@ -374,8 +377,8 @@ class Cell:
 class Result:
     """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
-    `values` are the items' scores: in the cell's order where `tell` gets them, in a trial those of the whole fold with
-    nan where there is none. `objective` is nan where
+    `values` are the items' scores, `lengths` their answers' tokens: in the cell's order where `tell` gets them, in a
+    trial those of the whole fold with nan where there is none. `objective` is nan where
     a category has no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 
@@ -383,8 +386,32 @@ class Result:
     categories: Mapping[str, float]
     items: int
     values: FloatArray = field(default_factory=lambda: np.zeros(0), compare=False)
+    lengths: FloatArray = field(default_factory=lambda: np.zeros(0), compare=False)
     seconds: float = 0.0
     tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Loss that a search must keep to: minus `margin` on the mean difference to a `reference` over some items [I].
+
+    `reference` are that model's scores or, with `lengths`, the tokens of its answers, which may grow by a share.
+    """
+
+    items: BoolArray
+    margin: float
+    reference: FloatArray
+    lengths: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Losses to which the winner of a search must keep. `vertex` is the ingredient that soups are held against, None if
+    it is none of them; `admits` accepts a soup by its scores [I] and its answers' tokens [I]."""
+
+    losses: tuple[Bound, ...]
+    vertex: int | None
+    admits: Callable[[FloatArray, FloatArray], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,7 +419,8 @@ class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, if they are known. Fewer than `block` items at a time are slow. With `whole`
+    [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] their answers' tokens. With
+    `bounds` only admissible soups may win. Fewer than `block` items at a time are slow. With `whole`
     only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
@@ -402,6 +430,8 @@ class SearchSpace:
     groups: tuple[str, ...] = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
     singles: FloatArray | None = None
+    lengths: FloatArray | None = None
+    bounds: Bounds | None = None
     block: int = 1
     whole: bool = False
 

@@ -325,6 +325,11 @@ def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, 
     return Folds(items=folds, notes=tuple(notes))
 
 
+def two_folds(items: Sequence[Item]) -> Mapping[Fold, tuple[Item, ...]]:
+    """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
+    return split_folds(items, two=True).items
+
+
 def limit_folds(folds: Folds, limit: int) -> Folds:
     """Folds of a dry run: at most `limit` items of each category in a fold, and none of the report fold.
 

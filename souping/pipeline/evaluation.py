@@ -70,6 +70,7 @@ class Pending:
     request: Request
     evaluator: Evaluator
     records: dict[tuple[str, int], Record] = field(default_factory=dict)
+    lengths: dict[tuple[str, int], int] = field(default_factory=dict)
     open: int = 1  # `submit` holds one, so that nothing is complete before all of its blocks are sent
     reused: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -84,12 +85,14 @@ class Pending:
             self.prefilled += record.prompt_tokens
             # tokens and prompts are in the store; a fold of them would fill the memory
             self.records[item.id, block.replicate] = replace(record, tokens=(), prompt="")
+            self.lengths[item.id, block.replicate] = len(record.tokens)
 
     def scores(self) -> ItemScores:
         items, replicates = self.request.items, range(self.evaluator.answers)
         answers = [[self.records[item.id, n] for n in replicates] for item in items]
         return replace(
             item_scores(self.evaluator, items, answers),
+            lengths=np.array([np.mean([self.lengths[item.id, n] for n in replicates]) for item in items]),
             seconds=math.fsum(self.seconds),
             generated=self.generated,
             prefilled=self.prefilled,

@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
+from souping.analysis.correlation import few_models
 from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
 from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, penalty, verdict
 from souping.core.protocols import Evaluator, Objective
 from souping.core.text import first_line, named, safe
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, UserError
-from souping.pipeline.settings import Expectation
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, UserError
+from souping.pipeline.settings import Expectation, RunSettings
+from souping.report.files import selection_dict, write_selection
+from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
@@ -100,6 +103,22 @@ def gate_sentence(gate: Mapping[str, Any]) -> str:
         return f"gate: {len(gate['checks'])} scores as expected on the {gate['fold']} fold"
     verb = "does" if len(names) == 1 else "do"
     return f"gate: {', '.join(names)} {verb} not score as expected on the {gate['fold']} fold: check {CAUSES}"
+
+
+# ------------------------------------------------------------ selection
+
+
+def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
+    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
+    selection = settings.selector.select_checked(scores)
+    few = few_models(len(scores.models)) if selection.correlations is not None else ""
+    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
+    progress.say(f"selected {', '.join(selection.ingredients)}")
+    for note in selection.notes:
+        progress.say(f"note: {note}")
+    limit = {} if settings.limit is None else {"limit": settings.limit}
+    write_selection(selection_dict(selection, scores) | limit, settings.run_dir / "selection.json")
+    return selection
 
 
 # ------------------------------------------------------------ comparisons
@@ -201,12 +220,13 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
+    guarded: str = "",
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps.
+    comparison of the best mixture with a single model that the search keeps, `guarded` why guards make it keep one.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
@@ -226,6 +246,7 @@ def gather(
         margin=margin,
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
+        guarded=guarded,
     )
     return {
         "rows": [row(c, scores[c.recipe.id], table) for c in contenders],

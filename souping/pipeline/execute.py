@@ -159,7 +159,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
 def select_from_table(settings: RunSettings) -> dict[str, Any]:
     """Published scores alone: candidates are names, no folder is opened."""
     from souping.pipeline.checks import flat_categories, not_measured, refusals
-    from souping.pipeline.run import select
+    from souping.pipeline.evidence import choose
     from souping.report.files import selection_dict
     from souping.report.progress import Progress
 
@@ -169,7 +169,7 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
         scores = settings.scores.matrix([c.name for c in settings.pool.resolve()], not_measured)
         for warning in flat_categories(scores):
             progress.say(f"note: {warning}")
-        return {"selection": selection_dict(select(settings, scores, progress), scores)}
+        return {"selection": selection_dict(choose(settings, scores, progress), scores)}
 
 
 # ------------------------------------------------------------ samples

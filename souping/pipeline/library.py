@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
+from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
@@ -93,6 +94,8 @@ def run(
     stop_after: StopAfter | None = None,
     limit: Count | None = None,
     margin: Margin = 1.0,
+    guard: float | Mapping[str, float | str] | None = None,
+    guard_against: str | None = None,
     analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
@@ -101,7 +104,8 @@ def run(
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so many items per
-    category and fold; `analyses` are {name: analysis}, by default those that need no further answers. Defaults:
+    category and fold; `guard` are losses that a soup must not have, in points by category, group or benchmark, or
+    `{"tokens": "+10%"}`; `analyses` are {name: analysis}, by default those that need no further answers. Defaults:
     SoCE with Pearson's correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
@@ -124,6 +128,8 @@ def run(
         stop_after=stop_after,
         limit=limit,
         margin=margin,
+        guard=read_guards(guard),
+        guard_against=guard_against,
         analyses=_analyses() if analyses is None else analyses,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )

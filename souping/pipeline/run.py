@@ -12,7 +12,8 @@ import numpy as np
 
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
-from souping.analysis.correlation import few_models, pearson
+from souping.analysis.correlation import pearson
+from souping.analysis.guards import Admission, Guard, check, plan_guards
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
 from souping.core.files import write_atomically
@@ -38,12 +39,14 @@ from souping.pipeline.evidence import (
     analyse,
     best_mixture,
     check_expected,
+    choose,
     compare_on,
     dry_verdict,
     gate_sentence,
     gather,
     lost_answers,
 )
+from souping.pipeline.guarded import admission_of, guard_sentence, reference_of, tested
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
 from souping.pipeline.models import OpenPool
@@ -51,7 +54,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
-from souping.report.files import as_json, selection_dict, trial_rows, write_selection
+from souping.report.files import as_json, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import gate_table
 from souping.report.sections import ended
@@ -104,6 +107,8 @@ class Run(Steps):
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
         self.first_card = ""
+        self.measured: dict[str, dict[str, ItemScores]] = {}
+        self.looks = 1
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
@@ -162,7 +167,7 @@ class Run(Steps):
             answers = self._by_candidate(stage)
         self.scores = settings.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
         self.note(*flat_categories(self.scores))
-        self.selection = select(settings, self.scores, self.progress)
+        self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None:
             self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.margin / 100)
             self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
@@ -187,6 +192,8 @@ class Run(Steps):
         self.progress.say(f"chosen: {soup}, {100 * winner.result.objective:.1f} % on the search fold")
         if words := ended(winner.summary):
             self.progress.say(words)
+        if winner.guards:
+            self.note(guard_sentence(winner))
         return winner
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -211,9 +218,33 @@ class Run(Steps):
             self.best = max(self.best, trial.result.objective)
             self.progress.trial(self.best)
 
+    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission:
+        scores, settings = self._by_candidate(stage), self.settings
+        against = reference_of(settings.guard_against, settings.config, self.pool.candidates, self._best_of(scores))
+        admission = admission_of(guards, against, scores[against])
+        for one in plan_guards(guards, self.guarded_items("search"), self.guarded_items("report"), scores):
+            self.note(*one.warnings())
+        return admission
+
+    def admits_elsewhere(self, recipe: Recipe) -> bool:
+        assert self.admission is not None
+        reference = self.single(self.admission.against)
+        for guard in (guard for guard in self.admission.guards if guard.benchmark):
+            scores = self.answer(self.guard_stage(guard, [reference, recipe]))
+            if not check(guard, scores[recipe.id], scores[reference.id]).admits:
+                return False
+        return True
+
+    def judge_guards(self, guards: tuple[Guard, ...]) -> None:
+        assert self.admission is not None
+        reference = self.single(self.admission.against)
+        self.parts["guards"] = tested(guards, self.winner, reference, self.measured, self.looks)
+
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
-        scores = self._by_candidate(stage)
+        return self._best_of(self._by_candidate(stage))
+
+    def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
         merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
         return max(merits, key=lambda name: round(merits[name], 12))
 
@@ -271,7 +302,8 @@ class Run(Steps):
         dry, items = settings.limit is not None, self.unseen(winner.recipe)
         looks = 1 if dry else self._count_looks(winner.recipe, items)
         self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
-        measured = self.answer(replace(stage, items=items))
+        measured = self.measured[""] = self.answer(replace(stage, items=items))
+        self.looks = looks
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
             contenders,
@@ -282,6 +314,7 @@ class Run(Steps):
             settings.margin / 100,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
+            guard_sentence(winner) if winner.refused else "",
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -344,7 +377,7 @@ class Run(Steps):
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
         self.ledger.note_shown((recipe for recipe, _ in stage.asks), stage.items)
-        measured = self.answer(stage)
+        measured = self.measured[stage.benchmark] = self.answer(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
         compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
@@ -454,19 +487,6 @@ class Run(Steps):
     def close(self) -> None:
         self.workers.close()
         self.pool.close()
-
-
-def select(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
-    """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
-    selection = settings.selector.select_checked(scores)
-    few = few_models(len(scores.models)) if selection.correlations is not None else ""
-    selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)
-    progress.say(f"selected {', '.join(selection.ingredients)}")
-    for note in selection.notes:
-        progress.say(f"note: {note}")
-    limit = {} if settings.limit is None else {"limit": settings.limit}
-    write_selection(selection_dict(selection, scores) | limit, settings.run_dir / "selection.json")
-    return selection
 
 
 def _label(recipe: Recipe) -> str:

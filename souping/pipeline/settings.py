@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
+from souping.analysis.guards import Limit
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.pool import Pool
 from souping.core.files import nearby
@@ -164,7 +165,8 @@ class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
     `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items per
-    category and fold.
+    category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
+    the best single model.
     """
 
     benchmark: BenchmarkItems
@@ -181,6 +183,8 @@ class RunSettings(MergeSettings):
     expected: tuple[Expectation, ...] = ()
     also: tuple[ExtraEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
+    guard: tuple[Limit, ...] = ()
+    guard_against: str | None = None
 
     @property
     def parts(self) -> list[Component]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
+from souping.analysis.guards import Admission, Guard, resolve
 from souping.core.protocols import Evaluator
 from souping.core.scores import Mean
 from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
-from souping.evaluate.benchmark import first_items
+from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.search.loop import RecipeSource, SearchResult, find_weights
@@ -93,6 +94,7 @@ class Steps:
     ) -> None:
         self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
         self.scores: ScoreMatrix | None = None
+        self.admission: Admission | None = None
 
     def walk(self) -> None:
         """Take the steps in order, to the end or to `stop_after`."""
@@ -103,17 +105,27 @@ class Steps:
         selection = self.select(None if published else self._candidates("select: every candidate", "select"))
         if settings.stop_after == "select":
             return
+        singles = self._candidates("best single: every candidate", "search")
+        guards = self.guards() if len(selection.ingredients) > 1 else ()
+        if guards:
+            self.admission = self.open_guards(guards, singles)
         winner = self.search(selection.ingredients)
         if settings.stop_after == "search":
             return
-        best = self.best_candidate(self._candidates("best single: every candidate", "search"))
+        best = self.best_candidate(singles)
         self.freeze(selection, winner)
         contenders = self.contenders(selection.ingredients, winner.recipe, best)
         models = [contender.recipe for contender in contenders]
         self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
+        guarded = {guard.benchmark for guard in guards}
+        against = [] if self.admission is None else [self.single(self.admission.against)]
         for name, items in self.extra.items():
-            models = [*map(self.single, selection.ingredients), winner.recipe]
-            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=items, benchmark=name))
+            models = [*map(self.single, selection.ingredients), *(against if name in guarded else ()), winner.recipe]
+            # the search has chosen on the rest
+            seen = two_folds(items)["report"] if name in guarded else items
+            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name))
+        if guards:
+            self.judge_guards(guards)
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
@@ -129,6 +141,15 @@ class Steps:
     def select(self, stage: Stage | None) -> Selection:
         """The ingredients, by the scores of a stage or by published ones."""
         raise NotImplementedError
+
+    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission | None:
+        """The guards with the scores of the model that soups must not fall behind; None where nothing is measured."""
+        self.answer(stage)
+        return None
+
+    def admits_elsewhere(self, recipe: Recipe) -> bool:
+        """Whether a soup keeps to the guards on other benchmarks, by their items of the search fold."""
+        return True
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         """The best weights of the ingredients on the search fold."""
@@ -149,6 +170,9 @@ class Steps:
     def extra_benchmark(self, stage: Stage) -> None:
         """Score the frozen soup and its ingredients on another benchmark."""
         self.answer(stage)
+
+    def judge_guards(self, guards: tuple[Guard, ...]) -> None:
+        """Test each guard on the report fold."""
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Make one analysis; the soups that it needs answer the search fold in `stage`."""
@@ -198,7 +222,32 @@ class Steps:
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         run = self.settings
-        return find_weights(run.optimiser, run.objective, run.seed, self.recipes, evaluation, ingredients, items, log)
+        return find_weights(
+            run.optimiser,
+            run.objective,
+            run.seed,
+            self.recipes,
+            evaluation,
+            ingredients,
+            items,
+            log,
+            self.admission,
+            self.admits_elsewhere,
+        )
+
+    def guards(self) -> tuple[Guard, ...]:
+        """The guards by the names of categories and benchmarks (UserError: a name is neither)."""
+        categories = list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
+        return resolve(self.settings.guard, categories, self.settings.objective.groups, list(self.extra))
+
+    def guarded_items(self, fold: Fold) -> dict[str, tuple[Item, ...]]:
+        """{extra benchmark: its items}, the run's own under an empty name; others are cut by the same rule."""
+        return {"": self.folds.get(fold, ()), **{name: two_folds(items)[fold] for name, items in self.extra.items()}}
+
+    def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
+        """Models on the part of another benchmark that the search may see."""
+        stage = self._stage(f"guard: {guard.name}", models, "search")
+        return replace(stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark)
 
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})

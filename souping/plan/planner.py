@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from souping.analysis.guards import Guard, GuardPlan, plan_guards
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.text import safe
@@ -55,7 +56,7 @@ from souping.plan import Pair, Plan, PlannedStage, Speed, as_dict, sections, sho
 from souping.report import format
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
-from souping.search.loop import RecipeSource, SearchResult, trial_limit
+from souping.search.loop import ASKED_ELSEWHERE, RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
@@ -105,6 +106,7 @@ class CountedSteps(Steps):
         super().__init__(plan.run, pool, plan.folds, extra)
         self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
         self.stages: list[PlannedStage] = []
+        self.guard_plans: list[GuardPlan] = []
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def answer(self, stage: Stage) -> dict[str, ItemScores]:
@@ -135,6 +137,21 @@ class CountedSteps(Steps):
             self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
         return winner
+
+    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
+        self.answer(stage)
+        self.guard_plans = list(
+            plan_guards(
+                guards,
+                self.guarded_items("search"),
+                self.guarded_items("report"),
+                {} if self.scores is None else self.scores.items,
+            )
+        )
+        for guard in (guard for guard in guards if guard.benchmark):
+            reference = self.single(self.recipes.names[0])
+            soups = [_unknown(reference, f"guarded {n}") for n in range(ASKED_ELSEWHERE)]
+            self.answer(self.guard_stage(guard, [reference, *soups]))
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:
@@ -373,6 +390,7 @@ class _Planner:
             try:
                 steps.walk()
                 counted.append(steps.stages)
+                plan.guards = steps.guard_plans
             except UserError as error:  # the paper's grid ends at ten ingredients
                 errors.append(error)
         if not counted and errors:

@@ -93,7 +93,14 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), alternatives(report))
+    run = (
+        _verdict(report),
+        _gains(report),
+        _guards(report),
+        _also(report),
+        _landscape(report, trials),
+        alternatives(report),
+    )
     last = (_gate(report), _cost(report), _provenance(report))
     return nonempty((*run, _experts(report), *analysis_sections(report), *last))
 
@@ -285,6 +292,23 @@ def _stability(report: Report) -> list[str]:
     if noisy:
         lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
     return lines
+
+
+def _guards(report: Report) -> Section | None:
+    found = part(report, "guards")
+    if not found:
+        return None
+    against = clean(found.get("against"))
+    lines = [
+        f"Losses that the soup must not have against {against}. Of {count(found.get('evaluated'))} soups that answered "
+        f"the whole search fold {count(found.get('admissible'))} were admissible; keeping to the guards cost "
+        f"{percent(found.get('cost'))} points there."
+    ]
+    if found.get("refused"):
+        lines.append(f"No soup was admissible, so {against} is kept.")
+    if entries(found, "checks"):
+        lines.append("Tested on the report fold, one-sided 2.5 % for all guards together (Holm).")
+    return Section("Guards", tuple(lines), grids=(tables.guards(report),) if entries(found, "checks") else ())
 
 
 def _also(report: Report) -> Section | None:

@@ -9,24 +9,24 @@ best of the soups that answered the whole fold wins; if the budget is too small 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.core import simplex
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.search.points import Grid, LimitedStrategy, anchors, endings
+from souping.search.surrogate import LIKELY, TINY, GuardModel, SoupModel, difference_variances, expected_improvement
 
 FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
 samples of the fold, not the batches of an evaluator."""
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
-"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
+"""Rivals looked at, soups that may finish the fold at the end (twice as many where guards may turn them down), equals
+that are named."""
 ENOUGH, GROWTH = 0.001, 1.6
 """Expected gain from finishing the fold below which a search ends (0.1 points), and how many times more answers must be
 known before the prior is fitted anew."""
@@ -38,17 +38,6 @@ of a single model fade with each rank."""
 USUAL, LONGEST = (7.0, 0.75, 0.8), 2
 """Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items, and hardly ever twice
 as many: benchmarks/search_sizes.py."""
-
-LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
-"""Prior standard deviations of a category's level, plane and bend (fractions of 1), and the bend's length."""
-SCALES, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), 0.3
-"""Factors on plane and bend that are mixed, and how much their logarithms are held near zero."""
-SHARED, REACH = (0.1, 0.3, 0.5), (0.4, 1.2)
-"""Correlations of two soups' answers to one item that are mixed: `shared` by all, the rest fading over `reach`."""
-RISE = 0.06
-"""Mean and spread of how far soups rise above the plane through the single models, times 1 - sum of squared weights."""
-FLOOR, UNKNOWN, JITTER, TINY = 0.02, 0.2, 1e-9, 1e-12
-"""Variance of one item's score: the least, and where nothing is known; and what keeps matrices and roots regular."""
 
 
 @component
@@ -118,6 +107,7 @@ class AdaptiveSearch(Optimiser):
         self._space, self._stops, self._budget = space, stops, budget
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
         self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
+        self._guard = None if space.bounds is None else GuardModel(self._model, space, self._points)
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
@@ -126,11 +116,15 @@ class AdaptiveSearch(Optimiser):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
                     self._model.observe(self._numbers[vertex], slice(None), values)
+                    if self._guard is not None and space.lengths is not None:
+                        self._guard.observe(self._numbers[vertex], slice(None), space.lengths[vertex.index(1.0)])
         self._refit()
 
     def _refit(self) -> None:
         self._fitted = self._model.known
         self._model.fit()
+        if self._guard is not None:
+            self._guard.fit()
 
     def ask(self) -> Cell | None:
         if not self._why and (cell := self._next()) is not None:
@@ -144,7 +138,7 @@ class AdaptiveSearch(Optimiser):
     def _next(self) -> Cell | None:
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
         model = self._model
-        leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS)
+        leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS, self._odds())
         self._why = self._ending(leader, rivals)
         if self._why:
             return None
@@ -185,17 +179,36 @@ class AdaptiveSearch(Optimiser):
         soup = int(np.argmax(ratio.max(1)))
         return soup, sorted(int(c) for c in order[soup, : ratio[soup].argmax() + 1])
 
+    def _odds(self) -> FloatArray | None:
+        """Probability [S] of keeping to all bounds; None where there are none."""
+        return None if self._guard is None else self._guard.odds()
+
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
-        for soup in np.argsort(-self._model.objective()[0], kind="stable"):
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all.
+
+        Soups that answered all and are not admissible are passed over.
+        """
+        most = FINALISTS if self._guard is None else 2 * FINALISTS
+        for soup in self._by_promise():
             rest = self._model.rest(soup)
-            if not rest or self._finals >= FINALISTS:
+            if self._finals >= most or (not rest and self._admitted(soup)):
                 return None
+            if not rest:
+                continue
             if self._affords(len(rest)):
                 self._finals += 1
                 self._model.ask_rest(int(soup))
                 return self._open_cell(int(soup), rest)
         return None
+
+    def _by_promise(self) -> list[int]:
+        """Soups that may still win, the posterior's best first."""
+        order, odds = np.argsort(-self._model.objective()[0], kind="stable"), self._odds()
+        return [int(soup) for soup in order if odds is None or odds[soup] >= LIKELY]
+
+    def _admitted(self, soup: int) -> bool:
+        """Whether a soup that has answered the whole fold keeps to all bounds."""
+        return self._guard is None or self._guard.admits(soup)
 
     def _affords(self, items: int) -> bool:
         return self._budget is None or self._spent + items <= self._budget
@@ -210,6 +223,8 @@ class AdaptiveSearch(Optimiser):
         self._open.remove(cell)
         items = slice(None) if cell.items is None else list(cell.items)
         self._model.observe(self._numbers[cell.weights], items, result.values)
+        if self._guard is not None and len(result.lengths):
+            self._guard.observe(self._numbers[cell.weights], items, result.lengths)
         if self._model.known >= GROWTH * self._fitted:
             self._refit()
 
@@ -219,6 +234,9 @@ class AdaptiveSearch(Optimiser):
         if not known.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
+        admitted = [int(soup) for soup in done if known[soup].all() and self._admitted(soup)]
+        if self._guard is not None and admitted:
+            done = np.array(admitted)
         mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 
@@ -253,164 +271,3 @@ def _cut(own: IntArray, rank: IntArray) -> list[IntArray]:
     ends = 1 + np.flatnonzero(np.diff(rank))
     wanted = [len(own) >> k for k in range(BLOCKS - 1, 0, -1) if len(own) >> k >= FIRST]
     return np.split(own, sorted({int(ends[np.argmin(abs(ends - size))]) for size in wanted} if len(ends) else ()))
-
-
-# ------------------------------------------------------------ the surrogate
-
-
-class SoupModel:
-    """Gaussian process of all soups' category means [C, S], seen through blocks of items that all soups share.
-
-    The mean score of soup s on a block b (n items) of category c is f(s) + g_b(s) / sqrt(n). f is the category's true
-    mean: a common level, a plane over the weights, and a bend (Matern 3/2). g_b is what the draw of the items put into
-    the block, one draw for all soups: soups with similar weights answer alike, so their difference on shared items is
-    sharp. This pairing is why a search needs few items. Scales and correlations are mixed by their evidence (Rasmussen
-    and Williams 2006, chapters 2 and 5).
-
-    S soups, C categories, B blocks of a category at most, I items of the fold, K ingredients.
-    `asked` [S, C, B] marks blocks that were asked; those that are not answered yet count in the variances.
-    """
-
-    def __init__(self, table: FloatArray, blocks: Sequence[Sequence[IntArray]], coefficients: FloatArray) -> None:
-        """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective."""
-        self.table, self.blocks, self.weights = table, blocks, coefficients
-        self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
-        self._inside = 1 - (table**2).sum(1)
-        most = max(map(len, blocks))
-        self.size = np.array([[*map(len, row), *[np.inf] * (most - len(row))] for row in blocks], dtype=float)
-        self.asked: NDArray[np.bool_] = np.zeros((len(table), *self.size.shape), dtype=bool)
-        self.score = np.full(self.asked.shape, np.nan)
-        self.values = np.full((len(table), sum(len(block) for row in blocks for block in row)), np.nan)
-        self._cache = dict[int, tuple[bytes, tuple[FloatArray, ...]]]()
-
-    # ---------------------------------------------------------------- answers
-
-    def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
-        """Take in a soup's scores on some items of the fold."""
-        self.values[soup, items] = values
-        for c, row in enumerate(self.blocks):
-            self.score[soup, c, : len(row)] = [self.values[soup, block].mean() for block in row]
-
-    @property
-    def known(self) -> int:
-        return int(np.isfinite(self.values).sum())
-
-    @property
-    def left(self) -> NDArray[np.bool_]:
-        """Blocks that were not asked [S, C, B]."""
-        return np.asarray(np.isfinite(self.size) & ~self.asked)
-
-    def ask_rest(self, soup: int) -> None:
-        """Mark all of the fold as asked of a soup."""
-        self.asked[soup] = np.isfinite(self.size)
-
-    def rest(self, soup: int) -> list[int]:
-        """Items of the fold that a soup was not asked."""
-        return [int(item) for c, b in np.argwhere(self.left[soup]) for item in self.blocks[c][b]]
-
-    # ---------------------------------------------------------------- prior
-
-    def fit(self) -> None:
-        """Level, noise, signal and correlation of each category from its answers."""
-        self._cache.clear()
-        alike = [s + (1 - s) * np.exp(-self._apart / r) for s, r in itertools.product(SHARED, REACH)]
-        parts = [self._category(c, np.stack(alike)) for c in range(len(self.blocks))]
-        self.level, self.noise, self.signal = (list(part) for part in zip(*parts, strict=True))
-
-    def _category(self, c: int, alike: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Level [S], noise [S, S] of one item's score and signal [S, S] of a category."""
-        values = self.values[:, np.concatenate(self.blocks[c])]
-        values = values[np.isfinite(values).sum(1) > 1]
-        level = (float(np.nanmean(values, 1).mean()) if len(values) else 0.5) + RISE * self._inside
-        noise = max(float(np.nanvar(values, 1, ddof=1).mean()), FLOOR) if len(values) else UNKNOWN
-        soup, block, mean = (part[np.isfinite(self._cells(c)[2])] for part in self._cells(c))
-        far = np.sqrt(3) * self._apart / LENGTH
-        shape = PLANE**2 * self.table @ self.table.T + BEND**2 * (1 + far) * np.exp(-far)
-        base = LEVEL**2 + RISE**2 * np.outer(self._inside, self._inside)
-        signals = base + np.square(SCALES)[:, None, None] * shape
-        both = np.ix_(soup, soup)
-        same = (block[:, None] == block) / self.size[c, block]
-        joint = signals[:, None][(..., *both)] + noise * (alike[(..., *both)] * same)[None] + JITTER * np.eye(len(soup))
-        lower = np.linalg.cholesky(joint)
-        shift = np.linalg.solve(lower, np.broadcast_to((mean - level[soup])[:, None], (*lower.shape[:-1], 1)))[..., 0]
-        score = -(shift**2).sum(-1) / 2 - np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
-        share = np.exp(score - score.max()) * np.exp(-HELD * np.log(SCALES) ** 2)[:, None]
-        share /= share.sum()
-        return level, noise * np.tensordot(share.sum(0), alike, 1), np.tensordot(share.sum(1), signals, 1)
-
-    # ---------------------------------------------------------------- posterior
-
-    def _cells(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
-        """(soup, block, mean score) of the blocks of a category that were asked; nan while they are not answered."""
-        soup, block = np.nonzero(self.asked[:, c])
-        return soup, block, self.score[soup, c, block]
-
-    def posterior(self, c: int) -> tuple[FloatArray, ...]:
-        """Of a category: mean [S], covariance [S, S], covariance [S, S] of each mean with the next block of each soup,
-        variance [S] of that block's score, and the surprise (sum of squared standardised residuals, and how many)."""
-        key = self.asked[:, c].tobytes() + self.score[:, c].tobytes()
-        if c not in self._cache or self._cache[c][0] != key:
-            self._cache[c] = key, self._condition(c)
-        return self._cache[c][1]
-
-    def _condition(self, c: int) -> tuple[FloatArray, ...]:
-        soup, block, value = self._cells(c)
-        signal, noise, coming = self.signal[c], self.noise[c], self.left[:, c].argmax(-1)
-        same = (block[:, None] == block) / self.size[c, block]
-        joint = signal[np.ix_(soup, soup)] + noise[np.ix_(soup, soup)] * same + JITTER * np.eye(len(soup))
-        ahead = signal[soup] + noise[soup] * (block[:, None] == coming) / self.size[c, coming]
-        lower, known = np.linalg.cholesky(joint), np.isfinite(value)
-        seen, cell = (np.linalg.solve(lower, part) for part in (signal[soup], ahead))
-        residual = (value - self.level[c][soup])[known]
-        pull = np.linalg.solve(joint[np.ix_(known, known)], residual)
-        spread = np.diag(signal) + np.diag(noise) / self.size[c, coming] - (cell**2).sum(0)
-        mean = self.level[c] + signal[:, soup[known]] @ pull
-        return mean, signal - seen.T @ seen, signal - seen.T @ cell, spread, np.array([residual @ pull, len(pull)])
-
-    def objective(self) -> tuple[FloatArray, FloatArray]:
-        """Posterior mean [S] and covariance [S, S] of the objective."""
-        parts = [self.posterior(c) for c in range(len(self.blocks))]
-        mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
-        return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
-
-    def finishing_gain(self, soups: IntArray) -> float:
-        """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
-
-        Their posterior means will move by a normal of the variance that the answers take away.
-        """
-        (mean, cov), asked = self.objective(), self.asked
-        self.asked = np.where(np.isin(np.arange(len(asked)), soups)[:, None, None], np.isfinite(self.size), asked)
-        after = self.objective()[1]
-        self.asked = asked
-        moved = mean[soups] + draws((cov - after)[np.ix_(soups, soups)], 512)
-        return float((moved.max(1) - moved[:, 0]).mean())
-
-    def surprise(self) -> float:
-        """How much more than believed the answers vary: a factor on variances, 1 where nothing was answered."""
-        total, count = np.sum([self.posterior(c)[4] for c in range(len(self.blocks))], 0)
-        return float((1 + total) / (1 + count))
-
-
-def expected_improvement(mean: FloatArray, cov: FloatArray, most: int) -> tuple[int, IntArray, FloatArray]:
-    """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
-    difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s)."""
-    leader = int(np.argmax(mean))
-    sd = np.sqrt(difference_variances(cov, leader))
-    z = (mean - mean[leader]) / sd
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
-    improvement[leader] = -1
-    rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
-    return leader, rivals, density[rivals] / (2 * sd[rivals])
-
-
-def difference_variances(cov: FloatArray, soup: int) -> FloatArray:
-    """Variance of each soup's difference to one of them [S], from a covariance [S, S]; never quite zero."""
-    return np.asarray(np.maximum(np.diag(cov) + cov[soup, soup] - 2 * cov[soup], TINY))
-
-
-def draws(cov: FloatArray, count: int) -> FloatArray:
-    """Samples [count, S] of a normal with mean zero, always the same stream."""
-    values, vectors = np.linalg.eigh(cov)
-    half = vectors * np.sqrt(np.maximum(values, 0))
-    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)

@@ -9,11 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from souping.analysis.guards import Admission
 from souping.core import simplex
 from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
 from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import (
+    Bound,
+    Bounds,
     Cell,
     FloatArray,
     Item,
@@ -27,6 +30,9 @@ from souping.core.types import (
     UserError,
     Weights,
 )
+
+ASKED_ELSEWHERE = 5
+"""Admissible soups whose guards on other benchmarks are looked at."""
 
 
 @dataclass(kw_only=True)
@@ -54,7 +60,8 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it; `handler` prompted the winner.
 
-    `summary` is what the optimiser says of its search.
+    `summary` is what the optimiser says of its search. `guards` says what they did to it; `refused` that no soup was
+    admissible, so that the winner is the model they were held against.
     """
 
     recipe: Recipe
@@ -63,6 +70,8 @@ class SearchResult:
     handler: str = ""
     cost: SearchCost = field(default_factory=SearchCost)
     summary: Mapping[str, Json] = field(default_factory=dict)
+    guards: Mapping[str, Json] = field(default_factory=dict)
+    refused: bool = False
 
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
@@ -94,15 +103,20 @@ def find_weights(
     ingredients: tuple[str, ...],
     items: tuple[Item, ...],
     log: Callable[[Trial], None],
+    admission: Admission | None = None,
+    elsewhere: Callable[[Recipe], bool] = lambda recipe: True,
 ) -> SearchResult:
-    """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search."""
+    """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
+
+    With `admission` the winner is admissible, and so by `elsewhere`, which evaluates other benchmarks.
+    """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
         (handler,) = evaluation.handlers(singles[0])
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
     asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
-    known = [scores.values for scores in evaluation.all_scores(asks, items)]
+    known = evaluation.all_scores(asks, items)
     names = list(dict.fromkeys(item.category for item in items))
     uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
     space = SearchSpace(
@@ -111,7 +125,9 @@ def find_weights(
         categories=tuple(item.category for item in items),
         groups=tuple(item.group for item in items),
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
-        singles=np.array(known) if known else None,
+        singles=np.array([scores.values for scores in known]) if known else None,
+        lengths=np.array([scores.lengths for scores in known]) if known else None,
+        bounds=_bounds(admission, ingredients),
         block=evaluation.block,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
@@ -125,7 +141,32 @@ def find_weights(
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
-    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
+    run = SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores)
+    found = run.run()
+    if admission is None:
+        return found
+    return run.guarded(found, admission, pool.recipe({admission.against: 1.0}), elsewhere)
+
+
+def _bounds(admission: Admission | None, ingredients: Sequence[str]) -> Bounds | None:
+    """The guards on the run's own items, as an optimiser sees them."""
+    own = [guard for guard in admission.guards if not guard.benchmark] if admission is not None else []
+    if admission is None or not own:
+        return None
+    reference, against = admission.reference, admission.against
+    return Bounds(
+        losses=tuple(
+            Bound(
+                items=guard.covers(reference.items),
+                margin=guard.margin,
+                reference=reference.lengths if guard.lengths else reference.values,
+                lengths=guard.lengths,
+            )
+            for guard in own
+        ),
+        vertex=ingredients.index(against) if against in ingredients else None,
+        admits=admission.admits,
+    )
 
 
 @dataclass(kw_only=True)
@@ -135,6 +176,7 @@ class SearchedSoup:
     recipe: Recipe
     weights: Weights
     values: FloatArray
+    lengths: FloatArray
     trial: Trial | None = None
     reused: int = 0
 
@@ -165,9 +207,9 @@ class SearchRun:
         items: Sequence[Item],
         objective: Objective,
         log: Callable[[Trial], None],
-        known: Mapping[Weights, FloatArray] | None = None,
+        known: Mapping[Weights, ItemScores] | None = None,
     ) -> None:
-        """`known` are scores [I] of soups that were evaluated before, such as single ingredients."""
+        """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
         self._evaluation, self._items, self._objective, self._log = evaluation, tuple(items), objective, log
         self._cost, self._trials = SearchCost(), list[Trial]()
@@ -178,10 +220,10 @@ class SearchRun:
 
     def run(self) -> SearchResult:
         """Ask and tell to the end, or to the first limit; results come in any order."""
-        for weights, values in self._known.items():
+        for weights, known in self._known.items():
             soup = self._soup(weights)
-            soup.values, soup.reused = values, len(values)
-            self._note(soup, self._result(values))
+            soup.values, soup.lengths, soup.reused = known.values, known.lengths, len(known.values)
+            self._note(soup, self._result(soup.values))
         self._ask()
         while self._open:
             self._take()
@@ -214,7 +256,7 @@ class SearchRun:
     def _soup(self, weights: Weights) -> SearchedSoup:
         if weights not in self._soups:
             recipe, unknown = self._recipe_of(weights), np.full(len(self._items), np.nan)
-            self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, values=unknown)
+            self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, values=unknown, lengths=unknown.copy())
         return self._soups[weights]
 
     def _admits(self, cell: Cell) -> bool:
@@ -268,14 +310,22 @@ class SearchRun:
     def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
         """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
         cell, soup = entry.cell, entry.soup
-        spread = np.full(len(self._items), np.nan)
-        spread[list(range(len(self._items)) if cell.items is None else cell.items)] = scores.values
+        spread, tokens = np.full((2, len(self._items)), np.nan)
+        places = list(range(len(self._items)) if cell.items is None else cell.items)
+        spread[places], tokens[places] = scores.values, scores.lengths
         whole = cell.items is None
         soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
+        soup.lengths = tokens if whole else np.where(np.isfinite(tokens), tokens, soup.lengths)
         soup.reused = scores.reused + (0 if whole else soup.reused)
         if whole or (soup.trial is None and np.isfinite(soup.values).all()):
             self._note(soup, self._result(soup.values), request.handler)
-        return replace(self._result(spread), values=scores.values, seconds=scores.seconds, tokens=scores.generated)
+        return replace(
+            self._result(spread),
+            values=scores.values,
+            lengths=scores.lengths,
+            seconds=scores.seconds,
+            tokens=scores.generated,
+        )
 
     def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
@@ -321,6 +371,30 @@ class SearchRun:
             self._take(tell=False)
         assert soup.trial is not None, "its whole fold is answered now"
         return soup.trial
+
+    def guarded(
+        self, found: SearchResult, admission: Admission, reference: Recipe, elsewhere: Callable[[Recipe], bool]
+    ) -> SearchResult:
+        """The search's winner if it is admissible, else the best soup that is, else the reference.
+
+        Other benchmarks are asked about five soups at most.
+        """
+        whole = [soup for soup in self._soups.values() if soup.trial is not None and soup.trial.whole]
+        whole.sort(key=lambda soup: (soup.recipe.id != found.recipe.id, -soup.trial.result.objective))  # type: ignore[union-attr]
+        passed = [
+            soup for soup in whole if soup.recipe.id == reference.id or admission.admits(soup.values, soup.lengths)
+        ]
+        best = max(soup.trial.result.objective for soup in whole if soup.trial is not None)
+        facts: dict[str, Json] = {"against": admission.against, "evaluated": len(whole), "admissible": len(passed)}
+        for soup in passed[:ASKED_ELSEWHERE]:
+            assert soup.trial is not None
+            if soup.recipe.id == reference.id or elsewhere(soup.recipe):
+                result, handler = soup.trial.result, soup.trial.handler
+                facts |= {"cost": best - result.objective}
+                return replace(found, recipe=soup.recipe, result=result, handler=handler, guards=facts)
+        result = result_of(admission.reference, self._objective)
+        facts |= {"cost": best - result.objective}
+        return replace(found, recipe=reference, result=result, handler="", guards=facts, refused=True)
 
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:

@@ -126,7 +126,7 @@ class Limits(Strategy):
 
 
 def run(
-    optimiser: Scripted, limits: Limits, table: Table, known: Mapping[Weights, np.ndarray] | None = None
+    optimiser: Scripted, limits: Limits, table: Table, known: Mapping[Weights, ItemScores] | None = None
 ) -> tuple[SearchResult, list[Trial]]:
     heard: list[Trial] = []
     found = SearchRun(
@@ -181,7 +181,7 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
-    known = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
+    known = {w: ItemScores(items=ITEMS, values=np.full(20, w[0])) for w in ((1.0, 0.0), (0.0, 1.0))}
     found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Limits(budget=20), Table(), known)
     assert [(trial.weights, trial.reused) for trial in trials] == [((1.0, 0.0), 20), ((0.0, 1.0), 20), (FIRST, 0)]
     assert found.cost.items == 20

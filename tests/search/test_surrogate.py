@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from souping.core.types import FloatArray, SearchSpace
-from souping.search.adaptive import SoupModel, draws, expected_improvement, item_blocks
+from souping.search.adaptive import item_blocks
+from souping.search.surrogate import SoupModel, draws, expected_improvement
 
 TABLE = np.array([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.0, 1.0]])
 

@@ -1,0 +1,260 @@
+"""Surrogate of the adaptive search: a Gaussian process of soups' category means, and of what guards watch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from souping.core import simplex
+from souping.core.types import BoolArray, Bound, FloatArray, IntArray, SearchSpace, Weights
+
+LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
+"""Prior standard deviations of a category's level, plane and bend (fractions of 1), and the bend's length."""
+SCALES, HELD = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5), 0.3
+"""Factors on plane and bend that are mixed, and how much their logarithms are held near zero."""
+SHARED, REACH = (0.1, 0.3, 0.5), (0.4, 1.2)
+"""Correlations of two soups' answers to one item that are mixed: `shared` by all, the rest fading over `reach`."""
+RISE = 0.06
+"""Mean and spread of how far soups rise above the plane through the single models, times 1 - sum of squared weights."""
+FLOOR, UNKNOWN, JITTER, TINY = 0.02, 0.2, 1e-9, 1e-12
+"""Variance of one item's score: the least, and where nothing is known; and what keeps matrices and roots regular."""
+LIKELY = 0.5
+"""Probability of keeping to all bounds from which a soup may lead."""
+
+
+class SoupModel:
+    """Gaussian process of all soups' category means [C, S], seen through blocks of items that all soups share.
+
+    The mean score of soup s on a block b (n items) of category c is f(s) + g_b(s) / sqrt(n). f is the category's true
+    mean: a common level, a plane over the weights, and a bend (Matern 3/2). g_b is what the draw of the items put into
+    the block, one draw for all soups: soups with similar weights answer alike, so their difference on shared items is
+    sharp. This pairing is why a search needs few items. Scales and correlations are mixed by their evidence (Rasmussen
+    and Williams 2006, chapters 2 and 5).
+
+    S soups, C categories, B blocks of a category at most, I items of the fold, K ingredients.
+    `asked` [S, C, B] marks blocks that were asked; those that are not answered yet count in the variances.
+    """
+
+    def __init__(
+        self,
+        table: FloatArray,
+        blocks: Sequence[Sequence[IntArray]],
+        coefficients: FloatArray,
+        rise: float = RISE,
+    ) -> None:
+        """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective."""
+        self.table, self.blocks, self.weights, self.rise = table, blocks, coefficients, rise
+        self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
+        self._inside = 1 - (table**2).sum(1)
+        most = max(map(len, blocks))
+        self.size = np.array([[*map(len, row), *[np.inf] * (most - len(row))] for row in blocks], dtype=float)
+        self.asked: BoolArray = np.zeros((len(table), *self.size.shape), dtype=bool)
+        self.score = np.full(self.asked.shape, np.nan)
+        self.values = np.full((len(table), sum(len(block) for row in blocks for block in row)), np.nan)
+        self._cache = dict[int, tuple[bytes, tuple[FloatArray, ...]]]()
+
+    # ---------------------------------------------------------------- answers
+
+    def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
+        """Take in a soup's scores on some items of the fold."""
+        self.values[soup, items] = values
+        for c, row in enumerate(self.blocks):
+            self.score[soup, c, : len(row)] = [self.values[soup, block].mean() for block in row]
+
+    @property
+    def known(self) -> int:
+        return int(np.isfinite(self.values).sum())
+
+    @property
+    def left(self) -> BoolArray:
+        """Blocks that were not asked [S, C, B]."""
+        return np.asarray(np.isfinite(self.size) & ~self.asked)
+
+    def ask_rest(self, soup: int) -> None:
+        """Mark all of the fold as asked of a soup."""
+        self.asked[soup] = np.isfinite(self.size)
+
+    def rest(self, soup: int) -> list[int]:
+        """Items of the fold that a soup was not asked."""
+        return [int(item) for c, b in np.argwhere(self.left[soup]) for item in self.blocks[c][b]]
+
+    # ---------------------------------------------------------------- prior
+
+    def fit(self) -> None:
+        """Level, noise, signal and correlation of each category from its answers."""
+        self._cache.clear()
+        alike = [s + (1 - s) * np.exp(-self._apart / r) for s, r in itertools.product(SHARED, REACH)]
+        parts = [self._category(c, np.stack(alike)) for c in range(len(self.blocks))]
+        self.level, self.noise, self.signal = (list(part) for part in zip(*parts, strict=True))
+
+    def _category(self, c: int, alike: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Level [S], noise [S, S] of one item's score and signal [S, S] of a category."""
+        values = self.values[:, np.concatenate(self.blocks[c])]
+        values = values[np.isfinite(values).sum(1) > 1]
+        level = (float(np.nanmean(values, 1).mean()) if len(values) else 0.5) + self.rise * self._inside
+        noise = max(float(np.nanvar(values, 1, ddof=1).mean()), FLOOR) if len(values) else UNKNOWN
+        soup, block, mean = (part[np.isfinite(self._cells(c)[2])] for part in self._cells(c))
+        far = np.sqrt(3) * self._apart / LENGTH
+        shape = PLANE**2 * self.table @ self.table.T + BEND**2 * (1 + far) * np.exp(-far)
+        base = LEVEL**2 + self.rise**2 * np.outer(self._inside, self._inside)
+        signals = base + np.square(SCALES)[:, None, None] * shape
+        both = np.ix_(soup, soup)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signals[:, None][(..., *both)] + noise * (alike[(..., *both)] * same)[None] + JITTER * np.eye(len(soup))
+        lower = np.linalg.cholesky(joint)
+        shift = np.linalg.solve(lower, np.broadcast_to((mean - level[soup])[:, None], (*lower.shape[:-1], 1)))[..., 0]
+        score = -(shift**2).sum(-1) / 2 - np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)
+        share = np.exp(score - score.max()) * np.exp(-HELD * np.log(SCALES) ** 2)[:, None]
+        share /= share.sum()
+        return level, noise * np.tensordot(share.sum(0), alike, 1), np.tensordot(share.sum(1), signals, 1)
+
+    # ---------------------------------------------------------------- posterior
+
+    def _cells(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
+        """(soup, block, mean score) of the blocks of a category that were asked; nan while they are not answered."""
+        soup, block = np.nonzero(self.asked[:, c])
+        return soup, block, self.score[soup, c, block]
+
+    def posterior(self, c: int) -> tuple[FloatArray, ...]:
+        """Of a category: mean [S], covariance [S, S], covariance [S, S] of each mean with the next block of each soup,
+        variance [S] of that block's score, and the surprise (sum of squared standardised residuals, and how many)."""
+        key = self.asked[:, c].tobytes() + self.score[:, c].tobytes()
+        if c not in self._cache or self._cache[c][0] != key:
+            self._cache[c] = key, self._condition(c)
+        return self._cache[c][1]
+
+    def _condition(self, c: int) -> tuple[FloatArray, ...]:
+        soup, block, value = self._cells(c)
+        signal, noise, coming = self.signal[c], self.noise[c], self.left[:, c].argmax(-1)
+        same = (block[:, None] == block) / self.size[c, block]
+        joint = signal[np.ix_(soup, soup)] + noise[np.ix_(soup, soup)] * same + JITTER * np.eye(len(soup))
+        ahead = signal[soup] + noise[soup] * (block[:, None] == coming) / self.size[c, coming]
+        lower, known = np.linalg.cholesky(joint), np.isfinite(value)
+        seen, cell = (np.linalg.solve(lower, part) for part in (signal[soup], ahead))
+        residual = (value - self.level[c][soup])[known]
+        pull = np.linalg.solve(joint[np.ix_(known, known)], residual)
+        spread = np.diag(signal) + np.diag(noise) / self.size[c, coming] - (cell**2).sum(0)
+        mean = self.level[c] + signal[:, soup[known]] @ pull
+        return mean, signal - seen.T @ seen, signal - seen.T @ cell, spread, np.array([residual @ pull, len(pull)])
+
+    def objective(self) -> tuple[FloatArray, FloatArray]:
+        """Posterior mean [S] and covariance [S, S] of the objective."""
+        parts = [self.posterior(c) for c in range(len(self.blocks))]
+        mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
+        return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
+
+    def finishing_gain(self, soups: IntArray) -> float:
+        """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
+
+        Their posterior means will move by a normal of the variance that the answers take away.
+        """
+        (mean, cov), asked = self.objective(), self.asked
+        self.asked = np.where(np.isin(np.arange(len(asked)), soups)[:, None, None], np.isfinite(self.size), asked)
+        after = self.objective()[1]
+        self.asked = asked
+        moved = mean[soups] + draws((cov - after)[np.ix_(soups, soups)], 512)
+        return float((moved.max(1) - moved[:, 0]).mean())
+
+    def surprise(self) -> float:
+        """How much more than believed the answers vary: a factor on variances, 1 where nothing was answered."""
+        total, count = np.sum([self.posterior(c)[4] for c in range(len(self.blocks))], 0)
+        return float((1 + total) / (1 + count))
+
+
+class GuardModel:
+    """How likely each soup keeps to the bounds of a search: the surrogate's categories, and a second one of lengths.
+
+    Both see the same blocks. Lengths count as multiples of the reference's mean.
+    """
+
+    def __init__(self, scores: SoupModel, space: SearchSpace, points: Sequence[Weights]) -> None:
+        assert space.bounds is not None
+        self._scores, self._bounds, self._losses = scores, space.bounds, space.bounds.losses
+        inside = [loss.items for loss in self._losses if loss.lengths]
+        self._unit = max([float(loss.reference.mean()) for loss in self._losses if loss.lengths], default=1.0) or 1.0
+        self._lengths = (
+            SoupModel(scores.table, scores.blocks, np.ones(len(scores.blocks)), rise=0.0) if inside else None
+        )
+        self._tokens = np.full(scores.values.shape, np.nan)
+        vertex = space.bounds.vertex
+        corner = None if vertex is None else simplex.vertices(len(space.ingredients))[vertex]
+        self._vertex = points.index(corner) if corner in points else None
+
+    def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
+        """Take in the tokens of a soup's answers to some items of the fold."""
+        self._tokens[soup, items] = lengths
+        if self._lengths is not None:
+            self._lengths.observe(soup, items, lengths / self._unit)
+
+    def fit(self) -> None:
+        if self._lengths is not None:
+            self._lengths.fit()
+
+    def admits(self, soup: int) -> bool:
+        return self._bounds.admits(self._scores.values[soup], self._tokens[soup])
+
+    def odds(self) -> FloatArray:
+        """Probability [S] that a soup's true loss is within all bounds."""
+        made = np.ones(len(self._scores.table))
+        for loss in self._losses:
+            model = self._lengths if loss.lengths else self._scores
+            if model is not None:
+                model.asked = self._scores.asked
+                mean, variance = self._difference(model, loss)
+                z = (loss.margin + (-mean if loss.lengths else mean)) / np.sqrt(variance)
+                made *= [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z]
+        return np.asarray(made)
+
+    def _difference(self, model: SoupModel, loss: Bound) -> tuple[FloatArray, FloatArray]:
+        """Posterior mean [S] and variance [S] of a soup's mean minus the reference's over the items of a bound."""
+        mean, variance = np.zeros(len(model.table)), np.zeros(len(model.table))
+        for c, blocks in enumerate(model.blocks):
+            own = np.concatenate(blocks)
+            own = own[loss.items[own]]
+            if not len(own):
+                continue
+            share, (middle, cov, *_) = len(own) / loss.items.sum(), model.posterior(c)
+            if self._vertex is None:
+                mean += share * (middle - loss.reference[own].mean() / (self._unit if loss.lengths else 1.0))
+                variance += share**2 * np.diag(cov)
+            else:
+                mean += share * (middle - middle[self._vertex])
+                variance += share**2 * difference_variances(cov, self._vertex)
+        return mean, model.surprise() * np.maximum(variance, TINY)
+
+
+def expected_improvement(
+    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray | None = None
+) -> tuple[int, IntArray, FloatArray]:
+    """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
+    difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s).
+
+    With `odds` [S] of being admissible the leader is likely to be, and improvements are weighed by them (Gardner et
+    al. 2014).
+    """
+    likely = None if odds is None or odds.max() < LIKELY else odds >= LIKELY
+    leader = int(np.argmax(mean if likely is None else np.where(likely, mean, -np.inf)))
+    sd = np.sqrt(difference_variances(cov, leader))
+    z = (mean - mean[leader]) / sd
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
+    if odds is not None:
+        improvement, density = improvement * odds, density * odds
+    improvement[leader] = -1
+    rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
+    return leader, rivals, density[rivals] / (2 * sd[rivals])
+
+
+def difference_variances(cov: FloatArray, soup: int) -> FloatArray:
+    """Variance of each soup's difference to one of them [S], from a covariance [S, S]; never quite zero."""
+    return np.asarray(np.maximum(np.diag(cov) + cov[soup, soup] - 2 * cov[soup], TINY))
+
+
+def draws(cov: FloatArray, count: int) -> FloatArray:
+    """Samples [count, S] of a normal with mean zero, always the same stream."""
+    values, vectors = np.linalg.eigh(cov)
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
