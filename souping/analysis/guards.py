@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -144,18 +144,10 @@ class GuardCheck:
 
 
 def check(guard: Guard, soup: ItemScores, reference: ItemScores, alpha: float = 2 * ADMISSION) -> GuardCheck:
-    """Compare two models under a guard by the sign-flip test and its inverse; `alpha` is two-sided.
-
-    The relative length is tested as soup - (1 + margin) x reference, token by token, so that the variance of the bound
-    itself counts.
-    """
+    """Compare two models under a guard by the sign-flip test and its inverse; `alpha` is two-sided."""
     inside = guard.covers(soup.items)
-    groups = _groups(soup.items, inside)
-    deltas, scale = soup.values[inside] - reference.values[inside], 1.0
-    if guard.lengths:
-        ours, theirs = soup.lengths[inside], reference.lengths[inside]
-        deltas = ((1 + guard.margin) * theirs - ours) / max(float(theirs.mean()), 1e-9) - guard.margin
-        scale = float(np.abs(deltas).max()) + guard.margin
+    deltas, groups = differences(guard, soup, reference)[inside], _groups(soup.items, inside)
+    scale = float(np.abs(deltas).max()) + guard.margin if guard.lengths else 1.0
     whole = design(deltas, np.zeros(len(deltas), dtype=int), groups, np.ones(1))
     low, high, _ = invert(whole, scale, alpha=alpha)
     return GuardCheck(
@@ -168,6 +160,18 @@ def check(guard: Guard, soup: ItemScores, reference: ItemScores, alpha: float = 
         items=len(deltas),
         groups=int(groups.max()) + 1,
     )
+
+
+def differences(guard: Guard, soup: ItemScores, reference: ItemScores) -> FloatArray:
+    """Soup minus reference on each item [I] in the unit of the guard.
+
+    Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
+    and the variance of the bound itself counts.
+    """
+    if not guard.lengths:
+        return soup.values - reference.values
+    unit = max(float(reference.lengths.mean()), 1e-9)
+    return ((1 + guard.margin) * reference.lengths - soup.lengths) / unit - guard.margin
 
 
 def _groups(items: Sequence[Item], inside: BoolArray) -> IntArray:
@@ -200,18 +204,22 @@ class Admission:
     guards: tuple[Guard, ...]
     against: str
     reference: ItemScores
-    _known: dict[bytes, bool] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def own(self) -> list[Guard]:
+        """The guards on the items of the run's own benchmark."""
+        return [guard for guard in self.guards if not guard.benchmark]
 
     def checks(self, soup: ItemScores) -> list[GuardCheck]:
-        return [check(guard, soup, self.reference) for guard in self.guards]
+        """A soup that has answered the whole fold under each guard on its items."""
+        return [check(guard, soup, self.reference) for guard in self.own]
 
-    def admits(self, values: FloatArray, lengths: FloatArray) -> bool:
-        """Whether a soup that has answered the whole fold is admissible."""
-        key = values.tobytes() + lengths.tobytes()
-        if key not in self._known:
-            soup = ItemScores(items=self.reference.items, values=values, lengths=lengths)
-            self._known[key] = all(one.admits for one in self.checks(soup))
-        return self._known[key]
+    def likely(self, soup: ItemScores) -> bool:
+        """Whether the losses on the fold itself are within the margins."""
+        losses = [
+            (guard.margin, differences(guard, soup, self.reference)[guard.covers(soup.items)]) for guard in self.own
+        ]
+        return all(float(lost.mean()) > -margin for margin, lost in losses)
 
 
 # ------------------------------------------------------------ planning

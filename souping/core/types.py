@@ -405,22 +405,13 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Losses to which the winner of a search must keep. `vertex` is the ingredient that soups are held against, None if
-    it is none of them; `admits` accepts a soup by its scores [I] and its answers' tokens [I]."""
-
-    losses: tuple[Bound, ...]
-    vertex: int | None
-    admits: Callable[[FloatArray, FloatArray], bool]
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] their answers' tokens. With
-    `bounds` only admissible soups may win. Fewer than `block` items at a time are slow. With `whole`
+    [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] their answers' tokens. A
+    soup has to keep to the `bounds`; `against` is the ingredient that it is held against, None if it is none of them.
+    Fewer than `block` items at a time are slow. With `whole`
     only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
@@ -431,7 +422,8 @@ class SearchSpace:
     coefficients: Mapping[str, float] = field(default_factory=dict)
     singles: FloatArray | None = None
     lengths: FloatArray | None = None
-    bounds: Bounds | None = None
+    bounds: tuple[Bound, ...] = ()
+    against: int | None = None
     block: int = 1
     whole: bool = False
 

@@ -36,9 +36,10 @@ def admission_of(guards: tuple[Guard, ...], against: str, reference: ItemScores)
 def guard_sentence(winner: SearchResult) -> str:
     """What the guards did to the search."""
     facts = winner.guards
-    of = f"{facts['admissible']} of {facts['evaluated']} soups that answered the whole search fold keep to the guards"
+    soups = f"{facts['likely']} of {facts['evaluated']} soups that answered the whole search fold"
+    of = f"{soups} lost less than the guards bear"
     if winner.refused:
-        return f"no soup is admissible against {facts['against']}: {of}"
+        return f"no soup is admissible against {facts['against']}: {of}, and the best of them may lose more"
     cost = 100 * (number(facts["cost"]) or 0.0)
     return f"{of} against {facts['against']}; keeping to them costs {cost:.1f} points on the search fold"
 

@@ -301,8 +301,8 @@ def _guards(report: Report) -> Section | None:
     against = clean(found.get("against"))
     lines = [
         f"Losses that the soup must not have against {against}. Of {count(found.get('evaluated'))} soups that answered "
-        f"the whole search fold {count(found.get('admissible'))} were admissible; keeping to the guards cost "
-        f"{percent(found.get('cost'))} points there."
+        f"the whole search fold {count(found.get('likely'))} lost less than that there; keeping to the guards cost "
+        f"{percent(found.get('cost'))} points on it."
     ]
     if found.get("refused"):
         lines.append(f"No soup was admissible, so {against} is kept.")

@@ -25,8 +25,7 @@ FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
 samples of the fold, not the batches of an evaluator."""
 RIVALS, FINALISTS, SHOWN = 12, 3, 20
-"""Rivals looked at, soups that may finish the fold at the end (twice as many where guards may turn them down), equals
-that are named."""
+"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
 ENOUGH, GROWTH = 0.001, 1.6
 """Expected gain from finishing the fold below which a search ends (0.1 points), and how many times more answers must be
 known before the prior is fitted anew."""
@@ -107,7 +106,7 @@ class AdaptiveSearch(Optimiser):
         self._space, self._stops, self._budget = space, stops, budget
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
         self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
-        self._guard = None if space.bounds is None else GuardModel(self._model, space, self._points)
+        self._guard = None if not space.bounds else GuardModel(self._model, space, self._points)
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
@@ -184,17 +183,11 @@ class AdaptiveSearch(Optimiser):
         return None if self._guard is None else self._guard.odds()
 
     def _confirm(self) -> Cell | None:
-        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all.
-
-        Soups that answered all and are not admissible are passed over.
-        """
-        most = FINALISTS if self._guard is None else 2 * FINALISTS
+        """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
         for soup in self._by_promise():
             rest = self._model.rest(soup)
-            if self._finals >= most or (not rest and self._admitted(soup)):
+            if not rest or self._finals >= FINALISTS:
                 return None
-            if not rest:
-                continue
             if self._affords(len(rest)):
                 self._finals += 1
                 self._model.ask_rest(int(soup))
@@ -205,10 +198,6 @@ class AdaptiveSearch(Optimiser):
         """Soups that may still win, the posterior's best first."""
         order, odds = np.argsort(-self._model.objective()[0], kind="stable"), self._odds()
         return [int(soup) for soup in order if odds is None or odds[soup] >= LIKELY]
-
-    def _admitted(self, soup: int) -> bool:
-        """Whether a soup that has answered the whole fold keeps to all bounds."""
-        return self._guard is None or self._guard.admits(soup)
 
     def _affords(self, items: int) -> bool:
         return self._budget is None or self._spent + items <= self._budget
@@ -234,9 +223,9 @@ class AdaptiveSearch(Optimiser):
         if not known.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
-        admitted = [int(soup) for soup in done if known[soup].all() and self._admitted(soup)]
-        if self._guard is not None and admitted:
-            done = np.array(admitted)
+        odds = self._odds()
+        if odds is not None and (odds[done] >= LIKELY).any():
+            done = done[odds[done] >= LIKELY]
         mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 

@@ -16,7 +16,6 @@ from souping.core.scores import value
 from souping.core.text import named
 from souping.core.types import (
     Bound,
-    Bounds,
     Cell,
     FloatArray,
     Item,
@@ -30,9 +29,6 @@ from souping.core.types import (
     UserError,
     Weights,
 )
-
-ASKED_ELSEWHERE = 5
-"""Admissible soups whose guards on other benchmarks are looked at."""
 
 
 @dataclass(kw_only=True)
@@ -127,7 +123,8 @@ def find_weights(
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
         singles=np.array([scores.values for scores in known]) if known else None,
         lengths=np.array([scores.lengths for scores in known]) if known else None,
-        bounds=_bounds(admission, ingredients),
+        bounds=_bounds(admission),
+        against=ingredients.index(against) if (against := admission and admission.against) in ingredients else None,
         block=evaluation.block,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
@@ -148,24 +145,20 @@ def find_weights(
     return run.guarded(found, admission, pool.recipe({admission.against: 1.0}), elsewhere)
 
 
-def _bounds(admission: Admission | None, ingredients: Sequence[str]) -> Bounds | None:
+def _bounds(admission: Admission | None) -> tuple[Bound, ...]:
     """The guards on the run's own items, as an optimiser sees them."""
-    own = [guard for guard in admission.guards if not guard.benchmark] if admission is not None else []
-    if admission is None or not own:
-        return None
-    reference, against = admission.reference, admission.against
-    return Bounds(
-        losses=tuple(
-            Bound(
-                items=guard.covers(reference.items),
-                margin=guard.margin,
-                reference=reference.lengths if guard.lengths else reference.values,
-                lengths=guard.lengths,
-            )
-            for guard in own
-        ),
-        vertex=ingredients.index(against) if against in ingredients else None,
-        admits=admission.admits,
+    if admission is None:
+        return ()
+    reference = admission.reference
+    return tuple(
+        Bound(
+            items=guard.covers(reference.items),
+            margin=guard.margin,
+            reference=reference.lengths if guard.lengths else reference.values,
+            lengths=guard.lengths,
+        )
+        for guard in admission.guards
+        if not guard.benchmark
     )
 
 
@@ -375,26 +368,34 @@ class SearchRun:
     def guarded(
         self, found: SearchResult, admission: Admission, reference: Recipe, elsewhere: Callable[[Recipe], bool]
     ) -> SearchResult:
-        """The search's winner if it is admissible, else the best soup that is, else the reference.
+        """The search's winner if it is admissible, else the reference.
 
-        Other benchmarks are asked about five soups at most.
+        The soup that is tested is the optimiser's pick or, where that has lost more than the margin on the fold itself,
+        the best soup that has not. No second one is tested: of many soups that lose too much some would pass by luck.
         """
-        whole = [soup for soup in self._soups.values() if soup.trial is not None and soup.trial.whole]
-        whole.sort(key=lambda soup: (soup.recipe.id != found.recipe.id, -soup.trial.result.objective))  # type: ignore[union-attr]
-        passed = [
-            soup for soup in whole if soup.recipe.id == reference.id or admission.admits(soup.values, soup.lengths)
-        ]
-        best = max(soup.trial.result.objective for soup in whole if soup.trial is not None)
-        facts: dict[str, Json] = {"against": admission.against, "evaluated": len(whole), "admissible": len(passed)}
-        for soup in passed[:ASKED_ELSEWHERE]:
-            assert soup.trial is not None
-            if soup.recipe.id == reference.id or elsewhere(soup.recipe):
-                result, handler = soup.trial.result, soup.trial.handler
-                facts |= {"cost": best - result.objective}
-                return replace(found, recipe=soup.recipe, result=result, handler=handler, guards=facts)
+        whole = {soup.recipe.id: soup for soup in self._soups.values() if soup.trial is not None and soup.trial.whole}
+        order = sorted(whole.values(), key=lambda soup: (soup.recipe.id != found.recipe.id, -_reached(soup)))
+        answers = {
+            name: ItemScores(items=self._items, values=soup.values, lengths=soup.lengths)
+            for name, soup in whole.items()
+        }
+        likely = [one for one in order if one.recipe.id == reference.id or admission.likely(answers[one.recipe.id])]
+        best, pick = max(map(_reached, order)), likely[0] if likely else None
+        facts: dict[str, Json] = {"against": admission.against, "evaluated": len(order), "likely": len(likely)}
+        if pick is not None and pick.trial is not None:
+            checks = admission.checks(answers[pick.recipe.id]) if pick.recipe.id != reference.id else []
+            facts["tested"] = [one.as_dict() for one in checks]
+            if pick.recipe.id == reference.id or (all(one.admits for one in checks) and elsewhere(pick.recipe)):
+                facts["cost"] = best - _reached(pick)
+                trial = pick.trial
+                return replace(found, recipe=pick.recipe, result=trial.result, handler=trial.handler, guards=facts)
         result = result_of(admission.reference, self._objective)
-        facts |= {"cost": best - result.objective}
+        facts["cost"] = best - result.objective
         return replace(found, recipe=reference, result=result, handler="", guards=facts, refused=True)
+
+
+def _reached(soup: SearchedSoup) -> float:
+    return -math.inf if soup.trial is None else soup.trial.result.objective
 
 
 def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:

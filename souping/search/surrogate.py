@@ -171,30 +171,24 @@ class GuardModel:
     """
 
     def __init__(self, scores: SoupModel, space: SearchSpace, points: Sequence[Weights]) -> None:
-        assert space.bounds is not None
-        self._scores, self._bounds, self._losses = scores, space.bounds, space.bounds.losses
+        self._scores, self._losses = scores, space.bounds
         inside = [loss.items for loss in self._losses if loss.lengths]
         self._unit = max([float(loss.reference.mean()) for loss in self._losses if loss.lengths], default=1.0) or 1.0
         self._lengths = (
             SoupModel(scores.table, scores.blocks, np.ones(len(scores.blocks)), rise=0.0) if inside else None
         )
-        self._tokens = np.full(scores.values.shape, np.nan)
-        vertex = space.bounds.vertex
-        corner = None if vertex is None else simplex.vertices(len(space.ingredients))[vertex]
+        corners = simplex.vertices(len(space.ingredients))
+        corner = None if space.against is None else corners[space.against]
         self._vertex = points.index(corner) if corner in points else None
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
         """Take in the tokens of a soup's answers to some items of the fold."""
-        self._tokens[soup, items] = lengths
         if self._lengths is not None:
             self._lengths.observe(soup, items, lengths / self._unit)
 
     def fit(self) -> None:
         if self._lengths is not None:
             self._lengths.fit()
-
-    def admits(self, soup: int) -> bool:
-        return self._bounds.admits(self._scores.values[soup], self._tokens[soup])
 
     def odds(self) -> FloatArray:
         """Probability [S] that a soup's true loss is within all bounds."""

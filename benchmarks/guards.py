@@ -1,0 +1,118 @@
+"""How often guards admit a soup that loses too much, and one that loses nothing: searches with known truth.
+
+    python benchmarks/guards.py [--runs 400] [--only TEXT ..] [--seed 0] [--date DATE]
+        [--out benchmarks/results/guards-DATE.md]
+
+Only the models' answers are simulated; the search and the guards are the package's own. Every mixture is 10 points
+better than the single models in the category that is the goal. In the guarded category it loses nothing, the margin,
+or twice the margin. `planned` is the share of soups without a loss that the plan says will pass, from the candidates'
+answers on other items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pipelines import Answers, Layout, Pool, World, alone
+
+from souping.analysis.guards import Admission, Guard, plan_guards
+from souping.core.scores import Mean
+from souping.core.types import Item, Recipe
+from souping.search.adaptive import Adaptive
+from souping.search.loop import find_weights
+
+GAIN, MARGIN = 10.0, 5.0
+"""Points that a mixture gains in the goal, and the loss that is borne."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedWorld(World):
+    """World whose mixtures are better in category 0 and lose so many points in category 1, which is guarded."""
+
+    loss: float = 0.0
+
+    def rates(self, recipe: Recipe) -> np.ndarray:
+        own = super().rates(recipe)
+        return own if len(recipe.ingredients) == 1 else own + np.array([GAIN, -self.loss]) / 100
+
+
+def clustered(n: int) -> Layout:
+    """Guarded items in groups of five."""
+    return Layout(np.repeat([0, 1], n), np.concatenate([np.arange(n), n + np.arange(n) // 5]))
+
+
+LAYOUTS = {"200 items": alone(2, 200), "600 items": alone(2, 600), "600 items in fives": clustered(600)}
+LOSSES = {"nothing": 0.0, "the margin": MARGIN, "twice the margin": 2 * MARGIN}
+
+
+def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, float]:
+    """Whether the search ends with a mixture, and the share of equal soups that its plan expected."""
+    rng, layout = np.random.default_rng([seed, number]), world.layout
+    count = len(layout.categories)
+    items = tuple(
+        Item(id=f"{half} {n}", category=f"c{c}", group=f"{half} {g}", prompt="", answer="")
+        for half in ("known", "search")
+        for n, (c, g) in enumerate(zip(layout.categories.tolist(), layout.groups.tolist(), strict=True))
+    )
+    twice = Layout(
+        np.tile(layout.categories, 2), np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1])
+    )
+    answers, pool = Answers(GuardedWorld(**{**vars(world), "layout": twice}), items, rng), Pool(world.names)
+    known, search = items[:count], items[count:]
+    guards = (Guard(name="c1", margin=MARGIN / 100, categories=("c1",)),)
+    singles = {name: answers.scores(pool.recipe({name: 1.0}), known) for name in world.names}
+    planned = next(iter(plan_guards(guards, {"": search}, {"": ()}, singles))).share(len(search) // 2, 0.05)
+    reference = answers.scores(pool.recipe({"model0": 1.0}), search)
+    admission = Admission(guards=guards, against="model0", reference=reference)
+    found = find_weights(Adaptive(), Mean(), number, pool, answers, world.names, search, lambda trial: None, admission)
+    return len(found.recipe.ingredients) > 1, planned or 0.0
+
+
+def line(layout: str, loss: str, runs: int, seed: int) -> tuple[str, bool]:
+    world = GuardedWorld(candidates=(70.0,) * 3, layout=LAYOUTS[layout], loss=LOSSES[loss])
+    made = [run(world, seed, number) for number in range(runs)]
+    share, planned = (float(np.mean(part)) for part in zip(*made, strict=True))
+    met = share <= 0.05 if LOSSES[loss] == 2 * MARGIN else abs(share - planned) <= 0.1 if not LOSSES[loss] else True
+    return f"| {layout} | {loss} | {100 * share:.1f} % | {100 * planned:.1f} % |", met
+
+
+def report(names: Sequence[str], runs: int, seed: int) -> tuple[str, bool]:
+    """The table, and whether every bar is met."""
+    rows = []
+    for name in names:
+        for loss in LOSSES:
+            rows.append(line(name, loss, runs, seed))
+            print(*rows[-1], flush=True)
+    head = "| guarded items | a mixture loses | searches that end with a mixture | planned |\n|---|---|---:|---:|"
+    return "\n".join([head, *(row for row, _ in rows)]), all(met for _, met in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--date", default=str(datetime.date.today()))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    names = [name for name in LAYOUTS if not given.only or any(text in name for text in given.only)]
+    table, met = report(names, given.runs, given.seed)
+    text = (
+        f"# Guards in simulated searches, {given.date}\n\n`python benchmarks/guards.py --runs {given.runs} --seed "
+        f"{given.seed}`: the guard bears {MARGIN:g} points.\n\n{table}\n\nA mixture that loses twice the margin should "
+        "pass in at most 5 % of the searches, one that loses nothing as often as planned, within 10 points: "
+        f"{'met' if met else 'NOT MET'}.\n"
+    )
+    out = given.out or Path(__file__).parent / "results" / f"guards-{given.date}.md"
+    out.write_text(text)
+    print(text)
+    raise SystemExit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()
