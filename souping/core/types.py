@@ -27,6 +27,8 @@ Weights = tuple[float, ...]
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
+TOLERANCE = 1e-5
+"""By how much the sum of weights that are given by hand may miss one."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
@@ -78,6 +80,22 @@ class UserError(Exception):
 
 class LateError(UserError):
     """A `UserError` after the run's results were written: they stay."""
+
+
+def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:
+    """Weights given by hand, as floats.
+
+    Raises:
+        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
+    """
+    values = tuple(float(w) for w in weights)
+    if not values or not all(map(math.isfinite, values)) or min(values) < 0:
+        raise UserError(f"{where}={list(values)} must be finite and not negative")
+    if abs(sum(values) - 1) > TOLERANCE:
+        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
+        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
+        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
+    return values
 
 
 def digest(value: Json) -> str:
@@ -330,6 +348,19 @@ class Recipe:
             "fingerprints": list(self.fingerprints),
         }
         return {**table, "sources": sources} if sources else table
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """A recipe from its JSON form; its `id` is computed again, and other keys are ignored."""
+        return cls(
+            ingredients=tuple(str(name) for name in table["ingredients"]),
+            fingerprints=tuple(str(value) for value in table["fingerprints"]),
+            weights=tuple(float(weight) for weight in table["weights"]),
+            dtype=str(table["dtype"]),
+            method=str(table.get("method", "linear")),
+            settings=dict(table.get("settings", {})),
+            sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

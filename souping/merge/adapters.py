@@ -19,6 +19,7 @@ from souping.core.protocols import Progress
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
+from souping.merge.alignment import Alignment
 from souping.merge.factors import (
     FULL,
     Product,
@@ -36,7 +37,6 @@ from souping.merge.factors import (
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.planner import Alignment
 from souping.merge.writer import companion_files, recipe_text, with_extra
 
 if TYPE_CHECKING:

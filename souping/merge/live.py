@@ -25,10 +25,20 @@ from souping.checkpoints.header import TAGS, size_of
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
-from souping.merge.chunks import Chunk, Job, blocks, chunk_of, mixed, piece_gram, work_off
-from souping.merge.kernels import Raw, torch_dtype
-from souping.merge.plan import Gram, MergePlan, Method, PlannedTensor, Source, get_method
-from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
+from souping.merge.alignment import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
+from souping.merge.kernels import Gram, Method, Raw, get_method, torch_dtype
+from souping.merge.plan import (
+    Chunk,
+    Job,
+    MergePlan,
+    PlannedTensor,
+    Source,
+    blocks,
+    chunk_of,
+    mixed,
+    piece_gram,
+    work_off,
+)
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
@@ -13,7 +15,7 @@ from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, prefl
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component
 from souping.core.protocols import Progress
-from souping.core.text import listed
+from souping.core.text import is_user_code, listed
 from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
@@ -24,8 +26,9 @@ from souping.merge import (
     SoupPlan,
     Vocab,
 )
-from souping.merge.plan import MergePlan, carried, get_method, parse_size, source
-from souping.merge.planner import Alignment, Layout, check_overrides, fitted
+from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
+from souping.merge.kernels import get_method
+from souping.merge.plan import MergePlan, carried, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +133,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
-        if own := source(self.method):
+        if own := method_digest(self.method):
             settings["source"] = own
         if self.vocab != "error":
             settings["vocab"] = self.vocab
@@ -274,6 +277,14 @@ class FullModelPool(CandidatePool, Generic[P]):
     def close(self) -> None:
         """Close the backend: one made by `with_settings` has no other owner."""
         self._merge.close()
+
+
+def method_digest(name: str) -> str | None:
+    """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
+    function = get_method(name).function
+    if not is_user_code(function):
+        return None
+    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:

@@ -26,9 +26,9 @@ from souping.core.protocols import Progress
 from souping.core.text import install
 from souping.core.types import Json, Missing, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
+from souping.merge.alignment import Alignment, as_ingredient
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.writer import generation_config, write_checkpoint
 
 if TYPE_CHECKING:

@@ -36,13 +36,21 @@ from souping.checkpoints import (
     small,
 )
 from souping.checkpoints.header import TORCH_NAMES, parse_json, size_of
-from souping.core.files import staged, write_files
+from souping.core.files import read_at, reserve, staged, start_writing, write_at, write_files
 from souping.core.protocols import Progress
-from souping.core.system import read_at, reserve, start_writing, write_at
 from souping.core.types import Json, Recipe, UserError, digest
-from souping.merge.chunks import Chunk, blocks, chunks, complaint, final_weights, mixed, share_of_rank, work_off
-from souping.merge.kernels import Raw
-from souping.merge.plan import MergePlan, get_method
+from souping.merge.kernels import Raw, get_method
+from souping.merge.plan import (
+    Chunk,
+    MergePlan,
+    blocks,
+    chunks,
+    complaint,
+    final_weights,
+    mixed,
+    share_of_rank,
+    work_off,
+)
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open

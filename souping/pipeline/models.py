@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import Checkpoint, hub, small
+from souping.checkpoints import MAX_RECIPE, Checkpoint, hub, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
@@ -28,7 +28,6 @@ from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
 from souping.core.types import Candidate, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.plan import MAX_RECIPE, recipe_from_dict
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput
@@ -155,7 +154,7 @@ class OpenPool:
 def _mixture(folder: Path) -> str:
     """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
     try:
-        parts = parts_of(recipe_from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
+        parts = parts_of(Recipe.from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
     except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return ""
     return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""

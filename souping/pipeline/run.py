@@ -12,9 +12,8 @@ import numpy as np
 
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
-from souping.analysis.correlation import few_models, pearson
+from souping.analysis.correlation import few_models, pearson, stability
 from souping.analysis.significance import Power, power_of
-from souping.analysis.stability import stability
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (

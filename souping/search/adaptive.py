@@ -16,11 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core import simplex
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
-from souping.search.points import Grid, LimitedStrategy, anchors, endings
+from souping.search.points import Grid, LimitedStrategy, anchors, endings, grid, grid_size, scattered, spread, vertices
 
 FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
@@ -75,13 +74,13 @@ class Adaptive(LimitedStrategy):
     def _points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
         """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
         bounds = self.step, self.step, round(1 - self.step, 12)
-        inner = simplex.spread(simplex.grid(size, *bounds)) if simplex.grid_size(size, *bounds) <= LISTED else []
+        inner = spread(grid(size, *bounds)) if grid_size(size, *bounds) <= LISTED else []
         points = dict.fromkeys(anchors(size) + inner[: POINTS // 2 if size >= MANY else None])
         if inner and size < MANY:
             return list(points)[:POINTS]
         rank = np.zeros(size) if merits is None else np.argsort(np.argsort(-merits, kind="stable"))
         odds = FADING**rank / np.sum(FADING**rank)
-        for point in itertools.islice(simplex.scattered(size, self.step, odds), 20 * POINTS):  # a coarse step has few
+        for point in itertools.islice(scattered(size, self.step, odds), 20 * POINTS):  # a coarse step has few
             points[point] = None
             if len(points) >= max(POINTS, 3 * size):
                 break
@@ -122,7 +121,7 @@ class AdaptiveSearch(Optimiser):
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
         if space.singles is not None:
-            for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+            for values, vertex in zip(space.singles, vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
                     self._model.observe(self._numbers[vertex], slice(None), values)

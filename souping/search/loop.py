@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core import simplex
 from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
 from souping.core.scores import value
 from souping.core.text import named
@@ -26,7 +25,9 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    check_weights,
 )
+from souping.search.points import vertices
 
 
 @dataclass(kw_only=True)
@@ -124,7 +125,7 @@ def find_weights(
             raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+    scores = dict(zip(vertices(len(ingredients)), known, strict=False))
     return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
 
 
@@ -332,7 +333,7 @@ def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
     name = f"optimiser {named(strategy)}"
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    simplex.check_weights(cell.weights, f"{name}: weights")
+    check_weights(cell.weights, f"{name}: weights")
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.core import simplex
 from souping.core.types import SearchSpace
+from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from tests.conftest import ROOT
 

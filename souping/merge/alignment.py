@@ -1,4 +1,4 @@
-"""Planner of soups: makes a `MergePlan` of a recipe and the ingredients' headers, and reads no weight.
+"""Alignment of checkpoints: makes a `MergePlan` of a recipe and the ingredients' headers, and reads no weight.
 
 A plan is an alignment, which is made once for the same ingredients, and the weights of one recipe. A tensor is cut into
 bands of rows that the same ingredients have (one band, unless vocabularies differ); per-layer weights come from
@@ -19,9 +19,9 @@ from souping.checkpoints import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import load
-from souping.core.simplex import check_weights
 from souping.core.text import listed, shown
-from souping.core.types import Recipe, UserError, Weights, elements
+from souping.core.types import Recipe, UserError, Weights, check_weights, elements
+from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
     MergePlan,
@@ -31,11 +31,7 @@ from souping.merge.plan import (
     PlannedTensor,
     Source,
     base_name,
-    check_count,
-    check_shares,
-    get_method,
     parse_size,
-    recipe_from_dict,
 )
 
 DEFAULT_SHARD = 5_000_000_000
@@ -85,7 +81,7 @@ def load_plan(path: Path) -> MergePlan:
     files = table["files"]
     pickled = any(name.endswith(".bin") for sizes in files.values() for name in sizes)
     try:
-        recipe = recipe_from_dict(table["recipe"])
+        recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
         base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
         made = plan(
@@ -152,8 +148,7 @@ class Alignment:
             raise UserError("the recipe has no ingredient with a weight above zero")
         pool = {name: self.checkpoints[name] for name in recipe.ingredients}
         if not _alone(recipe):
-            check_count(recipe.method, len(pool))
-            check_shares(recipe.method, recipe.weights)
+            check_method(recipe.method, recipe.weights)
             if method.base:
                 if self.base is None:
                     raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
