@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +109,7 @@ class LocalEvaluator(Evaluator):
         resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
         return {"name": "local", "version": VERSION, **known, **resolved, "dtype": self.resolved_dtype}
 
-    @property
+    @cached_property
     def decoding(self) -> Decoding:
         own = self._defaults.decoding
         if self.generation == "model" and own is not None:

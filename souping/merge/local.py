@@ -133,8 +133,8 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
-        if own := method_digest(self.method):
-            settings["source"] = own
+        if self._method_digest:
+            settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:
@@ -143,6 +143,10 @@ class LocalMerge(ModelMerge[MergePlan]):
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
             settings["scale"] = float(self.scale)
         return settings
+
+    @cached_property
+    def _method_digest(self) -> str | None:
+        return method_digest(self.method)
 
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""

@@ -356,25 +356,30 @@ def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Reco
     Raises:
         UserError: one is missing, or cannot be stored.
     """
-    name = f"evaluator {named(evaluator)}"
     records = [*given] if isinstance(given, Iterable) else [given]
     known = {record.item: record for record in records if isinstance(record, Record)}
     if len(records) != len(items) or known.keys() != {item.id for item in items}:
-        raise UserError(f"{name} returned {len(records)} results: return one Record for each of the {len(items)} items")
-    return [_plain(known[item.id], name, evaluator.fractions) for item in items]
+        got = f"evaluator {named(evaluator)} returned {len(records)} results"
+        raise UserError(f"{got}: return one Record for each of the {len(items)} items")
+    return [_plain(known[item.id], evaluator) for item in items]
 
 
-def _plain(record: Record, name: str, fractions: bool) -> Record:
+def _plain(record: Record, evaluator: Evaluator) -> Record:
     """The record with Python's own numbers, since numpy's would be stored as bytes; nan waits for the item's scorer."""
-    where = f"{name}, item {record.item!r:.60}:"
+    wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
-        raise UserError(f"{where} score and statistics must be numbers")
-    in_range = math.isnan(record.score) or -ROUNDING <= record.score <= 1 + ROUNDING
-    if fractions and not in_range and not record.statistics:
-        raise UserError(f"{where} score {float(record.score):g} must be a fraction of 1")
-    if not isinstance(record.output, str) or record.outcome not in OUTCOMES:
-        raise UserError(f"{where} output must be a text, outcome one of {', '.join(OUTCOMES)}")
+        wrong = "score and statistics must be numbers"
+    elif evaluator.fractions and not record.statistics and not _is_fraction(record.score):
+        wrong = f"score {float(record.score):g} must be a fraction of 1"
+    elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
+        wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"
+    if wrong:
+        raise UserError(f"evaluator {named(evaluator)}, item {record.item!r:.60}: {wrong}")
     return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
+
+
+def _is_fraction(score: float) -> bool:
+    return math.isnan(score) or -ROUNDING <= score <= 1 + ROUNDING
 
 
 # ------------------------------------------------------------ workers
