@@ -37,9 +37,9 @@ from souping.checkpoints import (
 )
 from souping.checkpoints.header import header_bytes
 from souping.core.files import expanded, near_folder, write_atomically
-from souping.core.system import MEMORY, Report, call, limit_file_size
+from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import UserError
+from souping.core.types import ProgressCallback, UserError
 
 T = TypeVar("T")
 Check = Callable[[Mapping[str, Path]], None]
@@ -110,7 +110,10 @@ class Fetched:
 
 
 def fetch(
-    names: Mapping[str, HubName], allow_pickle: bool = False, check: Check | None = None, report: Report | None = None
+    names: Mapping[str, HubName],
+    allow_pickle: bool = False,
+    check: Check | None = None,
+    report: ProgressCallback | None = None,
 ) -> dict[str, Fetched]:
     """Download models, {candidate: name} to {candidate: folder}; cached files are not downloaded again.
 
@@ -137,7 +140,7 @@ def fetch(
     return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
-def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
+def fetch_one(name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None) -> Fetched:
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
@@ -166,7 +169,7 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
 
 
 def _in_child(
-    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: ProgressCallback | None = None
 ) -> T:
     """The result of a function that talks to the Hub; offline it finds the cache at once."""
     if constants.HF_HUB_OFFLINE:
@@ -302,7 +305,7 @@ def prepare(
         return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
 
 
-def download(listings: Sequence[Listing], report: Report | None = None) -> None:
+def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
     wanted = [one.missing for one in listings]
     paths = [one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files]

@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import UserError
+from souping.core.types import ProgressCallback, UserError
 
 __version__ = "0.1.0"
 MAIN = ("numpy", "torch", "transformers", "hydra-core", "safetensors", "scipy", "nevergrad", "huggingface-hub")
@@ -77,7 +77,6 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------ child processes
 
 T = TypeVar("T")
-Report = Callable[[int, int], None]
 GRACE = 2.0
 """Seconds that a child gets to clean up."""
 MEMORY = 2 << 30
@@ -100,7 +99,11 @@ class Child:
         self._lock = threading.Lock()
 
     def call(
-        self, function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+        self,
+        function: Callable[..., T],
+        arguments: tuple[object, ...],
+        seconds: float,
+        report: ProgressCallback | None = None,
     ) -> T:
         """The function's result. With `report`, it gets a callback of that name, whose calls arrive here. After a call
         that had to be stopped, the next one starts another process.
@@ -143,7 +146,7 @@ class Child:
         threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
         return process
 
-    def _answer(self, process: subprocess.Popen[bytes], end: float, report: Report | None) -> tuple[str, Any]:
+    def _answer(self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None) -> tuple[str, Any]:
         import psutil
 
         while True:
@@ -198,7 +201,7 @@ def call(
     *,
     seconds: float,
     environment: Mapping[str, str] | None = None,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> T:
     """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
     with closing(Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})) as child:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Weights = tuple[float, ...]
+ProgressCallback = Callable[[int, int], None]
+"""progress(bytes done, bytes in all)"""
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
@@ -423,8 +425,8 @@ class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, if they are known. Fewer than `block` items at a time are slow. With `whole`
-    only whole folds may be evaluated (several prompt handlers, corpus metrics).
+    [K, I] are the ingredients' own scores, if they are known. Fewer than `full_batch` items at a time are slow. With
+    `whole` only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -433,7 +435,7 @@ class SearchSpace:
     groups: tuple[str, ...] = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
     singles: FloatArray | None = None
-    block: int = 1
+    full_batch: int = 1
     whole: bool = False
 
     @property

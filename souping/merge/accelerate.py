@@ -34,10 +34,9 @@ from annotated_types import Interval
 from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
-from souping.core.protocols import Progress
 from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line
-from souping.core.types import Missing, UserError
+from souping.core.types import Missing, ProgressCallback, UserError
 from souping.merge import ERROR, WARNING
 from souping.merge.kernels import DIFFERENCES, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
@@ -79,7 +78,11 @@ class AccelerateMerge(LocalMerge):
         return False
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: ProgressCallback | None = None,
+        extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
 
@@ -88,7 +91,7 @@ class AccelerateMerge(LocalMerge):
         """
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
 
-    def _fill(self, plan: MergePlan, stage: Path, progress: Progress | None) -> None:
+    def _fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None) -> None:
         count = rank_count(self.num_processes)
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
@@ -212,7 +215,7 @@ class Rank:
             box: list[str] = broadcast_object_list([text])
         return box[0]
 
-    def fill(self, plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
+    def fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None = None) -> None:
         """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
 
         Raises:

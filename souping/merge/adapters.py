@@ -15,9 +15,8 @@ from souping.checkpoints.compatibility import TIED, check_tokenizer, compare_tok
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged, write_files
-from souping.core.protocols import Progress
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import ProgressCallback, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.factors import (
@@ -152,7 +151,7 @@ class AdapterPool(CandidatePool):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
@@ -167,7 +166,9 @@ class AdapterPool(CandidatePool):
             self.check_unchanged(recipe)
         return Path(out)
 
-    def _write_weights(self, plan: AdapterPlan, stage: Path, progress: Progress | None) -> dict[str, str | bytes]:
+    def _write_weights(
+        self, plan: AdapterPlan, stage: Path, progress: ProgressCallback | None
+    ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
         recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
         shares = self.shares(recipe)

@@ -26,8 +26,8 @@ from souping.merge.plan import (
     Ingredient,
     MergePlan,
     Operation,
-    Piece,
     PlanFile,
+    PlannedBand,
     PlannedTensor,
     Source,
     base_name,
@@ -129,9 +129,9 @@ class Alignment:
         Raises:
             UserError: the ingredients do not fit each other, the method or its settings.
         """
-        return self.weigh(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
+        return self.weighted_layout(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
 
-    def weigh(self, recipe: Recipe) -> Weighing:
+    def weighted_layout(self, recipe: Recipe) -> WeightedLayout:
         """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""
         pool, vocab = self._pool(recipe), str(recipe.settings.get("vocab", "error"))
         key = (vocab, *pool)
@@ -139,7 +139,7 @@ class Alignment:
             if len(self._layouts) == LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
             self._layouts[key] = Layout.of(pool, vocab)
-        return Weighing(recipe, self._layouts[key])
+        return WeightedLayout(recipe, self._layouts[key])
 
     def _pool(self, recipe: Recipe) -> dict[str, Checkpoint]:
         """The recipe's ingredients, with the base model last where the method needs it."""
@@ -264,7 +264,7 @@ class Mix:
         return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
 
 
-class Weighing:
+class WeightedLayout:
     """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
 
     Raises:
@@ -341,13 +341,13 @@ class Weighing:
         slot, first = tensor.slot, tensor.slot.parts[0]
         mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
         dtype = mixes[0].dtype if mixes else first.dtype
-        pieces = tuple(
-            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+        bands = tuple(
+            PlannedBand(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         if not mixes:
-            pieces = (Piece("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
-        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, pieces)
+            bands = (PlannedBand("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
+        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, bands)
 
 
 def _total(weights: Iterable[float]) -> float:

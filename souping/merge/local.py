@@ -14,9 +14,8 @@ from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerpr
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component
-from souping.core.protocols import Progress
 from souping.core.text import is_user_code, listed
-from souping.core.types import Json, Recipe, UserError, Weights
+from souping.core.types import Json, ProgressCallback, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -83,7 +82,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
     def write(
-        self, plan: P, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self, plan: P, out: Path, progress: ProgressCallback | None = None, extra_files: Mapping[str, str] | None = None
     ) -> Path: ...
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
@@ -154,7 +153,11 @@ class LocalMerge(ModelMerge[MergePlan]):
         return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: ProgressCallback | None = None,
+        extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
@@ -208,7 +211,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
-        uneven = self._alignment.weigh(recipe).layout.uneven if self._merge.vocab != "error" else []
+        uneven = self._alignment.weighted_layout(recipe).layout.uneven if self._merge.vocab != "error" else []
         return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
 
     @cached_property
@@ -252,7 +255,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
@@ -265,7 +268,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
             return self._folders[carry or recipe.ingredients[0]]
-        layout = self._alignment.weigh(recipe).layout
+        layout = self._alignment.weighted_layout(recipe).layout
         return list(layout.pool.values())[layout.carrier(carry)].folder
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:

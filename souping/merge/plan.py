@@ -1,7 +1,9 @@
 """Merge plan: plain data that says where every byte of the soup comes from and where it goes; and its work in chunks.
 
-A saved plan holds the recipe, the folders and the sizes of their files; `alignment.load_plan` works it out again.
-Chunks are contiguous bytes that ranks share and threads mix block by block.
+A tensor is cut into bands of rows that the same ingredients have (one, unless vocabularies differ). Bands that follow
+each other in all files are joined to a chunk: contiguous bytes, which ranks share. A chunk is mixed block by block, a
+block being what a thread holds at once. A saved plan holds the recipe, the folders and the sizes of their files;
+`alignment.load_plan` works it out again.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class PlanFile(TypedDict):
 
 @dataclass(frozen=True)
 class Source:
-    """Place of a piece in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
+    """Place of a band in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
 
     ingredient: int
     file: int
@@ -70,7 +72,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PlannedBand:
     """Elements `start .. start + count` of a tensor.
 
     `op` is mix (the plan's method), linear, copy (one source, same dtype) or
@@ -94,7 +96,7 @@ class PlannedTensor:
     shard: int
     offset: int
     nbytes: int
-    pieces: tuple[Piece, ...]
+    bands: tuple[PlannedBand, ...]
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class MergePlan(SoupPlan):
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that are read."""
-        pieces = (piece for tensor in self.tensors for piece in tensor.pieces)
-        return sum(piece.count * size_of(source.dtype) for piece in pieces for source in piece.sources)
+        bands = (band for tensor in self.tensors for band in tensor.bands)
+        return sum(band.count * size_of(source.dtype) for band in bands for source in band.sources)
 
     def header(self, shard: int) -> bytes:
         """The safetensors header of a shard with its length in front, padded to 8 bytes."""
@@ -229,7 +231,7 @@ STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the sa
 class Chunk:
     """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    An `indivisible` chunk is a whole piece that the method needs at once, so ranks do not share it.
+    An `indivisible` chunk is a whole band that the method needs at once, so ranks do not share it.
     """
 
     op: str
@@ -255,7 +257,7 @@ class Chunk:
 
 
 def chunks(plan: MergePlan) -> list[Chunk]:
-    """The plan's pieces in the order of the output, neighbours joined where nothing but the name changes."""
+    """The plan's bands in the order of the output, neighbours joined where nothing but the name changes."""
     joined: list[Chunk] = []
     for tensor in plan.tensors:
         for chunk in tensor_chunks(plan, tensor):
@@ -267,16 +269,16 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 
 
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
-    """One tensor's pieces as chunks; empty ones are left out."""
+    """One tensor's bands as chunks; empty ones are left out."""
     method = get_method(plan.method)
-    return [chunk_of(method, tensor, piece) for piece in tensor.pieces if piece.count]
+    return [chunk_of(method, tensor, band) for band in tensor.bands if band.count]
 
 
-def chunk_of(method: Method, tensor: PlannedTensor, piece: Piece) -> Chunk:
-    """One piece of a tensor as a chunk."""
-    indivisible = (method.whole or method.coefficients is not None) and piece.op == "mix"
-    offset = tensor.offset + piece.start * size_of(tensor.dtype)
-    return Chunk(piece.op, tensor.shard, offset, piece.count, tensor.dtype, piece.sources, piece.weights, indivisible)
+def chunk_of(method: Method, tensor: PlannedTensor, band: PlannedBand) -> Chunk:
+    """One band of a tensor as a chunk."""
+    indivisible = (method.whole or method.coefficients is not None) and band.op == "mix"
+    offset = tensor.offset + band.start * size_of(tensor.dtype)
+    return Chunk(band.op, tensor.shard, offset, band.count, tensor.dtype, band.sources, band.weights, indivisible)
 
 
 def _follows(a: Chunk, b: Chunk) -> bool:
@@ -316,7 +318,7 @@ def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
 
 
 def blocks(chunk: Chunk, most: int | None = None, rows: int = ROWS) -> Iterator[Chunk]:
-    """A chunk in pieces of at most `most` elements (default: BLOCK), fewer if all ingredients together would hold more
+    """A chunk in blocks of at most `most` elements (default: BLOCK), fewer if all ingredients together would hold more
     than `rows`."""
     size = max(1 << 12, min(most or BLOCK, rows // max(1, len(chunk.sources)) & ~0xFFF))
     for start in range(0, chunk.count, size):
@@ -380,10 +382,10 @@ Read = Callable[[Chunk, int, Raw], None]
 
 
 def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
-    """The chunk with its final weights, which may need statistics of the whole piece."""
+    """The chunk with its final weights, which may need statistics of the whole band."""
     if not chunk.indivisible:
         return chunk
-    return replace(chunk, weights=method.weigh(piece_gram(chunk, method.base, read), chunk.weights))
+    return replace(chunk, weights=method.weigh(chunk_gram(chunk, method.base, read), chunk.weights))
 
 
 def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
@@ -408,7 +410,7 @@ def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: 
     return out
 
 
-def piece_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
+def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
     """`methods.gram` of the chunk's sources without holding them: fp64 sums of blocks, in order."""
     size = len(chunk.sources) - base
     total: Gram = np.zeros((size, size))
@@ -421,22 +423,22 @@ def piece_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
     return total
 
 
-Job = Callable[[], None]
+Task = Callable[[], None]
 
 
-def work_off(jobs: Iterable[Job], threads: int) -> None:
-    """Do all jobs, taken in order by so many threads. Raises what the first of them that failed raised."""
-    queue, failures = iter(enumerate(jobs)), dict[int, BaseException]()
+def run_tasks(tasks: Iterable[Task], threads: int) -> None:
+    """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
+    queue, failures = iter(enumerate(tasks)), dict[int, BaseException]()
     lock = threading.Lock()
 
     def drain() -> None:
         while True:
             with lock:
-                number, job = next(queue, (-1, None)) if not failures else (-1, None)
-            if job is None:
+                number, task = next(queue, (-1, None)) if not failures else (-1, None)
+            if task is None:
                 return
             try:
-                job()
+                task()
             except BaseException as error:
                 failures[number] = error
 

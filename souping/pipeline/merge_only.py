@@ -43,7 +43,7 @@ def merge(settings: MergeSettings) -> Path | None:
         cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
         if not pool.late:
-            return _write(settings, pool.pool, recipe, pool.folders, pool.base, _card(settings, recipe))
+            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, _card(settings, recipe))
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress)
         for note in notes:
@@ -278,10 +278,10 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     Raises:
         UserError: a file is missing or differs.
     """
-    place = scratch_place(pool.pool.soup_bytes)
-    check_space(place, pool.pool.soup_bytes)
+    place = scratch_place(pool.merge_pool.soup_bytes)
+    check_space(place, pool.merge_pool.soup_bytes)
     with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
-        made = pool.pool.write(recipe, Path(folder) / "soup")
+        made = pool.merge_pool.write(recipe, Path(folder) / "soup")
         for path in sorted(made.iterdir()):
             kept = out / path.name
             if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):

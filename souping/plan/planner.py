@@ -107,30 +107,30 @@ class CountedSteps(Steps):
         self.stages: list[PlannedStage] = []
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
-    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         todo = sum(self._count(recipe, handler, stage) for recipe, handler in stage.asks)
         self._add(stage, (len(stage.asks),) * 2, (len(stage.asks) * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
         if stage is not None:
-            self.answer(stage)
+            self.evaluate_stage(stage)
         return Selection(ingredients=self.ingredients)
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
-            self.answer(first)
+            self.evaluate_stage(first)
         items, size = self.folds.get("search", ()), len(ingredients)
         stage = Stage(name=SEARCH, asks=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
-            self.answer(replace(stage, asks=tuple(self._trials(ingredients, stored))))
+            self.evaluate_stage(replace(stage, asks=tuple(self._trials(ingredients, stored))))
         else:
             expected, most = (stored.cost.items,) * 2 if stored else workload
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
-            answers = self.evaluations[""].answers
+            answers = self.evaluations[""].answers_per_item
             todo = (0, 0) if stored else (expected * answers, most * answers)
             self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
@@ -138,10 +138,10 @@ class CountedSteps(Steps):
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:
-            self.answer(stage)
+            self.evaluate_stage(stage)
 
     def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
-        answers = self.evaluations[stage.benchmark].answers
+        answers = self.evaluations[stage.benchmark].answers_per_item
         self.stages.append(
             PlannedStage(
                 name=stage.name,
@@ -157,7 +157,7 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers)]
+        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)]
         key = f"unknown {handler} {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known

@@ -119,7 +119,7 @@ class AdaptiveSearch(Optimiser):
         self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
-        self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
+        self._stop_reason = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
         if space.singles is not None:
             for values, vertex in zip(space.singles, vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
@@ -132,7 +132,7 @@ class AdaptiveSearch(Optimiser):
         self._model.fit()
 
     def ask(self) -> Cell | None:
-        if not self._why and (cell := self._next()) is not None:
+        if not self._stop_reason and (cell := self._next()) is not None:
             return cell
         if self._open:
             return None
@@ -144,14 +144,14 @@ class AdaptiveSearch(Optimiser):
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
         model = self._model
         leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS)
-        self._why = self._ending(leader, rivals)
-        if self._why:
+        self._stop_reason = self._ending(leader, rivals)
+        if self._stop_reason:
             return None
         soup, chosen = self._choose(leader, rivals, urgency)
         coming = [(c, int(model.left[soup, c].argmax())) for c in chosen]
         items = [int(i) for c, b in coming for i in model.blocks[c][b]]
         if not self._affords(len(items) + len(model.rest(leader))):
-            self._why = "the budget ends"
+            self._stop_reason = "the budget ends"
             return None
         model.asked[soup, chosen, [b for _, b in coming]] = True
         return self._open_cell(soup, items)
@@ -178,7 +178,7 @@ class AdaptiveSearch(Optimiser):
         worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
         order = np.argsort(-worth / price, 1, kind="stable")
         gain, items = (np.cumsum(np.take_along_axis(part, order, 1), 1) for part in (worth, price))
-        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
+        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.full_batch), -1.0)
         if self._space.whole:
             ratio[:, :-1] = -1.0
         soup = int(np.argmax(ratio.max(1)))
@@ -217,7 +217,7 @@ class AdaptiveSearch(Optimiser):
         known = np.isfinite(self._model.values)
         if not known.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
-        done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
+        done = np.flatnonzero(known.all(1) if self._stop_reason and known.all(1).any() else known.any(1))
         mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 
@@ -228,7 +228,7 @@ class AdaptiveSearch(Optimiser):
         alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
         return {
-            "stopped": self._why or "a limit of the run",
+            "stopped": self._stop_reason or "a limit of the run",
             "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
             "indistinguishable_count": len(alike),
             "finishing_gain": round(100 * self._model.finishing_gain(np.array([leader, *rivals])), 3),

@@ -113,7 +113,7 @@ def find_weights(
         groups=tuple(item.group for item in items),
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
         singles=np.array(known) if known else None,
-        block=evaluation.block,
+        full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
