@@ -101,7 +101,11 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
 
 @pytest.mark.parametrize(
     ("task", "key", "value"),
-    [("pick", "doc_hash", "0"), ("write", "arguments", {"gen_args_0": {"arg_0": "another prompt", "arg_1": {}}})],
+    [
+        ("pick", "doc_hash", "0"),
+        ("write", "arguments", {"gen_args_0": {"arg_0": "another prompt", "arg_1": {}}}),
+        ("write", "arguments", []),
+    ],
 )
 def test_other_documents_and_prompts_are_evaluated(
     evaluator: HarnessEvaluator,
