@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 
 from souping.analysis.guards import Admission
-from souping.core import simplex
 from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
 from souping.core.scores import value
 from souping.core.text import named
@@ -28,7 +27,9 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    check_weights,
 )
+from souping.search.points import vertices
 
 
 @dataclass(kw_only=True)
@@ -125,7 +126,7 @@ def find_weights(
         lengths=np.array([scores.lengths for scores in known]) if known else None,
         bounds=_bounds(admission),
         against=ingredients.index(against) if (against := admission and admission.against) in ingredients else None,
-        block=evaluation.block,
+        full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
@@ -137,7 +138,7 @@ def find_weights(
             raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+    scores = dict(zip(vertices(len(ingredients)), known, strict=False))
     run = SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores)
     found = run.run()
     if admission is None:
@@ -203,8 +204,11 @@ class SearchRun:
         known: Mapping[Weights, ItemScores] | None = None,
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
+        self._name = f"optimiser {named(strategy)}"
+        names = list(dict.fromkeys(item.category for item in items))
+        self._coefficients = dict(zip(names, objective.coefficients(names).tolist(), strict=True))
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
-        self._evaluation, self._items, self._objective, self._log = evaluation, tuple(items), objective, log
+        self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
@@ -240,7 +244,7 @@ class SearchRun:
             cell = self._optimiser.ask()
             if cell is None:
                 return
-            _check_cell(cell, self._strategy, len(self._items))
+            _check_cell(cell, self._name, len(self._items))
             if not self._admits(cell):
                 self._ended = True
                 return
@@ -340,11 +344,13 @@ class SearchRun:
     def _result(self, values: FloatArray) -> Result:
         """The means of scores [I] that are nan where there is none."""
         known = np.flatnonzero(np.isfinite(values))
-        means: dict[str, list[float]] = {item.category: [] for item in self._items}
+        means: dict[str, list[float]] = {name: [] for name in self._coefficients}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
-        objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
+        objective = math.nan
+        if len(categories) == len(means):
+            objective = float(np.array([*self._coefficients.values()]) @ np.array([*categories.values()]))
         return Result(objective=objective, categories=categories, items=len(known), values=values)
 
     def _winner(self) -> Trial:
@@ -389,7 +395,7 @@ class SearchRun:
                 facts["cost"] = best - _reached(pick)
                 trial = pick.trial
                 return replace(found, recipe=pick.recipe, result=trial.result, handler=trial.handler, guards=facts)
-        result = result_of(admission.reference, self._objective)
+        result = self._result(admission.reference.values)
         facts["cost"] = best - result.objective
         return replace(found, recipe=reference, result=result, handler="", guards=facts, refused=True)
 
@@ -398,16 +404,15 @@ def _reached(soup: SearchedSoup) -> float:
     return -math.inf if soup.trial is None else soup.trial.result.objective
 
 
-def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
+def _check_cell(cell: Cell, name: str, items: int) -> None:
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    name = f"optimiser {named(strategy)}"
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    simplex.check_weights(cell.weights, f"{name}: weights")
+    check_weights(cell.weights, f"{name}: weights")
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from souping.core import simplex
 from souping.core.types import BoolArray, Bound, FloatArray, IntArray, SearchSpace, Weights
+from souping.search.points import vertices
 
 LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
 """Prior standard deviations of a category's level, plane and bend (fractions of 1), and the bend's length."""
@@ -177,7 +177,7 @@ class GuardModel:
         self._lengths = (
             SoupModel(scores.table, scores.blocks, np.ones(len(scores.blocks)), rise=0.0) if inside else None
         )
-        corners = simplex.vertices(len(space.ingredients))
+        corners = vertices(len(space.ingredients))
         corner = None if space.against is None else corners[space.against]
         self._vertex = points.index(corner) if corner in points else None
 
