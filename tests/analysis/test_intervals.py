@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -141,4 +142,4 @@ def test_sixty_lone_items_are_known_as_well_as_sixty_of_one_category() -> None:
 
 
 def test_json_form() -> None:
-    assert set(rate(np.ones(4), np.arange(4)).as_dict()) == {"mean", "low", "high", "n", "groups", "effective_n"}
+    assert set(asdict(rate(np.ones(4), np.arange(4)))) == {"mean", "low", "high", "n", "groups", "effective_n"}
