@@ -20,19 +20,22 @@ from souping.comparison.estimate import (
     BEST,
     SCORE,
     WORST,
+    JointFlips,
     PooledScores,
+    best_set,
     leaves,
     pool,
+    step_down,
     task_weights,
     variance_parts,
 )
-from souping.comparison.many import JointFlips, best_set, step_down
 from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
-from souping.comparison.verdict import FAIL_ON, HEADLINE, DecidingRow, Limits, Policy, Word, decide, verdict_of
+from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Policy, Word, decide, verdict_of
 from souping.core.types import UserError
-from souping.logs.match import Matched, MatchedMetric, moments
+from souping.logs.match import Field, Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer
 
+LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
 WARN_CUT = 0.02
 FEW_GROUPS = 30
 
@@ -81,6 +84,7 @@ def compare_matched(
     models = (options.baseline, *(name for name in matched.models if name != options.baseline))
     pooled, alpha = rows[0].pooled, ALPHA / penalty(options.looks)
     flips = JointFlips.of(pooled, models) if len(models) > 2 else None
+    pairs = [estimate.contrast(pooled, *pair) for pair in combinations(models, 2)] if flips else []
     tests = step_down(flips, alpha) if flips else [1.0]
     verdicts = [
         verdict
@@ -97,7 +101,9 @@ def compare_matched(
         verdicts=tuple(verdicts),
         variance={model: variance_parts(pooled.scored(), model, options.baseline) for model in models[1:]},
         best=tuple(models[n] for n in best_set(flips, alpha)) if flips else (),
-        pairs=tuple(_pairs(pooled, models)) if flips else (),
+        pairs=tuple(
+            PairedDifference(model=c.a, other=c.b, difference=c.difference, low=c.low, high=c.high) for c in pairs
+        ),
         flips=tuple(_flips(matched, models, logs)),
         warnings=(*matched.notes, *warnings, *_unaveraged(matched, weights), *_warnings(rows, verdicts, pooled)),
     )
@@ -149,19 +155,17 @@ def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float])
 
     Length is in tokens, or in characters if more tasks have those.
     """
-    tables = {
-        "tokens": {task: replace(one, scores=one.tokens, is_mean=False) for task, one in metrics.items()},
-        "characters": {task: replace(one, scores=one.characters, is_mean=False) for task, one in metrics.items()},
-        "cut": {task: replace(one, scores=one.cut, is_mean=True) for task, one in metrics.items()},
-    }
-    found = {name: {task: one for task, one in table.items() if _is_scored(one)} for name, table in tables.items()}
-    longest = "characters" if len(found["characters"]) > len(found["tokens"]) else "tokens"
-    for name in (name for name in (longest, "cut") if found[name]):
-        parts = {task: replace(one, higher_is_better=False) for task, one in found[name].items()}
-        kind: Kind = "cut" if name == "cut" else "length"
-        total = sum(weights[task] for task in parts)
-        scores = pool(parts, {task: weights[task] / total for task in parts})
-        yield RowScores(name=name, kind=kind, metric=name, pooled=scores, higher_is_better=False, is_mean=name == "cut")
+    found = dict[Field, dict[str, MatchedMetric]]()
+    for name in LENGTHS:
+        tables = {task: replace(one, values={**one.values, "score": one.values[name]}) for task, one in metrics.items()}
+        found[name] = {task: one for task, one in tables.items() if _is_scored(one)}
+    del found["tokens" if len(found["characters"]) > len(found["tokens"]) else "characters"]
+    for name, tasks in found.items():
+        if tasks:
+            is_mean, total = name == "cut", sum(weights[task] for task in tasks)
+            parts = {task: replace(one, is_mean=is_mean, higher_is_better=False) for task, one in tasks.items()}
+            pooled = pool(parts, {task: weights[task] / total for task in parts})
+            yield replace(_single(parts[next(iter(parts))], LENGTHS[name], pooled, name), metric=name)
 
 
 # Verdicts
@@ -182,8 +186,7 @@ class RowTest:
 
     def limits(self, tests: float) -> list[Limits]:
         """The interval, and those with the missing answers for and against the model."""
-        cases = (0, 1, -1) if self.missing else (0,)
-        found = [self.comparison(tests, case) for case in cases]
+        found = [self.comparison(tests, case) for case in ((0, 1, -1) if self.missing else (0,))]
         return [(one.low, one.high) for one in found]
 
     @property
@@ -220,7 +223,7 @@ def _verdicts(rows: Sequence[RowScores], model: str, options: Options, headline:
     margins = {name: policy.margin_of(name, test.means()[0], test.row.is_mean) for name, test in tests.items()}
     judged = [row.name for row in rows if row.kind not in ("length", "cut") or row.name in policy.margins]
     deciding = [row.name for row in rows if row.name in (HEADLINE, *policy.critical)]
-    found = decide([DecidingRow(name=name, margin=margins[name], limits=tests[name].limits) for name in deciding])
+    found = decide({name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number))
     needed = dict.fromkeys(tests, 1.0)
     for kinds in (("group", "task"), ("metric",)):
         needed |= _holm({row.name: tests[row.name] for row in rows if row.kind in kinds and row.name not in deciding})
@@ -237,9 +240,8 @@ def _verdict(
 ) -> RowVerdict:
     """A row, its numbers in the direction of its metric."""
     row, shown = test.row, test.comparison(needed)
-    sign = 1.0 if row.higher_is_better else -1.0
     base, mean = test.means()
-    low, high = sorted((sign * shown.low, sign * shown.high))
+    low, high = (shown.low, shown.high) if row.higher_is_better else (-shown.high, -shown.low)
     return RowVerdict(
         model=test.model,
         baseline=test.baseline,
@@ -253,7 +255,7 @@ def _verdict(
         groups=shown.groups,
         base=base,
         mean=mean,
-        difference=sign * shown.difference,
+        difference=shown.difference if row.higher_is_better else -shown.difference,
         low=low,
         high=high,
         level=shown.level,
@@ -290,41 +292,22 @@ def detectable(shown: Comparison) -> float:
     return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile
 
 
-def _pairs(pooled: PooledScores, models: Sequence[str]) -> Iterator[PairedDifference]:
-    for one, other in combinations(models, 2):
-        found = estimate.contrast(pooled, one, other)
-        yield PairedDifference(model=one, other=other, difference=found.difference, low=found.low, high=found.high)
-
-
 def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]) -> Iterator[Flip]:
     """Items of the first metric of each task that a model and the baseline score differently."""
-    base, *others = models
-    for model in others:
+    for model in models[1:]:
         found = list[Flip]()
         for task, (metric, *_) in matched.metrics.items():
-            means = {
-                name: moments(metric.scores[name].reshape(1, -1, len(metric.items)))[1][0] for name in (base, model)
-            }
-            texts = {name: _texts(logs[name][0], task, metric.metric) for name in (base, model)}
-            for place in np.flatnonzero(np.abs(means[model] - means[base]) > TIE):
+            base, mean = (metric.item_means(name) for name in (models[0], model))
+            before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
+            for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
-                ours, theirs = texts[model].get(item), texts[base].get(item)
-                found.append(
-                    Flip(
-                        model=model,
-                        task=task,
-                        item=item,
-                        base=float(means[base][place]),
-                        score=float(means[model][place]),
-                        prompt=ours.prompt if ours else "",
-                        base_output=theirs.output if theirs else "",
-                        output=ours.output if ours else "",
-                    )
-                )
+                scores = {"base": float(base[place]), "score": float(mean[place])}
+                texts = {"prompt": now[item].prompt, "base_output": before[item].output, "output": now[item].output}
+                found.append(Flip(model=model, task=task, item=item, **scores, **texts))
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 
-def _texts(log: Log, task: str, metric: str) -> dict[str, LoggedAnswer]:
+def _texts(log: Log, task: str, metric: str) -> Mapping[str, LoggedAnswer]:
     """The first answer to each item."""
     return {answer.item: answer for answer in reversed(log.tasks[task].metrics[metric].answers)}
 
@@ -336,10 +319,8 @@ def _unaveraged(matched: Matched, weights: Mapping[str, float]) -> Iterator[str]
             yield f"{name} is not averaged: {found[0].metric} is not a mean of scores from 0 to 1."
         for one in found:
             if not _is_scored(one):
-                figures = {
-                    model: ", ".join(f"{v:.4g}" for v in one.reported[model] if v is not None) for model in one.scores
-                }
-                text = "; ".join(f"{model} {figure or 'none'}" for model, figure in figures.items())
+                figures = {model: [f"{v:.4g}" for v in own if v is not None] for model, own in one.reported.items()}
+                text = "; ".join(f"{model} {', '.join(own) or 'none'}" for model, own in figures.items())
                 yield f"{name} {one.metric}, as reported and without an interval: {text}."
 
 

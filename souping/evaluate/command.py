@@ -24,6 +24,7 @@ from souping.core.types import Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.servers.process import Process
 from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer
+from souping.logs.tables import is_table
 
 ENDED = re.compile(r"ended by itself with status (\S+)")
 """What the guard of a process writes under its output."""
@@ -152,7 +153,7 @@ def _collect(attempt: Path, items: Sequence[Item]) -> tuple[list[Record], str]:
 
 def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
-    if log.suffix.lower() not in (".csv", ".jsonl") or (attempt / DONE).exists():
+    if not is_table(log) or (attempt / DONE).exists():
         return log
     data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
+from souping.logs.records import Group, Log, LoggedMetric
 
 Named = tuple[str, Log]
 """A model's name and one of its logs."""
+
+
+Field = Literal["score", "missing", "cut", "tokens", "characters"]
+FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for the items that every log has.
 
-    The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
-    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
-    left out of its mean, a length that the log does not say. `missing` marks answers that were requested and not
-    scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
-    `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
+    `values` is {field: {model: array}}, and each array is [runs, replicates, items]. The numbers of runs and replicates
+    may differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the
+    harness left out of its mean, a length that the log does not say. `missing` is 1 for answers that were requested and
+    not scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without
+    one. `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
     """
 
     task: str
@@ -33,12 +37,16 @@ class MatchedMetric:
     is_mean: bool
     items: tuple[str, ...]
     groups: tuple[str, ...]
-    scores: Mapping[str, FloatArray]
-    missing: Mapping[str, NDArray[np.bool_]]
-    cut: Mapping[str, FloatArray]
-    tokens: Mapping[str, FloatArray]
-    characters: Mapping[str, FloatArray]
+    values: Mapping[Field, Mapping[str, FloatArray]]
     reported: Mapping[str, tuple[float | None, ...]]
+
+    @property
+    def scores(self) -> Mapping[str, FloatArray]:
+        return self.values["score"]
+
+    def item_means(self, model: str) -> FloatArray:
+        """[items] mean score over runs and replicates."""
+        return moments(self.scores[model].reshape(1, -1, len(self.items)))[1][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +93,12 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
         notes.append(f"left out, as not every log has them: {listed(gone)}")
     tasks = {name: _task(name, every, notes) for name in names}
     notes += _prompts(names, every, same_prompts)
-    groups = {group.name: _within(group, names) for group in first.groups.values()}
-    groups = {name: group for name, group in groups.items() if group.members}
+    groups = dict[str, Group]()
+    for group in first.groups.values():
+        if members := tuple(member for member in group.members if member in names):
+            groups[group.name] = replace(group, members=members)
     asked = tuple(name for name in first.asked if name in tasks or name in groups)
     return Matched(models=tuple(logs), metrics=tasks, groups=groups, asked=asked or tuple(names), notes=tuple(notes))
-
-
-def _within(group: Group, names: Sequence[str]) -> Group:
-    return replace(group, members=tuple(member for member in group.members if member in names))
 
 
 def _check_sources(every: Sequence[Named]) -> None:
@@ -148,9 +154,8 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     is_mean = all(one.is_mean for _, one in found)
     groups = {answer.item: answer.group for answer in own.answers}
     arrays = {name: _arrays(items, [one for other, one in found if other == name]) for name, _ in found}
-    for name, table in arrays.items():
-        if is_mean and np.isnan(table[0]).all():
-            raise UserError(f"{task}: {name} has no score of {metric} for any item in common")
+    if empty := [name for name, table in arrays.items() if is_mean and np.isnan(table[0]).all()]:
+        raise UserError(f"{task}: {empty[0]} has no score of {metric} for any item in common")
     return MatchedMetric(
         task=task,
         metric=metric,
@@ -158,11 +163,7 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
         is_mean=is_mean,
         items=tuple(items),
         groups=tuple(groups[item] or item for item in items),
-        scores={name: table[0] for name, table in arrays.items()},
-        missing={name: table[1] > 0 for name, table in arrays.items()},
-        cut={name: table[2] for name, table in arrays.items()},
-        tokens={name: table[3] for name, table in arrays.items()},
-        characters={name: table[4] for name, table in arrays.items()},
+        values={field: {name: arrays[name][n] for name in arrays} for n, field in enumerate(FIELDS)},
         reported={name: tuple(one.reported for other, one in found if other == name) for name in arrays},
     )
 
@@ -172,21 +173,15 @@ def _direction(metric: LoggedMetric) -> str:
 
 
 def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """[5, runs, replicates, items]: score, missing, cut, tokens, characters."""
+    """[fields, runs, replicates, items]."""
     replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
-    table = np.full((5, len(runs), len(replicates), len(items)), np.nan)
+    table = np.full((len(FIELDS), len(runs), len(replicates), len(items)), np.nan)
     for run, metric in enumerate(runs):
         kept = [answer for answer in metric.answers if answer.item in items]
-        places = [items[answer.item] for answer in kept]
-        table[:, run, [replicates[answer.replicate] for answer in kept], places] = np.array(
-            [_values(a) for a in kept]
-        ).T
+        places = [replicates[answer.replicate] for answer in kept], [items[answer.item] for answer in kept]
+        fields = np.array([(a.score, a.missing, a.cut, a.tokens, a.characters) for a in kept], dtype=float)  # None: nan
+        table[:, run, *places] = fields.T
     return table
-
-
-def _values(answer: LoggedAnswer) -> tuple[float, ...]:
-    unknown = (np.nan if value is None else float(value) for value in (answer.cut, answer.tokens, answer.characters))
-    return answer.score, answer.missing, *unknown
 
 
 def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:

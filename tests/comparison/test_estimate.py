@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.comparison.estimate import SCORE, contrast, task_weights, variance_parts
-from souping.comparison.many import JointFlips, best_set, step_down
+from souping.comparison.estimate import SCORE, JointFlips, best_set, contrast, step_down, task_weights, variance_parts
 from souping.comparison.rows import detectable
 from souping.core.types import UserError
 from souping.logs.records import Group
