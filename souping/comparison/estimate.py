@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.intervals import NORMAL, GroupedScores, design, distinct, unseen_margins
-from souping.analysis.sign_flip import ALPHA, DRAWS, TIE, drawn_sums
-from souping.analysis.significance import Comparison, compare, penalty
+from souping.analysis.sign_flip import DRAWS, TIE, drawn_sums
+from souping.analysis.significance import Comparison, compare
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
 
@@ -30,7 +30,7 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1.
 
     `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks are averaged as its
-    harness does (lm_eval averages over leaves, not over subgroups). `leaf` is the mean over tasks, `item` that over
+    harness does. `leaf` is the mean over tasks, `item` that over
     items; `given` are weights of tasks and groups from a file.
 
     Raises:
@@ -39,37 +39,22 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     sizes = {name: float(len(found[0].items)) for name, found in matched.metrics.items() if found[0].is_mean}
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
-    shares: Mapping[str, float] = dict.fromkeys(sizes, 1.0) if average == "leaf" else sizes
     if given is not None and not all(0 <= weight < 1e9 for weight in given.values()):
         raise UserError("weights: each is a number from 0 to 1e9")
-    if given is not None or average == "task":
-        inside = {task for name in matched.groups for task in leaves(matched, name)}
-        alone = [*matched.groups, *(name for name in sizes if name not in inside)]
-        top = given if given is not None else dict.fromkeys(matched.asked or alone, 1.0)
-        shares = _expanded(matched, top, sizes)
+    named = {"leaf": dict.fromkeys(sizes, 1.0), "item": sizes, "task": dict.fromkeys(matched.asked, 1.0)}
+    shares = dict.fromkeys(sizes, 0.0)
+    for name, weight in (named[average] if given is None else given).items():
+        if name not in matched.groups and name not in matched.metrics:
+            raise UserError(f"weights: {name} is not a task or group of all models")
+        group = matched.groups.get(name)
+        inside = [task for task in (group.members if group else (name,)) if task in sizes]
+        within = {task: sizes[task] if group and group.weight_by_size else 1.0 for task in inside}
+        for task, share in within.items():
+            shares[task] += weight * share / sum(within.values())
     total = sum(shares.values())
     if total <= 0:
         raise UserError("the weights of the tasks sum to 0")
-    return {name: shares[name] / total for name in sizes if shares.get(name, 0.0) > 0}
-
-
-def _expanded(matched: Matched, top: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
-    shares = dict.fromkeys(sizes, 0.0)
-    for name, weight in top.items():
-        if name not in matched.groups and name not in matched.metrics:
-            raise UserError(f"weights: {name} is not a task or group of all models")
-        inside = [task for task in leaves(matched, name) if task in sizes]
-        by_size = name in matched.groups and matched.groups[name].weight_by_size
-        within = {task: sizes[task] if by_size else 1.0 for task in inside}
-        for task, share in within.items():
-            shares[task] += weight * share / sum(within.values())
-    return shares
-
-
-def leaves(matched: Matched, name: str) -> list[str]:
-    if name not in matched.groups:
-        return [name]
-    return list(dict.fromkeys(task for one in matched.groups[name].members for task in leaves(matched, one)))
+    return {name: share / total for name, share in shares.items() if share > 0}
 
 
 # Scores
@@ -219,29 +204,18 @@ def recipes(
     """
     from scipy.special import stdtr, stdtrit
 
-    alpha = ALPHA / penalty(looks) / tests
-    deltas = ours.mean(axis=0) - theirs.mean(axis=0)
-    whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
-    found = _split(pooled, ours, theirs)
-    degrees, error, size = found.degrees, math.sqrt(found.total), abs(whole.objective)
-    p_value = float(2 * stdtr(degrees, -size / error)) if error else 1.0
-    reach = float(-stdtrit(degrees, alpha / 2)) * error
+    means, table = (ours.mean(axis=0), theirs.mean(axis=0)), (pooled.categories, pooled.groups, pooled.weights)
+    found = compare(a, b, *means, *table, looks=looks, tests=tests, same_model=True)
+    whole, alpha, parts = pooled.paired(*means), ALPHA / penalty(looks) / tests, _split(pooled, ours, theirs)
+    error, size = math.sqrt(parts.total), abs(found.difference)
+    p_value = float(2 * stdtr(parts.degrees, -size / error)) if error else 1.0
+    reach = float(-stdtrit(parts.degrees, alpha / 2)) * error
     below, above = (float(np.hypot(reach, more)) for more in unseen_margins(whole, alpha / 2))
     if p_value < alpha:  # widened, but not so far that the interval contradicts the test
         below, above = (min(margin, max(reach, size * (1 - TIE))) for margin in (below, above))
-    return Comparison(
-        a=a,
-        b=b,
-        difference=whole.objective,
-        low=whole.objective - below,
-        high=whole.objective + above,
-        level=1 - alpha,
-        p_value=p_value,
-        test=f"t over items and training runs, {degrees:.1f} degrees of freedom",
-        n=len(deltas),
-        groups=len(np.unique(pooled.groups)),
-        discordant=float((np.abs(deltas) > TIE).mean()),
-    )
+    test = f"t over items and training runs, {parts.degrees:.1f} degrees of freedom"
+    low, high = found.difference - below, found.difference + above
+    return replace(found, low=low, high=high, p_value=p_value, test=test)
 
 
 @dataclass(frozen=True, kw_only=True)

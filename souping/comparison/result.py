@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
-from souping.analysis.significance import items_in_words
+from souping.analysis.significance import Comparison, items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
@@ -74,6 +74,10 @@ class PairedDifference:
     difference: float = field(metadata={"doc": "first minus second"})
     low: float = field(metadata={"doc": "lower limit"})
     high: float = field(metadata={"doc": "upper limit"})
+
+    @classmethod
+    def of(cls, c: Comparison) -> PairedDifference:
+        return cls(model=c.a, other=c.b, difference=c.difference, low=c.low, high=c.high)
 
 
 @dataclass(frozen=True, kw_only=True)

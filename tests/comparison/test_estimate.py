@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from souping.comparison.api import detectable
 from souping.comparison.estimate import SCORE, JointFlips, best_set, contrast, step_down, task_weights, variance_parts
-from souping.comparison.rows import detectable
 from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled
@@ -19,7 +19,7 @@ from tests.support.scripts import script
 
 GROUPS = (
     Group(name="inner", members=("b", "c"), weight_by_size=False),
-    Group(name="outer", members=("a", "inner"), weight_by_size=True),
+    Group(name="outer", members=("a", "b", "c"), weight_by_size=True),
 )
 
 

@@ -52,5 +52,5 @@ def matched(*metrics: MatchedMetric, groups: Sequence[Group] = (), asked: Sequen
         models=tuple(metrics[0].scores),
         metrics={one.task: (one,) for one in metrics},
         groups={group.name: group for group in groups},
-        asked=tuple(asked),
+        asked=tuple(asked) or tuple(one.task for one in metrics),
     )
