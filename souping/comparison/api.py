@@ -18,10 +18,10 @@ import numpy as np
 
 from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
-from souping.analysis.significance import POWER, Comparison, items_for, over_looks, penalty
+from souping.analysis.significance import POWER, Comparison, items_for, penalty
 from souping.comparison import estimate
 from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
-from souping.comparison.result import CompareResult, Flip, Kind, PairedDifference, RowVerdict
+from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
 from souping.comparison.verdict import (
     FAIL_ON,
     HEADLINE,
@@ -95,17 +95,21 @@ def compare(
     table = matched(found, same_prompts=same_prompts)
     weights = task_weights(table, average, given)
     settings = [average, given, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
-    look, notes = looks_of(found, table, settings, store)
-    rows, looks = list(_rows(table, weights, pass_at)), max(looks, look)
+    rows = list(_rows(table, weights, pass_at))
     _check(rows, gate)
+    look, notes = looks_of(found, table, settings, store)
+    looks = max(looks, look)
     models = (base, *(name for name in logs if name != base))
     pooled, alpha = rows[0].pooled, ALPHA / penalty(looks)
     flips = JointFlips.of(pooled, models) if len(models) > 2 else None
     tests = estimate.step_down(flips, alpha) if flips else [1.0]
-    pairs = [estimate.contrast(pooled, *pair) for pair in combinations(models, 2)] if flips else []
+    pairs = dict[str, dict[str, Difference]]()
+    for one, other in combinations(models, 2) if flips else ():
+        shown = estimate.contrast(pooled, one, other)
+        pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
     verdicts = list[RowVerdict]()
     for model, needed in zip(models[1:], tests, strict=True):
-        verdicts += _verdicts([RowTest(row, model, base, looks) for row in rows], gate, needed)
+        verdicts += _verdicts([RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed)
     return CompareResult(
         baseline=base,
         models=models,
@@ -115,7 +119,7 @@ def compare(
         verdicts=tuple(verdicts),
         variance={model: variance_parts(pooled.scored(), model, base) for model in models[1:]},
         best=tuple(models[n] for n in estimate.best_set(flips, alpha)) if flips else (),
-        pairs=tuple(PairedDifference.of(pair) for pair in pairs),
+        pairs=pairs,
         flips=tuple(_flips(table, models, found)),
         warnings=(*table.notes, *notes, *_unaveraged(table, weights), *_warnings(verdicts, pooled)),
     )
@@ -184,7 +188,7 @@ class RowScores:
     metric: str
     pooled: PooledScores
     higher_is_better: bool = True
-    is_mean: bool = True
+    fraction: bool = True
     weight: float = 0.0
 
 
@@ -210,8 +214,7 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Itera
                 part = sum(share[name] for name in inside)
                 yield RowScores(name=group.name, kind="group", metric="", pooled=whole.only(inside), weight=part)
         for name in whole.names:
-            one = first[name]
-            yield replace(_single(one, "task", whole.only([name])), weight=share[name])
+            yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
     for name, found in matched.metrics.items():
         for one in found[name in weights :]:
             if _is_scored(one):
@@ -233,7 +236,7 @@ def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str =
         metric=metric.metric,
         pooled=pooled,
         higher_is_better=metric.higher_is_better,
-        is_mean=metric.is_mean,
+        fraction=metric.is_mean,
     )
 
 
@@ -260,16 +263,15 @@ def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float])
 
 @dataclass(frozen=True)
 class RowTest:
-    """The tests of one row: a model minus the baseline, higher is better, for any number of tests."""
+    """The tests of one row: a model minus the baseline, higher is better, for any number of tests times `factor`."""
 
     row: RowScores
     model: str
     baseline: str
-    looks: int
-    factor: float = 1.0
+    factor: float
 
     def comparison(self, tests: float, missing: int = 0) -> Comparison:
-        return _contrast(self.row.pooled, self.model, self.baseline, self.looks, tests * self.factor, missing)
+        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing)
 
     def limits(self, tests: float) -> list[Limits]:
         """The interval, and those with the missing answers for and against the model."""
@@ -286,7 +288,7 @@ class RowTest:
         """(the baseline's mean, the model's) as the metric has them."""
         pooled = self.row.pooled.scored()
         base, mean = (pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model))
-        whole = float(self.row.is_mean)
+        whole = float(self.row.fraction)
         return (base, mean) if self.row.higher_is_better else (whole - base, whole - mean)
 
     def distance(self) -> float:
@@ -296,17 +298,15 @@ class RowTest:
         return abs(mean - base) / error if error else 0.0
 
 
-@cache
-def _contrast(pooled: PooledScores, a: str, b: str, looks: int, tests: float, missing: int) -> Comparison:
-    return estimate.contrast(pooled, a, b, looks=looks, tests=tests, missing=missing)
+_contrast = cache(estimate.contrast)
 
 
 def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iterator[RowVerdict]:
     """All rows of a model. The headline's correction for several models is `headline` tests."""
     _contrast.cache_clear()
     tests = {one.row.name: one for one in every}
-    tests[HEADLINE] = replace(tests[HEADLINE], factor=headline)
-    margins = {name: policy.margin_of(name, test.means()[0], test.row.is_mean) for name, test in tests.items()}
+    tests[HEADLINE] = replace(tests[HEADLINE], factor=tests[HEADLINE].factor * headline)
+    margins = {name: policy.margin_of(name, test.means()[0], test.row.fraction) for name, test in tests.items()}
     deciding = [name for name in tests if name in (HEADLINE, *policy.critical)]
     found = decide({name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number))
     needed = dict.fromkeys(tests, 1.0)
@@ -330,12 +330,7 @@ def _verdict(
     return RowVerdict(
         model=test.model,
         baseline=test.baseline,
-        name=row.name,
-        kind=row.kind,
-        metric=row.metric,
-        higher_is_better=row.higher_is_better,
-        fraction=row.is_mean,
-        weight=row.weight,
+        **{key: value for key, value in vars(row).items() if key != "pooled"},
         items=shown.n,
         groups=shown.groups,
         base=base,
@@ -344,7 +339,7 @@ def _verdict(
         low=low,
         high=high,
         level=shown.level,
-        p_value=min(1.0, over_looks(shown.p_value, test.looks) * needed * test.factor),
+        p_value=min(1.0, shown.p_value * needed * test.factor),
         test=shown.test,
         discordant=shown.discordant,
         verdict=found[0],

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.intervals import NORMAL, GroupedScores, design, distinct, unseen_margins
-from souping.analysis.sign_flip import DRAWS, TIE, drawn_sums
+from souping.analysis.sign_flip import ALPHA, DRAWS, TIE, drawn_sums
 from souping.analysis.significance import Comparison, compare
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
@@ -171,31 +171,24 @@ def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArra
 
 
 def contrast(
-    pooled: PooledScores,
-    a: str,
-    b: str,
-    *,
-    looks: int = 1,
-    tests: float = 1.0,
-    missing: int = 0,
-    draws: int = DRAWS,
-    seed: int = 0,
+    pooled: PooledScores, a: str, b: str, *, tests: float = 1, missing: int = 0, draws: int = DRAWS, seed: int = 0
 ) -> Comparison:
-    """Model a minus model b. `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
-    round, 0 if all count as their harness counted them."""
+    """Model a minus model b, at the level divided by a number of `tests`.
+
+    `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way round, 0 if all count as
+    their harness counted them.
+    """
     place = finite((pooled.values[a], pooled.values[b]), BEST) if missing else finite(pooled.values.values())
     pooled = pooled.at(place)
     cases = ((SCORE, SCORE), (BEST, WORST), (WORST, BEST))[missing]
     ours, theirs = pooled.values[a][cases[0]], pooled.values[b][cases[1]]
     if len(ours) > 1 or len(theirs) > 1:
-        return recipes(pooled, a, b, ours, theirs, looks=looks, tests=tests)
+        return recipes(pooled, a, b, ours, theirs, tests)
     table = (pooled.categories, pooled.groups, pooled.weights)
-    return compare(a, b, ours[0], theirs[0], *table, looks=looks, tests=tests, draws=draws, seed=seed)
+    return compare(a, b, ours[0], theirs[0], *table, tests=tests, draws=draws, seed=seed)
 
 
-def recipes(
-    pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: FloatArray, *, looks: int = 1, tests: float = 1.0
-) -> Comparison:
+def recipes(pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: FloatArray, tests: float = 1) -> Comparison:
     """Recipe a minus recipe b from several training runs, scores [R, I] each.
 
     The variance of the difference is that of items plus that of run means less what both count, never below the larger
@@ -205,8 +198,8 @@ def recipes(
     from scipy.special import stdtr, stdtrit
 
     means, table = (ours.mean(axis=0), theirs.mean(axis=0)), (pooled.categories, pooled.groups, pooled.weights)
-    found = compare(a, b, *means, *table, looks=looks, tests=tests, same_model=True)
-    whole, alpha, parts = pooled.paired(*means), ALPHA / penalty(looks) / tests, _split(pooled, ours, theirs)
+    found = compare(a, b, *means, *table, tests=tests, same_model=True)
+    whole, alpha, parts = pooled.paired(*means), ALPHA / tests, _split(pooled, ours, theirs)
     error, size = math.sqrt(parts.total), abs(found.difference)
     p_value = float(2 * stdtr(parts.degrees, -size / error)) if error else 1.0
     reach = float(-stdtrit(parts.degrees, alpha / 2)) * error

@@ -11,19 +11,21 @@ from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
-from souping.analysis.significance import Comparison, items_in_words
+from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
 from souping.report.files import plain
-from souping.report.format import between, brackets, escape_html, limits, p_value, percent, short
+from souping.report.format import between, escape_html, limits, p_value, percent, short
 from souping.report.render import document, section_html, show_sheet
-from souping.report.tables import Section, TableCell, grid
+from souping.report.tables import Section, TableCell, grid, nonempty
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
+Difference = tuple[float, float, float]
+"""Difference, lower and upper limit."""
 LONGEST = 1500
 """Characters of a prompt or an answer that are shown."""
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
@@ -66,21 +68,6 @@ class RowVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """The headline difference of two models, without any correction."""
-
-    model: str = field(metadata={"doc": "name of the first model"})
-    other: str = field(metadata={"doc": "name of the second model"})
-    difference: float = field(metadata={"doc": "first minus second"})
-    low: float = field(metadata={"doc": "lower limit"})
-    high: float = field(metadata={"doc": "upper limit"})
-
-    @classmethod
-    def of(cls, c: Comparison) -> PairedDifference:
-        return cls(model=c.a, other=c.b, difference=c.difference, low=c.low, high=c.high)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Flip:
     """An item on which a model and the baseline score differently. Texts are empty if the log has none."""
 
@@ -106,7 +93,9 @@ class CompareResult:
     verdicts: tuple[RowVerdict, ...] = field(metadata={"doc": "rows of every model but the baseline"})
     variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
     best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
-    pairs: tuple[PairedDifference, ...] = field(metadata={"doc": "each two models, if there are three or more"})
+    pairs: Mapping[str, Mapping[str, Difference]] = field(
+        metadata={"doc": "{model: {other: [difference of the headline, low, high]}} without correction, if there are several"}
+    )
     flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})
     warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
     schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
@@ -119,9 +108,7 @@ class CompareResult:
 
     def to_json(self, flips: int | None = None) -> str:
         """The content of `compare.json`, with at most so many flips of each model."""
-        kept = (
-            self.flips if flips is None else tuple(one for name in self.models for one in self.flips_of(name)[:flips])
-        )
+        kept = tuple(one for name in self.models for one in self.flips_of(name)[:flips])
         return json.dumps(plain(asdict(replace(self, flips=kept))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
@@ -145,12 +132,10 @@ class CompareResult:
 
 def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
-    found = [_model(result, model) for model in result.models[1:]]
-    if result.pairs:
-        found.append(_pairs(result))
-    found.append(Section("Notes", result.warnings))
-    shown = [flip for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
-    return [*found, *([Section("Items that flipped", folded=tuple(map(_flip, shown)))] if shown else [])]
+    shown = [_flip(flip) for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
+    rest = [Section("Notes", result.warnings), Section("Items that flipped", folded=tuple(shown))]
+    pairs = _pairs(result) if result.pairs else None
+    return list(nonempty([*(_model(result, model) for model in result.models[1:]), pairs, *rest]))
 
 
 def _model(result: CompareResult, model: str) -> Section:
@@ -176,9 +161,15 @@ def _model(result: CompareResult, model: str) -> Section:
 
 def _pairs(result: CompareResult) -> Section:
     line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in points:"
-    cells = {(pair.model, pair.other): brackets(vars(pair), sign=True) for pair in result.pairs}
-    rows = [[one, *(cells.get((one, other), "") for other in result.models[1:])] for one in result.models[:-1]]
+    rows = [
+        [one, *(_pair(*row[other]) if other in row else "" for other in result.models[1:])]
+        for one, row in result.pairs.items()
+    ]
     return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+
+
+def _pair(difference: float, low: float, high: float) -> str:
+    return f"{percent(difference, sign=True)} [{between(low, high)}]"
 
 
 def _flip(flip: Flip) -> Section:

@@ -42,10 +42,6 @@ class Margin:
             raise UserError(f'{where}={value}: a margin is a number above 0, or a share such as "5%"')
         return cls(amount=amount, relative=relative)
 
-    def of_row(self, base: float, is_mean: bool) -> float:
-        """The margin in the unit of a row whose baseline has this mean."""
-        return abs(base) * self.amount / 100 if self.relative else self.amount / 100 if is_mean else self.amount
-
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -62,8 +58,10 @@ class Policy:
             pick(name, rows, "policy: task")
 
     def margin_of(self, name: str, base: float, is_mean: bool) -> float | None:
+        """The margin in the unit of a row whose baseline has this mean."""
         one = self.margins.get(name, self.margin if is_mean else None)
-        return one.of_row(base, is_mean) if one else None
+        unit = abs(base) / 100 if one and one.relative else 0.01 if is_mean else 1.0
+        return one.amount * unit if one else None
 
 
 def read_policy(path: Path, margin: Margin | None = None) -> Policy:
@@ -99,12 +97,10 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
 def holds(word: Word, limits: Limits, margin: float | None) -> bool:
     """Whether an interval of the difference, higher is better, supports a word."""
     low, high = limits
-    if word == "better":
-        return low > 0
     if margin is None:
-        return word == "undecided" or (word == "worse" and high < 0)
-    supported = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
-    return supported.get(word, True)
+        return {"better": low > 0, "worse": high < 0}.get(word, word == "undecided")
+    below = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
+    return {"better": low > 0, **below}.get(word, True)
 
 
 def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS) -> tuple[Word, str]:

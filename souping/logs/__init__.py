@@ -49,17 +49,13 @@ def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
         raise UserError(f"{source}: no such file or folder")
     if is_table(path):
         return read_table(path, group)
-    return (_read_one(path, name, group),)
-
-
-def _read_one(path: Path, name: str, group: str) -> Log:
-    if (path / "report.json").is_file():
-        return read_run(path, name, group)
-    if (path / "result").is_dir() or (path / "score").is_dir():
-        return read_bfcl(path, name, group)
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    if (path / "report.json").is_file():
+        return (read_run(path, name, group),)
+    if (path / "result").is_dir() or (path / "score").is_dir():
+        return (read_bfcl(path, name, group),)
     if any(map(is_inspect, files)):
-        return read_inspect(path, name, group)
+        return (read_inspect(path, name, group),)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
-        return read_lm_eval(path, name, group)
+        return (read_lm_eval(path, name, group),)
     raise UserError(f"{path}: not a log: give {KINDS}")

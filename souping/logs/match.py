@@ -10,7 +10,7 @@ import numpy as np
 
 from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
-from souping.logs.records import Group, Log, LoggedMetric
+from souping.logs.records import Group, Log, LoggedMetric, Task
 
 Named = tuple[str, Log]
 """A model's name and one of its logs."""
@@ -107,9 +107,8 @@ def _check_sources(every: Sequence[Named]) -> None:
     seen = dict[tuple[str, str], str]()
     for other, own in every:
         if own.harness != log.harness:
-            raise UserError(
-                f"{name} is a log of {log.harness}, {other} one of {own.harness}: their items do not compare"
-            )
+            harnesses = f"{name} is a log of {log.harness}, {other} one of {own.harness}"
+            raise UserError(f"{harnesses}: their items do not compare")
         key = (str(own.path.resolve()), own.model)
         if key in seen:
             raise UserError(f"{seen[key]} and {other} are the same log, {own.path}: name two different ones")
@@ -118,35 +117,33 @@ def _check_sources(every: Sequence[Named]) -> None:
 
 def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedMetric, ...]:
     """The metrics that all logs of a task have, if its settings agree."""
-    (name, log), tables = every[0], [log.tasks[task].metrics for _, log in every]
-    for other, own in every[1:]:
-        settings, others = log.tasks[task].settings, own.tasks[task].settings
-        for key in {**settings, **others}:
-            _agree(task, key, (name, settings.get(key, "none")), (other, others.get(key, "none")))
-        lead, others_lead = next(iter(log.tasks[task].metrics)), next(iter(own.tasks[task].metrics))
-        if lead not in own.tasks[task].metrics:
-            _agree(task, "metric", (name, lead), (other, others_lead))
-    common = [metric for metric in tables[0] if all(metric in table for table in tables)]
+    tasks = [(name, log.tasks[task]) for name, log in every]
+    lead, *_ = tasks[0][1].metrics
+    common = [metric for metric in tasks[0][1].metrics if all(metric in one.metrics for _, one in tasks)]
+    (first, own), *others = [(name, _traits(one, lead, common)) for name, one in tasks]
+    for name, other in others:
+        for key in {**own, **other}:
+            here, there = own.get(key, "none"), other.get(key, "none")
+            if here != there:
+                where = f"{here} in {first} and {there} in {name}"
+                raise UserError(f"{task}: the {key} is {where}: these scores do not compare")
     found = tuple(_metric(task, metric, every) for metric in common)
-    requested = {
-        answer.item for _, log in every for metric in log.tasks[task].metrics.values() for answer in metric.answers
-    }
+    requested = {answer.item for _, one in tasks for metric in one.metrics.values() for answer in metric.answers}
     if gone := len(requested) - len({item for metric in found for item in metric.items}):
         notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
     return found
 
 
-def _agree(task: str, what: str, own: tuple[str, str], other: tuple[str, str]) -> None:
-    if own[1] != other[1]:
-        where = f"{own[1]} in {own[0]} and {other[1]} in {other[0]}"
-        raise UserError(f"{task}: the {what} is {where}: these scores do not compare")
+def _traits(task: Task, lead: str, common: Sequence[str]) -> dict[str, str]:
+    """What must agree between logs: settings, the metric that stands for the task, directions."""
+    ways = {True: "higher is better", False: "lower is better"}
+    directions = {f"direction of {name}": ways[task.metrics[name].higher_is_better] for name in common}
+    return {**task.settings, "metric": lead if lead in task.metrics else next(iter(task.metrics)), **directions}
 
 
 def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     found = [(name, log.tasks[task].metrics[metric]) for name, log in every]
     (first, own), *others = found
-    for name, other in others:
-        _agree(task, f"direction of {metric}", (first, _direction(own)), (name, _direction(other)))
     common = set.intersection(*({answer.item for answer in one.answers} for _, one in found))
     items = {item: place for place, item in enumerate(dict.fromkeys(a.item for a in own.answers if a.item in common))}
     if not items:
@@ -168,10 +165,6 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     )
 
 
-def _direction(metric: LoggedMetric) -> str:
-    return "higher is better" if metric.higher_is_better else "lower is better"
-
-
 def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
     """[fields, runs, replicates, items]."""
     replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
@@ -186,23 +179,16 @@ def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArra
 
 def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:
     """How many prompts of each log differ from the first log's."""
-    first, log = every[0]
-    own = _hashes(log, tasks)
-    for name, other in every[1:]:
-        theirs = _hashes(other, tasks)
-        common = [key for key, prompt in theirs.items() if prompt and own.get(key)]
-        differ = sum(own[key] != theirs[key] for key in common)
-        if not differ:
+    hashes = list[dict[tuple[str, str], str]]()
+    for _, log in every:
+        first = {task: next(iter(log.tasks[task].metrics.values())) for task in tasks}
+        hashes.append({(task, answer.item): answer.prompt_hash for task in tasks for answer in first[task].answers})
+    for (name, _), prompts in zip(every[1:], hashes[1:], strict=True):
+        pairs = [(prompt, hashes[0].get(key)) for key, prompt in prompts.items()]
+        common = [one == other for one, other in pairs if one and other]
+        if all(common):
             continue
-        share = f"prompts of {first} and {name} differ in {100 * differ / len(common):.0f} % of the items"
+        share = f"prompts of {every[0][0]} and {name} differ in {100 - 100 * np.mean(common):.0f} % of the items"
         if same:
             raise UserError(f"{share}: leave --same-prompts out to compare them nevertheless")
         yield f"{share}: chat templates, few-shot examples or instructions may differ"
-
-
-def _hashes(log: Log, tasks: Sequence[str]) -> dict[tuple[str, str], str]:
-    return {
-        (task, answer.item): answer.prompt_hash
-        for task in tasks
-        for answer in next(iter(log.tasks[task].metrics.values())).answers
-    }

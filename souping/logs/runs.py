@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from souping.core.types import UserError, entries, number, part
-from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model, read_object
+from souping.logs.records import Log, LoggedAnswer, Row, Task, metrics_of, pick_model, read_object
+from souping.report.render import read_samples
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -21,14 +20,10 @@ def read_run(path: Path, name: str, group: str) -> Log:
     model = pick_model(path, list(rows), name or "soup") if rows else ""
     answers = dict[str, list[tuple[str, LoggedAnswer]]]()
     scorers = dict[str, set[str]]()
-    try:
-        with gzip.open(path / SAMPLES) as lines:
-            for line in json_lines(path / SAMPLES, lines):
-                if line["fold"] == "report" and model in line["models"]:
-                    scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
-                    answers.setdefault(line["category"], []).extend(_answers(line, line["models"][model], group))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path / SAMPLES}: cut off or damaged: repeat the run, which keeps its answers") from error
+    for line in read_samples(path / SAMPLES):
+        if line["fold"] == "report" and model in line["models"]:
+            scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
+            answers.setdefault(line["category"], []).extend(_answers(line, line["models"][model], group))
     if not answers:
         raise UserError(f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report")
     tasks = dict[str, Task]()

@@ -82,11 +82,11 @@ def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
 
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
     runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
+    needed = {*NEEDED, *([group] if group else [])}
     for number, row in enumerate(rows, start=1):
-        for name in (*NEEDED, *([group] if group else [])):
-            if name not in row:
-                known = list(map(str, row))
-                raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
+        if not needed <= row.keys():
+            name, known = min(needed - row.keys()), list(map(str, row))
+            raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
         run = runs.setdefault(str(row.get("run") or ""), {})
         answers = run.setdefault((str(row.get("task") or ""), str(row["category"])), [])
         answers.append((str(row.get("metric") or "score"), _answer(path, number, row, group)))
@@ -103,7 +103,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             item=str(row["item"]),
             score=score,
             group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
-            replicate=_replicate(row.get("replicate") or 0),
+            replicate=_replicate(row["replicate"]) if row.get("replicate") else 0,
             missing=math.isnan(score) or stop in NO_ANSWER,
             cut=stop in CUT if "stop_reason" in row else None,
             tokens=None if _empty(row.get("tokens")) else _number(row["tokens"]),
