@@ -94,7 +94,7 @@ class CompareResult:
     variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
     best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
     pairs: Mapping[str, Mapping[str, Difference]] = field(
-        metadata={"doc": "{model: {other: [difference of the headline, low, high]}} without correction, if there are several"}
+        metadata={"doc": "{model: {other: [difference, low, high]}} of the headline, without correction"}
     )
     flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})
     warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})

@@ -82,10 +82,10 @@ def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
 
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
     runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
-    needed = {*NEEDED, *([group] if group else [])}
+    needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
-        if not needed <= row.keys():
-            name, known = min(needed - row.keys()), list(map(str, row))
+        if not needed.keys() <= row.keys():
+            name, known = next(name for name in needed if name not in row), list(map(str, row))
             raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
         run = runs.setdefault(str(row.get("run") or ""), {})
         answers = run.setdefault((str(row.get("task") or ""), str(row["category"])), [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, as_text, page, sections
 from souping.report.render import sheet_markdown
 from tests.conftest import ROOT, Cli
+from tests.logs.test_readers import Frame, write_csv
 
 Rows = list[dict[str, Any]]
 NASTY = "<script>alert(1)</script> | `x` \x1b[31m \u202e"
@@ -35,25 +35,7 @@ def answers(rate: float, seed: int, items: int = 400, **more: Any) -> Rows:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, rows: Rows) -> Path:
-        path = tmp_path / f"{name}.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-
-    return write
-
-
-class Frame:
-    """What is read of a pandas DataFrame."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def to_dict(self, orient: str) -> Rows:
-        return self.rows
+    return lambda name, rows: write_csv(tmp_path / f"{name}.csv", rows)
 
 
 def compared(*logs: Rows, **settings: Any) -> CompareResult:
