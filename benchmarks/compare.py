@@ -1,8 +1,8 @@
 """Seconds of `souping compare` as a command, for logs of 15,000 items: `python benchmarks/compare.py [--inspect]`.
 
-CSV with several kinds of scores (right or wrong in few or many tasks, fractions), a log of lm_eval, and with `--inspect`
-one that inspect_ai's own `eval` writes, which takes minutes. User time of the process tells it apart from other work on
-the machine. Modules are compiled once, as they are where a package is installed.
+CSV with several kinds of scores (right or wrong in few or many tasks, fractions), logs of lm_eval, and with `--inspect`
+logs that inspect_ai's own `eval` writes, which takes minutes. User time of the process tells it apart from other work
+on the machine. Modules are compiled once, as they are where a package is installed.
 """
 
 from __future__ import annotations

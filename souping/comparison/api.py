@@ -33,8 +33,9 @@ from souping.comparison.verdict import (
     read_policy,
     verdict_of,
 )
-from souping.core.fields import load, pick
+from souping.core.fields import load, pick, text_of
 from souping.core.files import expanded, seen_from
+from souping.core.text import first_line
 from souping.core.types import Json, UserError, digest, entries, part
 from souping.logs import read
 from souping.logs.match import Field, Matched, MatchedMetric, matched
@@ -171,7 +172,10 @@ def _store_of(run_dir: Path) -> Path | None:
     import yaml
 
     config = run_dir / "config.yaml"
-    settings = yaml.safe_load(config.read_text("utf-8")) if config.is_file() else None
+    try:
+        settings = yaml.safe_load(text_of(config)) if config.is_file() else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
     named = part(settings, "store").get("path") if isinstance(settings, dict) else None
     return seen_from(run_dir, expanded(named)) if isinstance(named, str) else None
 
