@@ -82,14 +82,7 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    if empty := [name for name, source in logs.items() if isinstance(source, list) and not source]:
-        raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
-    if len(logs) < 2:
-        raise UserError("compare needs two models or more: base=LOG cand=LOG")
-    if looks > MOST_LOOKS:
-        raise UserError(f"looks={looks}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
-    base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
-    found = {name: _read(logs[name], group) for name in dict.fromkeys((base, *logs))}
+    found = _read(logs, baseline, group)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
@@ -98,16 +91,9 @@ def compare(
     settings = [average, given, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
     rows = list(_rows(table, weights, pass_at))
     _check(rows, gate)
-    look, notes = looks_of(found, table, settings, store)
-    looks = max(looks, look)
-    models = (base, *(name for name in logs if name != base))
-    pooled, alpha = rows[0].pooled, ALPHA / penalty(looks)
-    flips = JointFlips.of(pooled, models) if len(models) > 2 else None
-    tests = estimate.step_down(flips, alpha) if flips else [1.0]
-    pairs = dict[str, dict[str, Difference]]()
-    for one, other in combinations(models, 2) if flips else ():
-        shown = estimate.contrast(pooled, one, other)
-        pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
+    looks, notes = looks_of(found, table, settings, store, looks)
+    models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
+    tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
     verdicts = list[RowVerdict]()
     for model, needed in zip(models[1:], tests, strict=True):
         verdicts += _verdicts([RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed)
@@ -119,36 +105,61 @@ def compare(
         status=int(any(row.decides and row.verdict in fail_on for row in verdicts)),
         verdicts=tuple(verdicts),
         variance={model: variance_parts(pooled.scored(), model, base) for model in models[1:]},
-        best=tuple(models[n] for n in estimate.best_set(flips, alpha)) if flips else (),
+        best=best,
         pairs=pairs,
         flips=tuple(_flips(table, models, found)),
         warnings=(*table.notes, *notes, *_unaveraged(table, weights), *_warnings(verdicts, pooled)),
     )
 
 
-def _read(sources: Source | list[Source], group: str) -> list[Log]:
-    many = sources if isinstance(sources, list) else [sources]
-    return [log for source in many for log in read(source, group=group)]
+def _read(logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str) -> dict[str, list[Log]]:
+    """The logs of each model, the baseline first."""
+    several = {name: source if isinstance(source, list) else [source] for name, source in logs.items()}
+    if empty := [name for name, sources in several.items() if not sources]:
+        raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
+    if len(logs) < 2:
+        raise UserError("compare needs two models or more: base=LOG cand=LOG")
+    base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
+    names = dict.fromkeys((base, *logs))
+    return {name: [log for one in several[name] for log in read(one, group=group)] for name in names}
+
+
+def _several(
+    pooled: PooledScores, models: Sequence[str], alpha: float
+) -> tuple[list[float], tuple[str, ...], dict[str, dict[str, Difference]]]:
+    """Of three or more models: the number of tests that each but the first is corrected for, those among which the best
+    is, and the differences of each two."""
+    if len(models) < 3:
+        return [1.0], (), {}
+    flips, pairs = JointFlips.of(pooled, models), dict[str, dict[str, Difference]]()
+    for one, other in combinations(models, 2):
+        shown = estimate.contrast(pooled, one, other)
+        pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
+    return estimate.step_down(flips, alpha), tuple(models[n] for n in estimate.best_set(flips, alpha)), pairs
 
 
 def looks_of(
-    logs: Mapping[str, Sequence[Log]], table: Matched, settings: Sequence[Json], store: str | Path | None
+    logs: Mapping[str, Sequence[Log]], table: Matched, settings: Sequence[Json], store: str | Path | None, least: int
 ) -> tuple[int, list[str]]:
-    """(the look that this comparison is, what to tell about it); look 0 if the logs are not of runs of ours.
+    """(the look that this comparison is, at `least` this one; what to tell about it). Runs of ours have a ledger.
 
     `settings` are what else the claim is about: margins and weights.
 
     Raises:
-        UserError: the store that was named is not there.
+        UserError: there were too many looks, or the store that was named is not there.
     """
+    if least > MOST_LOOKS:
+        raise UserError(f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
     runs = [log for several in logs.values() for log in several if log.harness == "souping"]
     if not runs:
-        return 0, []
+        return least, []
     if store and not expanded(store).is_file():
         raise UserError(f"--store {store}: there is no such file")
     path = expanded(store) if store else _store_of(runs[0].path)
     if path is None:
-        return 0, ["The store of these runs is not here (--store FILE): earlier looks at their items are not counted."]
+        return least, [
+            "The store of these runs is not here (--store FILE): earlier looks at their items are not counted."
+        ]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
@@ -158,7 +169,7 @@ def looks_of(
     first, *others = map(_recipe_of, runs)
     claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
     with Store(path) as ledger:
-        return Ledger(ledger).open_comparison(claim, identities).number, []
+        return max(least, Ledger(ledger).open_comparison(claim, identities).number), []
 
 
 def _recipe_of(run: Log) -> str:

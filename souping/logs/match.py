@@ -46,7 +46,7 @@ class MatchedMetric:
 
     def item_means(self, model: str) -> FloatArray:
         """[items] mean score over runs and replicates."""
-        return moments(self.scores[model].reshape(1, -1, len(self.items)))[1][0]
+        return np.asarray(moments(self.scores[model].reshape(1, -1, len(self.items)))[1][0])
 
 
 @dataclass(frozen=True, kw_only=True)

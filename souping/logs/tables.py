@@ -117,7 +117,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
         ) from error
 
 
-def _replicate(value: Json) -> int:
+def _replicate(value: Any) -> int:
     if not _number(value).is_integer():
         raise ValueError(f"{value} is not whole")
     return int(float(value))
