@@ -1,7 +1,7 @@
 """Seconds of `souping compare` as a command, for logs of 15,000 items: `python benchmarks/compare.py [--inspect]`.
 
 CSV with several kinds of scores (right or wrong in few or many tasks, fractions), logs of lm_eval, and with `--inspect`
-logs that inspect_ai's own `eval` writes, which takes minutes. User time of the process tells it apart from other work
+logs that inspect_ai writes. User time of the process tells it apart from other work
 on the machine. Modules are compiled once, as they are where a package is installed.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,25 +65,33 @@ def write_lm_eval(path: Path, seed: int, tasks: int) -> None:
 
 
 def write_inspect(path: Path, seed: int) -> None:
+    """A wrong and a right sample that inspect_ai evaluates, under the names of all items."""
     from inspect_ai import Task, eval
     from inspect_ai.dataset import Sample
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import match
     from inspect_ai.solver import solver
 
-    scores = scores_of(seed)
-
     @solver
     def answer() -> Callable[..., object]:
         async def solve(state: object, generate: object) -> object:
-            state.output = ModelOutput.from_content("mockllm/model", str(scores[state.sample_id]))
+            state.output = ModelOutput.from_content("mockllm/model", str(state.sample_id))
             return state
 
         return solve
 
-    samples = [Sample(id=n, input=f"What is {n}?", target="1") for n in range(ITEMS)]
+    samples = [Sample(id=n, input="a long passage with what the question is about. " * 20, target="1") for n in (0, 1)]
     task = Task(name="sums", dataset=samples, solver=answer(), scorer=match())
-    eval(task, model="mockllm/model", log_dir=str(path), display="none", max_samples=200)
+    path.mkdir()
+    eval(task, model="mockllm/model", log_dir=str(path), display="none")
+    (file,) = path.iterdir()
+    with zipfile.ZipFile(file) as log:
+        entries = {name: log.read(name) for name in log.namelist()}
+    two = sorted(json.loads(entries["summaries.json"]), key=lambda summary: summary["id"])
+    many = [{**two[score], "id": n} for n, score in enumerate(scores_of(seed))]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as log:
+        for name, content in {**entries, "summaries.json": json.dumps(many).encode()}.items():
+            log.writestr(name, content)
 
 
 def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:

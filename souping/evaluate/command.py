@@ -98,7 +98,9 @@ class CommandEvaluator(Evaluator):
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
         out, listing = attempt / "out", attempt / "items.jsonl"
-        paths = {"{model}": _on_disk(folder, attempt), "{items}": listing, "{out}": out}
+        if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
+            folder = shutil.copytree(folder, attempt / "model", symlinks=True)
+        paths = {"{model}": folder, "{items}": listing, "{out}": out}
         out.mkdir()
         listing.write_text("".join(_line(item) + "\n" for item in items), encoding="utf-8")
         words = shlex.split(self.command)
@@ -119,13 +121,6 @@ class CommandEvaluator(Evaluator):
         what = f"took longer than evaluator.timeout={self.timeout:g}" if late else f"failed (status {status})"
         last = " | ".join(line.strip() for line in text.splitlines()[-4:] if line.strip() and not ENDED.search(line))
         return f"{what}: {safe(last)[-300:] or 'it printed nothing'}"
-
-
-def _on_disk(folder: Path, attempt: Path) -> Path:
-    """The model's folder, copied if it is in this machine's memory, where other machines could not read it."""
-    if not folder.is_relative_to(SHARED_MEMORY):
-        return folder
-    return shutil.copytree(folder, attempt / "model", symlinks=True)
 
 
 def _line(item: Item) -> str:
