@@ -197,9 +197,9 @@ def recipes(pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: Floa
     """
     from scipy.special import stdtr, stdtrit
 
-    means, table = (ours.mean(axis=0), theirs.mean(axis=0)), (pooled.categories, pooled.groups, pooled.weights)
-    found = compare(a, b, *means, *table, tests=tests, same_model=True)
-    whole, alpha, parts = pooled.paired(*means), ALPHA / tests, _split(pooled, ours, theirs)
+    one, other = ours.mean(axis=0), theirs.mean(axis=0)
+    found = compare(a, b, one, other, pooled.categories, pooled.groups, pooled.weights, tests=tests, same_model=True)
+    whole, alpha, parts = pooled.paired(one, other), ALPHA / tests, _split(pooled, ours, theirs)
     error, size = math.sqrt(parts.total), abs(found.difference)
     p_value = float(2 * stdtr(parts.degrees, -size / error)) if error else 1.0
     reach = float(-stdtrit(parts.degrees, alpha / 2)) * error

@@ -20,7 +20,8 @@ def read_run(path: Path, name: str, group: str) -> Log:
     model = pick_model(path, list(rows), name or "soup") if rows else ""
     answers = dict[str, list[tuple[str, LoggedAnswer]]]()
     scorers = dict[str, set[str]]()
-    for line in read_samples(path / SAMPLES):
+    lines: Iterator[Row] = read_samples(path / SAMPLES)
+    for line in lines:
         if line["fold"] == "report" and model in line["models"]:
             scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
             answers.setdefault(line["category"], []).extend(_answers(line, line["models"][model], group))
