@@ -1,7 +1,4 @@
-"""The nulls of docs/how-it-works.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
-
-A procedure that is wrong by a factor of two or more (as ignoring groups is) goes past what 300 repetitions accept.
-"""
+"""The nulls of docs/how-it-works.md and whole runs in simulation, in small; benchmarks run 2,000 repetitions."""
 
 from __future__ import annotations
 
@@ -55,7 +52,6 @@ def test_ignoring_groups_fails() -> None:
 
 
 def test_a_real_difference_is_found_and_a_hopeless_soup_is_not_kept() -> None:
-    """A procedure that never rejects would pass every null."""
     said = nulls.count(nulls.independent(3, soup=10.0), nulls.USUAL, 100)
     assert said["rejects"] > 80
     assert said["every"] > 60
@@ -69,3 +65,34 @@ def test_intervals_cover(name: str) -> None:
     case = nulls.COVERAGE[name]
     held = [nulls.covers(nulls.np.random.default_rng([2, r]), case) for r in range(100)]
     assert all(sum(column) >= 89 for column in zip(*held, strict=True))
+
+
+pipelines = script(ROOT / "benchmarks" / "pipelines.py")
+
+
+@pytest.mark.parametrize("name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"])
+def test_a_null_is_walked_to_its_verdict(name: str) -> None:
+    found = pipelines.tally(name, range(6), 1)
+    assert found.runs == 6
+    assert 0 < found.tested <= 6
+    assert found.pairs == 5 * found.tested
+    assert max(found.false_better, found.false_every, found.false_kept) <= 1
+    assert found.coverage > 0.8
+
+
+@pytest.mark.slow
+def test_a_true_gain_is_found_and_power_is_stated() -> None:
+    found = pipelines.tally("every soup 9 points better", range(6), 1)
+    assert found.better > found.false_better == 0
+    assert found.every > 0
+    assert all(0.04 < gain < 0.2 for gain in found.gains)
+
+
+def test_the_truth_of_a_soup_follows_from_its_recipe() -> None:
+    world = pipelines.GAINS["every soup 3 points better"]
+    pool = pipelines.Pool(world.names)
+    soup, single = pool.recipe({"model0": 0.5, "model1": 0.5}), pool.recipe({"model0": 1.0})
+    assert world.difference(soup, single) == pytest.approx(0.03)
+    split = pipelines.NULLS["half the categories +15, half -15"]
+    assert split.difference(soup, single) == pytest.approx(0.0)
+    assert split.rates(soup)[0] == pytest.approx(0.85)

@@ -66,7 +66,6 @@ def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetit
     ],
 )
 def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: float) -> None:
-    """Where candidates differ by less than the select fold can tell, they count as equal: the power is higher."""
     report = fold("report", 150)
     gain = float(np.mean([stated(rates, report, seed).gain for seed in range(12)]))
     assert 0.7 <= claimed(rates, gain, report, 100) <= most

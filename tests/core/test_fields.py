@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from annotated_types import Interval
 
-from souping.core.fields import Count, Form, Share, check_arguments, component, fits, hints_of, load, pick
+from souping.core.fields import Count, Form, Share, check_arguments, component, hints_of, load, pick
 from souping.core.scores import TableScores
-from souping.core.types import Json, UserError
+from souping.core.types import UserError
 from tests.conftest import ROOT
 
 TARGETS = {
@@ -52,15 +52,14 @@ class Oven:
     [
         {"steps": 0},
         {"heat": float("nan")},
-        {"heat": float("inf")},
         {"way": "boil"},
         {"share": 1.5},
         {"name": "two words"},
         {"trays": [1]},
         {"tags": {"a": "b"}},
-        {"tags": {"a": 10**20}},
+        {"trays": "abc"},
+        {"steps": True},
         {"timer": 3},
-        {"inner": Oven},
     ],
     ids=repr,
 )
@@ -101,15 +100,6 @@ def test_arguments_and_options_are_held_against_their_annotations() -> None:
         check_arguments(bake, {"minutes": 0})
     with pytest.raises(UserError, match=r"^way='gril' .*did you mean grill"):
         check_arguments(bake, {"way": "gril"})
-
-
-def test_a_text_is_no_list_and_a_bool_no_number() -> None:
-    assert not fits("abc", list[str])
-    assert not fits(True, int)
-    assert not fits(True, float)
-    assert fits((1, "a"), tuple[int, str])
-    assert not fits((1,), tuple[int, str])
-    assert fits({"a": [1, None]}, Json)
 
 
 class Inner(TypedDict, total=False):

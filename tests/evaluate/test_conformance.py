@@ -73,9 +73,6 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_it_conforms(row: Row) -> None:
     check_evaluator(row.evaluator, row.models[0], row.items)
-
-
-def test_values_have_the_mean_of_the_scores(row: Row) -> None:
     records = row.evaluator.evaluate(row.models[0], row.items)
     values = row.evaluator.item_scores(row.items, [[record] for record in records])
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))

@@ -14,9 +14,6 @@ from rich.console import Console
 from souping import __version__
 from souping.report import progress as module
 from souping.report.progress import Progress, Throughput, logged, say
-from tests.conftest import Cli
-
-QUICK = ["selector=all", "optimiser=uniform", "hydra.run.dir=run"]
 
 
 @pytest.fixture
@@ -128,8 +125,3 @@ def test_a_run_can_be_retraced(finished: Path) -> None:
     assert re.search(r"\d{4}-\d\d-\d\d", footer)
     assert __version__ not in (finished / "run/report.json").read_text()
     assert terminal.rstrip().splitlines()[-1].strip() == "open run/report.html"
-
-
-def test_a_refused_run_leaves_no_log(souping: Cli, tmp_path: Path) -> None:
-    assert souping("pool.candidates=[a,b]", "benchmark.path=none.jsonl", "hydra.run.dir=run").code == 2
-    assert not (tmp_path / "run").exists()

@@ -19,11 +19,9 @@ from rich.console import Console
 
 from souping.analysis.surface import draw as surface
 from souping.core.simplex import grid
-from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
-from souping.report.format import percent, seconds, short
+from souping.report.files import as_json, draw, write_report, write_trials
 from souping.report.plots import Drawing, landscape
 from souping.report.render import markdown, page, report_table
-from souping.report.sections import ended, searched
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -69,15 +67,6 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("provenance", "")
 
 
-def test_numbers_as_people_read_them() -> None:
-    assert [percent(0.7812), percent(-0.0001, sign=True), percent(-0.012, sign=True)] == ["78.1", "0.0", "−1.2"]
-    assert percent(math.nan) == percent(None) == "\N{EN DASH}"
-    assert [seconds(v) for v in (1.25, 75, 150, 7260)] == ["1.2 s", "75.0 s", "2 min 30 s", "2 h 1 min"]
-    assert short("a" * 10 + "b" * 30 + "c" * 10, 20) == "aaaaaaaaa\N{HORIZONTAL ELLIPSIS}cccccccccc"
-    assert (ended({"stopped": "x"}), ended({})) == ("the search ended: x", "")
-    assert searched({"stopped": "x", "indistinguishable_count": 1})[1] == "It ended: x."
-
-
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
     report, trials = sample(columns=2)
     with write_trials(trials, report, tmp_path / "trials.csv").open(newline="") as stream:
@@ -88,15 +77,6 @@ def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> No
         assert float(row["weight:pantry-live"]) == trial["weights"]["pantry-live"]
         assert float(row["score:simple_java"]) == trial["categories"]["simple_java"]
         assert (int(row["items"]), int(row["reused"])) == (trial["items"], trial["reused"])
-
-
-def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "report.json").mkdir()
-    for path, name in ((tmp_path / "file" / "report.json", "file"), (tmp_path / "report.json", r"report\.json")):
-        with pytest.raises(OSError, match=name):
-            write_atomically(path, b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.json"]
 
 
 def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:

@@ -109,10 +109,10 @@ def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
-    with_code = [path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")]
-    assert list(code_in(with_code[0])) == []
+    with_code = next(path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace"))
+    assert list(code_in(with_code)) == []
     assert [list(code_in(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
-    (evil / "mine.yaml").write_text(f"include: {with_code[0]}\ntask: mine\n")
+    (evil / "mine.yaml").write_text(f"include: {with_code}\ntask: mine\n")
     assert list(code_in(evil / "mine.yaml")) == []
 
 
