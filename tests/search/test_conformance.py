@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -52,18 +54,20 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
     } | {min(simplex.grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
 
 
-def test_a_grid_without_a_point_is_refused() -> None:
-    with pytest.raises(UserError, match="no point for 11 ingredients"):
-        Grid().known_points(11)
-    with pytest.raises(UserError, match="over a million"):
-        Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6)
-
-
-def test_grid_says_its_number_of_points() -> None:
-    assert Grid().describe(3) == "grid: 40 soups (36 points of step 0.1, uniform, 3 singles)"
-    assert Grid(trials=1).describe(3).endswith("singles), at most 1 soup")
-    assert Grid(budget=12000).describe(3).endswith("singles), at most 12,000 items")
-    assert Grid(trials=12).count(3) == 12
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: Grid().known_points(11), "no point for 11 ingredients"),
+        (lambda: Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6), "over a million"),
+        (lambda: Nevergrad(name="OnePlusOn"), "did you mean OnePlusOne"),
+        (lambda: Nevergrad(trials=None), "never ends by itself"),
+        (lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0), "no lattice point"),
+        (lambda: Grid(trials=0), "trials=.* at least 1"),
+    ],
+)
+def test_what_is_refused(refused: Callable[[], object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        refused()
 
 
 def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
@@ -73,22 +77,6 @@ def test_equal_results_prefer_fewer_ingredients_then_the_earlier() -> None:
         assert cell is not None
         search.tell(cell, flat)
     assert search.best() == (1.0, 0.0)
-
-
-@pytest.mark.parametrize("limit", ["trials", "budget"])
-def test_limits_below_one_are_refused(limit: str) -> None:
-    for kind in (Grid, Uniform, Nevergrad):
-        with pytest.raises(UserError, match=f"{limit}=.* at least 1"):
-            kind(**{limit: 0})
-
-
-def test_nevergrad_names_the_nearest_optimiser() -> None:
-    with pytest.raises(UserError, match="did you mean OnePlusOne"):
-        Nevergrad(name="OnePlusOn")
-    with pytest.raises(UserError, match="never ends by itself"):
-        Nevergrad(trials=None)
-    with pytest.raises(UserError, match="no lattice point"):
-        Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0)
 
 
 def test_a_seed_decides_nevergrads_proposals_and_its_check_moves_no_random_numbers() -> None:

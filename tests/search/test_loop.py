@@ -66,8 +66,7 @@ class Table(RecipeEvaluator):
     def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop submits requests")
 
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
-        raise AssertionError("the loop submits requests")
+    scores = all_scores  # type: ignore[assignment]
 
     def submit(self, request: Request) -> None:
         self.open.append(request)
@@ -75,9 +74,7 @@ class Table(RecipeEvaluator):
 
     def collect(self) -> tuple[Request, ItemScores]:
         request = self.open.pop()
-        full = dict(zip(("a", "b"), (0.0, 0.0), strict=True)) | dict(
-            zip(request.recipe.ingredients, request.recipe.weights, strict=True)
-        )
+        full = {"a": 0.0, "b": 0.0, **dict(zip(request.recipe.ingredients, request.recipe.weights, strict=True))}
         values = np.array([truth(tuple(full.values()), item) for item in request.items])
         self.asked.append((tuple(full.values()), len(request.items)))
         number = len(request.items)
