@@ -193,15 +193,6 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
     assert "selector=greedy" in factor["before"]["note"]  # four candidates: what to do instead
 
 
-def test_the_intervals_do_not_depend_on_the_order_of_soups_and_candidates() -> None:
-    run = run_of(answer=mixed)
-    names = reversed(run.soups.candidates)
-    soups = replace(run.soups, candidates={name: run.soups.candidates[name] for name in names})
-    shuffled = replace(run, trials=run.trials[::-1], soups=soups)
-    quick = Consistency(draws=20, mixtures=20)
-    assert quick.analyse(shuffled) == quick.analyse(run)
-
-
 def test_a_category_without_spread_is_left_out_and_named() -> None:
     def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
@@ -295,19 +286,3 @@ def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() 
     ]
     assert 0.5 < np.sqrt(np.mean(np.square(off))) < 1.6
     assert max(map(abs, off)) < 4
-
-
-def test_three_ingredients_ask_for_four_soups_at_most_beside_the_singles() -> None:
-    asked = Shapley().asks(run_of(3).soups)
-    assert sorted(len(recipe.ingredients) for recipe in asked) == [1, 1, 1, 2, 2, 2, 3]
-    assert len(Shapley(players="candidates", exact=4).asks(run_of(3).soups)) == 15
-
-
-def test_interactions_vanish_where_values_add_up() -> None:
-    def adding(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
-        return np.full(len(items), 0.1 * len(recipe.ingredients))
-
-    data: dict[str, Any] = Shapley().analyse(run_of(4, answer=adding, asked=Shapley().asks))
-    assert {len(row["members"]) for row in data["interactions"]} == {2, 3}
-    assert all(abs(row["value"]) < 1e-12 for row in data["interactions"])
-    assert all(row["value"] == pytest.approx(0.1) for row in data["levels"][0]["players"])

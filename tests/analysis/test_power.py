@@ -81,13 +81,6 @@ def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
     assert one.needed > one.items
 
 
-def test_copies_tell_nothing() -> None:
-    select = fold("select", 30)
-    row = answers(select, [BASE], np.random.default_rng(3))[0]
-    copies = {name: ItemScores(items=select, values=row) for name in ("a", "b")}
-    assert measured_power(copies, fold("report", 90), Mean(), 0.01) is None
-
-
 def test_published_scores_need_an_assumption() -> None:
     published = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.full((2, 2), 0.5), published=True)
 

@@ -50,15 +50,6 @@ def test_clear_experts_are_picked_in_every_draw() -> None:
     assert sum(drawn["sizes"].values()) == pytest.approx(1)
 
 
-def test_equal_experts_share_the_draws() -> None:
-    drawn = stability(matrix(DOUBTFUL), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=200)
-    shares = drawn["experts"]["c1"]
-    assert {"m1", "m2"} <= set(shares)
-    assert 0.05 < shares["m2"] < 0.95
-    for category, picked in drawn["experts"].items():
-        assert sum(picked.values()) == pytest.approx(drawn["low_correlation"][category])
-
-
 def test_it_is_json_and_repeatable() -> None:
     scores = matrix(DOUBTFUL, each=20)
     first = stability(scores, SOCE, draws=60)
@@ -137,15 +128,6 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
     assert "not estimable" in drawn["notes"][0]
     assert [row["left_out"] for row in drawn["jackknife"]] == list(read_table(TABLE_8B).models)
     assert all(row["left_out"] not in row["ingredients"] for row in drawn["jackknife"])
-
-
-def test_errors_of_a_sweep_are_reported() -> None:
-    copied = np.array([[0.1, 0.11, 0.5], [0.2, 0.19, 0.6], [0.4, 0.42, 0.9]])
-    scores = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=copied, published=True)
-    drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), otherwise="error"))
-    assert drawn["thresholds"][0]["ingredients"] is None
-    assert "no low-correlation category" in drawn["thresholds"][0]["error"]
-    assert "at least 3" in drawn["jackknife"][0]["error"]
 
 
 class Particular(Selector):

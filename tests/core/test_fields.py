@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -15,16 +13,9 @@ import numpy as np
 import pytest
 from annotated_types import Interval
 
-from souping.core.fields import Count, Form, Share, check_arguments, component, hints_of, load, pick
+from souping.core.fields import Count, Form, Share, check_arguments, component, load, pick
 from souping.core.scores import TableScores
 from souping.core.types import UserError
-from tests.conftest import ROOT
-
-TARGETS = {
-    name: path.stem
-    for path in (ROOT / "conf").glob("*/*.yaml")
-    for name in re.findall(r"_target_: (souping\.\S+)", path.read_text())
-}
 
 
 @component
@@ -78,14 +69,6 @@ def test_values_that_fit_and_relations_between_them() -> None:
     assert dataclasses.replace(oven, steps=4).steps == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         oven.steps = 5  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("name", sorted(TARGETS))
-def test_every_shipped_choice_can_be_checked(name: str) -> None:
-    module, _, attribute = name.rpartition(".")
-    made = getattr(importlib.import_module(module), attribute)
-    names = [one.name for one in dataclasses.fields(made)] if dataclasses.is_dataclass(made) else []
-    assert set(names) <= set(hints_of(made))
 
 
 def test_arguments_and_options_are_held_against_their_annotations() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from souping.core import files
-from souping.core.files import MARK, discard, missing_folders, near_folder, staged, write_files
+from souping.core.files import MARK, discard, missing_folders, staged, write_files
 from souping.core.types import UserError
 
 
@@ -75,14 +75,6 @@ def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: 
         write()
     assert names(tmp_path) == ["soup"]
     assert names(out) == ["b"]
-
-
-def test_a_folder_with_nearly_the_name_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runs/model-a").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert near_folder("runs/modle-a") == "; did you mean runs/model-a?"
-    assert near_folder(tmp_path / "runs/mdel-a") == f"; did you mean {tmp_path}/runs/model-a?"
-    assert [near_folder(path) for path in ("runs/zzz", "nowhere/model-a", "x/y/z")] == ["", "", ""]
 
 
 def test_a_refused_run_takes_what_it_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

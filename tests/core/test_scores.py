@@ -14,11 +14,11 @@ from hypothesis.extra.numpy import arrays
 from souping.core import simplex
 from souping.core.protocols import Objective, ScoreSource
 from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, read_table
-from souping.core.types import ItemScores, ScoreMatrix, UserError
+from souping.core.types import ScoreMatrix, UserError
 from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.logs.scores import LogScores
 from souping.testing import check_objective
-from tests.conftest import PAPER, ROOT, make_items
+from tests.conftest import PAPER, ROOT
 from tests.support.choices import differing, each
 
 
@@ -50,14 +50,6 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
 def test_a_bad_table_names_row_and_column(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "t.csv", text))
-
-
-def test_means_of_items_make_the_matrix() -> None:
-    items = tuple(make_items(4))
-    scores = {m: ItemScores(items=items, values=np.full(8, v)) for m, v in [("a", 0.25), ("b", 1.0)]}
-    matrix = ScoreMatrix.from_items(scores)
-    assert matrix.categories == ("w", "x")
-    np.testing.assert_allclose(matrix.values, [[0.25, 0.25], [1, 1]])
 
 
 LOGS = ROOT / "tests" / "data" / "logs" / "lm_eval"

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from souping import LocalEvaluator
-from souping.core import system, text
+from souping.core import system
 from souping.core.child import call
 from souping.core.files import expanded
-from souping.core.text import install, safe
-from souping.core.types import Missing, UserError
+from souping.core.text import safe
+from souping.core.types import UserError
 from tests.conftest import ROOT, Cli
 
 
@@ -47,18 +47,6 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert (system.cores(), LocalEvaluator().resolved_threads) == (3, 3)
     monkeypatch.delattr(os, "sched_getaffinity")
     assert (system.cores(), LocalEvaluator().resolved_threads) == (64, 8)
-
-
-def test_the_command_that_installs_an_extra_is_found_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert install("vllm") == f'pip install -e "{ROOT}[vllm]"'
-    packages = ["numpy>=2", 'lm_eval<0.5,>=0.4; extra == "lm-eval"', 'datasets>=3; extra == "lm-eval"']
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: packages)
-    monkeypatch.setattr(text, "__file__", "/site-packages/souping/core/text.py")
-    command = install.__wrapped__("lm-eval")
-    assert command == 'pip install "lm_eval<0.5,>=0.4" "datasets>=3"'
-    for one in (command, install("vllm")):
-        missing = Missing.from_error(UserError(f"engine=vllm needs vLLM: {one} (vllm>=1)"))
-        assert (missing.what, missing.fix) == ("engine=vllm needs vLLM", one)
 
 
 def test_what_commands_a_terminal_is_written_out() -> None:

@@ -115,13 +115,6 @@ def test_a_selector(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_objective_and_a_correlation(folder: Path) -> None:
-    run_in(folder, *command("objective=first"), *TABLE, "selector.threshold=0.4", "hydra.run.dir=run")
-    assert "my_objective.cosine" in (folder / "run" / "config.yaml").read_text()
-    assert json.loads((folder / "run" / "selection.json").read_text())["correlation"]["low"][0][1] is None
-
-
-@pytest.mark.slow
 def test_all_parts_together(folder: Path, family: Path) -> None:
     own = [word for word in pool_of(family) if not word.startswith("evaluator.")]
     parts = [word for word in command("tracker=lines") if word != "+experiment=bfcl"]

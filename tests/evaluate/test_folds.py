@@ -44,17 +44,6 @@ def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> Non
     assert split_folds(items, two=True).counts()["select"] == 0
 
 
-def test_many_small_categories_are_one_note() -> None:
-    rare = [
-        Item(id=f"{n}/{k}", category=f"rare{n:02d}", group=f"{n}/{k}", prompt="p", answer="a")
-        for n in range(30)
-        for k in range(4)
-    ]
-    folds = split_folds([*make_items(300), *rare])
-    assert all({item.category for item in folds.items[fold]} >= {item.category for item in rare} for fold in FOLDS)
-    assert len(folds.notes) == 4
-
-
 def test_a_category_with_too_few_groups_is_refused() -> None:
     lonely = Item(id="x", category="lonely", prompt="p", answer="a")
     with pytest.raises(UserError, match=r"category 'lonely' has no items in fold"):

@@ -16,7 +16,7 @@ import pytest
 
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines.transformers import left_by, load_module, load_tokenizer, room
+from souping.evaluate.engines.transformers import load_module, room
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding, keep_likely, sampler
@@ -132,14 +132,6 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     assert ended.prompt_key == cut.prompt_key
 
 
-def test_what_transformers_cannot_load_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match="transformers cannot load this model"):
-        load_module(tmp_path, LOCAL.module_settings())
-    with pytest.raises(UserError, match="transformers cannot load the tokenizer"):
-        load_tokenizer(tmp_path)
-
-
 def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_path: Path) -> None:
     import torch
 
@@ -153,19 +145,6 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
-
-
-def test_prompts_of_like_length_are_asked_together_and_within_the_context(served: Any, family: Path) -> None:
-    items = [Item(id=str(n), category="c", prompt="x" * (40 + n), answer="") for n in range(8)]
-    asked = replace(LOCAL, max_new_tokens=None)
-    records = asked.evaluate(served, items)
-    assert {record.prompt_tokens for record in records} == set(range(40, 48))
-    for record in records:
-        assert len(record.tokens) <= left_by(128, record.prompt_tokens)
-        assert record.outcome == "finished" or len(record.tokens) == left_by(128, record.prompt_tokens)
-    assert asked.settings["max_new_tokens"] is None
-    alone = asked.evaluate(served, [items[3]])[0]
-    assert len(alone.tokens) == len(records[3].tokens)
 
 
 DRAWN = replace(LOCAL, temperature=1.0, samples=3)

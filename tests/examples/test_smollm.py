@@ -1,4 +1,4 @@
-"""The SmolLM2 family: its material, its fine-tunes (the same bytes from the same seed, whole or not at all), its run."""
+"""The SmolLM2 family: its material, its fine-tunes (the same bytes from the same seed, or none at all), its run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,8 @@ import pytest
 
 from examples.smollm.data import (
     FILES,
-    LARGEST,
     NONE,
-    OFFERED,
     Material,
-    Question,
-    QuestionFunction,
     families,
     gather,
     parts,
@@ -50,48 +45,11 @@ def material(data: Path) -> Material:
     return gather(read_questions(data), spare(data))
 
 
-def ask(number: int, *functions: str, text: str = "") -> Question:
-    shown = tuple(QuestionFunction(name=name, description="It does.") for name in functions)
-    said = text or f"question {number}"
-    return Question(id=f"q{number}", category="simple", text=said, functions=shown, answer=functions[0])
-
-
-def test_every_category_is_read_with_its_answers(data: Path) -> None:
-    read = read_questions(data)
-    assert Counter(q.category for q in read) == dict.fromkeys(FILES, smollm_kit.EACH)
-    for question in read:
-        names = [f.name for f in question.functions]
-        assert question.answer == (None if question.category == "irrelevance" else names[0])
-        assert question.functions[0].parameters == ("first", "second")
-
-    assert all("live" not in q.id for q in read if q.category == "irrelevance")  # another file ends alike
-    assert read[0].text == "Please simple_python 0?"  # only the user is quoted
-
-
-def test_a_function_or_a_text_in_common_makes_a_family() -> None:
-    asked = [ask(0, "a"), ask(1, "b", "A"), ask(2, "c"), ask(3, "d", text="Say: it!"), ask(4, "e", text="say it")]
-    asked.append(ask(5, "b"))
-    assert families(asked) == {"q0": "q0", "q1": "q0", "q2": "q2", "q3": "q3", "q4": "q3", "q5": "q0"}
-
-
 def test_a_family_plays_one_part(data: Path) -> None:
     asked = read_questions(data)
     part, family = parts(asked), families(asked)
     assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
     assert set(part.values()) == {"test", "development", "spare", "train"}
-
-    large = [ask(i, "same") for i in range(LARGEST + 1)]
-    assert set(parts(large).values()) == {"train"}
-
-
-def test_the_right_choice_is_right(material: Material) -> None:
-    known = {q.id: q for q in material.questions["test"]}
-    for item in material.asked("test"):
-        assert item.answer == (known[item.id].answer or NONE)
-        assert item.choices[-1] == NONE
-        assert len(set(item.choices)) == len(item.choices) == OFFERED + 1
-        assert all(f"- {name}" in item.prompt for name in item.choices)
-        assert known[item.id].text in item.prompt
 
 
 def test_nothing_of_training_is_asked(material: Material) -> None:

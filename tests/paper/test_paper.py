@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 
 from souping.analysis.correlation import pearson
@@ -127,24 +126,6 @@ def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Fi
     table3 = found["Table 3", "BFCL scores of 8b-m1, 8b-m2, 8b-m3; the same of Table 1b"]
     assert "8b-m1 and 8b-m3" in table3.note
     assert {one.verdict for one in found.values()} <= set(get_args(Verdict))
-
-
-def test_its_own_csv_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "data_overall.csv"
-    path.write_text(
-        "Rank,Overall Acc,Model,Live Acc,Multi Turn Base,Multi Turn Miss Func,Latency Mean (s),Organization\n"
-        "1,70.1%,a,60%,50.5%,50%,1.2,x\n2,60%,b,70%,40%,41%,3,y\n3,50%,c,50%,30%,29%,2,z\n4,50%,d,N/A,30%,30%,2,z\n"
-    )
-    board = leaderboard(str(path))
-    assert board.models == ("a", "b", "c")
-    assert board.categories == ("live", "multi_turn_base", "multi_turn_miss_func")
-    assert board.values[0].tolist() == [0.6, 0.505, 0.5]
-    told = {one.what: one for one in findings(board) if one.of == "Figure 1"}
-    rho = np.corrcoef([0.6, 0.7, 0.5], [0.505, 0.4, 0.3])[0, 1]
-    assert told["correlation of Multi Turn Base and Live Accuracy"].ours == f"{rho:.2f}"
-    ours = leaderboard(str(PAPER / "bfcl_8b.csv"))  # a score table of ours is one too
-    assert ours.categories == SMALL.scores.categories
-    assert (ours.values == SMALL.scores.values).all()
 
 
 def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:

@@ -74,18 +74,6 @@ def test_speed_and_time_left_come_from_what_was_evaluated(
     ]
 
 
-def test_a_transfer_says_now_and_then_how_far_it_is(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with Throughput("nothing"):
-        pass
-    with Throughput("soup") as report:
-        for clock[0] in (1.0, 21.0, 25.0):
-            report(int(clock[0] * 1e9), int(25e9))
-    assert capsys.readouterr().out.splitlines() == [
-        "soup: 21.00 of 25.00 GB in 21.0 s, 1.00 GB/s",
-        "soup: 25.00 GB in 25.0 s, 1.00 GB/s",
-    ]
-
-
 def test_a_terminal_gets_one_live_display(terminal: Console, capsys: pytest.CaptureFixture[str]) -> None:
     with suppress(KeyError), Progress() as progress:
         progress.stage("search [bold]", items=10, trials=2)

@@ -130,11 +130,6 @@ def test_every_size_and_end_of_a_run_renders(k: int, stop: str, pictures: list[s
     assert markdown(report, trials).count("## ") >= (2 if stop or k == 1 else 6)
 
 
-@pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
-def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
-    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
-
-
 def on_terminal(report: dict[str, Any], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(report_table(report))

@@ -57,14 +57,6 @@ def test_it_finds_what_the_whole_grid_finds_for_a_quarter_of_its_items() -> None
     assert np.mean(lost) < 0.03
 
 
-def test_a_larger_budget_goes_on_where_a_smaller_one_ended() -> None:
-    of = world(3)
-    short = searched(replace(PLAIN, budget=400).start(of.space, 3), of)
-    long = searched(replace(PLAIN, budget=1200).start(of.space, 3), of)
-    same = next(n for n, (a, b) in enumerate(zip(short, long, strict=False)) if a != b)
-    assert price(short[same:], of) <= 120, "only the finalist's rest differs"
-
-
 def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     of = world()
     search = Adaptive().start(of.space, 0)
@@ -142,14 +134,6 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
 
 W = np.array([*np.eye(3), *simplex.grid(3, 0.2, 0.2, 0.6)])
 OK = np.random.default_rng(0).integers(0, 2, (len(W), 90))
-
-
-def test_points_that_come_twice_are_one() -> None:
-    points = simplex.grid(2, 0.25, 0.25, 0.75)
-    space = SearchSpace(ingredients=("a", "b"), categories=("x",) * 12, groups=tuple("abcdefghijkl"),
-                        coefficients={"x": 1.0}, block=4)  # fmt: skip
-    twice, once = (Adaptive(stop="never", budget=60).over(some, space, 0) for some in ([*points, *points], points))
-    assert [twice.ask() for _ in range(5)] == [once.ask() for _ in range(5)]
 
 
 def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:

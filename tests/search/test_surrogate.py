@@ -61,13 +61,6 @@ def test_the_posterior_is_the_textbooks(category: int) -> None:
     assert found[4] == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
 
 
-def test_the_objective_mixes_the_categories() -> None:
-    made = model(ASKED)
-    (first, second), (mean, cov) = (brute(made, c) for c in (0, 1)), made.objective()
-    assert mean == pytest.approx((first[0] + second[0]) / 2, abs=1e-6)
-    assert cov == pytest.approx((first[1] + second[1]) / 4, abs=1e-6)
-
-
 def test_the_next_block_takes_away_what_its_covariance_says() -> None:
     made = model(ASKED)
     _, before, cross, spread, _ = made.posterior(0)
@@ -87,15 +80,6 @@ def test_shared_items_make_a_difference_sharp() -> None:
         cov = made.posterior(0)[1]
         gaps.append(cov[1, 1] + cov[2, 2] - 2 * cov[1, 2])
     assert 0 < gaps[0] < gaps[1]
-
-
-@pytest.mark.parametrize("seen", [0.02, 0.5])
-def test_answers_that_surprise_scale_the_variances(seen: float) -> None:
-    made = model(((0, 0), (1, 0), (2, 0), (3, 0)))
-    calm = made.surprise()
-    made.score[3, 0, 0] += seen
-    assert made.surprise() != calm
-    assert (made.surprise() > 1.5) == (seen > 0.1)
 
 
 def test_finishing_a_finished_fold_gains_nothing() -> None:

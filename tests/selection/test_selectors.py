@@ -120,14 +120,6 @@ def test_ties(matrix: ScoreMatrix) -> None:
     assert note == "w: d, a are equally good; d, the first in the pool, is the expert"
 
 
-def test_signed_reads_negative_as_low() -> None:
-    values = np.array([[0.1, 0.9, 0.15], [0.5, 0.5, 0.45], [0.9, 0.1, 0.95]])
-    table = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=values)
-    with pytest.raises(UserError, match=r"smallest \|rho\| is 0.9"):
-        soce(otherwise="error").select(table)
-    assert soce(sign="signed").select(table).low_correlation == ("x", "y", "z")
-
-
 def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -> None:
     flat = matrix.values.copy()
     flat[:, 2] = 0.1 + 0.2

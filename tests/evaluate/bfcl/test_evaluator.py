@@ -151,12 +151,6 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
         BfclEvaluator(server=DeadServer()).evaluate(table(folder), shortest(bfcl, ("simple_python",), 1))
 
 
-def test_multi_turn_asks_for_the_full_environment(tmp_path: Path) -> None:
-    evaluator = BfclEvaluator(server=SERVER, categories=["live", "multi_turn"], dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"full\.txt\nmulti_turn_base needs it; .*=\[single_turn\] does not"):
-        _ = evaluator.benchmark
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -202,13 +196,6 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
     for evaluator, change, differs in table:
         assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
     assert replace(drawn, samples=4).look != drawn.look
-
-
-def test_an_items_score_is_the_mean_or_the_best_of_its_answers() -> None:
-    records = [[Record(item="a", score=score) for score in scores] for scores in ((0.0, 1.0), (0.0, 0.0))]
-    drawn = BfclEvaluator(server=VllmServer(), temperature=0.6, samples=2)
-    assert drawn.item_scores([], records).tolist() == [0.5, 0.0]
-    assert replace(drawn, aggregate="pass").item_scores([], records).tolist() == [1.0, 0.0]
 
 
 @served

@@ -91,18 +91,6 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
 TABLE: Any = SimpleNamespace(soup="", architecture_folder=COOK, eos_token_ids=(), folder=COOK)
 
 
-def test_what_is_asked(server: Completions, items: tuple[Item, ...]) -> None:
-    found = evaluator(server, temperature=0.25, max_tokens=7).evaluate(TABLE, items)
-    assert [record.score for record in found] == [0.0, 0.0]
-    assert [record.output for record in found] == ["[f(x=1)]"] * 2
-    assert len(server.asked) == 2
-    for body in server.asked:
-        assert (body["model"], body["temperature"], body["max_tokens"]) == ("served-name", 0.25, 7)
-        assert body["prompt"].endswith("\nCall:")
-    evaluator(server).evaluate(TABLE, items[:1])  # without a limit the context is one
-    assert 0 < server.asked[2]["max_tokens"] < 512
-
-
 @pytest.mark.parametrize(
     ("status", "words"),
     [
@@ -133,12 +121,14 @@ def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item,
         assert [record.replicate for record in found] == [replicate] * 2
     for body in server.asked:
         assert (body["top_p"], body["top_k"], body["min_p"], body["temperature"]) == (0.9, 4, 0.0, 0.6)
+        assert (body["model"], body["prompt"][-6:]) == ("served-name", "\nCall:")
     seeds = [body["seed"] for body in server.asked]
     assert seeds[:2] == seeds[4:]
     assert len(set(seeds)) == 4
     assert set(seeds) == {asking.decoding.seed_of(item, n) for item in items for n in (0, 1)}
-    evaluator(server).evaluate(TABLE, items)
-    assert "seed" not in server.asked[-1]
+    found = evaluator(server, max_tokens=7).evaluate(TABLE, items)
+    assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2  # no call was to be made
+    assert ("seed" in server.asked[-1], server.asked[-1]["max_tokens"]) == (False, 7)
 
 
 @pytest.mark.slow

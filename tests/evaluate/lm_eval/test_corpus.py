@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,10 +176,3 @@ class TestTasks:
         theirs = results[task][f"{used},none"]
         expected = 2**-theirs if used == "bits_per_byte" else 1 / theirs
         assert values.mean() == pytest.approx(expected, rel=1e-5)
-
-    def test_one_category_has_one_kind_of_metric(self, evaluator: HarnessEvaluator) -> None:
-        own = replace(evaluator, category="column:topic")
-        items = own.benchmark.items()
-        records = [SimpleNamespace(item=i.id, score=0.0, statistics=(1.0,) * 10) for i in items]
-        with pytest.raises(UserError, match=r"category soup mixes bleu and mean.*evaluator.metric or evaluator.cat"):
-            own.item_scores(items, [[record] for record in records])  # type: ignore[list-item]

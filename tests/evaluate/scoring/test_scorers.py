@@ -125,18 +125,6 @@ def test_python_types_from_the_docs(kind: Any, allowed: Any, output: str, expect
     assert right({"calls": [{"f": {"a": allowed}}], "functions": docs}, output) is expected
 
 
-def test_required_by_the_docs_beats_optional_in_the_answer() -> None:
-    docs = [{"name": "f", "parameters": {"properties": {"a": {"type": "string"}}, "required": ["a"]}}]
-    assert not right({"calls": [{"f": {"a": ["x", ""]}}], "functions": docs}, "f()")
-    assert right([{"f": {"a": ["x", ""]}}], "f()")
-
-
-def test_javascript() -> None:
-    answer = [{"go": {"who": ["Ana"], "tags": [["a", "b"]], "deep": [{"k": [True]}]}}]
-    assert right(answer, "go(who='Ana', tags=['a', \"b\"], deep={k: true})", "javascript")
-    assert not right(answer, "go(who='Ana', tags=['a', 'b'], deep={k: 'true'})", "javascript")
-
-
 @pytest.mark.parametrize(
     ("answer", "scorer", "language", "match"),
     [
