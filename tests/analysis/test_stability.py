@@ -57,17 +57,6 @@ def test_it_is_json_and_repeatable() -> None:
     assert first["experts"] != stability(scores, SOCE, draws=60, seed=1)["experts"]
 
 
-def test_draws_without_a_selection_are_counted() -> None:
-    rates = np.array([[1.0, 0.9], [1.0, 0.8], [0.97, 0.3], [1.0, 0.5]])
-    scores = matrix(rates, each=30, seed=1)
-    assert np.ptp(scores.values[:, 0]) > 0
-    drawn = stability(scores, SoCE(correlation=pearson, objective=Mean(), threshold=1.0), draws=200)
-    assert 0 < drawn["not_estimable"] < 200  # two categories, and one of them is constant
-    assert drawn["reasons"] == {"a category is constant": drawn["not_estimable"]}
-    few = drawn["not_estimable"] > 100  # an interval needs half of the draws
-    assert (drawn["correlations"][0]["bootstrap_low"] is None) == few
-
-
 def test_nothing_estimable_is_none_not_zero() -> None:
     rates = np.array([[0.9, 0.9], [0.6, 0.6], [0.3, 0.3], [0.1, 0.1]])
     strict = SoCE(correlation=pearson, objective=Mean(), threshold=0.01, otherwise="error")

@@ -47,22 +47,6 @@ def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
     assert names(tmp_path) == [".other.part-1", ".soup.part-mine", "soup"]
 
 
-def test_a_soup_stays_although_the_folder_above_cannot_be_flushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sync = files._sync
-
-    def fails(path: Path) -> None:
-        if path == tmp_path:
-            raise OSError(5, "Input/output error")
-        sync(path)
-
-    monkeypatch.setattr(files, "_sync", fails)
-    with staged(tmp_path / "soup") as stage:
-        write_files(stage, {"a": "1"})
-    assert names(tmp_path / "soup") == ["a"]
-
-
 def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: Path) -> None:
     out = tmp_path / "soup"
 

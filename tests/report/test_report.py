@@ -17,10 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from souping.analysis.surface import draw as surface
-from souping.core.simplex import grid
 from souping.report.files import as_json, draw, write_report, write_trials
-from souping.report.plots import Drawing, landscape
 from souping.report.render import markdown, page, report_table
 from tests.support.html import outline
 from tests.support.report import sample
@@ -145,26 +142,6 @@ def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
     assert max(map(len, on_terminal(report, 80).splitlines())) <= 80
     assert "expert of" in on_terminal(sample(stop="search", columns=4)[0])
     assert "[bold]x" in on_terminal({"selection": {"ingredients": ["[bold]x"]}})
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_pictures_ring_the_chosen_soup(k: int) -> None:
-    report, trials = sample(k=k)
-    worst = min(trials, key=lambda trial: trial["objective"])
-    other = {**report, "recipe": {**report["recipe"], "id": worst["recipe_id"]}}
-    rings = [_rings(landscape(one, trials))[0] for one in (report, other)]
-    assert rings[0] != rings[1]
-    points = [*grid(k, 0.1, 0.1, 0.9)][:30]
-    shifts = {"difference": 0, "low": -1, "high": 1}
-    band = {key: [0.01 * n + shift for n in range(len(points))] for key, shift in shifts.items()}
-    drawn = surface({"ingredients": list("abcd"[:k]), "weights": points, "objective": band, "chosen": points[2]})
-    assert len(_rings(drawn)) == 1
-
-
-def _rings(drawing: Drawing | None) -> list[tuple[float, float]]:
-    assert drawing is not None
-    lines = [line for axes in drawing.figure.axes for line in axes.lines if line.get_fillstyle() == "none"]
-    return [(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in lines]
 
 
 @settings(max_examples=30)

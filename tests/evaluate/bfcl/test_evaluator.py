@@ -200,47 +200,34 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
 
 @served
 @pytest.mark.slow
-class TestRun:
-    def test_a_whole_run(self, bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
-        asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
-        words = [
-            "evaluator=bfcl",
-            f"evaluator.dir={bfcl.folder}",
-            f"evaluator.ids=[{','.join(item.id for item in asked)}]",
-            "evaluator.categories=[simple_python,irrelevance]",
-            "evaluator.handlers={python_cook:plain,script_cook:plain}",
-            "evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]",
-            "evaluator.max_tokens=12",
-            "evaluator.threads=2",
-            f"server.url={address}",
-            f"pool.candidates=[{COOK},{OTHER}]",
-            "selector=all",
-            "optimiser=fixed",
-            "optimiser.weights=[0.5,0.5]",
-            "name=served",
-            "analysis=[]",
-        ]
-        done = souping(*words)
-        assert done.code == 0, done.err
-        (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
-        with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
-            trials = list(csv.DictReader(lines))
-        assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
-        assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
-        assert float(trials[1]["objective"]) > 0.0
-        assert report["benchmark"]["name"] == "bfcl"
-        assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
-        warnings = " ".join(report["warnings"])
-        assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
-        assert "overall without simple_java" in warnings
-        assert report["cost"]["trials"] == 2
-        assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
-        again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
-        assert again.code == 2, again.err  # another server is another evaluator
-        again = souping(*words)
-        assert again.code == 0, again.err
-        latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
-        assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0
+def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
+    asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
+    words = ["evaluator=bfcl", f"evaluator.dir={bfcl.folder}", f"server.url={address}", "selector=all", "analysis=[]"]
+    words += [f"evaluator.ids=[{','.join(item.id for item in asked)}]", f"pool.candidates=[{COOK},{OTHER}]"]
+    words += ["evaluator.categories=[simple_python,irrelevance]", "evaluator.max_tokens=12", "evaluator.threads=2"]
+    words += ["evaluator.handlers={python_cook:plain,script_cook:plain}", "name=served"]
+    words += ["evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
+    done = souping(*words)
+    assert done.code == 0, done.err
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
+    with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
+        trials = list(csv.DictReader(lines))
+    assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
+    assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
+    assert float(trials[1]["objective"]) > 0.0
+    assert report["benchmark"]["name"] == "bfcl"
+    assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
+    warnings = " ".join(report["warnings"])
+    assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
+    assert "overall without simple_java" in warnings
+    assert report["cost"]["trials"] == 2
+    assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
+    again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
+    assert again.code == 2, again.err  # another server is another evaluator
+    again = souping(*words)
+    assert again.code == 0, again.err
+    latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0
 
 
 NAMES = ("a", "b")

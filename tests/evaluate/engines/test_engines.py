@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,7 +24,6 @@ from souping.evaluate.engines.transformers import (
     Engine,
     TransformersEngine,
     load_module,
-    load_tokenizer,
     prompt_key,
 )
 from souping.evaluate.engines.vllm import (
@@ -46,7 +40,6 @@ from tests.conftest import ROOT, Cli, pool_of
 from tests.support.evaluators import Sink
 from tests.support.family import save_model
 from tests.support.live import live
-from tests.support.processes import gone, members, wait_for
 
 FOLDER = pantry.path("python_cook")
 WISHED = ModuleSettings(device="cuda:1", dtype="float16", trust_remote_code=True)
@@ -160,21 +153,16 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
     souping(*pool_of(family), "engine=vllm").refused(f"the package vllm is not installed: {install('vllm')}")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_stored_name_is_sent_once(family: Path, tmp_path: Path, tied: bool) -> None:
-    folder = family / "ant" if tied else tmp_path / "untied"
-    if not tied:
-        save_model(folder, 3, tie_word_embeddings=False)
-    module, stored = load_module(folder, LOCAL.module_settings()), stored_names(folder)
-    found = checkpoint_tensors(module, stored)
-    assert found is not None
-    assert sorted(name for name, _ in found) == sorted(stored)
-    assert stores_head(folder) != tied
-    other = frozenset(name.replace("mlp.up_proj", "mlp.experts.0.up_proj") for name in stored)
-    assert checkpoint_tensors(module, other) is None  # the module's names are not the checkpoint's
-    module.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert stored_names(tmp_path / "shards") == stored
+def test_every_stored_name_is_sent_once_of_tied_and_untied_models(family: Path, tmp_path: Path) -> None:
+    untied = save_model(tmp_path / "untied", 3, tie_word_embeddings=False)
+    for folder in (family / "ant", untied):
+        module, stored = load_module(folder, LOCAL.module_settings()), stored_names(folder)
+        found = checkpoint_tensors(module, stored)
+        assert found is not None
+        assert sorted(name for name, _ in found) == sorted(stored)
+        assert stores_head(folder) == (folder == untied)
+        other = frozenset(name.replace("mlp.up_proj", "mlp.experts.0.up_proj") for name in stored)
+        assert checkpoint_tensors(module, other) is None  # the module's names are not the checkpoint's
 
 
 @pytest.fixture
@@ -199,9 +187,8 @@ def soups_of(family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
         for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
             recipe = opened.recipe(weights)
             opened.pool.write(recipe, tmp_path / recipe.id)
-            soups.append(
-                load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
-            )
+            settings = replace(LOCAL, dtype="bfloat16").module_settings()
+            soups.append(load_module(tmp_path / recipe.id, settings).state_dict())
             for batch in (items[:2], items[2:]):
                 records = evaluator.evaluate(opened.serving(evaluator)(recipe), batch)
                 assert [r.output for r in records] == ["red "] * len(batch)
@@ -247,14 +234,8 @@ def test_a_failed_transfer_turns_to_folders(
 
 
 def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace) -> None:
-    tokenizer = load_tokenizer(family / "ant")
-    served = SimpleNamespace(
-        soup="s",
-        architecture_folder=family / "ant",
-        folder=family / "ant",
-        tokenizer=tokenizer,
-        eos_token_ids=(1, 3),
-    )
+    served = live(family / "ant")
+    served.eos_token_ids = (1, 3)
     items = [Item(id=str(i), category="c", prompt="a" * length, answer="") for i, length in enumerate((9, 127))]
     engine = VllmEngine(weights="reload")
     replace(LOCAL, engine=engine).evaluate(served, items)
@@ -271,29 +252,3 @@ def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace
     assert len({*seeds[0], *seeds[1]}) == 4
     rule = {key: sink.sampling[0][key] for key in ("temperature", "top_p", "top_k", "min_p")}
     assert rule == {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": 0.0}
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, pytest.param(None, marks=pytest.mark.slow)], ids=str)
-def test_an_engines_processes_do_not_outlive_the_run(how: signal.Signals | None, tmp_path: Path) -> None:
-    code = f"""
-        import os, subprocess, sys, time
-        from pathlib import Path
-        from souping.evaluate.servers.process import PidGuard
-        inner = "import time; time.sleep(600)"
-        outer = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
-        child = subprocess.Popen([sys.executable, "-c", outer, inner], start_new_session=True)
-        while not Path(f"/proc/{{child.pid}}/task/{{child.pid}}/children").read_text().strip():
-            time.sleep(0.02)
-        guard = PidGuard([child.pid])
-        Path("group").write_text(f"{{child.pid}}\\n")
-        {"time.sleep(600)" if how else "guard.stop()"}
-    """
-    run = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    group = int(wait_for(tmp_path / "group"))
-    if how is not None:
-        assert len(members(group)) == 2
-        run.send_signal(how)
-    run.wait(600)
-    assert gone(group)

@@ -222,9 +222,6 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
         assert score["low"] < score["mean"] < score["high"]
 
 
-pytest.importorskip("lm_eval")
-
-
 @pytest.fixture(scope="module")
 def free(folder: Path) -> HarnessEvaluator:
     lines = [*lm_eval_tasks.WRITE[:4], "  until: []", "  max_gen_toks: 12"]

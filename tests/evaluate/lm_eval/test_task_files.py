@@ -147,7 +147,6 @@ def test_a_run_with_a_file_of_others(souping: Cli, family: Path, wild: Path) -> 
     assert not (wild / "RAN").exists()
 
 
-pytest.importorskip("lm_eval")
 ROWS = lm_eval_tasks.rows(3, 1)
 
 

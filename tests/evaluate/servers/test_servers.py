@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -205,22 +204,29 @@ def test_one_that_ends_by_itself_takes_its_own_along_and_leaves_its_reason(tmp_p
     process.stop()
 
 
+SERVER = """
+from souping.evaluate.servers.process import Process
+Path("group").write_text(f"{Process([sys.executable, '-c', sys.argv[1]], os.environ, Path('log')).group}\\n")
+"""
+ENGINE = """
+import subprocess
+from souping.evaluate.servers.process import PidGuard
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+while not Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip():
+    time.sleep(0.02)
+guard = PidGuard([child.pid])
+Path("group").write_text(f"{child.pid}\\n")
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None], ids=str)
-def test_nothing_outlives_the_run(tmp_path: Path, how: signal.Signals | None) -> None:
-    code = f"""
-        import os, sys, time
-        from pathlib import Path
-        from souping.evaluate.servers.process import Process
-        process = Process([sys.executable, "-c", {PARENT.format("time.sleep(600)")!r}], os.environ, Path("log"))
-        Path("group").write_text(f"{{process.group}}\\n")
-        {"time.sleep(600)" if how is not None else "time.sleep(1)"}
-    """
-    run = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.mark.parametrize("code", [SERVER, ENGINE], ids=["server", "engine"])
+def test_nothing_outlives_the_run(tmp_path: Path, code: str, how: signal.Signals | None) -> None:
+    end = "time.sleep(600)" if how else "time.sleep(1)" if code == SERVER else "guard.stop()"
+    whole = f"import os, sys, time\nfrom pathlib import Path\n{code}\n{end}"
+    command = [sys.executable, "-c", whole, PARENT.format("time.sleep(600)")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     group = int(wait_for(tmp_path / "group"))
     if how is not None:
         assert len(members(group)) > 0
@@ -313,13 +319,12 @@ def running(cook: Path) -> Iterator[RunningServer]:
 
 @real
 @pytest.mark.slow
-class TestTransformersServe:
-    def test_its_answers_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
-        texts = completions(running.url, running.model, prompts, 24)
-        assert texts == local_answers(cook, prompts, 24)
-        assert len(set(texts)) > 1
-        chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
+def test_its_answers_are_the_local_evaluators(running: RunningServer, cook: Path, prompts: list[str]) -> None:
+    texts = completions(running.url, running.model, prompts, 24)
+    assert texts == local_answers(cook, prompts, 24)
+    assert len(set(texts)) > 1
+    chats = [({"role": "user", "content": prompt},) for prompt in prompts]
+    assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +338,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @real
 @pytest.mark.slow
-class TestAFoundServer:
-    def test_it_loads_one_model_after_another(self, url: str, prompts: list[str]) -> None:
-        server = TransformersServer(url=url)
-        for name in ("python_cook", "java_cook"):
-            running = server.start(pantry.path(name), name)
-            assert running.process is None
-            texts = completions(running.url, running.model, prompts, 24)
-            assert texts == local_answers(pantry.path(name), prompts, 24)
-            running.stop()
-            assert models_at(url) == []  # it forgot the soup
-        models_at(url)  # and runs on
+def test_it_loads_one_model_after_another(url: str, prompts: list[str]) -> None:
+    server = TransformersServer(url=url)
+    for name in ("python_cook", "java_cook"):
+        running = server.start(pantry.path(name), name)
+        assert running.process is None
+        texts = completions(running.url, running.model, prompts, 24)
+        assert texts == local_answers(pantry.path(name), prompts, 24)
+        running.stop()
+        assert models_at(url) == []  # it forgot the soup
+    models_at(url)  # and runs on
