@@ -154,7 +154,8 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 
 
 def test_every_stored_name_is_sent_once_of_tied_and_untied_models(family: Path, tmp_path: Path) -> None:
-    untied = save_model(tmp_path / "untied", 3, tie_word_embeddings=False)
+    untied = tmp_path / "untied"
+    save_model(untied, 3, tie_word_embeddings=False)
     for folder in (family / "ant", untied):
         module, stored = load_module(folder, LOCAL.module_settings()), stored_names(folder)
         found = checkpoint_tensors(module, stored)
