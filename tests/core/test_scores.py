@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from souping.core import simplex
 from souping.core.protocols import Objective, ScoreSource
 from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, read_table
-from souping.core.types import ScoreMatrix, UserError
+from souping.core.types import TOLERANCE, ScoreMatrix, UserError, check_weights
 from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.logs.scores import LogScores
+from souping.search import points as simplex
 from souping.testing import check_objective
 from tests.conftest import PAPER, ROOT
 from tests.support.choices import differing, each
@@ -150,9 +150,9 @@ def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
 def test_weights_are_taken_only_when_they_sum_to_one(weights: list[float]) -> None:
     for wrong in ([], [*weights, float("nan")], [-0.5, 1.5]):
         with pytest.raises(UserError, match="finite and not negative"):
-            simplex.check_weights(wrong)
-    if abs(sum(weights) - 1) <= simplex.TOLERANCE:
-        assert simplex.check_weights(weights) == tuple(weights)
+            check_weights(wrong)
+    if abs(sum(weights) - 1) <= TOLERANCE:
+        assert check_weights(weights) == tuple(weights)
     else:
         with pytest.raises(UserError, match="not 1"):
-            simplex.check_weights(weights)
+            check_weights(weights)

@@ -141,7 +141,7 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
             poured = {k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()}
-            kitchen.pool.write(recipe, tmp_path / str(number))
+            kitchen.merge_pool.write(recipe, tmp_path / str(number))
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
@@ -250,7 +250,7 @@ def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
-    assert (twice.answers, DRAWN.answers, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
+    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
 
 
 def test_how_answers_become_a_score() -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from souping.core import simplex
 from souping.core.protocols import Optimiser, RecipeEvaluator, Strategy
 from souping.core.scores import Mean
 from souping.core.types import (
@@ -24,6 +23,7 @@ from souping.core.types import (
     UserError,
     Weights,
 )
+from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
@@ -175,7 +175,7 @@ class Table(RecipeEvaluator):
         return self.at_once
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return 1
 
     @property

@@ -59,7 +59,7 @@ def pantry_model() -> Any:
 
 
 def answers(asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
-    return asked.engine.answer(asked, pantry_model, items, replicate)
+    return asked.engine.generate(asked, pantry_model, items, replicate)
 
 
 def test_an_answer_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, pantry_model: Any) -> None:
@@ -187,7 +187,7 @@ def soups_of(family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
         soups = []
         for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
             recipe = opened.recipe(weights)
-            opened.pool.write(recipe, tmp_path / recipe.id)
+            opened.merge_pool.write(recipe, tmp_path / recipe.id)
             settings = replace(LOCAL, dtype="bfloat16").module_settings()
             soups.append(load_module(tmp_path / recipe.id, settings).state_dict())
             for batch in (items[:2], items[2:]):

@@ -286,7 +286,7 @@ def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
 
 
 def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
-    assert drawn.answers == 3
+    assert drawn.answers_per_item == 3
     first, second = ask(drawn, served), ask(drawn, served, 1)
     assert [record.replicate for record in second] == [1] * 8
     assert texts(first) != texts(second)
