@@ -45,9 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("view", VIEWS)
-def test_nothing_sticks_out_and_the_console_is_silent(
-    name: str, view: str, chromium: Browser, pages: dict[str, Path]
-) -> None:
+def test_nothing_sticks_out_and_no_message(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
     width, scheme = VIEWS[view]
     chromium.open(pages[name], width, scheme)
     for _ in range(2):
@@ -68,9 +66,7 @@ def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[
         chromium.evaluate(OPEN)
 
 
-def test_what_is_put_into_the_page_loads_and_runs_nothing(
-    chromium: Browser, pages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_put_into_the_page_runs_nothing(chromium: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "changed.html"
     added = "<script>document.title = 'ran'</script><img src='https://localhost/x.png' onerror='document.title = 1'>"
     page.write_text(pages["three"].read_text().replace("</main>", f"{added}</main>"))

@@ -53,9 +53,7 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(clock: list[float], capsys:
     ]
 
 
-def test_speed_and_time_left_come_from_what_was_evaluated(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_speed_and_time_left_are_of_what_was_evaluated(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         progress.stage("score", items=1000)
         clock[0] = 21.0

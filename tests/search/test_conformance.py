@@ -18,7 +18,6 @@ from souping.core.types import (
     Recipe,
     Request,
     Result,
-    SearchSpace,
     Trial,
     UserError,
     Weights,
@@ -225,27 +224,8 @@ class Scripted(Optimiser):
         return {"asked": len(self.told)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits(Strategy):
-    """Nothing but limits."""
-
-    trials: int | None = None
-    budget: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
-
-    def start(self, space: SearchSpace, seed: int) -> Optimiser:
-        raise AssertionError
-
-    def count(self, size: int) -> int | None:
-        return None
-
-    def describe(self, size: int) -> str:
-        return "limits"
-
-
 def run(
-    optimiser: Scripted, limits: Limits, table: Table, known: Mapping[Weights, np.ndarray] | None = None
+    optimiser: Scripted, limits: Grid, table: Table, known: Mapping[Weights, np.ndarray] | None = None
 ) -> tuple[SearchResult, list[Trial]]:
     heard: list[Trial] = []
     found = SearchRun(
@@ -261,7 +241,7 @@ def parts(weights: Weights, *places: Sequence[int]) -> list[Cell]:
 
 def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_whole_fold() -> None:
     optimiser = Scripted([*parts(FIRST, range(5), range(10, 15)), *parts(SECOND, range(3))], FIRST)
-    found, trials = run(optimiser, Limits(), Table())
+    found, trials = run(optimiser, Grid(), Table())
     assert [(trial.weights, trial.whole, trial.result.items) for trial in trials] == [
         (FIRST, True, 20),
         (SECOND, False, 3),
@@ -277,15 +257,15 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
 @pytest.mark.parametrize(
     ("limits", "asked"),
     [
-        (Limits(trials=1), [5, 5]),
-        (Limits(budget=20), [5, 5, 3]),
-        (Limits(budget=12), [5, 5]),
-        (Limits(tokens=15), [5]),
-        (Limits(tokens=16), [5, 5]),
-        (Limits(seconds=9.0), [5, 5]),
+        (Grid(trials=1), [5, 5]),
+        (Grid(budget=20), [5, 5, 3]),
+        (Grid(budget=12), [5, 5]),
+        (Grid(tokens=15), [5]),
+        (Grid(tokens=16), [5, 5]),
+        (Grid(seconds=9.0), [5, 5]),
     ],
 )
-def test_the_first_limit_ends_a_search(limits: Limits, asked: list[int]) -> None:
+def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:
     optimiser = Scripted([*parts(FIRST, range(5), range(10, 15)), *parts(SECOND, range(3))], FIRST)
     found, _ = run(optimiser, limits, Table())
     assert [len(cell.items or ()) for cell, _ in optimiser.told] == asked
@@ -294,17 +274,17 @@ def test_the_first_limit_ends_a_search(limits: Limits, asked: list[int]) -> None
 
 def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
     optimiser = Scripted([Cell(weights=FIRST), *parts(SECOND, range(3), range(10, 13))], SECOND)
-    found, _ = run(optimiser, Limits(budget=26), Table())
+    found, _ = run(optimiser, Grid(budget=26), Table())
     assert found.recipe.weights == FIRST
     assert found.cost.items == 26
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
     known = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
-    found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Limits(budget=20), Table(), known)
+    found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(budget=20), Table(), known)
     assert [(trial.weights, trial.reused) for trial in trials] == [((1.0, 0.0), 20), ((0.0, 1.0), 20), (FIRST, 0)]
     assert found.cost.items == 20
-    alone, _ = run(Scripted([], (1.0, 0.0)), Limits(), Table(), known)
+    alone, _ = run(Scripted([], (1.0, 0.0)), Grid(), Table(), known)
     assert (alone.result.objective, alone.cost.items) == (1.0, 0)
 
 
@@ -312,7 +292,7 @@ def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
 def test_as_many_are_open_as_there_are_slots_and_results_come_in_any_order(at_once: int) -> None:
     points = [(w / 10, round(1 - w / 10, 12)) for w in range(1, 10)]
     table = Table(at_once)
-    found, trials = run(Scripted([Cell(weights=point) for point in points], points[-1]), Limits(), table)
+    found, trials = run(Scripted([Cell(weights=point) for point in points], points[-1]), Grid(), table)
     assert table.most == at_once
     assert sorted(trial.weights for trial in trials) == points
     assert [trial.number for trial in trials] == list(range(9))

@@ -57,9 +57,7 @@ class TestTracker:
         check_tracker(make(), tmp_path)
         assert capfd.readouterr() == ("", "")
 
-    def test_a_directory_that_cannot_be_written_does_not_raise(
-        self, make: Callable[[], Tracker], tmp_path: Path
-    ) -> None:
+    def test_an_unwritable_directory_does_not_raise(self, make: Callable[[], Tracker], tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         tracker = GuardedTracker(make())
         tracker.start({}, tmp_path / "file")
@@ -224,9 +222,7 @@ class Recorded:
         self.ended = True
 
 
-def test_a_run_is_recorded_by_trackio(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_trackio_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings: dict[str, Json] = {}
     run, module = Recorded(), ModuleType("trackio")
     module.init = lambda **given: settings.update(given) or run  # type: ignore[attr-defined]

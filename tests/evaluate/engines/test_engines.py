@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,12 +15,11 @@ import pytest
 
 from souping import pantry
 from souping.checkpoints import stored_names, stores_head
-from souping.core.protocols import ModelHost, ModuleSettings
+from souping.core.protocols import ModuleSettings
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import (
     Answer,
-    Engine,
     TransformersEngine,
     load_module,
     prompt_key,
@@ -98,16 +96,12 @@ def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_
 
 def test_what_it_declares(asked: LocalEvaluator) -> None:
     engine = asked.engine
-    assert Engine in type(engine).__mro__
-    assert engine.settings is None or json.loads(json.dumps(engine.settings)) == engine.settings
     assert ("engine" in asked.settings) == (engine.settings is not None)
     settings = engine.module_settings(WISHED)
     assert settings.trust_remote_code
     assert (settings == WISHED) == (engine.model_form == "module")
     assert engine.model_form == asked.model_form
     assert engine.host == asked.host
-    assert engine.host is None or (isinstance(engine.host, ModelHost) and engine.host.gpus >= 1)
-    assert engine.host is None or 0 < engine.host.fraction <= 1
     assert all(one.fix.startswith("pip install") for one in engine.needs())
     assert asked.needs() == engine.needs()
 
@@ -138,9 +132,7 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("version", "fits"), [("0.31.9", False), ("0.32.0", True), ("0.33.1+cpu", True), ("0.34.0", False), ("1.0", False)]
 )
-def test_the_version_must_be_in_the_range_of_the_extra(
-    version: str, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_version_is_in_the_range_of_the_extra(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     (low, lower), (high, higher) = VERSIONS
     assert f'"vllm>={low}.{lower},<{high}.{higher}"' in (ROOT / "setup.py").read_text()
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
@@ -198,9 +190,7 @@ def soups_of(family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
     return soups
 
 
-def test_the_very_numbers_that_would_be_written_are_sent_once(
-    family: Path, tmp_path: Path, sinks: SimpleNamespace
-) -> None:
+def test_the_very_numbers_that_are_written_are_sent_once(family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
     import torch
 
     soups = soups_of(family, tmp_path, VllmEngine())

@@ -174,9 +174,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.vllm_runs
 @real
 @pytest.mark.parametrize("kind", ["apart", "tied"])
-def test_soup_after_soup_says_what_transformers_says(
-    kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path
-) -> None:
+def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path) -> None:
     plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
     engine = VllmEngine(dtype="float32", enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.3)
     evaluator = replace(plain, engine=engine)
@@ -214,9 +212,7 @@ def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) 
 @pytest.mark.vllm_runs
 @real
 @serves
-def test_a_found_server_takes_one_models_weights_after_another(
-    found: str, models: Path, items: tuple[Item, ...]
-) -> None:
+def test_a_found_server_takes_one_model_after_another(found: str, models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
         check_served(server.start(models / "apart" / name, name), models / "apart" / name, items)

@@ -138,41 +138,38 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> HarnessEvaluator:
     return HarnessEvaluator(tasks=["translate", "write"], include_path=str(folder), threads=1, device="cpu")
 
 
-class TestTasks:
-    @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
-    def test_a_category_scores_what_the_harness_says(
-        self, evaluator: HarnessEvaluator, served: Any, metric: str
-    ) -> None:
-        values, results = self.both(replace(evaluator, metric={"translate": metric}), served)
-        theirs = results["translate"][f"{metric},none"] / 100
-        assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
-        assert values[12:].mean() == results["write"]["exact_match,none"]
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
+def test_a_category_scores_what_the_harness_says(evaluator: HarnessEvaluator, served: Any, metric: str) -> None:
+    values, results = both(replace(evaluator, metric={"translate": metric}), served)
+    theirs = results["translate"][f"{metric},none"] / 100
+    assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
+    assert values[12:].mean() == results["write"]["exact_match,none"]
 
-    def both(self, own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
-        """(our values, the harness's results) of one model."""
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
 
-        items = own.benchmark.items()
-        values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
-        lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
-        manager = TaskManager(include_path=own.include_path, include_defaults=False)
-        tasks: list[Any] = list(own.tasks)
-        found: Any = simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0)
-        return values, found["results"]
+def both(own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
+    """(our values, the harness's results) of one model."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
-    @pytest.mark.parametrize(
-        ("task", "metric"),
-        [("roll", None), ("roll", "bits_per_byte"), ("last", "perplexity"), ("last", None)],
-    )
-    def test_likelihoods_of_whole_texts(
-        self, evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None
-    ) -> None:
-        own = replace(evaluator, tasks=[task], metric=metric)
-        values, results = self.both(own, served)
-        used = own.loaded[task].metric.name
-        assert used == (metric or {"roll": "word_perplexity", "last": "perplexity"}[task])
-        theirs = results[task][f"{used},none"]
-        expected = 2**-theirs if used == "bits_per_byte" else 1 / theirs
-        assert values.mean() == pytest.approx(expected, rel=1e-5)
+    items = own.benchmark.items()
+    values = own.item_scores(items, [[record] for record in own.evaluate(served, items)])
+    lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
+    manager = TaskManager(include_path=own.include_path, include_defaults=False)
+    tasks: list[Any] = list(own.tasks)
+    found: Any = simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0)
+    return values, found["results"]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [("roll", None), ("roll", "bits_per_byte"), ("last", "perplexity"), ("last", None)],
+)
+def test_likelihoods_of_whole_texts(evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None) -> None:
+    own = replace(evaluator, tasks=[task], metric=metric)
+    values, results = both(own, served)
+    used = own.loaded[task].metric.name
+    assert used == (metric or {"roll": "word_perplexity", "last": "perplexity"}[task])
+    theirs = results[task][f"{used},none"]
+    expected = 2**-theirs if used == "bits_per_byte" else 1 / theirs
+    assert values.mean() == pytest.approx(expected, rel=1e-5)

@@ -59,9 +59,7 @@ def likelihoods(samples: Mapping[str, Any], item: str) -> Any:
     return pytest.approx([likelihood for ((likelihood, _),) in samples[item]["resps"]], abs=2e-4)
 
 
-def test_every_item_has_the_harness_own_answer(
-    evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
-) -> None:
+def test_every_answer_is_the_harness_own(evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path) -> None:
     items = evaluator.benchmark.items()
     records = evaluator.evaluate(served, items)
     samples = by_hand(served, folder, ALL)
@@ -125,9 +123,7 @@ def test_new_weights_in_the_same_module_change_the_answers(evaluator: HarnessEva
         ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
     ],
 )
-def test_categories_and_groups(
-    evaluator: HarnessEvaluator, settings: Mapping[str, Any], category: str, group: str
-) -> None:
+def test_category_and_group(evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str) -> None:
     plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
     own = replace(evaluator, **settings)  # type: ignore[arg-type]
     item = {i.id: i for i in own.benchmark.items()}["pick2/3"]

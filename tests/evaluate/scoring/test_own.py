@@ -111,9 +111,7 @@ def counted(place: Path, what: str) -> int:
         return int(db.execute(f"SELECT COUNT({what.split()[0]}) FROM {what.split()[1]}").fetchone()[0])
 
 
-def test_a_new_scorer_rescores_old_answers_without_asking_anew(
-    family: Path, module: Path, souping: Cli, tmp_path: Path
-) -> None:
+def test_a_new_scorer_rescores_old_answers(family: Path, module: Path, souping: Cli, tmp_path: Path) -> None:
     words = quick_run(family, tmp_path, "short")
     assert souping(*words).code == 0
     answers, grades = counted(tmp_path, "* answers"), counted(tmp_path, "* grades")
@@ -162,9 +160,7 @@ def test_it_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) ->
     ]  # fmt: skip
 
 
-def test_a_key_comes_from_the_environment_and_goes_nowhere_else(
-    endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_is_read_from_the_environment_alone(endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     own = judge(endpoint, key="MY_KEY")
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UserError, match="MY_KEY holds no key"):
@@ -183,9 +179,7 @@ def test_a_key_comes_from_the_environment_and_goes_nowhere_else(
 @pytest.mark.parametrize(
     ("failures", "asked", "score"), [([429, 503], 3, 1.0), ([401], 1, None), ([500] * 3, 3, None)], ids=str
 )
-def test_a_busy_endpoint_is_asked_again(
-    endpoint: FakeServer, failures: list[int], asked: int, score: float | None
-) -> None:
+def test_a_busy_endpoint_is_retried(endpoint: FakeServer, failures: list[int], asked: int, score: float | None) -> None:
     endpoint.answer = graded_by(failures=failures)
     own = judge(endpoint, retries=2)
     if score is None:

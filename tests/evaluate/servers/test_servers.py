@@ -21,7 +21,7 @@ import pytest
 from souping import pantry
 from souping.core.fields import component
 from souping.core.types import UserError, digest
-from souping.evaluate.servers.choices import NEEDS, RunningServer, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import LONGEST, Process, ServerError, free_port, models_at, post
 from tests.conftest import ROOT
 from tests.support.http import FakeServer, Handler, serving
@@ -156,7 +156,6 @@ def test_a_running_server_is_refused_in_two_lines(hostile: FakeServer, tmp_path:
     assert str(caught.value).count("\n") <= 1
 
 
-REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
 real = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
 )
@@ -259,9 +258,7 @@ class TestStart:
             server.start(Path("/m"), name)
         assert str(caught.value).count("\n") <= 1
 
-    def test_a_failure_leaves_its_log_and_an_interrupt_leaves_nothing(
-        self, logs: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_failure_leaves_its_log_an_interrupt_nothing(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(*_: object) -> str:
             raise KeyboardInterrupt
 
@@ -291,60 +288,42 @@ class TestStart:
 
 
 @pytest.fixture(scope="module")
-def cook(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pantry model that has a chat template."""
-    folder = tmp_path_factory.mktemp("pantry") / "python_cook"
-    shutil.copytree(pantry.path("python_cook"), folder)
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prompts() -> list[str]:
     lines = pantry.path("items").read_text().splitlines()[:200:50]
     return [json.loads(line)["prompt"] for line in lines]
 
 
-@pytest.fixture(scope="module")
-def running(cook: Path) -> Iterator[RunningServer]:
-    running = REAL.start(cook, "python_cook")
-    yield running
+@real
+@pytest.mark.slow
+def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]) -> None:
+    cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
+    (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    running = TransformersServer(device="cpu", dtype="float32", timeout=300).start(cook, "python_cook")
     assert running.process is not None
     log, group = running.process.log, running.process.group
-    assert len(members(group)) >= 2
-    running.stop()
+    try:
+        texts = completions(running.url, running.model, prompts, 24)
+        assert texts == local_answers(cook, prompts, 24)
+        assert len(set(texts)) > 1
+        chats = [({"role": "user", "content": prompt},) for prompt in prompts]
+        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
+    finally:
+        running.stop()
     assert members(group) == []
     assert not log.parent.exists()  # a temporary log goes where all went well
 
 
 @real
 @pytest.mark.slow
-def test_its_answers_are_the_local_evaluators(running: RunningServer, cook: Path, prompts: list[str]) -> None:
-    texts = completions(running.url, running.model, prompts, 24)
-    assert texts == local_answers(cook, prompts, 24)
-    assert len(set(texts)) > 1
-    chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-    assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def test_a_found_server_loads_one_model_after_another(tmp_path: Path, prompts: list[str]) -> None:
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
-    with started(command, port, tmp_path_factory.mktemp("found") / "log") as address:
-        yield address
-
-
-@real
-@pytest.mark.slow
-def test_it_loads_one_model_after_another(url: str, prompts: list[str]) -> None:
-    server = TransformersServer(url=url)
-    for name in ("python_cook", "java_cook"):
-        running = server.start(pantry.path(name), name)
-        assert running.process is None
-        texts = completions(running.url, running.model, prompts, 24)
-        assert texts == local_answers(pantry.path(name), prompts, 24)
-        running.stop()
-        assert models_at(url) == []  # it forgot the soup
-    models_at(url)  # and runs on
+    with started(command, port, tmp_path / "log") as url:
+        for name in ("python_cook", "java_cook"):
+            running = TransformersServer(url=url).start(pantry.path(name), name)
+            assert running.process is None
+            texts = completions(running.url, running.model, prompts, 24)
+            assert texts == local_answers(pantry.path(name), prompts, 24)
+            running.stop()
+            assert models_at(url) == []  # it forgot the soup, and runs on
