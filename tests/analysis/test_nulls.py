@@ -55,6 +55,7 @@ def test_no_single_is_kept_where_the_soup_is_better_by_the_margin(name: str) -> 
     assert said["keeps"] <= nulls.allowed(100)
 
 
+@pytest.mark.slow
 def test_ignoring_groups_fails() -> None:
     said = nulls.count(*nulls.FAILS["groups ignored"], REPETITIONS, seed=7)
     assert said["better"] > 1.5 * nulls.allowed(REPETITIONS)

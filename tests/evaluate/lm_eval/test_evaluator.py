@@ -79,7 +79,7 @@ def test_every_answer_is_the_harness_own(evaluator: HarnessEvaluator, served: Si
     "settings",
     [
         {},
-        {"num_fewshot": 1, "fewshot_random_seed": 7},
+        pytest.param({"num_fewshot": 1, "fewshot_random_seed": 7}, marks=pytest.mark.slow),
         {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True},
     ],
     ids=["two shots", "one shot", "chat"],
