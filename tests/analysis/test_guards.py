@@ -1,0 +1,107 @@
+"""Guards: what their names stand for, which soups they admit, and what a plan says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.analysis.guards import Guard, check, judge, plan_guards, read_guards, resolve
+from souping.core.types import Item, ItemScores, UserError
+
+CATEGORIES = ("safe", "live_a", "live_b")
+GROUPS = {"live": ("live_a", "live_b")}
+
+
+def scores(values: Any, lengths: Any = None, group: int = 1) -> ItemScores:
+    values = np.asarray(values, dtype=float)
+    items = tuple(
+        Item(id=f"{n}", category="safe", prompt="", answer="", group=f"{n // group}") for n in range(len(values))
+    )
+    return ItemScores(items=items, values=values, lengths=np.zeros(0) if lengths is None else np.asarray(lengths))
+
+
+@pytest.mark.parametrize(
+    ("guard", "names"),
+    [
+        (3, {"safe": ("safe",), "live_a": ("live_a",), "live_b": ("live_b",)}),
+        ({"live": 2}, {"live": ("live_a", "live_b")}),
+        ({"*_a": 2, "tokens": "+10%", "mgsm": 1.5}, {"*_a": ("live_a",), "tokens": (), "mgsm": ()}),
+        (None, {}),
+    ],
+)
+def test_names_stand_for_categories_groups_benchmarks_and_lengths(
+    guard: Any, names: dict[str, tuple[str, ...]]
+) -> None:
+    found = resolve(read_guards(guard), CATEGORIES, GROUPS, ["mgsm"])
+    assert {one.name: one.categories for one in found} == names
+    assert [one.benchmark for one in found if one.name == "mgsm"] == ["mgsm"] * ("mgsm" in names)
+    assert all(one.lengths == (one.name == "tokens") for one in found)
+
+
+@pytest.mark.parametrize(
+    ("guard", "words"),
+    [
+        (0, "name the loss"), ({"safe": 0}, "guard.safe=0"), ({"safe": "5%"}, "guard.safe"), ({"tokens": 3}, "+10%"),
+        (-1, "above 0"), (True, "guard=True"), ("much", "guard=much"), ({"saef": 3}, "did you mean safe"),
+        ({"mgsm2": 3}, "guard=mgsm2"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(guard: Any, words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve(read_guards(guard), CATEGORIES, GROUPS, ["mgsm"])
+    assert words in str(refused.value)
+
+
+def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
+    rng, n = np.random.default_rng(0), 400
+    reference = (rng.random(n) < 0.7).astype(float)
+    worse = np.where(rng.random(n) < 0.3, 0.0, reference)
+    guard = Guard(name="safe", margin=0.05, categories=("safe",))
+    assert check(guard, scores(reference), scores(reference)).admits
+    assert check(guard, scores(worse), scores(reference)).outcome == "broken"
+    lost = check(guard, scores(worse), scores(reference))
+    assert lost.low < lost.difference < lost.high < -guard.margin
+    tokens = rng.integers(20, 200, n).astype(float)
+    length = Guard(name="tokens", margin=0.1, lengths=True)
+    for factor, outcome in ((1.0, "held"), (1.05, "held"), (1.3, "broken")):
+        found = check(length, scores(reference, factor * tokens), scores(reference, tokens))
+        assert found.outcome == outcome
+        assert found.difference == pytest.approx(1 - factor)
+
+
+def test_the_report_tests_all_guards_at_holms_levels() -> None:
+    rng = np.random.default_rng(1)
+    reference = scores((rng.random(300) < 0.7).astype(float))
+    soup = scores(np.where(rng.random(300) < 0.06, 1 - reference.values, reference.values))
+    guards = [Guard(name=name, margin=margin) for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))]
+    wide, near, narrow = judge(guards, [soup] * 3, [reference] * 3)
+    assert (wide.outcome, narrow.outcome) == ("held", "undecided")
+    assert wide.level == pytest.approx(1 - 0.05 / 3)
+    assert near.level > 0.95
+    assert judge(guards[:1], [soup], [reference], looks=2)[0].level == pytest.approx(1 - 0.05 / 6)
+
+
+def test_a_plan_says_how_many_items_a_guard_needs() -> None:
+    """10 % discordance, 80 % of equal soups: the formula's figures for 3, 2 and 1 points at both levels."""
+    guards = [Guard(name=str(points), margin=points / 100) for points in (3, 2, 1)]
+    items = scores(np.zeros(687)).items
+    plans = list(plan_guards(guards, {"": items}, {"": items}))
+    assert [one.needed(0.05) for one in plans] == [687, 1546, 6183]
+    assert [one.needed(0.025) for one in plans] == [872, 1962, 7849]
+    assert plans[0].share(687, 0.05) == pytest.approx(0.8, abs=0.001)
+    assert not plans[0].warnings()
+    assert "6,183" in plans[2].warnings()[0]
+
+
+def test_known_answers_give_the_discordance_with_its_groups() -> None:
+    rng = np.random.default_rng(2)
+    luck = rng.random((3, 80, 5)) < 0.6
+    alone = {f"m{n}": scores(luck[n].ravel()) for n in range(3)}
+    tied = {f"m{n}": scores(np.repeat(luck[n, :, 0], 5), group=5) for n in range(3)}
+    guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
+    fold = {"": next(iter(alone.values())).items}
+    single, grouped = (next(iter(plan_guards(guard, fold, fold, known))).discordance for known in (alone, tied))
+    assert single == pytest.approx(0.48, abs=0.06)
+    assert grouped == pytest.approx(5 * 0.48, abs=0.6)
