@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +109,7 @@ class LocalEvaluator(Evaluator):
         resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
         return {"name": "local", "version": VERSION, **known, **resolved, "dtype": self.resolved_dtype}
 
-    @property
+    @cached_property
     def decoding(self) -> Decoding:
         own = self._defaults.decoding
         if self.generation == "model" and own is not None:
@@ -121,7 +122,7 @@ class LocalEvaluator(Evaluator):
         return self.dtype or ("float32" if self.resolved_device == "cpu" else self._defaults.dtype)
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
@@ -196,7 +197,7 @@ class LocalEvaluator(Evaluator):
         return [bypass] if plain else []
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return self.batch_size
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
@@ -216,7 +217,7 @@ class LocalEvaluator(Evaluator):
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
-        answers = self.engine.answer(self, model, items, replicate)
+        answers = self.engine.generate(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
     def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:

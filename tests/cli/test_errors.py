@@ -60,6 +60,7 @@ FILES = {
         ("scores=table scores.path=table.csv pool.candidates=[m1,m2,m3]", ["candidate m1"]),
         ("selector=all pool.candidates=[~/m1,~/m2]", ["candidate m1", "home/m1"]),
         ("pool.candidates=[ANT]", ["at least two"]),
+        ("pool.candidates=[ANT,loop]", ["candidate loop", "is not a folder"]),
         ("pool.candidates=[ANT,ANT]", ["same folder"]),
         ("pool.candidates=[ANT,x/ant]", ["share the name"]),
         ("pool.candidates=[{nme: a}]", ["pool.candidates"]),
@@ -70,6 +71,7 @@ def test_bad_settings(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shutil.copytree(family / "bee", tmp_path / "x" / "ant")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

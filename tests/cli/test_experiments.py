@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from souping.cli import choices, groups
-from souping.core import simplex
 from souping.core.scores import read_table
+from souping.search import points as simplex
 from souping.search.points import Grid
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 from tests.support.composition import compose

@@ -19,9 +19,8 @@ from souping.checkpoints.header import FLOATS, size_of
 from souping.core.types import UserError
 from souping.merge import accelerate, kernels
 from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
-from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
+from souping.merge.kernels import METHODS, Raw, delta, linear, mix_block, narrow, slerp_weights, stock_weights, widen
 from souping.merge.local import LocalMerge
-from souping.merge.plan import METHODS, slerp_weights, stock_weights
 from tests.merge.test_writer import contents, planned, siblings, staging
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -40,7 +39,7 @@ def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
     return made
 
 
-@pytest.mark.skipif(_engine() is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(kernels._engine() is None, reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
@@ -52,10 +51,10 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
                 weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
                 size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert native(combine is delta, source, dtype, stored) is not None
+                assert kernels.native(combine is delta, source, dtype, stored) is not None
                 good = mix_block(combine, raw, [source] * rows, weights, dtype, fast, stored)
                 total = combine([widen(r, source) for r in raw], weights)
-                assert store(narrow(total, dtype), dtype, plain, stored) == good
+                assert kernels.store(narrow(total, dtype), dtype, plain, stored) == good
                 assert fast.tobytes() == plain.tobytes(), (source, stored, count)
 
 
@@ -66,7 +65,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(a=FINITE, b=FINITE, w=st.floats(-2, 2, width=32))
 def test_fma_rounds_once(a: float, b: float, w: float) -> None:
     exact = Fraction(w) * Fraction(a) + Fraction(b)
-    got = float(fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
+    got = float(kernels.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
     if math.isinf(got):
         assert abs(exact) >= Fraction(2**128) - Fraction(2**103)
         return
@@ -83,7 +82,7 @@ def test_double_rounding_is_caught() -> None:
     """The sum is 2^-70 below a tie of fp32; rounded to fp64 first it lands on the tie, and then goes the wrong way."""
     weight, value, total = 1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23
     twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
-    once = fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
+    once = kernels.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
     assert once == np.float32(1 + 2.0**-23)
     assert twice == np.float32(1 + 2.0**-22)
 
@@ -167,7 +166,7 @@ def test_a_device_that_rounds_otherwise(
         return to(self, *arguments)
 
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut}[broken])
-    assert not kernels.agrees(torch.device("cpu"))
+    assert not accelerate.agrees(torch.device("cpu"))
     monkeypatch.setattr(accelerate, "agrees", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     accelerate.log.disabled = False
@@ -190,7 +189,7 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     with np.errstate(all="ignore"):
         total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
         wanted = kernels.narrow(total, dtype)
-    got, finite = kernels.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
+    got, finite = accelerate.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
     assert got.numpy().tobytes() == wanted.tobytes()
     assert bool(finite) == kernels.finite(wanted, dtype)
 
@@ -244,5 +243,5 @@ def test_a_single_rank_writes_with_its_gpu(
 @pytest.mark.parametrize("case", CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    assert kernels.agrees(device)
+    assert accelerate.agrees(device)
     check_gpu(case, device, tmp_path)

@@ -30,11 +30,12 @@ import torch
 from souping.checkpoints import fingerprint
 from souping.core.system import package_environment
 from souping.core.types import UserError
-from souping.merge import ERROR, accelerate, chunks
+from souping.merge import ERROR, accelerate
+from souping.merge import plan as merge_plan
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
+from souping.merge.alignment import plan
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.planner import plan
 from souping.merge.writer import PassingDigest, prepare, write_checkpoint
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import aligned, family, load, opened, random_tensors, save, simple
@@ -126,7 +127,7 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     script = f"""
         import os, pathlib, signal
         from souping.merge.writer import write_checkpoint
-        from souping.merge.planner import load_plan
+        from souping.merge.alignment import load_plan
         plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
         write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -153,9 +154,9 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, t
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    chunk = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(chunks.blocks(replace(chunk, count=1 << 30)))
-    assert block.count * count <= chunks.ROWS
+    chunk = merge_plan.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(merge_plan.blocks(replace(chunk, count=1 << 30)))
+    assert block.count * count <= merge_plan.ROWS
 
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
@@ -364,10 +365,10 @@ def test_a_silent_rank_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> N
 def test_nothing_outlives_a_killed(victim: str, early: bool, pool: Siblings, tmp_path: Path, held: Path) -> None:
     saved = planned(pool).save(tmp_path / "plan.json")
     code = (
-        "import sys; from pathlib import Path; from souping.merge import accelerate, planner\n"
+        "import sys; from pathlib import Path; from souping.merge import accelerate, alignment\n"
         "start, (saved, held, out) = accelerate.launcher, sys.argv[1:]\n"
         "accelerate.launcher = lambda *a: [*start(*a)[:-2], held]\n"
-        "accelerate.AccelerateMerge(num_processes=2).write(planner.load_plan(Path(saved)), Path(out))\n"
+        "accelerate.AccelerateMerge(num_processes=2).write(alignment.load_plan(Path(saved)), Path(out))\n"
     )
     command = [sys.executable, "-c", code, str(saved), str(tmp_path / "held.py"), str(tmp_path / "soup")]
     run = subprocess.Popen(command, env=package_environment(), stderr=subprocess.PIPE, text=True)
