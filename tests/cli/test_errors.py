@@ -60,7 +60,7 @@ FILES = {
         ("scores=table scores.path=table.csv pool.candidates=[m1,m2,m3]", ["candidate m1"]),
         ("selector=all pool.candidates=[~/m1,~/m2]", ["candidate m1", "home/m1"]),
         ("pool.candidates=[ANT]", ["at least two"]),
-        ("pool.candidates=[ANT,loop]", ["candidate loop", "is not a folder"]),
+        ("selector=all pool.candidates=[ANT,loop]", ["candidate loop", "is not a folder"]),
         ("pool.candidates=[ANT,ANT]", ["same folder"]),
         ("pool.candidates=[ANT,x/ant]", ["share the name"]),
         ("pool.candidates=[{nme: a}]", ["pool.candidates"]),

@@ -23,7 +23,6 @@ from tests.support.wandb import log_of, of_type
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
-"""Experiments whose candidates were never published."""
 REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
 CHOSEN = {
@@ -68,7 +67,6 @@ OPEN_KEYS = {
     "objective=weighted": "objective.weights={x:1}",
     "pool=folders": "pool.candidates=[a,b]",
 }
-"""What a choice leaves to the user."""
 SWAPPED = [group for group in groups() if group != "experiment"]
 
 

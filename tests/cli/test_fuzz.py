@@ -31,7 +31,6 @@ GIVEN = {
     "evaluator.tasks": ["t"],
     "evaluator.command": "true {model} {items} {out}",
 }
-"""What has no default."""
 ROOT_KEYS: dict[str, Any] = {
     "upload": {"repo": "org/name", "private": True},
     "expected": {"a": {"x": 0.5}},

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.checkpoints.pool import ModelSize, parameters_in, weigh
-from souping.core.types import Candidate
+from souping.checkpoints.pool import ModelSize, parameters_in
 from souping.evaluate.benchmark import Benchmark, split_folds
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -64,12 +63,6 @@ def test_gpus_are_those_that_are_visible(setting: str | None, seen: str, monkeyp
 )
 def test_parameters_by_name(name: str, number: float) -> None:
     assert parameters_in(name) == number
-
-
-def test_a_folder_is_weighed_by_its_headers(family: Path, tmp_path: Path) -> None:
-    found = weigh(Candidate(name="ant", path=family / "ant"))
-    assert (found.basis, found.nbytes, found.download) == ("headers", 2 * found.parameters, 0)
-    assert "is not a folder" in weigh(Candidate(name="x", path=tmp_path / "nowhere" / "x" / "y")).trouble
 
 
 class TestSpace:
@@ -137,12 +130,6 @@ def test_the_plan_expects_what_searches_take(more: tuple[str, ...]) -> None:
     near = (found[:, 0] > 1 / 1.5) & (found[:, 0] < 1.5)
     assert near.mean() >= 0.8
     assert found[:, 1].max() <= 1.1
-
-
-def test_where_soups_do_not_rise_searches_end_earlier() -> None:
-    found = np.array(ratios("flat4"))
-    assert found[:, 1].max() <= 1
-    assert np.median(found[:, 0]) < 1
 
 
 HUB = {
