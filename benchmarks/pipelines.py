@@ -28,7 +28,7 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import MARGIN, Comparison, compare, measured_power, verdict
-from souping.core.protocols import Objective, RecipeEvaluator, Selector
+from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
 from souping.evaluate.benchmark import split_folds
@@ -36,7 +36,7 @@ from souping.pipeline.evidence import Contender
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
-from souping.search.loop import SearchResult, result_of
+from souping.search.loop import RecipeEvaluator, SearchResult, result_of
 from souping.selection import All, SoCE
 
 Rows = np.ndarray

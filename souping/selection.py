@@ -53,8 +53,10 @@ def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True, drop
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
-    coefficients = np.where([name in drop for name in scores.categories], 0.0, coefficients)
-    totals = scores.rows(scores.candidates) @ coefficients
+    kept, rows = np.array([name not in drop for name in scores.categories]), scores.rows(scores.candidates)
+    totals = rows @ np.where(kept, coefficients, 0.0)
+    if not objective.linear and kept.any():
+        totals = objective.value(rows[:, kept], [name for name in scores.categories if name not in drop])
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable, design
+from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, ItemScores, ScoreMatrix
+from souping.core.types import ItemScores, ScoreMatrix
 
 
 def alternatives(
@@ -28,17 +28,14 @@ def alternatives(
     """
     table = ItemTable.of(soup.items, objective)
 
-    def score(values: FloatArray) -> float:
-        return design(values, table.categories, table.groups, table.coefficients).objective
-
     names = list(ingredients)
     scores = np.stack([ingredients[name].values for name in names])
-    optimism = {"optimism": search_score - score(soup.values)}
+    optimism = {"optimism": search_score - table.score(soup.values)}
     if scores.min() < 0 or scores.max() > 1:
         return optimism
     routes = {category: _best(chosen_by, names, category) for category in table.names}
     chosen = [names.index(routes[item.category]) for item in soup.items]
-    router, oracle = score(scores[chosen, np.arange(len(chosen))]), score(scores.max(axis=0))
+    router, oracle = table.score(scores[chosen, np.arange(len(chosen))]), table.score(scores.max(axis=0))
     return {
         **optimism,
         "router": {"score": router, "routes": routes, "models": len(set(routes.values())), "answers": 1},

@@ -8,14 +8,15 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.protocols import Objective
+from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
@@ -236,12 +237,14 @@ FLAT = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class ItemTable:
-    """Items of a fold as arrays: category and group number of each item [I], objective weights [C]."""
+    """Items of a fold as arrays: category and group number of each item [I], objective weights [C], or the objective's
+    `value` of category means [..., C] where it is not linear."""
 
     names: tuple[str, ...]
     categories: IntArray
     groups: IntArray
     coefficients: FloatArray
+    value: Callable[[FloatArray], FloatArray] | None = None
 
     @classmethod
     def of(cls, items: Sequence[Item], objective: Objective) -> ItemTable:
@@ -252,7 +255,57 @@ class ItemTable:
             categories=np.array([names.index(item.category) for item in items]),
             groups=groups.astype(np.int64),
             coefficients=objective.coefficients(names),
+            value=value_of(objective, names),
         )
+
+    def score(self, values: FloatArray) -> float:
+        """Objective of scores [I]."""
+        whole = design(values, self.categories, self.groups, self.coefficients)
+        return whole.objective if self.value is None else float(self.value(whole.means))
+
+    def interval(self, values: FloatArray) -> Interval:
+        """Objective of scores [I] with its 95 % interval."""
+        linear = objective_interval(values, self.categories, self.groups, self.coefficients)
+        if self.value is None:
+            return linear
+        low, high = self.limits(values)
+        bottom, top = span(values)
+        return replace(linear, mean=self.score(values), low=max(bottom, low), high=min(top, high))
+
+    def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
+        """Limits of an objective that is not linear or, of two models, of the difference: a bootstrap over groups.
+
+        Plain and bias-corrected percentiles (Efron and Tibshirani 1993, chapter 14), whichever are wider: the minimum
+        of noisy means is below that of the true ones. Where the categories that decide show no variation, Jeffreys'
+        limits for what was not seen.
+        """
+        assert self.value is not None
+        (bottom, top), tail = span(scores[0]), alpha / 2
+        wholes = [design(values, self.categories, self.groups, self.coefficients) for values in scores]
+        rows, stratum, number = distinct(np.hstack([*(w.sums for w in wholes), wholes[0].counts]), wholes[0].stratum)
+        sums = np.einsum("dr,rc->dc", resample(stratum, number, draws, np.random.default_rng(SALT)), rows)
+        *parts, counts = np.split(sums, len(scores) + 1, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = self._contrast([part / counts for part in parts])
+        drawn, found = drawn[np.isfinite(drawn)], float(self._contrast([whole.means for whole in wholes]))
+        below = float(((drawn < found - 1e-12).mean() + (drawn <= found + 1e-12).mean()) / 2)
+        plain = (tail, 1 - tail)
+        bias = 2 * NORMAL.inv_cdf(min(max(below, 0.01), 0.99))
+        turned = [NORMAL.cdf(bias + NORMAL.inv_cdf(share)) for share in plain]
+        low, high = np.quantile(drawn, [min(plain[0], turned[0]), max(plain[1], turned[1])])
+        steps = 1e-6 * np.eye(len(self.names))
+        slopes = np.array([[float(self.value(w.means) - self.value(w.means - step)) for step in steps] for w in wholes])
+        decides = np.maximum(slopes.sum(0), 0.0) / max(float(slopes.clip(0).sum()), 1e-12)
+        if len(scores) == 1:
+            down, up = flat_margins(design(scores[0], self.categories, self.groups, decides), bottom, top)
+        else:
+            down, up = unseen_margins(design(scores[0] - scores[1], self.categories, self.groups, decides), tail)
+        return found - float(np.hypot(found - low, down)), found + float(np.hypot(high - found, up))
+
+    def _contrast(self, means: Sequence[FloatArray]) -> FloatArray:
+        assert self.value is not None
+        first, *second = map(self.value, means)
+        return np.asarray(first - second[0] if second else first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunSoups
-from souping.analysis.intervals import ItemTable, objective_interval
+from souping.analysis.intervals import ItemTable
 from souping.core.fields import Seed, component
 from souping.core.types import FloatArray, Json, Recipe, elements, entries, number, part
 from souping.report.format import clean, count, in_words, interval, percent, short
@@ -61,6 +61,8 @@ class Shapley(Analysis):
         game = _Game(self, run.soups)
         if len(game.names) < 2:
             raise NotEstimableError("a single model is no game: it takes two players")
+        if not run.objective.linear:
+            raise NotEstimableError(f"Shapley values need a linear objective, which {run.objective.name} is not")
         values = _Values(run, game)
         return {
             "fold": "search",
@@ -176,7 +178,7 @@ class _Values:
     def summary(self, values: FloatArray) -> dict[str, Json]:
         """Value with its interval over items, and the value of each category."""
         table = ItemTable.of(self.first.items, self.run.objective)
-        whole = objective_interval(values, table.categories, table.groups, table.coefficients)
+        whole = table.interval(values)
         means = {name: float(values[table.categories == n].mean()) for n, name in enumerate(table.names)}
         return {"value": self.objective(values), "low": whole.low, "high": whole.high, "categories": means}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from souping.core.protocols import Objective
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, ScoreMatrix
 
+EVERY = "better in every category: the largest of the categories' sign-flip p-values"
 MARGIN = 0.01
 """A gain below it is no reason to soup."""
 
@@ -89,6 +90,29 @@ def compare(
         groups=len(np.unique(groups)),
         discordant=float((np.abs(deltas) > TIE).mean()),
     )
+
+
+def compare_on_table(
+    names: tuple[str, str],
+    a: FloatArray,
+    b: FloatArray,
+    table: ItemTable,
+    *,
+    looks: int = 1,
+    same_model: bool = False,
+) -> Comparison:
+    """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
+    claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
+    given = {"looks": looks, "same_model": same_model}
+    whole = compare(*names, a, b, table.categories, table.groups, table.coefficients, **given)
+    if table.value is None or same_model:
+        return whole
+    low, high = table.limits(a, b, alpha=1 - whole.level)
+    places = [np.flatnonzero(table.categories == number) for number in range(len(table.names))]
+    one, none = np.ones(1), [np.zeros_like(place) for place in places]
+    each = [compare(*names, a[p], b[p], z, table.groups[p], one) for p, z in zip(places, none, strict=True)]
+    difference, p_value = table.score(a) - table.score(b), better_than_every(each)
+    return replace(whole, difference=difference, low=low, high=high, p_value=p_value, test=EVERY)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -297,13 +321,23 @@ class Power:
 def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:
     """Power on the `report` items, by what selection knows of the candidates.
 
-    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items.
+    Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items. None
+    where all candidates answer alike, and of an objective that is not linear.
     """
+    if not objective.linear:
+        return None
     known, count = scores.items, len(scores.candidates)
     if known is not None and not scores.published:
         return measured_power({name: known[name] for name in scores.candidates}, report, objective, margin)
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
+
+
+def no_power(objective: Objective) -> str:
+    """Why `power_of` gave nothing."""
+    if objective.linear:
+        return "all candidates gave the same answers"
+    return f"objective {objective.name}: better is claimed only in every category; its power is not estimated"
 
 
 def measured_power(

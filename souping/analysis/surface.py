@@ -6,7 +6,7 @@ the uniform soup; they hold at all weights at once. The report fold is not touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, r
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
-from souping.search.surrogate import SoupModel, draws
+from souping.search.surrogate import RISE, SoupModel, draws
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,23 +64,40 @@ class SurfaceBand:
 
 
 def band(
-    points: FloatArray, scores: FloatArray, categories: IntArray, coefficients: FloatArray
+    points: FloatArray,
+    scores: FloatArray,
+    categories: IntArray,
+    coefficients: FloatArray,
+    value: Callable[[FloatArray], FloatArray] | None = None,
 ) -> tuple[SurfaceBand, list[FloatArray]]:
     """Band of the objective at `points` [S, K] less that at the first of them, and the difference [S] of each category.
 
     `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
-    objective's.
+    objective's, or its `value` where it is not linear.
     """
-    model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients)
-    for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
-        model.observe(int(soup), slice(None), scores[soup])
-    model.asked = np.isfinite(model.score)
-    model.fit()
+    model = fitted(points, scores, categories, coefficients, value=value)
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
     most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
+
+
+def fitted(
+    points: FloatArray,
+    scores: FloatArray,
+    categories: IntArray,
+    coefficients: FloatArray,
+    rise: float = RISE,
+    value: Callable[[FloatArray], FloatArray] | None = None,
+) -> SoupModel:
+    """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none."""
+    model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients, rise, value)
+    for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
+        model.observe(int(soup), slice(None), scores[soup])
+    model.asked = np.isfinite(model.score)
+    model.fit()
+    return model
 
 
 def _blocks(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
@@ -107,7 +124,7 @@ class ResponseSurface(Analysis):
         points = [*shown, *(point for point in found if point not in shown)]
         blank = np.full(items, np.nan)
         scores = np.array([found.get(point, blank) for point in points])
-        objective, categories = band(np.array(points), scores, fold.categories, fold.coefficients)
+        objective, categories = band(np.array(points), scores, fold.categories, fold.coefficients, fold.value)
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
         return {
             "fold": "search",

@@ -7,6 +7,7 @@ An annotation says what a value may be: a plain type, `Literal`, a container, a 
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 import operator
 import re
@@ -34,7 +35,7 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
-from souping.core.types import Json, UserError
+from souping.core.types import TOLERANCE, Json, UserError, Weights
 
 T = TypeVar("T")
 Hint: TypeAlias = type
@@ -271,3 +272,19 @@ def _words(hint: Hint) -> str:
 def _bound(bound: Interval) -> str:
     sides = {"at least": bound.ge, "above": bound.gt, "at most": bound.le, "below": bound.lt}
     return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
+
+
+def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:
+    """Weights given by hand, as floats.
+
+    Raises:
+        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
+    """
+    values = tuple(float(w) for w in weights)
+    if not values or not all(map(math.isfinite, values)) or min(values) < 0:
+        raise UserError(f"{where}={list(values)} must be finite and not negative")
+    if abs(sum(values) - 1) > TOLERANCE:
+        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
+        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
+        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
+    return values

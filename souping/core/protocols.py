@@ -20,7 +20,6 @@ from souping.core.types import (
     Correlations,
     FloatArray,
     Item,
-    ItemScores,
     Json,
     Missing,
     Recipe,
@@ -167,7 +166,12 @@ class Strategy(Protocol):
 
 
 class Objective(Protocol):
-    """Linear functional of category means: `coefficients` gives w_c in the order of `categories`; they sum to one."""
+    """Number of category means: `coefficients` gives w_c in the order of `categories`; they sum to one.
+
+    Where that is not `linear`, `value` says what is maximised and the coefficients only what an item counts for.
+    """
+
+    linear: bool = True
 
     @property
     def name(self) -> str:
@@ -175,6 +179,10 @@ class Objective(Protocol):
         return type(self).__name__.lower()
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
+
+    def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
+        """Objective of category means [..., C]."""
+        return np.asarray(means @ self.coefficients(categories))
 
     @property
     def groups(self) -> Mapping[str, tuple[str, ...]]:
@@ -464,40 +472,4 @@ class Executor(Component, Protocol):
 
     def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
         """The worker in this process, or workers that `elsewhere`, which can be pickled, makes in other processes."""
-        ...
-
-
-class RecipeEvaluator(Protocol):
-    """Evaluator with a memory, which scores soups by their recipes and computes no answer twice.
-
-    Up to `slots` requests may be open; their scores come in any order.
-    """
-
-    reused: int
-    """Answers that were in the store."""
-    full_batch: int
-    """Items that are answered together; fewer at a time are slow."""
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def whole_folds(self) -> bool:
-        """Whether only whole folds give an item's score."""
-        ...
-
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The ways in which this soup may be prompted, the default first."""
-        ...
-
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
-
-    def all_scores(self, soups: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler."""
-        ...
-
-    def submit(self, request: Request) -> None: ...
-
-    def collect(self) -> tuple[Request, ItemScores]:
-        """Wait for the next request that is completely answered."""
         ...

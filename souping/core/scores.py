@@ -1,7 +1,7 @@
 """Score tables and their sources, measured here or published; and objectives, one number of category scores.
 
-An objective (a mean, fixed weights, a tree of group means) is linear in the category means. So one weight a category
-says it all, and paired tests and intervals apply to every objective alike.
+An objective (a mean, fixed weights, a tree of group means) is linear in the category means: one weight a category says
+it all, and paired tests and intervals apply to all alike. The worst category is the one that is not.
 """
 
 from __future__ import annotations
@@ -106,8 +106,12 @@ def _number(cell: str, where: str) -> float:
 
 def value(objective: Objective, scores: Mapping[str, float]) -> float:
     """The objective of category scores (fractions of 1)."""
-    names = list(scores)
-    return float(objective.coefficients(names) @ np.array([scores[n] for n in names]))
+    return float(objective.value(np.array(list(scores.values())), list(scores)))
+
+
+def value_of(objective: Objective, categories: Sequence[str]) -> Callable[[FloatArray], FloatArray] | None:
+    """Function of category means [..., C] where the objective is not linear, else None."""
+    return None if objective.linear else lambda means: objective.value(means, categories)
 
 
 @component
@@ -116,6 +120,19 @@ class Mean(Objective):
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         return np.full(len(categories), 1.0 / len(categories))
+
+
+@component
+class Worst(Objective):
+    """Lowest of the category means. "Better" is claimed only of a soup that is better in every category."""
+
+    linear = False
+
+    def coefficients(self, categories: Sequence[str]) -> FloatArray:
+        return Mean().coefficients(categories)
+
+    def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
+        return np.asarray(means.min(-1))
 
 
 @component

@@ -85,22 +85,6 @@ class LateError(UserError):
     """A `UserError` after the run's results were written: they stay."""
 
 
-def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:
-    """Weights given by hand, as floats.
-
-    Raises:
-        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
-    """
-    values = tuple(float(w) for w in weights)
-    if not values or not all(map(math.isfinite, values)) or min(values) < 0:
-        raise UserError(f"{where}={list(values)} must be finite and not negative")
-    if abs(sum(values) - 1) > TOLERANCE:
-        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
-        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
-        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
-    return values
-
-
 def digest(value: Json) -> str:
     """SHA-256 (hex) of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -441,7 +425,8 @@ class Bound:
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
-    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
+    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}, which is
+    the `value` of category means [..., C] where it is not linear. `singles`
     [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] their answers' tokens. A
     soup has to keep to the `bounds`; `against` is the ingredient that it is held against, None if it is none of them.
     Fewer than `full_batch` items at a time are slow. With `whole`
@@ -453,6 +438,7 @@ class SearchSpace:
     categories: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
+    value: Callable[[FloatArray], FloatArray] | None = None
     singles: FloatArray | None = None
     lengths: FloatArray | None = None
     bounds: tuple[Bound, ...] = ()
@@ -465,8 +451,9 @@ class SearchSpace:
         """The ingredients' own objectives [K], where their scores are known."""
         if self.singles is None:
             return None
-        share = {name: weight / self.categories.count(name) for name, weight in self.coefficients.items()}
-        return np.asarray(self.singles @ np.array([share[name] for name in self.categories]), dtype=float)
+        names = np.array(self.categories)
+        means = np.stack([self.singles[:, names == name].mean(1) for name in self.coefficients], 1)
+        return np.asarray(self.value(means) if self.value else means @ np.array([*self.coefficients.values()]))
 
 
 @dataclass(frozen=True, kw_only=True)

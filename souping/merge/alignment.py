@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 from souping.checkpoints import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
-from souping.core.fields import load
+from souping.core.fields import check_weights, load
 from souping.core.text import listed, shown
-from souping.core.types import Recipe, UserError, Weights, check_weights, elements
+from souping.core.types import Recipe, UserError, Weights, elements
 from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
     Ingredient,

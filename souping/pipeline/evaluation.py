@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, Executor, LoadedModel, RecipeEvaluator, Worker, Workers
+from souping.core.protocols import Evaluator, Executor, LoadedModel, Worker, Workers
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -39,6 +39,7 @@ from souping.core.types import (
 from souping.evaluate.scoring import Grade, grades
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
+from souping.search.loop import RecipeEvaluator
 
 if TYPE_CHECKING:
     from souping.merge import MergeBackend

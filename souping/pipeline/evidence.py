@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate
+from souping.analysis.intervals import Z95, ItemTable, design, rate
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
-from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, penalty, verdict
+from souping.analysis.significance import (
+    MARGIN,
+    Comparison,
+    compare,
+    compare_on_table,
+    holm,
+    over_looks,
+    penalty,
+    verdict,
+)
 from souping.core.protocols import Evaluator, Objective
 from souping.core.text import first_line, named, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, UserError
@@ -75,7 +84,7 @@ def check_expected(
 def _check(one: Expectation, scores: ItemScores, objective: Objective, count: int) -> dict[str, Any]:
     table = ItemTable.of(scores.items, objective)
     if one.category is None:
-        interval = objective_interval(scores.values, table.categories, table.groups, table.coefficients)
+        interval = table.interval(scores.values)
     else:
         mask = table.categories == table.names.index(one.category)
         interval = rate(scores.values[mask], table.groups[mask])
@@ -146,11 +155,8 @@ class Pair:
         return cls(soup=soup.name, other=other.name, ours=ours, theirs=theirs, table=table, same=same, looks=looks)
 
     def whole(self) -> Comparison:
-        table = self.table
-        return compare(
-            self.soup, self.other, self.ours, self.theirs, table.categories, table.groups, table.coefficients,
-            looks=self.looks, same_model=self.same,
-        )  # fmt: skip
+        names = (self.soup, self.other)
+        return compare_on_table(names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same)
 
 
 def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -201,7 +207,7 @@ def row(contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str,
     for number, name in enumerate(table.names):
         mask = table.categories == number
         by_category[name] = asdict(rate(values[mask], table.groups[mask]))
-    total = objective_interval(values, table.categories, table.groups, table.coefficients)
+    total = table.interval(values)
     return {
         "name": contender.name,
         "kind": contender.kind,
@@ -275,7 +281,7 @@ def compare_on(
         "evaluator": benchmark.evaluator.title,
         "items": len(benchmark.items),
         "groups": len(np.unique(table.groups)),
-        "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+        "coefficients": {} if table.value else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
         "rows": [row(c, measured[c.recipe.id], table) for c in rows],
         "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
         "comparisons": judged([pair.whole() for pair in pairs]),
@@ -296,7 +302,7 @@ def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Object
     table = ItemTable.of([items[n] for n in place], objective)
     ours, theirs = best.result.values[place], outcome.result.values[place]
     names = ("the best mixture", outcome.recipe.ingredients[0])
-    return compare(*names, ours, theirs, table.categories, table.groups, table.coefficients)
+    return compare_on_table(names, ours, theirs, table)
 
 
 def dry_verdict(limit: int | None) -> dict[str, Any]:
@@ -388,12 +394,12 @@ def _remedy(ends: Mapping[str, Any], length_key: str) -> str:
 
 
 def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
-    """Variance of the objective, split into the draw of the items and that of their answers; None without the latter.
+    """Variance of a linear objective, split into the draw of the items and that of their answers; else None.
 
     An item's score is the mean of its answers, so the variance between items holds that of the answers too. `flips` is
     the share of items whose answers did not all score alike.
     """
-    if not np.isfinite(scores.noise).all():
+    if not np.isfinite(scores.noise).all() or table.value is not None:
         return None
     share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
     total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())

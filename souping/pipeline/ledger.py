@@ -49,8 +49,9 @@ class Claim:
         share = dict(zip(names, self.objective.coefficients(names).tolist(), strict=True))
         items = [(i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12)) for i in self.items]
         mixed = sorted((name, round(weight, 3)) for name, weight in zip(soup.fingerprints, soup.weights, strict=True))
+        other = [] if self.objective.linear else [self.objective.name]
         content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
-        return digest([content, sorted(self.candidates), self.evaluator, self.margin, sorted(items)])
+        return digest([content, sorted(self.candidates), self.evaluator, self.margin, sorted(items), *other])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import pearson, stability
 from souping.analysis.guards import Admission, Guard, check, plan_guards
-from souping.analysis.significance import Power, power_of
+from souping.analysis.significance import Power, no_power, power_of
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -169,7 +169,7 @@ class Run(Steps):
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None:
             self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.margin / 100)
-            self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
+            self.progress.say(self.power.sentence() if self.power else no_power(settings.objective))
         return self.selection
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
@@ -286,7 +286,7 @@ class Run(Steps):
     def _objective(self, winner: SearchResult) -> dict[str, Any]:
         names, objective = list(winner.result.categories), self.settings.objective
         weights = objective.coefficients(names).tolist()
-        coefficients = dict(zip(names, weights, strict=True))
+        coefficients = dict(zip(names, weights, strict=True)) if objective.linear else {}
         return {"name": objective.name, "coefficients": coefficients, "search": winner.result.objective}
 
     def _warnings(self) -> list[str]:

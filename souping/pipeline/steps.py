@@ -18,12 +18,11 @@ from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Sele
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
-from souping.search.loop import RecipeSource, SearchResult, find_weights
+from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
 from souping.selection import ranking
 
 if TYPE_CHECKING:
     from souping.analysis import Analysis
-    from souping.core.protocols import RecipeEvaluator
 
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.analysis.guards import ADMISSION, TEST, GuardPlan
-from souping.analysis.significance import DISCORDANCE, Power, power_of
+from souping.analysis.significance import DISCORDANCE, Power, no_power, power_of
 from souping.core.files import nearby, write_atomically
 from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
 from souping.merge.plan import human
@@ -286,6 +286,8 @@ def _report(plan: Plan) -> Section | None:
         return None
     shown = plan.power()
     later = "Known after selection, from the candidates' answers on the select fold."
+    if not plan.run.objective.linear:
+        later = f"{no_power(plan.run.objective)}."
     return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
 
 

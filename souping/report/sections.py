@@ -42,11 +42,14 @@ def summary(report: Report) -> list[str]:
     scores = next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {})
     lines, recipe = losses(report), part(report, "recipe")
     if scores:
-        equal = len(set(part(part(report, "objective"), "coefficients").values())) < 2
+        objective = part(report, "objective")
+        equal = len(set(part(objective, "coefficients").values())) < 2
+        kind = f"{'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of percent correct"
+        if objective and not part(objective, "coefficients"):
+            kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in percent correct"
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
         lines.append(
-            f"The score is the {'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of percent "
-            f"correct, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
+            f"The score is the {kind}, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
         )
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
         pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)

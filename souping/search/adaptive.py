@@ -104,7 +104,7 @@ class AdaptiveSearch(Optimiser):
         self._numbers = {point: number for number, point in enumerate(self._points)}
         self._space, self._stops, self._budget = space, stops, budget
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
-        self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
+        self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients, value=space.value)
         self._guard = None if not space.bounds else GuardModel(self._model, space, self._points)
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
@@ -163,10 +163,11 @@ class AdaptiveSearch(Optimiser):
     def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
         """The soup, and categories of it, whose next blocks tell most per item; a batch of items at least."""
         model, left = self._model, self._model.left
-        worth = np.zeros(left.shape[:2])
-        for c, weight in enumerate(model.weights):
+        worth, slopes = np.zeros(left.shape[:2]), model.slopes(np.array([leader, *rivals]))
+        for c, (weight, *weights) in enumerate(slopes.T):
             _, _, cross, spread, _ = model.posterior(c)
-            worth[:, c] = weight**2 * urgency @ ((cross[rivals] - cross[leader]) ** 2 / np.maximum(spread, TINY))
+            apart = np.array(weights)[:, None] * cross[rivals] - weight * cross[leader]
+            worth[:, c] = urgency @ (apart**2 / np.maximum(spread, TINY))
         price = model.size[np.arange(left.shape[1]), left.argmax(2)]
         worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
         order = np.argsort(-worth / price, 1, kind="stable")

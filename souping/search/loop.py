@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from souping.analysis.guards import Admission
-from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
-from souping.core.scores import value
+from souping.core.fields import check_weights
+from souping.core.protocols import Objective, Optimiser, Strategy
+from souping.core.scores import value, value_of
 from souping.core.text import named
 from souping.core.types import (
     Bound,
@@ -27,7 +28,6 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
-    check_weights,
 )
 from souping.search.points import vertices
 
@@ -82,6 +82,42 @@ def check_budget(strategy: Strategy, items: int) -> None:
         raise UserError(f"optimiser.budget={strategy.budget} is below the {items} items of the search fold")
 
 
+class RecipeEvaluator(Protocol):
+    """Evaluator with a memory, which scores soups by their recipes and computes no answer twice.
+
+    Up to `slots` requests may be open; their scores come in any order.
+    """
+
+    reused: int
+    """Answers that were in the store."""
+    full_batch: int
+    """Items that are answered together; fewer at a time are slow."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def whole_folds(self) -> bool:
+        """Whether only whole folds give an item's score."""
+        ...
+
+    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The ways in which this soup may be prompted, the default first."""
+        ...
+
+    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
+
+    def all_scores(self, soups: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items, each by a handler."""
+        ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def collect(self) -> tuple[Request, ItemScores]:
+        """Wait for the next request that is completely answered."""
+        ...
+
+
 class RecipeSource(Protocol):
     """Pool as far as a search needs it: names of candidates, and recipes of weights."""
 
@@ -122,6 +158,7 @@ def find_weights(
         categories=tuple(item.category for item in items),
         groups=tuple(item.group for item in items),
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
+        value=value_of(objective, names),
         singles=np.array([scores.values for scores in known]) if known else None,
         lengths=np.array([scores.lengths for scores in known]) if known else None,
         bounds=_bounds(admission),
@@ -205,8 +242,7 @@ class SearchRun:
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._name = f"optimiser {named(strategy)}"
-        names = list(dict.fromkeys(item.category for item in items))
-        self._coefficients = dict(zip(names, objective.coefficients(names).tolist(), strict=True))
+        self._categories, self._objective = list(dict.fromkeys(item.category for item in items)), objective
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
         self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
@@ -344,13 +380,11 @@ class SearchRun:
     def _result(self, values: FloatArray) -> Result:
         """The means of scores [I] that are nan where there is none."""
         known = np.flatnonzero(np.isfinite(values))
-        means: dict[str, list[float]] = {name: [] for name in self._coefficients}
+        means: dict[str, list[float]] = {name: [] for name in self._categories}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
-        objective = math.nan
-        if len(categories) == len(means):
-            objective = float(np.array([*self._coefficients.values()]) @ np.array([*categories.values()]))
+        objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
         return Result(objective=objective, categories=categories, items=len(known), values=values)
 
     def _winner(self) -> Trial:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.core.fields import Count, component, pick
+from souping.core.fields import Count, check_weights, component, pick
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights, check_weights
+from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,8 @@ RISE = 0.06
 """Mean and spread of how far soups rise above the plane through the single models, times 1 - sum of squared weights."""
 FLOOR, UNKNOWN, JITTER, TINY = 0.02, 0.2, 1e-9, 1e-12
 """Variance of one item's score: the least, and where nothing is known; and what keeps matrices and roots regular."""
+DRAWS, STEP = 512, 1e-6
+"""Draws of the posterior for an objective that is not linear, and the step of its slopes."""
 LIKELY = 0.5
 """Probability of keeping to all bounds from which a soup may lead."""
 
@@ -44,9 +46,11 @@ class SoupModel:
         blocks: Sequence[Sequence[IntArray]],
         coefficients: FloatArray,
         rise: float = RISE,
+        value: Callable[[FloatArray], FloatArray] | None = None,
     ) -> None:
-        """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective."""
-        self.table, self.blocks, self.weights, self.rise = table, blocks, coefficients, rise
+        """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective, or
+        its `value` of category means [..., C] where it is not linear."""
+        self.table, self.blocks, self.weights, self.rise, self.value = table, blocks, coefficients, rise, value
         self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
         self._inside = 1 - (table**2).sum(1)
         most = max(map(len, blocks))
@@ -142,9 +146,24 @@ class SoupModel:
 
     def objective(self) -> tuple[FloatArray, FloatArray]:
         """Posterior mean [S] and covariance [S, S] of the objective."""
+        if self.value is not None:
+            found = self.value(self.samples())
+            return found.mean(0), np.cov(found, rowvar=False)
         parts = [self.posterior(c) for c in range(len(self.blocks))]
         mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
         return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
+
+    def samples(self, count: int = DRAWS, wider: float = 1.0) -> FloatArray:
+        """Draws of all category means [D, S, C], which are independent; `wider` is a factor on their variances."""
+        parts = [self.posterior(c) for c in range(len(self.blocks))]
+        return np.stack([part[0] + draws(wider * part[1], count, c) for c, part in enumerate(parts)], -1)
+
+    def slopes(self, soups: IntArray) -> FloatArray:
+        """Expected derivative of some soups' objective to each category mean [N, C]."""
+        if self.value is None:
+            return np.tile(self.weights, (len(soups), 1))
+        at, steps = self.samples()[:, soups], STEP * np.eye(len(self.weights))
+        return np.stack([(self.value(at + step) - self.value(at)).mean(0) / STEP for step in steps], -1)
 
     def finishing_gain(self, soups: IntArray) -> float:
         """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
@@ -247,8 +266,8 @@ def difference_variances(cov: FloatArray, soup: int) -> FloatArray:
     return np.asarray(np.maximum(np.diag(cov) + cov[soup, soup] - 2 * cov[soup], TINY))
 
 
-def draws(cov: FloatArray, count: int) -> FloatArray:
-    """Samples [count, S] of a normal with mean zero, always the same stream."""
+def draws(cov: FloatArray, count: int, stream: int = 0) -> FloatArray:
+    """Samples [count, S] of a normal with mean zero, always the same of a `stream`."""
     values, vectors = np.linalg.eigh(cov)
     half = vectors * np.sqrt(np.maximum(values, 0))
-    return np.asarray(np.random.default_rng(0).standard_normal((count, len(cov))) @ half.T)
+    return np.asarray(np.random.default_rng(stream).standard_normal((count, len(cov))) @ half.T)

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from souping.core.fields import check_weights
 from souping.core.protocols import Objective, ScoreSource
-from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, read_table
-from souping.core.types import TOLERANCE, ScoreMatrix, UserError, check_weights
+from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, Worst, read_table
+from souping.core.types import TOLERANCE, ScoreMatrix, UserError
 from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.logs.scores import LogScores
 from souping.search import points as simplex
@@ -87,6 +88,7 @@ def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
 NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance"]
 ROWS: dict[str, list[Objective]] = {
     "mean": [Mean()],
+    "worst_category": [Worst()],
     "weighted": [Weighted(weights={"multiple": 3.0, "irrelevance": 1.0})],
     "tree": [Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})],
     "bfcl": [Bfcl(), Bfcl(version="v4")],

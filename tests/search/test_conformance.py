@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from souping.core.protocols import Optimiser, RecipeEvaluator, Strategy
+from souping.core.protocols import Optimiser, Strategy
 from souping.core.scores import Mean
 from souping.core.types import (
     Cell,
@@ -24,7 +24,7 @@ from souping.core.types import (
 )
 from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
-from souping.search.loop import SearchResult, SearchRun
+from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
 from souping.testing import check_strategy, search, search_space
 from tests.conftest import make_items, recipe
