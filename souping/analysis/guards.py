@@ -90,6 +90,7 @@ def resolve(
     categories: Sequence[str],
     groups: Mapping[str, Sequence[str]],
     benchmarks: Sequence[str],
+    key: str = "guard",
 ) -> tuple[Guard, ...]:
     """What the names stand for: an extra benchmark, a category, a group of the objective's tree, or a pattern.
 
@@ -109,7 +110,7 @@ def resolve(
         elif inside:
             found.append(Guard(name=one.name, margin=one.amount, categories=inside))
         else:
-            pick(one.name, [*categories, *groups, *benchmarks, TOKENS], "guard")
+            pick(one.name, [*categories, *groups, *benchmarks, TOKENS], key)
     return tuple(found)
 
 

@@ -68,7 +68,10 @@ class RootKeys:
 
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
 """Root keys with a closed choice, which is no type of Hydra's."""
-FREE = {**dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard")), "gate": "error"}
+FREE = {
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pareto", "pick")),
+    "gate": "error",
+}
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
 CHECKED: dict[str, Any] = {}

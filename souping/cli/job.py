@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.analysis.front import read_goals
 from souping.analysis.guards import read_guards
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
@@ -226,6 +227,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
         expected=expectations(plain["expected"]),
         guard=read_guards(plain["guard"]),
         guard_against=plain["guard_against"],
+        goals=read_goals(plain["pareto"], plain["pick"]),
     )
 
 

@@ -324,6 +324,10 @@ class Recipe:
     def id(self) -> str:
         return self.fingerprint[:12]
 
+    @property
+    def label(self) -> str:
+        return self.ingredients[0] if len(self.ingredients) == 1 else f"soup {self.id}"
+
     def as_dict(self) -> dict[str, Json]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
         sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from souping.analysis.front import resolve_goals
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
@@ -76,6 +77,7 @@ def _checks(
     yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
+        yield partial(_check_goals, settings, categories)
         if settings.stop_after != "select":
             yield partial(check_budget, settings.optimiser, len(folds["search"]))
     yield partial(_check_selector, settings, names, categories)
@@ -121,6 +123,12 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
         raise UserError(f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above")
     if not isinstance(objective.name, str):
         raise UserError(f"objective {named(objective)}: its name must be a text")
+
+
+def _check_goals(settings: RunSettings, categories: Sequence[str]) -> None:
+    if settings.goals.names and settings.optimiser.count(2) == 1:
+        raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
+    resolve_goals(settings.goals, categories, settings.objective.groups, [one.name for one in settings.also])
 
 
 def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:

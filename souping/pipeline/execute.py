@@ -142,6 +142,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
             if settings.stop_after == "search":
                 recipe = run.winner.recipe.as_dict()
                 found: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": recipe}
+                found |= {"analyses": run.analyses} if run.analyses else {}
                 write_trials(trial_rows(run.winner.trials, run.selection), found, settings.run_dir / "trials.csv")
                 write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
                 return found, run.winner

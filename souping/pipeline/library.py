@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
+from souping.analysis.front import NAME, read_goals
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, number, part
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
@@ -72,6 +73,11 @@ class RunResult:
         recipe: Mapping[str, Any] = part(self.report, "recipe")
         return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
 
+    @property
+    def front(self) -> list[Mapping[str, Json]]:
+        """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
+        return entries(part(part(self.report, "analyses"), NAME), "points")
+
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
         mixed = " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
@@ -96,6 +102,8 @@ def run(
     margin: Margin = 1.0,
     guard: float | Mapping[str, float | str] | None = None,
     guard_against: str | None = None,
+    pareto: Sequence[str] | None = None,
+    pick: Mapping[str, float] | None = None,
     analyses: Mapping[str, Analysis] | None = None,
     store: str | Path = STORE,
 ) -> RunResult:
@@ -105,7 +113,8 @@ def run(
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so many items per
     category and fold; `guard` are losses that a soup must not have, in points by category, group or benchmark, or
-    `{"tokens": "+10%"}`; `analyses` are {name: analysis}, by default those that need no further answers. Defaults:
+    `{"tokens": "+10%"}`; `pareto` are goals whose front `RunResult.front` shows, and `pick`, {goal: weight}, writes a
+    point of it; `analyses` are {name: analysis}, by default those that need no further answers. Defaults:
     SoCE with Pearson's correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:
@@ -130,6 +139,7 @@ def run(
         margin=margin,
         guard=read_guards(guard),
         guard_against=guard_against,
+        goals=read_goals(pareto, pick),
         analyses=_analyses() if analyses is None else analyses,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )

@@ -13,6 +13,7 @@ import numpy as np
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import pearson, stability
+from souping.analysis.front import NAME
 from souping.analysis.guards import Admission, Guard, check, plan_guards
 from souping.analysis.significance import Power, no_power, power_of
 from souping.core.files import write_atomically
@@ -45,6 +46,7 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
+from souping.pipeline.goals import with_front
 from souping.pipeline.guarded import admission_of, guard_sentence, reference_of, tested
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
@@ -137,7 +139,7 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers_per_item)
         measured = evaluation.all_scores(stage.asks, stage.items)
-        by_model = {_label(recipe): one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
+        by_model = {recipe.label: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
         return {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
 
@@ -182,6 +184,9 @@ class Run(Steps):
                 self.evaluate_stage(stage)
             self._announce(ingredients, items)
         self.winner = winner = self.find_weights(self.evaluation, ingredients, items, self._log)
+        if self.settings.goals.names and len(ingredients) > 1:
+            self.winner, self.analyses[NAME] = with_front(self, winner, ingredients, self._log)
+            winner = self.winner
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
         if len(handlers) > 1:
             self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
@@ -290,7 +295,6 @@ class Run(Steps):
         return {"name": objective.name, "coefficients": coefficients, "search": winner.result.objective}
 
     def _warnings(self) -> list[str]:
-        """What a reader of the report must know."""
         if self.scores is None or not self.scores.published:
             return list(self.notes)
         return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
@@ -486,10 +490,6 @@ class Run(Steps):
     def close(self) -> None:
         self.workers.close()
         self.pool.close()
-
-
-def _label(recipe: Recipe) -> str:
-    return recipe.ingredients[0] if len(recipe.ingredients) == 1 else f"soup {recipe.id}"
 
 
 def _unserved(recipe: Recipe) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
+from souping.analysis.front import Goals
 from souping.analysis.guards import Limit
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.pool import Pool
@@ -156,7 +157,7 @@ class RunSettings(MergeSettings):
 
     `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items per
     category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
-    the best single model.
+    the best single model. `goals` are those of the front and of the point on it that is written.
     """
 
     benchmark: protocols.BenchmarkItems
@@ -175,6 +176,7 @@ class RunSettings(MergeSettings):
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
     guard: tuple[Limit, ...] = ()
     guard_against: str | None = None
+    goals: Goals = field(default_factory=Goals)
 
     @property
     def parts(self) -> list[Component]:

@@ -234,10 +234,17 @@ class Steps:
             elsewhere=self.admits_elsewhere,
         )
 
+    def front_stage(self, models: Iterable[Recipe], handler: str = "") -> Stage:
+        """Points of the front that are confirmed."""
+        return self._stage("front: confirmed points", models, "search", handler)
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
+
     def guards(self) -> tuple[Guard, ...]:
         """The guards by the names of categories and benchmarks (UserError: a name is neither)."""
-        categories = list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
-        return resolve(self.settings.guard, categories, self.settings.objective.groups, list(self.extra))
+        return resolve(self.settings.guard, self.categories, self.settings.objective.groups, list(self.extra))
 
     def guarded_items(self, fold: Fold) -> dict[str, tuple[Item, ...]]:
         """{extra benchmark: its items}, the run's own under an empty name; others are cut by the same rule."""

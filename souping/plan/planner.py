@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, GuardPlan, plan_guards
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
@@ -124,18 +125,15 @@ class CountedSteps(Steps):
             todo = (0, 0) if stored else (expected * answers, most * answers)
             self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
+        if self.settings.goals.names and size > 1:
+            points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
+            self.evaluate_stage(self.front_stage(points, winner.handler))
         return winner
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
         self.evaluate_stage(stage)
-        self.guard_plans = list(
-            plan_guards(
-                guards,
-                self.guarded_items("search"),
-                self.guarded_items("report"),
-                {} if self.scores is None else self.scores.items,
-            )
-        )
+        known = {} if self.scores is None else self.scores.items
+        self.guard_plans = list(plan_guards(guards, self.guarded_items("search"), self.guarded_items("report"), known))
         for guard in (guard for guard in guards if guard.benchmark):
             reference = self.single(self.recipes.names[0])
             self.evaluate_stage(self.guard_stage(guard, [reference, _unknown(reference, "the soup that may win")]))

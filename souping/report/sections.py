@@ -416,6 +416,7 @@ MODULES = (
     "souping.analysis.wins",
     "souping.analysis.shapley",
     "souping.analysis.surface",
+    "souping.analysis.front",
     "souping.paper.reproduction",
 )
 """Modules of this package that register a display."""

@@ -53,13 +53,13 @@ class Adaptive(LimitedStrategy):
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
-        return self.over(self._points(len(space.ingredients), space.objectives), space, seed)
+        return self.over(self.points(len(space.ingredients), space.objectives), space, seed)
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""
         return AdaptiveSearch(points, space, seed, stops=self.stop == "auto", budget=self.budget)
 
-    def _points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
+    def points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
         """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
         bounds = self.step, self.step, round(1 - self.step, 12)
         inner = spread(grid(size, *bounds)) if grid_size(size, *bounds) <= LISTED else []
@@ -83,7 +83,7 @@ class Adaptive(LimitedStrategy):
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
         """Expected: after how many items searches of this size ended. Most: hardly any of them took more."""
-        limit = len(self._points(size)) * items
+        limit = len(self.points(size)) * items
         limit = limit if self.budget is None else min(limit, self.budget)
         factor, by_size, by_items = USUAL
         expected = limit if self.stop == "never" else round(factor * size**by_size * items**by_items)
@@ -91,7 +91,7 @@ class Adaptive(LimitedStrategy):
 
     def describe(self, size: int) -> str:
         stop = ["stops when more answers would not change the pick"] if self.stop == "auto" else []
-        return ", ".join([f"adaptive, {len(self._points(size))} possible soups", *stop, *endings(self)])
+        return ", ".join([f"adaptive, {len(self.points(size))} possible soups", *stop, *endings(self)])
 
 
 class AdaptiveSearch(Optimiser):

@@ -367,7 +367,7 @@ class SearchRun:
             number=number,
             recipe=soup.recipe,
             weights=soup.weights,
-            result=result,
+            result=replace(result, lengths=soup.lengths),
             reused=soup.reused,
             handler=handler,
             whole=whole,

@@ -89,8 +89,8 @@ def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, si
         ingredients=tuple(map(str, range(size))), categories=("a", "a", "b"), groups=("1", "2", "3"),
         coefficients={"a": 0.5, "b": 0.5}, singles=np.linspace(0, 1, 3 * size).reshape(size, 3).clip(0.1, 0.9),
     )  # fmt: skip
-    points = Adaptive(step=step)._points(size, space.objectives)
-    assert points == Adaptive(step=step)._points(size, space.objectives)
+    points = Adaptive(step=step).points(size, space.objectives)
+    assert points == Adaptive(step=step).points(size, space.objectives)
     assert points[: size + 1] == anchors(size)
     assert len(set(points)) == len(points) <= 240
     assert all(sum(point) == pytest.approx(1) and min(point) >= 0 for point in points)
@@ -101,7 +101,7 @@ def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, si
         assert np.mean([np.mean(np.flatnonzero(point)) for point in sparse]) > 35
     assert Adaptive(step=step).start(space, 0).ask() is not None
     for few in (2, 3, 4, 5):
-        assert set(Adaptive()._points(few)) == set(Grid().known_points(few))
+        assert set(Adaptive().points(few)) == set(Grid().known_points(few))
 
 
 SHAPES = {

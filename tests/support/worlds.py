@@ -50,7 +50,7 @@ def world(
     shared by all soups. With `even` all soups are alike in the first category; `fold` is the share of the items that
     the search sees, and `changes` are fields of its space.
     """
-    rng, points, kinds = np.random.default_rng(seed), Adaptive()._points(size), len(shares)
+    rng, points, kinds = np.random.default_rng(seed), Adaptive().points(size), len(shares)
     table, place = np.array(points), np.arange(items) // group
     categories = np.concatenate([np.arange(kinds), rng.choice(kinds, items, p=shares)])[place]
     skill = table @ rng.standard_normal((size, kinds))
