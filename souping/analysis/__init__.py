@@ -6,14 +6,15 @@ An analysis is one file here, which computes and shows it, and one choice of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
 
+import numpy as np
 from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, Fold, ItemScores, Json, Recipe, Record
+from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record
 
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
@@ -43,7 +44,8 @@ class RunScores:
 
     `trials` are the soups that the search evaluated, each once; `parts` are the scores [I] of those that answered part
     of the search fold, nan for missing items. `correlation` is the selector's, named `metric`. `answers` is the number
-    per item. `read` gives a model's first answers on a fold, {item id: record}.
+    per item. `read` gives a model's first answers on a fold, {item id: record}. `search_again` finds the best
+    soup of some ingredients within a budget, from their scores on some items, and `score` evaluates one.
     """
 
     soups: RunSoups
@@ -56,9 +58,18 @@ class RunScores:
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
+    search_again: Callable[[tuple[str, ...], Sequence[ItemScores], int], Recipe] | None = None
+    score: Callable[[Recipe, tuple[Item, ...]], ItemScores] | None = None
 
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]
+
+    @property
+    def spent(self) -> int:
+        """Items that the search's soups of two or more parents answered."""
+        soups = [soup.id for soup in self.trials if len(soup.ingredients) > 1]
+        whole = sum(len(self.search[key].items) for key in soups if key in self.search)
+        return whole + sum(int(np.isfinite(self.parts[key]).sum()) for key in soups if key in self.parts)
 
     def mixtures(self) -> list[Recipe]:
         """The soups of two or more parents that answered the whole search fold."""
@@ -66,7 +77,12 @@ class RunScores:
 
 
 class Analysis(Protocol):
-    """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name."""
+    """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name.
+
+    One that `searches` again answers at most as many items as the run's search did.
+    """
+
+    searches: bool = False
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""

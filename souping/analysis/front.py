@@ -14,7 +14,7 @@ import numpy as np
 from souping.analysis.guards import TOKENS, Guard, Limit, resolve
 from souping.analysis.intervals import ItemTable
 from souping.analysis.surface import FITTED, fitted
-from souping.core.fields import pick as pick_name
+from souping.core.fields import pick
 from souping.core.types import BoolArray, FloatArray, Item, Json, UserError, Weights, elements, entries, part, texts
 from souping.report.format import clean, count, in_words, interval, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
@@ -33,25 +33,25 @@ class Goals:
     pick: Mapping[str, float] | None = None
 
 
-def read_goals(pareto: Json, pick: Json) -> Goals:
-    """The root keys `pareto` and `pick`.
+def read_goals(pareto: Json, weights: Json) -> Goals:
+    """The root keys `pareto` and `pick`, the weights.
 
     Raises:
         UserError: there are fewer than two goals, or `pick` names another or holds no weights.
     """
-    if pareto is None and pick is None:
+    if pareto is None and weights is None:
         return Goals()
     names = tuple(map(str, pareto)) if isinstance(pareto, Sequence) and not isinstance(pareto, str) else ()
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError(f"pareto={pareto!r:.60} needs two goals or more, each once, as in pareto=[math,safety]")
-    if pick is None:
+    if weights is None:
         return Goals(names=names)
-    table = dict(pick) if isinstance(pick, Mapping) else {}
+    table = dict(weights) if isinstance(weights, Mapping) else {}
     for name in table:
-        pick_name(str(name), names, "pick: goal")
+        pick(str(name), names, "pick: goal")
     numbers = [v if isinstance(v, int | float) and not isinstance(v, bool) else -1.0 for v in table.values()]
     if not numbers or not min(numbers) >= 0 or not 0 < sum(numbers) < np.inf:
-        raise UserError(f"pick={pick!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
+        raise UserError(f"pick={weights!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
     return Goals(names=names, pick={str(n): v / sum(numbers) for n, v in zip(table, numbers, strict=True)})
 
 

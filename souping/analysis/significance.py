@@ -103,8 +103,9 @@ def compare_on_table(
 ) -> Comparison:
     """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
     claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
-    given = {"looks": looks, "same_model": same_model}
-    whole = compare(*names, a, b, table.categories, table.groups, table.coefficients, **given)
+    whole = compare(
+        *names, a, b, table.categories, table.groups, table.coefficients, looks=looks, same_model=same_model
+    )
     if table.value is None or same_model:
         return whole
     low, high = table.limits(a, b, alpha=1 - whole.level)

@@ -69,7 +69,7 @@ class RootKeys:
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
 """Root keys with a closed choice, which is no type of Hydra's."""
 FREE = {
-    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "guard", "pareto", "pick")),
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pareto", "pick")),
     "gate": "error",
 }
 """Root keys whose types Hydra cannot check, with their defaults."""

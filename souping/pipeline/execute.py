@@ -280,6 +280,8 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         soups = run.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             stage = run.analysis_stage(name, analysis, soups, winner.handler)
+            if settings.plan and analysis.searches:
+                run.progress.say(f"{stage.name}: searches again, at most {winner.spent:,} items")
             if settings.plan:
                 run.lacking(stage)
             else:

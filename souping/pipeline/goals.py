@@ -1,16 +1,19 @@
-"""Several goals of a run: the front after its search, what is confirmed of it, and the point that `pick` writes."""
+"""After a run's search: the front of several goals, the point that `pick` writes, and searches of an analysis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from souping.analysis.front import Front, resolve_goals
 from souping.analysis.intervals import ItemTable
-from souping.core.types import ItemScores, Json, Trial, UserError, Weights
+from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError, Weights
+from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.steps import Steps
 from souping.search.adaptive import Adaptive
-from souping.search.loop import SearchResult, result_of
+from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
 
 
 def with_front(
@@ -78,3 +81,44 @@ def _picked(run: Steps, winner: SearchResult, order: Sequence[Weights]) -> Searc
 
 def _of(winner: SearchResult, trial: Trial) -> SearchResult:
     return replace(winner, recipe=trial.recipe, result=trial.result, handler=trial.handler)
+
+
+def search_again(
+    run: Steps, evaluation: RecipeEvaluator, names: tuple[str, ...], known: Sequence[ItemScores], budget: int
+) -> Recipe:
+    """The best soup of some ingredients by a search of its own, which has their scores on its items."""
+    settings, items = run.settings, known[0].items
+    strategy = replace(settings.optimiser, budget=budget) if isinstance(settings.optimiser, Adaptive) else None
+    found = find_weights(
+        strategy or Adaptive(budget=budget),
+        settings.objective,
+        settings.seed,
+        run.recipes,
+        evaluation,
+        names,
+        items,
+        lambda trial: None,
+        known=known,
+    )
+    return found.recipe
+
+
+def searched(
+    stored: Evaluation, items: Sequence[Item], asks: Sequence[tuple[Recipe, str]]
+) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+    """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
+
+    Of several handlers the first counts.
+    """
+    whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
+    place = {item.id: n for n, item in enumerate(items)}
+    for recipe, handler in asks:
+        if recipe.id in whole:
+            continue
+        found = stored.found(recipe, items, handler)
+        if len(found.items) == len(items):
+            whole[recipe.id] = found
+        elif found.items and recipe.id not in parts:
+            parts[recipe.id] = np.full(len(items), np.nan)
+            parts[recipe.id][[place[item.id] for item in found.items]] = found.values
+    return whole, {key: values for key, values in parts.items() if key not in whole}

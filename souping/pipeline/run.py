@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-
-import numpy as np
 
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
@@ -20,7 +19,6 @@ from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     FOLDS,
-    FloatArray,
     Fold,
     Item,
     ItemScores,
@@ -46,7 +44,7 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import with_front
+from souping.pipeline.goals import search_again, searched, with_front
 from souping.pipeline.guarded import admission_of, guard_sentence, reference_of, tested
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
@@ -390,6 +388,8 @@ class Run(Steps):
     def analyse(self, name: str, stage: Stage) -> None:
         """Evaluate what an analysis needs, then keep what it finds. Whatever goes wrong, the run goes on without it."""
         try:
+            if self.settings.analyses[name].searches:
+                self.progress.stage(f"{stage.name}: searches, at most {self.winner.spent:,} items as the run's own")
             if asks := self.lacking(stage):
                 self.evaluate_stage(replace(stage, asks=asks))
             self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.asks))
@@ -412,7 +412,9 @@ class Run(Steps):
         winner, selection, settings = self.winner, self.selection, self.settings
         stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
         trials = [(trial.recipe, trial.handler) for trial in winner.trials]
-        whole, parts = self._searched(stored, [*((self.single(name), "") for name in self.pool.names), *trials, *own])
+        whole, parts = searched(
+            stored, self.folds["search"], [*((self.single(name), "") for name in self.pool.names), *trials, *own]
+        )
 
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
             alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
@@ -435,27 +437,9 @@ class Run(Steps):
             },
             answers=stored.answers_per_item,
             read=read,
+            search_again=partial(search_again, self, self.evaluation),
+            score=self.evaluation.scores,
         )
-
-    def _searched(
-        self, stored: Evaluation, asks: Sequence[tuple[Recipe, str]]
-    ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
-        """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
-
-        Of several handlers the first counts.
-        """
-        items, whole, parts = self.folds["search"], dict[str, ItemScores](), dict[str, FloatArray]()
-        place = {item.id: n for n, item in enumerate(items)}
-        for recipe, handler in asks:
-            if recipe.id in whole:
-                continue
-            found = stored.found(recipe, items, handler)
-            if len(found.items) == len(items):
-                whole[recipe.id] = found
-            elif found.items and recipe.id not in parts:
-                parts[recipe.id] = np.full(len(items), np.nan)
-                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
-        return whole, {key: values for key, values in parts.items() if key not in whole}
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""

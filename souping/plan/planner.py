@@ -141,6 +141,9 @@ class CountedSteps(Steps):
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:
             self.evaluate_stage(stage)
+        if self.settings.analyses[name].searches and len(self.ingredients) > 1:
+            own = next(one for one in self.stages if one.name == SEARCH)
+            self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
 
     def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
         answers = self.evaluations[stage.benchmark].answers_per_item

@@ -417,6 +417,7 @@ MODULES = (
     "souping.analysis.shapley",
     "souping.analysis.surface",
     "souping.analysis.front",
+    "souping.analysis.size",
     "souping.paper.reproduction",
 )
 """Modules of this package that register a display."""

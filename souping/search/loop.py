@@ -70,6 +70,11 @@ class SearchResult:
     guards: Mapping[str, Json] = field(default_factory=dict)
     refused: bool = False
 
+    @property
+    def spent(self) -> int:
+        """Items that its soups answered, beside the ingredients' own."""
+        return sum(one.result.items for one in self.trials if len(one.recipe.ingredients) > 1)
+
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
     categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
@@ -138,10 +143,12 @@ def find_weights(
     log: Callable[[Trial], None],
     admission: Admission | None = None,
     elsewhere: Callable[[Recipe], bool] = lambda recipe: True,
+    known: Sequence[ItemScores] | None = None,
 ) -> SearchResult:
     """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
 
-    With `admission` the winner is admissible, and so by `elsewhere`, which evaluates other benchmarks.
+    With `admission` the winner is admissible, and so by `elsewhere`, which evaluates other benchmarks. `known` are the
+    ingredients' own scores, where they need not be asked.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
@@ -149,7 +156,7 @@ def find_weights(
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
     asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
-    known = evaluation.all_scores(asks, items)
+    known = evaluation.all_scores(asks, items) if known is None else known
     names = list(dict.fromkeys(item.category for item in items))
     uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
     space = SearchSpace(

@@ -148,7 +148,7 @@ class SoupModel:
         """Posterior mean [S] and covariance [S, S] of the objective."""
         if self.value is not None:
             found = self.value(self.samples())
-            return found.mean(0), np.cov(found, rowvar=False)
+            return found.mean(0), np.asarray(np.cov(found, rowvar=False), dtype=float)
         parts = [self.posterior(c) for c in range(len(self.blocks))]
         mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
         return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)

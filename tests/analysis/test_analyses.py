@@ -15,6 +15,7 @@ import pytest
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
 from souping.analysis.shapley import Shapley
+from souping.analysis.size import Size, affordable
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
 from souping.core.types import FloatArray, Item, Recipe, Record
@@ -31,6 +32,7 @@ ROWS: dict[str, list[Analysis]] = {
     "parents": [Parents(draws=20)],
     "wins": [Wins(), Wins(examples=5)],
     "surface": [ResponseSurface()],
+    "size": [Size()],
     "shapley": [Shapley(), Shapley(players="candidates", exact=3, permutations=3)],
 }
 FREE = {"consistency", "parents", "wins", "surface"}
@@ -285,3 +287,20 @@ def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() 
     ]
     assert 0.5 < np.sqrt(np.mean(np.square(off))) < 1.6
     assert max(map(abs, off)) < 4
+
+
+def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:
+    run = run_of(3, weights=(0.2, 0.5, 0.3))
+    data: Any = Size().analyse(replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search))
+    whole = {len(row["ingredients"]): row["mean"] for row in data["sizes"]}
+    items = next(iter(run.search.values())).items
+    pair = voting(recipe_of({"ant": 0.5, "bee": 0.5}), items)
+    assert list(whole) == [1, 2, 3]
+    assert whole[2] == pytest.approx(pair.mean())
+    assert data["pruned"]["without"] == ["ant"]
+    for spent in (300, 700, 5000):
+        sizes, budget = affordable(6, 100, spent)
+        assert sizes[-1] == 6
+        assert len(sizes) * (2 * budget + 100) <= spent
+    with pytest.raises(NotEstimableError, match="takes 200"):
+        affordable(6, 100, 150)

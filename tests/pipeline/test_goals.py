@@ -23,7 +23,7 @@ def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) ->
         store=tmp_path / "store.sqlite",
         pareto=["red", "tokens"],
         pick={"red": 1.0},
-        analyses={},
+        analyses={"size": souping.Size()},
     )
     data = part(part(done.report, "analyses"), "front")
     assert done.front == entries(data, "points")
@@ -33,6 +33,8 @@ def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) ->
     assert done.report["objective"]["coefficients"] == {}
     assert done.report["verdict"]["opened"] == 1
     assert "power" not in done.report
+    sizes = part(part(done.report, "analyses"), "size")
+    assert "failed" not in sizes, sizes
     soup = done.report["rows"][-1]
     assert soup["objective"]["mean"] == min(score["mean"] for score in soup["scores"].values())
     for pair in done.report["comparisons"]:

@@ -225,7 +225,7 @@ class Scripted(Optimiser):
 
 
 def run(
-    optimiser: Scripted, limits: Grid, table: Table, known: Mapping[Weights, np.ndarray] | None = None
+    optimiser: Scripted, limits: Grid, table: Table, known: Mapping[Weights, ItemScores] | None = None
 ) -> tuple[SearchResult, list[Trial]]:
     heard: list[Trial] = []
     found = SearchRun(
@@ -280,7 +280,8 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
-    known = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
+    singles = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
+    known = {point: ItemScores(items=tuple(ITEMS), values=values) for point, values in singles.items()}
     found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(budget=20), Table(), known)
     assert [(trial.weights, trial.reused) for trial in trials] == [((1.0, 0.0), 20), ((0.0, 1.0), 20), (FIRST, 0)]
     assert found.cost.items == 20
