@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 from pipelines import Answers, Layout, Pool, World, alone
 
+from souping.analysis.front import Front, read_goals, resolve_goals
 from souping.analysis.guards import Admission, Guard, plan_guards
+from souping.analysis.intervals import ItemTable
 from souping.core.scores import Mean
 from souping.core.types import Item, Recipe
 from souping.search.adaptive import Adaptive
@@ -44,6 +46,34 @@ class GuardedWorld(World):
 def clustered(n: int) -> Layout:
     """Guarded items in groups of five."""
     return Layout(np.repeat([0, 1], n), np.concatenate([np.arange(n), n + np.arange(n) // 5]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontWorld(World):
+    """World whose two categories pull opposite ways along the weights of the first two models, with a bend."""
+
+    def rates(self, recipe: Recipe) -> np.ndarray:
+        own = self.weights(recipe)
+        return 0.5 + 0.25 * own[:2] + 0.15 * (1 - (own**2).sum())
+
+
+def covered(seed: int, number: int) -> tuple[float, float]:
+    """Share of the true points, of all and of the front's, that lie in their bands after one search."""
+    rng, world = np.random.default_rng([seed, number]), FrontWorld(candidates=(70.0,) * 3, layout=alone(2, 150))
+    items = tuple(
+        Item(id=str(n), category=f"c{c}", group=str(n), prompt="", answer="")
+        for n, c in enumerate(world.layout.categories.tolist())
+    )
+    pool = Pool(world.names)
+    trials = find_weights(
+        Adaptive(), Mean(), number, pool, Answers(world, items, rng), world.names, items, lambda trial: None
+    ).trials
+    goals = resolve_goals(read_goals(["c0", "c1"], None), ["c0", "c1"], {}, [])
+    scores = {trial.weights: trial.result.values for trial in trials}
+    front = Front.of(goals, items, ItemTable.of(items, Mean()), Adaptive().points(3), scores, {})
+    truth = np.array([world.rates(pool.recipe(dict(zip(world.names, point, strict=True)))) for point in front.points])
+    inside = (front.low <= truth) & (truth <= front.high)
+    return float(inside.mean()), float(inside[front.on].mean())
 
 
 LAYOUTS = {"200 items": alone(2, 200), "600 items": alone(2, 600), "600 items in fives": clustered(600)}
@@ -99,7 +129,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--front", action="store_true", help="coverage of a front's 95 %% bands instead")
     given = parser.parse_args()
+    if given.front:
+        shares = np.mean([covered(given.seed, number) for number in range(given.runs)], axis=0)
+        print(f"true points in their bands: {100 * shares[0]:.1f} % of all, {100 * shares[1]:.1f} % on the front")
+        return
     names = [name for name in LAYOUTS if not given.only or any(text in name for text in given.only)]
     table, met = report(names, given.runs, given.seed)
     text = (
