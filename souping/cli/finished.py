@@ -39,7 +39,7 @@ SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
 Without --fixed or --broke every item of the fold is shown. Looking at items of the report fold
 is recorded in the ledger of its store."""
-KEYS = ("analysis", "shapley")
+KEYS = ("analysis", "shapley", "size")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
 LONGEST = 200_000
