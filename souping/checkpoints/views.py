@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from souping.checkpoints.header import TORCH_DTYPES, Tensor, size_of
+from souping.checkpoints.header import Tensor, size_of
 
 Shape: TypeAlias = tuple[int, ...]
 Raw: TypeAlias = "NDArray[np.uint8]"
@@ -284,12 +284,3 @@ def _gather(source: StoredTensor, first: int, strides: Shape, out: NDArray[Any],
     for begin, end in ((0, half), (half, out.shape[widest])):
         place = (*[slice(None)] * widest, slice(begin, end))
         _gather(source, first + begin * strides[widest], strides, out[place], fetch)
-
-
-def read_all(tensor: Tensor, views: Sequence[View], stored: Mapping[str, StoredTensor], fetch: Fetch) -> NDArray[Any]:
-    """A whole tensor, for small ones and for tests; bfloat16 as its bits."""
-    raw = np.empty(tensor.nbytes, np.uint8)
-    read(views, 0, raw, stored, fetch)
-    name = TORCH_DTYPES.get(tensor.dtype, "")
-    plain = raw.view(name) if name in np.sctypeDict else elements(raw, size_of(tensor.dtype))
-    return plain.reshape(tensor.shape)
