@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from souping.checkpoints.folder import (
     tied_heads,
     weights_like,
 )
-from souping.checkpoints.header import FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.sharded import Sharded, plain_names, read_sharded, without_prefix
 from souping.checkpoints.views import Assembly, Raw, Shape, View
 from souping.core.files import expanded
@@ -54,7 +55,7 @@ class Checkpoint:
     `tensors` are in file order, `files` are the weight files, relative to `folder`. `side` are the files that a soup
     carries over, relative to `home`: that is `like` where a sharded checkpoint borrows another folder's config and
     tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
-    in it, not in a file.
+    in it, not in a file. `quantised` is the same folder as it is stored, if weights are dequantised when read.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Checkpoint:
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
+    quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def open(
@@ -86,12 +88,18 @@ class Checkpoint:
             if home is None:
                 return cls.viewed(sharded, *sharded.as_stored(), {}, None)
             return cls.assembled(sharded, home)
+        refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
+        scheme = scheme_of(folder, config)
         tensors = read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
-        return cls.of(folder, tensors, config, side_files(folder), before)
+        plain = cls.of(folder, tensors, config, side_files(folder), before)
+        if scheme is None:
+            return plain
+        assembly, tensors = dequantised(folder, tensors, scheme)
+        return replace(plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain)
 
     @classmethod
     def of(
@@ -170,12 +178,13 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """Its float dtypes by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
-        present = {tensor.dtype for tensor in self.tensors.values()}
+        present = {tensor.soup_dtype for tensor in self.tensors.values()}
         return "+".join(name for name, tag in TORCH_NAMES.items() if tag in present)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Bytes of its weights, as they are written in a soup."""
+        return sum(tensor.count * BITS[tensor.soup_dtype] // 8 for tensor in self.tensors.values())
 
     @property
     def parameters(self) -> int:
@@ -292,7 +301,8 @@ def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | Non
 
 
 def weights_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
-    """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values."""
+    """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
+    checkpoint = checkpoint.quantised or checkpoint
     rows: list[list[Json]] = [
         [tensor.name, tensor.dtype, list(tensor.shape), value]
         for group in hashed_groups(checkpoint)

@@ -99,7 +99,7 @@ def _slot(
     if len(set(shapes)) > 1 and vocab != "error" and _is_vocab(name, parts, list(pool.values())):
         pick = max if vocab == "union" else min
         shape = (pick(s[0] for s in shapes), *shape[1:])
-    return AlignedTensor(name, widest(part.dtype for part in parts), shape, parts)
+    return AlignedTensor(name, widest(part.soup_dtype for part in parts), shape, parts)
 
 
 def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) -> bool:
@@ -136,7 +136,7 @@ IGNORED = {
 STRUCTURE = {
     "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "hidden_size", "n_head", "n_layer",
     "num_experts_per_tok", "num_local_experts", "num_experts", "hidden_act", "hidden_activation", "activation_function",
-    "layer_types", "tie_word_embeddings", "quantization_config", "is_encoder_decoder", "d_kv", "num_heads",
+    "layer_types", "tie_word_embeddings", "is_encoder_decoder", "d_kv", "num_heads",
 }  # fmt: skip
 
 
@@ -164,8 +164,6 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
-    if pool[b].config.get("quantization_config"):
-        raise UserError(f"candidate {b} is quantised and cannot be averaged: use its float original")
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
@@ -214,7 +212,7 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
         x, y = left.get(key), right.get(key)
         if key in IGNORED or x == y:
             continue
-        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config") and key != "quantization_config":
+        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
             notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
         elif key in STRUCTURE and x is not None and y is not None:
             raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}")
@@ -227,7 +225,7 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
 def _differences(pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
-    if any(len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
+    if any(len({part.soup_dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
         stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
         notes.append(f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set")
     if uneven := [slot for slot in aligned if slot.uneven]:

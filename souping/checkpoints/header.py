@@ -61,7 +61,10 @@ MAX_JSON = 200_000_000
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint and where its bytes are: `offset` counts from the start of `file`."""
+    """One tensor of a checkpoint and where its bytes are: `offset` counts from the start of `file`.
+
+    `rounded` is the dtype of its soups if that is not its own: FP8 weights are read as fp32 and written as bf16.
+    """
 
     name: str
     dtype: str
@@ -69,6 +72,11 @@ class Tensor:
     file: str
     offset: int
     nbytes: int
+    rounded: str | None = None
+
+    @property
+    def soup_dtype(self) -> str:
+        return self.rounded or self.dtype
 
     @property
     def count(self) -> int:

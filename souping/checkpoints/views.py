@@ -190,6 +190,15 @@ def elements(raw: Raw, size: int) -> NDArray[Any]:
     return raw.view(f"u{size}") if size <= 8 else raw.view("V16")
 
 
+def widen(raw: Raw, dtype: str) -> NDArray[np.float32]:
+    """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
+    if dtype == "F32":
+        return raw.view(np.float32)
+    if dtype == "F16":
+        return raw.view(np.float16).astype(np.float32)
+    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 @dataclass(frozen=True)
 class Assembly:
     """Model's tensors made of views of stored ones, one behind the other as if they were in one file."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from souping.checkpoints.header import size_of
+from souping.checkpoints.views import widen
 from souping.core.text import shown
 from souping.core.types import UserError
-from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store, widen
+from souping.merge.kernels import BLOCK, Raw, finite, linear, mix_block, store
 from souping.merge.plan import Gram, MergePlan, Method, Piece, PlannedTensor, Source, get_method, gram
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,8 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
-        where = f" in {owner.folder}/{owner.checkpoint.files[source.file]}"
+        file = "" if owner.checkpoint.assembly is not None else f"/{owner.checkpoint.files[source.file]}"
+        where = f" in {owner.folder}{file}"
     return UserError(f"{what} in tensor {name}{where}")
 
 

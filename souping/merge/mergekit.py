@@ -112,7 +112,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
         if sharded := [name for name, checkpoint in used.items() if checkpoint.assembly is not None]:
-            raise UserError(f"mergekit cannot read the sharded checkpoint {sharded[0]}: use merge=local")
+            raise UserError(f"mergekit cannot read {sharded[0]}, which is sharded or FP8: use merge=local")
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 

@@ -176,7 +176,7 @@ class LaidTensor:
     def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
         places = zip(slot.parts, files, strict=True)
         sources = tuple(Source(i, own[part.file], part.offset, part.dtype) for i, (part, own) in enumerate(places))
-        stored = tuple(part.dtype for part in slot.parts)
+        stored = tuple(part.soup_dtype for part in slot.parts)
         mixable = slot.dtype in FLOATS and set(stored) <= set(FLOATS)
         return cls(slot, sources, stored, row_bands(slot) if mixable else ())
 
@@ -239,6 +239,10 @@ class Mix:
     used: tuple[int, ...]
     dtype: str
     weights: Weights
+
+    def op_on(self, tensor: LaidTensor) -> Operation:
+        """The operation on a tensor: what is rounded when it is written cannot be copied."""
+        return "linear" if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype else self.op
 
     def differs_in_weights_alone(self, other: Mix) -> bool:
         return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
@@ -322,7 +326,7 @@ class Weighing:
         mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
         dtype = mixes[0].dtype if mixes else first.dtype
         pieces = tuple(
-            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+            Piece(mix.op_on(tensor), band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         if not mixes:

@@ -169,7 +169,8 @@ def stored_plan(
 
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
-    sharded = read_sharded(checkpoint.folder, allow_pickle) if checkpoint.assembly is not None else None
+    plain = checkpoint.assembly is None or checkpoint.quantised is not None
+    sharded = None if plain else read_sharded(checkpoint.folder, allow_pickle)
     if sharded is None:
         raise UserError(f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder: use hf")
     return sharded

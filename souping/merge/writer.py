@@ -39,6 +39,7 @@ from souping.checkpoints import (
 )
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
+from souping.checkpoints.quantised import plain_config
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
 from souping.core.system import reserve, start_writing, write_at
@@ -159,12 +160,14 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     digests: dict[tuple[int, int], PassingDigest] = {}
     for place, each in enumerate(plan.ingredients):
-        for group in hashed_groups(each.checkpoint):
-            number = each.checkpoint.file_number(group[0])
-            stamps = [settled(path) for path in hashed_files(each.checkpoint, number)]
+        stored = each.checkpoint.quantised or each.checkpoint
+        for group in hashed_groups(stored):
+            number = stored.file_number(group[0])
+            stamps = [settled(path) for path in hashed_files(stored, number)]
             shared = any(a.offset + a.nbytes > b.offset for a, b in itertools.pairwise(group))
-            if tensors_key(each.checkpoint, number, stamps) not in known and not shared:
-                digests[place, number] = PassingDigest(each.checkpoint, group)
+            if tensors_key(stored, number, stamps) not in known and not shared:
+                fed = number if stored is each.checkpoint else ~number  # nothing is fed what was dequantised
+                digests[place, fed] = PassingDigest(stored, group)
     return digests
 
 
@@ -438,9 +441,9 @@ def recipe_text(
 
 
 def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
-    """config.json with the soup's dtype and vocabulary; its very bytes where both are right already."""
+    """config.json with the soup's dtype and vocabulary, not quantised; its very bytes where all are right already."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
-    after = copy.deepcopy(before)
+    after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
     keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]  # as the config names it
     for part in (after, inner) if isinstance(inner, dict) else (after,):

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from souping.checkpoints.header import size_of
+from souping.checkpoints.views import widen
 from souping.core.types import UserError
-from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
+from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store
 from souping.merge.plan import METHODS, check_count, slerp_weights, stock_weights
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

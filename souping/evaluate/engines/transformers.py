@@ -325,9 +325,10 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
-        if has_weights(folder):
+        quantised = vars(config).pop("quantization_config", None)
+        if has_weights(folder) and not quantised:
             module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
-        else:  # the config of a sharded checkpoint: soups bring all weights
+        else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
             module = auto.from_config(config, dtype=config.dtype if own else dtype, trust_remote_code=trust)
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
         raise UserError(f"{folder}: transformers cannot load this model: {_why(error)}") from error

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stored_names, stores_head
+from souping.checkpoints.folder import read_config
+from souping.checkpoints.quantised import is_quantised
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
@@ -132,7 +134,8 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            by_folder = state.by_folder or self.weights == "reload"
+            quantised = is_quantised(read_config(model.architecture_folder))  # soups are not
+            by_folder = state.by_folder or self.weights == "reload" or quantised
             if by_folder or not self._transfer(model, trust):
                 self._reload(model, trust)
             state.served = model.soup
