@@ -36,6 +36,7 @@ from souping.checkpoints.folder import (
 )
 from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
+from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
 from souping.checkpoints.sharded import Sharded, plain_names, read_sharded, without_prefix
 from souping.checkpoints.views import Assembly, Raw, Shape, View
 from souping.core.files import expanded
@@ -196,8 +197,10 @@ class Checkpoint:
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
         """Raises UserError where a file (of these names) is not the one that was opened."""
-        for name in self.stamps if names is None else names:
+        chosen = list(self.stamps if names is None else names)
+        for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
+        check_pointers(self.path(name) for name in chosen if self.stamps[name][0] < MOST)
 
     @property
     def side_bytes(self) -> int:
@@ -221,10 +224,14 @@ class WeightReader:
         """Raises UserError where a file is not the one that was opened before."""
         self._assembly, self._files = checkpoint.assembly, checkpoint.files
         self._stack, self._opened = ExitStack(), dict[str, int]()
+        self._remote, self._ranges = dict[str, Pointer](), RangeReader()
         weakref.finalize(self, self._stack.close)
+        self._stack.callback(self._ranges.close)
         try:
             for name in checkpoint.files:
                 path = checkpoint.folder / name
+                if remote := pointer_in(path):
+                    self._remote[name] = remote
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 self._stack.callback(os.close, descriptor)
                 self._opened[name] = descriptor
@@ -251,9 +258,9 @@ class WeightReader:
             self._fetch(self._files[number], into, offset)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
-        view, descriptor = into.data, self._opened[file]
+        view, descriptor, remote = into.data, self._opened[file], self._remote.get(file)
         while len(view):
-            count = read_at(descriptor, view, offset)
+            count = self._ranges.read(remote, view, offset) if remote else read_at(descriptor, view, offset)
             if count <= 0:
                 raise EOFError(file)
             view, offset = view[count:], offset + count

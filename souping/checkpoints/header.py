@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from souping.checkpoints.ranges import opened
 from souping.core.text import check_pointer, read_json, shown
 from souping.core.types import Json, UserError
 
@@ -113,8 +114,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> tuple[Any, int, int]:
     """(the JSON of a header, its length, the size of the file)."""
-    with path.open("rb") as file:
-        size, head = path.stat().st_size, file.read(40)
+    with opened(path) as (file, size):
+        head = file.read(40)
         check_pointer(path, head)
         length = int.from_bytes(head[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):

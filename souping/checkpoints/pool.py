@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from souping.checkpoints import Checkpoint, hub
+from souping.checkpoints import Checkpoint, hub, remote
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
@@ -19,7 +19,7 @@ from souping.core.types import Candidate, UserError
 
 @component
 class Pool:
-    """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
+    """Candidates as paths, Hub names (`org/name@revision`), `s3://` or `gs://`, or as `{name: NAME, path: PATH}`.
 
     A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
     over a model of the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded
@@ -38,7 +38,8 @@ class Pool:
         if self.like is None:
             return None
         path = expanded(self.like, "pool.like")
-        if not (path / "config.json").is_file() and hub.parse(self.like) is None:
+        known = hub.parse(self.like) or remote.parse(self.like)
+        if not (path / "config.json").is_file() and not known:
             raise UserError(f"pool.like={self.like} is not the folder of a Hugging Face model: it has no config.json")
         return path
 
@@ -100,9 +101,13 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     online, trouble, fix = hub.parse(candidate.path), "", ""
     files: dict[str, int] = {}
     try:
+        if url := remote.parse(candidate.path):
+            candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
-            return replace(_of_folder(candidate.name, folder, allow_pickle, candidate.like), path=str(online or folder))
+            return replace(
+                _of_folder(candidate.name, folder, allow_pickle, candidate.like), path=str(online or url or folder)
+            )
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)

@@ -22,6 +22,7 @@ import numpy as np
 
 from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
+from souping.checkpoints.ranges import pointer_in
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
@@ -202,9 +203,10 @@ class WeightFiles:
 
     def row(self, checkpoint: Checkpoint, source: Source) -> Row:
         """Reader of a source's bytes."""
-        if checkpoint.assembly is not None:
+        path = checkpoint.folder / checkpoint.files[source.file]
+        if checkpoint.assembly is not None or pointer_in(path) is not None:
             return partial(self._assembled, self._reader(checkpoint), source.file)
-        mapped = self._mapped(checkpoint.folder / checkpoint.files[source.file])
+        mapped = self._mapped(path)
         return lambda offset, nbytes: mapped[offset : offset + nbytes]
 
     def _mapped(self, path: Path) -> Raw:

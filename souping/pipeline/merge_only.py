@@ -34,7 +34,9 @@ def merge(settings: MergeSettings) -> Path | None:
     """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
     with Store(settings.store_path) as store, ExitStack() as parts:
         candidates, late = settings.pool.resolve(), not settings.plan
-        pool = parts.enter_context(closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late)))
+        pool = parts.enter_context(
+            closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late, stream=True))
+        )
         for warning in pool.warnings:
             say(f"note: {warning}")
         if settings.optimiser.count(len(pool.names)) != 1:

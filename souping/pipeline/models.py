@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import Checkpoint, hub
+from souping.checkpoints import Checkpoint, hub, remote
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.header import small
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
@@ -32,7 +32,7 @@ from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.plan import MAX_RECIPE, recipe_from_dict
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
-from souping.report.progress import Throughput
+from souping.report.progress import Throughput, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,8 +57,9 @@ class OpenPool:
         aside: Aside = nullcontext,
         tokenizers: bool = True,
         late: bool = False,
+        stream: bool = False,
     ) -> None:
-        """Fetch the Hub's models, open every candidate's headers, check them against each other, then take their
+        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers, check them against each other, then take their
         fingerprints.
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
@@ -69,6 +70,7 @@ class OpenPool:
         """
         if merge.carry is not None:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
+        candidates = [from_bucket(c, merge.allow_pickle, stream, aside) for c in candidates]
         candidates, merge, notes = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = merge.base, {c.name: c.path for c in candidates}
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
@@ -211,8 +213,8 @@ def fetch_candidates(
             )
 
     like = like_of(candidates)
-    if like is not None and (online := hub.parse(like)):
-        like = folder_of(online, merge.allow_pickle, aside)
+    if like is not None:
+        like = folder_of(str(like), merge.allow_pickle, aside)
 
     def check(folders: Mapping[str, Path]) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
@@ -237,9 +239,21 @@ def fetch_candidates(
     return here, with_base(merge, [c.path for c in here], aside), notes
 
 
+def from_bucket(candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext) -> Candidate:
+    """The candidate in a folder here if it is in a bucket, with its weights unless they `stream`."""
+    url = remote.parse(candidate.path)
+    if url is None:
+        return candidate
+    with aside():
+        say(f"{url}: {'reading headers' if stream else 'fetching'}")
+        return replace(candidate, path=remote.folder_of(url, allow_pickle, not stream), source=url)
+
+
 def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext) -> MergeBackend:
     """The backend with its base model on this disk: `merge.base`, or the one that adapters in `folders` name."""
     base = merge.base
+    if base and (url := remote.parse(base)):
+        return merge.with_settings({"base": str(remote.folder_of(url, merge.allow_pickle, weights=True))})
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
         local = base is not None and base.startswith("~")
@@ -254,6 +268,8 @@ def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullc
 
 def folder_of(name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext) -> Path:
     """The folder of one model, which is fetched if the Hub's name is given."""
+    if url := remote.parse(str(name)):
+        return remote.folder_of(url, allow_pickle)
     parsed = hub.parse(str(name))
     if parsed is None:
         return Path(str(name))

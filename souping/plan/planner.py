@@ -401,7 +401,7 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes))
+    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), stream=True)
 
 
 # ------------------------------------------------------------ plan=true and check=true

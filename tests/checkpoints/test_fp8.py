@@ -225,7 +225,7 @@ DAMAGED: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
     "of nothing": ({UP: torch.ones(200, 16)}, f"{UP}_scale"),
     "zero point": ({UP.replace("weight", "weight_zero_point"): torch.ones(2, 1)}, "weight_zero_point"),
     "packed": ({UP.replace("weight", "qweight"): torch.ones(2, 1, dtype=torch.int32)}, "qweight"),
-    "e5m2": ({UP: torch.ones(200, 16).to(torch.float8_e5m2)}, UP),
+    "e5m2": ({UP: torch.ones(200, 16).to(torch.float8_e5m2)}, rf"{UP}\w*"),
     "NaN": ({f"{UP}_scale": NAN}, f"{UP}_scale"),
     "infinite": ({f"{UP}_scale": NAN.nan_to_num(float("inf"))}, f"{UP}_scale"),
     "NaN weight": ({UP: torch.full((200, 16), float("nan")).to(torch.float8_e4m3fn)}, UP),
