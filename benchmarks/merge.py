@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from merge_inputs import generate, sparse_70b
+from merge_inputs import generate, in_fp8, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
 from souping.checkpoints import Checkpoint
@@ -163,6 +163,26 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
     bench.say(f"\nBytes of all of them: {'equal' if same else 'DIFFERENT'}.")
 
 
+def fp8(bench: Bench, rounds: int, size: str) -> None:
+    """The same merge from bf16 and from FP8 of the same sizes, in interleaved rounds; both write as many bytes."""
+    plain = bench.inputs(size, 4, 4)
+    packed = {name: folder.with_name(f"{folder.name}-fp8") for name, folder in plain.items()}
+    for name, out in packed.items():
+        if not out.exists():
+            in_fp8(plain[name], out)
+    names = {"ours": plain, "ours_fp8": packed, "ours_empty": plain, "ours_fp8_empty": packed}
+    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    for _ in range(rounds + 1):
+        for name, folders in names.items():
+            costs[name].append(bench.cost(name, folders))
+    found = {name: [statistics.median(c) for c in zip(*rows[1:], strict=True)] for name, rows in costs.items()}
+    bench.say(f"\n## FP8 in, 4 models that are {size} GB in bf16, warm cache\n")
+    bench.say("| what | wall s | cpu s | peak RSS MB | wall / bf16 in |\n|---|---|---|---|---|")
+    for name, (wall, cpu, rss) in found.items():
+        beside = found[name.replace("_fp8", "")][0]
+        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / beside:.2f} |")
+
+
 def equal(a: Path, b: Path) -> bool:
     """Whether two folders hold the same tensors, byte for byte."""
     left, right = Checkpoint.open(a), Checkpoint.open(b)
@@ -219,6 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
     parser.add_argument("--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4")
+    parser.add_argument("--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4")
     parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
     options = parser.parse_args()
     sys.path.append(sys.path.pop(0))  # benchmarks/ must not hide packages of the same names from later imports
@@ -233,8 +254,10 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before."
     )
     try:
-        if options.shards:
-            shards(bench, options.rounds, options.shards)
+        for only, part in ((options.shards, shards), (options.fp8, fp8)):
+            if only:
+                part(bench, options.rounds, only)
+        if options.shards or options.fp8:
             return
         planning(bench)
         processes(bench, options.rounds, options.naive)

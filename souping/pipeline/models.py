@@ -59,8 +59,8 @@ class OpenPool:
         late: bool = False,
         stream: bool = False,
     ) -> None:
-        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers, check them against each other, then take their
-        fingerprints.
+        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers,
+        check them against each other, then take their fingerprints.
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
         files without a known digest are hashed by `write_late`, if the backend can do that.

@@ -177,6 +177,22 @@ def test_a_merge_by_the_command_line_and_its_rebuild(souping: Cli, tmp_path: Pat
     assert soup.read_bytes() == copy.read_bytes()
 
 
+@pytest.mark.slow
+def test_a_whole_run_on_fp8_candidates(souping: Cli, tmp_path: Path) -> None:
+    pool = []
+    for name in ("python_cook", "java_cook", "banquet_cook"):
+        folder = Path(shutil.copytree(ROOT / "souping" / "pantry" / "models" / name, tmp_path / name))
+        projections = {name: value.float() for name, value in load(folder).items() if "_proj" in name}
+        scales = {name: value.abs().max() / 448 for name, value in projections.items()}
+        packed = {name: (value / scales[name]).to(torch.float8_e4m3fn) for name, value in projections.items()}
+        named = {f"{name}_scale_inv": scale for name, scale in scales.items()}
+        pool.append(rewrite(folder, {**packed, **named}, {"quant_method": "fp8", "fmt": "e4m3"}))
+    words = ["+experiment=demo", "pool=folders", f"pool.candidates=[{','.join(map(str, pool))}]", "limit=1"]
+    done = souping(*words, "optimiser=uniform", "out=soup")
+    assert done.code == 0, done.err
+    assert {value.dtype for value in load(tmp_path / "soup").values()} <= {torch.bfloat16, torch.float32}
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "ue8m0": {**DEEPSEEK, "scale_fmt": "ue8m0"},
     "fp4": {**DEEPSEEK, "expert_dtype": "fp4"},

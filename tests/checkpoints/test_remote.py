@@ -13,7 +13,7 @@ import pytest
 from souping.checkpoints import Checkpoint, fingerprint, ranges, remote
 from souping.core.types import UserError
 from tests.checkpoints.test_fp8 import DATA as FP8
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import family
 
 pytestmark = pytest.mark.slow
@@ -88,9 +88,22 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
     recipes = [json.loads(one["recipe.json"]) for one in (far, near)]
     assert recipes[0]["fingerprints"] == recipes[1]["fingerprints"]
     assert recipes[0]["sources"] == urls
-    again = souping("+experiment=rebuild", "recipe=far/recipe.json", "out=again", "run_dir=elsewhere")
+    shutil.rmtree(tmp_path / "cache")  # so that the recipe's sources are read
+    again = souping("+experiment=rebuild", "recipe=far/recipe.json", "out=again")
     assert again.code == 0, again.err
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == far["model.safetensors"]
+
+
+def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: Path) -> None:
+    models = {
+        name: ROOT / "souping" / "pantry" / "models" / name for name in ("python_cook", "java_cook", "banquet_cook")
+    }
+    words = ["+experiment=demo", "pool=folders", "limit=1", "optimiser=uniform"]
+    for out, places in (("first", put(bucket, models)), ("second", models)):
+        done = souping(*words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}")
+        assert done.code == 0, done.err
+    costs = [json.loads(path.read_text())["cost"] for path in sorted(tmp_path.rglob("report.json"))]
+    assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)
 
 
 def test_what_changes_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path]) -> None:
@@ -98,7 +111,7 @@ def test_what_changes_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path
     opened = Checkpoint.open(remote.folder_of(url))
     opened.check_unchanged()
     bucket.put(str(pool["m1"] / "model.safetensors"), "soups/m0/model.safetensors")
-    with pytest.raises(UserError, match="s3://soups/m0/model.safetensors has changed"):
+    with pytest.raises(UserError, match=r"s3://soups/m0/model\.safetensors has changed"):
         opened.check_unchanged()
     assert fingerprint(remote.folder_of(url)) != fingerprint(pool["m0"])
 
