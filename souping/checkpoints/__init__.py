@@ -39,11 +39,12 @@ from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
 from souping.checkpoints.sharded import Sharded, plain_names, read_sharded, without_prefix
 from souping.checkpoints.views import Assembly, Raw, Shape, View
-from souping.core.files import expanded
-from souping.core.system import read_at
+from souping.core.files import expanded, read_at
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
 
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
 PIECE = 1 << 20
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time

@@ -11,7 +11,6 @@ from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
 from souping.checkpoints.views import Shape
-from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError
 
@@ -140,7 +139,9 @@ def changed(path: Path) -> UserError:
 def home_of(sharded: Sharded, like: Path | None, stored: bool) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
     if like is not None:
-        return expanded(like)
+        if not (like / "config.json").is_file():
+            raise UserError(f"pool.like={like} is not the folder of a Hugging Face model: it has no config.json")
+        return like
     folder, root = sharded.folder, sharded.folder / sharded.root
     for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
         if (place / "config.json").is_file():

@@ -17,8 +17,7 @@ from huggingface_hub import constants
 
 from souping.checkpoints.hub import ADAPTERS, FILE, WORKERS, HubName, Listing, weight_file
 from souping.checkpoints.ranges import BLOCK, Pointer, listed_files
-from souping.core.files import expanded
-from souping.core.system import reserve
+from souping.core.files import expanded, reserve
 from souping.core.types import UserError, digest
 
 URL = re.compile(r"(s3|gs):/+([^/].*?)/*")
