@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from souping.checkpoints import Checkpoint, WeightReader, fingerprint
+from souping.checkpoints.header import TORCH_DTYPES
 from souping.core.types import UserError
 from souping.merge.accelerate import AccelerateMerge
-from souping.merge.kernels import _wide
 from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
@@ -67,7 +67,8 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
             raw = np.empty(tensor.nbytes, np.uint8)
             for start in range(0, tensor.nbytes, 4 * 331):
                 reader.read(checkpoint.file_number(tensor), raw[start : start + 4 * 331], tensor.offset + start)
-            found[name] = _wide(torch.from_numpy(raw), tensor.dtype).reshape(tensor.shape)
+            kind = getattr(torch, TORCH_DTYPES[tensor.dtype])
+            found[name] = torch.from_numpy(raw).view(kind).float().reshape(tensor.shape)
     return found
 
 
