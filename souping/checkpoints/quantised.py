@@ -34,6 +34,7 @@ ADVICE = {
 FLOAT = "give the float model that it was made from"
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
+SHIFT = np.float32(2.0**120)
 PIECE = 1 << 16
 """Elements that are converted at once: they stay in the second-level cache."""
 
@@ -208,13 +209,20 @@ class ScaledTensor(StoredTensor):
         scales = self._scales(top, -(-rows[1] // height), fetch)
         if self._grid[1] > 1:
             scales = scales[:, np.arange(*columns) // self._block[1]]
+        fits = bool((np.abs(scales) < 128).all())  # else the scale is multiplied apart, so that it cannot overflow
+        scales = scales * SHIFT if fits else scales
         row, step = rows[0], max(1, PIECE // width)
         while row < rows[1]:
             end = min(row + step, rows[1], row + step if height == 1 else (row // height + 1) * height)
             place = slice((row - rows[0]) * width, (end - rows[0]) * width)
-            e4m3(numbers[place], out[place])
-            out[place].reshape(-1, width)[...] *= scales[row // height - top : -(-end // height) - top]
+            part = out[place].reshape(-1, width)
+            shifted(numbers[place], out[place])
+            if not fits:
+                np.multiply(part, SHIFT, out=part)
+            np.multiply(part, scales[row // height - top : -(-end // height) - top], out=part)
             row = end
+        if numbers.max() == 0xFF or numbers.view(np.int8).max() == 0x7F:
+            out[(numbers & 0x7F) == 0x7F] = np.nan
 
     def _scales(self, top: int, bottom: int, fetch: Fetch) -> NDArray[np.float32]:
         """The scales [rows, columns of the grid] of some rows of the grid."""
@@ -227,12 +235,9 @@ class ScaledTensor(StoredTensor):
         return scales
 
 
-def e4m3(numbers: Raw, out: NDArray[np.float32]) -> None:
-    """E4M3 numbers as fp32, exactly: the bits at their places in fp32 are the number over 2^120 (subnormals too)."""
+def shifted(numbers: Raw, out: NDArray[np.float32]) -> None:
+    """E4M3 numbers over 2^120, exactly: their bits at their places in fp32 (subnormals too, but for NaN)."""
     bits = out.view(np.int32)
     np.copyto(bits, numbers.view(np.int8))
     np.left_shift(bits, 20, out=bits)
     np.bitwise_and(bits, np.int32(-0x78100000), out=bits)
-    np.multiply(out, np.float32(2.0**120), out=out)
-    if numbers.max() == 0xFF or numbers.view(np.int8).max() == 0x7F:
-        out[(numbers & 0x7F) == 0x7F] = np.nan
