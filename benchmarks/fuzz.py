@@ -1,9 +1,10 @@
-"""Sharded checkpoints with wrong bytes: each is read or refused in one line, fast, in little memory, with nothing left.
+"""Sharded and FP8 checkpoints with wrong bytes: read or refused in one line, fast, in little memory, nothing left behind.
 
     python benchmarks/fuzz.py [MUTATIONS] [SEED]
 
-So many mutations each of a `.metadata`, of the headers of DCP's safetensors files and of a rank's pickle, in a process
-that may take 1 GB more than it has. What can still be opened is also souped and written back in its own layout.
+So many mutations each of a `.metadata`, of the headers of DCP's safetensors files, of a rank's pickle, and of the
+config, header and data of an FP8 model, in a process that may take 1 GB more than it has. What can still be opened is
+also souped, and written back in its own layout if it is sharded.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 
 from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
+from souping.merge import Format
 from souping.merge.local import LocalMerge
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "sharded"
+FP8 = DATA.with_name("fp8") / "block-0"
 MEMORY, SECONDS = 1 << 30, 20
 Change = Callable[[random.Random, bytes], bytes]
 
@@ -73,6 +76,11 @@ def targets(root: Path) -> Iterator[tuple[str, Path, Path, int]]:
         file = folder / place if place else next(folder.glob("*_rank_0.pt"))
         size = 8 + int.from_bytes(file.read_bytes()[:8], "little") if place else 1 << 30
         yield name, folder, file, size
+    for name in ("config.json", "model.safetensors"):
+        folder = Path(shutil.copytree(FP8, root / f"fp8 {name}"))
+        start = folder / name
+        size = 1 << 30 if name == "config.json" else 8 + int.from_bytes(start.read_bytes()[:8], "little") + 1000
+        yield folder.name, folder, start, size
 
 
 def attempt(folder: Path, out: Path) -> str:
@@ -81,7 +89,8 @@ def attempt(folder: Path, out: Path) -> str:
     try:
         Checkpoint.open(folder, allow_pickle=True, like=DATA / "plain" / "1")
         outcome = "read"
-        pool = LocalMerge(allow_pickle=True, format="same", nonfinite="warn").open({"a": folder, "b": folder})
+        layout: Format = "hf" if folder.name.startswith("fp8") else "same"
+        pool = LocalMerge(allow_pickle=True, format=layout, nonfinite="warn").open({"a": folder, "b": folder})
         pool.write(pool.recipe({"a": 0.5, "b": 0.5}), out)
     except UserError as error:
         if len(str(error).splitlines()) > 2 or len(str(error)) > 1500:
