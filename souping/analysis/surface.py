@@ -24,7 +24,7 @@ from souping.report.format import count, in_words, points, short, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
-from souping.search.adaptive import SoupModel, draws
+from souping.search.adaptive import SoupModel, draws, usual_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,8 @@ def band(
     `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
     objective's.
     """
+    inside = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
+    scores = scores - usual_scores(scores[np.isfinite(scores).all(1)])
     model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients)
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
@@ -80,7 +82,7 @@ def band(
     model.fit()
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
-    most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
+    most = 1.0 if inside else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
 

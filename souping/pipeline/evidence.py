@@ -159,12 +159,14 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
     wholes = [design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)]
     family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
+    bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
+    smallest = family.least if bounded else family.critical * family.errors
     tables = []
-    for (pair, name, _), (a, b), g, least in zip(cells, models, groups, family.least, strict=True):
+    for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
         found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        least = unit().size(float(least))
+        least = unit().size(float(beyond))
         tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
     return tables
 

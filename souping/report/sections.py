@@ -159,8 +159,8 @@ def losses(report: Report) -> list[str]:
     if not pairs:
         return []
     head = (
-        f"Against {clean(lost.get('against'))}, the best single, the soup is above in {count(lost.get('above'))} of "
-        f"{count(len(pairs))} categories, below in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
+        f"Against {clean(lost.get('against'))}, the best single, the soup is better in {count(lost.get('above'))} of "
+        f"{count(len(pairs))} categories, worse in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
     )
     if not number(lost.get("below")):
         return [f"{head} {_least(pairs)}".strip()]

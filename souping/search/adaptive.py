@@ -122,8 +122,10 @@ class AdaptiveSearch(Optimiser):
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
+        self._usual = usual_scores(space.singles) if space.singles is not None else np.zeros(len(space.categories))
         if space.singles is not None:
-            for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+            singles = space.singles - self._usual
+            for values, vertex in zip(singles, simplex.vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
                     self._model.observe(self._numbers[vertex], slice(None), values)
@@ -210,7 +212,7 @@ class AdaptiveSearch(Optimiser):
     def tell(self, cell: Cell, result: Result) -> None:
         self._open.remove(cell)
         items = slice(None) if cell.items is None else list(cell.items)
-        self._model.observe(self._numbers[cell.weights], items, result.values)
+        self._model.observe(self._numbers[cell.weights], items, result.values - self._usual[items])
         if self._model.known >= GROWTH * self._fitted:
             self._refit()
 
@@ -236,6 +238,16 @@ class AdaptiveSearch(Optimiser):
             "indistinguishable_count": len(alike),
             "finishing_gain": round(unit().scale * more, 3),
         }
+
+
+def usual_scores(singles: FloatArray) -> FloatArray:
+    """What to take from each item's scores [I], by those of single models [K, I]: their mean, where scores are no
+    fractions of 1.
+
+    Texts differ in their losses far more than models do, and the surrogate's noise is that of right and wrong answers.
+    """
+    inside = singles.min() >= 0 and singles.max() <= 1
+    return np.zeros(singles.shape[1]) if inside else np.asarray(singles.mean(0))
 
 
 def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:

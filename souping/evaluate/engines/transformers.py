@@ -372,7 +372,8 @@ def _scored(
     for start in range(0, width, step):
         part = slice(start, start + step)
         out = module(input_ids=ids[:, part], attention_mask=mask[:, : start + step], **cache)
-        row, place = (found for found in torch.nonzero(targets[:, part] >= 0, as_tuple=True))
+        at = torch.nonzero(targets[:, part] >= 0)
+        row, place = at[:, 0], at[:, 1]
         wanted = targets[:, part][row, place]
         for some in torch.arange(len(row), device=device).split(max(1, SLICE // vocabulary)):
             scores = torch.log_softmax(out.logits[row[some], place[some]].float(), dim=-1)
