@@ -256,28 +256,22 @@ def compare_on(
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
     with scores_in(benchmark.evaluator.unit):
-        return _compared(benchmark, soup, ingredients, measured)
-
-
-def _compared(
-    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
-) -> dict[str, Any]:
-    singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
-    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    table = ItemTable.of(benchmark.items, benchmark.objective)
-    pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
-    return {
-        "name": benchmark.name,
-        "evaluator": benchmark.evaluator.title,
-        "unit": asdict(unit()),
-        "items": len(benchmark.items),
-        "groups": len(np.unique(table.groups)),
-        "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
-        "rows": [row(c, measured[c.recipe.id], table) for c in rows],
-        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-        "comparisons": judged([pair.whole() for pair in pairs]),
-        "categories": by_category(pairs),
-    }
+        singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+        rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+        table = ItemTable.of(benchmark.items, benchmark.objective)
+        pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+        return {
+            "name": benchmark.name,
+            "evaluator": benchmark.evaluator.title,
+            "unit": asdict(unit()),
+            "items": len(benchmark.items),
+            "groups": len(np.unique(table.groups)),
+            "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+            "rows": [row(c, measured[c.recipe.id], table) for c in rows],
+            "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
+            "comparisons": judged([pair.whole() for pair in pairs]),
+            "categories": by_category(pairs),
+        }
 
 
 def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:
