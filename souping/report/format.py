@@ -82,7 +82,12 @@ def brackets(found: Json, sign: bool = False) -> str:
     middle = score(found.get("mean", found.get("difference")), sign)
     if number(found.get("low")) is None or number(found.get("high")) is None:
         return middle
-    return f"{middle} [{_limit(found['low'], sign)}, {_limit(found['high'], sign)}]"
+    return f"{middle} [{between(found['low'], found['high'], sign)}]"
+
+
+def between(low: Json, high: Json, sign: bool = True) -> str:
+    """`+0.4, +6.6`: limits of a difference for a cell."""
+    return f"{_limit(low, sign)}, {_limit(high, sign)}"
 
 
 def rho(value: Json) -> str:
