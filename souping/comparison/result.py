@@ -161,8 +161,8 @@ def _model(result: CompareResult, model: str) -> Section:
 
 def _pairs(result: CompareResult) -> Section:
     head = result.verdicts[0]
-    measure = "points" if head.fraction else head.metric
-    line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in {measure}:"
+    best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
+    line = f"{best} Row minus column, in {_unit(head)}:"
     rows = [
         [one, *(_pair(head, *row[other]) if other in row else "" for other in result.models[1:])]
         for one, row in result.pairs.items()
@@ -215,8 +215,12 @@ def _limits(row: RowVerdict) -> str:
     )
 
 
+def _unit(row: RowVerdict) -> str:
+    return "points" if row.fraction else row.metric
+
+
 def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
-    return f"{amount(row, value, sign)} {'points' if row.fraction else row.metric}"
+    return f"{amount(row, value, sign)} {_unit(row)}"
 
 
 def sentence(row: RowVerdict) -> str:
@@ -286,7 +290,7 @@ def chart(rows: Sequence[RowVerdict]) -> str:
         number = amount(rows[0], value / scale, True)
         parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
-    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_points(rows[0], 0.0).partition(' ')[2]}{dashed}")
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
     inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
     svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def read_run(path: Path, name: str, group: str) -> Log:
     report = read_object(path / "report.json")
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
     own = unit_of(report)
-    metric = "score" if own.higher_is_better else own.name
+    metric = "score" if own.symbol == "%" else own.name
     lower = () if own.higher_is_better else (metric,)
     model = pick_model(path, list(rows), name or "soup") if rows else ""
     answers = dict[str, list[tuple[str, LoggedAnswer]]]()
@@ -29,14 +30,15 @@ def read_run(path: Path, name: str, group: str) -> Log:
     for line in lines:
         if line["fold"] == "report" and model in line["models"]:
             scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
-            answers.setdefault(line["category"], []).extend(
-                (metric, one) for one in _answers(line, line["models"][model], group)
-            )
+            found = _answers(line, line["models"][model], group)
+            answers.setdefault(line["category"], []).extend((metric, one) for one in found)
     if not answers:
         raise UserError(f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report")
     tasks = dict[str, Task]()
-    for task, found in answers.items():
-        metrics = metrics_of(path / SAMPLES, found, {metric: number(part(rows[model], task).get("mean"))}, lower)
+    for task, pairs in answers.items():
+        metrics = metrics_of(path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower)
+        if metric != "score":  # no score from 0 to 1, even if all of them are
+            metrics = {metric: replace(metrics[metric], is_mean=False)}
         tasks[task] = Task(name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))})
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
