@@ -26,7 +26,6 @@ from souping.comparison.estimate import (
     WORST,
     JointFlips,
     PooledScores,
-    is_scored,
     pool,
     task_weights,
     variance_parts,
@@ -246,10 +245,16 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Itera
             yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
     for name, found in matched.metrics.items():
         for one in found[name in weights :]:
-            if is_scored(one):
+            if _is_scored(one):
                 pooled = pool({name: one}, {name: 1.0})
                 yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
     yield from _lengths(averaged, weights)
+
+
+def _is_scored(metric: MatchedMetric) -> bool:
+    """Whether all models have a score of some item in every run."""
+    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
+    return bool(np.all(scored, axis=0).any())
 
 
 def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
@@ -271,7 +276,7 @@ def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float])
     found = dict[Field, dict[str, MatchedMetric]]()
     for name in LENGTHS:
         tables = {task: replace(one, values={**one.values, "score": one.values[name]}) for task, one in metrics.items()}
-        found[name] = {task: one for task, one in tables.items() if is_scored(one)}
+        found[name] = {task: one for task, one in tables.items() if _is_scored(one)}
     del found["tokens" if len(found["characters"]) > len(found["tokens"]) else "characters"]
     for name, tasks in found.items():
         if tasks:
@@ -432,7 +437,7 @@ def _unaveraged(matched: Matched, weights: Mapping[str, float]) -> Iterator[str]
         if name not in weights and not found[0].is_mean:
             yield f"{name} is not averaged: {found[0].metric} is not a mean of scores from 0 to 1."
         for one in found:
-            if not is_scored(one):
+            if not _is_scored(one):
                 figures = {model: [f"{v:.4g}" for v in own if v is not None] for model, own in one.reported.items()}
                 text = "; ".join(f"{model} {', '.join(own) or 'none'}" for model, own in figures.items())
                 yield f"{name} {one.metric}, as reported and without an interval: {text}."

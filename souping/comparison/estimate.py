@@ -28,7 +28,7 @@ SCORE, BEST, WORST, NOISE = range(4)
 
 def task_weights(matched: Matched, average: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
     """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1,
-    or of all tasks if they share one metric, such as a loss.
+    or of all tasks if they share one unit, such as that of a loss.
 
     `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks are averaged as its
     harness does. `leaf` is the mean over tasks, `item` that over
@@ -38,9 +38,9 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
         UserError: no metric is a mean, or a weight names something that is not here.
     """
     first = {name: found[0] for name, found in matched.metrics.items()}
-    kinds = {(one.metric, one.higher_is_better) for one in first.values()}
-    alike = len(kinds) == 1 and all(map(is_scored, first.values()))
-    means = {name: one for name, one in first.items() if one.is_mean} or (first if alike else {})
+    means = {name: one for name, one in first.items() if one.is_mean}
+    if not means and len({one.unit for one in first.values()}) == 1:
+        means = {name: one for name, one in first.items() if one.unit}
     sizes = {name: float(len(one.items)) for name, one in means.items()}
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
@@ -60,12 +60,6 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     if total <= 0:
         raise UserError("the weights of the tasks sum to 0")
     return {name: share / total for name, share in shares.items() if share > 0}
-
-
-def is_scored(metric: MatchedMetric) -> bool:
-    """Whether all models have a score of some item in every run."""
-    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
-    return bool(np.all(scored, axis=0).any())
 
 
 # Scores

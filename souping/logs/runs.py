@@ -38,7 +38,7 @@ def read_run(path: Path, name: str, group: str) -> Log:
     for task, pairs in answers.items():
         metrics = metrics_of(path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower)
         if metric != "score":  # no score from 0 to 1, even if all of them are
-            metrics = {metric: replace(metrics[metric], is_mean=False)}
+            metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
         tasks[task] = Task(name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))})
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
