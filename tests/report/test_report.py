@@ -17,14 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-<<<<<<< HEAD
-from souping.analysis.surface import draw as surface
-from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
-from souping.report.format import percent, score, seconds, short
-from souping.report.plots import Drawing, landscape
-=======
 from souping.report.files import as_json, draw, write_report, write_trials
->>>>>>> main
 from souping.report.render import markdown, page, report_table
 from tests.support.html import outline
 from tests.support.report import sample
@@ -43,8 +36,8 @@ def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
     run_dir, report, _, _ = written
     text = (run_dir / "report.md").read_text()
     for row in report["rows"]:
-        for found in (row["objective"], *row["scores"].values()):
-            assert f"{100 * found['mean']:.1f}" in text
+        for score in (row["objective"], *row["scores"].values()):
+            assert f"{100 * score['mean']:.1f}" in text
     for pair in report["comparisons"]:
         assert f"| {100 * pair['difference']:+.1f} |".replace("-", "\N{MINUS SIGN}") in text
 
@@ -71,18 +64,6 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("provenance", "")
 
 
-<<<<<<< HEAD
-def test_numbers_as_people_read_them() -> None:
-    assert [percent(0.7812), score(-0.0001, sign=True), score(-0.012, sign=True)] == ["78.1", "0.0", "−1.2"]
-    assert percent(math.nan) == percent(None) == "\N{EN DASH}"
-    assert [seconds(v) for v in (1.25, 75, 150, 7260)] == ["1.2 s", "75.0 s", "2 min 30 s", "2 h 1 min"]
-    assert short("a" * 10 + "b" * 30 + "c" * 10, 20) == "aaaaaaaaa\N{HORIZONTAL ELLIPSIS}cccccccccc"
-    assert (ended({"stopped": "x"}), ended({})) == ("the search ended: x", "")
-    assert searched({"stopped": "x", "indistinguishable_count": 1})[1] == "It ended: x."
-
-
-=======
->>>>>>> main
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
     report, trials = sample(columns=2)
     with write_trials(trials, report, tmp_path / "trials.csv").open(newline="") as stream:

@@ -82,13 +82,15 @@ FIELDS = {
     ("config/weight_transfer.py", "WeightTransferConfig"): {"backend"},
     ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo"): set(UPDATE),
     ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo"): {"packed"},
-    ("sampling_params.py", "SamplingParams"): set(DRAWN),
+    ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
+    ("logprobs.py", "Logprob"): {"logprob"},
     ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
     ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
 }
 TEXTS = {
     ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
     ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
+    ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
     ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
     ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
@@ -96,45 +98,11 @@ TEXTS = {
 }
 
 
-<<<<<<< HEAD
-    @pytest.mark.parametrize(
-        ("path", "name", "used"),
-        [
-            ("config/weight_transfer.py", "WeightTransferConfig", {"backend"}),
-            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo", set(UPDATE)),
-            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo", {"packed"}),
-            ("sampling_params.py", "SamplingParams", {*DRAWN, *LIKELIHOOD}),
-            ("logprobs.py", "Logprob", {"logprob"}),
-            *(
-                (f"entrypoints/openai/{path}/protocol.py", name, {*VllmServer().request, "seed", "temperature"})
-                for path, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest"))
-            ),
-        ],
-    )
-    def test_fields(self, path: str, name: str, used: set[str]) -> None:
-        assert used <= set(fields(path, name))
-
-    @pytest.mark.parametrize(
-        ("path", "text"),
-        [
-            ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
-            ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
-            ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
-            ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
-            ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
-            ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
-            *(("envs.py", f'"{name}"') for name in ENVIRONMENT),
-        ],
-    )
-    def test_texts(self, path: str, text: str) -> None:
-        assert text in (HOME / path).read_text()
-=======
 def test_what_the_adapter_calls_is_there_under_these_names() -> None:
     assert {where for where, names in METHODS.items() if not names <= set(parameters(method(*where)))} == set()
     assert {where for where, names in FIELDS.items() if not names <= set(fields(*where))} == set()
     assert {(path, text) for path, text in TEXTS if text not in (HOME / path).read_text()} == set()
 
->>>>>>> main
 
 def test_the_arguments_of_llm_and_the_servers_flags() -> None:
     check_version()
