@@ -1,4 +1,4 @@
-"""Sharded and FP8 checkpoints with wrong bytes: read or refused in one line, fast, in little memory, nothing left behind.
+"""Sharded and FP8 checkpoints with wrong bytes: read or refused in one line, fast, in little memory, nothing left over.
 
     python benchmarks/fuzz.py [MUTATIONS] [SEED]
 
