@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from souping.checkpoints.header import parse_json
+from souping.checkpoints.header import parse_json, unique_keys
 from souping.checkpoints.views import Shape
-from souping.core.text import nearest, shown
+from souping.core.text import nearest, read_json, shown
 from souping.core.types import Json, UserError
 
 SOURCE = "source"
@@ -121,14 +121,17 @@ def read_rules(path: Path) -> Family:
     Raises:
         UserError: it is no such file.
     """
-    table = parse_json(path, path.read_bytes())
+    try:
+        table = read_json(path.read_text(encoding="utf-8"), unique_keys)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({shown(str(error))})") from None
     keys = {"extends", "anchors", "prefix", "types", "drop", "rules"}
     if not isinstance(table, dict) or not set(table) <= keys:
         raise UserError(f"{path}: rules are a JSON object with the keys {', '.join(sorted(keys))}")
     try:
         rules = tuple(rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {})))
         own = Family(path.stem, _texts(table, "anchors"), rules, _texts(table, "drop"), table.get("prefix"))
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
     if not (own.prefix is None or isinstance(own.prefix, str)):
         raise UserError(f"{path}: prefix is not a text")
@@ -163,6 +166,8 @@ def _rules(row: Any, groups: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
         names, layout = tuple(name for name, _ in form), form[0][1]
         rule = Rule(names, row[1], layout, _layout(layout, row[1]) if layout else None, types)
         rule.check()
+        for native in names:
+            pattern_of(native)
         yield rule
 
 
@@ -225,6 +230,7 @@ def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
     sizes = {name: next((values[key] for key in keys[name] if key in values), 0) for name in keys}
     if not sizes["head_dim"] and sizes["heads"]:
         sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+    sizes["half"] = sizes["head_dim"] // 2
     if sizes["kv_heads"]:
         sizes["queries"] = sizes["heads"] // sizes["kv_heads"]
     return {name: size for name, size in sizes.items() if size}

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from souping.checkpoints.layouts import (
+    Dims,
     Family,
     Rule,
     any_of,
