@@ -134,7 +134,7 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
-        where = f" in {owner.folder}/{owner.files[source.file][0]}"
+        where = f" in {owner.folder}/{owner.checkpoint.files[source.file]}"
     return UserError(f"{what} in tensor {name}{where}")
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Checkpoint, fingerprint, inside, side_files, small
-from souping.checkpoints.header import TORCH_NAMES
+from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.folder import side_files
+from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.protocols import Progress
@@ -28,7 +29,7 @@ from souping.core.types import Json, Missing, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.planner import Alignment, as_ingredient
+from souping.merge.planner import Alignment
 from souping.merge.writer import generation_config, write_checkpoint
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return models.plan(recipe, nonfinite=self.nonfinite)
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
-        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in used.items())
+        ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
     def write(
@@ -194,13 +195,12 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
 
     mergekit itself copies those of the base model.
     """
-    carrier = plan.ingredients[0]
-    folder, weights = Path(carrier.folder), dict(carrier.files)
+    carrier = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
         (stage / name).unlink()
-    own = {name: small(inside(folder, name)) for name in carrier.stamps if name not in (*weights, "config.json")}
+    own = {name: small(inside(carrier.home, name)) for name in carrier.side if name != "config.json"}
     write_files(stage, own)
-    mixed = [Path(ingredient.folder) for ingredient in plan.ingredients[: len(plan.recipe.ingredients)]]
+    mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     write_files(stage, generation_config(stage, mixed))
 
 

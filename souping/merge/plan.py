@@ -9,8 +9,8 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -18,7 +18,8 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from souping.checkpoints import INDEX, SINGLE, Stamp, check_stamps
+from souping.checkpoints import Checkpoint
+from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.core.fields import pick
 from souping.core.text import is_user_code, safe
@@ -87,15 +88,19 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Folder that is read: `files` are (name, size in bytes).
-
-    `stamps` are those of its files and side files when it was opened.
-    """
+    """Checkpoint that is read, under its name in the recipe."""
 
     name: str
-    folder: str
-    files: tuple[tuple[str, int], ...]
-    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
+    checkpoint: Checkpoint
+
+    @property
+    def folder(self) -> str:
+        return str(self.checkpoint.folder.resolve())
+
+    @property
+    def files(self) -> dict[str, int]:
+        """{weight file: its size in bytes}"""
+        return {name: self.checkpoint.stamps[name][0] for name in self.checkpoint.files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +164,7 @@ class MergePlan(SoupPlan):
             "version": 1,
             "recipe": self.recipe.as_dict(),
             "folders": {each.name: each.folder for each in self.ingredients},
-            "files": {each.name: dict(each.files) for each in self.ingredients},
+            "files": {each.name: each.files for each in self.ingredients},
             "carry": self.carrier,
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
@@ -171,7 +176,7 @@ class MergePlan(SoupPlan):
 def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
     """Raises UserError where a file of one of them is not the one that was opened."""
     for ingredient in ingredients:
-        check_stamps(Path(ingredient.folder), ingredient.stamps)
+        ingredient.checkpoint.check_unchanged()
 
 
 def carried(carry: str | None, recipe: Recipe) -> str | None:

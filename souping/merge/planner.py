@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from souping.checkpoints import SINGLE, Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
+from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import load
 from souping.core.simplex import check_weights
@@ -100,7 +101,7 @@ def load_plan(path: Path) -> MergePlan:
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
     for each in made.ingredients:
-        if dict(each.files) != files.get(each.name):
+        if each.files != files.get(each.name):
             raise UserError(f"{each.folder} has changed since the plan was made: plan again")
     return made
 
@@ -224,8 +225,8 @@ class Layout:
     @classmethod
     def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
         aligned = align(pool, vocab)
-        files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
-        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in pool.items())
+        files = [{"": 0, **{name: i for i, name in enumerate(checkpoint.files)}} for checkpoint in pool.values()]
+        ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
     @property
@@ -248,12 +249,6 @@ class Layout:
                 )
             return chosen
         return fits[0] if fits else 0
-
-
-def as_ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
-    """A model that is open, as plans name it."""
-    files = tuple((file, checkpoint.stamps[file][0]) for file in checkpoint.files)
-    return Ingredient(name, str(checkpoint.folder.resolve()), files, checkpoint.stamps)
 
 
 @dataclass(frozen=True)

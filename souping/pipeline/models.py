@@ -18,8 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import Checkpoint, hub, small
+from souping.checkpoints import Checkpoint, hub
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.header import small
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from souping.checkpoints import fingerprint
+from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.header import Tensor
+from souping.core.types import UserError
 from souping.merge.writer import PassingDigest
 from tests.conftest import Cli
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+SIZES = (0, 900, 4000, 0, 3, 4997, 0)
 
 
-def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int = 1) -> str:
+def opened(path: Path, *, gap: int = 0) -> tuple[PassingDigest, list[str]]:
+    """A digest of tensors in a file, which begin at byte 100, and what it has to be."""
     path.write_bytes(CONTENT.tobytes())
-    digest, known = PassingDigest(path, start), dict[str, str]()
-    with ThreadPoolExecutor(threads) as pool:
-        promised = [(a, b) for a, b in order if digest.promise(a, b - a)]
-        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
-            job.result()
+    ends = list(itertools.accumulate(SIZES, initial=100))
+    group = [Tensor(f"t{i}", "U8", (n,), path.name, ends[i], n) for i, n in enumerate(SIZES)]
+    group[5] = replace(group[5], offset=group[5].offset + gap, nbytes=group[5].nbytes - gap)
+    checkpoint = Checkpoint.of(path.parent, {t.name: t for t in group}, {}, (), {})
+    values = [hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group]
+    return PassingDigest(checkpoint, group), values
+
+
+def kept(digest: PassingDigest) -> list[str]:
+    known = dict[str, str]()
     digest.finish()
     digest.keep(known)
-    return next(iter(known.values()))
+    return next(iter(known.values())).split()
 
 
 @pytest.mark.parametrize(
@@ -45,13 +55,25 @@ def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int
     ids=["in order", "turned round", "twice", "with gaps", "none", "backwards", "in many pieces"],
 )
 @pytest.mark.parametrize("threads", [1, 4])
-def test_it_is_the_digest_of_the_file(tmp_path: Path, order: list[tuple[int, int]], threads: int) -> None:
-    assert whole(tmp_path / "file", 100, order, threads) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+def test_it_is_the_digest_of_every_tensor(tmp_path: Path, order: list[tuple[int, int]], threads: int) -> None:
+    digest, values = opened(tmp_path / "file")
+    with ThreadPoolExecutor(threads) as pool:
+        promised = [(a, b) for a, b in order if digest.promise(a, b - a)]
+        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
+            job.result()
+    assert kept(digest) == values
+
+
+def test_bytes_between_tensors_do_not_count(tmp_path: Path) -> None:
+    digest, values = opened(tmp_path / "file", gap=64)
+    for start, end in ((100, 5003), (5067, 6000)):
+        assert digest.promise(start, end - start)
+        digest.feed(start, CONTENT[start:end])
+    assert kept(digest) == values
 
 
 def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(CONTENT.tobytes())
-    digest, known = PassingDigest(tmp_path / "file", 100), dict[str, str]()
+    digest, values = opened(tmp_path / "file")
     assert digest.promise(100, 900)
     assert digest.promise(1000, 500)
     assert not digest.promise(2000, 500)
@@ -59,17 +81,15 @@ def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
         waits = pool.submit(digest.feed, 1000, CONTENT[1000:1500])
         digest.abandon()
         waits.result(timeout=600)
-    digest.finish()
-    digest.keep(known)
-    assert next(iter(known.values())) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+    assert kept(digest) == values
 
 
 def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(CONTENT.tobytes())
-    digest, known = PassingDigest(tmp_path / "file", 8), dict[str, str]()
+    digest, known = opened(tmp_path / "file")[0], dict[str, str]()
     (tmp_path / "file").write_bytes(CONTENT[::-1].tobytes())
     digest.finish()
-    digest.keep(known)
+    with pytest.raises(UserError, match="has changed"):
+        digest.keep(known)
     assert known == {}
 
 

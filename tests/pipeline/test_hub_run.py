@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from souping.checkpoints import SINGLE, fingerprint
+from souping.checkpoints import fingerprint
+from souping.checkpoints.folder import SINGLE
 from tests.conftest import ROOT, Cli
 from tests.support.adapters import save_adapter
 from tests.support.family import NAMES
