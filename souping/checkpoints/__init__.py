@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from souping.checkpoints.folder import (
     WEIGHTS,
     Stamp,
     changed,
-    check_expected,
     check_stamp,
     home_of,
     read_config,
@@ -31,12 +30,12 @@ from souping.checkpoints.folder import (
     side_files,
     stamp,
     stamps_in,
-    tied_heads,
     weights_like,
 )
 from souping.checkpoints.header import FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
-from souping.checkpoints.sharded import Sharded, plain_names, read_sharded, without_prefix
-from souping.checkpoints.views import Assembly, Raw, Shape, View
+from souping.checkpoints.names import map_names, regrouped
+from souping.checkpoints.sharded import Sharded, read_sharded
+from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
 from souping.core.files import expanded
 from souping.core.system import read_at
 from souping.core.text import shown
@@ -67,8 +66,10 @@ class Checkpoint:
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, allow_pickle: bool = False, like: Path | None = None) -> Checkpoint:
-        """Read a folder's headers; `like` has the config and tokenizer of a sharded checkpoint.
+    def open(
+        cls, folder: Path, allow_pickle: bool = False, like: Path | None = None, names: Path | None = None
+    ) -> Checkpoint:
+        """Read a folder's headers; `like` has the config and tokenizer of a sharded checkpoint, `names` rules for it.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
@@ -78,13 +79,26 @@ class Checkpoint:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         if not any((folder / name).exists() for name in WEIGHTS) and (sharded := read_sharded(folder, allow_pickle)):
-            return cls.assembled(sharded, home_of(sharded, like))
+            return cls.assembled(sharded, home_of(sharded, like), names)
         before = stamps_in(folder)
         config = read_config(folder)
         tensors = read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
-        return cls.of(folder, tensors, config, side_files(folder), before)
+        return cls._regrouped(cls.of(folder, tensors, config, side_files(folder), before))
+
+    @classmethod
+    def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
+        """Experts as the model's family stores them, one by one or fused, however this folder does."""
+        headers = {name: (tensor.dtype, tensor.shape) for name, tensor in opened.tensors.items()}
+        mapped = regrouped(headers, opened.config, opened.folder)
+        if mapped is None:
+            return opened
+        stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
+        sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
+        views = {name: tensor.views() for name, tensor in mapped.items()}
+        shapes = {name: tensor.shape for name, tensor in mapped.items()}
+        return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
 
     @classmethod
     def of(
@@ -101,21 +115,20 @@ class Checkpoint:
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @classmethod
-    def assembled(cls, sharded: Sharded, home: Path) -> Checkpoint:
+    def assembled(cls, sharded: Sharded, home: Path, names: Path | None = None) -> Checkpoint:
         """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
 
+        `names` is a file of rules of the user's own.
+
         Raises:
-            UserError: names or shapes are not those of the weights in `home`, where it has any.
+            UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
         """
         config = read_config(home)
-        expected = {name: tensor.shape for name, tensor in weights_like(home).items()}
-        names = without_prefix(plain_names(sharded.tensors), expected)
-        dropped = tied_heads(names, expected, config)
-        views = {
-            name: (View.of(own, sharded.tensors[own].shape),) for name, own in names.items() if name not in dropped
-        }
-        shapes = {name: sharded.tensors[own].shape for name, own in names.items()}
-        check_expected(sharded.folder, {name: shapes[name] for name in views}, expected, home)
+        like = {name: tensor.shape for name, tensor in weights_like(home).items()}
+        native = {name: (tensor.dtype, tensor.shape) for name, tensor in sharded.tensors.items()}
+        mapped = map_names(native, config, like or None, names, where=sharded.folder)
+        views = {name: tensor.views() for name, tensor in mapped.items()}
+        shapes = {name: tensor.shape for name, tensor in mapped.items()}
         return cls.viewed(sharded, views, shapes, config, home)
 
     @classmethod

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
-from souping.checkpoints.views import Shape
 from souping.core.files import expanded
-from souping.core.text import listed, shown
+from souping.core.text import shown
 from souping.core.types import Json, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -154,29 +153,6 @@ def home_of(sharded: Sharded, like: Path | None) -> Path:
 def weights_like(home: Path) -> dict[str, Tensor]:
     """The tensors of the model in a folder; none where it has no weights."""
     return read_weights(home, True) if any((home / name).exists() for name in WEIGHTS) else {}
-
-
-def tied_heads(names: Iterable[str], expected: Mapping[str, Shape], config: Mapping[str, Any]) -> set[str]:
-    """Output heads that are stored although they are the embedding: models tie them again when they are loaded."""
-    heads = set(TIED) & set(names)
-    if expected:
-        return heads - set(expected)
-    return heads if setting(config, "tie_word_embeddings") is True else set()
-
-
-def check_expected(folder: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Shape], home: Path) -> None:
-    """Refuse a checkpoint whose names or shapes are not those of the model it should be like."""
-    if not expected:
-        return
-    lost, extra = [n for n in expected if n not in shapes], [n for n in shapes if n not in expected]
-    if lost or extra:
-        parts = [f"lacks {listed(lost)}"] * bool(lost) + [f"has {listed(extra)} besides"] * bool(extra)
-        raise UserError(f"{folder} is not like {home}: it {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise UserError(
-                f"{folder} is not like {home}: {shown(name)} is {list(shapes[name])} here, {list(shape)} there"
-            )
 
 
 def setting(config: Mapping[str, Any], key: str) -> Json:

@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from souping.checkpoints.layouts import (
+    RULES,
     Dims,
     Family,
     Rule,
@@ -24,6 +25,7 @@ from souping.checkpoints.layouts import (
     extents,
     families,
     pattern_of,
+    read_rules,
     sizes_of,
 )
 from souping.checkpoints.views import Shape, View
@@ -73,6 +75,16 @@ def map_names(
     if like is not None:
         _check_like(mapped, like, where)
     return mapped
+
+
+def regrouped(stored: Headers, config: Mapping[str, Json], where: str | Path) -> dict[str, Mapped] | None:
+    """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
+    rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]
+    model_type = str(config.get("model_type"))
+    patterns = [pattern_of(native) for rule in rules if rule.fits(model_type) for native in rule.natives]
+    if not any(pattern.fullmatch(name) for name in stored for pattern in patterns):
+        return None
+    return map_names(stored, config, where=where)
 
 
 def choose(
@@ -241,9 +253,11 @@ class Assignment:
                 present[kind].add(int(found.indexes[axis]))
         for indexes in present.values():
             count = self.sizes.get(axis, max(indexes) + 1)
-            if not indexes >= set(range(count)):
-                lacking = min(set(range(count)) - indexes)
-                raise UserError(f"{self.where} has no tensors of {axis} {lacking}; the config has {count}")
+            most = count + (self.sizes.get("predicted", 0) if axis == "layer" else 0)
+            wrong = set(range(count)) - indexes or {index for index in indexes if index >= most}
+            if wrong:
+                state = "no" if min(wrong) < count else "a"
+                raise UserError(f"{self.where}: there is {state} {axis} {min(wrong)}, and the config has {count}")
 
     def build(self, target: str) -> Mapped:
         """The tensor of a Hugging Face name.

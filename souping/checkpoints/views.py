@@ -112,6 +112,13 @@ class StoredTensor:
         self._runs = self._contiguous()
         self._starts = [run[0] for run in self._runs]
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoredTensor:
+        """A tensor that is whole in one file."""
+        return cls(
+            tensor.dtype, tensor.shape, [Part(tensor.file, tensor.offset, (0,) * len(tensor.shape), tensor.shape)]
+        )
+
     @property
     def count(self) -> int:
         return math.prod(self.shape)

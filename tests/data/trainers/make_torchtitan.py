@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from reference import SIZES, TOKENS, fill, packed, write
+from reference import TOKENS, fill, packed, write
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention.flex_attention import flex_attention
@@ -32,14 +33,14 @@ ENDS = {
 }
 
 
-def llama():
+def llama() -> tuple[Any, Any, dict[str, Any]]:
     rope = ComplexRoPE.Config(dim=8, max_seq_len=64, theta=10000.0)
     layers = llama3._build_llama3_layers(hidden_dim=24, rope=rope, **SHAPE)
     config = llama3.Llama3Model.Config(layers=layers, **ENDS)
     return config, llama3.Llama3StateDictAdapter, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
-def qwen3_moe():
+def qwen3_moe() -> tuple[Any, Any, dict[str, Any]]:
     rope = CosSinRoPE.Config(dim=8, max_seq_len=64, theta=10000.0)
     layers = qwen3._build_qwen3_moe_layers(
         head_dim=8, moe_hidden_dim=16, num_experts=4, top_k=2, rope=rope, moe_comm_backend="standard", **SHAPE
