@@ -67,9 +67,16 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, folder: Path, allow_pickle: bool = False, like: Path | None = None, names: Path | None = None
+        cls,
+        folder: Path,
+        allow_pickle: bool = False,
+        like: Path | None = None,
+        stored: bool = False,
+        names: Path | None = None,
     ) -> Checkpoint:
         """Read a folder's headers; `like` has the config and tokenizer of a sharded checkpoint, `names` rules for it.
+
+        With `stored`, one that has none is opened all the same, under the names by which it is stored.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
@@ -79,7 +86,10 @@ class Checkpoint:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         if not any((folder / name).exists() for name in WEIGHTS) and (sharded := read_sharded(folder, allow_pickle)):
-            return cls.assembled(sharded, home_of(sharded, like), names)
+            home = home_of(sharded, like, stored)
+            if home is None:
+                return cls.viewed(sharded, *sharded.as_stored(), {}, None)
+            return cls.assembled(sharded, home, names)
         before = stamps_in(folder)
         config = read_config(folder)
         tensors = read_weights(folder, allow_pickle)
@@ -275,6 +285,7 @@ def fingerprint(
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
     like: Path | None = None,
+    stored: bool = False,
 ) -> str:
     """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
@@ -285,7 +296,7 @@ def fingerprint(
     Raises:
         UserError: as `Checkpoint.open`, or a file changes meanwhile.
     """
-    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like, stored), cache)
 
 
 def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:

@@ -136,14 +136,16 @@ def changed(path: Path) -> UserError:
     return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
 
 
-def home_of(sharded: Sharded, like: Path | None) -> Path:
-    """The folder with the config of a sharded checkpoint. Raises UserError if there is none."""
+def home_of(sharded: Sharded, like: Path | None, stored: bool) -> Path | None:
+    """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
     if like is not None:
         return expanded(like)
     folder, root = sharded.folder, sharded.folder / sharded.root
     for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
         if (place / "config.json").is_file():
             return place
+    if stored:
+        return None
     raise UserError(
         f"{folder} is a sharded checkpoint without a config and tokenizer, as trainers save it: name a folder of the "
         "same model that has them, pool.like=HF_FOLDER"

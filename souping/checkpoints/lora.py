@@ -107,6 +107,7 @@ def content(
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
     like: Path | None = None,
+    stored: bool = False,
 ) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
@@ -115,7 +116,7 @@ def content(
     """
     if is_adapter(folder):
         return Adapter.open(folder, allow_pickle).fingerprint(str(base), cache)
-    return fingerprint(folder, cache, allow_pickle, like)
+    return fingerprint(folder, cache, allow_pickle, like, stored)
 
 
 def weights_digest(
@@ -123,6 +124,7 @@ def weights_digest(
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
     like: Path | None = None,
+    stored: bool = False,
 ) -> str:
     """SHA-256 (hex) over the tensors of a model or adapter folder alone.
 
@@ -130,9 +132,9 @@ def weights_digest(
         UserError: as Adapter.open, or as Checkpoint.open.
     """
     adapter = is_adapter(folder)
-    return weights_of(
-        Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle, like), cache
-    )
+    if adapter:
+        return weights_of(Adapter.open(folder, allow_pickle).checkpoint, cache)
+    return weights_of(Checkpoint.open(folder, allow_pickle, like, stored), cache)
 
 
 def is_adapter(folder: Path) -> bool:

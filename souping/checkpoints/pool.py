@@ -22,13 +22,25 @@ class Pool:
     """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
 
     A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
-    over a model of the Hub.
+    over a model of the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded
+    checkpoints have its config and tokenizer, and have to have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
+    like: str | None = None
 
     def __post_init__(self) -> None:
         self.resolve(at_least=0)
+
+    @property
+    def home(self) -> Path | None:
+        """The folder `like`, or its name on the Hub."""
+        if self.like is None:
+            return None
+        path = expanded(self.like, "pool.like")
+        if not (path / "config.json").is_file() and hub.parse(self.like) is None:
+            raise UserError(f"pool.like={self.like} is not the folder of a Hugging Face model: it has no config.json")
+        return path
 
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
@@ -38,7 +50,7 @@ class Pool:
         """
         candidates: list[Candidate] = []
         for number, entry in enumerate(self.candidates):
-            candidate = _candidate(entry, f"pool.candidates[{number}]")
+            candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for other in candidates:
                 if other.path.resolve() == candidate.path.resolve():
                     raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
@@ -90,7 +102,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     try:
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
-            return replace(_of_folder(candidate.name, folder, allow_pickle), path=str(online or folder))
+            return replace(_of_folder(candidate.name, folder, allow_pickle, candidate.like), path=str(online or folder))
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
@@ -111,11 +123,11 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     )
 
 
-def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
+def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Path | None) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     adapter = is_adapter(folder)
-    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
+    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle, like)
     return ModelSize(
         name=name,
         path=str(folder),

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from souping.checkpoints.archives import Archive, Extent, file_slice, sizes, tag_of
-from souping.checkpoints.header import broken, inside, parse_json, read_header, read_metadata, small
+from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
 from souping.checkpoints.pickles import MAX_PICKLE, METADATA, RANK, TENSORS, Data, Made, unpickle
-from souping.checkpoints.views import Part, StoredTensor
+from souping.checkpoints.views import Part, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import UserError
 
@@ -76,6 +76,11 @@ class Sharded:
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
         return cls(folder, root, layout, tensors, tuple(files))
+
+    def as_stored(self) -> tuple[dict[str, list[View]], dict[str, tuple[int, ...]]]:
+        """Views of all float tensors by their stored names, and their shapes."""
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items() if tensor.dtype in FLOATS}
+        return {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes
 
 
 Boxes = dict[str, tuple[str, tuple[int, ...], list[Part]]]
@@ -203,6 +208,36 @@ def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], pr
         yield Entry(name, tag, start, size, f"{prefix}{file}", offset, length)
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What a `.metadata` names in a file: a box of a tensor, or an object."""
+
+    name: str
+    file: str
+    offset: int
+    length: int
+
+
+def stored_slices(table: Data, sharded: Sharded, prefix: str) -> list[Slice]:
+    """All that a `.metadata` names, in archives of torch.save.
+
+    Raises:
+        UserError: it is broken, or a file is of another kind.
+    """
+    try:
+        slices = [
+            Slice(key["fqn"], f"{prefix}{info['relative_path']}", info["offset"], info["length"])
+            for key, info in table["storage_data"].items()
+        ]
+    except ERRORS as error:
+        raise broken(sharded.folder / sharded.root / META, f"an entry is wrong ({error})"[:200]) from None
+    for file in sorted({one.file for one in slices}):
+        with inside(sharded.folder, file).open("rb") as opened:
+            if opened.read(4) != b"PK\x03\x04":
+                raise UserError(f"{file} of {sharded.folder} is of a kind that is not written: use merge.format=hf")
+    return slices
+
+
 def places(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
     """Where the bytes of stored boxes are in their files."""
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
@@ -213,12 +248,12 @@ def places(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 for entry in group:
-                    yield entry, _place(path, file, entry)[0]
+                    yield entry, place_in(path, file, entry)[0]
             else:
                 yield from _in_safetensors(path, group)
 
 
-def _place(path: Path, file: BinaryIO, entry: Entry) -> tuple[Part, Extent]:
+def place_in(path: Path, file: BinaryIO, entry: Entry) -> tuple[Part, Extent]:
     """Where a box is in the file, and its record in the archive that begins at the entry's offset."""
     if entry.offset + entry.length > path.stat().st_size:
         raise broken(path, "truncated: its bytes are beyond the end", entry.name)
@@ -356,8 +391,9 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
     if not isinstance(value, Made):
         raise TypeError(f"it is a {type(value).__name__}")
     if value.kind == "torch._tensor._rebuild_from_type_v2" and value.args[1].name.endswith(".DTensor"):
-        dtype, size, record = archive.place(value.args[3]["_local_tensor"], name)
-        return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(value.args[3]["_spec"]))
+        state = value.args[3][1] if isinstance(value.args[3], tuple) else value.args[3]  # of slots, or of attributes
+        dtype, size, record = archive.place(state["_local_tensor"], name)
+        return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(state["_spec"]))
     if value.kind.endswith(".ShardedTensor"):
         shards, table = value.state[:2]
         if len(shards) != 1:

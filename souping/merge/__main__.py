@@ -25,7 +25,7 @@ from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import UserError
 from souping.merge import ERROR, WARNING
 from souping.merge.plan import MergePlan
-from souping.merge.planner import load_plan
+from souping.merge.stored import load_plan
 from souping.merge.writer import Shares, write_checkpoint
 
 

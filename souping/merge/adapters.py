@@ -81,6 +81,8 @@ class AdapterPool(CandidatePool):
         self._merge = merge
         self.adapters = {name: Adapter.open(folder, merge.allow_pickle) for name, folder in folders.items()}
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
+        if self.base.assembly is not None:
+            raise UserError(f"the base {self.base.folder} is a sharded checkpoint: write it with merge.format=hf first")
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             refuse_shared(self.sites, self.sites)

@@ -18,6 +18,7 @@ from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
+    Format,
     MergeBackend,
     Nonfinite,
     Pourable,
@@ -42,7 +43,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        base = Checkpoint.open(Path(self.base), self.allow_pickle, None, self.format == "same") if self.base else None
         return Alignment(checkpoints, base)
 
     def recipe(
@@ -85,8 +86,13 @@ class ModelMerge(MergeBackend, Protocol[P]):
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
-    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
-        return open_pool(folders, self, cache)
+    def open(
+        self,
+        folders: Mapping[str, Path],
+        cache: MutableMapping[str, str] | None = None,
+        like: Path | None = None,
+    ) -> CandidatePool:
+        return open_pool(folders, self, cache, like)
 
 
 @component
@@ -96,7 +102,8 @@ class LocalMerge(ModelMerge[MergePlan]):
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
     the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
     `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `carry` names the
-    ingredient whose config and tokenizer the soup gets.
+    ingredient whose config and tokenizer the soup gets. `format` is hf, or same for the layout of the newest
+    ingredient, which has to be a sharded checkpoint.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -113,6 +120,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
+    format: Format = "hf"
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -126,7 +134,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     @property
     def hashes_while_reading(self) -> bool:
-        return self.base is None
+        return self.base is None and self.format == "hf"
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
@@ -144,6 +152,17 @@ class LocalMerge(ModelMerge[MergePlan]):
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
+        if self.format == "same":
+            from souping.merge.stored import stored_plan
+
+            return stored_plan(
+                recipe,
+                models,
+                max_shard_size=self.max_shard_size,
+                nonfinite=self.nonfinite,
+                carry=carry,
+                allow_pickle=self.allow_pickle,
+            )
         return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
     def write(
@@ -165,7 +184,11 @@ class FullModelPool(CandidatePool, Generic[P]):
     """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
-        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+        self,
+        folders: Mapping[str, Path],
+        merge: ModelMerge[P],
+        cache: MutableMapping[str, str] | None = None,
+        like: Path | None = None,
     ) -> None:
         """Open every candidate's headers.
 
@@ -173,7 +196,10 @@ class FullModelPool(CandidatePool, Generic[P]):
             UserError: a folder is absent or broken.
         """
         self._folders, self._merge, self._cache = dict(folders), merge, cache
-        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
+        self._checkpoints = {
+            name: Checkpoint.open(path, merge.allow_pickle, like, merge.format == "same")
+            for name, path in folders.items()
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -197,7 +223,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
+        return {name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()}
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
@@ -217,7 +243,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @property
     def architecture_folder(self) -> Path:
-        return next(iter(self._folders.values()))
+        return next(iter(self._checkpoints.values())).home
 
     @cached_property
     def _alignment(self) -> Alignment:
@@ -250,20 +276,21 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
     def check_tokenizers(self) -> None:
-        for name, folder in self._folders.items():
-            check_tokenizer(name, folder)
+        for name, checkpoint in self._checkpoints.items():
+            check_tokenizer(name, checkpoint.home)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""
         carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
-            return self._folders[carry or recipe.ingredients[0]]
+            return self._checkpoints[carry or recipe.ingredients[0]].home
         layout = self._alignment.weigh(recipe).layout
-        return list(layout.pool.values())[layout.carrier(carry)].folder
+        return list(layout.pool.values())[layout.carrier(carry)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]
-        same = len(recipe.ingredients) == 1 and recipe.dtype == self._checkpoints[name].dtype
+        checkpoint = self._checkpoints[name]
+        same = len(recipe.ingredients) == 1 and recipe.dtype == checkpoint.dtype and checkpoint.assembly is None
         return self._folders[name] if same else None
 
     @property
@@ -293,12 +320,15 @@ def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def open_pool(
-    folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+    folders: Mapping[str, Path],
+    merge: ModelMerge[P],
+    cache: MutableMapping[str, str] | None = None,
+    like: Path | None = None,
 ) -> CandidatePool:
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}
     if not any(kinds.values()):
-        return FullModelPool(folders, merge, cache)
+        return FullModelPool(folders, merge, cache, like)
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:
         lone = [name for name, adapter in kinds.items() if adapter]

@@ -86,11 +86,16 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     nonfinite: Nonfinite = "error"
     seed: Seed = 0
 
-    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+    def open(
+        self,
+        folders: Mapping[str, Path],
+        cache: MutableMapping[str, str] | None = None,
+        like: Path | None = None,
+    ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
-        return super().open(folders, cache)
+        return super().open(folders, cache, like)
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
@@ -106,6 +111,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return models.plan(recipe, nonfinite=self.nonfinite)
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
+        if sharded := [name for name, checkpoint in used.items() if checkpoint.assembly is not None]:
+            raise UserError(f"mergekit cannot read the sharded checkpoint {sharded[0]}: use merge=local")
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 

@@ -1,6 +1,6 @@
 """Merge plan: plain data that says where every byte of the soup comes from and where it goes.
 
-A saved plan holds the recipe, the folders and the sizes of their files; `planner.load_plan` works it out again.
+A saved plan holds the recipe, the folders and the sizes of their files; `stored.load_plan` works it out again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 import numpy as np
 from annotated_types import Interval
@@ -24,7 +24,7 @@ from souping.checkpoints.header import header_bytes, size_of
 from souping.core.fields import pick
 from souping.core.text import is_user_code, safe
 from souping.core.types import Recipe, UserError, Weights
-from souping.merge import Nonfinite, SoupPlan
+from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import Combine, Float32, delta, linear
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
@@ -44,6 +44,8 @@ class PlanFile(TypedDict):
     folders: dict[str, str]
     files: dict[str, dict[str, int]]
     carry: str
+    like: str | None
+    format: Format
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
     nonfinite: Nonfinite
 
@@ -103,9 +105,24 @@ class Ingredient:
         return {name: self.checkpoint.stamps[name][0] for name in self.checkpoint.files}
 
 
+class Frame(Protocol):
+    """Files around a soup's weights where they are not those of Hugging Face."""
+
+    def prepare(self, stage: Path) -> None:
+        """Make the files at their full size, with all but the weights in them."""
+        ...
+
+    def finish(self, stage: Path) -> None:
+        """Write what depends on the weights, and what has to be written last."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergePlan(SoupPlan):
-    """Recipe worked out to the byte. With a base model, that is the last ingredient."""
+    """Recipe worked out to the byte. With a base model, that is the last ingredient.
+
+    With a `frame` the shards are its files, and the places of tensors count from their start.
+    """
 
     recipe: Recipe
     method: str
@@ -117,6 +134,7 @@ class MergePlan(SoupPlan):
     ingredients: tuple[Ingredient, ...]
     shards: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
+    frame: Frame | None = None
 
     @property
     def nbytes(self) -> int:
@@ -130,12 +148,14 @@ class MergePlan(SoupPlan):
         return sum(piece.count * size_of(source.dtype) for piece in pieces for source in piece.sources)
 
     def header(self, shard: int) -> bytes:
-        """The safetensors header of a shard with its length in front, padded to 8 bytes."""
+        """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""
+        if self.frame is not None:
+            return b""
         return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard)
 
     def index(self) -> bytes | None:
-        """`model.safetensors.index.json`, or None for a single file."""
-        if self.shards == (SINGLE,):
+        """`model.safetensors.index.json`, or None for a single file or a frame."""
+        if self.shards == (SINGLE,) or self.frame is not None:
             return None
         places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
         return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
@@ -153,6 +173,8 @@ class MergePlan(SoupPlan):
         """The plan in a few lines, for people."""
         lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
+        if self.frame is not None:
+            place = f"{len(self.shards)} files in the layout of {self.carrier}"
         read, written = human(self.read_bytes), human(self.nbytes)
         return safe(
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
@@ -166,6 +188,8 @@ class MergePlan(SoupPlan):
             "folders": {each.name: each.folder for each in self.ingredients},
             "files": {each.name: each.files for each in self.ingredients},
             "carry": self.carrier,
+            "like": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)), None),
+            "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }

@@ -314,6 +314,9 @@ def prepare(plan: MergePlan, folder: Path) -> None:
     Raises:
         OSError: no space, or no right to write.
     """
+    if plan.frame is not None:
+        plan.frame.prepare(folder)
+        return
     for shard, name in enumerate(plan.shards):
         header = plan.header(shard)
         size = len(header) + sum(tensor.nbytes for tensor in plan.tensors if tensor.shard == shard)
@@ -355,6 +358,8 @@ def write_checkpoint(
         else:
             with ShardWriter(plan, stage, digests) as writer:
                 writer.fill(progress=progress)
+        if plan.frame is not None:
+            plan.frame.finish(stage)
         if late:
             work_off([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
@@ -382,6 +387,11 @@ def with_extra(
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
+    recipe = recipe_text(
+        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, plan.frame is not None
+    ).encode()
+    if plan.frame is not None:
+        return {"recipe.json": recipe}
     folder = carrier.checkpoint.home
     files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
     if "config.json" not in files:
@@ -389,7 +399,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     files |= generation_config(folder, mixed, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
-    files["recipe.json"] = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size).encode()
+    files["recipe.json"] = recipe
     index = plan.index()
     return {**files, INDEX: index} if index is not None else files
 
@@ -413,11 +423,15 @@ def generation_config(folder: Path, ingredients: Iterable[Path], rows: int | Non
     return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}
 
 
-def recipe_text(recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None) -> str:
+def recipe_text(
+    recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None, same: bool = False
+) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
     table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
+    if same:
+        table["format"] = "same"
     if nonfinite != "error":
         table["nonfinite"] = nonfinite
     return json.dumps(table, indent=2) + "\n"

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -74,12 +74,14 @@ class OpenPool:
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.pool = merge.open(self.folders, used)
+        self.pool = merge.open(self.folders, used, like_of(candidates))
+        self._homes = {c.name: c.home for c in candidates}
         warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
         self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
-        self._store, self._pickles = store, merge.allow_pickle
+        self._store, self._pickles, self._like = store, merge.allow_pickle, like_of(candidates)
+        self._stored = merge.format == "same"
         if not self.late:
             self._note(self.pool.known_folders)
         self._module, self._scratch = SharedModule(self.pool), ScratchFolder(self.pool)
@@ -103,7 +105,7 @@ class OpenPool:
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.pool.architecture_folder, self.folders)
+        return evaluator.for_pool(self.pool.architecture_folder, self._homes)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
@@ -149,8 +151,13 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._hashes, self._pickles)
+            weights = weights_digest(folder, self._hashes, self._pickles, self._like, self._stored)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
+
+
+def like_of(candidates: Iterable[Candidate]) -> Path | None:
+    """The folder that sharded candidates have their config and tokenizer from."""
+    return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
 def _mixture(folder: Path) -> str:
@@ -203,21 +210,27 @@ def fetch_candidates(
                 f"{near_folder(c.path)}"
             )
 
+    like = like_of(candidates)
+    if like is not None and (online := hub.parse(like)):
+        like = folder_of(online, merge.allow_pickle, aside)
+
     def check(folders: Mapping[str, Path]) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
-            opened = {name: Checkpoint.open(folder, merge.allow_pickle) for name, folder in pool.items()}
+            opened = {name: Checkpoint.open(folder, merge.allow_pickle, like) for name, folder in pool.items()}
             preflight(opened, vocab=merge.vocab)
-            for name, folder in pool.items() if tokenizers else ():
-                check_tokenizer(name, folder)
+            for name, checkpoint in opened.items() if tokenizers else ():
+                check_tokenizer(name, checkpoint.home)
 
     fetched: Mapping[str, hub.Fetched] = {}
     if names:
         with aside(), Throughput("download") as report:
             fetched = hub.fetch(names, merge.allow_pickle, check, report)
     here = tuple(
-        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name)) if c.name in fetched else c
+        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name), like=like)
+        if c.name in fetched
+        else replace(c, like=like)
         for c in candidates
     )
     notes = tuple(model.note for model in fetched.values() if model.note)

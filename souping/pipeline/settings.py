@@ -153,6 +153,8 @@ class MergeSettings:
             settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
         if not str(merge.get("_target_", "souping.")).startswith("souping."):  # a method of the user's
             settings["merge._target_"] = str(merge["_target_"])
+        if like := part(self.config, "pool").get("like"):
+            settings["pool.like"] = nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())

@@ -20,7 +20,8 @@ from souping.merge import chunks
 from souping.merge.__main__ import main
 from souping.merge.kernels import Float32
 from souping.merge.plan import METHODS, Method
-from souping.merge.planner import load_plan, plan
+from souping.merge.planner import plan
+from souping.merge.stored import load_plan
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.support.checkpoints import (
     expected,

@@ -122,7 +122,7 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     script = f"""
         import os, pathlib, signal
         from souping.merge.writer import write_checkpoint
-        from souping.merge.planner import load_plan
+        from souping.merge.stored import load_plan
         plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
         write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
