@@ -21,6 +21,7 @@ import numpy as np
 
 from souping.checkpoints.folder import (
     WEIGHTS,
+    Like,
     Stamp,
     changed,
     check_stamp,
@@ -33,7 +34,7 @@ from souping.checkpoints.folder import (
     weights_like,
 )
 from souping.checkpoints.header import FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
-from souping.checkpoints.names import map_names, regrouped
+from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
 from souping.core.files import expanded
@@ -63,20 +64,12 @@ class Checkpoint:
     side: tuple[str, ...]
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
+    rules: Path | None = None
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        allow_pickle: bool = False,
-        like: Path | None = None,
-        stored: bool = False,
-        names: Path | None = None,
-    ) -> Checkpoint:
-        """Read a folder's headers; `like` has the config and tokenizer of a sharded checkpoint, `names` rules for it.
-
-        With `stored`, one that has none is opened all the same, under the names by which it is stored.
+    def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+        """Read a folder's headers; `like` has what a sharded checkpoint lacks.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
@@ -86,10 +79,11 @@ class Checkpoint:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         if not any((folder / name).exists() for name in WEIGHTS) and (sharded := read_sharded(folder, allow_pickle)):
-            home = home_of(sharded, like, stored)
+            like = like or Like()
+            home = home_of(sharded, like)
             if home is None:
                 return cls.viewed(sharded, *sharded.as_stored(), {}, None)
-            return cls.assembled(sharded, home, names)
+            return cls.assembled(sharded, home, like.rules)
         before = stamps_in(folder)
         config = read_config(folder)
         tensors = read_weights(folder, allow_pickle)
@@ -100,8 +94,7 @@ class Checkpoint:
     @classmethod
     def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
         """Experts as the model's family stores them, one by one or fused, however this folder does."""
-        headers = {name: (tensor.dtype, tensor.shape) for name, tensor in opened.tensors.items()}
-        mapped = regrouped(headers, opened.config, opened.folder)
+        mapped = regrouped(headers_of(opened.tensors), opened.config, opened.folder)
         if mapped is None:
             return opened
         stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
@@ -125,21 +118,19 @@ class Checkpoint:
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @classmethod
-    def assembled(cls, sharded: Sharded, home: Path, names: Path | None = None) -> Checkpoint:
+    def assembled(cls, sharded: Sharded, home: Path, rules: Path | None = None) -> Checkpoint:
         """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
 
-        `names` is a file of rules of the user's own.
+        `rules` is a file of the user's own.
 
         Raises:
             UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
         """
         config = read_config(home)
-        like = {name: tensor.shape for name, tensor in weights_like(home).items()}
-        native = {name: (tensor.dtype, tensor.shape) for name, tensor in sharded.tensors.items()}
-        mapped = map_names(native, config, like or None, names, where=sharded.folder)
+        mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
         views = {name: tensor.views() for name, tensor in mapped.items()}
         shapes = {name: tensor.shape for name, tensor in mapped.items()}
-        return cls.viewed(sharded, views, shapes, config, home)
+        return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
 
     @classmethod
     def viewed(
@@ -221,6 +212,29 @@ class Checkpoint:
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
+def _map_stored(
+    stored: Mapping[str, StoredTensor], config: Mapping[str, Json], home: Path, rules: Path | None, folder: Path
+) -> dict[str, Mapped]:
+    """The tensors of a sharded checkpoint as the model in `home` has them."""
+    like = {name: tensor.shape for name, tensor in weights_like(home).items()}
+    return map_names(headers_of(stored), config, like or None, rules, where=folder)
+
+
+def describe_names(checkpoint: Checkpoint) -> list[str]:
+    """One line for each kind of tensor: how it is stored, and what comes of it."""
+    if checkpoint.assembly is None:
+        return [f"{len(checkpoint.tensors)} tensors, as they are"]
+    stored, folder = checkpoint.assembly.stored, checkpoint.folder
+    mapped = regrouped(headers_of(stored), checkpoint.config, folder) if checkpoint.like is None else None
+    if mapped is None:
+        mapped = _map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
+    return described(mapped, stored)
+
+
+def headers_of(tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> dict[str, tuple[str, Shape]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
@@ -284,8 +298,7 @@ def fingerprint(
     folder: Path,
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
-    like: Path | None = None,
-    stored: bool = False,
+    like: Like | None = None,
 ) -> str:
     """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
@@ -296,7 +309,7 @@ def fingerprint(
     Raises:
         UserError: as `Checkpoint.open`, or a file changes meanwhile.
     """
-    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like, stored), cache)
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
 def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ TIED = ("lm_head.weight", "output.weight")
 """Names of output heads, which may be tied to the embedding."""
 Stamp = tuple[int, int, int, int]
 """A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a sharded checkpoint has not itself: a folder with config and tokenizer, and a file of rules for its names.
+
+    With `stored`, one without a config is opened all the same, under the names by which it is stored.
+    """
+
+    folder: Path | None = None
+    rules: Path | None = None
+    stored: bool = False
+
 
 Reader = Callable[[Path, str], dict[str, Tensor]]
 
@@ -136,15 +150,15 @@ def changed(path: Path) -> UserError:
     return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
 
 
-def home_of(sharded: Sharded, like: Path | None, stored: bool) -> Path | None:
+def home_of(sharded: Sharded, like: Like) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
-    if like is not None:
-        return expanded(like)
+    if like.folder is not None:
+        return expanded(like.folder)
     folder, root = sharded.folder, sharded.folder / sharded.root
     for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
         if (place / "config.json").is_file():
             return place
-    if stored:
+    if like.stored:
         return None
     raise UserError(
         f"{folder} is a sharded checkpoint without a config and tokenizer, as trainers save it: name a folder of the "

@@ -13,11 +13,13 @@ from typing import Any
 
 from souping.checkpoints.header import parse_json, unique_keys
 from souping.checkpoints.views import Shape
+from souping.core.files import expanded
 from souping.core.text import nearest, read_json, shown
 from souping.core.types import Json, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
+SHOW = "show"
 RULES = Path(__file__).with_name("rules")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
@@ -105,6 +107,22 @@ def common() -> dict[str, Any]:
 def is_router(name: str) -> bool:
     """Whether a tensor of this Hugging Face name chooses experts."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in common()["routers"])
+
+
+def rules_of(names: str | None) -> Path | None:
+    """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
+    file = (names or "").removeprefix(f"{SHOW}:")
+    if file in ("", SHOW):
+        return None
+    path = expanded(file, "merge.names")
+    if not path.is_file():
+        raise UserError(f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW}")
+    return path
+
+
+def shows(names: str | None) -> bool:
+    """Whether `merge.names` asks for a list of names in place of a merge."""
+    return names is not None and names.partition(":")[0] == SHOW
 
 
 def families(rules: Path | None) -> list[Family]:

@@ -77,6 +77,22 @@ def map_names(
     return mapped
 
 
+def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
+    """One line for each rule: a tensor that it makes, how many more there are, and its layout."""
+    kinds: dict[Rule, list[str]] = defaultdict(list)
+    for name, tensor in mapped.items():
+        kinds[tensor.rule].append(name)
+    lines = []
+    for rule, names in kinds.items():
+        first = mapped[names[0]]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        layout = f": {rule.text}" if rule.text else ""
+        lines.append(f"{listed(first.sources, 2)} -> {shown(names[0])} {list(first.shape)}{more}{layout}")
+    used = {source for tensor in mapped.values() for source in tensor.sources}
+    left = [name for name in stored if name not in used]
+    return lines + ([f"left out: {listed(left, 5)}"] if left else [])
+
+
 def regrouped(stored: Headers, config: Mapping[str, Json], where: str | Path) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
     rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]

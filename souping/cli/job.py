@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.checkpoints.layouts import shows
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
@@ -167,6 +168,11 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
     write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     with logged(run_dir, command_line(), words or "none"):
+        if shows(settings.merge.names):
+            from souping.pipeline.merge_only import show_names
+
+            show_names(settings)
+            return None
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")

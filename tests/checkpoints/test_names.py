@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from souping.checkpoints import Checkpoint, WeightReader
+from souping.checkpoints.folder import Like
 from souping.checkpoints.names import Mapped, map_names
 from souping.core.types import UserError
 
@@ -37,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(case: Path) -> Checkpoint:
     step = next(path for path in case.iterdir() if path.is_dir())
-    return Checkpoint.open(step, allow_pickle=True, like=case)
+    return Checkpoint.open(step, allow_pickle=True, like=Like(case))
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, Array]:
