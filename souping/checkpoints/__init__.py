@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from souping.checkpoints.folder import (
-    WEIGHTS,
     Like,
     Stamp,
     changed,
     check_stamp,
+    has_weights,
     home_of,
     read_config,
     read_weights,
@@ -78,7 +78,7 @@ class Checkpoint:
         folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
-        if not any((folder / name).exists() for name in WEIGHTS) and (sharded := read_sharded(folder, allow_pickle)):
+        if not has_weights(folder) and (sharded := read_sharded(folder, allow_pickle)):
             like = like or Like()
             home = home_of(sharded, like)
             if home is None:

@@ -166,9 +166,14 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
     )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as Hugging Face models do."""
+    return any((folder / name).exists() for name in WEIGHTS)
+
+
 def weights_like(home: Path) -> dict[str, Tensor]:
     """The tensors of the model in a folder; none where it has no weights."""
-    return read_weights(home, True) if any((home / name).exists() for name in WEIGHTS) else {}
+    return read_weights(home, True) if has_weights(home) else {}
 
 
 def setting(config: Mapping[str, Any], key: str) -> Json:

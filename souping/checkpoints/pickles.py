@@ -89,9 +89,10 @@ class Made:
 
     def __getitem__(self, key: str) -> Data:
         """A field of its state."""
-        if not isinstance(self.state, dict):
+        fields = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state  # of slots
+        if not isinstance(fields, dict):
             raise TypeError(f"{self.kind} has no fields")
-        return self.state[key]
+        return fields[key]
 
 
 def unpickle(data: bytes, allowed: Collection[str], path: Path) -> Data:

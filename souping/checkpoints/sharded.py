@@ -390,19 +390,26 @@ def _locals(path: Path) -> Iterator[tuple[str, Local]]:
 def _local(archive: Archive, name: str, value: Data) -> Local:
     if not isinstance(value, Made):
         raise TypeError(f"it is a {type(value).__name__}")
-    if value.kind == "torch._tensor._rebuild_from_type_v2" and value.args[1].name.endswith(".DTensor"):
-        state = value.args[3][1] if isinstance(value.args[3], tuple) else value.args[3]  # of slots, or of attributes
-        dtype, size, record = archive.place(state["_local_tensor"], name)
-        return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(state["_spec"]))
-    if value.kind.endswith(".ShardedTensor"):
-        shards, table = value.state[:2]
-        if len(shards) != 1:
-            raise ValueError("a rank holds several shards of it")
-        dtype, size, record = archive.place(shards[0]["tensor"], name)
-        start = sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
-        return Local(dtype, sizes(table["size"]), size, record, start=start)
+    if value.kind == "torch._tensor._rebuild_from_type_v2":
+        made = Made(value.args[1].name, (), state=value.args[3])
+        if made.kind.endswith(".DTensor"):
+            dtype, size, record = archive.place(made["_local_tensor"], name)
+            return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(made["_spec"]))
+        return _shard(archive, name, *made.state[:2])
     dtype, size, record = archive.place(value, name)
     return Local(dtype, size, size, record)
+
+
+def _shard(archive: Archive, name: str, shards: Data, table: Data) -> Local:
+    """What a rank holds of a ShardedTensor, which may be nothing."""
+    shape = sizes(table["size"])
+    if not shards:
+        nothing = (0,) * len(shape)
+        return Local(tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0, (0, 0)), start=nothing)
+    if len(shards) != 1:
+        raise ValueError("a rank holds several shards of it")
+    dtype, size, record = archive.place(shards[0]["tensor"], name)
+    return Local(dtype, shape, size, record, start=sizes(tuple(shards[0]["metadata"]["shard_offsets"])))
 
 
 def _dimension(spec: Data) -> int | None:

@@ -1,7 +1,7 @@
 """Models of transformers under FSDP2 on two processes: rank files of verl 0.9.1, and DCP below an app's own prefix.
 
-    pip install --no-deps verl==0.9.1 tensordict==0.10.0 pyvers codetiming orjson cloudpickle pylatexenc torchdata
-    torchrun --nproc_per_node 2 make_sharded.py verl_llama verl_qwen3_moe dcp_mixtral
+pip install --no-deps verl==0.9.1 tensordict==0.10.0 pyvers codetiming orjson cloudpickle pylatexenc torchdata
+torchrun --nproc_per_node 2 make_sharded.py verl_llama verl_qwen3_moe dcp_mixtral
 """
 
 from __future__ import annotations
