@@ -126,10 +126,9 @@ def shows(names: str | None) -> bool:
 
 
 def families(rules: Path | None) -> list[Family]:
-    """The user's file alone (with the one that it extends), or all files of the package."""
-    if rules is not None:
-        return [read_rules(rules)]
-    return [read_rules(path) for path in sorted(RULES.glob("*.json")) if path.stem != "common"]
+    """The user's file, then all files of the package."""
+    own = [] if rules is None else [rules]
+    return [read_rules(path) for path in (*own, *sorted(RULES.glob("*.json"))) if path != RULES / "common.json"]
 
 
 @cache
@@ -161,8 +160,9 @@ def _extended(path: Path, own: Family, name: Json) -> Family:
     if name not in known:
         hint = nearest(str(name), known) or f": one of {', '.join(known)}"
         raise UserError(f"{path}: extends has {shown(str(name))}, which is no file of rules{hint}")
-    base = read_rules(RULES / f"{name}.json")
-    return Family(path.stem, own.anchors + base.anchors, own.rules + base.rules, own.drop, own.prefix)
+    base, named = read_rules(RULES / f"{name}.json"), {rule.name for rule in own.rules}
+    kept = tuple(rule for rule in base.rules if rule.name not in named)
+    return Family(path.stem, own.anchors + base.anchors, own.rules + kept, own.drop + base.drop, own.prefix)
 
 
 def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:

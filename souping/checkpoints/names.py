@@ -64,7 +64,7 @@ def map_names(
         native: the headers of the checkpoint's tensors.
         config: the model's config.json.
         like: names and shapes that must come out, of a model folder.
-        rules: a file of the user's own, in place of those of the package.
+        rules: a file of the user's own, which is tried before those of the package.
         where: the checkpoint, for messages.
 
     Raises:
@@ -106,19 +106,24 @@ def regrouped(stored: Headers, config: Mapping[str, Json], where: str | Path) ->
 def choose(
     native: Headers, config: Mapping[str, Json], like: Mapping[str, Shape] | None, rules: Path | None, where: str | Path
 ) -> Assignment:
-    """The family whose rules name every tensor, with what they say of each."""
+    """The family whose rules name every tensor, with what they say of each.
+
+    Raises:
+        UserError: there is none; what the user's own rules lack comes first.
+    """
     clean = _cleaned(native, where)
     plans = []
     for family in families(rules):
         for prefix in _prefixes(family, clean, like):
             plans.append(Assignment(family, prefix, native, clean, config, like, where))
     if not plans:
-        known = f"rules in {rules}" if rules else "known trainer's names"
         raise UserError(
-            f"{where}: no {known} fit its tensors ({listed(sorted(clean), 3)}). "
+            f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}). "
             "Give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
         )
     best = min(plans, key=lambda plan: len(plan.unknown))
+    if best.unknown and rules is not None:
+        best = plans[0]
     best.check()
     return best
 

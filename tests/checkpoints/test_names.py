@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from souping.checkpoints import Checkpoint, WeightReader
-from souping.checkpoints.folder import Like
 from souping.checkpoints.names import Mapped, map_names
 from souping.core.types import UserError
+from tests.support.trainers import TOOLS, opened_case, tensors_of, unpacked
 
 Array = NDArray[np.float32]
-ARCHIVES = Path(__file__).parents[1] / "data" / "trainers"
-TOOLS = sorted(path.name.removesuffix(".tar.xz") for path in ARCHIVES.glob("*.tar.xz"))
 LOOSE = {"torchtitan_qwen3_moe": 0.05}
 """Tools whose logits are less exact than float32: torchtitan multiplies experts in bfloat16."""
 
@@ -29,33 +25,14 @@ LOOSE = {"torchtitan_qwen3_moe": 0.05}
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the real tools wrote, unpacked."""
-    folder = tmp_path_factory.mktemp("trainers")
-    for name in TOOLS:
-        with tarfile.open(ARCHIVES / f"{name}.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
-    return folder
-
-
-def opened(case: Path) -> Checkpoint:
-    step = next(path for path in case.iterdir() if path.is_dir())
-    return Checkpoint.open(step, allow_pickle=True, like=Like(case))
-
-
-def tensors_of(checkpoint: Checkpoint) -> dict[str, Array]:
-    arrays = {}
-    with WeightReader(checkpoint) as reader:
-        for name, tensor in checkpoint.tensors.items():
-            raw = np.empty(tensor.nbytes, np.uint8)
-            reader.read(checkpoint.file_number(tensor), raw, tensor.offset)
-            arrays[name] = raw.view(np.float32).reshape(tensor.shape)
-    return arrays
+    return unpacked(tmp_path_factory.mktemp("trainers"), *TOOLS)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_tensors_are_those_of_the_tools_own_export(written: Path, tool: str) -> None:
     table = {
         name: [list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
-        for name, array in tensors_of(opened(written / tool)).items()
+        for name, array in tensors_of(opened_case(written / tool)).items()
     }
     assert table == json.loads((written / tool / "export.json").read_text())
 
@@ -68,7 +45,7 @@ def test_logits_in_transformers_are_the_tools_own(written: Path, tmp_path: Path,
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    save_file(tensors_of(opened(written / tool)), tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(tensors_of(opened_case(written / tool)), tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text((written / tool / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     known = load_file(written / tool / "logits.safetensors")
