@@ -310,6 +310,17 @@ def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -
     assert "model.layers.0.extra" in map_names(native, SIZES, rules=extended)
 
 
+def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    table = json.loads(page.partition("```yaml\n")[2].partition("```")[0])
+    arrays = drawn({"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)})
+    arrays |= drawn({"net.moe.w1": (1, 3, 8, 6)})
+    mapped = map_names(headers(arrays), SIZES | MOE, rules=written_rules(tmp_path, **table))
+    query = taken(mapped[f"{LAYER}self_attn.q_proj.weight"], arrays)
+    assert np.array_equal(query, halves(arrays["net.h.0.q"], 4))
+    assert np.array_equal(taken(mapped[f"{EXPERTS}1.gate_proj.weight"], arrays), arrays["net.moe.w1"][0, 1].T)
+
+
 BAD: dict[str, dict[str, Any]] = {
     "a key": {"rule": []},
     "no list": {"rules": 3},
