@@ -275,10 +275,11 @@ class Assignment:
         for indexes in present.values():
             count = self.sizes.get(axis, max(indexes) + 1)
             most = count + (self.sizes.get("predicted", 0) if axis == "layer" else 0)
-            wrong = set(range(count)) - indexes or {index for index in indexes if index >= most}
-            if wrong:
-                state = "no" if min(wrong) < count else "a"
-                raise UserError(f"{self.where}: there is {state} {axis} {min(wrong)}, and the config has {count}")
+            lacking = next((index for index in range(count) if index not in indexes), None)
+            if lacking is not None:
+                raise UserError(f"{self.where}: there is no {axis} {lacking}, and the config has {count}")
+            if max(indexes) >= most:
+                raise UserError(f"{self.where}: there is a {axis} {max(indexes)}, and the config has {count}")
 
     def build(self, target: str) -> Mapped:
         """The tensor of a Hugging Face name.
@@ -307,7 +308,7 @@ class Assignment:
         counts = [len(found.rule.natives)]
         for number, axis in enumerate(found.rule.stacked[1:], 1):
             counts.append(self.sizes.get(axis, max(place[number] for place in found.sources) + 1))
-        for place in product(*map(range, counts)):
+        for place in product(*(range(min(count, len(found.sources) + 1)) for count in counts)):
             if place not in found.sources:
                 which = ", ".join(f"{axis} {index}" for axis, index in zip(found.rule.stacked, place, strict=True))
                 raise UserError(f"{self.where}: {shown(target)} lacks {which}")
