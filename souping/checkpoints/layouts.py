@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,18 @@ class Rule:
         wanted = [kind for kind in self.types if not kind.startswith("!")]
         return f"!{model_type}" not in self.types and (not wanted or model_type in wanted)
 
-    @property
+    @cached_property
     def indexes(self) -> tuple[str, ...]:
         """Placeholders of the Hugging Face name."""
         return tuple(PLACEHOLDER.findall(self.name))
 
-    @property
+    @cached_property
     def stacked(self) -> tuple[str, ...]:
         """The axes of the result that count native tensors."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
 
-    @property
+    @cached_property
     def unstacked(self) -> tuple[str, ...]:
         """The axes of the native tensor that are indexes in Hugging Face names."""
         numbers = PLACEHOLDER.findall(self.natives[0])

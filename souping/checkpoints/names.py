@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from souping.checkpoints.layouts import (
@@ -36,6 +36,8 @@ PLAIN = "hugging_face"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MAX_VIEWS = 1_000_000
 MAX_TENSORS = 300_000
+SAMPLE, MAX_PARTS = 1000, 20
+"""Names, and parts of each, that are looked at to find what stands before Hugging Face's."""
 Headers = Mapping[str, tuple[str, Shape]]
 """{name: (dtype's tag, shape)} of a checkpoint."""
 
@@ -147,11 +149,14 @@ def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | 
     """What may stand in front of a family's names: what is there before its anchors, or before names of `like`."""
     if family.prefix is not None or not family.anchors:
         return [family.prefix or ""]
-    targets = set(like or ()) if family.name == PLAIN and like else set(family.anchors)
+    ends, some = tuple(f".{anchor}" for anchor in family.anchors), islice(names, SAMPLE)
     counts = Counter[str]()
-    for name in names:
-        starts = [0, *(at + 1 for at, char in enumerate(name) if char == ".")]
-        counts.update(name[:start] for start in starts[:20] if name[start:] in targets)
+    if family.name == PLAIN and like:
+        starts = [(name, [0, *(found.end() for found in re.finditer(r"\.", name))][:MAX_PARTS]) for name in some]
+        counts.update(name[:at] for name, places in starts for at in places if name[at:] in like)
+    else:
+        found = [name for name in names if f".{name}".endswith(ends)]
+        counts.update(name.removesuffix(anchor) for name in found for anchor in family.anchors if name.endswith(anchor))
     return [prefix for prefix, _ in counts.most_common(2)]
 
 
@@ -182,6 +187,7 @@ class Assignment:
         self.sizes, self.model_type = sizes_of(config), str(config.get("model_type"))
         self.found: dict[str, Found] = {}
         self.unknown: list[str] = []
+        self._tables: dict[tuple[str, str, str], dict[str, tuple[int, int]]] = {}
         tied = config.get("tie_word_embeddings") is True
         self.omits_head = tied and (like is None or HEAD not in like)
         groups, drop = self._groups(), any_of(family.drop)
@@ -242,10 +248,13 @@ class Assignment:
             raise UserError(f"{self.where}: more than {MAX_TENSORS} tensors")
 
     def _extents(self, rule: Rule, name: str) -> dict[str, tuple[int, int]]:
-        try:
-            return extents(rule.layout[0], self.native[name][1], self.sizes) if rule.layout else {}
-        except ValueError as error:
-            raise self._misfit(name, rule, error) from None
+        key = (rule.name, rule.text, name)
+        if key not in self._tables:
+            try:
+                self._tables[key] = extents(rule.layout[0], self.native[name][1], self.sizes) if rule.layout else {}
+            except ValueError as error:
+                raise self._misfit(name, rule, error) from None
+        return self._tables[key]
 
     def _misfit(self, name: str, rule: Rule, error: ValueError) -> UserError:
         what = f"{shown(name)} {list(self.native[name][1])}"
