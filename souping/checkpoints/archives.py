@@ -7,9 +7,11 @@ pickle is read as data, so nothing in it runs.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,7 @@ from souping.core.types import UserError
 MAX_DIRECTORY = 50_000_000
 END, FAR_END, ENTRY = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4s6H3I5H2I")
 LOCATOR, LOCAL = 20, 30
+WINDOW = 2048
 FULL = 0xFFFFFFFF
 STORAGES = {
     "torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16",
@@ -42,32 +45,61 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Entry as the directory lists it: its bytes follow its header, before `end`."""
+
+    header: int
+    nbytes: int
+    checksum: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Archive:
     """Zip archive whose directory was read; offsets count from its start."""
 
     path: Path
     read: Slice
-    records: Mapping[str, Extent]
+    entries: Mapping[str, Listed]
 
     @classmethod
     def open(cls, path: Path, read: Slice, size: int) -> Archive:
         """Read the directory of an archive of so many bytes in a file. Raises UserError where it is none."""
         try:
-            return cls(path, read, _directory(read, size))
+            windowed = windows(read, size)
+            return cls(path, windowed, _directory(windowed, size))
         except (struct.error, ValueError, IndexError) as error:
             raise broken(path, f"no archive of torch.save where one should be ({error})") from None
 
+    def extent(self, name: str) -> Extent:
+        """Where an entry's bytes are (KeyError or ValueError: nowhere)."""
+        entry = self.entries[name]
+        local = self.read(entry.header, LOCAL)
+        if len(local) < LOCAL or local[:4] != b"PK\x03\x04":
+            raise ValueError("an entry is not where it should be")
+        offset = entry.header + LOCAL + sum(struct.unpack_from("<2H", local, 26))
+        if offset + entry.nbytes > entry.end:
+            raise ValueError("an entry stands out")
+        late = local[6] & 8  # its checksum comes after the bytes
+        return Extent(offset, entry.nbytes, (offset + entry.nbytes + 4 if late else entry.header + 14, entry.checksum))
+
     def content(self, name: str) -> bytes:
-        record = self.records.get(name)
-        if record is None or record.nbytes > MAX_PICKLE:
-            raise broken(self.path, f"its archive has no {name} that can be read")
+        try:
+            record = self.extent(name)
+        except (KeyError, ValueError) as error:
+            raise broken(self.path, f"its archive has no {name} that can be read ({error})") from None
+        if record.nbytes > MAX_PICKLE:
+            raise broken(self.path, f"its {name} is larger than {MAX_PICKLE} bytes")
         return self.read(record.offset, record.nbytes)
 
     def unpickled(self, allowed: Collection[str]) -> Data:
         """What the archive's pickle holds."""
-        if "byteorder" in self.records and self.content("byteorder") != b"little":
+        if "byteorder" in self.entries and self.content("byteorder") != b"little":
             raise broken(self.path, "its numbers are not little-endian")
-        return unpickle(self.content("data.pkl"), allowed, self.path)
+        data = self.content("data.pkl")
+        if len(data) > WINDOW:
+            return unpickle(data, allowed, self.path)
+        return _unpickled(data, frozenset(allowed), self.path)
 
     def place(self, value: Data, name: str) -> tuple[str, tuple[int, ...], Extent]:
         """(dtype, shape, place) of a contiguous tensor that its pickle makes. Raises UserError for anything else."""
@@ -86,11 +118,17 @@ class Archive:
         if any(n > 1 and a != b for n, a, b in zip(shape, sizes(strides), row_major(shape), strict=True)):
             raise ValueError("its elements are not in order")
         dtype = STORAGES[storage.args[1].name]
-        record, item = self.records[f"data/{storage.args[2]}"], size_of(dtype)
+        record, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
         count = math.prod(shape)
         if first < 0 or (first + count) * item > record.nbytes:
             raise ValueError("its elements are beyond the end of its storage")
         return dtype, shape, Extent(record.offset + first * item, count * item, record.checksums)
+
+
+@lru_cache(maxsize=256)
+def _unpickled(data: bytes, allowed: frozenset[str], path: Path) -> Data:
+    """What a small pickle holds: boxes of one shape have the same."""
+    return unpickle(data, allowed, path)
 
 
 def sizes(value: Data) -> tuple[int, ...]:
@@ -110,7 +148,22 @@ def tag_of(dtype: Data) -> str:
     return TAGS[dtype.name.removeprefix("torch.") if isinstance(dtype, Named) else ""]
 
 
-def _directory(read: Slice, size: int) -> dict[str, Extent]:
+def windows(read: Slice, size: int) -> Slice:
+    """The reader with the first and last bytes of an archive kept, where all but large storages are."""
+    edge = max(0, size - WINDOW)
+    head, tail = read(0, min(WINDOW, size)), read(edge, size - edge)
+
+    def windowed(offset: int, nbytes: int) -> bytes:
+        if offset >= 0 and nbytes >= 0 and offset + nbytes <= len(head):
+            return head[offset : offset + nbytes]
+        if edge <= offset and nbytes >= 0:
+            return tail[offset - edge : offset - edge + nbytes]
+        return read(offset, nbytes)
+
+    return windowed
+
+
+def _directory(read: Slice, size: int) -> dict[str, Listed]:
     tail = read(max(0, size - END.size), END.size)
     mark, *_, count, length, start, comment = END.unpack(tail)
     if mark != b"PK\x05\x06" or comment:
@@ -122,24 +175,18 @@ def _directory(read: Slice, size: int) -> dict[str, Extent]:
             raise ValueError("no end of a large directory")
     if length > MAX_DIRECTORY or start + length > size:
         raise ValueError("its directory stands out")
-    raw, at, records = read(start, length), 0, dict[str, Extent]()
+    raw, at, entries = read(start, length), 0, dict[str, Listed]()
     for _ in range(count):
         entry = ENTRY.unpack_from(raw, at)
         nlen, xlen, clen = entry[10:13]
         name = raw[at + ENTRY.size : at + ENTRY.size + nlen].decode("utf-8", "replace").partition("/")[2]
         extra = raw[at + ENTRY.size + nlen : at + ENTRY.size + nlen + xlen]
         nbytes, header = _far(extra, entry[9], entry[16])
-        if entry[0] != b"PK\x01\x02" or entry[4] or name in records:
+        if entry[0] != b"PK\x01\x02" or entry[4] or name in entries:
             raise ValueError("an entry is compressed, or there twice")
-        local = read(header, LOCAL)
-        if local[:4] != b"PK\x03\x04":
-            raise ValueError("an entry is not where it should be")
-        offset = header + LOCAL + sum(struct.unpack_from("<2H", local, 26))
-        if offset + nbytes > start:
-            raise ValueError("an entry stands out")
-        records[name] = Extent(offset, nbytes, (header + 14, start + at + 16))
+        entries[name] = Listed(header, nbytes, start + at + 16, start)
         at += ENTRY.size + nlen + xlen + clen
-    return records
+    return entries
 
 
 def _far(extra: bytes, nbytes: int, header: int) -> tuple[int, int]:
@@ -162,9 +209,7 @@ def file_slice(file: BinaryIO, start: int = 0) -> Slice:
     def read(offset: int, size: int) -> bytes:
         if offset < 0 or size < 0:
             raise ValueError("a place before the start")
-        file.seek(start + offset)
-        data: bytes = file.read(size)
-        return data
+        return os.pread(file.fileno(), size, start + offset)
 
     return read
 

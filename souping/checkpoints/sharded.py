@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +38,8 @@ NO_WEIGHTS = re.compile(
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
 ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
 SAME = 1 << 20
+FRESH = 1_000_000_000
+"""Nanoseconds within which a file may change twice without another stamp, on any file system."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +136,21 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
     found = find(folder)
     if found is None:
         return None
-    place, layout = found
+    if found[1] == "ranks" and not allow_pickle:
+        raise UserError(f"{folder / found[0]} holds pickled weights by rank: to read them, set merge.allow_pickle=true")
+    stats = [(path.name, path.stat()) for path in sorted((folder / found[0]).iterdir())]
+    stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
+    fresh = time.time_ns() - max(s.st_ctime_ns for _, s in stats) < FRESH
+    return (_read.__wrapped__ if fresh else _read)(folder, *found, stamps)
+
+
+@lru_cache(maxsize=32)
+def _read(folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]) -> Sharded:
+    """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
     if layout == "dcp":
         return _read_dcp(folder, place, prefix)
-    if layout == "safetensors":
-        return _read_shards(folder, place, prefix)
-    if not allow_pickle:
-        raise UserError(f"{folder / place} holds pickled weights by rank: to read them, set merge.allow_pickle=true")
-    return _read_ranks(folder, place, prefix)
+    return (_read_shards if layout == "safetensors" else _read_ranks)(folder, place, prefix)
 
 
 # torch.distributed.checkpoint
@@ -259,7 +269,7 @@ def place_in(path: Path, file: BinaryIO, entry: Entry) -> tuple[Part, Extent]:
         raise broken(path, "truncated: its bytes are beyond the end", entry.name)
     archive = Archive.open(path, file_slice(file, entry.offset), entry.length)
     dtype, shape, record = archive.place(archive.unpickled(TENSORS), entry.name)
-    if (dtype, shape) != (entry.dtype, entry.sizes) or record.nbytes != archive.records["data/0"].nbytes:
+    if (dtype, shape) != (entry.dtype, entry.sizes) or record.nbytes != archive.entries["data/0"].nbytes:
         raise broken(path, f"a stored part is {dtype} {list(shape)}, the metadata says otherwise", entry.name)
     return Part(entry.file, entry.offset + record.offset, entry.start, entry.sizes), record
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from souping.checkpoints.header import TORCH_DTYPES, Tensor, size_of
+from souping.checkpoints.header import Tensor, size_of
 
 Shape: TypeAlias = tuple[int, ...]
 Raw: TypeAlias = "NDArray[np.uint8]"
@@ -30,6 +32,9 @@ WASTE = 16
 SMALL = 1 << 15
 """Bytes that are as quickly read as a second request is made."""
 MAX_CELLS = 1 << 22
+FEW = 16
+"""Parts of a tensor that are as quickly looked through one by one."""
+KEPT = threading.local()
 
 
 @dataclass(frozen=True)
@@ -178,18 +183,36 @@ class StoredTensor:
     def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> None:
         """A box of `boxes`: what a part has of it is contiguous in the part's file."""
         whole = elements(into, self.size).reshape([b - a for a, b in zip(low, high, strict=True)])
-        for number in np.flatnonzero(((self._low < high) & (self._high > low)).all(axis=1)):
-            first, last = np.maximum(self._low[number], low), np.minimum(self._high[number], high)
-            inner = first - self._low[number]
-            offset = sum(a * step for a, step in zip(inner.tolist(), row_major(self._boxes[number][1]), strict=True))
-            target = whole[tuple(slice(a, b) for a, b in zip(first - low, last - low, strict=True))]
-            part = self.parts[number]
+        for part, begin, sizes in self._meeting(low, high):
+            first = [max(a, b) for a, b in zip(begin, low, strict=True)]
+            last = [min(a + n, b) for a, n, b in zip(begin, sizes, high, strict=True)]
+            steps = zip(first, begin, row_major(sizes), strict=True)
+            offset = part.offset + sum((a - b) * step for a, b, step in steps) * self.size
+            target = whole[tuple(slice(a - c, b - c) for a, b, c in zip(first, last, low, strict=True))]
             if target.flags.c_contiguous:
-                fetch(part.file, target.reshape(-1).view(np.uint8), part.offset + offset * self.size)
+                fetch(part.file, target.reshape(-1).view(np.uint8), offset)
                 continue
-            scratch = np.empty(target.size * self.size, np.uint8)
-            fetch(part.file, scratch, part.offset + offset * self.size)
+            scratch = scratch_of("box", target.size * self.size)
+            fetch(part.file, scratch, offset)
             target[...] = elements(scratch, self.size).reshape(target.shape)
+
+    def _meeting(self, low: Shape, high: Shape) -> Iterator[tuple[Part, Shape, Shape]]:
+        """(part, its start, its sizes) of those that have something of a box."""
+        numbers: Iterable[int] = range(len(self.parts))
+        if len(self.parts) > FEW:
+            numbers = np.flatnonzero(((self._low < high) & (self._high > low)).all(axis=1)).tolist()
+        for number in numbers:
+            begin, sizes = self._boxes[number]
+            if all(a < h and a + n > b for a, n, b, h in zip(begin, sizes, low, high, strict=True)):
+                yield self.parts[number], begin, sizes
+
+
+def scratch_of(use: str, nbytes: int) -> Raw:
+    """Memory of this thread for one use, which the next use of that kind overwrites."""
+    kept: dict[str, Raw] = vars(KEPT)
+    if use not in kept or len(kept[use]) < nbytes:
+        kept[use] = np.empty(nbytes, np.uint8)
+    return kept[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:
@@ -226,14 +249,29 @@ class Assembly:
     def nbytes(self) -> int:
         return self.tensors[-1].offset + self.tensors[-1].nbytes if self.tensors else 0
 
+    @cached_property
+    def _places(self) -> list[int]:
+        return [tensor.offset for tensor in self.tensors]
+
+    @cached_property
+    def _as_stored(self) -> list[tuple[StoredTensor, int] | None]:
+        """For each tensor, where its elements are in a row: a stored tensor, and an element of that."""
+        views = [self.views[tensor.name] for tensor in self.tensors]
+        alone = [own[0] if len(own) == 1 and own[0].contiguous else None for own in views]
+        return [None if view is None else (self.stored[view.source], view.offset) for view in alone]
+
     def fetch(self, into: Raw, offset: int, fetch: Fetch) -> None:
         """Fill `into` with the bytes from `offset` on."""
-        number = bisect_right(self.tensors, offset, key=lambda tensor: tensor.offset) - 1
+        number = bisect_right(self._places, offset) - 1
         while len(into):
-            tensor = self.tensors[number]
+            tensor, row = self.tensors[number], self._as_stored[number]
             first = offset - tensor.offset
             taken = min(len(into), tensor.nbytes - first)
-            read(self.views[tensor.name], first // size_of(tensor.dtype), into[:taken], self.stored, fetch)
+            start = first // size_of(tensor.dtype)
+            if row is not None:
+                row[0].read(row[1] + start, into[:taken], fetch)
+            else:
+                read(self.views[tensor.name], start, into[:taken], self.stored, fetch)
             offset, into, number = offset + taken, into[taken:], number + 1
 
 
@@ -281,7 +319,7 @@ def _gather(source: StoredTensor, first: int, strides: Shape, out: NDArray[Any],
     reach = [(n - 1) * step for n, step in zip(out.shape, strides, strict=True)]
     span = sum(reach) + 1
     if span * source.size <= SCRATCH and (span <= WASTE * out.size or span * source.size <= SMALL):
-        scratch = np.empty(span * source.size, np.uint8)
+        scratch = scratch_of("view", span * source.size)
         source.read(first, scratch, fetch)
         steps = tuple(step * source.size for step in strides)
         out[...] = as_strided(elements(scratch, source.size), out.shape, steps)
@@ -291,12 +329,3 @@ def _gather(source: StoredTensor, first: int, strides: Shape, out: NDArray[Any],
     for begin, end in ((0, half), (half, out.shape[widest])):
         place = (*[slice(None)] * widest, slice(begin, end))
         _gather(source, first + begin * strides[widest], strides, out[place], fetch)
-
-
-def read_all(tensor: Tensor, views: Sequence[View], stored: Mapping[str, StoredTensor], fetch: Fetch) -> NDArray[Any]:
-    """A whole tensor, for small ones and for tests; bfloat16 as its bits."""
-    raw = np.empty(tensor.nbytes, np.uint8)
-    read(views, 0, raw, stored, fetch)
-    name = TORCH_DTYPES.get(tensor.dtype, "")
-    plain = raw.view(name) if name in np.sctypeDict else elements(raw, size_of(tensor.dtype))
-    return plain.reshape(tensor.shape)

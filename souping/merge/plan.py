@@ -106,7 +106,7 @@ class Ingredient:
         return {name: self.checkpoint.stamps[name][0] for name in self.checkpoint.files}
 
 
-class Frame(Protocol):
+class SoupFrame(Protocol):
     """Files around a soup's weights where they are not those of Hugging Face."""
 
     def prepare(self, stage: Path) -> None:
@@ -135,7 +135,7 @@ class MergePlan(SoupPlan):
     ingredients: tuple[Ingredient, ...]
     shards: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
-    frame: Frame | None = None
+    frame: SoupFrame | None = None
 
     @property
     def nbytes(self) -> int:

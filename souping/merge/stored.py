@@ -37,7 +37,7 @@ from souping.core.fields import load
 from souping.core.system import reserve
 from souping.core.text import listed, shown
 from souping.core.types import Recipe, UserError
-from souping.merge.plan import Frame, MergePlan, PlanFile, base_name, recipe_from_dict
+from souping.merge.plan import MergePlan, PlanFile, SoupFrame, base_name, recipe_from_dict
 from souping.merge.planner import Alignment, open_alignment
 
 STEP = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
@@ -66,7 +66,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class StoredFrame(Frame):
+class StoredFrame(SoupFrame):
     """Files of the newest checkpoint around the weights: what is copied, where boxes go, and the metadata."""
 
     folder: Path

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -25,6 +26,8 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.pickles import METADATA, RANK, pickled, unpickle
 from souping.checkpoints.views import Part, StoredTensor, View, read, row_major
 from souping.core.types import UserError
+from souping.merge import Format
+from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
@@ -215,6 +218,36 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(written: Path, 
         state = state[key] if key else state
         assert all(same_bits(state[n], value) for n, value in wanted.items())
     assert not list(tmp_path.rglob("*.part-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["hf", "same"])
+def test_two_ranks_write_the_very_bytes_of_one(tmp_path: Path, pool: dict[str, Path], layout: Format) -> None:
+    pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
+    made = []
+    for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
+        opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
+        made.append(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / f"soup{len(made)}"))
+    files = sorted(path.name for path in made[0].iterdir())
+    assert files == sorted(path.name for path in made[1].iterdir())
+    assert all((made[0] / name).read_bytes() == (made[1] / name).read_bytes() for name in files)
+
+
+@pytest.mark.slow
+def test_a_run_on_sharded_checkpoints_finds_every_answer_of_the_run_on_folders(souping: Cli, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    models = [ROOT / "souping" / "pantry" / "models" / name for name in ("python_cook", "java_cook", "banquet_cook")]
+    for model in models:
+        dcp.save({"model": load(model)}, checkpoint_id=tmp_path / model.name, no_dist=True)
+    words = ["+experiment=demo", "pool=folders", f"pool.like={models[0]}", "limit=1", "optimiser=uniform"]
+    plain, sharded = (
+        souping(*words, f"pool.candidates=[{','.join(map(str, pool))}]", f"out={out}")
+        for pool, out in ((models, "first"), ([tmp_path / model.name for model in models], "second"))
+    )
+    assert (plain.code, sharded.code) == (0, 0), plain.err + sharded.err
+    costs = [json.loads(path.read_text())["cost"] for path in sorted(tmp_path.rglob("report.json"))]
+    assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)
 
 
 class Evil:
