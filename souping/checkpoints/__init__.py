@@ -34,7 +34,7 @@ from souping.checkpoints.folder import (
     weights_like,
 )
 from souping.checkpoints.header import FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
-from souping.checkpoints.names import Mapped, described, map_names, regrouped
+from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
 from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
 from souping.core.files import expanded
@@ -99,8 +99,7 @@ class Checkpoint:
             return opened
         stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
         sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
-        views = {name: tensor.views() for name, tensor in mapped.items()}
-        shapes = {name: tensor.shape for name, tensor in mapped.items()}
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
         return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
 
     @classmethod
@@ -128,8 +127,7 @@ class Checkpoint:
         """
         config = read_config(home)
         mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
-        views = {name: tensor.views() for name, tensor in mapped.items()}
-        shapes = {name: tensor.shape for name, tensor in mapped.items()}
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
         return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
 
     @classmethod

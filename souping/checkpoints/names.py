@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice, product
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from souping.checkpoints.layouts import (
 )
 from souping.checkpoints.views import Shape, View
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError
+from souping.core.types import Json, UserError, digest
 
 PLAIN = "hugging_face"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -51,6 +51,27 @@ class Mapped:
     sources: tuple[str, ...]
     rule: Rule
     views: partial[list[View]] = field(compare=False, repr=False)
+
+
+class ViewTable(Mapping[str, Sequence[View]]):
+    """The views of tensors by name, made when they are needed: experts that are put together may have many."""
+
+    def __init__(self, mapped: Mapping[str, Mapped]) -> None:
+        self._mapped = mapped
+        self._views = lru_cache(maxsize=8)(lambda name: mapped[name].views())
+
+    def __getitem__(self, name: str) -> Sequence[View]:
+        return self._views(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapped)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+    def __repr__(self) -> str:
+        """The same for the same views: digests of tensors are kept under it."""
+        return repr({name: digest(list(map(str, self[name]))) for name in self})
 
 
 def map_names(
@@ -114,10 +135,15 @@ def choose(
         UserError: there is none; what the user's own rules lack comes first.
     """
     clean = _cleaned(native, where)
-    plans = []
+    plans, failures = list[Assignment](), list[UserError]()
     for family in families(rules):
         for prefix in _prefixes(family, clean, like):
-            plans.append(Assignment(family, prefix, native, clean, config, like, where))
+            try:
+                plans.append(Assignment(family, prefix, native, clean, config, like, where))
+            except UserError as error:  # another trainer's rules may fit
+                failures.append(error)
+    if failures and all(plan.unknown for plan in plans):
+        raise failures[0]
     if not plans:
         raise UserError(
             f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}). "

@@ -256,7 +256,7 @@ class Assembly:
     @cached_property
     def _as_stored(self) -> list[tuple[StoredTensor, int] | None]:
         """For each tensor, where its elements are in a row: a stored tensor, and an element of that."""
-        views = [self.views[tensor.name] for tensor in self.tensors]
+        views = (self.views[tensor.name] for tensor in self.tensors)
         alone = [own[0] if len(own) == 1 and own[0].contiguous else None for own in views]
         return [None if view is None else (self.stored[view.source], view.offset) for view in alone]
 
