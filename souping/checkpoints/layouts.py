@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from souping.checkpoints.header import parse_json, unique_keys
+from souping.checkpoints.header import parse_json
 from souping.checkpoints.views import Shape
+from souping.core.fields import load, pick
 from souping.core.files import expanded
-from souping.core.text import nearest, read_json, shown
+from souping.core.text import shown
 from souping.core.types import Json, UserError
 
 SOURCE = "source"
@@ -77,7 +78,9 @@ class Rule:
         return PLACEHOLDER.sub(lambda found: indexes[found[1]], self.name)
 
     def check(self) -> None:
-        """Raises ValueError where an axis of one side is not there once on the other."""
+        """Raises ValueError where an axis of one side is not there once on the other, or a name is no pattern."""
+        for native in self.natives:
+            pattern_of(native)
         sources = self.stacked if len(self.natives) > 1 else self.stacked[1:]
         before, after = self.layout or ((), ())
         have = [*(axis.name for dim in before for axis in dim), *sources]
@@ -104,11 +107,6 @@ def common() -> dict[str, Any]:
     return table
 
 
-def is_router(name: str) -> bool:
-    """Whether a tensor of this Hugging Face name chooses experts."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in common()["routers"])
-
-
 def rules_of(names: str | None) -> Path | None:
     """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
     file = (names or "").removeprefix(f"{SHOW}:")
@@ -131,6 +129,17 @@ def families(rules: Path | None) -> list[Family]:
     return [read_rules(path) for path in (*own, *sorted(RULES.glob("*.json"))) if path != RULES / "common.json"]
 
 
+class RuleFile(TypedDict, total=False):
+    """A file of rules."""
+
+    extends: str
+    anchors: list[str]
+    prefix: str
+    types: dict[str, list[str]]
+    drop: list[str]
+    rules: list[list[str | list[str]]]
+
+
 @cache
 def read_rules(path: Path) -> Family:
     """The rules of a file.
@@ -138,54 +147,34 @@ def read_rules(path: Path) -> Family:
     Raises:
         UserError: it is no such file.
     """
+    table: RuleFile = load(path, RuleFile)
+    for key in table:
+        pick(key, RuleFile.__annotations__, f"{path}: keys")
     try:
-        table = read_json(path.read_text(encoding="utf-8"), unique_keys)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({shown(str(error))})") from None
-    keys = {"extends", "anchors", "prefix", "types", "drop", "rules"}
-    if not isinstance(table, dict) or not set(table) <= keys:
-        raise UserError(f"{path}: rules are a JSON object with the keys {', '.join(sorted(keys))}")
-    try:
-        rules = tuple(rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {})))
-        own = Family(path.stem, _texts(table, "anchors"), rules, _texts(table, "drop"), table.get("prefix"))
-    except (TypeError, AttributeError, ValueError, re.error) as error:
+        rules = [rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {}))]
+    except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
-    if not (own.prefix is None or isinstance(own.prefix, str)):
-        raise UserError(f"{path}: prefix is not a text")
-    return own if "extends" not in table else _extended(path, own, table["extends"])
+    anchors, drop, named = table.get("anchors", []), table.get("drop", []), {rule.name for rule in rules}
+    if "extends" in table:
+        files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
+        base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
+        rules += [rule for rule in base.rules if rule.name not in named]
+        anchors, drop = [*anchors, *base.anchors], [*drop, *base.drop]
+    return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
 
 
-def _extended(path: Path, own: Family, name: Json) -> Family:
-    known = sorted(file.stem for file in RULES.glob("*.json") if file.stem != "common")
-    if name not in known:
-        hint = nearest(str(name), known) or f": one of {', '.join(known)}"
-        raise UserError(f"{path}: extends has {shown(str(name))}, which is no file of rules{hint}")
-    base, named = read_rules(RULES / f"{name}.json"), {rule.name for rule in own.rules}
-    kept = tuple(rule for rule in base.rules if rule.name not in named)
-    return Family(path.stem, own.anchors + base.anchors, own.rules + kept, own.drop + base.drop, own.prefix)
-
-
-def _texts(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    values = table.get(key, [])
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{key} is not a list of texts")
-    return tuple(values)
-
-
-def _rules(row: Any, groups: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+def _rules(row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
     """The rules of a row: one for each way to write out the optional parts of its native names."""
-    if not isinstance(row, list) or not 3 <= len(row) <= 4 or not isinstance(row[0], str | list):
+    first, *texts = row if row else [""]
+    name, layout, types = (*texts, "") if len(texts) == 2 else texts if len(texts) == 3 else ("", "", "")
+    if not (first and name and isinstance(name, str) and isinstance(layout, str) and isinstance(types, str)):
         raise ValueError(f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}")
-    natives = [row[0]] if isinstance(row[0], str) else row[0]
-    if not natives or not all(isinstance(text, str) for text in (*natives, *row[1:])):
-        raise ValueError(f"a rule has texts and lists of texts, not {shown(str(row))}")
-    types = tuple(kind for word in (row[3].split() if len(row) == 4 else ()) for kind in groups.get(word, [word]))
-    for form in zip(*(_forms(native, row[2]) for native in natives), strict=True):
-        names, layout = tuple(name for name, _ in form), form[0][1]
-        rule = Rule(names, row[1], layout, _layout(layout, row[1]) if layout else None, types)
+    kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
+    forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
+    for form in zip(*forms, strict=True):
+        names, text = tuple(native for native, _ in form), form[0][1]
+        rule = Rule(names, name, text, _layout(text, name) if text else None, kinds)
         rule.check()
-        for native in names:
-            pattern_of(native)
         yield rule
 
 
