@@ -18,7 +18,7 @@ import yaml
 import souping
 from souping.cli.config import Config
 from souping.comparison.estimate import VarianceParts
-from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
+from souping.comparison.result import CompareResult, Flip, RowVerdict
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
@@ -116,7 +116,7 @@ def python(meanings: Mapping[str, str]) -> Iterator[str]:
 def schema() -> Iterator[str]:
     """The fields of compare.json, from its dataclasses."""
     yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
-    inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "pairs[]": PairedDifference, "flips[]": Flip}
+    inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "flips[]": Flip}
     rows = [(f"`{one.name}`", one.metadata["doc"]) for one in fields(CompareResult)]
     for name, kind in inner.items():
         rows += [(f"`{name}.{one.name}`", one.metadata["doc"]) for one in fields(kind)]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, IntArray, Item, Json
+from souping.core.types import FloatArray, IntArray, Item
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -37,10 +37,6 @@ class Interval:
     n: int
     groups: int
     effective_n: float
-
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        return asdict(self)
 
 
 def rate(values: FloatArray, groups: IntArray) -> Interval:

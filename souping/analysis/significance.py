@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.protocols import Objective
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, ScoreMatrix
 
 MARGIN = 0.01
 """A gain below it is no reason to soup."""
@@ -41,10 +41,6 @@ class Comparison:
     n: int
     groups: int
     discordant: float
-
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        return asdict(self)
 
 
 def compare(
@@ -167,10 +163,6 @@ class Verdict:
     claim: Claim
     sentence: str
     p_value: float | None = None
-
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        return asdict(self)
 
 
 def verdict(

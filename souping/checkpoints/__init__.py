@@ -37,11 +37,12 @@ from souping.checkpoints.header import FLOATS, ITEM, TORCH_NAMES, Tensor, broken
 from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
 from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
-from souping.core.files import expanded
-from souping.core.system import read_at
+from souping.core.files import expanded, read_at
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
 
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
 PIECE = 1 << 20
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time

@@ -11,7 +11,6 @@ from typing import Any
 from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
-from souping.core.files import expanded
 from souping.core.text import shown
 from souping.core.types import Json, UserError
 
@@ -153,7 +152,9 @@ def changed(path: Path) -> UserError:
 def home_of(sharded: Sharded, like: Like) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
     if like.folder is not None:
-        return expanded(like.folder)
+        if not (like.folder / "config.json").is_file():
+            raise UserError(f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json")
+        return like.folder
     folder, root = sharded.folder, sharded.folder / sharded.root
     for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
         if (place / "config.json").is_file():

@@ -1,6 +1,6 @@
 """Models of the Hub, downloaded by huggingface_hub into its own cache.
 
-Everything that talks to the Hub runs in a child process (`core.child.call`): a slow or endless answer costs neither the
+Everything that talks to the Hub runs in a child process (`core.system.call`): a slow answer costs neither the
 run's time nor its memory, and Ctrl-C ends it within seconds. A revision becomes a commit when its files are listed.
 From that list souping picks weights, config, tokenizer and chat templates by name, and never code.
 """
@@ -26,11 +26,10 @@ from huggingface_hub import constants
 from souping.checkpoints import Checkpoint, lora
 from souping.checkpoints.folder import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, weight_map
 from souping.checkpoints.header import header_bytes
-from souping.core.child import MEMORY, Report, call
-from souping.core.files import expanded, near_folder, write_atomically
-from souping.core.system import limit_file_size
+from souping.core.files import disk_space, expanded, near_folder, write_atomically
+from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import UserError
+from souping.core.types import ProgressCallback, UserError
 
 T = TypeVar("T")
 Check = Callable[[Mapping[str, Path]], None]
@@ -101,7 +100,10 @@ class Fetched:
 
 
 def fetch(
-    names: Mapping[str, HubName], allow_pickle: bool = False, check: Check | None = None, report: Report | None = None
+    names: Mapping[str, HubName],
+    allow_pickle: bool = False,
+    check: Check | None = None,
+    report: ProgressCallback | None = None,
 ) -> dict[str, Fetched]:
     """Download models, {candidate: name} to {candidate: folder}; cached files are not downloaded again.
 
@@ -128,7 +130,7 @@ def fetch(
     return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
-def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
+def fetch_one(name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None) -> Fetched:
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
@@ -157,7 +159,7 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
 
 
 def _in_child(
-    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: ProgressCallback | None = None
 ) -> T:
     """The result of a function that talks to the Hub; offline it finds the cache at once."""
     if constants.HF_HUB_OFFLINE:
@@ -175,7 +177,7 @@ def _in_child(
 
 def _check_disk(need: int) -> None:
     place = expanded(constants.HF_HUB_CACHE).absolute()
-    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    free, _ = disk_space(place)
     if need + 100_000_000 > free:
         raise UserError(
             f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place}), the disk has {free / 1e9:.1f} GB "
@@ -293,7 +295,7 @@ def prepare(
         return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
 
 
-def download(listings: Sequence[Listing], report: Report | None = None) -> None:
+def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
     wanted = [one.missing for one in listings]
     paths = [one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,6 @@ from souping.evaluate.templates import (
     Decoding,
     as_seen,
     check_sampling,
-    combined,
     common_decoding,
     generation_notes,
     no_template,
@@ -109,7 +109,7 @@ class LocalEvaluator(Evaluator):
         resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
         return {"name": "local", "version": VERSION, **known, **resolved, "dtype": self.resolved_dtype}
 
-    @property
+    @cached_property
     def decoding(self) -> Decoding:
         own = self._defaults.decoding
         if self.generation == "model" and own is not None:
@@ -122,7 +122,7 @@ class LocalEvaluator(Evaluator):
         return self.dtype or ("float32" if self.resolved_device == "cpu" else self._defaults.dtype)
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
@@ -201,7 +201,7 @@ class LocalEvaluator(Evaluator):
         return [bypass] if plain else []
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return self.batch_size
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
@@ -221,7 +221,7 @@ class LocalEvaluator(Evaluator):
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
-        answers = self.engine.answer(self, model, items, replicate)
+        answers = self.engine.generate(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
     def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:
@@ -244,15 +244,9 @@ class LocalEvaluator(Evaluator):
         return replace(answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        return np.array([self._item_score(item, answers) for item, answers in zip(items, records, strict=True)])
-
-    def _item_score(self, item: Item, answers: Sequence[Record]) -> float:
-        scores = [record.score for record in answers]
-        if self.aggregate != "majority" or len(scores) == 1:
-            return combined(self.aggregate, scores)
-        readings = [reading(item, record.output) for record in answers]
-        most = max(readings, key=readings.count)  # the first of equals
-        return scores[readings.index(most)]
+        if self.aggregate != "majority":
+            return super().item_scores(items, records)
+        return np.array([_of_majority(item, answers) for item, answers in zip(items, records, strict=True)])
 
     def close(self) -> None:
         """Close the engine and the process that renders templates."""
@@ -263,6 +257,11 @@ class LocalEvaluator(Evaluator):
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
     return math.nan if item.user_scorer is not None else score(item, output)
+
+
+def _of_majority(item: Item, answers: Sequence[Record]) -> float:
+    readings = [reading(item, record.output) for record in answers] if len(answers) > 1 else [""]
+    return answers[readings.index(max(readings, key=readings.count))].score  # the first of equals
 
 
 def _length(item: Item) -> int:

@@ -19,15 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
-from souping.core.child import Child
 from souping.core.fields import Share, Temperature, component, load
-from souping.core.system import package_environment
+from souping.core.system import Child, package_environment
 from souping.core.text import first_line
 from souping.core.types import Item, Json, UserError
 
@@ -260,11 +258,6 @@ def check_sampling(temperature: float, samples: int, replicates: int) -> None:
         raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
-
-
-def combined(aggregate: str, scores: Sequence[float]) -> float:
-    """An item's score from those of its answers: their `mean`, or with `pass` the best."""
-    return max(scores) if aggregate == "pass" else fmean(scores)
 
 
 def read_generation(folder: Path) -> dict[str, Json]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from souping.checkpoints.folder import Like
-from souping.core.protocols import Component, Progress
-from souping.core.types import Recipe
+from souping.core.protocols import Component
+from souping.core.types import ProgressCallback, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class CandidatePool(Component, Protocol):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         """The soup as a folder, whole or not at all."""
         ...

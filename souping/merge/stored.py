@@ -34,11 +34,11 @@ from souping.checkpoints.sharded import (
 )
 from souping.checkpoints.views import Part, View, row_major
 from souping.core.fields import load
-from souping.core.system import reserve
+from souping.core.files import reserve
 from souping.core.text import listed, shown
 from souping.core.types import Recipe, UserError
-from souping.merge.plan import MergePlan, PlanFile, SoupFrame, base_name, recipe_from_dict
-from souping.merge.planner import Alignment, open_alignment
+from souping.merge.alignment import Alignment, open_alignment
+from souping.merge.plan import MergePlan, PlanFile, SoupFiles, base_name
 
 STEP = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
 LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
@@ -66,7 +66,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class StoredFrame(SoupFrame):
+class StoredFrame(SoupFiles):
     """Files of the newest checkpoint around the weights: what is copied, where boxes go, and the metadata."""
 
     folder: Path
@@ -327,7 +327,7 @@ def load_plan(path: Path) -> MergePlan:
     files = table["files"]
     pickled_files = any(name.endswith((".bin", ".pt")) for sizes in files.values() for name in sizes)
     try:
-        recipe = recipe_from_dict(table["recipe"])
+        recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
         base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
         carry, same = table["carry"], table["format"] == "same"

@@ -16,9 +16,9 @@ import resource
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,21 @@ from souping.checkpoints import (
 )
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
-from souping.core.files import staged, write_files
-from souping.core.protocols import Progress
-from souping.core.system import reserve, start_writing, write_at
-from souping.core.types import Json, Recipe, UserError
-from souping.merge.chunks import Chunk, blocks, chunks, complaint, final_weights, mixed, share_of_rank, work_off
-from souping.merge.kernels import Raw
-from souping.merge.plan import MergePlan, get_method
+from souping.core.files import reserve, staged, start_writing, write_at, write_files
+from souping.core.types import Json, ProgressCallback, Recipe, UserError
+from souping.merge.kernels import Raw, get_method
+from souping.merge.plan import (
+    Chunk,
+    MergePlan,
+    Task,
+    blocks,
+    chunks,
+    complaint,
+    final_weights,
+    mixed,
+    run_tasks,
+    share_of_rank,
+)
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
@@ -81,7 +89,7 @@ class Late:
 
 
 class PassingDigest:
-    """SHA-256 of the tensors of one file from pieces that several threads feed in the order of the file; missing pieces
+    """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
     are read."""
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
@@ -96,22 +104,22 @@ class PassingDigest:
         self._turn = threading.Condition()
 
     def promise(self, offset: int, size: int) -> bool:
-        """Whether a piece continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+        """Whether a block continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
 
-        All files' pieces are promised in one order, so threads never wait for each other in a circle.
+        All files' blocks are promised in one order, so threads never wait for each other in a circle.
         """
         follows = offset == self._promised
         if follows:
             self._promised = self._next.get(offset + size, offset + size)
         return follows
 
-    def feed(self, offset: int, piece: Raw) -> None:
-        """Hash a promised piece once those before it are hashed."""
+    def feed(self, offset: int, block: Raw) -> None:
+        """Hash a promised block once those before it are hashed."""
         with self._turn:
             self._turn.wait_for(lambda: self._broken or offset == self._at)
             if self._broken:
                 return
-        at = self._hash(piece)
+        at = self._hash(block)
         with self._turn:
             self._at = at
             self._turn.notify_all()
@@ -184,7 +192,7 @@ class ShardWriter:
     def __init__(self, plan: MergePlan, folder: Path, digests: Digests | None = None) -> None:
         """Open the files; `digests` are fed with what is read."""
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
-        self._lock, self._done, self._failed = threading.Lock(), 0, False
+        self._lock, self._thread, self._done = threading.Lock(), threading.local(), 0
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
         raise_file_limit(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
@@ -207,53 +215,41 @@ class ShardWriter:
         self._stack.callback(os.close, descriptor)
         return descriptor
 
-    def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
+    def fill(
+        self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: ProgressCallback | None = None
+    ) -> None:
         """Write the blocks of one share.
 
         Raises:
             UserError: an ingredient ended early, a value is not finite, or the disk is full.
         """
         work = share_of_rank(chunks(self.plan), rank, ranks)
-        total, queue = sum(chunk.nbytes for chunk in work), self._queue(work)
         self._done = 0
-        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
-            try:
-                for job in [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]:
-                    job.result()
-            except BaseException:  # an interrupt too: the threads end at their next block
-                self._failed = True
-                raise
+        run_tasks(self._tasks(work, sum(chunk.nbytes for chunk in work), progress), threads)
 
-    def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
+    def _tasks(self, work: list[Chunk], total: int, progress: ProgressCallback | None) -> Iterator[Task]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
-            yield from [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read))
+            for block in [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read)):
+                hashed = [number for number in range(len(block.sources)) if self._hashed(block, number)]
+                yield partial(self._fill_block, block, hashed, total, progress)
 
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
 
-    def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
-        """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
-        buffers = Buffers()
+    def _fill_block(self, block: Chunk, hashed: Sequence[int], total: int, progress: ProgressCallback | None) -> None:
+        """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
-            while (block := self._next(queue)) is not None:
-                self._block(block[0], buffers, block[1])
-                with self._lock:
-                    self._done += block[0].nbytes
-                    if progress is not None:
-                        progress(self._done, total)
+            self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
+            with self._lock:
+                self._done += block.nbytes
+                if progress is not None:
+                    progress(self._done, total)
         except BaseException:
-            self._failed = True
             for digest in self._digests.values():
                 digest.abandon()
             raise
-
-    def _next(self, queue: Iterator[Chunk]) -> tuple[Chunk, list[int]] | None:
-        """(a block, which of its sources are hashed as they pass), or None at the end."""
-        with self._lock:
-            chunk = None if self._failed else next(queue, None)
-            return None if chunk is None else (chunk, [i for i in range(len(chunk.sources)) if self._hashed(chunk, i)])
 
     def _hashed(self, chunk: Chunk, number: int) -> bool:
         source = chunk.sources[number]
@@ -326,7 +322,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
             reserve(file.fileno(), size)
 
 
-Shares = Callable[[MergePlan, Path, Progress | None], None]
+Shares = Callable[[MergePlan, Path, ProgressCallback | None], None]
 """Fills the prepared shards in a staging folder, as ranks do that each take a share."""
 
 
@@ -334,7 +330,7 @@ def write_checkpoint(
     plan: MergePlan,
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     extra_files: Mapping[str, str] | None = None,
     shares: Shares | None = None,
     late: Late | None = None,
@@ -361,7 +357,7 @@ def write_checkpoint(
         if plan.frame is not None:
             plan.frame.finish(stage)
         if late:
-            work_off([each.finish for each in digests.values()], THREADS)
+            run_tasks([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
                 each.keep(late.known)
             plan = with_contents(plan, late.known)

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
-from souping.core.files import expanded
+from souping.core.files import disk_space
 from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
@@ -91,7 +90,7 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
     check_tokenizers(pool, evaluators)
 
     def check(ingredients: tuple[str, ...]) -> None:
-        pool.pool.plan(pool.uniform(ingredients))
+        pool.merge_pool.plan(pool.uniform(ingredients))
 
     _check_sizes(settings, pool.names, check)
     check_kept(settings, pool)
@@ -174,9 +173,9 @@ def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[
 
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
-    pool.pool.check_tokenizers()
+    pool.merge_pool.check_tokenizers()
     for name in pool.names:
-        folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
+        folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in evaluators:
             try:
                 evaluator.check_tokenizer(folder, items)
@@ -192,7 +191,7 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += [*folds.notes, *settings.objective.notes(list(dict.fromkeys(item.category for item in items)))]
     if pool is not None:
         notes += settings.evaluator.pool_notes(pool.folders)
-        folder = pool.pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
+        folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
         notes += settings.evaluator.prompt_notes(folder, items)
     return notes
 
@@ -256,13 +255,6 @@ def gpus() -> tuple[Gpu, ...]:
     places = [place.strip() for place in setting.split(",")]
     known = itertools.takewhile(lambda place: place.isdigit() and int(place) < len(found), places)
     return tuple(found[int(place)] for place in known)
-
-
-def disk_space(path: Path) -> tuple[int, int]:
-    """(bytes free where `path` is or will be, number of that file system)."""
-    there = expanded(path).absolute()
-    there = next(p for p in (there, *there.parents) if p.exists())
-    return shutil.disk_usage(there).free, there.stat().st_dev
 
 
 @dataclass(frozen=True, kw_only=True)

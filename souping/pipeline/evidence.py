@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -157,7 +157,7 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        tables.append({"category": name, **found.as_dict(), "least": float(least), "verdict": shown})
+        tables.append({"category": name, **asdict(found), "least": float(least), "verdict": shown})
     return tables
 
 
@@ -167,7 +167,7 @@ def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, 
     words = {1: "higher", -1: "lower"}
     return [
         {
-            **c.as_dict(),
+            **asdict(c),
             "p_holm": p,
             "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else UNDECIDED,
         }
@@ -181,14 +181,14 @@ def row(contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str,
     by_category = {}
     for number, name in enumerate(table.names):
         mask = table.categories == number
-        by_category[name] = rate(values[mask], table.groups[mask]).as_dict()
+        by_category[name] = asdict(rate(values[mask], table.groups[mask]))
     total = objective_interval(values, table.categories, table.groups, table.coefficients)
     return {
         "name": contender.name,
         "kind": contender.kind,
         "recipe_id": contender.recipe.id,
         "scores": by_category,
-        "objective": total.as_dict(),
+        "objective": asdict(total),
     }
 
 
@@ -233,7 +233,7 @@ def gather(
         "losses": losses(pairs[best.kind + best.name]),
         "outcomes": ends,
         "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
-        "verdict": {**result.as_dict(), "opened": opened, "margin": margin},
+        "verdict": {**asdict(result), "opened": opened, "margin": margin},
     }
 
 
@@ -291,7 +291,7 @@ def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> li
     baselines = [number for number, (c, _) in enumerate(pairs) if c.kind.startswith("uniform")]
     adjusted = dict(zip(baselines, holm([corrected[n] for n in baselines]), strict=True))
     return [
-        {**p.as_dict(), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
+        {**asdict(p), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
         for n, (c, p) in enumerate(pairs)
     ]
 
@@ -310,19 +310,15 @@ def outcomes(scores: ItemScores, table: ItemTable) -> dict[str, Any]:
     """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
     masks = {name: table.categories == number for number, name in enumerate(table.names)}
     return {
-        **_ends(scores, _all(scores)),
+        **_ends(scores, slice(None)),
         "reasons": dict(scores.reasons),
         "categories": {name: _ends(scores, mask) for name, mask in masks.items()},
     }
 
 
-def _all(scores: ItemScores) -> NDArray[np.bool_]:
-    return np.ones(len(scores.items), dtype=bool)
-
-
-def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    cut, missing = float(scores.truncated[mask].mean()), float(scores.unanswered[mask].mean())
-    return {"items": int(mask.sum()), "truncated": cut, "unanswered": missing}
+def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> dict[str, Any]:
+    cut, missing = scores.truncated[which], scores.unanswered[which]
+    return {"items": len(cut), "truncated": float(cut.mean()), "unanswered": float(missing.mean())}
 
 
 def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> str:
@@ -338,7 +334,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
-    ends = {name: {**_ends(own, _all(own)), "reasons": own.reasons} for name, own in scores.items()}
+    ends = {name: {**_ends(own, slice(None)), "reasons": own.reasons} for name, own in scores.items()}
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
     if not hit:
         return []

@@ -64,7 +64,12 @@ def brackets(score: Json, sign: bool = False) -> str:
     middle = percent(score.get("mean", score.get("difference")), sign=sign)
     if number(score.get("low")) is None or number(score.get("high")) is None:
         return middle
-    return f"{middle} [{_limit(score['low'], sign)}, {_limit(score['high'], sign)}]"
+    return f"{middle} [{between(score['low'], score['high'], sign)}]"
+
+
+def between(low: Json, high: Json, sign: bool = True) -> str:
+    """`+0.4, +6.6`: limits of a difference for a cell."""
+    return f"{_limit(low, sign)}, {_limit(high, sign)}"
 
 
 def rho(value: Json) -> str:

@@ -26,7 +26,7 @@ class Busy(Worker):
     def fingerprints(self) -> Mapping[str, str]:
         return {"": self.mark}
 
-    def answer(self, request: Request) -> Response:
+    def evaluate(self, request: Request) -> Response:
         if self.refuses:
             raise UserError(self.refuses)
         (self.folder / f"{os.getpid()}-{request.number}").touch()
@@ -37,19 +37,6 @@ class Busy(Worker):
             records=tuple(Record(item=item.id, score=request.recipe.weights[0]) for item in request.items),
             seconds=self.seconds,
         )
-
-
-@dataclass(frozen=True)
-class Makes:
-    """Function that makes an actor's worker."""
-
-    folder: Path
-    seconds: float = 0.0
-    mark: str = "same"
-    refuses: str = ""
-
-    def __call__(self) -> Busy:
-        return Busy(self.folder, self.seconds, self.mark, self.refuses)
 
 
 def requests(number: int) -> list[Request]:

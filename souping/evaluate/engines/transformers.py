@@ -110,7 +110,7 @@ class Engine(Component, Protocol):
     model_form: ModelForm = "module"
     """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
 
-    def answer(
+    def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
@@ -188,7 +188,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
 class TransformersEngine(Engine):
     """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
 
-    def answer(
+    def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
@@ -328,14 +328,15 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         if has_weights(folder):
             module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
         else:  # the config of a sharded checkpoint: soups bring all weights
-            module = auto.from_config(config, dtype=config.dtype if own else dtype, trust_remote_code=trust)
+            kind = config.dtype if own else dtype
+            module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
-        raise UserError(f"{folder}: transformers cannot load this model: {_why(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
 
 
-def _why(error: Exception) -> str:
+def _load_error(error: Exception) -> str:
     """The reason of an error of transformers, with our name of the setting that it may want."""
     hint = "; evaluator.trust_remote_code=true if you trust it" if "trust_remote_code" in str(error) else ""
     return first_line(error) + hint
@@ -363,4 +364,4 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare ones for a file of a newer release
-        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_why(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_load_error(error)}") from error
