@@ -33,6 +33,8 @@ TOLERANCE = 1e-5
 """By how much the sum of weights that are given by hand may miss one."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
+TEXT = "loss"
+"""Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
