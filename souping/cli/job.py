@@ -179,7 +179,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
             from souping.pipeline.merge_only import show_names
 
             show_names(settings)
-            return None
+            return None, own
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
