@@ -105,8 +105,9 @@ class EngineEvaluator(Evaluator):
             dtype, small = compute_dtype(model), model.parameters < SMALL
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
-        copy, own = replace(self), self.own_decoding(folders)
-        known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else dtype, small=small)
+        copy = replace(self)
+        dtype = "float32" if on_cpu else dtype
+        known = CheckpointDefaults(decoding=self.own_decoding(folders), dtype=dtype, small=small)
         object.__setattr__(copy, "_defaults", known)
         return copy
 

@@ -365,7 +365,10 @@ class ScratchFolder:
             if own is not None:
                 _link(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
-                raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+                raise UserError(
+                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+                    "merge.adapters=merge, or merge.format=hf"
+                )
             write_neutral(folder, own or folder, self._pool.eos_token_ids(recipe))
             self._soup = recipe.fingerprint
         assert self._root is not None

@@ -171,6 +171,7 @@ def test_checksums_are_those_of_the_new_bytes(tmp_path: Path, pool: dict[str, Pa
         assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
 
 
+@pytest.mark.slow
 def test_a_whole_merge_by_the_command_line_and_its_rebuild(souping: Cli, tmp_path: Path, pool: dict[str, Path]) -> None:
     words = [f"pool.candidates=[{pool['a']},{pool['b']}]", f"pool.like={DATA / 'plain' / '0'}"]
     done = souping("+experiment=merge", *words, "optimiser.weights=[0.3,0.7]", "out=soup")
