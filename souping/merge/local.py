@@ -222,7 +222,8 @@ class FullModelPool(CandidatePool, Generic[P]):
             UserError: a folder is absent or broken.
         """
         self._folders, self._merge, self._cache = dict(folders), merge, cache
-        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle, like) for name, path in folders.items()}
+        lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
+        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
