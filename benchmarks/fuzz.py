@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from souping.checkpoints import Checkpoint
+from souping.checkpoints.folder import Like
 from souping.core.types import UserError
 from souping.merge import Format
 from souping.merge.local import LocalMerge
@@ -87,7 +88,7 @@ def attempt(folder: Path, out: Path) -> str:
     """Open, soup and write back; what became of it."""
     outcome = "refused"
     try:
-        Checkpoint.open(folder, allow_pickle=True, like=DATA / "plain" / "1")
+        Checkpoint.open(folder, allow_pickle=True, like=Like(DATA / "plain" / "1"))
         outcome = "read"
         layout: Format = "hf" if folder.name.startswith("fp8") else "same"
         pool = LocalMerge(allow_pickle=True, format=layout, nonfinite="warn").open({"a": folder, "b": folder})

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from souping.checkpoints.folder import (
+    Like,
     Stamp,
     changed,
-    check_expected,
     check_stamp,
     has_weights,
     home_of,
@@ -31,14 +31,14 @@ from souping.checkpoints.folder import (
     side_files,
     stamp,
     stamps_in,
-    tied_heads,
     weights_like,
 )
 from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
-from souping.checkpoints.sharded import Sharded, plain_names, read_sharded, without_prefix
-from souping.checkpoints.views import Assembly, Raw, Shape, View
+from souping.checkpoints.sharded import Sharded, read_sharded
+from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
@@ -67,16 +67,13 @@ class Checkpoint:
     side: tuple[str, ...]
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
+    rules: Path | None = None
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
     quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def open(
-        cls, folder: Path, allow_pickle: bool = False, like: Path | None = None, stored: bool = False
-    ) -> Checkpoint:
-        """Read a folder's headers; `like` has the config and tokenizer of a sharded checkpoint.
-
-        With `stored`, one that has none is opened all the same, under the names by which it is stored.
+    def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+        """Read a folder's headers; `like` has what a sharded checkpoint lacks.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
@@ -86,10 +83,11 @@ class Checkpoint:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
         if not has_weights(folder) and (sharded := read_sharded(folder, allow_pickle)):
-            home = home_of(sharded, like, stored)
+            like = like or Like()
+            home = home_of(sharded, like)
             if home is None:
                 return cls.viewed(sharded, *sharded.as_stored(), {}, None)
-            return cls.assembled(sharded, home)
+            return cls.assembled(sharded, home, like.rules)
         refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
@@ -99,9 +97,20 @@ class Checkpoint:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
         plain = cls.of(folder, tensors, config, side_files(folder), before)
         if scheme is None:
-            return plain
+            return cls._regrouped(plain)
         assembly, tensors = dequantised(folder, tensors, scheme)
         return replace(plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain)
+
+    @classmethod
+    def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
+        """Experts as the model's family stores them, one by one or fused, however this folder does."""
+        mapped = regrouped(headers_of(opened.tensors), opened.config, opened.folder)
+        if mapped is None:
+            return opened
+        stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
+        sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
+        return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
 
     @classmethod
     def of(
@@ -118,22 +127,18 @@ class Checkpoint:
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @classmethod
-    def assembled(cls, sharded: Sharded, home: Path) -> Checkpoint:
+    def assembled(cls, sharded: Sharded, home: Path, rules: Path | None = None) -> Checkpoint:
         """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
 
+        `rules` is a file of the user's own.
+
         Raises:
-            UserError: names or shapes are not those of the weights in `home`, where it has any.
+            UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
         """
         config = read_config(home)
-        expected = {name: tensor.shape for name, tensor in weights_like(home).items()}
-        names = without_prefix(plain_names(sharded.tensors), expected)
-        dropped = tied_heads(names, expected, config)
-        views = {
-            name: (View.of(own, sharded.tensors[own].shape),) for name, own in names.items() if name not in dropped
-        }
-        shapes = {name: sharded.tensors[own].shape for name, own in names.items()}
-        check_expected(sharded.folder, {name: shapes[name] for name in views}, expected, home)
-        return cls.viewed(sharded, views, shapes, config, home)
+        mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
+        return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
 
     @classmethod
     def viewed(
@@ -218,6 +223,29 @@ class Checkpoint:
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
+def _map_stored(
+    stored: Mapping[str, StoredTensor], config: Mapping[str, Json], home: Path, rules: Path | None, folder: Path
+) -> dict[str, Mapped]:
+    """The tensors of a sharded checkpoint as the model in `home` has them."""
+    like = {name: tensor.shape for name, tensor in weights_like(home).items()}
+    return map_names(headers_of(stored), config, like or None, rules, where=folder)
+
+
+def describe_names(checkpoint: Checkpoint) -> list[str]:
+    """One line for each kind of tensor: how it is stored, and what comes of it."""
+    if checkpoint.assembly is None:
+        return [f"{len(checkpoint.tensors)} tensors, as they are"]
+    stored, folder = checkpoint.assembly.stored, checkpoint.folder
+    mapped = regrouped(headers_of(stored), checkpoint.config, folder) if checkpoint.like is None else None
+    if mapped is None:
+        mapped = _map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
+    return described(mapped, stored)
+
+
+def headers_of(tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> dict[str, tuple[str, Shape]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
 class WeightReader:
     """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
@@ -285,8 +313,7 @@ def fingerprint(
     folder: Path,
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
-    like: Path | None = None,
-    stored: bool = False,
+    like: Like | None = None,
 ) -> str:
     """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
@@ -297,7 +324,7 @@ def fingerprint(
     Raises:
         UserError: as `Checkpoint.open`, or a file changes meanwhile.
     """
-    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like, stored), cache)
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
 def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
-from souping.checkpoints.views import Shape
-from souping.core.text import listed, shown
+from souping.core.text import shown
 from souping.core.types import Json, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,6 +29,19 @@ TIED = ("lm_head.weight", "output.weight")
 """Names of output heads, which may be tied to the embedding."""
 Stamp = tuple[int, int, int, int]
 """A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a sharded checkpoint has not itself: a folder with config and tokenizer, and a file of rules for its names.
+
+    With `stored`, one without a config is opened all the same, under the names by which it is stored.
+    """
+
+    folder: Path | None = None
+    rules: Path | None = None
+    stored: bool = False
+
 
 Reader = Callable[[Path, str], dict[str, Tensor]]
 
@@ -136,17 +149,17 @@ def changed(path: Path) -> UserError:
     return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
 
 
-def home_of(sharded: Sharded, like: Path | None, stored: bool) -> Path | None:
+def home_of(sharded: Sharded, like: Like) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
-    if like is not None:
-        if not (like / "config.json").is_file():
-            raise UserError(f"pool.like={like} is not the folder of a Hugging Face model: it has no config.json")
-        return like
+    if like.folder is not None:
+        if not (like.folder / "config.json").is_file():
+            raise UserError(f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json")
+        return like.folder
     folder, root = sharded.folder, sharded.folder / sharded.root
     for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
         if (place / "config.json").is_file():
             return place
-    if stored:
+    if like.stored:
         return None
     raise UserError(
         f"{folder} is a sharded checkpoint without a config and tokenizer, as trainers save it: name a folder of the "
@@ -162,29 +175,6 @@ def has_weights(folder: Path) -> bool:
 def weights_like(home: Path) -> dict[str, Tensor]:
     """The tensors of the model in a folder; none where it has no weights."""
     return read_weights(home, True) if has_weights(home) else {}
-
-
-def tied_heads(names: Iterable[str], expected: Mapping[str, Shape], config: Mapping[str, Any]) -> set[str]:
-    """Output heads that are stored although they are the embedding: models tie them again when they are loaded."""
-    heads = set(TIED) & set(names)
-    if expected:
-        return heads - set(expected)
-    return heads if setting(config, "tie_word_embeddings") is True else set()
-
-
-def check_expected(folder: Path, shapes: Mapping[str, Shape], expected: Mapping[str, Shape], home: Path) -> None:
-    """Refuse a checkpoint whose names or shapes are not those of the model it should be like."""
-    if not expected:
-        return
-    lost, extra = [n for n in expected if n not in shapes], [n for n in shapes if n not in expected]
-    if lost or extra:
-        parts = [f"lacks {listed(lost)}"] * bool(lost) + [f"has {listed(extra)} besides"] * bool(extra)
-        raise UserError(f"{folder} is not like {home}: it {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise UserError(
-                f"{folder} is not like {home}: {shown(name)} is {list(shapes[name])} here, {list(shape)} there"
-            )
 
 
 def setting(config: Mapping[str, Any], key: str) -> Json:

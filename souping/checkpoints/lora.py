@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, weights_of
-from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, read_weights, side_files, stamps_in
+from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files, stamps_in
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
@@ -106,8 +106,7 @@ def content(
     base: Json,
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
-    like: Path | None = None,
-    stored: bool = False,
+    like: Like | None = None,
 ) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
@@ -116,15 +115,14 @@ def content(
     """
     if is_adapter(folder):
         return Adapter.open(folder, allow_pickle).fingerprint(str(base), cache)
-    return fingerprint(folder, cache, allow_pickle, like, stored)
+    return fingerprint(folder, cache, allow_pickle, like)
 
 
 def weights_digest(
     folder: Path,
     cache: MutableMapping[str, str] | None = None,
     allow_pickle: bool = False,
-    like: Path | None = None,
-    stored: bool = False,
+    like: Like | None = None,
 ) -> str:
     """SHA-256 (hex) over the tensors of a model or adapter folder alone.
 
@@ -134,7 +132,7 @@ def weights_digest(
     adapter = is_adapter(folder)
     if adapter:
         return weights_of(Adapter.open(folder, allow_pickle).checkpoint, cache)
-    return weights_of(Checkpoint.open(folder, allow_pickle, like, stored), cache)
+    return weights_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
 def is_adapter(folder: Path) -> bool:

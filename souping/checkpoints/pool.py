@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from souping.checkpoints import Checkpoint, hub, remote
+from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.core.fields import component
@@ -93,7 +94,7 @@ class ModelSize:
     fix: str = ""
 
 
-def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
+def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
     online, trouble, fix = hub.parse(candidate.path), "", ""
     files: dict[str, int] = {}
@@ -102,9 +103,8 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
             candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
-            return replace(
-                _of_folder(candidate.name, folder, allow_pickle, candidate.like), path=str(online or url or folder)
-            )
+            like = Like(candidate.like, rules)
+            return replace(_of_folder(candidate.name, folder, allow_pickle, like), path=str(online or url or folder))
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
@@ -125,7 +125,7 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     )
 
 
-def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Path | None) -> ModelSize:
+def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     adapter = is_adapter(folder)

@@ -140,8 +140,7 @@ def dequantised(folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> 
             stored[name] = ScaledTensor(folder, tensor, tensors.get(f"{name}{scheme.suffix}"), scheme)
         elif name not in scales and not UNUSED.fullmatch(name):
             _check_plain(folder, tensor)
-            part = Part(tensor.file, tensor.offset, (0,) * len(tensor.shape), tensor.shape)
-            stored[name] = StoredTensor(tensor.dtype, tensor.shape, [part])
+            stored[name] = StoredTensor.of(tensor)
     shapes = {name: one.shape for name, one in stored.items()}
     assembly = Assembly.of(stored, {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes)
     return assembly, {t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors}

@@ -36,13 +36,10 @@ NO_WEIGHTS = re.compile(
     r"train_state|rng_state|rerun_state_machine\w*|common_state)(?:[./].*)?|.*\._extra_state(?:[./].*)?"
 )
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
-WRAPPERS = re.compile(r"(?:^module\.)|(?:(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.)")
 ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
 SAME = 1 << 20
 FRESH = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
-CAUSAL = ("model", "lm_head", "transformer", "gpt_neox", "backbone")
-"""First parts of the names of causal models in transformers."""
 
 
 @dataclass(frozen=True)
@@ -436,34 +433,3 @@ def _dimension(spec: Data) -> int | None:
     if set(kinds) == {"Replicate"}:
         return None
     raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
-
-
-# Names
-
-
-def plain_names(tensors: Iterable[str]) -> dict[str, str]:
-    """{name without wrappers: stored name}."""
-    names: dict[str, str] = {}
-    for stored in tensors:
-        name = WRAPPERS.sub("", stored)
-        if name in names:
-            raise UserError(f"{shown(stored)} and {shown(names[name])} are one tensor under two names")
-        names[name] = stored
-    return names
-
-
-def without_prefix(names: Mapping[str, str], expected: Iterable[str] = ()) -> dict[str, str]:
-    """The names without what a trainer puts before them (`model.`, `app.model.`).
-
-    With the `expected` names, so much is taken off that they are there; else as long as one name is a causal model's.
-    """
-    wanted, best = set(expected), dict(names)
-    current = best
-    while not (wanted and wanted <= set(current)):
-        heads = {name.partition(".")[0] for name in current}
-        if len(heads) != 1 or any("." not in name for name in current):
-            return best
-        current = {name.partition(".")[2]: stored for name, stored in current.items()}
-        if not wanted and any(name.partition(".")[0] in CAUSAL for name in current):
-            best = current
-    return current

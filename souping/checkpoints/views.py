@@ -117,6 +117,13 @@ class StoredTensor:
         self._runs = self._contiguous()
         self._starts = [run[0] for run in self._runs]
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoredTensor:
+        """A tensor that is whole in one file."""
+        return cls(
+            tensor.dtype, tensor.shape, [Part(tensor.file, tensor.offset, (0,) * len(tensor.shape), tensor.shape)]
+        )
+
     @property
     def count(self) -> int:
         return math.prod(self.shape)
@@ -258,7 +265,7 @@ class Assembly:
     @cached_property
     def _as_stored(self) -> list[tuple[StoredTensor, int] | None]:
         """For each tensor, where its elements are in a row: a stored tensor, and an element of that."""
-        views = [self.views[tensor.name] for tensor in self.tensors]
+        views = (self.views[tensor.name] for tensor in self.tensors)
         alone = [own[0] if len(own) == 1 and own[0].contiguous else None for own in views]
         return [None if view is None else (self.stored[view.source], view.offset) for view in alone]
 

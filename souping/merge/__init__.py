@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import ProgressCallback, Recipe
 
@@ -125,6 +126,7 @@ class MergeBackend(Component, Protocol):
     overrides: Mapping[str, Sequence[float]] | None = None
     carry: str | None = None
     format: Format = "hf"
+    names: str | None = None
     """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
 
     @property
@@ -140,7 +142,7 @@ class MergeBackend(Component, Protocol):
         self,
         folders: Mapping[str, Path],
         cache: MutableMapping[str, str] | None = None,
-        like: Path | None = None,
+        like: Like | None = None,
     ) -> CandidatePool:
-        """The pool of these candidates; `cache` keeps digests, `like` has the config of sharded checkpoints."""
+        """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
         ...

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
-from souping.checkpoints.folder import SINGLE
+from souping.checkpoints.folder import SINGLE, Like
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights, check_weights, elements
@@ -52,13 +52,13 @@ def plan(
     nonfinite: str = "error",
     allow_pickle: bool = False,
     carry: str | None = None,
-    like: Path | None = None,
+    like: Like | None = None,
 ) -> MergePlan:
     """Plan a recipe of the models in `folders` (those that are no ingredients are not opened).
 
     `base` is the base model's folder for the methods that have one; `carry` names the ingredient whose config and
     tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary);
-    `like` has the config of sharded checkpoints.
+    `like` has what sharded checkpoints lack.
 
     Raises:
         UserError: an ingredient has no folder, or folders do not fit together.
@@ -72,15 +72,14 @@ def open_alignment(
     folders: Mapping[str, Path],
     base: Path | None,
     allow_pickle: bool,
-    like: Path | None,
-    stored: bool = False,
+    like: Like | None,
 ) -> Alignment:
     """The recipe's ingredients and the base model, opened. Raises UserError as `plan`."""
     missing = [name for name in recipe.ingredients if name not in folders]
     if missing:
         raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
-    opened = {name: Checkpoint.open(folders[name], allow_pickle, like, stored) for name in recipe.ingredients}
-    return Alignment(opened, Checkpoint.open(base, allow_pickle, like, stored) if base is not None else None)
+    opened = {name: Checkpoint.open(folders[name], allow_pickle, like) for name in recipe.ingredients}
+    return Alignment(opened, Checkpoint.open(base, allow_pickle, like) if base is not None else None)
 
 
 class Alignment:

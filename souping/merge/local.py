@@ -6,14 +6,17 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
+from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
-from souping.core.fields import Precision, component
+from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
 from souping.core.types import Json, ProgressCallback, Recipe, UserError, Weights
 from souping.merge import (
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 P = TypeVar("P", bound=SoupPlan)
+KEEP = "keep:"
 
 
 class ModelMerge(MergeBackend, Protocol[P]):
@@ -45,7 +49,9 @@ class ModelMerge(MergeBackend, Protocol[P]):
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        base = Checkpoint.open(Path(self.base), self.allow_pickle, None, self.format == "same") if self.base else None
+        home = next((each.like for each in checkpoints.values() if each.like is not None), None)
+        like = Like(home, rules_of(self.names), self.format == "same")
+        base = Checkpoint.open(Path(self.base), self.allow_pickle, like) if self.base else None
         return Alignment(checkpoints, base)
 
     def recipe(
@@ -73,10 +79,10 @@ class ModelMerge(MergeBackend, Protocol[P]):
             weights=tuple(float(weight) for weight in weights),
             dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
             method="linear" if lone else self.method,
-            settings={} if lone else self.settings_of(used, tuple(checkpoints), base),
+            settings={} if lone else self.settings_of(used, checkpoints, base),
         )
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
         ...
 
@@ -92,7 +98,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
         self,
         folders: Mapping[str, Path],
         cache: MutableMapping[str, str] | None = None,
-        like: Path | None = None,
+        like: Like | None = None,
     ) -> CandidatePool:
         return open_pool(folders, self, cache, like)
 
@@ -103,9 +109,11 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
     the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
-    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `carry` names the
-    ingredient whose config and tokenizer the soup gets. `format` is hf, or same for the layout of the newest
-    ingredient, which has to be a sharded checkpoint.
+    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `router` says what
+    becomes of the tensors that choose experts: average, or keep:NAME for those of one ingredient (averaged in soups
+    without it). `names` is a file of rules for the names of sharded checkpoints, or show. `carry` names the ingredient
+    whose config and tokenizer the soup gets. `format` is hf, or same for the layout of the newest ingredient, which
+    has to be a sharded checkpoint.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -123,6 +131,8 @@ class LocalMerge(ModelMerge[MergePlan]):
     scale: float = 1.0
     carry: str | None = None
     format: Format = "hf"
+    names: str | None = None
+    router: str = "average"
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -133,19 +143,25 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         if check_overrides(self.overrides or {}) and self.method != "linear":
             raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
+        rules_of(self.names)
+        if self.router != "average" and not self.router.startswith(KEEP):
+            raise UserError(f"merge.router={self.router} is not average or {KEEP}NAME")
+        if self.router != "average" and self.method != "linear":
+            raise UserError(f"merge.router={self.router} works with merge.method=linear only, not {self.method}")
 
     @property
     def hashes_while_reading(self) -> bool:
         return self.base is None and self.format == "hf"
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
-        if self.overrides:
-            settings["overrides"] = fitted(self.overrides, pool, used)
+        overrides = router_weights(self.router, pool) | (self.overrides or {})
+        if fits := fitted(overrides, tuple(pool), used):
+            settings["overrides"] = fits
         if self.base and get_method(self.method).base:
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
             settings["scale"] = float(self.scale)
@@ -198,7 +214,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         folders: Mapping[str, Path],
         merge: ModelMerge[P],
         cache: MutableMapping[str, str] | None = None,
-        like: Path | None = None,
+        like: Like | None = None,
     ) -> None:
         """Open every candidate's headers.
 
@@ -206,10 +222,8 @@ class FullModelPool(CandidatePool, Generic[P]):
             UserError: a folder is absent or broken.
         """
         self._folders, self._merge, self._cache = dict(folders), merge, cache
-        self._checkpoints = {
-            name: Checkpoint.open(path, merge.allow_pickle, like, merge.format == "same")
-            for name, path in folders.items()
-        }
+        lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
+        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -313,6 +327,24 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._merge.close()
 
 
+def router_weights(router: str, pool: Mapping[str, Checkpoint]) -> dict[str, list[float]]:
+    """Weights in the pool's order for patterns of routers, all on the model that `router` keeps; none for average.
+
+    Raises:
+        UserError: that model is not in the pool, or the models have no router.
+    """
+    if router == "average":
+        return {}
+    kept = pick(router.removeprefix(KEEP), pool, "merge.router")
+    tensors = pool[kept].tensors
+    patterns = [pattern for pattern in common()["routers"] if any(fnmatchcase(name, pattern) for name in tensors)]
+    if not patterns:
+        raise UserError(
+            f"merge.router={router}: {kept} has no router, which only mixtures of experts have: leave it out"
+        )
+    return {pattern: [float(name == kept) for name in pool] for pattern in patterns}
+
+
 def method_digest(name: str) -> str | None:
     """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
     function = get_method(name).function
@@ -341,7 +373,7 @@ def open_pool(
     folders: Mapping[str, Path],
     merge: ModelMerge[P],
     cache: MutableMapping[str, str] | None = None,
-    like: Path | None = None,
+    like: Like | None = None,
 ) -> CandidatePool:
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}

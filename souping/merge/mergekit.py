@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints import Checkpoint, fingerprint
-from souping.checkpoints.folder import side_files
+from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
@@ -89,14 +89,14 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         self,
         folders: Mapping[str, Path],
         cache: MutableMapping[str, str] | None = None,
-        like: Path | None = None,
+        like: Like | None = None,
     ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         return super().open(folders, cache, like)
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed

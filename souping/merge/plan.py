@@ -59,6 +59,7 @@ class PlanFile(TypedDict):
     files: dict[str, dict[str, int]]
     carry: str
     like: str | None
+    names: str | None
     format: Format
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
     nonfinite: Nonfinite
@@ -203,6 +204,7 @@ class MergePlan(SoupPlan):
             "files": {each.name: each.files for each in self.ingredients},
             "carry": self.carrier,
             "like": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)), None),
+            "names": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.rules)), None),
             "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from souping.checkpoints import Checkpoint
-from souping.checkpoints.folder import MAX_SIDE
+from souping.checkpoints.folder import MAX_SIDE, Like
 from souping.checkpoints.header import FLOATS, inside, read_header, small
 from souping.checkpoints.pickles import Data, Made, pickled
 from souping.checkpoints.sharded import (
@@ -331,9 +331,9 @@ def load_plan(path: Path) -> MergePlan:
         recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
         base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
-        carry, like = table["carry"], Path(table["like"]) if table["like"] else None
-        same = table["format"] == "same"
-        opened = open_alignment(recipe, folders, base, pickled_files, like, same)
+        carry, same = table["carry"], table["format"] == "same"
+        home, rules = (Path(each) if each else None for each in (table["like"], table["names"]))
+        opened = open_alignment(recipe, folders, base, pickled_files, Like(home, rules, same))
         make = partial(stored_plan, models=opened, allow_pickle=pickled_files) if same else opened.plan
         made = make(recipe, max_shard_size=table["max_shard_size"], nonfinite=table["nonfinite"], carry=carry)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

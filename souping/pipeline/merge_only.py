@@ -12,7 +12,9 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints import MAX_RECIPE, fingerprint
+from souping.checkpoints import MAX_RECIPE, Checkpoint, describe_names, fingerprint
+from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
@@ -54,6 +56,18 @@ def merge(settings: MergeSettings) -> Path | None:
         return soup
 
 
+def show_names(settings: MergeSettings) -> None:
+    """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
+    merge, home = settings.merge, settings.pool.home
+    folder = folder_of(str(home), merge.allow_pickle) if home else None
+    like, shown_before = Like(folder, rules_of(merge.names)), dict[tuple[str, ...], str]()
+    for candidate in settings.pool.resolve(at_least=1):
+        path = folder_of(str(candidate.path), merge.allow_pickle)
+        lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
+        same = shown_before.setdefault(lines, candidate.name)
+        print(f"{candidate.name}: as {same}" if same != candidate.name else "\n  ".join((f"{same}:", *lines)))
+
+
 def rebuild(settings: MergeSettings, path: Path) -> Path | None:
     """`experiment=rebuild`: the soup of a recipe.json again, bit for bit.
 
@@ -67,12 +81,10 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         _check_method(recipe)
         backend, hashes = maker(settings.merge, recipe), dict[str, str]()  # every byte is read anew, once
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
-        like = folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
+        home = folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
+        like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
         expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        same = table.get("format") == "same"
-        find = partial(
-            _find, recipe=recipe, given=given, store=store, backend=backend, hashes=hashes, like=like, stored=same
-        )
+        find = partial(_find, recipe=recipe, given=given, store=store, backend=backend, hashes=hashes, like=like)
         folders = {name: find(name, content) for name, content in expected.items()}
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
@@ -216,8 +228,7 @@ def _find(
     store: Store,
     backend: MergeBackend,
     hashes: MutableMapping[str, str],
-    like: Path | None,
-    stored: bool,
+    like: Like,
 ) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
@@ -230,7 +241,7 @@ def _find(
             "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
     path = folder_of(str(path), backend.allow_pickle)
-    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like, stored)
+    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
     if held != expected:
         raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
     return path

@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING
 
 from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.folder import Like
 from souping.checkpoints.header import small
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
@@ -75,14 +77,14 @@ class OpenPool:
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.merge_pool = merge.open(self.folders, used, like_of(candidates))
+        self._like = Like(like_of(candidates), rules_of(merge.names), merge.format == "same")
+        self.merge_pool = merge.open(self.folders, used, self._like)
         self._homes = {c.name: c.home for c in candidates}
         warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
         self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
         self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
-        self._store, self._pickles, self._like = store, merge.allow_pickle, like_of(candidates)
-        self._stored = merge.format == "same"
+        self._store, self._pickles = store, merge.allow_pickle
         if not self.late:
             self._note(self.merge_pool.known_folders)
         self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
@@ -156,7 +158,7 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._hashes, self._pickles, self._like, self._stored)
+            weights = weights_digest(folder, self._hashes, self._pickles, self._like)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
 
 
@@ -223,7 +225,8 @@ def fetch_candidates(
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
-            opened = {name: Checkpoint.open(folder, merge.allow_pickle, like) for name, folder in pool.items()}
+            lent = Like(like, rules_of(merge.names))
+            opened = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
             preflight(opened, vocab=merge.vocab)
             for name, checkpoint in opened.items() if tokenizers else ():
                 check_tokenizer(name, checkpoint.home)

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import LlamaForCausalLM
 
 from souping.checkpoints import Checkpoint, WeightReader, fingerprint
+from souping.checkpoints.folder import Like
 from souping.checkpoints.pickles import METADATA, RANK, pickled, unpickle
 from souping.checkpoints.views import Part, StoredTensor, View, read, row_major
 from souping.core.types import UserError
@@ -63,11 +64,11 @@ def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def check_is_plain(root: Path, layout: str, seed: str) -> None:
     """A layout holds the very tensors that `save_pretrained` wrote, and is the same model."""
     plain = root / "plain" / seed
-    opened = Checkpoint.open(root / layout, allow_pickle=True, like=plain)
+    opened = Checkpoint.open(root / layout, allow_pickle=True, like=Like(plain))
     found, wanted = tensors(opened), load(plain)
     assert set(found) == set(wanted)
     assert all(same_bits(found[name], wanted[name]) for name in wanted)
-    assert fingerprint(root / layout, None, True, plain) == fingerprint(plain)
+    assert fingerprint(root / layout, None, True, Like(plain)) == fingerprint(plain)
 
 
 @pytest.mark.parametrize(("layout", "seed"), LAYOUTS)
@@ -82,7 +83,8 @@ def test_every_layout_of_torch_is_what_save_pretrained_writes(written: Path, lay
 
 
 def soup(pool: dict[str, Path], out: Path, like: Path | None = None, **settings: Any) -> Path:
-    opened = LocalMerge(allow_pickle=True, **settings).open(pool, like=like)
+    lent = Like(like, stored=settings.get("format") == "same")
+    opened = LocalMerge(allow_pickle=True, **settings).open(pool, like=lent)
     return opened.write(opened.recipe({"a": 0.3, "b": 0.7}), out)
 
 
@@ -185,7 +187,7 @@ def test_a_whole_merge_by_the_command_line_and_its_rebuild(souping: Cli, tmp_pat
 
 
 def test_a_live_module_becomes_the_soup(pool: dict[str, Path]) -> None:
-    opened = LocalMerge().open(pool, like=DATA / "plain" / "0")
+    opened = LocalMerge().open(pool, like=Like(DATA / "plain" / "0"))
     module = LlamaForCausalLM.from_pretrained(DATA / "plain" / "0", dtype=torch.bfloat16)
     opened.live(module).pour(opened.recipe({"a": 0.3, "b": 0.7}))
     assert all(same_bits(module.state_dict()[name], value) for name, value in average(DATA).items())
@@ -209,7 +211,7 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(written: Path, 
             continue
         same = soup(pool, tmp_path / name / "same", format="same")
         if key == "":
-            again = tensors(Checkpoint.open(same, stored=True))
+            again = tensors(Checkpoint.open(same, like=Like(stored=True)))
             assert all(same_bits(again[n], value) for n, value in wanted.items())
             continue
         inner = same / "pytorch_model_fsdp_0" if name == "fsdp" else same
@@ -225,7 +227,7 @@ def test_two_ranks_write_the_very_bytes_of_one(tmp_path: Path, pool: dict[str, P
     pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
     made = []
     for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
-        opened = merge.open(pool, like=DATA / "plain" / "1")
+        opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
         made.append(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / f"soup{len(made)}"))
     files = sorted(path.name for path in made[0].iterdir())
     assert files == sorted(path.name for path in made[1].iterdir())
@@ -320,7 +322,7 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Checkpoint.open(broken_copy(tmp_path, change), like=DATA / "plain" / "1")
+        Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
 
 
 def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: dict[str, Path]) -> None:
@@ -331,7 +333,7 @@ def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: di
     for change in ({"model.norm.weight": torch.zeros(7)}, {"model.more.weight": torch.zeros(7)}):
         save_file({**whole, **change}, like / "model.safetensors", {"format": "pt"})
         with pytest.raises(UserError, match=next(iter(change))):
-            Checkpoint.open(pool["b"], like=like)
+            Checkpoint.open(pool["b"], like=Like(like))
 
 
 def test_any_boxes_and_any_views_give_the_elements_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
