@@ -77,7 +77,9 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, pairs):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in pairs])
-        pool = OpenPool(settings.pool.resolve(), settings.merge, store, aside=progress.aside)
+        candidates, found = settings.pool.resolve(), settings.pool.trajectory
+        more = found.models if found else ()
+        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, more=more)
         check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
@@ -89,7 +91,7 @@ class Run(Steps):
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
             WorkerFactory(
                 home=Path.cwd(),
-                candidates=pool.candidates,
+                candidates=pool.models,
                 merge=settings.merge,
                 evaluators=evaluators,
                 digests=dict(store.hashes),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from annotated_types import Interval
 
 from souping.checkpoints.header import TORCH_NAMES
-from souping.checkpoints.pool import Pool
+from souping.checkpoints.pool import CandidateSource
 from souping.core.files import nearby
 from souping.core.protocols import (
     BenchmarkItems,
@@ -42,7 +42,7 @@ Margin = Annotated[float, Interval(ge=0, le=100)]
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
 KINDS: Mapping[str, Any] = {
-    "pool": Pool,
+    "pool": CandidateSource,
     "benchmark": BenchmarkItems,
     "scores": ScoreSource,
     "selector": Selector,
@@ -115,7 +115,7 @@ class MergeSettings:
     `sweep` says that the run is one job of a multirun.
     """
 
-    pool: Pool
+    pool: CandidateSource
     optimiser: Strategy
     merge: MergeBackend
     tracker: Tracker

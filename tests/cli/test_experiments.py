@@ -61,6 +61,7 @@ OPEN_KEYS = {
     "objective=tree": "objective.tree={all:[x]}",
     "objective=weighted": "objective.weights={x:1}",
     "pool=folders": "pool.candidates=[a,b]",
+    "pool=trajectory": "pool.path=run",
 }
 """What a choice leaves to the user."""
 SWAPPED = [group for group in groups() if group != "experiment"]
