@@ -15,6 +15,8 @@ from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import few_models, pearson
 from souping.analysis.significance import Power, power_of
 from souping.analysis.stability import stability
+from souping.analysis.trajectory import CheckpointScores, describe
+from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -102,6 +104,7 @@ class Run(Steps):
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
+        self.searched: dict[str, ItemScores] = {}
         self.best = 0.0
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
@@ -109,6 +112,8 @@ class Run(Steps):
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
+        for sentence in found.sentences if found else ():
+            progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
@@ -215,7 +220,7 @@ class Run(Steps):
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
-        scores = self._by_candidate(stage)
+        self.searched = scores = self._by_candidate(stage)
         merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
         return max(merits, key=lambda name: round(merits[name], 12))
 
@@ -289,9 +294,20 @@ class Run(Steps):
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
             own = measured[winner.recipe.id]
             evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
+        if settings.pool.trajectory is not None:
+            evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.parts |= evidence
+
+    def _trajectory(self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int) -> dict[str, Json]:
+        """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
+        objective, soup, trials = self.settings.objective, self.winner.recipe, self.winner.trials
+        search = CheckpointScores.of([self.searched[name] for name in self.pool.names], objective)
+        report = CheckpointScores.of([measured[self.single(name).id] for name in self.pool.names], objective)
+        others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
+        values, weights = measured[soup.id].values, self.weights_of(soup)
+        return describe(found, weights, search, trials, report, values, others, looks)
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""

@@ -178,17 +178,17 @@ class Steps:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
         rows += [Contender(name=one.name, kind=kind, recipe=self.single(one.name)) for kind, one in found.rows]
-        mixed = self.recipes.recipe(dict(zip(names, scrambled(self._weights(soup)), strict=True)))
+        mixed = self.recipes.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
         same = mixed.id == soup.id or len(soup.ingredients) < 2
         return rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
-        found, weights = self.settings.pool.trajectory, self._weights(soup)
+        found, weights = self.settings.pool.trajectory, self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
         return [(self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1])) for run in runs]
 
-    def _weights(self, soup: Recipe) -> Weights:
+    def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
         known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
         weights = known if set(known) <= set(names) else {name: float(n) for n, name in enumerate(names, start=1)}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
-from souping.report import tables
+from souping.report import tables, trajectory
 from souping.report.alternatives import alternatives
 from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, rho, share, weight
 from souping.report.plots import Drawing
@@ -93,7 +93,14 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), alternatives(report))
+    run = (
+        _verdict(report),
+        *trajectory.sections(report),
+        _gains(report),
+        _also(report),
+        _landscape(report, trials),
+        alternatives(report),
+    )
     last = (_gate(report), _cost(report), _provenance(report))
     return nonempty((*run, _experts(report), *analysis_sections(report), *last))
 

@@ -1,0 +1,193 @@
+"""Average of a training run's checkpoints beside the last of them and beside the mean of those that it averages.
+
+Windows are compared on the search fold, where one of them is chosen; the chosen average on the report fold.
+
+Shape legend: K checkpoints, I items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from souping.analysis.intervals import GroupedScores, ItemTable, design
+from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.significance import Comparison, compare, over_looks, penalty
+from souping.checkpoints.pool import Trajectory
+from souping.core.protocols import Objective
+from souping.core.types import FloatArray, ItemScores, Json, Trial, Weights
+from souping.core.unit import unit
+from souping.search.schedule import Window, windows
+
+LAST, AVERAGE, MEAN = "last checkpoint", "average", "mean of its members"
+NEIGHBOURS = 5
+"""Last checkpoints whose spread shows how much a score changes from one to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointScores:
+    """Scores [K, I] of a run's checkpoints, oldest first, on the items of a fold."""
+
+    values: FloatArray
+    table: ItemTable
+
+    @classmethod
+    def of(cls, scores: Sequence[ItemScores], objective: Objective) -> CheckpointScores:
+        table = ItemTable.of(scores[0].items, objective)
+        return cls(values=np.stack([one.values for one in scores]), table=table)
+
+    def objective(self, values: FloatArray) -> float:
+        """As a reader sees it."""
+        return unit().raw(_grouped(values, self.table).objective)
+
+    def spread(self) -> float | None:
+        """Standard deviation between the last checkpoints, None if there are fewer than three."""
+        last = [self.objective(row) for row in self.values[-NEIGHBOURS:]]
+        return float(np.std(last, ddof=1)) if len(last) > 2 else None
+
+    def against_last(self, average: FloatArray, looks: int = 1, tests: float = 1.0) -> Comparison:
+        return self._compare(LAST, average, self.values[-1], looks, tests)
+
+    def against_members(self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0) -> Comparison:
+        """Average of the weights against the average of the scores, both by the same weights [K]."""
+        return self._compare(MEAN, average, np.asarray(weights) @ self.values, looks, tests)
+
+    def by_category(self, average: FloatArray, looks: int) -> list[Mapping[str, Json]]:
+        """The average against the last checkpoint in each category; the intervals hold for all of them at once."""
+        names, found = self.table.names, list[Mapping[str, Json]]()
+        for number, name in enumerate(names if len(names) > 1 else ()):
+            place = self.table.categories == number
+            groups, here = self.table.groups[place], np.zeros(int(place.sum()), dtype=np.int64)
+            ours, theirs = average[place], self.values[-1][place]
+            one = compare(AVERAGE, LAST, ours, theirs, here, groups, np.ones(1), looks=looks, tests=len(names))
+            found.append({"category": name, "score": unit().raw(float(ours.mean())), **one.as_dict()})
+        return found
+
+    def _compare(self, name: str, ours: FloatArray, theirs: FloatArray, looks: int, tests: float) -> Comparison:
+        table = self.table
+        return compare(
+            AVERAGE, name, ours, theirs, table.categories, table.groups, table.coefficients, looks=looks, tests=tests
+        )
+
+
+def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Comparison:
+    """Average minus last checkpoint, scores [R, I] of R >= 2 training runs: the mean over the items, and over the runs
+    of which these are a sample.
+
+    Its variance is that of items plus that of runs less what both count, never below the larger; the interval is
+    Student's with Satterthwaite's degrees of freedom.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    count, alpha = len(deltas), ALPHA / penalty(looks)
+    rest = [_grouped(run, table) for run in deltas - deltas.mean(axis=0)]
+    whole, own = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
+    items, runs = float(whole.variances().sum()), float(np.var(own, ddof=1)) / count
+    both = sum(float(one.variances().sum()) for one in rest) / (count - 1) / count
+    total = max(items, runs, items + runs - both)
+    below = items**2 / max(1, len(whole.sums) - whole.strata) + runs**2 / (count - 1)
+    degrees, error = total**2 / below if below else math.inf, math.sqrt(total)
+    reach = float(-stdtrit(degrees, alpha / 2)) * error
+    return Comparison(
+        a=AVERAGE,
+        b=LAST,
+        difference=whole.objective,
+        low=whole.objective - reach,
+        high=whole.objective + reach,
+        level=1 - alpha,
+        p_value=float(2 * stdtr(degrees, -abs(whole.objective) / error)) if error else 1.0,
+        test=f"t over items and {count} training runs, {degrees:.1f} degrees of freedom",
+        n=deltas.shape[1],
+        groups=len(whole.sums),
+        discordant=float((np.abs(deltas.mean(axis=0)) > TIE).mean()),
+    )
+
+
+def _grouped(values: FloatArray, table: ItemTable) -> GroupedScores:
+    return design(values, table.categories, table.groups, table.coefficients)
+
+
+def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:
+    """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
+    deltas = np.array([ours - theirs for ours, theirs in others])
+    found: dict[str, Json] = {"differences": [report.objective(one) for one in deltas]}
+    if len(deltas) > 1:
+        claim = over_runs(deltas, report.table, looks)
+        found["claim"] = {**claim.as_dict(), "p_look": over_looks(claim.p_value, looks)}
+    return found
+
+
+def describe(
+    found: Trajectory,
+    weights: Weights,
+    search: CheckpointScores,
+    trials: Sequence[Trial],
+    report: CheckpointScores,
+    soup: FloatArray,
+    others: Sequence[Sequence[FloatArray]],
+    looks: int,
+) -> dict[str, Json]:
+    """`trajectory` of a report.
+
+    `weights` [K] and `soup` [I] are the chosen average's, `soup` on the report fold, of which this is the `looks`-th
+    look; `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) [I] of each
+    further run by the same weights.
+    """
+    run, mean = found.runs[0], report.against_members(soup, weights, looks)
+    members: list[Json] = [
+        {
+            "name": member.name,
+            "step": member.step,
+            "rate": member.rate,
+            "tokens": member.tokens,
+            "weight": weight,
+            "search": search.objective(seen),
+            "report": report.objective(row),
+        }
+        for member, weight, seen, row in zip(run.members, weights, search.values, report.values, strict=True)
+    ]
+    return {
+        "sentences": found.sentences,
+        "members": members,
+        "windows": _windows(found, search, trials),
+        "members_mean": {**mean.as_dict(), "p_look": over_looks(mean.p_value, looks)},
+        "categories": report.by_category(soup, looks),
+        "runs": _further_runs(report, others, looks),
+        "spread": {"checkpoints": min(NEIGHBOURS, len(members)), "search": search.spread(), "report": report.spread()},
+    }
+
+
+def _windows(found: Trajectory, search: CheckpointScores, trials: Sequence[Trial]) -> list[Mapping[str, Json]]:
+    """The windows of a schedule that were evaluated, the shortest first; their intervals hold for all at once."""
+    values = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
+    size = len(search.values)
+    tried = [one for one in windows(size) if one.length > 1 and _key(one.weights) in values]
+    return [
+        _window(one, found, search, values[_key(one.weights)], len(tried))
+        for one in sorted(tried, key=lambda one: one.length)
+    ]
+
+
+def _window(
+    window: Window, found: Trajectory, search: CheckpointScores, values: FloatArray, tests: int
+) -> Mapping[str, Json]:
+    members = found.runs[0].members
+    oldest, newest = members[-window.length], members[-1]
+    known = newest.tokens is not None and oldest.tokens is not None
+    return {
+        "kind": window.kind,
+        "alpha": window.alpha,
+        "checkpoints": window.length,
+        "steps": newest.step - oldest.step,
+        "tokens": (newest.tokens or 0.0) - (oldest.tokens or 0.0) if known else None,
+        "objective": search.objective(values),
+        "last": search.against_last(values, tests=tests).as_dict(),
+        "members_mean": search.against_members(values, window.weights, tests=tests).as_dict(),
+    }
+
+
+def _key(weights: Weights) -> Weights:
+    return tuple(round(weight, 9) for weight in weights)
