@@ -10,6 +10,7 @@ import numpy as np
 from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.unit import unit
 
 
 def alternatives(
@@ -19,7 +20,7 @@ def alternatives(
     chosen_by: ScoreMatrix,
     objective: Objective,
 ) -> dict[str, Any]:
-    """`optimism`, `router` and `oracle` of a report, as fractions of 1; optimism alone for a corpus metric.
+    """`optimism`, `router` and `oracle` of a report; optimism alone for scores that are no fractions of 1.
 
     The soup and its `ingredients` have scores on the report fold. Optimism is the frozen winner's score on the search
     fold minus that on the report fold. The router sends an item to the ingredient that is best in its category by
@@ -29,7 +30,7 @@ def alternatives(
     table = ItemTable.of(soup.items, objective)
     names = list(ingredients)
     scores = np.stack([ingredients[name].values for name in names])
-    optimism = {"optimism": search_score - _score(table, soup.values)}
+    optimism = {"optimism": unit().raw(search_score) - _score(table, soup.values)}
     if scores.min() < 0 or scores.max() > 1:
         return optimism
     routes = {category: _best(chosen_by, names, category) for category in table.names}
@@ -52,4 +53,4 @@ def _best(scores: ScoreMatrix, names: Sequence[str], category: str) -> str:
 
 def _score(table: ItemTable, values: np.ndarray) -> float:
     means = np.bincount(table.categories, values) / np.bincount(table.categories)
-    return float(table.coefficients @ means)
+    return float(unit().raw(float(table.coefficients @ means)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, Json
+from souping.core.unit import unit
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -26,7 +27,7 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Mean with its 95 % interval, fractions of 1, from `n` items in `groups` groups.
+    """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 
     `effective_n` is the number of independent items that would tell as much: `n` where every item is its own group.
     """
@@ -40,7 +41,7 @@ class Interval:
 
     def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return asdict(self)
+        return unit().raw_table(asdict(self))
 
 
 def rate(values: FloatArray, groups: IntArray) -> Interval:

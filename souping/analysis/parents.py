@@ -18,7 +18,7 @@ from souping.analysis.correlation import Z95
 from souping.analysis.stability import GroupSums
 from souping.core.fields import component
 from souping.core.types import FloatArray, Json, ScoreMatrix, elements, entries, number, part
-from souping.report.format import count, interval, percent
+from souping.report.format import count, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
@@ -124,7 +124,7 @@ def section(data: Row) -> Section:
 
 def _share(data: Row, key: str) -> str:
     found = part(data, key)
-    around = interval(found.get("low"), found.get("high"))
+    around = percent_interval(found.get("low"), found.get("high"))
     return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
 
 

@@ -59,7 +59,7 @@ class RootKeys:
     debug: bool = False
     limit: Count | None = None
     throughput: Annotated[float, Interval(gt=0)] | None = None
-    margin: Margin = 1.0
+    margin: Margin | None = None
     store: StoreConfig = field(default_factory=StoreConfig)
     also: list[Any] = field(default_factory=list)
     analysis: dict[str, Any] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded, nearby, seen_from
 from souping.core.text import first_line, listed, positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
@@ -192,7 +193,14 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = list(read_samples(run_dir / FILE))
-    report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
+    paths = (run_dir / "report.json", run_dir / "selection.json")
+    report, selection = (read_report(path) if path.is_file() else {} for path in paths)
+    with scores_in(unit_of(report or selection)):
+        _show(run_dir, samples, report, options)
+
+
+def _show(run_dir: Path, samples: Sequence[Row], report: Mapping[str, Json], options: argparse.Namespace) -> None:
+    """The samples that the options name, side by side."""
     fold = options.fold or _reached(samples)
     rows = [sample for sample in samples if sample.get("fold") == fold]
     for key in ("item", "category"):

@@ -29,6 +29,7 @@ from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
+from souping.core.unit import POINTS, unit
 from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
@@ -74,6 +75,7 @@ def _checks(
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
+    yield partial(_check_source, settings)
     yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
@@ -122,6 +124,13 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
         raise UserError(f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above")
     if not isinstance(objective.name, str):
         raise UserError(f"objective {named(objective)}: its name must be a text")
+
+
+def _check_source(settings: RunSettings) -> None:
+    """Refuse published scores, which are fractions of 1, for a run with scores of another unit."""
+    own = settings.evaluator.unit
+    if settings.scores.published and (own.higher_is_better, own.scale) != (POINTS.higher_is_better, POINTS.scale):
+        raise UserError(f"scores={named(settings.scores)} has percent, this evaluator {own.name}: use scores=evaluate")
 
 
 def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
@@ -207,8 +216,8 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        how = f"all {len(scores.models)} models score {100 * value:.1f} %"
-        if value <= CONSTANT:
+        how = f"all {len(scores.models)} models score {unit().level(unit().raw(value))}"
+        if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
     return notes

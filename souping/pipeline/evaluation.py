@@ -310,15 +310,16 @@ def _block(
 
 
 def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
-    """Scores of the items and how their answers ended, in the items' order."""
-    values = evaluator.item_scores(items, answers)
+    """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
+    values, unit = evaluator.item_scores(items, answers), evaluator.unit
     unanswered = [record.reason for records in answers for record in records if record.outcome == "unanswered"]
     return ItemScores(
         items=tuple(items),
-        values=values,
+        values=unit.inner(values),
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
-        noise=np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
+        noise=unit.factor**2
+        * np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
         reasons=Counter(unanswered),
     )
 
@@ -361,7 +362,7 @@ def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Reco
     known = {record.item: record for record in records if isinstance(record, Record)}
     if len(records) != len(items) or known.keys() != {item.id for item in items}:
         raise UserError(f"{name} returned {len(records)} results: return one Record for each of the {len(items)} items")
-    return [_plain(known[item.id], name, evaluator.fractions) for item in items]
+    return [_plain(known[item.id], name, evaluator.unit.fractions) for item in items]
 
 
 def _plain(record: Record, name: str, fractions: bool) -> Record:

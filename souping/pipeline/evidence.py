@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
-from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate
+from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate, span
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
-from souping.analysis.significance import MARGIN, Comparison, compare, holm, over_looks, penalty, verdict
+from souping.analysis.significance import Comparison, compare, holm, over_looks, penalty, verdict
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
 from souping.core.text import first_line, named, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, UserError
+from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation
 from souping.search.loop import SearchResult
 
@@ -83,19 +84,25 @@ def _check(one: Expectation, scores: ItemScores, objective: Objective, count: in
         mask = table.categories == table.names.index(one.category)
         interval = rate(scores.values[mask], table.groups[mask])
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95  # both arms, from 95 % to one of `count` checks
-    low = max(0.0, interval.mean - factor * (interval.mean - interval.low))
-    high = min(1.0, interval.mean + factor * (interval.high - interval.mean))
+    bottom, top = span(scores.values)
+    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
+    high = min(top, interval.mean + factor * (interval.high - interval.mean))
+    found = unit().raw_table({"mean": interval.mean, "low": low, "high": high})
     return {
         "candidate": one.candidate,
         "category": one.category,
         "expected": one.score,
-        "measured": interval.mean,
-        "low": low,
-        "high": high,
+        "measured": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
         "n": interval.n,
         "groups": interval.groups,
-        "verdict": "too low" if one.score > high else "too high" if one.score < low else "as expected",
+        "verdict": _off(one.score, found["low"], found["high"]),
     }
+
+
+def _off(expected: float, low: float, high: float) -> str:
+    return "too low" if expected > high else "too high" if expected < low else "as expected"
 
 
 def gate_sentence(gate: Mapping[str, Any]) -> str:
@@ -163,7 +170,8 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        tables.append({"category": name, **found.as_dict(), "least": float(least), "verdict": shown})
+        least = unit().size(float(least))
+        tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
     return tables
 
 
@@ -210,7 +218,7 @@ def gather(
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
-    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
+    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
     comparison of the best mixture with a single model that the search keeps.
     """
@@ -239,7 +247,7 @@ def gather(
         "losses": losses(pairs[best.kind + best.name]),
         "outcomes": ends,
         "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
-        "verdict": {**result.as_dict(), "opened": opened, "margin": margin},
+        "verdict": {**result.as_dict(), "opened": opened, "margin": unit().size(margin)},
     }
 
 
@@ -251,6 +259,13 @@ def compare_on(
     `measured` is {recipe id: scores}. Holm's correction is over the ingredients for the whole benchmark; limits and
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
+    with scores_in(benchmark.evaluator.unit):
+        return _compared(benchmark, soup, ingredients, measured)
+
+
+def _compared(
+    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
+) -> dict[str, Any]:
     singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
     rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
     table = ItemTable.of(benchmark.items, benchmark.objective)
@@ -258,6 +273,7 @@ def compare_on(
     return {
         "name": benchmark.name,
         "evaluator": benchmark.evaluator.title,
+        "unit": asdict(unit()),
         "items": len(benchmark.items),
         "groups": len(np.unique(table.groups)),
         "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
@@ -307,7 +323,7 @@ def losses(pair: Pair) -> dict[str, Any] | None:
     if pair.same or len(pair.table.names) < 2:
         return None
     tables = by_category([pair])
-    signs = [int(np.sign(round(table["difference"], 12))) for table in tables]
+    signs = [int(np.sign(round(gain(table["difference"]), 12))) for table in tables]
     counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
     return {"against": pair.other, **counts, "categories": tables}
 
@@ -387,7 +403,9 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
     total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
     answers = min(total, float((share**2 * scores.noise).sum()))
-    return {"objective": total, "items": total - answers, "answers": answers, "flips": float(np.mean(scores.noise > 0))}
+    parts = {"objective": total, "items": total - answers, "answers": answers}
+    flips = float(np.mean(scores.noise > 0))
+    return {**{name: value / unit().factor ** 2 for name, value in parts.items()}, "flips": flips}
 
 
 # ------------------------------------------------------------ analyses

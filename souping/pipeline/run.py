@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +34,7 @@ from souping.core.types import (
     Trial,
     UserError,
 )
+from souping.core.unit import unit
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
 from souping.pipeline.evidence import (
@@ -53,7 +55,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
-from souping.report.files import as_json, selection_dict, trial_rows, write_selection
+from souping.report.files import as_json, raw_result, selection_dict, trial_rows, write_selection
 from souping.report.progress import Progress
 from souping.report.render import gate_table
 from souping.report.sections import ended
@@ -105,7 +107,7 @@ class Run(Steps):
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
         self.searched: dict[str, ItemScores] = {}
-        self.best = 0.0
+        self.best = -math.inf
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
         self.first_card = ""
@@ -171,7 +173,7 @@ class Run(Steps):
         self.note(*flat_categories(self.scores))
         self.selection = select(settings, self.scores, self.progress)
         if settings.limit is None:
-            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.margin / 100)
+            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.inner_margin)
             self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
         return self.selection
 
@@ -191,7 +193,7 @@ class Run(Steps):
         parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
         self.progress.end_stage()
-        self.progress.say(f"chosen: {soup}, {100 * winner.result.objective:.1f} % on the search fold")
+        self.progress.say(f"chosen: {soup}, {unit().level(unit().raw(winner.result.objective))} on the search fold")
         if words := ended(winner.summary):
             self.progress.say(words)
         return winner
@@ -213,10 +215,10 @@ class Run(Steps):
         self.progress.stage(SEARCH, items=total, trials=count)
 
     def _log(self, trial: Trial) -> None:
-        self.settings.tracker.log(trial)
+        self.settings.tracker.log(replace(trial, result=raw_result(trial.result)))
         if trial.whole:
             self.best = max(self.best, trial.result.objective)
-            self.progress.trial(self.best)
+            self.progress.trial(unit().raw(self.best))
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
@@ -230,6 +232,7 @@ class Run(Steps):
         assert self.scores is not None
         self.parts = {
             "experiment": settings.name,
+            "unit": asdict(unit()),
             "benchmark": {"name": settings.benchmark.label, "note": settings.benchmark.note},
             **({} if settings.limit is None else {"limit": settings.limit}),
             "objective": self._objective(winner),
@@ -238,7 +241,7 @@ class Run(Steps):
             "folds": self.cut.counts(),
             "items": self.cut.content,
             "warnings": self._warnings(),
-            **({} if self.power is None else {"power": asdict(self.power)}),
+            **({} if self.power is None else {"power": self.power.as_dict()}),
         }
         kept = soup_in(settings.out)
         if kept is not None and kept.fingerprint != recipe.fingerprint:
@@ -264,7 +267,7 @@ class Run(Steps):
         names, objective = list(winner.result.categories), self.settings.objective
         weights = objective.coefficients(names).tolist()
         coefficients = dict(zip(names, weights, strict=True))
-        return {"name": objective.name, "coefficients": coefficients, "search": winner.result.objective}
+        return {"name": objective.name, "coefficients": coefficients, "search": unit().raw(winner.result.objective)}
 
     def _warnings(self) -> list[str]:
         """What a reader of the report must know."""
@@ -286,7 +289,7 @@ class Run(Steps):
             settings.objective,
             selection.ingredients,
             looks,
-            settings.margin / 100,
+            settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
         )
@@ -318,7 +321,7 @@ class Run(Steps):
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
                 evaluator=settings.evaluator.look,
                 objective=settings.objective,
-                margin=settings.margin,
+                margin=settings.least_gain,
                 items=items,
             )
         )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
 Margin = Annotated[float, Interval(ge=0, le=100)]
-"""Percent points."""
+"""In the unit of the evaluator's scores, as they are shown."""
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
 KINDS: Mapping[str, Any] = {
@@ -77,17 +77,17 @@ class ExtraEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """Published score of a candidate: of one category, or of the objective (`category` None). Fraction of 1."""
+    """Published score of a candidate: of one category, or of the objective (`category` None)."""
 
     candidate: str
     category: str | None
     score: float
 
 
-def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
+def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tuple[Expectation, ...]:
     """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
 
-    If any score is above 1, all are percent.
+    If any score is above 1, all are multiplied by `scale`: percent.
 
     Raises:
         UserError: a value is not a score.
@@ -104,7 +104,7 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
             raise UserError(
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
-    scale = 100.0 if any(score > 1 for _, _, score in pairs) else 1.0
+    scale = scale if any(score > 1 for _, _, score in pairs) else 1.0
     return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
 
 
@@ -163,8 +163,8 @@ class MergeSettings:
 class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
-    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items per
-    category and fold.
+    A gain below `margin`, in the evaluator's unit, is no reason to soup. `limit` makes it a dry run on so many items
+    per category and fold.
     """
 
     benchmark: BenchmarkItems
@@ -176,7 +176,7 @@ class RunSettings(MergeSettings):
     stop_after: StopAfter | None
     limit: int | None = None
     throughput: float | None = None
-    margin: float = 1.0
+    margin: float | None = None
     gate: GateMode = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[ExtraEntry, ...] = ()
@@ -190,6 +190,15 @@ class RunSettings(MergeSettings):
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
         return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
+
+    @property
+    def least_gain(self) -> float:
+        """The margin, as it is typed."""
+        return self.evaluator.unit.margin if self.margin is None else self.margin
+
+    @property
+    def inner_margin(self) -> float:
+        return self.evaluator.unit.inner_margin(self.margin)
 
     @property
     def selects_from_table(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from souping.core.types import entries, number, part
-from souping.report.format import count, percent
+from souping.core.unit import unit
+from souping.report.format import count, points, score
 from souping.report.tables import Report, Section, grid
 
 
@@ -15,14 +16,14 @@ def alternatives(report: Report) -> Section | None:
     if soup is None or not found["router"]:
         return None
     labels = {"router": "the best ingredient of each category", "oracle": "the best answer to each item"}
-    rows = [["soup", percent(soup), "1", "1"]]
+    rows = [["soup", score(soup), "1", "1"]]
     for name, one in found.items():
         cost = [count(one.get("models")), count(one.get("answers"))]
-        rows.append([f"{name}: {labels[name]}", percent(one.get("score")), *cost])
-    optimism = percent(report.get("optimism"), sign=True)
+        rows.append([f"{name}: {labels[name]}", score(one.get("score")), *cost])
+    optimism = points(report.get("optimism"), sign=True)
     lines = (
-        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism} points.",
+        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
         "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
     )
-    header = ("", "score %", "models in memory", "answers per request")
+    header = ("", unit().heading("score"), "models in memory", "answers per request")
     return Section("What the soup is up against", lines, grids=(grid(header, rows),))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
+from souping.core.unit import unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -28,27 +29,44 @@ KINDS: Mapping[str, str] = {
 DASH = "\N{EN DASH}"
 
 
-def percent(value: Json, digits: int = 1, sign: bool = False) -> str:
-    """0.7812 -> `78.1`; with `sign`, differences: 0.012 -> `+1.2`."""
+def percent(value: Json, digits: int = 1) -> str:
+    """0.7812 -> `78.1`"""
     given = number(value)
-    if given is None:
-        return DASH
-    shown = f"{100 * given:{'+' if sign else ''}.{digits}f}"
-    zero = f"{0:.{digits}f}"
-    return zero if shown in (f"-{zero}", f"+{zero}") else minus(shown)
+    return DASH if given is None else _signed(f"{100 * given:.{digits}f}")
+
+
+def score(value: Json, sign: bool = False, more: int = 0) -> str:
+    """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
+    given = number(value)
+    return DASH if given is None else _signed(unit().text(given, sign, more))
+
+
+def _signed(shown: str) -> str:
+    return minus(shown) if re.search("[1-9]", shown) else shown.lstrip("+-")
+
+
+def points(value: Json, sign: bool = False) -> str:
+    """`+1.2 points`"""
+    return f"{score(value, sign)} {unit().name}"
+
+
+def percent_interval(low: Json, high: Json) -> str:
+    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
+    return "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
 
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:
-    """`74.1 to 82.0`, or nothing where there is no interval."""
+    """`74.1 to 82.0` of a score, or nothing where there is no interval."""
     if number(low) is None or number(high) is None:
         return ""
     return f"{_limit(low, sign)} to {_limit(high, sign)}"
 
 
 def _limit(value: Json, sign: bool) -> str:
-    """A limit as percent; that of a difference shows on which side of 0 it is, however near."""
-    shown, given = percent(value, sign=sign), number(value)
-    return f"{'+' if given > 0 else minus('-')}{shown}" if sign and given and shown == "0.0" else shown
+    """A limit; that of a difference shows on which side of 0 it is, however near."""
+    shown, given = score(value, sign), number(value)
+    near = sign and given and not re.search("[1-9]", shown)
+    return f"{'+' if given and given > 0 else minus('-')}{shown}" if near else shown
 
 
 def limits(pair: Mapping[str, Json]) -> str:
@@ -62,14 +80,14 @@ def level(pair: Mapping[str, Json]) -> str:
     return f"{100 * (0.95 if given is None else given):.4g} %"
 
 
-def brackets(score: Json, sign: bool = False) -> str:
+def brackets(found: Json, sign: bool = False) -> str:
     """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
-    if not isinstance(score, Mapping):
-        return percent(score, sign=sign)
-    middle = percent(score.get("mean", score.get("difference")), sign=sign)
-    if number(score.get("low")) is None or number(score.get("high")) is None:
+    if not isinstance(found, Mapping):
+        return score(found, sign)
+    middle = score(found.get("mean", found.get("difference")), sign)
+    if number(found.get("low")) is None or number(found.get("high")) is None:
         return middle
-    return f"{middle} [{_limit(score['low'], sign)}, {_limit(score['high'], sign)}]"
+    return f"{middle} [{_limit(found['low'], sign)}, {_limit(found['high'], sign)}]"
 
 
 def rho(value: Json) -> str:

@@ -9,9 +9,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
+from souping.core.unit import gain, unit
 from souping.report import tables, trajectory
 from souping.report.alternatives import alternatives
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, rho, share, weight
+from souping.report.format import (
+    clean,
+    count,
+    in_words,
+    interval,
+    limits,
+    p_of,
+    percent,
+    points,
+    rho,
+    score,
+    share,
+    weight,
+)
 from souping.report.plots import Drawing
 from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, sentences, table
 
@@ -46,8 +60,8 @@ def summary(report: Report) -> list[str]:
         equal = len(set(part(part(report, "objective"), "coefficients").values())) < 2
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
         lines.append(
-            f"The score is the {'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of percent "
-            f"correct, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
+            f"The score is the {'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of "
+            f"{unit().meaning}, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
         )
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
         pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
@@ -79,15 +93,15 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     shown = []
     for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
         if kind in rows:
-            score = part(rows[kind], "objective")
+            found = part(rows[kind], "objective")
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
-            small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
-            shown.append((label, f"{percent(score.get('mean'))} %", small))
+            small = "; ".join(t for t in (name, interval(found.get("low"), found.get("high"))) if t)
+            shown.append((label, f"{score(found.get('mean'))} {unit().symbol}", small))
     single = rows.get("best_single", {}).get("name") or ""
     pairs = [pair for pair in entries(report, "comparisons") if pair.get("b") == single]
     for pair in [pair for pair in pairs if pair.get("kind", "best_single") == "best_single"][:1]:
         small = f"{limits(pair)}; p {p_of(pair)}"
-        shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
+        shown.append(("soup minus best single", score(pair.get("difference"), sign=True), small))
     return shown
 
 
@@ -110,9 +124,10 @@ def _verdict(report: Report) -> Section | None:
     if not entries(report, "rows"):
         return None
     dry = bool(report.get("limit"))
-    numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
+    meaning = unit().meaning[0].upper() + unit().meaning[1:]
+    numbers = f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
     if dry:
-        numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
+        numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = (
@@ -140,7 +155,7 @@ def _least(found: Sequence[Row]) -> str:
     sizes = [(size, clean(pair.get("category"))) for pair in found if (size := number(pair.get("least"))) is not None]
     if not sizes:
         return ""
-    low, high = (f"{percent(size)} points ({name})" for size, name in (min(sizes), max(sizes)))
+    low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
     return f"The smallest loss that these items can tell from chance is {low} to {high}."
 
 
@@ -156,10 +171,10 @@ def losses(report: Report) -> list[str]:
     )
     if not number(lost.get("below")):
         return [f"{head} {_least(pairs)}".strip()]
-    worst = min(pairs, key=lambda pair: number(pair.get("difference")) or 0.0)
+    worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
     beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
-    size = f"{percent(worst.get('difference'), sign=True)} points ({limits(worst)})"
+    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
     return [
         f"{head} {beyond}, with limits for {count(len(pairs))} categories at once; "
         f"the largest is {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()
@@ -223,8 +238,9 @@ def _variance(report: Report) -> TableGrid:
     for name, split in ((name, part(variance, name)) for name in variance):
         whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
         of_answers = percent(answers / whole if whole else 0.0)
-        lines.append((clean(name), f"{100 * math.sqrt(whole):.2f}", of_answers, percent(split.get("flips"))))
-    heads = ("model", "standard error, points", "of the variance by answers %", "items whose answers score unlike %")
+        lines.append((clean(name), unit().text(math.sqrt(whole), more=1), of_answers, percent(split.get("flips"))))
+    error = f"standard error, {unit().name}"
+    heads = ("model", error, "of the variance by answers %", "items whose answers score unlike %")
     return grid(heads, lines)
 
 
@@ -323,7 +339,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
     reached = number(part(report, "objective").get("search"))
-    best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
+    best = f" The chosen recipe reached {unit().level(reached, more=1)} there." if reached is not None else ""
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
     rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (

@@ -20,6 +20,7 @@ from souping.core import simplex
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
+from souping.core.unit import unit
 from souping.search.points import Grid, LimitedStrategy, anchors, endings
 
 FIRST, BLOCKS = 12, 4
@@ -165,7 +166,7 @@ class AdaptiveSearch(Optimiser):
             self._looked = self._spent
             gain = self._model.finishing_gain(np.array([leader, *rivals]))
             if gain < ENOUGH:
-                return f"finishing the fold would gain {100 * gain:.2f} points"
+                return f"finishing the fold would gain {unit().text(unit().size(gain), more=1)} {unit().name}"
         return ""
 
     def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
@@ -228,11 +229,12 @@ class AdaptiveSearch(Optimiser):
         lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * difference_variances(cov, pick))
         alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
+        more = unit().size(self._model.finishing_gain(np.array([leader, *rivals])))
         return {
             "stopped": self._why or "a limit of the run",
             "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
             "indistinguishable_count": len(alike),
-            "finishing_gain": round(100 * self._model.finishing_gain(np.array([leader, *rivals])), 3),
+            "finishing_gain": round(unit().scale * more, 3),
         }
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from souping.core.protocols import Executor, Workers
 from souping.core.types import Item, Record, UserError
+from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline.evaluation import LocalExecutor, batches_of, records_of
 from souping.pipeline.ray_actors import RayExecutor
@@ -75,7 +76,7 @@ class Own(LocalEvaluator):
 
 
 class Tool(Own):
-    fractions = False
+    unit = Unit(fractions=False)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert [percent(0.7812), percent(-0.0001, sign=True), percent(-0.012, sign=True)] == ["78.1", "0.0", "−1.2"]
+    assert [percent(0.7812), score(-0.0001, sign=True), score(-0.012, sign=True)] == ["78.1", "0.0", "−1.2"]
     assert percent(math.nan) == percent(None) == "\N{EN DASH}"
     assert [seconds(v) for v in (1.25, 75, 150, 7260)] == ["1.2 s", "75.0 s", "2 min 30 s", "2 h 1 min"]
     assert short("a" * 10 + "b" * 30 + "c" * 10, 20) == "aaaaaaaaa\N{HORIZONTAL ELLIPSIS}cccccccccc"
