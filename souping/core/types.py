@@ -29,6 +29,8 @@ Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
+TEXT = "loss"
+"""Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(

@@ -426,7 +426,7 @@ def overview(report: Report) -> TableGrid:
     measured = entries(report, "also")
     scores = [_objectives(entry) for entry in measured]
     names = list(dict.fromkeys(name for one in scores for name in one))
-    lines = [(name, *(one.get(name, TableCell(DASH)) for one in scores)) for name in names]
+    lines = [(TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names]
     soups = [names.index("soup")] if "soup" in names else []
     titles = [unit_of(entry).heading(clean(entry.get("name"))) for entry in measured]
     return grid(("model", *titles), lines, strong=soups)

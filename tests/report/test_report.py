@@ -20,7 +20,7 @@ from rich.console import Console
 from souping.analysis.surface import draw as surface
 from souping.core.simplex import grid
 from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
-from souping.report.format import percent, seconds, short
+from souping.report.format import percent, score, seconds, short
 from souping.report.plots import Drawing, landscape
 from souping.report.render import markdown, page, report_table
 from souping.report.sections import ended, searched
@@ -41,8 +41,8 @@ def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
     run_dir, report, _, _ = written
     text = (run_dir / "report.md").read_text()
     for row in report["rows"]:
-        for score in (row["objective"], *row["scores"].values()):
-            assert f"{100 * score['mean']:.1f}" in text
+        for found in (row["objective"], *row["scores"].values()):
+            assert f"{100 * found['mean']:.1f}" in text
     for pair in report["comparisons"]:
         assert f"| {100 * pair['difference']:+.1f} |".replace("-", "\N{MINUS SIGN}") in text
 
