@@ -19,6 +19,7 @@ FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
 """Experiments whose candidates were never published."""
 REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
+REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
 CHOSEN = {
     "bfcl_8b": ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"],

@@ -35,7 +35,18 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 EXPERIMENTS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-OPTIONAL = ("limit", "gate", "also", "rebuild", "variance", "search", "selection.clusters", "recipe.s", "cost.lost")
+OPTIONAL = (
+    "limit",
+    "gate",
+    "also",
+    "rebuild",
+    "variance",
+    "search",
+    "selection.clusters",
+    "recipe.s",
+    "cost.lost",
+    "trajectory",
+)
 """Keys of report.json that only some runs have, by their beginning."""
 
 
