@@ -13,7 +13,6 @@ from examples.pantry import items
 from souping import pantry
 from souping.core.text import positive
 
-
 WHAT = ("models", "items", "trajectory")
 
 
