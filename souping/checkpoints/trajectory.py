@@ -27,6 +27,8 @@ LAYOUTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """{trainer: (name of a checkpoint's folder, folders inside it that may hold the weights)}. TRL, axolotl and
 LLaMA-Factory save as transformers' Trainer does."""
+MODEL = "huggingface"
+"""Folder inside a checkpoint that is a whole Hugging Face model if it has weights."""
 STATE = "trainer_state.json"
 MARKS = (STATE, "metadata.json")
 """Files that trainers write last. If one checkpoint of a run has such a file, those without it are incomplete."""
@@ -43,10 +45,11 @@ FELL = "averages of decayed checkpoints seldom gain"
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Checkpoint of a run: the folder of its weights, and what the trainer logged up to it."""
+    """Checkpoint of a run: the folder to open, that of its weights, and what the trainer logged up to it."""
 
     name: str
     folder: Path
+    weights: Path
     step: int
     rate: float | None = None
     tokens: float | None = None
@@ -103,7 +106,8 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
             left_out[name] = why
         elif weights is not None:
             rate, tokens = (_logged(log, key, step) for key in ("learning_rate", "num_input_tokens_seen"))
-            members.append(Member(name=name, folder=weights, step=step, rate=rate, tokens=tokens))
+            place = weights if weights.name == MODEL else folder
+            members.append(Member(name=name, folder=place, weights=weights, step=step, rate=rate, tokens=tokens))
     members.sort(key=lambda member: member.step)
     copies = _copies(members)
     left_out |= {one: f"the same weights as {other}" for one, other in copies.items()}
@@ -197,8 +201,8 @@ def _copies(members: Sequence[Member]) -> dict[str, str]:
     later: dict[str, list[Member]] = {}
     copies: dict[str, str] = {}
     for member in reversed(members):
-        seen = later.setdefault(_sketch(member.folder), [])
-        same = next((other for other in seen if _same_weights(member.folder, other.folder)), None)
+        seen = later.setdefault(_sketch(member.weights), [])
+        same = next((other for other in seen if _same_weights(member.weights, other.weights)), None)
         if same is None:
             seen.append(member)
         else:
@@ -229,7 +233,7 @@ def _root(path: Path, members: Sequence[Member]) -> str | None:
     if not _weight_files(path):
         return None
     sketch = _sketch(path)
-    same = (one.name for one in members if _sketch(one.folder) == sketch and _same_weights(one.folder, path))
+    same = (one.name for one in members if _sketch(one.weights) == sketch and _same_weights(one.weights, path))
     return next(same, "")
 
 

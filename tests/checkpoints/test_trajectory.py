@@ -55,7 +55,8 @@ def test_checkpoints_of_every_layout_are_found_in_the_order_of_their_steps(layou
     write(tmp_path / place.format(1100).split("/")[0], "config.json")
     write(tmp_path / "logs", "a.txt")
     pool = TrajectoryPool(path=str(tmp_path))
-    assert [one.path for one in pool.resolve()] == [tmp_path / place.format(step) for step in STEPS]
+    inner = place if place.endswith("huggingface") else place.split("/")[0]
+    assert [one.path for one in pool.resolve()] == [tmp_path / inner.format(step) for step in STEPS]
     assert [one.step for one in pool.trajectory.runs[0].members] == list(STEPS)
     assert pool.trajectory.runs[0].trainer == layout.split(",")[0].replace("Accelerate", "Trainer")
     assert [name for name, why in pool.trajectory.runs[0].left_out.items() if "no weights" in why] == [

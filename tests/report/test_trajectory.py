@@ -39,7 +39,7 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
     dice = np.random.default_rng(0)
     values = BITS_PER_BYTE.inner(1.2 + 0.05 * dice.standard_normal((SIZE, 1)) + 0.1 * dice.standard_normal(ITEMS))
     members = [
-        Member(name=f"c{n}", folder=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
+        Member(name=f"c{n}", folder=Path(f"c{n}"), weights=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
         for n in range(1, SIZE + 1)
     ]
     run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members), left_out={})
