@@ -25,7 +25,7 @@ from merge_inputs import generate, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
 from souping.checkpoints import Checkpoint
-from souping.merge.planner import plan
+from souping.merge.alignment import plan
 
 HERE = Path(__file__).resolve().parent
 LAUNCHER = """

@@ -15,8 +15,8 @@ import numpy as np
 from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
 from souping.merge import writer
+from souping.merge.alignment import plan
 from souping.merge.plan import MergePlan
-from souping.merge.planner import plan
 
 
 def recipe_of(folders: dict[str, Path], weights: Sequence[float]) -> Recipe:

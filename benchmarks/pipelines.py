@@ -132,7 +132,7 @@ class Answers(RecipeEvaluator):
     of its ingredients by its weights, so that soups near each other answer nearly alike."""
 
     whole_folds = False
-    reused, block, slots = 0, 64, 1
+    reused, full_batch, slots = 0, 64, 1
 
     def __init__(self, world: World, items: Sequence[Item], rng: np.random.Generator) -> None:
         layout, models = world.layout, len(world.candidates)
@@ -209,7 +209,7 @@ class Run(Steps):
         self.pairs: list[tuple[Comparison, float]] = []
         self.deployed, self.gain = 0.0, np.nan
 
-    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         return {recipe.id: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:

@@ -15,9 +15,9 @@ import numpy as np
 from search_tables import Simulation, TruthTable
 
 from souping.core.protocols import Optimiser
-from souping.core.simplex import spread
 from souping.core.types import Cell, SearchSpace, UserError, Weights
 from souping.search.adaptive import Adaptive, item_blocks
+from souping.search.points import spread
 
 Method = Callable[[Simulation, int], "Outcome"]
 Start = Callable[[Sequence[Weights], SearchSpace, int, bool, int | None], Optimiser]

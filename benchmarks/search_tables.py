@@ -167,7 +167,7 @@ class Simulation:
             groups=tuple(f"g{g}" for g in table.group[self.fold]),
             coefficients=dict.fromkeys(known, 1 / len(known)),
             singles=table.ok[np.ix_(table.singles, self.fold)] if table.singles else None,
-            block=BATCH,
+            full_batch=BATCH,
         )
 
     def answer(self, cell: Cell) -> Result:

@@ -132,7 +132,10 @@ def page() -> str:
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
         lines += group(folder.name)
     lines += [*experiments(), *python(known["python"]), "## report.json\n"]
-    lines += ["Scores are fractions of 1. A number that cannot be computed is `null`.\n"]
+    lines += [
+        "Scores are fractions of 1, or have the `unit` of the evaluator as they are. A number that cannot be computed is"
+    ]
+    lines += ["`null`.\n"]
     lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
     lines += schema()
     return "\n".join(lines).rstrip() + "\n"

@@ -338,6 +338,6 @@ def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list
 
 def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     scores = [(value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None]
-    own = unit_of(jobs[0]) if jobs else POINTS
+    own = next((unit_of(job) for job in jobs if number(job["objective"]) is not None), POINTS)
     best = max(scores, key=lambda pair: own.inner(pair[0]), default=None)
     return {"best_objective": best[0], "best_job": best[1]} if best else {}

@@ -91,7 +91,7 @@ class FakeEvaluator(Evaluator):
         return {"name": "fake", "batch_size": self.batch_size}
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return self.times
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:

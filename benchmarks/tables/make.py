@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.core.simplex import grid, uniform, vertices
+from souping.search.points import grid, uniform, vertices
 
 SEED = 424_243
 """Seed of the items."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from souping.core.simplex import grid, grid_size, scattered, spread, uniform, vertices
+from souping.search.points import grid, grid_size, scattered, spread, uniform, vertices
 
 TASKS, INPUTS, LABELS, HIDDEN = 8, 12, 6, 48
 ITEMS, SOUPS = 1440, 240

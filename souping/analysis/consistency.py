@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
-from souping.analysis.correlation import FEWEST_MODELS, Z95, few_models
-from souping.analysis.parents import TIE, too_few
-from souping.analysis.stability import GroupSums
+from souping.analysis.correlation import FEWEST_MODELS, GroupSums, few_models
+from souping.analysis.intervals import Z95
+from souping.analysis.wins import TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
 from souping.core.types import (

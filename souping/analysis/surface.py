@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
-from souping.core import simplex
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
@@ -24,7 +23,8 @@ from souping.report.format import count, in_words, points, short, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
-from souping.search.adaptive import SoupModel, draws
+from souping.search.adaptive import SoupModel, draws, usual_scores
+from souping.search.points import check_step, grid, grid_size, uniform, vertices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,8 @@ def band(
     `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
     objective's.
     """
+    inside = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
+    scores = scores - usual_scores(scores[np.isfinite(scores).all(1)])
     model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients)
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
@@ -80,7 +82,7 @@ def band(
     model.fit()
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
-    most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
+    most = 1.0 if inside else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
 
@@ -99,7 +101,7 @@ class ResponseSurface(Analysis):
     step: float = 0.1
 
     def __post_init__(self) -> None:
-        simplex.check_step(self.step, "analysis.surface.step")
+        check_step(self.step, "analysis.surface.step")
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         found = _evaluated(run)
@@ -130,10 +132,10 @@ class ResponseSurface(Analysis):
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
         step = self.step
-        while simplex.grid_size(size, step, step, 1 - step) > MOST and step < 0.5:
+        while grid_size(size, step, step, 1 - step) > MOST and step < 0.5:
             step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
-        inner = simplex.grid(size, step, step, 1 - step) if simplex.grid_size(size, step, step, 1 - step) else []
-        return [_key(point) for point in (simplex.uniform(size), *simplex.vertices(size), *inner)]
+        inner = grid(size, step, step, 1 - step) if grid_size(size, step, step, 1 - step) else []
+        return [_key(point) for point in (uniform(size), *vertices(size), *inner)]
 
 
 def _key(weights: Sequence[float]) -> tuple[float, ...]:

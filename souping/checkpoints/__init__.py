@@ -35,6 +35,8 @@ NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
 """Endings of what is no side file whatever it is called: weights and code."""
 MAX_SIDE = 512_000_000
 MAX_JSON = 200_000_000
+MAX_RECIPE = 10_000_000
+"""Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
 Stamp = tuple[int, int, int, int]

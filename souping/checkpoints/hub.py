@@ -1,6 +1,6 @@
 """Models of the Hub, downloaded by huggingface_hub into its own cache.
 
-Everything that talks to the Hub runs in a child process (`core.child.call`): a slow or endless answer costs neither the
+Everything that talks to the Hub runs in a child process (`core.system.call`): a slow answer costs neither the
 run's time nor its memory, and Ctrl-C ends it within seconds. A revision becomes a commit when its files are listed.
 From that list souping picks weights, config, tokenizer and chat templates by name, and never code.
 """
@@ -36,11 +36,10 @@ from souping.checkpoints import (
     weight_map,
 )
 from souping.checkpoints.header import header_bytes
-from souping.core.child import MEMORY, Report, call
 from souping.core.files import expanded, near_folder, write_atomically
-from souping.core.system import limit_file_size
+from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import UserError
+from souping.core.types import ProgressCallback, UserError
 
 T = TypeVar("T")
 Check = Callable[[Mapping[str, Path]], None]
@@ -111,7 +110,10 @@ class Fetched:
 
 
 def fetch(
-    names: Mapping[str, HubName], allow_pickle: bool = False, check: Check | None = None, report: Report | None = None
+    names: Mapping[str, HubName],
+    allow_pickle: bool = False,
+    check: Check | None = None,
+    report: ProgressCallback | None = None,
 ) -> dict[str, Fetched]:
     """Download models, {candidate: name} to {candidate: folder}; cached files are not downloaded again.
 
@@ -138,7 +140,7 @@ def fetch(
     return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
 
 
-def fetch_one(name: HubName, allow_pickle: bool = False, report: Report | None = None) -> Fetched:
+def fetch_one(name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None) -> Fetched:
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
@@ -167,7 +169,7 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
 
 
 def _in_child(
-    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: Report | None = None
+    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: ProgressCallback | None = None
 ) -> T:
     """The result of a function that talks to the Hub; offline it finds the cache at once."""
     if constants.HF_HUB_OFFLINE:
@@ -303,7 +305,7 @@ def prepare(
         return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
 
 
-def download(listings: Sequence[Listing], report: Report | None = None) -> None:
+def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
     wanted = [one.missing for one in listings]
     paths = [one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ class Pool(CandidateSource):
         for number, entry in enumerate(self.candidates):
             candidate = _candidate(entry, f"pool.candidates[{number}]")
             for other in candidates:
-                if other.path.resolve() == candidate.path.resolve():
+                if os.path.realpath(other.path) == os.path.realpath(candidate.path):  # of links in a circle too
                     raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
                 if other.name == candidate.name:
                     names = f"{other.path} and {candidate.path} share the name {other.name!r}"
@@ -161,7 +162,7 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
     path, online = expanded(table["path"], key), hub.parse(table["path"])
-    name = online.name if online else path.name or path.resolve().name
+    name = online.name if online else path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
 

@@ -196,26 +196,21 @@ def show(arguments: Sequence[str]) -> None:
     paths = (run_dir / "report.json", run_dir / "selection.json")
     report, selection = (read_report(path) if path.is_file() else {} for path in paths)
     with scores_in(unit_of(report or selection)):
-        _show(run_dir, samples, report, options)
-
-
-def _show(run_dir: Path, samples: Sequence[Row], report: Mapping[str, Json], options: argparse.Namespace) -> None:
-    """The samples that the options name, side by side."""
-    fold = options.fold or _reached(samples)
-    rows = [sample for sample in samples if sample.get("fold") == fold]
-    for key in ("item", "category"):
-        if wanted := vars(options)[key]:
-            pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
-            rows = [row for row in rows if row.get(key) == wanted]
-    names, what = _names(options.models, rows, report), "items"
-    if options.fixed or options.broke:
-        if len(names) < 2:
-            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-        rows = list(changed(rows, names[0], names[-1], better=options.fixed))
-        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-    if fold == "report" and report and not report.get("limit"):
-        _note(run_dir, options.store, report, rows)
-    _show_samples(rows, names, options.limit, what)
+        fold = options.fold or _reached(samples)
+        rows = [sample for sample in samples if sample.get("fold") == fold]
+        for key in ("item", "category"):
+            if wanted := vars(options)[key]:
+                pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
+                rows = [row for row in rows if row.get(key) == wanted]
+        names, what = _names(options.models, rows, report), "items"
+        if options.fixed or options.broke:
+            if len(names) < 2:
+                raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+            rows = list(changed(rows, names[0], names[-1], better=options.fixed))
+            what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+        if fold == "report" and report and not report.get("limit"):
+            _note(run_dir, options.store, report, rows)
+        _show_samples(rows, names, options.limit, what)
 
 
 def _reached(samples: Sequence[Row]) -> str:

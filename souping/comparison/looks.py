@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
-from souping.core.types import Json, UserError, digest, entries
+from souping.core.text import first_line
+from souping.core.types import Json, UserError, digest, entries, part
 from souping.logs.common import read_object
 from souping.logs.match import Matched
 from souping.logs.records import Log
@@ -53,8 +55,11 @@ def _store_of(run_dir: Path) -> Path | None:
     import yaml
 
     config = run_dir / "config.yaml"
-    settings = yaml.safe_load(config.read_text("utf-8")) if config.is_file() else None
-    named = settings.get("store", {}).get("path") if isinstance(settings, dict) else None
+    try:
+        settings = yaml.safe_load(text_of(config)) if config.is_file() else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
+    named = part(settings, "store").get("path") if isinstance(settings, dict) else None
     if not isinstance(named, str):
         return None
     return seen_from(run_dir, expanded(named))

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ModelForm = Literal["module", "folder", "either"]
-Progress = Callable[[int, int], None]
-"""progress(bytes done, bytes in all)"""
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
@@ -120,7 +118,7 @@ class Selector(Protocol):
 
 
 class Optimiser(Protocol):
-    """Running weight search. Several cells may be open; results come back in any order.
+    """Running weight search, which a `Strategy` has started. Several cells may be open; results come in any order.
 
     The cells depend on the seed and the results, not on the limits, so that a larger budget continues where a smaller
     one ended. `ask` returns None if it needs a result first, and at the end if no cell is open.
@@ -138,7 +136,7 @@ class Optimiser(Protocol):
 
 
 class Strategy(Protocol):
-    """Settings of an optimiser, checked at composition; `start` opens a search over the ingredients.
+    """Choice of `optimiser`: the settings of a weight search, whose `start` makes the `Optimiser` that runs it.
 
     `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
     """
@@ -305,12 +303,12 @@ class Evaluator(Component, Protocol):
     def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
 
     @property
-    def answers(self) -> int:
-        """Answers per item: replicates 0, 1, ..."""
+    def answers_per_item(self) -> int:
+        """Replicates of each item: 0, 1, ..."""
         return 1
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         """Items that are answered together; fewer at a time are slow. 1 if that does not matter."""
         return 1
 
@@ -322,7 +320,7 @@ class Evaluator(Component, Protocol):
     @property
     def look(self) -> str:
         """Identity of a look at a fold: the settings, and how answers become an item's score."""
-        return digest([self.fingerprint, self.answers, *([self.aggregate] if self.aggregate else [])])
+        return digest([self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])])
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
         """This evaluator with what its settings leave to the candidates' files.
@@ -430,7 +428,7 @@ class Worker(Protocol):
         """{name of a benchmark: fingerprint of its evaluator}, as this process sees it."""
         ...
 
-    def answer(self, request: Request) -> Response: ...
+    def evaluate(self, request: Request) -> Response: ...
 
 
 class Workers(Protocol):
@@ -471,7 +469,7 @@ class RecipeEvaluator(Protocol):
 
     reused: int
     """Answers that were in the store."""
-    block: int
+    full_batch: int
     """Items that are answered together; fewer at a time are slow."""
 
     @property

@@ -1,25 +1,39 @@
-"""System calls with their replacements on macOS, and versions of the software.
+"""The machine: cores, limits and versions; and child processes that end with their parent.
 
-macOS lacks `posix_fallocate`, `posix_fadvise`, `preadv`, `sched_getaffinity` and `/dev/shm`.
+Use a child for work on data that somebody else controls, such as a server's answers or a model's template: whatever
+the data does to the child, the caller gets a result or an exception in time, and Ctrl-C ends the child at once. The
+child also ends when the caller is killed (`end_with`). macOS lacks `sched_getaffinity` and `/dev/shm`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import pickle
 import platform
+import queue
 import resource
-from contextlib import suppress
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import IO, Any, TypeVar
+
+from souping.core.types import ProgressCallback, UserError
 
 __version__ = "0.1.0"
 MAIN = ("numpy", "torch", "transformers", "hydra-core", "safetensors", "scipy", "nevergrad", "huggingface-hub")
 OPTIONAL = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
-UNABLE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def cores() -> int:
@@ -51,57 +65,6 @@ def _limit(number: int, value: int) -> None:
         resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def lock(descriptor: int, wait: bool = True) -> None:
-    """Lock an open file until it is closed or its process ends.
-
-    Raises:
-        BlockingIOError: without `wait`, if another process holds it.
-    """
-    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def read_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Read into `view` from an offset of the file; the number of bytes."""
-    if hasattr(os, "preadv"):  # the system's
-        return os.preadv(descriptor, [view], offset)
-    piece = os.pread(descriptor, len(view), offset)
-    view[: len(piece)] = piece
-    return len(piece)
-
-
-def write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at an offset of the file."""
-    while len(view):
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def reserve(descriptor: int, size: int) -> None:
-    """Give a file its size. If the disk is too full, this fails early on systems that can reserve space.
-
-    Raises:
-        OSError: no space, or no permission to write.
-    """
-    try:
-        if hasattr(os, "posix_fallocate"):  # the system's
-            os.posix_fallocate(descriptor, 0, size)
-            return
-    except OSError as error:
-        if error.errno not in UNABLE:
-            raise
-    os.ftruncate(descriptor, size)
-
-
-def start_writing(descriptor: int, offset: int, size: int) -> None:
-    """Start writing part of a file to the disk, so that the last flush is short.
-
-    `POSIX_FADV_DONTNEED` on dirty pages starts their writing; they stay in the cache until then.
-    """
-    if offset >= 0 and hasattr(os, "posix_fadvise"):  # the system's
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
-
-
 def versions() -> dict[str, str]:
     """{package: its installed version}, souping and Python first; absent packages are left out."""
     found = {"souping": __version__, "python": platform.python_version()}
@@ -109,3 +72,209 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+# ------------------------------------------------------------ child processes
+
+T = TypeVar("T")
+GRACE = 2.0
+"""Seconds that a child gets to clean up."""
+MEMORY = 2 << 30
+ERRORS = (("builtins", "MemoryError"), ("builtins", "RuntimeError"))
+WATCH = 0.2
+"""Seconds between two looks at the memory of a child that has not answered yet."""
+
+
+class Child:
+    """Process that calls module-level functions, one after another. It starts with the first call.
+
+    Functions, arguments and results are pickled. The process may take `memory` bytes of address space (of resident
+    memory on macOS, which does not enforce the other) and has the variables of `environment` alone.
+    """
+
+    def __init__(self, environment: Callable[[], Mapping[str, str]], memory: int = MEMORY) -> None:
+        self._environment, self.memory = environment, memory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._lock = threading.Lock()
+
+    def call(
+        self,
+        function: Callable[..., T],
+        arguments: tuple[object, ...],
+        seconds: float,
+        report: ProgressCallback | None = None,
+    ) -> T:
+        """The function's result. With `report`, it gets a callback of that name, whose calls arrive here. After a call
+        that had to be stopped, the next one starts another process.
+
+        Raises:
+            TimeoutError: it did not return within `seconds`, or the child's own alarm (SIGALRM) went off.
+            MemoryError: it needed too much memory, or was killed.
+            UserError: the function raised it.
+            RuntimeError: any other exception of the function, as text.
+        """
+        with self._lock:
+            try:
+                process = self._process or self._start()
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    pickle.dump((function, arguments, report is not None), process.stdin)
+                    process.stdin.flush()
+                kind, value = self._answer(process, time.monotonic() + seconds, report)
+                if isinstance(value, MemoryError):
+                    raise value
+            except BaseException:  # an interrupt too: the answer would be taken for that of the next call
+                self._end()
+                raise
+        if kind == "raise":
+            raise value
+        result: T = value
+        return result
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "souping.core.system", str(os.getpid()), str(self.memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(self._environment()),
+            start_new_session=True,  # an interrupt from the keyboard is this process's to handle
+        )
+        assert process.stdout is not None
+        self._process, self._messages = process, queue.Queue()
+        threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
+        return process
+
+    def _answer(self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None) -> tuple[str, Any]:
+        import psutil
+
+        while True:
+            left = end - time.monotonic()
+            try:
+                kind, value = self._messages.get(timeout=max(0.0, min(WATCH, left)))
+            except queue.Empty:
+                if left <= 0:
+                    raise TimeoutError from None
+                with suppress(psutil.Error):  # it may have ended since
+                    if psutil.Process(process.pid).memory_info().rss > self.memory:
+                        raise MemoryError from None
+                continue
+            if kind == "end":
+                with suppress(subprocess.TimeoutExpired):  # alive, if what it sent was no message
+                    if process.wait(GRACE) == -signal.SIGALRM:
+                        raise TimeoutError
+                raise MemoryError
+            if kind != "report":
+                return kind, value
+            if report is not None:
+                report(*value)
+
+    def close(self) -> None:
+        """End the process; a later call starts another."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.terminate()
+        wait_or_kill(process, GRACE)
+        with suppress(OSError):  # what is still to be written to it
+            process.stdin.close()
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process that was told to end; kill it if it takes longer."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def call(
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    report: ProgressCallback | None = None,
+) -> T:
+    """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
+    with closing(Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})) as child:
+        return child.call(function, arguments, seconds, report)
+
+
+class Message(pickle.Unpickler):
+    """Message of a child: plain data, paths, and data classes and errors of this package. The data that a child works
+    on may have taken it over, so nothing else that a pickle can name is made here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and (is_dataclass(found) or issubclass(found, (Exception, PurePath))):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
+    with stream, suppress(Exception):  # whatever was sent instead of a message
+        while True:
+            messages.put(Message(stream).load())
+    messages.put(("end", None))
+
+
+LAUNCHER = "SOUPING_LAUNCHER"
+"""Variable that names the process number of a launcher to the processes that it starts."""
+BEAT = 0.3
+
+
+def end_with(parent: int) -> None:
+    """Make this process end once its parent is gone, through its handler of SIGTERM."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(BEAT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # which may wait for a socket
+        time.sleep(2 * GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(memory: int) -> None:
+    """The child: requests on standard input, messages on what was standard output."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # functions clean up as at an interrupt
+    limit_memory(memory)
+
+    def send(*message: str | T) -> None:
+        pickle.dump(message, out)
+        out.flush()
+
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            function, arguments, reports = pickle.load(sys.stdin.buffer)
+            options = {"report": lambda *counts: send("report", counts)} if reports else {}
+            try:
+                send("result", function(*arguments, **options))
+            except UserError as error:
+                send("raise", UserError(str(error)))
+            except Exception as error:
+                full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+                send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
+    os._exit(0)  # whatever threads still wait for
+
+
+if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher
+    number, sys.argv = int(sys.argv[1]), sys.argv[2:]
+    end_with(number)
+    if sys.argv[0].isdigit():
+        serve(int(sys.argv[0]))
+    else:
+        os.environ[LAUNCHER] = str(os.getpid())
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Weights = tuple[float, ...]
+ProgressCallback = Callable[[int, int], None]
+"""progress(bytes done, bytes in all)"""
 Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
+TOLERANCE = 1e-5
+"""By how much the sum of weights that are given by hand may miss one."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 TEXT = "loss"
@@ -80,6 +84,22 @@ class UserError(Exception):
 
 class LateError(UserError):
     """A `UserError` after the run's results were written: they stay."""
+
+
+def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:
+    """Weights given by hand, as floats.
+
+    Raises:
+        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
+    """
+    values = tuple(float(w) for w in weights)
+    if not values or not all(map(math.isfinite, values)) or min(values) < 0:
+        raise UserError(f"{where}={list(values)} must be finite and not negative")
+    if abs(sum(values) - 1) > TOLERANCE:
+        scaled = ",".join(f"{value / sum(values):.6g}" for value in values) if sum(values) else ""
+        hint = f"give {where}='[{scaled}]'" if scaled else "one must be above 0"
+        raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")
+    return values
 
 
 def digest(value: Json) -> str:
@@ -333,6 +353,19 @@ class Recipe:
         }
         return {**table, "sources": sources} if sources else table
 
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
+        """A recipe from its JSON form; its `id` is computed again, and other keys are ignored."""
+        return cls(
+            ingredients=tuple(str(name) for name in table["ingredients"]),
+            fingerprints=tuple(str(value) for value in table["fingerprints"]),
+            weights=tuple(float(weight) for weight in table["weights"]),
+            dtype=str(table["dtype"]),
+            method=str(table.get("method", "linear")),
+            settings=dict(table.get("settings", {})),
+            sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Correlations:
@@ -394,8 +427,8 @@ class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
     `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `singles`
-    [K, I] are the ingredients' own scores, if they are known. Fewer than `block` items at a time are slow. With `whole`
-    only whole folds may be evaluated (several prompt handlers, corpus metrics).
+    [K, I] are the ingredients' own scores, if they are known. Fewer than `full_batch` items at a time are slow. With
+    `whole` only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -404,7 +437,7 @@ class SearchSpace:
     groups: tuple[str, ...] = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
     singles: FloatArray | None = None
-    block: int = 1
+    full_batch: int = 1
     whole: bool = False
 
     @property

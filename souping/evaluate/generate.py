@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -132,7 +133,7 @@ class EngineEvaluator(Evaluator):
             raise no_template(chat)
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return self.batch_size
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
@@ -202,7 +203,7 @@ class LocalEvaluator(EngineEvaluator):
         }
         return self.settings_of("local", VERSION, own)
 
-    @property
+    @cached_property
     def decoding(self) -> Decoding:
         own = self._defaults.decoding
         if self.generation == "model" and own is not None:
@@ -210,7 +211,7 @@ class LocalEvaluator(EngineEvaluator):
         return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
 
     def own_decoding(self, folders: Mapping[str, Path]) -> Decoding | None:
@@ -260,7 +261,7 @@ class LocalEvaluator(EngineEvaluator):
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
-        answers = self.engine.answer(self, model, items, replicate)
+        answers = self.engine.generate(self, model, items, replicate)
         return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
 
     def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:

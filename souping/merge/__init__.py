@@ -7,8 +7,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from souping.core.protocols import Component, Progress
-from souping.core.types import Recipe
+from souping.core.protocols import Component
+from souping.core.types import ProgressCallback, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class CandidatePool(Component, Protocol):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         """The soup as a folder, whole or not at all."""
         ...

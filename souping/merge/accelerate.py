@@ -10,6 +10,7 @@ a form in torch, are mixed on the CPU.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -27,21 +28,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from annotated_types import Interval
 
-from souping.checkpoints.header import size_of
-from souping.core.child import wait_or_kill
+from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
-from souping.core.protocols import Progress
-from souping.core.system import cores, package_environment
+from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line
-from souping.core.types import Missing, UserError
+from souping.core.types import Missing, ProgressCallback, UserError
 from souping.merge import ERROR, WARNING
-from souping.merge.chunks import Chunk, blocks, check_finite
-from souping.merge.kernels import DIFFERENCES, agrees, blend, linear
+from souping.merge.kernels import DIFFERENCES, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
-from souping.merge.plan import MergePlan
+from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
 from souping.merge.writer import THREADS, Buffers, ShardWriter, write_checkpoint
 
 if TYPE_CHECKING:
@@ -79,7 +78,11 @@ class AccelerateMerge(LocalMerge):
         return False
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: ProgressCallback | None = None,
+        extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
 
@@ -88,7 +91,7 @@ class AccelerateMerge(LocalMerge):
         """
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
 
-    def _fill(self, plan: MergePlan, stage: Path, progress: Progress | None) -> None:
+    def _fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None) -> None:
         count = rank_count(self.num_processes)
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
@@ -131,9 +134,9 @@ def rank_count(asked: int | None) -> int:
 def launcher(count: int, port: int) -> list[str]:
     """The start of a command line that runs `souping.merge` in `count` ranks, whatever the user's own settings.
 
-    `souping.core.child` ends the launcher when this process is gone, and the ranks watch the launcher.
+    `souping.core.system` ends the launcher when this process is gone, and the ranks watch the launcher.
     """
-    watched = [sys.executable, "-m", "souping.core.child", str(os.getpid()), "accelerate.commands.launch"]
+    watched = [sys.executable, "-m", "souping.core.system", str(os.getpid()), "accelerate.commands.launch"]
     ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]  # on CPUs too: it starts gloo ranks
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     return [*watched, *ranks, *fixed, "--main_process_port", str(port), "-m", "souping.merge"]
@@ -212,7 +215,7 @@ class Rank:
             box: list[str] = broadcast_object_list([text])
         return box[0]
 
-    def fill(self, plan: MergePlan, stage: Path, progress: Progress | None = None) -> None:
+    def fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None = None) -> None:
         """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
 
         Raises:
@@ -257,6 +260,68 @@ def usable_gpu(number: int) -> torch.device | None:
         return device
     log.warning("%s does not round as specified: its rank works on the CPU", device)
     return None
+
+
+# The arithmetic of `kernels` in torch: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
+# the plan's order; roundings are IEEE's. `agrees` tries whether a device really does that.
+
+SAMPLE = 20_011
+
+
+def blend(
+    function: Combine,
+    rows: Sequence[torch.Tensor],
+    dtypes: Sequence[str],
+    weights: Sequence[float],
+    dtype: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
+
+    `function` is one of `DIFFERENCES`.
+    """
+    import torch
+
+    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
+    first = 0 if base is None else 1
+    count = rows[0].numel() // size_of(dtypes[0])
+    total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
+    for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
+        value = _wide(row, tag)
+        total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
+    if base is not None:
+        total.add_(base)
+    return _rounded(total, dtype)
+
+
+def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
+    import torch
+
+    return row.view(torch_dtype(dtype)).to(torch.float32)
+
+
+def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
+    import torch
+
+    soup = total.to(torch_dtype(dtype))
+    bits = soup.view(torch.int32 if size_of(dtype) == 4 else torch.int16)
+    bits.masked_fill_(torch.isnan(soup), NAN[dtype])
+    return bits.view(torch.uint8), torch.isfinite(soup).all()
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether the device's bits are those of the kernels on a sample of random bits."""
+    import torch
+
+    dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
+    for function, dtype in itertools.product(DIFFERENCES, FLOATS):
+        rows = [np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights]
+        wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
+        mix_block(function, rows, tags, weights, dtype, wanted, dtype)
+        soup, _ = blend(function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype)
+        if not np.array_equal(soup.cpu().numpy(), wanted):
+            return False
+    return True
 
 
 ELEMENTS = 1 << 23  # of all ingredients in a block: at most 32 MiB pinned, and as much on the device

@@ -15,28 +15,13 @@ from souping.checkpoints.compatibility import TIED, check_tokenizer, compare_tok
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged, write_files
-from souping.core.protocols import Progress
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan
-from souping.merge.factors import (
-    FULL,
-    Product,
-    Share,
-    Site,
-    TensorReader,
-    base_plan,
-    blocks_of,
-    config_text,
-    product,
-    refuse_shared,
-    write_model,
-    write_weights,
-)
+from souping.core.types import ProgressCallback, Recipe, UserError
+from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan, factors
+from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.planner import Alignment
 from souping.merge.writer import companion_files, recipe_text, with_extra
 
 if TYPE_CHECKING:
@@ -82,7 +67,7 @@ class AdapterPool(CandidatePool):
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
-            refuse_shared(self.sites, self.sites)
+            factors.refuse_shared(self.sites, self.sites)
         self._warnings = compare_with_base(self.adapters, self.base)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
@@ -152,7 +137,7 @@ class AdapterPool(CandidatePool):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
@@ -167,19 +152,21 @@ class AdapterPool(CandidatePool):
             self.check_unchanged(recipe)
         return Path(out)
 
-    def _write_weights(self, plan: AdapterPlan, stage: Path, progress: Progress | None) -> dict[str, str | bytes]:
+    def _write_weights(
+        self, plan: AdapterPlan, stage: Path, progress: ProgressCallback | None
+    ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
         recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
         shares = self.shares(recipe)
         if _merged(recipe):
-            full = base_plan(recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite)
-            write_model(full, stage, self.sites, shares, reader, progress)
+            full = factors.base_plan(recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite)
+            factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
             return {**companion_files(full), "recipe.json": text}
-        write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
+        factors.write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
-        return {CONFIG: config_text(shares, used), "recipe.json": text}
+        return {CONFIG: factors.config_text(shares, used), "recipe.json": text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
@@ -188,18 +175,18 @@ class AdapterPool(CandidatePool):
             LiveModule(Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite).pour(alone)
         return AdapterLive(self, module)
 
-    def reader(self) -> TensorReader:
+    def reader(self) -> factors.TensorReader:
         """A reader of the adapters and the base."""
-        return TensorReader(self._opened, self._merge.nonfinite)
+        return factors.TensorReader(self._opened, self._merge.nonfinite)
 
     def check_unchanged(self, recipe: Recipe) -> None:
         """Raises UserError if a file of the recipe's adapters or of the base is not the one that was opened."""
         for name in (*recipe.ingredients, self.base_name):
             self._opened[name].check_unchanged()
 
-    def shares(self, recipe: Recipe) -> dict[str, list[Share]]:
+    def shares(self, recipe: Recipe) -> dict[str, list[factors.Share]]:
         """{module: [(adapter, part, weight)]} in the recipe's order; weights of zero are dropped by the recipe."""
-        shares: dict[str, list[Share]] = {}
+        shares: dict[str, list[factors.Share]] = {}
         for name, weight in zip(recipe.ingredients, recipe.weights, strict=True):
             for module, part in self.adapters[name].parts.items():
                 shares.setdefault(module, []).append((name, part, weight))
@@ -248,17 +235,19 @@ class AdapterLive(Pourable):
             self._fill(name, shares.get(name, ()), recipe)
         self._changed = set(shares)
 
-    def _fill(self, name: str, shares: Sequence[Share], recipe: Recipe) -> None:
+    def _fill(self, name: str, shares: Sequence[factors.Share], recipe: Recipe) -> None:
         """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
         import torch
 
         site, target = self._pool.sites[name], self._owners[name].get_parameter("weight")
         merged = _merged(recipe)
-        made: Product | None = None
+        made: factors.Product | None = None
         if shares:
-            made = product(self._reader, shares, FULL if merged else TORCH_NAMES[recipe.dtype], site.transposed)
+            made = factors.product(
+                self._reader, shares, factors.FULL if merged else TORCH_NAMES[recipe.dtype], site.transposed
+            )
         with torch.no_grad():
-            for first, count in blocks_of(site.tensor.shape):
+            for first, count in factors.blocks_of(site.tensor.shape):
                 base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
                 sums = torch.tensor(base if made is None else made.added(base, first))
                 if merged:
@@ -267,7 +256,7 @@ class AdapterLive(Pourable):
                 target[first : first + count].copy_(sums)
 
 
-def _owner(module: torch.nn.Module, site: Site) -> torch.nn.Module:
+def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
     """The live submodule that owns the adapted weight.
 
     Raises:
@@ -283,7 +272,7 @@ def _owner(module: torch.nn.Module, site: Site) -> torch.nn.Module:
     raise UserError(f"the adapters change {shown(site.module)}, which the loaded base model does not have")
 
 
-def _untie(module: torch.nn.Module, shared: Sequence[Site]) -> None:
+def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
     """Give an adapted weight that is tied to another module's its own storage: adapters change one of the two."""
     import torch
 
@@ -322,7 +311,7 @@ def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
         raise UserError(f"adapters {a} and {b} are over different revisions of {named[0]}")
 
 
-def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
+def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factors.Site]:
     """{module: site} of every module that an adapter changes, sorted by name.
 
     Raises:
@@ -343,7 +332,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     return every
 
 
-def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> Site:
+def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> factors.Site:
     owners = {name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts}
     first, part = next(iter(owners.items()))
     tensor = weight_of(base, module) or _tied_embedding(base, module)
@@ -359,7 +348,7 @@ def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square
             )
     rows = part.b.shape[0], part.a.shape[1]
     transposed = part.embedding or tensor.shape != rows or (square and rows[0] == rows[1])
-    return Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
+    return factors.Site(module, tensor, transposed, _shared(base, module, tensor, part.embedding))
 
 
 def _fits(part: FactorPair, tensor: Tensor) -> bool:
@@ -414,8 +403,10 @@ def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
     """The same numbers, in whatever float types they are stored."""
     if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape or not left.shape:
         return False
-    read = TensorReader({"a": a, "b": b}).rows
-    return all(np.array_equal(read("a", left, *rows), read("b", right, *rows)) for rows in blocks_of(left.shape))
+    read = factors.TensorReader({"a": a, "b": b}).rows
+    return all(
+        np.array_equal(read("a", left, *rows), read("b", right, *rows)) for rows in factors.blocks_of(left.shape)
+    )
 
 
 def check_settings(merge: MergeBackend) -> None:

@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.lora import Adapter, FactorPair
-from souping.core.protocols import Progress
-from souping.core.system import write_at
+from souping.core.files import write_at
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import ProgressCallback, Recipe, UserError
+from souping.merge.alignment import Alignment
 from souping.merge.kernels import Float32, Raw, narrow, widen
 from souping.merge.plan import MergePlan, PlannedTensor
-from souping.merge.planner import Alignment
 from souping.merge.writer import ShardWriter, prepare
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class TensorReader:
 
 
 def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first row, number of rows) pieces of a weight."""
+    """(first row, number of rows) of a weight, a few rows at a time."""
     step = max(1, ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield start, min(step, shape[0] - start)
@@ -151,7 +150,7 @@ def rank_of(shares: Sequence[Share]) -> int:
 
 
 def write_weights(
-    path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress | None = None
+    path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: ProgressCallback | None = None
 ) -> None:
     """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
 
@@ -219,7 +218,7 @@ def write_model(
     sites: Mapping[str, Site],
     shares: Shares,
     reader: TensorReader,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> None:
     """All shards into a staging folder: the base's tensors streamed, the adapted ones block by block.
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.checkpoints.header import FLOATS, TORCH_DTYPES, size_of
+from souping.checkpoints.header import TORCH_DTYPES
+from souping.core.fields import pick
 from souping.core.text import named
-from souping.core.types import UserError
+from souping.core.types import UserError, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,13 @@ def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
 
 DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
 """Methods that have a compiled form and one in torch; True if differences to the first row, the base, are summed."""
+
+
+def torch_dtype(tag: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
+    return dtype
 
 
 def finite(raw: Raw, dtype: str) -> bool:
@@ -384,70 +392,106 @@ def _widen_bits(w: int, dtype: str) -> str:
   %wide$W = fpext <{w} x half> %wide.half$W to <{w} x float>"""
 
 
-# The same arithmetic in torch, for devices other than the CPU: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
-# the plan's order; roundings are IEEE's. `agrees` tries whether a device really does that.
+# ------------------------------------------------------------ methods
 
-SAMPLE = 20_011
+Gram = NDArray[np.float64]
 
 
-def blend(
-    function: Combine,
-    rows: Sequence[torch.Tensor],
-    dtypes: Sequence[str],
-    weights: Sequence[float],
-    dtype: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Merge method: how tensors become one.
 
-    `function` is one of `DIFFERENCES`.
+    `function(tensors, weights)` gets the ingredients in the recipe's order; with `base=True` the base model comes
+    first, with weight 0, and `coefficients` sees the Gram matrix of the differences to it.
     """
-    import torch
 
-    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
-    first = 0 if base is None else 1
-    count = rows[0].numel() // size_of(dtypes[0])
-    total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
-    for row, tag, weight in zip(rows[first:], dtypes[first:], weights[first:], strict=True):
-        value = _wide(row, tag)
-        total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
-    if base is not None:
-        total.add_(base)
-    return _rounded(total, dtype)
+    function: Combine
+    coefficients: Callable[[Gram, Weights], Weights] | None = None
+    base: bool = False
+    whole: bool = False
+    least: int = 1
+    most: int | None = None
 
+    def __call__(self, tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
+        """The method on whole tensors, fp32 in and out: the plain form of what the engine streams."""
+        values = tuple(weights)
+        if self.coefficients is not None:
+            values = self.weigh(gram(tensors, self.base), values)
+        return self.function(tensors, values)
 
-def torch_dtype(tag: str) -> torch.dtype:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, TORCH_DTYPES[tag])  # torch's
-    return dtype
-
-
-def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
-    import torch
-
-    return row.view(torch_dtype(dtype)).to(torch.float32)
+    def weigh(self, inner: Gram, weights: Weights) -> Weights:
+        """The weights that `function` gets, from the weights of the recipe."""
+        if self.coefficients is None:
+            return weights
+        if self.base:
+            return (0.0, *self.coefficients(inner, weights[1:]))
+        return self.coefficients(inner, weights)
 
 
-def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """One rounding to `dtype`; devices have NaNs of their own, files get the quiet one."""
-    import torch
+def gram(tensors: Sequence[Float32], base: bool) -> Gram:
+    """Inner products [K, K] in fp64 of the tensors, or with `base` of their differences to the first one."""
+    wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
+    if base:
+        wide = [tensor - wide[0] for tensor in wide[1:]]
+    result = np.zeros((len(wide), len(wide)))
+    for i, left in enumerate(wide):
+        for j in range(i + 1):
+            result[i, j] = result[j, i] = float((left * wide[j]).sum())
+    return result
 
-    soup = total.to(torch_dtype(dtype))
-    bits = soup.view(torch.int32 if size_of(dtype) == 4 else torch.int16)
-    bits.masked_fill_(torch.isnan(soup), NAN[dtype])
-    return bits.view(torch.uint8), torch.isfinite(soup).all()
+
+def slerp_weights(inner: Gram, weights: Weights) -> Weights:
+    """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1).
+
+    sin((1-t) a)/sin(a) and sin(t a)/sin(a) with a the angle between them; straight where |cos a| > 0.9995 or a tensor
+    is zero.
+    """
+    t = weights[1] / (weights[0] + weights[1])
+    norms = np.sqrt(np.diag(inner))
+    if min(norms) <= 1e-8:
+        return (1 - t, t)
+    cosine = float(np.clip(inner[0, 1] / (norms[0] * norms[1]), -1, 1))
+    if abs(cosine) > 0.9995:
+        return (1 - t, t)
+    angle = np.arccos(cosine)
+    return (float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle)))
 
 
-def agrees(device: torch.device) -> bool:
-    """Whether the device's bits are those of the kernels on a sample of random bits."""
-    import torch
+def stock_weights(inner: Gram, weights: Weights) -> Weights:
+    """Model Stock (arXiv 2403.19522, equation for N models): t = N c / (1 + (N-1) c).
 
-    dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
-    for function, dtype in itertools.product(DIFFERENCES, FLOATS):
-        rows = [np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights]
-        wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
-        mix_block(function, rows, tags, weights, dtype, wanted, dtype)
-        soup, _ = blend(function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype)
-        if not np.array_equal(soup.cpu().numpy(), wanted):
-            return False
-    return True
+    c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times
+    their weighted mean difference (the paper's mean is the uniform one). A pole (1 + (N-1) c = 0) keeps the base.
+    """
+    count, norms = len(weights), np.sqrt(np.diag(inner))
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
+    below = 1 + (count - 1) * cosine
+    t = count * cosine / below if abs(below) > 1e-6 else 0.0
+    total = sum(weights)
+    return tuple(t * weight / total for weight in weights)
+
+
+METHODS: dict[str, Method] = {
+    "linear": Method(function=linear),
+    "task_arithmetic": Method(function=delta, base=True),
+    "slerp": Method(function=linear, coefficients=slerp_weights, least=2, most=2),
+    "model_stock": Method(function=delta, coefficients=stock_weights, base=True, least=2),
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name (UserError if there is none)."""
+    if name not in METHODS:
+        pick(name, METHODS, "merge.method", "; others run with merge=mergekit")
+    return METHODS[name]
+
+
+def check_method(name: str, weights: Weights) -> None:
+    """Refuse a number of ingredients, or weights, that the method is not defined for (UserError)."""
+    method, count = get_method(name), len(weights)
+    if count < method.least or (method.most is not None and count > method.most):
+        wanted = f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
+        raise UserError(f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}")
+    if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
+        raise UserError(f"merge.method={name} needs weights that are not negative, not {list(weights)}")

@@ -25,10 +25,20 @@ from souping.checkpoints.header import TAGS, size_of
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
-from souping.merge.chunks import Chunk, Job, blocks, chunk_of, mixed, piece_gram, work_off
-from souping.merge.kernels import Raw, torch_dtype
-from souping.merge.plan import Gram, MergePlan, Method, PlannedTensor, Source, get_method
-from souping.merge.planner import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, Weighing
+from souping.merge.alignment import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, WeightedLayout
+from souping.merge.kernels import Gram, Method, Raw, get_method, torch_dtype
+from souping.merge.plan import (
+    Chunk,
+    MergePlan,
+    PlannedTensor,
+    Source,
+    Task,
+    blocks,
+    chunk_gram,
+    chunk_of,
+    mixed,
+    run_tasks,
+)
 from souping.merge.writer import raise_file_limit
 
 if TYPE_CHECKING:
@@ -61,82 +71,82 @@ class LiveModule(Pourable):
                 or infinity is found (the module then holds a part of the soup: pour again).
         """
         self._alignment.check_unchanged(recipe)
-        weighing = self._alignment.weigh(recipe)
-        work = self._known.get(weighing.shape)
-        if work is None or not work.fits(weighing) or not self._targets.unchanged(work.snapshot):
-            work = self._prepare(weighing)
+        weighted = self._alignment.weighted_layout(recipe)
+        work = self._known.get(weighted.shape)
+        if work is None or not work.fits(weighted) or not self._targets.unchanged(work.snapshot):
+            work = self._prepare(weighted)
             if work is None:
                 return
         plan = replace(work.plan, recipe=recipe)
-        work_off(self._jobs(plan, weighing, work), 1 if plan.nbytes < SMALL else THREADS)
+        run_tasks(self._tasks(plan, weighted, work), 1 if plan.nbytes < SMALL else THREADS)
 
-    def _prepare(self, weighing: Weighing) -> PourWork | None:
+    def _prepare(self, weighted: WeightedLayout) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
         self._known = {shape: work for shape, work in self._known.items() if self._targets.unchanged(work.snapshot)}
         if len(self._known) >= LAYOUTS:
             del self._known[next(iter(self._known))]
-        plan = weighing.plan(DEFAULT_SHARD, self._nonfinite, None)
+        plan = weighted.plan(DEFAULT_SHARD, self._nonfinite, None)
         self._targets.resize(plan.tensors)
         places = self._targets.match(plan.tensors)
         if places is None:
-            reload(self._module, {tensor.name: self._whole(plan, weighing, tensor) for tensor in plan.tensors})
+            reload(self._module, {tensor.name: self._whole(plan, weighted, tensor) for tensor in plan.tensors})
             return None
-        portions: list[Portion] = []
+        chunks: list[LiveChunk] = []
         elsewhere: list[tuple[PlannedTensor, torch.Tensor]] = []
         for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
             target = places[tensor.name]
             if target.flat is None:
                 elsewhere.append((tensor, target.tensor))
             else:
-                portions += self._portions(plan, weighing, tensor, target.flat, target.dtype)
-        mixes = {kind: weighing.mix(kind) for tensor in plan.tensors for kind in weighing.kinds(tensor.name)}
-        work = PourWork(plan, mixes, tuple(portions), tuple(elsewhere), self._targets.snapshot())
-        self._known[weighing.shape] = work
+                chunks += self._live_chunks(plan, weighted, tensor, target.flat, target.dtype)
+        mixes = {kind: weighted.mix(kind) for tensor in plan.tensors for kind in weighted.kinds(tensor.name)}
+        work = PourWork(plan, mixes, tuple(chunks), tuple(elsewhere), self._targets.snapshot())
+        self._known[weighted.shape] = work
         return work
 
-    def _portions(
-        self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, flat: Raw, dtype: str
-    ) -> Iterator[Portion]:
-        """The pieces of one tensor, each with the bytes that it comes from and those that it fills."""
+    def _live_chunks(
+        self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor, flat: Raw, dtype: str
+    ) -> Iterator[LiveChunk]:
+        """One tensor's bands, each with the bytes that it is read from and those that it fills."""
         method, size = get_method(plan.method), size_of(dtype)
-        kinds: tuple[Kind | None, ...] = weighing.kinds(tensor.name) or (None,)
-        for kind, piece in zip(kinds, tensor.pieces, strict=True):
-            if piece.count:
-                rows = tuple(self._row(plan, source, piece.count) for source in piece.sources)
-                into = flat[piece.start * size : (piece.start + piece.count) * size]
-                yield Portion(chunk_of(method, tensor, piece), kind, method, rows, into, dtype)
+        kinds: tuple[Kind | None, ...] = weighted.kinds(tensor.name) or (None,)
+        for kind, band in zip(kinds, tensor.bands, strict=True):
+            if band.count:
+                rows = tuple(self._row(plan, source, band.count) for source in band.sources)
+                into = flat[band.start * size : (band.start + band.count) * size]
+                yield LiveChunk(chunk_of(method, tensor, band), kind, method, rows, into, dtype)
 
-    def _jobs(self, plan: MergePlan, weighing: Weighing, work: PourWork) -> Iterator[Job]:
-        for portion in work.portions:
-            yield from portion.jobs(plan, weighing, self._warned)
+    def _tasks(self, plan: MergePlan, weighted: WeightedLayout, work: PourWork) -> Iterator[Task]:
+        for chunk in work.chunks:
+            yield from chunk.tasks(plan, weighted, self._warned)
         for tensor, target in work.elsewhere:
-            yield partial(self._copy, plan, weighing, tensor, target)
+            yield partial(self._copy, plan, weighted, tensor, target)
 
     def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
         owner = plan.ingredients[source.ingredient]
         path = Path(owner.folder) / owner.files[source.file][0]
         return self._files.row(path, source.offset, count * size_of(source.dtype))
 
-    def _copy(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor, target: torch.Tensor) -> None:
+    def _copy(self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor, target: torch.Tensor) -> None:
         import torch
 
         with torch.no_grad():
-            target.copy_(self._whole(plan, weighing, tensor))
+            target.copy_(self._whole(plan, weighted, tensor))
 
-    def _whole(self, plan: MergePlan, weighing: Weighing, tensor: PlannedTensor) -> torch.Tensor:
+    def _whole(self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
         import torch
 
         flat = np.empty(tensor.nbytes, np.uint8)
-        for portion in self._portions(plan, weighing, tensor, flat, tensor.dtype):
-            for job in portion.jobs(plan, weighing, self._warned):
-                job()
+        for chunk in self._live_chunks(plan, weighted, tensor, flat, tensor.dtype):
+            for task in chunk.tasks(plan, weighted, self._warned):
+                task()
         return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
 @dataclass(frozen=True)
-class Portion:
-    """Piece of a tensor: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
+class LiveChunk:
+    """Chunk of one band: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
 
     chunk: Chunk
     kind: Kind | None
@@ -145,9 +155,9 @@ class Portion:
     into: Raw
     dtype: str
 
-    def jobs(self, plan: MergePlan, weighing: Weighing, warned: set[str]) -> Iterator[Job]:
-        """The blocks, with the final weights of a recipe, which may need statistics of the whole piece."""
-        weights = self.chunk.weights if self.kind is None else weighing.mix(self.kind).weights
+    def tasks(self, plan: MergePlan, weighted: WeightedLayout, warned: set[str]) -> Iterator[Task]:
+        """Calls that mix the blocks, with a recipe's final weights, which may need statistics of the whole band."""
+        weights = self.chunk.weights if self.kind is None else weighted.mix(self.kind).weights
         if self.chunk.indivisible and self.method.coefficients is not None:
             weights = self.method.weigh(self._gram, weights)
         chunk = replace(self.chunk, weights=weights)
@@ -157,7 +167,7 @@ class Portion:
     @cached_property
     def _gram(self) -> Gram:
         """Inner products of the sources, which no weight changes."""
-        return piece_gram(self.chunk, self.method.base, self._read)
+        return chunk_gram(self.chunk, self.method.base, self._read)
 
     def _read(self, chunk: Chunk, number: int, into: Raw) -> None:
         into[:] = self._row(chunk, number)
@@ -180,20 +190,20 @@ class Portion:
 
 @dataclass(frozen=True)
 class PourWork:
-    """Pours of recipes that differ in weights alone: portions on the CPU, and tensors that are filled elsewhere.
+    """Pours of recipes that differ in weights alone: chunks on the CPU, and tensors that are filled elsewhere.
 
     `mixes` are those of the recipe that it was made for.
     """
 
     plan: MergePlan
     mixes: Mapping[Kind, Mix]
-    portions: tuple[Portion, ...]
+    chunks: tuple[LiveChunk, ...]
     elsewhere: tuple[tuple[PlannedTensor, torch.Tensor], ...]
     snapshot: Snapshot
 
-    def fits(self, weighing: Weighing) -> bool:
+    def fits(self, weighted: WeightedLayout) -> bool:
         """Whether another recipe needs the same operations on the same sources."""
-        return all(mix.differs_in_weights_alone(weighing.mix(kind)) for kind, mix in self.mixes.items())
+        return all(mix.differs_in_weights_alone(weighted.mix(kind)) for kind, mix in self.mixes.items())
 
 
 class WeightFiles:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
@@ -12,9 +14,8 @@ from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerpr
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component
-from souping.core.protocols import Progress
-from souping.core.text import listed
-from souping.core.types import Json, Recipe, UserError, Weights
+from souping.core.text import is_user_code, listed
+from souping.core.types import Json, ProgressCallback, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -24,8 +25,9 @@ from souping.merge import (
     SoupPlan,
     Vocab,
 )
-from souping.merge.plan import MergePlan, carried, get_method, parse_size, source
-from souping.merge.planner import Alignment, Layout, check_overrides, fitted
+from souping.merge.alignment import Alignment, Layout, check_overrides, fitted
+from souping.merge.kernels import get_method
+from souping.merge.plan import MergePlan, carried, parse_size
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +82,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
     def write(
-        self, plan: P, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self, plan: P, out: Path, progress: ProgressCallback | None = None, extra_files: Mapping[str, str] | None = None
     ) -> Path: ...
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
@@ -130,8 +132,8 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
-        if own := source(self.method):
-            settings["source"] = own
+        if self._method_digest:
+            settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
         if self.overrides:
@@ -141,13 +143,21 @@ class LocalMerge(ModelMerge[MergePlan]):
             settings["scale"] = float(self.scale)
         return settings
 
+    @cached_property
+    def _method_digest(self) -> str | None:
+        return method_digest(self.method)
+
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
         return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
     def write(
-        self, plan: MergePlan, out: Path, progress: Progress | None = None, extra_files: Mapping[str, str] | None = None
+        self,
+        plan: MergePlan,
+        out: Path,
+        progress: ProgressCallback | None = None,
+        extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
@@ -201,7 +211,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
-        uneven = self._alignment.weigh(recipe).layout.uneven if self._merge.vocab != "error" else []
+        uneven = self._alignment.weighted_layout(recipe).layout.uneven if self._merge.vocab != "error" else []
         return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
 
     @cached_property
@@ -245,7 +255,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         out: Path,
         *,
         extra_files: Mapping[str, str] | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
@@ -258,7 +268,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
             return self._folders[carry or recipe.ingredients[0]]
-        layout = self._alignment.weigh(recipe).layout
+        layout = self._alignment.weighted_layout(recipe).layout
         return list(layout.pool.values())[layout.carrier(carry)].folder
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
@@ -274,6 +284,14 @@ class FullModelPool(CandidatePool, Generic[P]):
     def close(self) -> None:
         """Close the backend: one made by `with_settings` has no other owner."""
         self._merge.close()
+
+
+def method_digest(name: str) -> str | None:
+    """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
+    function = get_method(name).function
+    if not is_user_code(function):
+        return None
+    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:

@@ -22,13 +22,12 @@ from souping.checkpoints import Checkpoint, fingerprint, inside, side_files, sma
 from souping.checkpoints.header import TORCH_NAMES
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.protocols import Progress
 from souping.core.text import install
-from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.core.types import Json, Missing, ProgressCallback, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
+from souping.merge.alignment import Alignment, as_ingredient
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.planner import Alignment, as_ingredient
 from souping.merge.writer import generation_config, write_checkpoint
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         self,
         plan: MergekitPlan | MergePlan,
         out: Path,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
         extra_files: Mapping[str, str] | None = None,
     ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.

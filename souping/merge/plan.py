@@ -1,36 +1,50 @@
-"""Merge plan: plain data that says where every byte of the soup comes from and where it goes.
+"""Merge plan: plain data that says where every byte of the soup comes from and where it goes; and its work in chunks.
 
-A saved plan holds the recipe, the folders and the sizes of their files; `planner.load_plan` works it out again.
+A tensor is cut into bands of rows that the same ingredients have (one, unless vocabularies differ). Bands that follow
+each other in all files are joined to a chunk: contiguous bytes, which ranks share. A chunk is mixed block by block, a
+block being what a thread holds at once. A saved plan holds the recipe, the folders and the sizes of their files;
+`alignment.load_plan` works it out again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from annotated_types import Interval
-from numpy.typing import NDArray
 
 from souping.checkpoints import INDEX, SINGLE, Stamp, check_stamps
 from souping.checkpoints.header import header_bytes, size_of
-from souping.core.fields import pick
-from souping.core.text import is_user_code, safe
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.text import safe, shown
+from souping.core.types import Recipe, UserError
 from souping.merge import Nonfinite, SoupPlan
-from souping.merge.kernels import Combine, Float32, delta, linear
+from souping.merge.kernels import (
+    BLOCK,
+    Gram,
+    Method,
+    Raw,
+    finite,
+    get_method,
+    gram,
+    linear,
+    mix_block,
+    store,
+    widen,
+)
+
+log = logging.getLogger(__name__)
 
 HUGE = 1e30  # no weight is larger; fp32 holds its products
 MOST = 1000
 """Ingredients of one soup at most."""
-MAX_RECIPE = 10_000_000
-"""Bytes of a recipe.json at most."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 Operation = Literal["mix", "linear", "copy", "same"]
 
@@ -49,7 +63,7 @@ class PlanFile(TypedDict):
 
 @dataclass(frozen=True)
 class Source:
-    """Place of a piece in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
+    """Place of a band in one ingredient: indexes into the plan's ingredients and that one's files, in bytes."""
 
     ingredient: int
     file: int
@@ -58,7 +72,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PlannedBand:
     """Elements `start .. start + count` of a tensor.
 
     `op` is mix (the plan's method), linear, copy (one source, same dtype) or
@@ -82,7 +96,7 @@ class PlannedTensor:
     shard: int
     offset: int
     nbytes: int
-    pieces: tuple[Piece, ...]
+    bands: tuple[PlannedBand, ...]
 
 
 @dataclass(frozen=True)
@@ -121,8 +135,8 @@ class MergePlan(SoupPlan):
     @property
     def read_bytes(self) -> int:
         """Bytes of weights that are read."""
-        pieces = (piece for tensor in self.tensors for piece in tensor.pieces)
-        return sum(piece.count * size_of(source.dtype) for piece in pieces for source in piece.sources)
+        bands = (band for tensor in self.tensors for band in tensor.bands)
+        return sum(band.count * size_of(source.dtype) for band in bands for source in band.sources)
 
     def header(self, shard: int) -> bytes:
         """The safetensors header of a shard with its length in front, padded to 8 bytes."""
@@ -179,19 +193,6 @@ def carried(carry: str | None, recipe: Recipe) -> str | None:
     return carry if carry in recipe.ingredients else None
 
 
-def recipe_from_dict(table: dict[str, Any]) -> Recipe:
-    """A recipe from the JSON form of `Recipe.as_dict` (its `id` is recomputed, other keys are ignored)."""
-    return Recipe(
-        ingredients=tuple(str(name) for name in table["ingredients"]),
-        fingerprints=tuple(str(value) for value in table["fingerprints"]),
-        weights=tuple(float(weight) for weight in table["weights"]),
-        dtype=str(table["dtype"]),
-        method=str(table.get("method", "linear")),
-        settings=dict(table.get("settings", {})),
-        sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
-    )
-
-
 def base_name(names: Iterable[str]) -> str:
     """A name for the base model that none of the candidates has."""
     taken, name = set(names), "base"
@@ -219,120 +220,233 @@ def parse_size(size: int | str) -> int:
     return int(value)
 
 
-# ------------------------------------------------------------ methods
+# ------------------------------------------------------------ chunks
 
-Gram = NDArray[np.float64]
+WARNING = threading.Lock()
+ROWS = 1 << 21  # elements of all ingredients that a thread holds at once: memory does not grow with their number
+STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """Merge method: how tensors become one.
+@dataclass(frozen=True)
+class Chunk:
+    """`count` elements of a shard from byte `offset` of its data, mixed by one rule from contiguous bytes.
 
-    `function(tensors, weights)` gets the ingredients in the recipe's order; with `base=True` the base model comes
-    first, with weight 0, and `coefficients` sees the Gram matrix of the differences to it.
+    An `indivisible` chunk is a whole band that the method needs at once, so ranks do not share it.
     """
 
-    function: Combine
-    coefficients: Callable[[Gram, Weights], Weights] | None = None
-    base: bool = False
-    whole: bool = False
-    least: int = 1
-    most: int | None = None
+    op: str
+    shard: int
+    offset: int
+    count: int
+    dtype: str
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...]
+    indivisible: bool = False
 
-    def __call__(self, tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
-        """The method on whole tensors, fp32 in and out: the plain form of what the engine streams."""
-        values = tuple(weights)
-        if self.coefficients is not None:
-            values = self.weigh(gram(tensors, self.base), values)
-        return self.function(tensors, values)
+    @property
+    def nbytes(self) -> int:
+        return self.count * size_of(self.dtype)
 
-    def weigh(self, inner: Gram, weights: Weights) -> Weights:
-        """The weights that `function` gets, from the weights of the recipe."""
-        if self.coefficients is None:
-            return weights
-        if self.base:
-            return (0.0, *self.coefficients(inner, weights[1:]))
-        return self.coefficients(inner, weights)
-
-
-def gram(tensors: Sequence[Float32], base: bool) -> Gram:
-    """Inner products [K, K] in fp64 of the tensors, or with `base` of their differences to the first one."""
-    wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
-    if base:
-        wide = [tensor - wide[0] for tensor in wide[1:]]
-    result = np.zeros((len(wide), len(wide)))
-    for i, left in enumerate(wide):
-        for j in range(i + 1):
-            result[i, j] = result[j, i] = float((left * wide[j]).sum())
-    return result
+    def part(self, start: int, count: int) -> Chunk:
+        """Elements `start .. start + count` of this chunk."""
+        if count == self.count:
+            return self
+        moved = tuple(replace(s, offset=s.offset + start * size_of(s.dtype)) for s in self.sources)
+        offset = self.offset + start * size_of(self.dtype)
+        return replace(self, offset=offset, count=count, sources=moved)
 
 
-def slerp_weights(inner: Gram, weights: Weights) -> Weights:
-    """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1).
+def chunks(plan: MergePlan) -> list[Chunk]:
+    """The plan's bands in the order of the output, neighbours joined where nothing but the name changes."""
+    joined: list[Chunk] = []
+    for tensor in plan.tensors:
+        for chunk in tensor_chunks(plan, tensor):
+            if joined and _follows(joined[-1], chunk):
+                joined[-1] = replace(joined[-1], count=joined[-1].count + chunk.count)
+            else:
+                joined.append(chunk)
+    return joined
 
-    sin((1-t) a)/sin(a) and sin(t a)/sin(a) with a the angle between them; straight where |cos a| > 0.9995 or a tensor
-    is zero.
+
+def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
+    """One tensor's bands as chunks; empty ones are left out."""
+    method = get_method(plan.method)
+    return [chunk_of(method, tensor, band) for band in tensor.bands if band.count]
+
+
+def chunk_of(method: Method, tensor: PlannedTensor, band: PlannedBand) -> Chunk:
+    """One band of a tensor as a chunk."""
+    indivisible = (method.whole or method.coefficients is not None) and band.op == "mix"
+    offset = tensor.offset + band.start * size_of(tensor.dtype)
+    return Chunk(band.op, tensor.shard, offset, band.count, tensor.dtype, band.sources, band.weights, indivisible)
+
+
+def _follows(a: Chunk, b: Chunk) -> bool:
+    """Whether `b` continues `a` in the output and in every ingredient."""
+    if a.indivisible or b.indivisible or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
+        return False
+    return (
+        a.offset + a.nbytes == b.offset
+        and len(a.sources) == len(b.sources)
+        and all(
+            (s.ingredient, s.file, s.dtype) == (t.ingredient, t.file, t.dtype)
+            and s.offset + a.count * size_of(s.dtype) == t.offset
+            for s, t in zip(a.sources, b.sources, strict=True)
+        )
+    )
+
+
+def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
+    """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
+    total = sum(chunk.nbytes for chunk in work)
+    low, high = total * rank // ranks, total * (rank + 1) // ranks
+    share, passed = [], 0
+    for chunk in work:
+        size = size_of(chunk.dtype)
+        first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))
+        if last > first:
+            share.append(chunk.part(first, last - first))
+        passed += chunk.nbytes
+    return share
+
+
+def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
+    """The element at which a chunk is cut so that about `nbytes` come before."""
+    if chunk.indivisible:
+        return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
+    return max(0, min(chunk.count, -(-max(nbytes, 0) // (size * BLOCK)) * BLOCK))
+
+
+def blocks(chunk: Chunk, most: int | None = None, rows: int = ROWS) -> Iterator[Chunk]:
+    """A chunk in blocks of at most `most` elements (default: BLOCK), fewer if all ingredients together would hold more
+    than `rows`."""
+    size = max(1 << 12, min(most or BLOCK, rows // max(1, len(chunk.sources)) & ~0xFFF))
+    for start in range(0, chunk.count, size):
+        yield chunk.part(start, min(size, chunk.count - start))
+
+
+def name_at(plan: MergePlan, shard: int, offset: int) -> str:
+    """The tensor that owns a byte of the output."""
+    return next(t.name for t in plan.tensors if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1))
+
+
+def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
+    """An error that names the tensor and, if one is the cause, the ingredient's file."""
+    name = shown(name_at(plan, chunk.shard, chunk.offset))
+    where = ""
+    if source is not None:
+        owner = plan.ingredients[source.ingredient]
+        where = f" in {owner.folder}/{owner.files[source.file][0]}"
+    return UserError(f"{what} in tensor {name}{where}")
+
+
+def check_equal(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
+    """Refuse values that are not floats and differ between the ingredients."""
+    for source, row in zip(chunk.sources, rows, strict=True):
+        if not np.array_equal(row, rows[0]):
+            what = f"{chunk.dtype} values, copied only where all ingredients agree, differ"
+            raise complaint(plan, chunk, what, source)
+
+
+def check_finite(plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
+    """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
+
+    `warned` holds the tensors that were warned of.
     """
-    t = weights[1] / (weights[0] + weights[1])
-    norms = np.sqrt(np.diag(inner))
-    if min(norms) <= 1e-8:
-        return (1 - t, t)
-    cosine = float(np.clip(inner[0, 1] / (norms[0] * norms[1]), -1, 1))
-    if abs(cosine) > 0.9995:
-        return (1 - t, t)
-    angle = np.arccos(cosine)
-    return (float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle)))
+    if good:
+        return
+    first = _first_bad(chunk, rows)
+    guilty = None if first is None else chunk.sources[first[0]]
+    at = chunk if first is None else chunk.part(first[1], 1)
+    made = "overflow to infinity, or NaN from merge.method,"
+    error = complaint(plan, at, made if guilty is None else "NaN or infinity", guilty)
+    if plan.nonfinite == "error":
+        raise UserError(f"{error}. Set merge.nonfinite=warn to let it through.")
+    with WARNING:
+        if str(error) not in warned:
+            warned.add(str(error))
+            log.warning("%s", error)
 
 
-def stock_weights(inner: Gram, weights: Weights) -> Weights:
-    """Model Stock (arXiv 2403.19522, equation for N models): t = N c / (1 + (N-1) c).
-
-    c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times
-    their weighted mean difference (the paper's mean is the uniform one). A pole (1 + (N-1) c = 0) keeps the base.
-    """
-    count, norms = len(weights), np.sqrt(np.diag(inner))
-    pairs = [(i, j) for i in range(count) for j in range(i)]
-    cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
-    below = 1 + (count - 1) * cosine
-    t = count * cosine / below if abs(below) > 1e-6 else 0.0
-    total = sum(weights)
-    return tuple(t * weight / total for weight in weights)
+def _first_bad(chunk: Chunk, rows: Sequence[Raw]) -> tuple[int, int] | None:
+    """(source, element) of the first value that is not finite."""
+    for number, (source, row) in enumerate(zip(chunk.sources, rows, strict=True)):
+        bad = np.flatnonzero(~np.isfinite(widen(row, source.dtype)))
+        if len(bad):
+            return number, int(bad[0])
+    return None
 
 
-def source(name: str) -> str | None:
-    """Digest of the file of a method that is not this package's: its code is part of what a soup is."""
-    function = get_method(name).function
-    if not is_user_code(function):
-        return None
-    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+Read = Callable[[Chunk, int, Raw], None]
+"""read(chunk, number of the source, buffer to fill)"""
 
 
-METHODS: dict[str, Method] = {
-    "linear": Method(function=linear),
-    "task_arithmetic": Method(function=delta, base=True),
-    "slerp": Method(function=linear, coefficients=slerp_weights, least=2, most=2),
-    "model_stock": Method(function=delta, coefficients=stock_weights, base=True, least=2),
-}
+def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
+    """The chunk with its final weights, which may need statistics of the whole band."""
+    if not chunk.indivisible:
+        return chunk
+    return replace(chunk, weights=method.weigh(chunk_gram(chunk, method.base, read), chunk.weights))
 
 
-def get_method(name: str) -> Method:
-    """The method of that name.
+def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
+    """The soup's bytes of a block from its sources' rows, as `stored`: `out`, or the first row if it is a copy.
 
     Raises:
-        UserError: there is none; the nearest name is offered.
+        UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
     """
-    return METHODS[pick(name, METHODS, "merge.method", "; others run with merge=mergekit")]
+    if chunk.op == "same":
+        check_equal(plan, chunk, rows)
+        return rows[0]
+    if chunk.op == "copy" and stored == chunk.dtype:
+        check_finite(plan, chunk, finite(rows[0], chunk.dtype), rows, warned)
+        return rows[0]
+    if chunk.op == "copy":
+        good = store(rows[0], chunk.dtype, out, stored)
+    else:
+        function = get_method(plan.method).function if chunk.op == "mix" else linear
+        tags = [source.dtype for source in chunk.sources]
+        good = mix_block(function, rows, tags, chunk.weights, chunk.dtype, out, stored)
+    check_finite(plan, chunk, good, rows, warned)
+    return out
 
 
-def check_count(name: str, count: int) -> None:
-    """Refuse a number of ingredients that the method is not defined for."""
-    method = get_method(name)
-    if count < method.least or (method.most is not None and count > method.most):
-        wanted = f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
-        raise UserError(f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}")
+def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
+    """`methods.gram` of the chunk's sources without holding them: fp64 sums of blocks, in order."""
+    size = len(chunk.sources) - base
+    total: Gram = np.zeros((size, size))
+    for start in range(0, chunk.count, STEP):
+        part = chunk.part(start, min(STEP, chunk.count - start))
+        rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
+        for number, row in enumerate(rows):
+            read(part, number, row)
+        total += gram([widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base)
+    return total
 
 
-def check_shares(name: str, weights: Weights) -> None:
-    """Refuse weights that the method takes no shares of: it is defined between its ingredients alone."""
-    if get_method(name).coefficients is not None and (min(weights) < 0 or not sum(weights)):
-        raise UserError(f"merge.method={name} needs weights that are not negative, not {list(weights)}")
+Task = Callable[[], None]
+
+
+def run_tasks(tasks: Iterable[Task], threads: int) -> None:
+    """Do all tasks, taken in order by so many threads. Raises what the first of them that failed raised."""
+    queue, failures = iter(enumerate(tasks)), dict[int, BaseException]()
+    lock = threading.Lock()
+
+    def drain() -> None:
+        while True:
+            with lock:
+                number, task = next(queue, (-1, None)) if not failures else (-1, None)
+            if task is None:
+                return
+            try:
+                task()
+            except BaseException as error:
+                failures[number] = error
+
+    if threads == 1:
+        drain()
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
+            for done in [pool.submit(drain) for _ in range(threads)]:
+                done.result()
+    if failures:
+        raise failures[min(failures)]

@@ -36,13 +36,20 @@ from souping.checkpoints import (
     small,
 )
 from souping.checkpoints.header import TORCH_NAMES, parse_json, size_of
-from souping.core.files import staged, write_files
-from souping.core.protocols import Progress
-from souping.core.system import read_at, reserve, start_writing, write_at
-from souping.core.types import Json, Recipe, UserError, digest
-from souping.merge.chunks import Chunk, blocks, chunks, complaint, final_weights, mixed, share_of_rank, work_off
-from souping.merge.kernels import Raw
-from souping.merge.plan import MergePlan, get_method
+from souping.core.files import read_at, reserve, staged, start_writing, write_at, write_files
+from souping.core.types import Json, ProgressCallback, Recipe, UserError, digest
+from souping.merge.kernels import Raw, get_method
+from souping.merge.plan import (
+    Chunk,
+    MergePlan,
+    blocks,
+    chunks,
+    complaint,
+    final_weights,
+    mixed,
+    run_tasks,
+    share_of_rank,
+)
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
@@ -55,7 +62,7 @@ WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mi
 # ingredients by their content. For a file without a known digest, a stand-in is used until averaging has read the file;
 # the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
 
-PIECE = 1 << 20
+READ_SIZE = 1 << 20
 
 
 class StandIns(ChainMap[str, str]):
@@ -80,33 +87,33 @@ class Late:
 
 
 class PassingDigest:
-    """SHA-256 of one file from pieces that several threads feed in the order of the file; missing pieces are read."""
+    """SHA-256 of one file from blocks that several threads feed in the order of the file; missing blocks are read."""
 
     def __init__(self, path: Path, start: int) -> None:
-        """Hash the first `start` bytes, the header, which no piece covers."""
+        """Hash the first `start` bytes, the header, which no block covers."""
         self._path, self._stamp = path, settled(path)
         self._hash, self._at, self._promised, self._broken = hashlib.sha256(), 0, start, False
         self._turn = threading.Condition()
         self._read(start)
 
     def promise(self, offset: int, size: int) -> bool:
-        """Whether a piece continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
+        """Whether a block continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
 
-        All files' pieces are promised in one order, so threads never wait for each other in a circle.
+        All files' blocks are promised in one order, so threads never wait for each other in a circle.
         """
         follows = offset == self._promised
         self._promised += size if follows else 0
         return follows
 
-    def feed(self, offset: int, piece: Raw) -> None:
-        """Hash a promised piece once those before it are hashed."""
+    def feed(self, offset: int, block: Raw) -> None:
+        """Hash a promised block once those before it are hashed."""
         with self._turn:
             self._turn.wait_for(lambda: self._broken or offset == self._at)
             if self._broken:
                 return
-        self._hash.update(piece.data)
+        self._hash.update(block.data)
         with self._turn:
-            self._at += len(piece)
+            self._at += len(block)
             self._turn.notify_all()
 
     def abandon(self) -> None:
@@ -127,9 +134,9 @@ class PassingDigest:
     def _read(self, end: int | None) -> None:
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._at)
-            while piece := file.read(PIECE if end is None else min(PIECE, end - self._at)):
-                self._hash.update(piece)
-                self._at += len(piece)
+            while block := file.read(READ_SIZE if end is None else min(READ_SIZE, end - self._at)):
+                self._hash.update(block)
+                self._at += len(block)
 
 
 Digests = Mapping[tuple[int, int], PassingDigest]
@@ -139,7 +146,7 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
     starts: dict[tuple[int, int], int] = {}
-    for source in (s for tensor in plan.tensors for piece in tensor.pieces for s in piece.sources):
+    for source in (s for tensor in plan.tensors for band in tensor.bands for s in band.sources):
         place = (source.ingredient, source.file)
         starts[place] = min(source.offset, starts.get(place, source.offset))
     digests: dict[tuple[int, int], PassingDigest] = {}
@@ -198,7 +205,9 @@ class ShardWriter:
             raise UserError(f"{path} has changed since the plan was made: plan again")
         return descriptor
 
-    def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress | None = None) -> None:
+    def fill(
+        self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: ProgressCallback | None = None
+    ) -> None:
         """Write the blocks of one share.
 
         Raises:
@@ -224,7 +233,7 @@ class ShardWriter:
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
 
-    def _drain(self, queue: Iterator[Chunk], total: int, progress: Progress | None) -> None:
+    def _drain(self, queue: Iterator[Chunk], total: int, progress: ProgressCallback | None) -> None:
         """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
         buffers = Buffers()
         try:
@@ -316,7 +325,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
             reserve(file.fileno(), size)
 
 
-Shares = Callable[[MergePlan, Path, Progress | None], None]
+Shares = Callable[[MergePlan, Path, ProgressCallback | None], None]
 """Fills the prepared shards in a staging folder, as ranks do that each take a share."""
 
 
@@ -324,7 +333,7 @@ def write_checkpoint(
     plan: MergePlan,
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     extra_files: Mapping[str, str] | None = None,
     shares: Shares | None = None,
     late: Late | None = None,
@@ -349,7 +358,7 @@ def write_checkpoint(
             with ShardWriter(plan, stage, digests) as writer:
                 writer.fill(progress=progress)
         if late:
-            work_off([each.finish for each in digests.values()], THREADS)
+            run_tasks([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
                 each.keep(late.known)
             plan = with_contents(plan, late.known)

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
-from souping.core import simplex
 from souping.core.fields import text_of
 from souping.core.files import expanded
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
+from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
 
 DATA = Path(__file__).resolve().parent
@@ -233,14 +233,14 @@ def _selections() -> Iterator[Finding]:
 
 def on_grid(weights: Sequence[float]) -> int:
     """Which point of the paper's grid these weights are, from 1; 0 when none."""
-    points = [np.round(point, 9).tolist() for point in simplex.grid(len(weights))]
+    points = [np.round(point, 9).tolist() for point in grid(len(weights))]
     wanted = np.round(weights, 9).tolist()
     return points.index(wanted) + 1 if wanted in points else 0
 
 
 def _weights() -> Iterator[Finding]:
     for name, recipe in recipes().items():
-        place, size = on_grid([*recipe.values()]), len(simplex.grid(len(recipe)))
+        place, size = on_grid([*recipe.values()]), len(grid(len(recipe)))
         paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))

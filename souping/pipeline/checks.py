@@ -92,7 +92,7 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
     check_tokenizers(pool, evaluators)
 
     def check(ingredients: tuple[str, ...]) -> None:
-        pool.pool.plan(pool.uniform(ingredients))
+        pool.merge_pool.plan(pool.uniform(ingredients))
 
     _check_sizes(settings, pool.names, check)
     check_kept(settings, pool)
@@ -182,9 +182,9 @@ def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[
 
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
-    pool.pool.check_tokenizers()
+    pool.merge_pool.check_tokenizers()
     for name in pool.names:
-        folder = pool.pool.tokenizer_folder(pool.recipe({name: 1.0}))
+        folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in evaluators:
             try:
                 evaluator.check_tokenizer(folder, items)
@@ -202,7 +202,7 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += [*folds.notes, *settings.objective.notes(list(dict.fromkeys(item.category for item in items)))]
     if pool is not None:
         notes += settings.evaluator.pool_notes(pool.folders)
-        folder = pool.pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
+        folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
         notes += settings.evaluator.prompt_notes(folder, items)
     return notes
 

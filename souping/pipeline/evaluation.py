@@ -86,7 +86,7 @@ class Pending:
             self.records[item.id, block.replicate] = replace(record, tokens=(), prompt="")
 
     def scores(self) -> ItemScores:
-        items, replicates = self.request.items, range(self.evaluator.answers)
+        items, replicates = self.request.items, range(self.evaluator.answers_per_item)
         answers = [[self.records[item.id, n] for n in replicates] for item in items]
         return replace(
             item_scores(self.evaluator, items, answers),
@@ -100,10 +100,10 @@ class Pending:
 class Evaluation(RecipeEvaluator):
     """Evaluator of recipes with the store that remembers; this process alone writes to it.
 
-    `evaluated` and `reused` count answers, `answers` those to one item. Block requests to the workers have numbers of
-    their own; those of the caller stay with `Pending.request`. `serve` is called only for soups with missing
-    answers, unless `workers`, which know the evaluator by the name of its `benchmark`, do that. `ends` gives the
-    end tokens that a soup's answers depend on. `grade` calls the user's own scorers.
+    `evaluated` and `reused` count answers. Block requests to the workers have numbers of their own; those of the caller
+    stay with `Pending.request`. `serve` is called only for soups with missing answers, unless `workers`, which know the
+    evaluator by the name of its `benchmark`, do that. `ends` gives the end tokens that a soup's answers depend on.
+    `grade` calls the user's own scorers.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Evaluation(RecipeEvaluator):
         self._requests = 0
         self.evaluated = self.reused = 0
         self.length_key = evaluator.length_key
-        self.block, self.answers = evaluator.block, evaluator.answers
+        self.full_batch, self.answers_per_item = evaluator.full_batch, evaluator.answers_per_item
 
     @property
     def slots(self) -> int:
@@ -260,15 +260,17 @@ class Evaluation(RecipeEvaluator):
         for block in self._blocks(evaluator, recipe, items):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
-        return {name: records for name, records in answers.items() if len(records) == evaluator.answers}
+        return {name: records for name, records in answers.items() if len(records) == evaluator.answers_per_item}
 
     def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
         evaluator, answers = self._evaluator_for(recipe, handler), self.given(recipe, items, handler)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
-            records = [record for n in range(evaluator.answers) if (record := stored.first(item, n)) is not None]
-            if len(records) == evaluator.answers:
+            records = [
+                record for n in range(evaluator.answers_per_item) if (record := stored.first(item, n)) is not None
+            ]
+            if len(records) == evaluator.answers_per_item:
                 answers[item.id] = records
         known = [item for item in items if item.id in answers]
         if not known:
@@ -278,7 +280,7 @@ class Evaluation(RecipeEvaluator):
     def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored, ends = self._store.load(recipe.fingerprint, evaluator.fingerprint), list(self._ends(recipe))
-        for replicate in range(evaluator.answers):
+        for replicate in range(evaluator.answers_per_item):
             for members in batches_of(evaluator, items, replicate):
                 yield _block(evaluator, stored, members, replicate, ends)
 
@@ -357,25 +359,30 @@ def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Reco
     Raises:
         UserError: one is missing, or cannot be stored.
     """
-    name = f"evaluator {named(evaluator)}"
     records = [*given] if isinstance(given, Iterable) else [given]
     known = {record.item: record for record in records if isinstance(record, Record)}
     if len(records) != len(items) or known.keys() != {item.id for item in items}:
-        raise UserError(f"{name} returned {len(records)} results: return one Record for each of the {len(items)} items")
-    return [_plain(known[item.id], name, evaluator.unit.fractions) for item in items]
+        got = f"evaluator {named(evaluator)} returned {len(records)} results"
+        raise UserError(f"{got}: return one Record for each of the {len(items)} items")
+    return [_plain(known[item.id], evaluator) for item in items]
 
 
-def _plain(record: Record, name: str, fractions: bool) -> Record:
+def _plain(record: Record, evaluator: Evaluator) -> Record:
     """The record with Python's own numbers, since numpy's would be stored as bytes; nan waits for the item's scorer."""
-    where = f"{name}, item {record.item!r:.60}:"
+    wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
-        raise UserError(f"{where} score and statistics must be numbers")
-    in_range = math.isnan(record.score) or -ROUNDING <= record.score <= 1 + ROUNDING
-    if fractions and not in_range and not record.statistics:
-        raise UserError(f"{where} score {float(record.score):g} must be a fraction of 1")
-    if not isinstance(record.output, str) or record.outcome not in OUTCOMES:
-        raise UserError(f"{where} output must be a text, outcome one of {', '.join(OUTCOMES)}")
+        wrong = "score and statistics must be numbers"
+    elif evaluator.unit.fractions and not record.statistics and not _is_fraction(record.score):
+        wrong = f"score {float(record.score):g} must be a fraction of 1"
+    elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
+        wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"
+    if wrong:
+        raise UserError(f"evaluator {named(evaluator)}, item {record.item!r:.60}: {wrong}")
     return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
+
+
+def _is_fraction(score: float) -> bool:
+    return math.isnan(score) or -ROUNDING <= score <= 1 + ROUNDING
 
 
 # ------------------------------------------------------------ workers
@@ -387,7 +394,7 @@ class EvaluatorWorker(Worker):
     def __init__(self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
         self._evaluators = evaluators
 
-    def answer(self, request: Request) -> Response:
+    def evaluate(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.with_handler(request.handler) if request.handler else evaluator
         evaluator = evaluator.for_recipe(request.recipe)
@@ -424,7 +431,7 @@ class LocalWorkers(Workers):
         self._worker = worker
 
     def put(self, request: Request) -> Response:
-        return self._worker.answer(request)
+        return self._worker.evaluate(request)
 
 
 @component

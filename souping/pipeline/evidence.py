@@ -165,12 +165,14 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
     wholes = [design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)]
     family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
+    bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
+    smallest = family.least if bounded else family.critical * family.errors
     tables = []
-    for (pair, name, _), (a, b), g, least in zip(cells, models, groups, family.least, strict=True):
+    for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
         found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        least = unit().size(float(least))
+        least = unit().size(float(beyond))
         tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
     return tables
 
@@ -260,28 +262,22 @@ def compare_on(
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
     with scores_in(benchmark.evaluator.unit):
-        return _compared(benchmark, soup, ingredients, measured)
-
-
-def _compared(
-    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
-) -> dict[str, Any]:
-    singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
-    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    table = ItemTable.of(benchmark.items, benchmark.objective)
-    pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
-    return {
-        "name": benchmark.name,
-        "evaluator": benchmark.evaluator.title,
-        "unit": asdict(unit()),
-        "items": len(benchmark.items),
-        "groups": len(np.unique(table.groups)),
-        "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
-        "rows": [row(c, measured[c.recipe.id], table) for c in rows],
-        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-        "comparisons": judged([pair.whole() for pair in pairs]),
-        "categories": by_category(pairs),
-    }
+        singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+        rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+        table = ItemTable.of(benchmark.items, benchmark.objective)
+        pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+        return {
+            "name": benchmark.name,
+            "evaluator": benchmark.evaluator.title,
+            "unit": asdict(unit()),
+            "items": len(benchmark.items),
+            "groups": len(np.unique(table.groups)),
+            "coefficients": dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+            "rows": [row(c, measured[c.recipe.id], table) for c in rows],
+            "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
+            "comparisons": judged([pair.whole() for pair in pairs]),
+            "categories": by_category(pairs),
+        }
 
 
 def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:

@@ -247,9 +247,8 @@ def _soce(objective: Objective) -> SoCE:
 def _analyses() -> dict[str, Analysis]:
     """The command line's default."""
     from souping.analysis.consistency import Consistency
-    from souping.analysis.parents import Parents
     from souping.analysis.surface import ResponseSurface
-    from souping.analysis.wins import Wins
+    from souping.analysis.wins import Parents, Wins
 
     return {"consistency": Consistency(), "parents": Parents(), "wins": Wins(), "surface": ResponseSurface()}
 

@@ -11,15 +11,16 @@ from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints import fingerprint
+from souping.checkpoints import MAX_RECIPE, fingerprint
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
 from souping.merge import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
-from souping.merge.local import LocalMerge
-from souping.merge.plan import HUGE, MAX_RECIPE, METHODS, MOST, recipe_from_dict, source
+from souping.merge.kernels import METHODS
+from souping.merge.local import LocalMerge, method_digest
+from souping.merge.plan import HUGE, MOST
 from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
@@ -44,7 +45,7 @@ def merge(settings: MergeSettings) -> Path | None:
         cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
         if not pool.late:
-            return _write(settings, pool.pool, recipe, pool.folders, pool.base, _card(settings, recipe))
+            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, _card(settings, recipe))
         with Throughput("soup") as progress:
             soup, notes = pool.write_late(recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress)
         for note in notes:
@@ -84,7 +85,7 @@ def _check_method(recipe: Recipe) -> None:
     if recipe.method not in METHODS:
         name = shown(recipe.method)
         raise UserError(f"{name} is not a method of souping: name its class, merge._target_=MODULE.CLASS")
-    if source(recipe.method) != made_by:
+    if method_digest(recipe.method) != made_by:
         raise UserError(f"the code of merge.method={recipe.method} is not what made this soup: the file has changed")
 
 
@@ -196,7 +197,7 @@ def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
     if settings.get("by") in (None, "mergekit"):  # those of other backends are theirs to judge
         for key in settings:
             pick(key, RecipeSettings.__annotations__, f"{where}: settings")
-    recipe = recipe_from_dict(table)
+    recipe = Recipe.from_dict(table)
     if recipe.id != table["id"]:
         raise UserError(f"{where}: its content gives id {recipe.id}, not {shown(table['id'])}: the file was edited")
     return recipe, table
@@ -279,10 +280,10 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     Raises:
         UserError: a file is missing or differs.
     """
-    place = scratch_place(pool.pool.soup_bytes)
-    check_space(place, pool.pool.soup_bytes)
+    place = scratch_place(pool.merge_pool.soup_bytes)
+    check_space(place, pool.merge_pool.soup_bytes)
     with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
-        made = pool.pool.write(recipe, Path(folder) / "soup")
+        made = pool.merge_pool.write(recipe, Path(folder) / "soup")
         for path in sorted(made.iterdir()):
             kept = out / path.name
             if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):

@@ -18,17 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import Checkpoint, hub, small
+from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, small
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
-from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings, Progress
+from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
-from souping.core.types import Candidate, Recipe, UserError
+from souping.core.types import Candidate, ProgressCallback, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
-from souping.merge.plan import MAX_RECIPE, recipe_from_dict
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
 from souping.report.progress import Throughput
@@ -75,16 +74,16 @@ class OpenPool:
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.pool = merge.open(self.folders, used)
-        warnings, fingerprints = self.pool.warnings, self.pool.fingerprints
+        self.merge_pool = merge.open(self.folders, used)
+        warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
         self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
         self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
         self._store, self._pickles = store, merge.allow_pickle
         if not self.late:
-            self._note(self.pool.known_folders)
-        self._module, self._scratch = SharedModule(self.pool), ScratchFolder(self.pool)
+            self._note(self.merge_pool.known_folders)
+        self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +91,7 @@ class OpenPool:
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights, ingredients in the pool's order."""
-        recipe = self.pool.recipe(weights)
+        recipe = self.merge_pool.recipe(weights)
         sources = {c.name: c.source for c in self.candidates if c.source and weights.get(c.name)}
         return replace(recipe, sources=sources) if sources else recipe
 
@@ -101,17 +100,17 @@ class OpenPool:
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         """Tokens that end the soup's answers."""
-        return self.pool.eos_token_ids(recipe)
+        return self.merge_pool.eos_token_ids(recipe)
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.pool.architecture_folder, self.folders)
+        return evaluator.for_pool(self.merge_pool.architecture_folder, self.folders)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
 
         def serve(recipe: Recipe) -> LoadedModel:
-            model = LoadedSoup(self.pool, self._module, self._scratch, evaluator.module_settings(), recipe)
+            model = LoadedSoup(self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe)
             # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
             if evaluator.model_form == "folder":
                 _ = model.folder
@@ -124,16 +123,20 @@ class OpenPool:
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and close the merge backend."""
         self._scratch.close()
-        self.pool.close()
+        self.merge_pool.close()
 
     def write_late(
-        self, recipe: Recipe, out: Path, files: Callable[[Recipe], Mapping[str, str]], progress: Progress | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        files: Callable[[Recipe], Mapping[str, str]],
+        progress: ProgressCallback | None = None,
     ) -> tuple[Path, list[str]]:
         """The soup as a folder, with its ingredients hashed as they are read, and notes on their content."""
         from souping.merge.plan import MergePlan
         from souping.merge.writer import write_checkpoint
 
-        plan = self.pool.plan(recipe)
+        plan = self.merge_pool.plan(recipe)
         assert isinstance(plan, MergePlan)
         final: list[Recipe] = []
 
@@ -158,7 +161,7 @@ class OpenPool:
 def _mixture(folder: Path) -> str:
     """{fingerprint of an ingredient: weight} as JSON of a folder with a soup's recipe.json; else empty."""
     try:
-        parts = parts_of(recipe_from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
+        parts = parts_of(Recipe.from_dict(read_json(small(folder / "recipe.json", MAX_RECIPE))))
     except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return ""
     return json.dumps(parts) if all(map(math.isfinite, parts.values())) else ""
@@ -300,6 +303,7 @@ class SharedModule:
         self._pool = pool
         self._settings: ModuleSettings | None = None
         self._loaded: tuple[PreTrainedModel, Pourable] | None = None
+        self._class_ends: int | list[int] | None = None  # what the model's class ends at if no file names a token
         self._soup = ""
 
     def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
@@ -308,14 +312,16 @@ class SharedModule:
             from souping.evaluate.engines.transformers import load_module
 
             self._loaded, self._soup = None, ""  # two modules at once might not fit
-            loaded = load_module(self._pool.architecture_folder, settings)
+            folder = self._pool.architecture_folder
+            loaded = load_module(folder, settings)
             self._loaded, self._settings = (loaded, self._pool.live(loaded)), settings
+            self._class_ends = None if eos_token_ids(folder) else loaded.generation_config.eos_token_id
         module, live = self._loaded
         if self._soup != recipe.fingerprint:
             self._soup = ""
             live.pour(recipe)
-            if ends := self._pool.eos_token_ids(recipe):  # for evaluators that generate with the module's own config
-                module.generation_config.eos_token_id = list(ends)
+            ends = list(self._pool.eos_token_ids(recipe))  # for evaluators that generate with the module's own config
+            module.generation_config.eos_token_id = ends or self._class_ends
             self._soup = recipe.fingerprint
         return module
 

@@ -43,8 +43,8 @@ class PoolActor:
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         return self._process, dict(self._worker.fingerprints)
 
-    def answer(self, request: Request) -> tuple[str, Response]:
-        return self._process, self._worker.answer(request)
+    def evaluate(self, request: Request) -> tuple[str, Response]:
+        return self._process, self._worker.evaluate(request)
 
 
 @component
@@ -126,7 +126,7 @@ class RayWorkers(Workers):
         same = next((actor for actor, other in self._sent.values() if other.recipe == request.recipe), None)
         load = Counter(actor for actor, _ in self._sent.values())
         actor = same if same is not None else min(range(len(self._actors)), key=lambda n: load[n])
-        self._sent[self._actors[actor].answer.remote(request)] = actor, request
+        self._sent[self._actors[actor].evaluate.remote(request)] = actor, request
 
     def take(self) -> tuple[Request, Response]:
         import ray

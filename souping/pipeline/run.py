@@ -13,9 +13,8 @@ import numpy as np
 
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
-from souping.analysis.correlation import few_models, pearson
+from souping.analysis.correlation import few_models, pearson, stability
 from souping.analysis.significance import Power, power_of
-from souping.analysis.stability import stability
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
@@ -138,16 +137,16 @@ class Run(Steps):
         for note in notes:
             self.progress.say(f"note: {note}")
 
-    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         evaluation = self.evaluations[stage.benchmark]
-        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers)
+        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers_per_item)
         measured = evaluation.all_scores(stage.asks, stage.items)
         by_model = {_label(recipe): one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
         return {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
-        scores = self.answer(stage)
+        scores = self.evaluate_stage(stage)
         return {recipe.ingredients[0]: scores[recipe.id] for recipe, _ in stage.asks}
 
     def check_expected(self, stage: Stage) -> None:
@@ -184,7 +183,7 @@ class Run(Steps):
             self.progress.say(f"{ingredients[0]} is the expert for every category: there is nothing to soup")
         else:
             if (stage := self.ingredient_stage(ingredients)) is not None:
-                self.answer(stage)
+                self.evaluate_stage(stage)
             self._announce(ingredients, items)
         self.winner = winner = self.find_weights(self.evaluation, ingredients, items, self._log)
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
@@ -211,7 +210,7 @@ class Run(Steps):
         self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}{by}")
         in_parts = strategy.workload(size, len(items)) is not None  # then the number of soups is not known
         count = None if in_parts else trial_limit(strategy, size, ways, len(items))
-        total = count * len(items) * self.evaluation.answers if count else None
+        total = count * len(items) * self.evaluation.answers_per_item if count else None
         self.progress.stage(SEARCH, items=total, trials=count)
 
     def _log(self, trial: Trial) -> None:
@@ -254,7 +253,7 @@ class Run(Steps):
             self.first_card = card(self.parts)
             if kept is None:
                 self.progress.stage("writing the soup")
-                self.pool.pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
+                self.pool.merge_pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
             else:
                 self.progress.stage("verifying the existing soup")
                 verify(self.pool, recipe, settings.out)
@@ -281,7 +280,7 @@ class Run(Steps):
         dry, items = settings.limit is not None, self.unseen(winner.recipe)
         looks = 1 if dry else self._count_looks(winner.recipe, items)
         self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
-        measured = self.answer(replace(stage, items=items))
+        measured = self.evaluate_stage(replace(stage, items=items))
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
             contenders,
@@ -365,7 +364,7 @@ class Run(Steps):
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
         self.ledger.note_shown((recipe for recipe, _ in stage.asks), stage.items)
-        measured = self.answer(stage)
+        measured = self.evaluate_stage(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
         compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
@@ -376,7 +375,7 @@ class Run(Steps):
         """Evaluate what an analysis needs, then keep what it finds. Whatever goes wrong, the run goes on without it."""
         try:
             if asks := self.lacking(stage):
-                self.answer(replace(stage, asks=asks))
+                self.evaluate_stage(replace(stage, asks=asks))
             self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.asks))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
@@ -418,7 +417,7 @@ class Run(Steps):
                 for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
                 if self.reported and not stored.missing(recipe, self.reported, winner.handler)
             },
-            answers=stored.answers,
+            answers=stored.answers_per_item,
             read=read,
         )
 

@@ -13,19 +13,9 @@ from annotated_types import Interval
 
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.pool import CandidateSource
+from souping.core import protocols
 from souping.core.files import nearby
-from souping.core.protocols import (
-    BenchmarkItems,
-    Component,
-    Correlation,
-    Evaluator,
-    Executor,
-    Objective,
-    ScoreSource,
-    Selector,
-    Strategy,
-    Tracker,
-)
+from souping.core.protocols import Component
 from souping.core.system import __version__
 from souping.core.types import Json, UserError, part
 from souping.merge import MergeBackend
@@ -43,16 +33,16 @@ STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
 KINDS: Mapping[str, Any] = {
     "pool": CandidateSource,
-    "benchmark": BenchmarkItems,
-    "scores": ScoreSource,
-    "selector": Selector,
-    "optimiser": Strategy,
-    "objective": Objective,
-    "evaluator": Evaluator,
+    "benchmark": protocols.BenchmarkItems,
+    "scores": protocols.ScoreSource,
+    "selector": protocols.Selector,
+    "optimiser": protocols.Strategy,
+    "objective": protocols.Objective,
+    "evaluator": protocols.Evaluator,
     "merge": MergeBackend,
-    "tracker": Tracker,
-    "executor": Executor,
-    "correlation": Correlation,
+    "tracker": protocols.Tracker,
+    "executor": protocols.Executor,
+    "correlation": protocols.Correlation,
 }
 """{group: what its choices make}; the annotations of `RunSettings` are held against it by a test."""
 SHARED = ("dtype", "device", "threads", "trust_remote_code")
@@ -70,9 +60,9 @@ class ExtraEntry:
     """Entry of `also`, built; `evaluator` or `benchmark` is None if the entry does not name one."""
 
     name: str
-    evaluator: Evaluator | None = None
-    benchmark: BenchmarkItems | None = None
-    objective: Objective | None = None
+    evaluator: protocols.Evaluator | None = None
+    benchmark: protocols.BenchmarkItems | None = None
+    objective: protocols.Objective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +106,9 @@ class MergeSettings:
     """
 
     pool: CandidateSource
-    optimiser: Strategy
+    optimiser: protocols.Strategy
     merge: MergeBackend
-    tracker: Tracker
+    tracker: protocols.Tracker
     name: str
     seed: int
     recipe: Path | None = None
@@ -167,12 +157,12 @@ class RunSettings(MergeSettings):
     per category and fold.
     """
 
-    benchmark: BenchmarkItems
-    scores: ScoreSource
-    selector: Selector
-    objective: Objective
-    evaluator: Evaluator
-    executor: Executor
+    benchmark: protocols.BenchmarkItems
+    scores: protocols.ScoreSource
+    selector: protocols.Selector
+    objective: protocols.Objective
+    evaluator: protocols.Evaluator
+    executor: protocols.Executor
     stop_after: StopAfter | None
     limit: int | None = None
     throughput: float | None = None
@@ -210,7 +200,7 @@ class RunSettings(MergeSettings):
         return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
 
 
-def items_of(evaluator: Evaluator, benchmark: BenchmarkItems) -> BenchmarkItems:
+def items_of(evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems) -> protocols.BenchmarkItems:
     """The evaluator's own benchmark for `benchmark=own`, if it brings one; else the given one.
 
     Raises:

@@ -82,7 +82,7 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
 class Steps:
     """Steps of a run over a pool. `folds` are empty if the items are not available, `extra` is {name: items}.
 
-    What is implemented here evaluates every stage through `answer` and draws no conclusion, which is what a plan does.
+    What is implemented here evaluates every stage and draws no conclusion, which is what a plan does.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class Steps:
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
 
-    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
         raise NotImplementedError
 
     def check_expected(self, stage: Stage) -> None:
         """Compare the candidates that have an expected score with it."""
-        self.answer(stage)
+        self.evaluate_stage(stage)
 
     def select(self, stage: Stage | None) -> Selection:
         """The ingredients, by the scores of a stage or by published ones."""
@@ -138,7 +138,7 @@ class Steps:
 
     def best_candidate(self, stage: Stage) -> str:
         """Name of the candidate that is best on the search fold; for a plan any of them will do."""
-        self.answer(stage)
+        self.evaluate_stage(stage)
         return self.recipes.names[0]
 
     def freeze(self, selection: Selection, winner: SearchResult) -> None:
@@ -146,11 +146,11 @@ class Steps:
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold."""
-        self.answer(stage)
+        self.evaluate_stage(stage)
 
     def extra_benchmark(self, stage: Stage) -> None:
         """Score the frozen soup and its ingredients on another benchmark."""
-        self.answer(stage)
+        self.evaluate_stage(stage)
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Make one analysis; the soups that it needs answer the search fold in `stage`."""
@@ -224,7 +224,16 @@ class Steps:
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         run = self.settings
-        return find_weights(run.optimiser, run.objective, run.seed, self.recipes, evaluation, ingredients, items, log)
+        return find_weights(
+            strategy=run.optimiser,
+            objective=run.objective,
+            seed=run.seed,
+            pool=self.recipes,
+            evaluation=evaluation,
+            ingredients=ingredients,
+            items=items,
+            log=log,
+        )
 
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})

@@ -89,7 +89,7 @@ class Row(NamedTuple):
     """Answer with one of its scores, as the store keeps them."""
 
     score: float
-    statistics: str
+    statistics: tuple[float, ...]
     output: str
     outcome: Outcome
     reason: str
@@ -103,7 +103,7 @@ class Row(NamedTuple):
             item=item.id,
             score=self.score if scored else math.nan,
             output=self.output,
-            statistics=tuple(json.loads(self.statistics)) if scored and self.statistics else (),
+            statistics=self.statistics if scored else (),
             outcome=self.outcome,
             reason=self.reason,
             replicate=replicate,
@@ -211,10 +211,10 @@ class Store:
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
-        """SQLite's errors in words, with the command that saves the rest of a damaged file."""
+        """Errors of SQLite and of damaged rows in words, with the command that saves the rest of a damaged file."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, json.JSONDecodeError) as error:
             if verb != "open" and self._inode() != self._file:
                 raise UserError(self._removed()) from error
             text = f"store.path={self.path}: cannot {verb} the results store: {error}"
@@ -249,8 +249,9 @@ class Store:
                 "WHERE soup = ? AND evaluator = ?",
                 (row_number(soup), row_number(evaluator)),
             )
-            for question, replicate, block, scorer, *row in rows:
-                stored.take(question, replicate, block, scorer, Row(*row))
+            for question, replicate, block, scorer, score, statistics, *row in rows:
+                counts = tuple(json.loads(statistics)) if statistics else ()
+                stored.take(question, replicate, block, scorer, Row(score, counts, *row))
         return stored
 
     def add(

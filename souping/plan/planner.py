@@ -31,19 +31,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
 from souping.merge.writer import StandIns
-from souping.pipeline.checks import (
-    check_pool,
-    cut_folds,
-    flat_categories,
-    machine_facts,
-    missing,
-    model_sizes,
-    not_measured,
-    once,
-    refusals,
-    requirements_of,
-    run_notes,
-)
+from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
@@ -107,30 +95,30 @@ class CountedSteps(Steps):
         self.stages: list[PlannedStage] = []
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
-    def answer(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         todo = sum(self._count(recipe, handler, stage) for recipe, handler in stage.asks)
         self._add(stage, (len(stage.asks),) * 2, (len(stage.asks) * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
         if stage is not None:
-            self.answer(stage)
+            self.evaluate_stage(stage)
         return Selection(ingredients=self.ingredients)
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
-            self.answer(first)
+            self.evaluate_stage(first)
         items, size = self.folds.get("search", ()), len(ingredients)
         stage = Stage(name=SEARCH, asks=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
-            self.answer(replace(stage, asks=tuple(self._trials(ingredients, stored))))
+            self.evaluate_stage(replace(stage, asks=tuple(self._trials(ingredients, stored))))
         else:
             expected, most = (stored.cost.items,) * 2 if stored else workload
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
-            answers = self.evaluations[""].answers
+            answers = self.evaluations[""].answers_per_item
             todo = (0, 0) if stored else (expected * answers, most * answers)
             self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
@@ -138,10 +126,10 @@ class CountedSteps(Steps):
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:
-            self.answer(stage)
+            self.evaluate_stage(stage)
 
     def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
-        answers = self.evaluations[stage.benchmark].answers
+        answers = self.evaluations[stage.benchmark].answers_per_item
         self.stages.append(
             PlannedStage(
                 name=stage.name,
@@ -157,7 +145,7 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers)]
+        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)]
         key = f"unknown {handler} {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
@@ -245,9 +233,9 @@ class _Planner:
         self.pool: RecipeSource = NamedPool(names=names)
 
     def plan(self) -> Plan:
-        plan = Plan(run=self.run, machine=machine_facts())
+        plan = Plan(run=self.run, machine=checks.machine_facts())
         if self.run.selects_from_table:
-            self.faults += map(str, refusals(self.run, {}, ()))
+            self.faults += map(str, checks.refusals(self.run, {}, ()))
             self._select(plan)
             plan.notes = self._notes(plan, None)
         else:
@@ -259,14 +247,14 @@ class _Planner:
 
     def _plan_evaluations(self, plan: Plan) -> None:
         """Items, pool, selection and stages, each as far as it is available here."""
-        plan.models = model_sizes(self.run)
+        plan.models = checks.model_sizes(self.run)
         with self._attempt():
             self.extra = extra_benchmarks(self.run.also, self.run.evaluator, self.run.limit)
         folds = self._folds()
         outlined = None if folds else self._outlined()
         cut = folds or outlined
         asked = [(one, items) for one, items in self._evaluators(self.items).values()]
-        for error in refusals(self.run, cut.items if cut else {}, asked):
+        for error in checks.refusals(self.run, cut.items if cut else {}, asked):
             self._refused(error)
         if not any(model.trouble or model.download for model in plan.models):
             self._open(asked)
@@ -276,8 +264,8 @@ class _Planner:
         plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
-        plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
-        plan.missing = once([*missing(self.run, plan.models, plan.machine, evaluators), *self.lacking])
+        plan.requirements = checks.requirements_of(self.run, plan.models, plan.machine, evaluators)
+        plan.missing = checks.once([*checks.missing(self.run, plan.models, plan.machine, evaluators), *self.lacking])
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
@@ -309,20 +297,20 @@ class _Planner:
                 self._refused(error)
             return None
         with self._attempt():
-            return cut_folds(self.run, self.items)
+            return checks.cut_folds(self.run, self.items)
         self.items = ()
         return None
 
     def _outlined(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
         items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
-        return cut_folds(self.run, items) if items else None
+        return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
         run = self.run
         try:
             pool = open_unhashed(run, self.store)
-            check_pool(run, pool, asked)
+            checks.check_pool(run, pool, asked)
         except (UserError, OSError) as error:
             self.faults.append(error_text(error))
             return
@@ -341,7 +329,7 @@ class _Planner:
         run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
         try:
             if run.scores.published:
-                plan.scores, plan.basis = run.scores.matrix(names, not_measured), "published scores"
+                plan.scores, plan.basis = run.scores.matrix(names, checks.not_measured), "published scores"
             else:
                 plan.basis, plan.sizes = "scores that must be measured first", run.selector.sizes(len(names))
                 evaluation = self._evaluation(run.evaluator)
@@ -359,9 +347,9 @@ class _Planner:
 
     def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
-        flat = flat_categories(plan.scores) if plan.scores is not None else []
+        flat = checks.flat_categories(plan.scores) if plan.scores is not None else []
         found = self.run.pool.trajectory
-        notes = [*(found.sentences if found else []), *run_notes(self.run, self.opened, folds), *flat]
+        notes = [*(found.sentences if found else []), *checks.run_notes(self.run, self.opened, folds), *flat]
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:

@@ -71,7 +71,7 @@ def _limit(value: Json, sign: bool) -> str:
 
 def limits(pair: Mapping[str, Json]) -> str:
     """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
-    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True)}"
+    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True) or 'without limits'}"
 
 
 def level(pair: Mapping[str, Json]) -> str:

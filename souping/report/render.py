@@ -18,18 +18,7 @@ from souping.report import tables
 from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
 from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
-from souping.report.tables import (
-    Report,
-    Row,
-    Section,
-    TableCell,
-    TableGrid,
-    experts,
-    gate,
-    overview,
-    sentences,
-    widened,
-)
+from souping.report.tables import Report, Row, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -231,18 +220,18 @@ LONGEST = 4000
 
 def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    lines = [headline(report), *losses(report), widened(report)]
-    return plain_table(tables.summary(report) if entries(report, "rows") else experts(report), lines)
+    lines = [headline(report), *losses(report), tables.widened(report)]
+    return plain_table(tables.summary(report) if entries(report, "rows") else tables.experts(report), lines)
 
 
 def gate_table(report: Report) -> Table:
     """Figures of the baseline gate."""
-    return plain_table(gate(report))
+    return plain_table(tables.gate(report))
 
 
 def also_table(report: Report) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
-    return plain_table(overview(report), list(sentences(report)))
+    return plain_table(tables.overview(report), list(tables.sentences(report)))
 
 
 def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:

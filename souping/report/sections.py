@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from souping.core.types import elements, entries, number, part, texts
 from souping.core.unit import gain, unit
 from souping.report import tables, trajectory
-from souping.report.alternatives import alternatives
 from souping.report.format import (
     clean,
     count,
@@ -113,7 +112,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
         _gains(report),
         _also(report),
         _landscape(report, trials),
-        alternatives(report),
+        _alternatives(report),
     )
     last = (_gate(report), _cost(report), _provenance(report))
     return nonempty((*run, _experts(report), *analysis_sections(report), *last))
@@ -166,8 +165,8 @@ def losses(report: Report) -> list[str]:
     if not pairs:
         return []
     head = (
-        f"Against {clean(lost.get('against'))}, the best single, the soup is above in {count(lost.get('above'))} of "
-        f"{count(len(pairs))} categories, below in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
+        f"Against {clean(lost.get('against'))}, the best single, the soup is better in {count(lost.get('above'))} of "
+        f"{count(len(pairs))} categories, worse in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
     )
     if not number(lost.get("below")):
         return [f"{head} {_least(pairs)}".strip()]
@@ -385,14 +384,34 @@ def searched(search: Row) -> list[str]:
     return lines
 
 
+def _alternatives(report: Report) -> Section | None:
+    """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
+    rows_of_soup = [row for row in entries(report, "rows") if row.get("kind") == "soup"]
+    soup = number(part(rows_of_soup[0], "objective").get("mean")) if rows_of_soup else None
+    found = {name: part(report, name) for name in ("router", "oracle")}
+    if soup is None or not found["router"]:
+        return None
+    labels = {"router": "the best ingredient of each category", "oracle": "the best answer to each item"}
+    rows = [["soup", score(soup), "1", "1"]]
+    for name, one in found.items():
+        cost = [count(one.get("models")), count(one.get("answers"))]
+        rows.append([f"{name}: {labels[name]}", score(one.get("score")), *cost])
+    optimism = points(report.get("optimism"), sign=True)
+    lines = (
+        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
+        "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
+    )
+    header = ("", unit().heading("score"), "models in memory", "answers per request")
+    return Section("What the soup is up against", lines, grids=(grid(header, rows),))
+
+
 # Analyses: each registers how it is shown in its own module.
 
 MODULES = (
     "souping.analysis.consistency",
-    "souping.analysis.parents",
+    "souping.analysis.wins",
     "souping.analysis.shapley",
     "souping.analysis.surface",
-    "souping.analysis.wins",
     "souping.paper.reproduction",
 )
 """Modules of this package that register a display."""

@@ -440,24 +440,20 @@ def _objectives(entry: Row) -> dict[str, TableCell]:
 def differences(entry: Row) -> TableGrid:
     """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
     with scores_in(unit_of(entry)):
-        return _differences(entry)
-
-
-def _differences(entry: Row) -> TableGrid:
-    pairs = entries(entry, "comparisons")
-    pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
-    lines = [
-        (
-            clean(pair.get("b")),
-            clean(pair.get("category")) or "all",
-            *_figures(pair),
-            f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
-            _word(pair),
-        )
-        for pair in pairs
-    ]
-    header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
-    return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
+        pairs = entries(entry, "comparisons")
+        pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
+        lines = [
+            (
+                clean(pair.get("b")),
+                clean(pair.get("category")) or "all",
+                *_figures(pair),
+                f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
+                _word(pair),
+            )
+            for pair in pairs
+        ]
+        header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
+        return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
 def _figures(pair: Row) -> tuple[str, ...]:

@@ -16,12 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core import simplex
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.core.unit import unit
-from souping.search.points import Grid, LimitedStrategy, anchors, endings
+from souping.search.points import Grid, LimitedStrategy, anchors, endings, grid, grid_size, scattered, spread, vertices
 
 FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
@@ -76,13 +75,13 @@ class Adaptive(LimitedStrategy):
     def _points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
         """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
         bounds = self.step, self.step, round(1 - self.step, 12)
-        inner = simplex.spread(simplex.grid(size, *bounds)) if simplex.grid_size(size, *bounds) <= LISTED else []
+        inner = spread(grid(size, *bounds)) if grid_size(size, *bounds) <= LISTED else []
         points = dict.fromkeys(anchors(size) + inner[: POINTS // 2 if size >= MANY else None])
         if inner and size < MANY:
             return list(points)[:POINTS]
         rank = np.zeros(size) if merits is None else np.argsort(np.argsort(-merits, kind="stable"))
         odds = FADING**rank / np.sum(FADING**rank)
-        for point in itertools.islice(simplex.scattered(size, self.step, odds), 20 * POINTS):  # a coarse step has few
+        for point in itertools.islice(scattered(size, self.step, odds), 20 * POINTS):  # a coarse step has few
             points[point] = None
             if len(points) >= max(POINTS, 3 * size):
                 break
@@ -121,9 +120,11 @@ class AdaptiveSearch(Optimiser):
         self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients)
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
-        self._why = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
+        self._stop_reason = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
+        self._usual = usual_scores(space.singles) if space.singles is not None else np.zeros(len(space.categories))
         if space.singles is not None:
-            for values, vertex in zip(space.singles, simplex.vertices(len(space.ingredients)), strict=True):
+            singles = space.singles - self._usual
+            for values, vertex in zip(singles, vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
                     self._model.observe(self._numbers[vertex], slice(None), values)
@@ -134,7 +135,7 @@ class AdaptiveSearch(Optimiser):
         self._model.fit()
 
     def ask(self) -> Cell | None:
-        if not self._why and (cell := self._next()) is not None:
+        if not self._stop_reason and (cell := self._next()) is not None:
             return cell
         if self._open:
             return None
@@ -146,14 +147,14 @@ class AdaptiveSearch(Optimiser):
         """The cell that most sharpens who leads; None, with the reason noted, where exploring ends."""
         model = self._model
         leader, rivals, urgency = expected_improvement(*model.objective(), RIVALS)
-        self._why = self._ending(leader, rivals)
-        if self._why:
+        self._stop_reason = self._ending(leader, rivals)
+        if self._stop_reason:
             return None
         soup, chosen = self._choose(leader, rivals, urgency)
         coming = [(c, int(model.left[soup, c].argmax())) for c in chosen]
         items = [int(i) for c, b in coming for i in model.blocks[c][b]]
         if not self._affords(len(items) + len(model.rest(leader))):
-            self._why = "the budget ends"
+            self._stop_reason = "the budget ends"
             return None
         model.asked[soup, chosen, [b for _, b in coming]] = True
         return self._open_cell(soup, items)
@@ -180,7 +181,7 @@ class AdaptiveSearch(Optimiser):
         worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
         order = np.argsort(-worth / price, 1, kind="stable")
         gain, items = (np.cumsum(np.take_along_axis(part, order, 1), 1) for part in (worth, price))
-        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.block), -1.0)
+        ratio = np.where(np.isfinite(items), gain / np.maximum(items, self._space.full_batch), -1.0)
         if self._space.whole:
             ratio[:, :-1] = -1.0
         soup = int(np.argmax(ratio.max(1)))
@@ -210,7 +211,7 @@ class AdaptiveSearch(Optimiser):
     def tell(self, cell: Cell, result: Result) -> None:
         self._open.remove(cell)
         items = slice(None) if cell.items is None else list(cell.items)
-        self._model.observe(self._numbers[cell.weights], items, result.values)
+        self._model.observe(self._numbers[cell.weights], items, result.values - self._usual[items])
         if self._model.known >= GROWTH * self._fitted:
             self._refit()
 
@@ -219,7 +220,7 @@ class AdaptiveSearch(Optimiser):
         known = np.isfinite(self._model.values)
         if not known.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
-        done = np.flatnonzero(known.all(1) if self._why and known.all(1).any() else known.any(1))
+        done = np.flatnonzero(known.all(1) if self._stop_reason and known.all(1).any() else known.any(1))
         mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 
@@ -231,11 +232,21 @@ class AdaptiveSearch(Optimiser):
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
         more = unit().size(self._model.finishing_gain(np.array([leader, *rivals])))
         return {
-            "stopped": self._why or "a limit of the run",
+            "stopped": self._stop_reason or "a limit of the run",
             "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
             "indistinguishable_count": len(alike),
             "finishing_gain": round(unit().scale * more, 3),
         }
+
+
+def usual_scores(singles: FloatArray) -> FloatArray:
+    """What to take from each item's scores [I], by those of single models [K, I]: their mean, where scores are no
+    fractions of 1.
+
+    Texts differ in their losses far more than models do, and the surrogate's noise is that of right and wrong answers.
+    """
+    inside = singles.min() >= 0 and singles.max() <= 1
+    return np.zeros(singles.shape[1]) if inside else np.asarray(singles.mean(0))
 
 
 def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:

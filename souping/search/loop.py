@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from souping.core import simplex
 from souping.core.protocols import Objective, Optimiser, RecipeEvaluator, Strategy
 from souping.core.scores import value
 from souping.core.text import named
@@ -26,7 +25,9 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    check_weights,
 )
+from souping.search.points import vertices
 
 
 @dataclass(kw_only=True)
@@ -112,7 +113,7 @@ def find_weights(
         groups=tuple(item.group for item in items),
         coefficients=dict(zip(names, objective.coefficients(names).tolist(), strict=True)),
         singles=np.array(known) if known else None,
-        block=evaluation.block,
+        full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
@@ -124,7 +125,7 @@ def find_weights(
             raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    scores = dict(zip(simplex.vertices(len(ingredients)), known, strict=False))
+    scores = dict(zip(vertices(len(ingredients)), known, strict=False))
     return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
 
 
@@ -168,8 +169,11 @@ class SearchRun:
         known: Mapping[Weights, FloatArray] | None = None,
     ) -> None:
         """`known` are scores [I] of soups that were evaluated before, such as single ingredients."""
+        self._name = f"optimiser {named(strategy)}"
+        names = list(dict.fromkeys(item.category for item in items))
+        self._coefficients = dict(zip(names, objective.coefficients(names).tolist(), strict=True))
         self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
-        self._evaluation, self._items, self._objective, self._log = evaluation, tuple(items), objective, log
+        self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, OpenCell] = {}
@@ -205,7 +209,7 @@ class SearchRun:
             cell = self._optimiser.ask()
             if cell is None:
                 return
-            _check_cell(cell, self._strategy, len(self._items))
+            _check_cell(cell, self._name, len(self._items))
             if not self._admits(cell):
                 self._ended = True
                 return
@@ -297,11 +301,13 @@ class SearchRun:
     def _result(self, values: FloatArray) -> Result:
         """The means of scores [I] that are nan where there is none."""
         known = np.flatnonzero(np.isfinite(values))
-        means: dict[str, list[float]] = {item.category: [] for item in self._items}
+        means: dict[str, list[float]] = {name: [] for name in self._coefficients}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
-        objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
+        objective = math.nan
+        if len(categories) == len(means):
+            objective = float(np.array([*self._coefficients.values()]) @ np.array([*categories.values()]))
         return Result(objective=objective, categories=categories, items=len(known), values=values)
 
     def _winner(self) -> Trial:
@@ -323,16 +329,15 @@ class SearchRun:
         return soup.trial
 
 
-def _check_cell(cell: Cell, strategy: Strategy, items: int) -> None:
+def _check_cell(cell: Cell, name: str, items: int) -> None:
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
         UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
     """
-    name = f"optimiser {named(strategy)}"
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    simplex.check_weights(cell.weights, f"{name}: weights")
+    check_weights(cell.weights, f"{name}: weights")
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:

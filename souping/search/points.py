@@ -1,4 +1,5 @@
-"""Weight searches over points: the grid, the uniform point, weights given by hand, and the greedy soup.
+"""Points of the weight simplex (K non-negative weights that sum to one), and searches over them: the grid, the
+uniform point, weights given by hand, Nevergrad, and the greedy soup.
 
 `Search` is the base of the optimisers that evaluate whole folds: points to evaluate, their results, the best of them.
 The greedy soup is recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets
@@ -9,19 +10,106 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+from math import comb
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from annotated_types import Interval
 
-from souping.core import simplex
 from souping.core.fields import Count, component, pick
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights
+from souping.core.types import Cell, FloatArray, Result, SearchSpace, UserError, Weights, check_weights
 
 if TYPE_CHECKING:
     from nevergrad.optimization.base import Optimizer
     from nevergrad.parametrization.core import Parameter
+
+
+def vertices(size: int) -> list[Weights]:
+    """The K single ingredients."""
+    return [tuple(float(i == j) for j in range(size)) for i in range(size)]
+
+
+def uniform(size: int) -> Weights:
+    return (1.0 / size,) * size
+
+
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write `total` as an ordered sum of `parts` positive integers (stars and bars)."""
+    for cuts in combinations(range(1, total), parts - 1):
+        edges = (0, *cuts, total)
+        yield tuple(b - a for a, b in pairwise(edges))
+
+
+def grid(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float = 0.9) -> list[Weights]:
+    """The paper's points (section 3, step 4): w_i in {minimum, minimum + step, .., maximum}, sum 1.
+
+    With the defaults there are C(9, K-1) of them. Weights are exact multiples of the step, rounded to 12 digits so
+    that 0.1 * 3 is written 0.3. Empty when no point exists (K > 10 with the defaults).
+    """
+    whole, low, high = _units(step, minimum, maximum)
+    shifted = whole - size * (low - 1)
+    if shifted < size:
+        return []
+    counts = (tuple(c + low - 1 for c in cut) for cut in compositions(shifted, size))
+    return [tuple(round(c / whole, 12) for c in count) for count in counts if max(count) <= high]
+
+
+def grid_size(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float = 0.9) -> int:
+    """An upper bound of the number of grid points, without listing them (exact where `maximum` does not bind)."""
+    whole, low, _ = _units(step, minimum, maximum)
+    shifted = whole - size * (low - 1)
+    return comb(shifted - 1, size - 1) if shifted >= size else 0
+
+
+def check_step(step: float, key: str = "optimiser.step") -> None:
+    """Raises UserError unless `step` divides 1 into 2 to 10,000 parts."""
+    if not 1e-4 <= step <= 0.5 or abs(1 / step - round(1 / step)) > 1e-6:
+        raise UserError(f"{key}={step} must divide 1, and be from 0.0001 to 0.5")
+
+
+def _units(step: float, minimum: float, maximum: float) -> tuple[int, int, int]:
+    """(steps in 1, steps in minimum, steps in maximum); a step that does not divide them is the user's error."""
+    check_step(step)
+    if not 0 < minimum <= maximum <= 1:
+        raise UserError(f"optimiser.minimum={minimum} and maximum={maximum} must be ordered, above 0 and at most 1")
+    counts = [value / step for value in (1.0, minimum, maximum)]
+    if any(abs(c - round(c)) > 1e-6 for c in counts):
+        raise UserError(f"optimiser.step={step} must divide 1, minimum={minimum} and maximum={maximum}")
+    return round(counts[0]), round(counts[1]), round(counts[2])
+
+
+def spread(points: Sequence[Weights]) -> list[Weights]:
+    """Order points so that every prefix covers the simplex: farthest from all before it comes next.
+
+    Greedy maximin (Gonzalez 1985), starting at the point nearest the centre; ties go to the earlier point.
+    """
+    table = np.array(points, dtype=float)
+    if len(table) < 3:
+        return list(points)
+    first = int(np.argmin(((table - table.mean(axis=0)) ** 2).sum(axis=1).round(12)))
+    order, distance = [first], ((table - table[first]) ** 2).sum(axis=1)
+    while len(order) < len(table):
+        distance[order[-1]] = -1.0
+        order.append(int(np.argmax(distance.round(12))))
+        distance = np.minimum(distance, ((table - table[order[-1]]) ** 2).sum(axis=1))
+    return [points[i] for i in order]
+
+
+def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
+    """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
+    steps. They cover a simplex that is too large for a grid."""
+    random, whole = np.random.default_rng(0), round(1 / step)
+    while True:
+        members = random.choice(size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds)
+        cuts = np.sort(random.choice(whole - 1, len(members) - 1, replace=False)) + 1
+        row = np.zeros(size)
+        row[members] = np.diff([0, *cuts, whole])
+        yield tuple((row / whole).round(12).tolist())
+
+
+# ------------------------------------------------------------ searches
 
 
 @dataclass
@@ -77,7 +165,7 @@ class Grid(LimitedStrategy):
     maximum: float | None = None
 
     def __post_init__(self) -> None:
-        simplex.grid_size(2, *self.bounds)
+        grid_size(2, *self.bounds)
 
     @property
     def bounds(self) -> tuple[float, float, float]:
@@ -91,9 +179,9 @@ class Grid(LimitedStrategy):
         Raises:
             UserError: the grid is empty, or has more than a million points.
         """
-        if simplex.grid_size(size, *self.bounds) > 1_000_000:
+        if grid_size(size, *self.bounds) > 1_000_000:
             raise UserError(f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step")
-        inner = simplex.grid(size, *self.bounds)
+        inner = grid(size, *self.bounds)
         if not inner:
             raise UserError(
                 f"optimiser=grid has no point for {size} ingredients with step={self.step}, minimum={self.bounds[1]}, "
@@ -101,7 +189,7 @@ class Grid(LimitedStrategy):
             )
         known = anchors(size)
         rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
-        return known + simplex.spread([point for point in inner if tuple(round(w, 9) for w in point) not in rounded])
+        return known + spread([point for point in inner if tuple(round(w, 9) for w in point) not in rounded])
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients))[: self.trials])
@@ -111,7 +199,7 @@ class Grid(LimitedStrategy):
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
-        on_grid = len(simplex.grid(size, *self.bounds))
+        on_grid = len(grid(size, *self.bounds))
         made = f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
         return ", ".join([made, *endings(self)])
 
@@ -124,7 +212,7 @@ class Uniform(LimitedStrategy):
         return Search(self.known_points(len(space.ingredients)))
 
     def known_points(self, size: int) -> list[Weights]:
-        return [simplex.uniform(size)]
+        return [uniform(size)]
 
     def count(self, size: int) -> int | None:
         return 1
@@ -140,7 +228,7 @@ class Fixed(LimitedStrategy):
     weights: list[float]
 
     def __post_init__(self) -> None:
-        simplex.check_weights(self.weights)
+        check_weights(self.weights)
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         """One point.
@@ -177,7 +265,7 @@ def endings(strategy: Strategy) -> list[str]:
 
 def anchors(size: int) -> list[Weights]:
     """The uniform soup and the single ingredients: every search knows them."""
-    return [simplex.uniform(size), *simplex.vertices(size)]
+    return [uniform(size), *vertices(size)]
 
 
 @component
@@ -201,7 +289,7 @@ class GreedySearch(Search):
     """Search whose state is its points and results: each `ask` walks the recipe again as far as the results reach."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(simplex.vertices(size))
+        super().__init__(vertices(size))
         self._size = size
 
     def ask(self) -> Cell | None:
@@ -235,7 +323,7 @@ class GreedySearch(Search):
 
     def _order(self) -> list[int]:
         """Ingredients by their own result, best first; equal ones in the pool's order, those without a result last."""
-        corners = simplex.vertices(self._size)
+        corners = vertices(self._size)
         return sorted(range(self._size), key=lambda i: -self._score(corners[i]))
 
     def _score(self, weights: Weights) -> float:
@@ -250,7 +338,7 @@ class GreedySearch(Search):
 
 @component
 class Nevergrad(LimitedStrategy):
-    """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
+    """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised
 
     `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:
     a choice among the grid's points.
@@ -262,7 +350,7 @@ class Nevergrad(LimitedStrategy):
     trials: Count | None = 40
 
     def __post_init__(self) -> None:
-        simplex.check_step(self.step)
+        check_step(self.step)
         if self.trials is None and self.budget is None:
             raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
         _registered(self.name)
@@ -294,7 +382,7 @@ def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     from nevergrad import p
 
     if parametrisation == "lattice":
-        points = simplex.grid(size, step, step, 1 - step)
+        points = grid(size, step, step, 1 - step)
         if not points:
             raise UserError(f"optimiser.step={step} has no lattice point for {size} ingredients; lower it")
         return p.TransitionChoice(points)

@@ -12,9 +12,8 @@ import pytest
 
 from souping.analysis import NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
-from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
-from souping.analysis.wins import Wins
+from souping.analysis.wins import Parents, Wins
 from souping.core.types import FloatArray, Item, Recipe, Record, UserError
 from tests.support.analyses import NAMES, recipe_of, run_of, skills, voting
 

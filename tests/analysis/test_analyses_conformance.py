@@ -10,10 +10,9 @@ import pytest
 
 from souping.analysis import Analysis, NotEstimableError
 from souping.analysis.consistency import Consistency
-from souping.analysis.parents import Parents
 from souping.analysis.shapley import Shapley
 from souping.analysis.surface import ResponseSurface
-from souping.analysis.wins import Wins
+from souping.analysis.wins import Parents, Wins
 from souping.report.files import as_json
 from souping.report.render import markdown, page
 from souping.report.sections import DISPLAYS, drawings

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from souping.analysis.correlation import kendall, pearson
-from souping.analysis.stability import THRESHOLDS, GroupSums, disattenuated, reliability, stability
+from souping.analysis.correlation import THRESHOLDS, GroupSums, disattenuated, kendall, pearson, reliability, stability
 from souping.core.protocols import Selector
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection

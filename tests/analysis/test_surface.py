@@ -10,7 +10,7 @@ import pytest
 
 from souping.analysis import NotEstimableError
 from souping.analysis.surface import ResponseSurface, SurfaceBand, band
-from souping.core.simplex import grid, uniform, vertices
+from souping.search.points import grid, uniform, vertices
 from tests.support.analyses import run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *grid(3, 0.1)])

@@ -23,8 +23,8 @@ from souping.checkpoints import (
 )
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
+from souping.merge.alignment import plan
 from souping.merge.local import LocalMerge
-from souping.merge.planner import plan
 from tests.support.checkpoints import family, random_tensors, raw_file, save, simple
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

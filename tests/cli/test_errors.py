@@ -161,6 +161,12 @@ def test_a_mistyped_folder_that_could_be_a_hub_name_has_a_near_miss(family: Path
     souping(*words[:1], words[1].replace("runs/modle-a", "./runs/modle-a"), *words[2:]).refused("mean runs/model-a?")
 
 
+def test_a_candidate_that_is_a_link_to_itself(family: Path, souping: Cli, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    words = ["+experiment=merge", f"pool.candidates=[loop,{family / 'bee'}]", "optimiser.weights=[0.5,0.5]"]
+    souping(*words).refused("candidate loop", "is not a folder")
+
+
 def test_errors_by_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert format_error(UserError("optimiser.step=2 is too much")) == ("optimiser.step=2 is too much", 2)
     assert format_error(MemoryError("no"))[1] == 2

@@ -87,7 +87,7 @@ def taken(plain: Mapping[str, Any], where: Path) -> bool:
         if isinstance(run, RunSettings):
             run.selector.check(4, 3, 3)
             _ = run.selector.sizes(3), run.selector.label, run.evaluator.settings, run.evaluator.title
-            _ = run.evaluator.host, run.evaluator.answers, run.benchmark.title, run.objective.name
+            _ = run.evaluator.host, run.evaluator.answers_per_item, run.benchmark.title, run.objective.name
     except UserError as error:
         refused = error
     if refused is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.core import simplex
+from souping.search import points as simplex
 from souping.search.points import Grid
 from tests.conftest import ROOT, Cli, pool_of
 from tests.support.composition import compose

@@ -306,6 +306,8 @@ def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_c
     assert look()["looks"] == 2
     assert look("--margin", "3")["looks"] == 3
     souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused("--store")
+    (finished_copy / "config.yaml").write_text("store: {path")
+    souping("compare", "base=run:uniform_all", "soup=run").refused("config.yaml")
 
 
 # What it needs

@@ -173,7 +173,7 @@ def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
-    assert (twice.answers, DRAWN.answers, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
+    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
 
 
 def test_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu(family: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
             poured = {k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()}
-            kitchen.pool.write(recipe, tmp_path / str(number))
+            kitchen.merge_pool.write(recipe, tmp_path / str(number))
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)

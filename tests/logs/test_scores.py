@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.stability import stability
+from souping.analysis.correlation import stability
 from souping.core.types import ScoreMatrix, UserError
 from souping.logs.scores import LogScores
 from souping.selection import All

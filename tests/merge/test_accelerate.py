@@ -199,10 +199,10 @@ def test_nothing_outlives_a_killed_run_or_launcher(
 ) -> None:
     saved = planned(pool).save(tmp_path / "plan.json")
     code = (
-        "import sys; from pathlib import Path; from souping.merge import accelerate, planner\n"
+        "import sys; from pathlib import Path; from souping.merge import accelerate, alignment\n"
         "start, (saved, held, out) = accelerate.launcher, sys.argv[1:]\n"
         "accelerate.launcher = lambda *a: [*start(*a)[:-2], held]\n"
-        "accelerate.AccelerateMerge(num_processes=2).write(planner.load_plan(Path(saved)), Path(out))\n"
+        "accelerate.AccelerateMerge(num_processes=2).write(alignment.load_plan(Path(saved)), Path(out))\n"
     )
     command = [sys.executable, "-c", code, str(saved), str(tmp_path / "held.py"), str(tmp_path / "soup")]
     run = subprocess.Popen(command, env=package_environment(), stderr=subprocess.PIPE, text=True)

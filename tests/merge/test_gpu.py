@@ -21,7 +21,7 @@ from tests.merge.test_accelerate import contents, planned, siblings, spoil, stag
 
 
 def test_torch_on_this_processor_agrees() -> None:
-    assert kernels.agrees(torch.device("cpu"))
+    assert accelerate.agrees(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("broken", ["add_", "to"])
@@ -40,7 +40,7 @@ def test_a_device_that_rounds_otherwise_is_found_out(
         return to(self, *arguments)
 
     monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut}[broken])
-    assert not kernels.agrees(torch.device("cpu"))
+    assert not accelerate.agrees(torch.device("cpu"))
     monkeypatch.setattr(accelerate, "agrees", lambda _: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     accelerate.log.disabled = False
@@ -63,7 +63,7 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     with np.errstate(all="ignore"):
         total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
         wanted = kernels.narrow(total, dtype)
-    got, finite = kernels.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
+    got, finite = accelerate.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
     assert got.numpy().tobytes() == wanted.tobytes()
     assert bool(finite) == kernels.finite(wanted, dtype)
 
@@ -141,5 +141,5 @@ def test_a_single_rank_writes_with_its_gpu_in_the_run_itself(
 @pytest.mark.parametrize("case", CASES)
 def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
     device = torch.device("cuda", 0)
-    assert kernels.agrees(device)
+    assert accelerate.agrees(device)
     check_gpu(case, device, tmp_path)

@@ -15,8 +15,22 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.header import size_of
 from souping.core.types import UserError
-from souping.merge.kernels import Raw, _engine, delta, fma, linear, mix_block, narrow, native, store, widen
-from souping.merge.plan import METHODS, check_count, slerp_weights, stock_weights
+from souping.merge.kernels import (
+    METHODS,
+    Raw,
+    _engine,
+    check_method,
+    delta,
+    fma,
+    linear,
+    mix_block,
+    narrow,
+    native,
+    slerp_weights,
+    stock_weights,
+    store,
+    widen,
+)
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
@@ -152,7 +166,7 @@ def test_model_stock_of_agreeing_and_of_unrelated_models() -> None:
 @pytest.mark.parametrize(("name", "count"), [("slerp", 3), ("model_stock", 1)])
 def test_methods_say_how_many_models_they_take(name: str, count: int) -> None:
     with pytest.raises(UserError, match=rf"merge\.method={name} needs"):
-        check_count(name, count)
+        check_method(name, (1.0,) * count)
 
 
 @pytest.mark.parametrize(

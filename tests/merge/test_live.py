@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from souping.checkpoints.compatibility import align
 from souping.core.types import UserError
-from souping.merge import planner
+from souping.merge import alignment
 from souping.merge.local import LocalMerge
 from tests.support.checkpoints import aligned, opened
 
@@ -109,7 +109,7 @@ def test_the_pool_is_aligned_once_and_recipes_bring_weights(tmp_path: Path, monk
     folders = pool_of(tmp_path)
     merge, (checkpoints, fingerprints) = LocalMerge(), opened(folders)
     pools: list[tuple[str, ...]] = []
-    monkeypatch.setattr(planner, "align", lambda pool, vocab: pools.append(tuple(pool)) or align(pool, vocab))
+    monkeypatch.setattr(alignment, "align", lambda pool, vocab: pools.append(tuple(pool)) or align(pool, vocab))
     made = merge.align(checkpoints)
     live = merge.live(made, loaded(folders["m0"], torch.float32))
     three = [(0.2, 0.5, 0.3), (0.3, 0.3, 0.4), (0.25, 0.25, 0.5)]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from souping.core.types import UserError
+from souping.merge.alignment import matcher, plan
 from souping.merge.local import LocalMerge
 from souping.merge.plan import parse_size
-from souping.merge.planner import matcher, plan
 from tests.support.checkpoints import expected, family, opened, random_tensors, same_bits, save, simple, soup_of
 
 

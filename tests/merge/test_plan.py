@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
-from souping.merge import chunks
+from souping.merge import plan as merge_plan
 from souping.merge.__main__ import main
-from souping.merge.kernels import Float32
-from souping.merge.plan import METHODS, Method
-from souping.merge.planner import load_plan, plan
+from souping.merge.alignment import load_plan, plan
+from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.support.checkpoints import (
     expected,
@@ -187,8 +186,8 @@ def test_overflow_of_a_narrow_dtype_is_found(tmp_path: Path) -> None:
 def test_files_get_what_the_method_gives_on_whole_tensors(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "STEP", 16)
-    monkeypatch.setattr(chunks, "BLOCK", 16)
+    monkeypatch.setattr(merge_plan, "STEP", 16)
+    monkeypatch.setattr(merge_plan, "BLOCK", 16)
     folders, based = family(tmp_path, 3), method != "slerp"
     fields = {"base": str(folders["m2"])} if based else {}
     pair = {name: folders[name] for name in ("m0", "m1")}
@@ -209,7 +208,7 @@ def test_a_whole_tensor_method_is_never_cut(tmp_path: Path, monkeypatch: pytest.
         seen.append(len(tensors[0]))
         return np.asarray(np.median(np.stack(tensors), axis=0), np.float32)
 
-    monkeypatch.setattr(chunks, "BLOCK", 16)
+    monkeypatch.setattr(merge_plan, "BLOCK", 16)
     monkeypatch.setitem(METHODS, "middle", Method(function=middle, whole=True))
     folders = family(tmp_path, 3)
     soup = soup_of(folders, tmp_path / "soup", (0.2, 0.3, 0.5), method="middle")
@@ -237,10 +236,10 @@ def test_shares_of_ranks_cover_the_output_once(
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "BLOCK", block)
-        shares = [chunks.share_of_rank(chunks.chunks(made), rank, ranks) for rank in range(ranks)]
+        patch.setattr(merge_plan, "BLOCK", block)
+        shares = [merge_plan.share_of_rank(merge_plan.chunks(made), rank, ranks) for rank in range(ranks)]
         assert sum(chunk.count for share in shares for chunk in share) == sum(
-            chunk.count for chunk in chunks.chunks(made)
+            chunk.count for chunk in merge_plan.chunks(made)
         )
         stage = root / "stage"
         stage.mkdir()

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from souping.core.types import UserError
-from souping.merge import chunks, writer
+from souping.merge import plan as merge_plan
+from souping.merge import writer
 from souping.merge.__main__ import main
+from souping.merge.alignment import plan
 from souping.merge.plan import MergePlan
-from souping.merge.planner import plan
 from souping.merge.writer import write_checkpoint
 from tests.conftest import ROOT
 from tests.support.checkpoints import family, load, random_tensors, save, simple
@@ -122,7 +123,7 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     script = f"""
         import os, pathlib, signal
         from souping.merge.writer import write_checkpoint
-        from souping.merge.planner import load_plan
+        from souping.merge.alignment import load_plan
         plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
         write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -166,9 +167,9 @@ def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, t
 def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Path) -> None:
     tensors = {"w": random_tensors(0)["model.norm.weight"]}
     folders = {str(i): save(tmp_path / str(i), tensors) for i in range(count)}
-    chunk = chunks.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
-    block = next(chunks.blocks(replace(chunk, count=1 << 30)))
-    assert block.count * count <= chunks.ROWS
+    chunk = merge_plan.chunks(plan(simple(folders, (1 / count,) * count), folders))[0]
+    block = next(merge_plan.blocks(replace(chunk, count=1 << 30)))
+    assert block.count * count <= merge_plan.ROWS
 
 
 @pytest.mark.parametrize("lost", ["folder", "config.json"])

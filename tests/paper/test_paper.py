@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from souping.analysis.correlation import pearson
-from souping.core import simplex
 from souping.core.scores import Mean
 from souping.core.types import UserError
 from souping.paper.findings import (
@@ -35,6 +34,7 @@ from souping.paper.findings import (
 from souping.paper.reproduction import PaperFigures
 from souping.report.render import markdown
 from souping.report.sections import DISPLAYS
+from souping.search import points as simplex
 from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli
 from tests.support.analyses import run_of

@@ -48,7 +48,7 @@ def test_after_the_report_the_numbers_are_the_report_folds() -> None:
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
     assert report["verdict"]["sentence"] in text
     losses = report["losses"]
-    assert f"above in {losses['above']} of 3 categories, below in {losses['below']}" in text
+    assert f"better in {losses['above']} of 3 categories, worse in {losses['below']}" in text
     assert str(report["objective"]["search"]) not in text
     assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
     assert text == card({**report, "cost": {"seconds": 1}, "stability": {}})

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.core.types import UserError
-from souping.merge.plan import recipe_from_dict
+from souping.core.types import Recipe, UserError
 from souping.pipeline.merge_only import read_recipe
 from tests.conftest import Cli
 
@@ -184,7 +183,7 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: 
     table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
     table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
     with suppress(TypeError, ValueError, AttributeError, OverflowError):  # an edit that hides itself
-        table["id"] = recipe_from_dict(table).id if table["id"] == "x" else table["id"]
+        table["id"] = Recipe.from_dict(table).id if table["id"] == "x" else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=r"^recipe=.*r\.json"):
         read_recipe(tmp_path / "r.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +48,7 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, 
     serve = opened.serving(FolderEvaluator(skill={}))
     recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
     served = serve(recipe)
-    opened.pool.write(recipe, tmp_path / "soup")
+    opened.merge_pool.write(recipe, tmp_path / "soup")
     assert (served.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
     assert serve(recipe).folder == served.folder
     other = serve(opened.recipe({"ant": 0.25, "bee": 0.75})).folder
@@ -102,6 +104,20 @@ def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> Non
     other = opened.serving(half)(recipe).module
     assert other is not module
     assert str(next(other.parameters()).dtype) == "torch.bfloat16"
+
+
+def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(family: Path, tmp_path: Path) -> None:
+    pool = [Candidate(name=name, path=tmp_path / name) for name in ("ant", "bee")]
+    for candidate, ends in zip(pool, ([5], None), strict=True):
+        shutil.copytree(family / candidate.name, candidate.path)
+        config = json.loads((candidate.path / "config.json").read_text())
+        (candidate.path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+        (candidate.path / "generation_config.json").unlink(missing_ok=True)
+    with Store(tmp_path / "store.sqlite") as store:
+        opened = OpenPool(pool, LocalMerge(), store)
+    serve = opened.serving(LocalEvaluator(threads=1, device="cpu"))
+    found = [serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id for name in ("ant", "bee", "ant")]
+    assert found == [[5], None, [5]]
 
 
 class Corpus(FakeEvaluator):

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
+from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
-from souping.merge.plan import METHODS
 from souping.pipeline.models import ScratchFolder
 from tests.conftest import Cli
 

@@ -156,6 +156,16 @@ def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs SQLite's command line tool")
+def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    with Store(tmp_path / "s") as store:
+        store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x", statistics=(1.0,))])
+        with store.writing() as db:
+            db.execute("UPDATE grades SET statistics = '{'")
+        with pytest.raises(UserError, match=r"store\.path="):
+            store.load(HALF.fingerprint, "j")
+
+
 def test_the_command_saves_the_rows_of_a_store_that_lost_its_end(tmp_path: Path) -> None:
     full(tmp_path / "whole")
     content, cut = (tmp_path / "whole").read_bytes(), tmp_path / "cut.sqlite"

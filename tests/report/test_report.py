@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from souping.analysis.surface import draw as surface
-from souping.core.simplex import grid
 from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
 from souping.report.format import percent, score, seconds, short
 from souping.report.plots import Drawing, landscape
 from souping.report.render import markdown, page, report_table
 from souping.report.sections import ended, searched
+from souping.search.points import grid
 from tests.support.html import outline
 from tests.support.report import sample
 

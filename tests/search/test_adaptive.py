@@ -78,7 +78,7 @@ def test_whole_folds_are_asked_where_parts_may_not_be() -> None:
 
 def test_batches_are_no_smaller_than_the_evaluators() -> None:
     of = world()
-    spaces = (of.space, replace(of.space, block=60))
+    spaces = (of.space, replace(of.space, full_batch=60))
     small, large = (searched(replace(PLAIN, budget=1000).start(space, 0), of) for space in spaces)
     assert np.median([price([cell], of) for cell in small]) < np.median([price([cell], of) for cell in large])
 
@@ -142,7 +142,7 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
     """On odd tables: few or lopsided categories, large groups, ties, two or six ingredients."""
     lost, chance = [], []
     for seed in range(5):
-        of = world(seed, **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "block": 16, **SHAPES[name]})
+        of = world(seed, **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "full_batch": 16, **SHAPES[name]})
         budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.fold)
         search = replace(PLAIN, budget=budget).over(of.points, of.space, seed)
         assert price(searched(search, of), of) <= budget

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from souping.core import simplex
 from souping.core.protocols import Strategy
 from souping.core.types import Cell, Result, UserError, Weights
+from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
 from souping.search.schedule import ALPHAS, Schedule, Window, scrambled, windows

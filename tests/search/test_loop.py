@@ -53,7 +53,7 @@ class Table(RecipeEvaluator):
         return self.at_once
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return 1
 
     @property

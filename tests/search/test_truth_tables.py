@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from souping.core import simplex
 from souping.core.types import SearchSpace
+from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from tests.conftest import ROOT
 
@@ -44,7 +44,7 @@ def test_a_packed_table_is_one_table_a_world(tmp_path: Path) -> None:
 def test_points_that_come_twice_are_one() -> None:
     points = simplex.grid(2, 0.25, 0.25, 0.75)
     space = SearchSpace(ingredients=("a", "b"), categories=("x",) * 12, groups=tuple("abcdefghijkl"),
-                        coefficients={"x": 1.0}, block=4)  # fmt: skip
+                        coefficients={"x": 1.0}, full_batch=4)  # fmt: skip
     twice, once = (Adaptive(stop="never", budget=60).over(some, space, 0) for some in ([*points, *points], points))
     assert [twice.ask() for _ in range(5)] == [once.ask() for _ in range(5)]
 

@@ -70,6 +70,11 @@ class TestSelector:
         else:
             assert selector.select(small).ingredients
 
+    def test_scores_below_zero_choose_as_others_do(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        """Losses are turned round, so that higher is better."""
+        below = replace(matrix, values=matrix.values - 2)
+        assert selector.select(below).ingredients == selector.select(matrix).ingredients
+
     def test_moving_the_cut_to_where_it_is_changes_nothing(self, selector: Selector) -> None:
         assert selector.with_cut(selector.cut or 0.1) == selector
 

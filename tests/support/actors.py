@@ -26,7 +26,7 @@ class Busy(Worker):
     def fingerprints(self) -> Mapping[str, str]:
         return {"": self.mark}
 
-    def answer(self, request: Request) -> Response:
+    def evaluate(self, request: Request) -> Response:
         if self.refuses:
             raise UserError(self.refuses)
         (self.folder / f"{os.getpid()}-{request.number}").touch()

@@ -9,8 +9,8 @@ import numpy as np
 from souping.analysis import RunScores, RunSoups
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
-from souping.core.simplex import grid, uniform
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Recipe, Record
+from souping.search.points import grid, uniform
 
 NAMES = ("ant", "bee", "cat", "dog")
 CATEGORIES = ("w", "x", "y", "z")

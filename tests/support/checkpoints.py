@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from souping.checkpoints import Checkpoint, fingerprint
 from souping.core.types import Recipe
+from souping.merge.alignment import Alignment
 from souping.merge.local import LocalMerge, ModelMerge
-from souping.merge.planner import Alignment
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.simplex import grid, uniform, vertices
+from souping.search.points import grid, uniform, vertices
 
 CATEGORIES = [
     "simple_python", "simple_java", "simple_javascript", "multiple", "parallel", "parallel_multiple", "live",

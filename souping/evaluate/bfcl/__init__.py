@@ -124,7 +124,7 @@ class BfclEvaluator(Evaluator):
         return Decoding(temperature=drawn, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:

@@ -147,7 +147,7 @@ class Engine(Component, Protocol):
     model_form: ModelForm = "module"
     """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
 
-    def answer(
+    def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
@@ -231,7 +231,7 @@ def cut(text: str, stop: Sequence[str]) -> str:
 class TransformersEngine(Engine):
     """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
 
-    def answer(
+    def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
@@ -362,17 +362,18 @@ def _scored(
     width, device = max(len(tokens) for tokens, _ in windows) - 1, next(module.parameters()).device
     ids, targets = torch.full((len(windows), width), pad), torch.full((len(windows), width), -1)
     mask = torch.zeros_like(ids)
-    for row, (tokens, count) in enumerate(windows):
+    for number, (tokens, count) in enumerate(windows):
         end = len(tokens) - 1
-        ids[row, :end], mask[row, :end] = torch.tensor(tokens[:-1]), 1
-        targets[row, end - count : end] = torch.tensor(tokens[len(tokens) - count :])
+        ids[number, :end], mask[number, :end] = torch.tensor(tokens[:-1]), 1
+        targets[number, end - count : end] = torch.tensor(tokens[len(tokens) - count :])
     ids, mask, targets = ids.to(device), mask.to(device), targets.to(device)
     step = max(1, LOGITS // (vocabulary * len(windows)))
     totals, cache = torch.zeros(len(windows), dtype=torch.float64), _cache(module) if step < width else {}
     for start in range(0, width, step):
         part = slice(start, start + step)
         out = module(input_ids=ids[:, part], attention_mask=mask[:, : start + step], **cache)
-        row, place = (found for found in torch.nonzero(targets[:, part] >= 0, as_tuple=True))
+        at = torch.nonzero(targets[:, part] >= 0)
+        row, place = at[:, 0], at[:, 1]
         wanted = targets[:, part][row, place]
         for some in torch.arange(len(row), device=device).split(max(1, SLICE // vocabulary)):
             scores = torch.log_softmax(out.logits[row[some], place[some]].float(), dim=-1)
@@ -442,12 +443,12 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
         module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
-        raise UserError(f"{folder}: transformers cannot load this model: {_why(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
 
 
-def _why(error: Exception) -> str:
+def _load_error(error: Exception) -> str:
     """The reason of an error of transformers, with our name of the setting that it may want."""
     hint = "; evaluator.trust_remote_code=true if you trust it" if "trust_remote_code" in str(error) else ""
     return first_line(error) + hint
@@ -475,4 +476,4 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare ones for a file of a newer release
-        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_why(error)}") from error
+        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_load_error(error)}") from error

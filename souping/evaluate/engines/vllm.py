@@ -113,7 +113,7 @@ class VllmEngine(Engine):
         """End vLLM's processes."""
         self.running.close()
 
-    def answer(
+    def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.

@@ -123,7 +123,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         for name, path in (self.logs or {}).items():
             pick(name, candidates, "evaluator.logs")
             responses_at(path)
-        if self.logs and self.answers > 1:
+        if self.logs and self.answers_per_item > 1:
             raise UserError(
                 "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
             )
@@ -208,7 +208,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         return [replace(records[item.id], replicate=replicate) for item in items]
 
     @property
-    def block(self) -> int:
+    def full_batch(self) -> int:
         return self.batch_of(0)
 
     @property

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
-from souping.core.types import Json, UserError
+from souping.core.types import Json, UserError, elements, part
 from souping.evaluate.engines.transformers import Answer
 from souping.evaluate.lm_eval.tasks import LENGTHS
 from souping.logs.lm_eval import samples_of
@@ -32,9 +32,10 @@ class LoggedResponses:
         self._path, self._warned = path, False
         self._rows: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
         for task, row in samples_of(path):
-            requests = zip(row["arguments"].values(), row["resps"], strict=True)
+            requests = zip(part(row, "arguments").values(), elements(row, "resps"), strict=False)
             for place, (arguments, responses) in enumerate(requests):
-                self._rows[task, row["doc_hash"], place] = (list(arguments.values()), responses)
+                if isinstance(arguments, Mapping) and isinstance(responses, list):
+                    self._rows[task, str(row.get("doc_hash")), place] = (list(arguments.values()), responses)
 
     def find(self, request: Instance, number: int) -> Json:
         """The n-th response to a request, None if its document, prompt or generation settings are not the log's."""

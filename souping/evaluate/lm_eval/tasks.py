@@ -136,7 +136,7 @@ class HarnessSettings:
         return self.samples if isinstance(self.samples, int) else 1
 
     @property
-    def answers(self) -> int:
+    def answers_per_item(self) -> int:
         return max(self.drawn, self.replicates)
 
     def batch_of(self, replicate: int) -> int:

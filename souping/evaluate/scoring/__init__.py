@@ -99,8 +99,10 @@ def check(item: Item) -> None:
 
 
 def _scorer(item: Item) -> Scorer:
-    own = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
-    return SCORERS[pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)]
+    if item.scorer not in SCORERS:
+        own = f" (for your own: benchmark.scorers={{{item.scorer}: my_module.my_function}})"
+        pick(item.scorer, SCORERS, f"item {item.id}: scorer", own)
+    return SCORERS[item.scorer]
 
 
 # Scorers of texts

@@ -69,7 +69,8 @@ def parse(text: str, language: str = "python") -> list[Call]:
         Unparsable: for anything else; no other error, whatever the text.
         UserError: the language is not known.
     """
-    pick(language, LANGUAGES, "language")
+    if language not in LANGUAGES:
+        pick(language, LANGUAGES, "language")
     body = closed(text.strip("` \t\r\n"))
     if len(body) > LONGEST or depth(body) > DEEPEST:
         raise Unparsable("too long or too deeply nested to be a call")
@@ -226,12 +227,12 @@ def reading(item: Item, output: str) -> str:
 
 def check(item: Item) -> None:
     """Refuse an answer of another form, and an unknown language (UserError)."""
+    pick(item.language, LANGUAGES, f"item {item.id}: language")
     read_answer(item)
 
 
 def read_answer(item: Item) -> list[ExpectedCall] | None:
     """The expected calls; None for `"any"`."""
-    pick(item.language, LANGUAGES, f"item {item.id}: language")
     answer: Value = item.answer
     functions: Iterable[Schema] = []
     if isinstance(item.answer, dict) and "calls" in item.answer and set(item.answer) <= {"calls", "functions"}:

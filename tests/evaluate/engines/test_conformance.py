@@ -38,7 +38,7 @@ def served() -> Any:
 
 
 def answers(asked: LocalEvaluator, served: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
-    return asked.engine.answer(asked, served, items, replicate)
+    return asked.engine.generate(asked, served, items, replicate)
 
 
 def test_an_answer_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, served: Any) -> None:

@@ -146,7 +146,7 @@ class TestTheWayOfASoup:
             soups = []
             for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
                 recipe = opened.recipe(weights)
-                opened.pool.write(recipe, tmp_path / recipe.id)
+                opened.merge_pool.write(recipe, tmp_path / recipe.id)
                 soups.append(
                     load_module(tmp_path / recipe.id, replace(LOCAL, dtype="bfloat16").module_settings()).state_dict()
                 )

@@ -121,7 +121,7 @@ class TestSampling:
         return replace(free, temperature=1.5, samples=3)
 
     def test_an_answer_is_its_own(self, drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
-        assert drawn.answers == 3
+        assert drawn.answers_per_item == 3
         first, second = ask(drawn, served), ask(drawn, served, 1)
         assert [record.replicate for record in second] == [1] * 8
         assert texts(first) != texts(second)
@@ -180,7 +180,7 @@ class TestSampling:
 def test_greedy_replicates_are_in_other_batches(free: HarnessEvaluator) -> None:
     own = replace(free, replicates=2, batch_size=4, tasks=["free", "write", "pick"])  # type: ignore[arg-type]
     items = own.benchmark.items()
-    assert own.answers == 2
+    assert own.answers_per_item == 2
     assert len(own.batches(items)[0]) == 2 * len(own.batches(items, 1)[0])
 
 

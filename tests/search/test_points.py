@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from souping.core import simplex
-from souping.core.types import UserError
+from souping.core.types import TOLERANCE, UserError, check_weights
+from souping.search import points as simplex
 
 
 @pytest.mark.parametrize(("size", "points"), [(1, 0), (2, 9), (3, 36), (4, 84), (5, 126), (10, 1), (11, 0)])
@@ -44,12 +44,12 @@ def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
 def test_weights_are_taken_only_when_they_sum_to_one(weights: list[float]) -> None:
     for wrong in ([], [*weights, float("nan")], [-0.5, 1.5]):
         with pytest.raises(UserError, match="finite and not negative"):
-            simplex.check_weights(wrong)
-    if abs(sum(weights) - 1) <= simplex.TOLERANCE:
-        assert simplex.check_weights(weights) == tuple(weights)
+            check_weights(wrong)
+    if abs(sum(weights) - 1) <= TOLERANCE:
+        assert check_weights(weights) == tuple(weights)
     else:
         with pytest.raises(UserError, match="not 1"):
-            simplex.check_weights(weights)
+            check_weights(weights)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Planner of soups: makes a `MergePlan` of a recipe and the ingredients' headers, and reads no weight.
+"""Alignment of checkpoints: makes a `MergePlan` of a recipe and the ingredients' headers, and reads no weight.
 
 A plan is an alignment, which is made once for the same ingredients, and the weights of one recipe. A tensor is cut into
 bands of rows that the same ingredients have (one band, unless vocabularies differ); per-layer weights come from
@@ -19,23 +19,19 @@ from souping.checkpoints import SINGLE, Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import load
-from souping.core.simplex import check_weights
 from souping.core.text import listed, shown
-from souping.core.types import Recipe, UserError, Weights, elements
+from souping.core.types import Recipe, UserError, Weights, check_weights, elements
+from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
     MergePlan,
     Operation,
-    Piece,
     PlanFile,
+    PlannedBand,
     PlannedTensor,
     Source,
     base_name,
-    check_count,
-    check_shares,
-    get_method,
     parse_size,
-    recipe_from_dict,
 )
 
 DEFAULT_SHARD = 5_000_000_000
@@ -85,7 +81,7 @@ def load_plan(path: Path) -> MergePlan:
     files = table["files"]
     pickled = any(name.endswith(".bin") for sizes in files.values() for name in sizes)
     try:
-        recipe = recipe_from_dict(table["recipe"])
+        recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
         base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
         made = plan(
@@ -133,9 +129,9 @@ class Alignment:
         Raises:
             UserError: the ingredients do not fit each other, the method or its settings.
         """
-        return self.weigh(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
+        return self.weighted_layout(recipe).plan(parse_size(max_shard_size), nonfinite, carry)
 
-    def weigh(self, recipe: Recipe) -> Weighing:
+    def weighted_layout(self, recipe: Recipe) -> WeightedLayout:
         """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""
         pool, vocab = self._pool(recipe), str(recipe.settings.get("vocab", "error"))
         key = (vocab, *pool)
@@ -143,7 +139,7 @@ class Alignment:
             if len(self._layouts) == LAYOUTS:
                 del self._layouts[next(iter(self._layouts))]
             self._layouts[key] = Layout.of(pool, vocab)
-        return Weighing(recipe, self._layouts[key])
+        return WeightedLayout(recipe, self._layouts[key])
 
     def _pool(self, recipe: Recipe) -> dict[str, Checkpoint]:
         """The recipe's ingredients, with the base model last where the method needs it."""
@@ -152,8 +148,7 @@ class Alignment:
             raise UserError("the recipe has no ingredient with a weight above zero")
         pool = {name: self.checkpoints[name] for name in recipe.ingredients}
         if not _alone(recipe):
-            check_count(recipe.method, len(pool))
-            check_shares(recipe.method, recipe.weights)
+            check_method(recipe.method, recipe.weights)
             if method.base:
                 if self.base is None:
                     raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
@@ -269,7 +264,7 @@ class Mix:
         return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
 
 
-class Weighing:
+class WeightedLayout:
     """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
 
     Raises:
@@ -346,13 +341,13 @@ class Weighing:
         slot, first = tensor.slot, tensor.slot.parts[0]
         mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
         dtype = mixes[0].dtype if mixes else first.dtype
-        pieces = tuple(
-            Piece(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+        bands = tuple(
+            PlannedBand(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         if not mixes:
-            pieces = (Piece("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
-        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, pieces)
+            bands = (PlannedBand("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
+        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, bands)
 
 
 def _total(weights: Iterable[float]) -> float:
