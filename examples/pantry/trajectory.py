@@ -20,7 +20,7 @@ from souping.core.files import write_atomically
 from souping.evaluate.engines.transformers import quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 TEXT_SEED, PER_CATEGORY = 2_000_003, 250
 CHECKPOINTS, STEPS, BATCH, RATE = 12, 240, 16, 1e-3
@@ -62,7 +62,8 @@ def train(stage: TrainingStage, base: str, folder: Path, held_out: frozenset[str
 
     class ScheduledTrainer(Trainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, rate)
             return self.lr_scheduler
 
     settings = TrainingArguments(
@@ -78,7 +79,7 @@ def train(stage: TrainingStage, base: str, folder: Path, held_out: frozenset[str
     ).train(resume_from_checkpoint=str(branch) if branch else None)  # fmt: skip
 
 
-def loaded(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def loaded(base: str) -> tuple[PreTrainedModel, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -17,12 +17,13 @@ from souping.analysis.intervals import GroupedScores, ItemTable, design
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, compare, over_looks, penalty
 from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.trajectory import Member
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, ItemScores, Json, Trial, Weights
 from souping.core.unit import unit
-from souping.search.schedule import Window, windows
+from souping.search.schedule import windows
 
-LAST, AVERAGE, MEAN = "last checkpoint", "average", "mean of its members"
+AVERAGE, LAST = "average", "last"
 NEIGHBOURS = 5
 """Last checkpoints whose spread shows how much a score changes from one to the next."""
 
@@ -48,29 +49,36 @@ class CheckpointScores:
         last = [self.objective(row) for row in self.values[-NEIGHBOURS:]]
         return float(np.std(last, ddof=1)) if len(last) > 2 else None
 
-    def against_last(self, average: FloatArray, looks: int = 1, tests: float = 1.0) -> Comparison:
-        return self._compare(LAST, average, self.values[-1], looks, tests)
-
-    def against_members(self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0) -> Comparison:
-        """Average of the weights against the average of the scores, both by the same weights [K]."""
-        return self._compare(MEAN, average, np.asarray(weights) @ self.values, looks, tests)
-
-    def by_category(self, average: FloatArray, looks: int) -> list[Mapping[str, Json]]:
-        """The average against the last checkpoint in each category; the intervals hold for all of them at once."""
-        names, found = self.table.names, list[Mapping[str, Json]]()
-        for number, name in enumerate(names if len(names) > 1 else ()):
-            place = self.table.categories == number
-            groups, here = self.table.groups[place], np.zeros(int(place.sum()), dtype=np.int64)
-            ours, theirs = average[place], self.values[-1][place]
-            one = compare(AVERAGE, LAST, ours, theirs, here, groups, np.ones(1), looks=looks, tests=len(names))
-            found.append({"category": name, "score": unit().raw(float(ours.mean())), **one.as_dict()})
+    def beside(self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0) -> dict[str, Json]:
+        """The average [I] minus the `last` checkpoint, and minus the mean of the checkpoints' scores by the same
+        weights [K]: `members_mean`."""
+        table, found = self.table, dict[str, Json]()
+        others = {"last": self.values[-1], "members_mean": np.asarray(weights) @ self.values}
+        for name, theirs in others.items():
+            where = (table.categories, table.groups, table.coefficients)
+            one = compare(AVERAGE, name, average, theirs, *where, looks=looks, tests=tests)
+            found[name] = _shown(one, looks)
         return found
 
-    def _compare(self, name: str, ours: FloatArray, theirs: FloatArray, looks: int, tests: float) -> Comparison:
-        table = self.table
-        return compare(
-            AVERAGE, name, ours, theirs, table.categories, table.groups, table.coefficients, looks=looks, tests=tests
-        )
+    def by_category(self, average: FloatArray, looks: int) -> list[Mapping[str, Json]]:
+        """The average minus the last checkpoint in each category; the intervals hold for all of them at once."""
+        names, found = self.table.names, list[Mapping[str, Json]]()
+        for number, name in enumerate(names):
+            place = self.table.categories == number
+            part = ItemTable(
+                names=(name,),
+                categories=np.zeros(int(place.sum()), dtype=np.int64),
+                groups=self.table.groups[place],
+                coefficients=np.ones(1),
+            )
+            inside = CheckpointScores(values=self.values[-1:, place], table=part)
+            last = inside.beside(average[place], (1.0,), looks, len(names))["last"]
+            found.append({"category": name, "score": inside.objective(average[place]), "last": last})
+        return found
+
+
+def _shown(one: Comparison, looks: int) -> Mapping[str, Json]:
+    return {**one.as_dict(), "p_look": over_looks(one.p_value, looks)}
 
 
 def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Comparison:
@@ -113,11 +121,8 @@ def _grouped(values: FloatArray, table: ItemTable) -> GroupedScores:
 def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:
     """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
     deltas = np.array([ours - theirs for ours, theirs in others])
-    found: dict[str, Json] = {"differences": [report.objective(one) for one in deltas]}
-    if len(deltas) > 1:
-        claim = over_runs(deltas, report.table, looks)
-        found["claim"] = {**claim.as_dict(), "p_look": over_looks(claim.p_value, looks)}
-    return found
+    claim = {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
+    return {"differences": [report.objective(one) for one in deltas], **claim}
 
 
 def describe(
@@ -136,8 +141,7 @@ def describe(
     look; `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) [I] of each
     further run by the same weights.
     """
-    run, mean = found.runs[0], report.against_members(soup, weights, looks)
-    members: list[Json] = [
+    members = [
         {
             "name": member.name,
             "step": member.step,
@@ -147,47 +151,38 @@ def describe(
             "search": search.objective(seen),
             "report": report.objective(row),
         }
-        for member, weight, seen, row in zip(run.members, weights, search.values, report.values, strict=True)
+        for member, weight, seen, row in zip(found.runs[0].members, weights, search.values, report.values, strict=True)
     ]
     return {
         "sentences": found.sentences,
         "members": members,
-        "windows": _windows(found, search, trials),
-        "members_mean": {**mean.as_dict(), "p_look": over_looks(mean.p_value, looks)},
+        "windows": _windows(found.runs[0].members, search, trials),
+        **report.beside(soup, weights, looks),
         "categories": report.by_category(soup, looks),
         "runs": _further_runs(report, others, looks),
         "spread": {"checkpoints": min(NEIGHBOURS, len(members)), "search": search.spread(), "report": report.spread()},
     }
 
 
-def _windows(found: Trajectory, search: CheckpointScores, trials: Sequence[Trial]) -> list[Mapping[str, Json]]:
+def _windows(members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]) -> list[Mapping[str, Json]]:
     """The windows of a schedule that were evaluated, the shortest first; their intervals hold for all at once."""
-    values = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
-    size = len(search.values)
-    tried = [one for one in windows(size) if one.length > 1 and _key(one.weights) in values]
-    return [
-        _window(one, found, search, values[_key(one.weights)], len(tried))
-        for one in sorted(tried, key=lambda one: one.length)
-    ]
-
-
-def _window(
-    window: Window, found: Trajectory, search: CheckpointScores, values: FloatArray, tests: int
-) -> Mapping[str, Json]:
-    members = found.runs[0].members
-    oldest, newest = members[-window.length], members[-1]
-    known = newest.tokens is not None and oldest.tokens is not None
-    return {
-        "kind": window.kind,
-        "alpha": window.alpha,
-        "checkpoints": window.length,
-        "steps": newest.step - oldest.step,
-        "tokens": (newest.tokens or 0.0) - (oldest.tokens or 0.0) if known else None,
-        "objective": search.objective(values),
-        "last": search.against_last(values, tests=tests).as_dict(),
-        "members_mean": search.against_members(values, window.weights, tests=tests).as_dict(),
-    }
-
-
-def _key(weights: Weights) -> Weights:
-    return tuple(round(weight, 9) for weight in weights)
+    values = {np.round(trial.weights, 9).tobytes(): trial.result.values for trial in trials if trial.whole}
+    keys = {np.round(one.weights, 9).tobytes(): one for one in windows(len(members)) if one.length > 1}
+    tried = sorted(keys.keys() & values.keys(), key=lambda key: (keys[key].length, keys[key].kind, keys[key].weights))
+    found = []
+    for key in tried:
+        window, newest = keys[key], members[-1]
+        oldest = members[-window.length]
+        known = newest.tokens is not None and oldest.tokens is not None
+        found.append(
+            {
+                "kind": window.kind,
+                "alpha": window.alpha,
+                "checkpoints": window.length,
+                "steps": newest.step - oldest.step,
+                "tokens": (newest.tokens or 0) - (oldest.tokens or 0) if known else None,
+                "objective": search.objective(values[key]),
+                **search.beside(values[key], window.weights, tests=len(tried)),
+            }
+        )
+    return found

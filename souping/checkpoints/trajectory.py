@@ -6,7 +6,8 @@ import csv
 import filecmp
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -99,8 +100,8 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     if not path.is_dir():
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
     trainer, found, left_out = _checkpoints(path)
-    log = _log(found) if rates is None else read_rates(rates)
-    members = []
+    state, members = _state(found), list[Member]()
+    log = entries(state, "log_history") if rates is None else read_rates(rates)
     for name, (step, folder, weights) in found.items():
         if why := _incomplete(folder, weights, found):
             left_out[name] = why
@@ -108,13 +109,10 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
             rate, tokens = (_logged(log, key, step) for key in ("learning_rate", "num_input_tokens_seen"))
             place = weights if weights.name == MODEL else folder
             members.append(Member(name=name, folder=place, weights=weights, step=step, rate=rate, tokens=tokens))
-    members.sort(key=lambda member: member.step)
     copies = _copies(members)
     left_out |= {one: f"the same weights as {other}" for one, other in copies.items()}
     kept = [member for member in members if member.name not in copies]
-    state = _state(found)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
-    best = copies.get(best, best)
     return TrainingRun(
         folder=path,
         trainer=trainer,
@@ -122,13 +120,13 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         left_out=left_out,
         gone=_gone([step for step, _, _ in found.values()], number(state.get("save_steps"))),
         root=_root(path, kept),
-        best=next((member for member in kept if member.name == best), None),
+        best=next((member for member in kept if member.name == copies.get(best, best)), None),
         average=next((one for one in _folders(path) if AVERAGE.fullmatch(one.name) and _weights_in(one, ("",))), None),
     )
 
 
 Found = dict[str, tuple[int, Path, Path | None]]
-"""{name: (step, folder of the checkpoint, folder of its weights)}"""
+"""{name: (step, folder of the checkpoint, folder of its weights)}, oldest first"""
 
 
 def _folders(path: Path) -> list[Path]:
@@ -146,21 +144,12 @@ def _checkpoints(path: Path) -> tuple[str, Found, dict[str, str]]:
             elif re.search(pattern, folder.name) and re.search("tmp|part", folder.name):
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
-        below = next((one for one in _folders(path) if any(map(_is_checkpoint, _folders(one)))), None)
-        hint = f": did you mean {below}?" if below else f": looked for {', '.join(_examples())}"
-        raise UserError(f"pool.path={path} holds no checkpoints{hint}")
+        looked_for = ", ".join(pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern, _ in LAYOUTS.values())
+        raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
     trainer = max(layouts, key=lambda name: len(layouts[name]))
     for other in layouts.keys() - {trainer}:
         left_out |= dict.fromkeys(layouts[other], f"most checkpoints here are {trainer}'s")
-    return trainer, layouts[trainer], left_out
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return any(re.fullmatch(pattern, folder.name) for pattern, _ in LAYOUTS.values())
-
-
-def _examples() -> Iterator[str]:
-    return (re.sub(r"\[.*\]", "-", pattern).replace(r"(\d+)", "N") for pattern, _ in LAYOUTS.values())
+    return trainer, dict(sorted(layouts[trainer].items(), key=lambda one: one[1][0])), left_out
 
 
 def _weights_in(folder: Path, inner: Sequence[str]) -> Path | None:
@@ -253,19 +242,11 @@ def _gone(steps: Sequence[int], interval: float | None) -> tuple[int, ...]:
 
 def _state(found: Found) -> Mapping[str, Json]:
     """The trainer_state.json of the newest checkpoint that has a readable one."""
-    for _, folder, _ in sorted(found.values(), reverse=True):
-        if (folder / STATE).is_file():
-            try:
-                state = read_json(text_of(folder / STATE))
-            except (ValueError, UserError):
-                continue
-            if isinstance(state, Mapping):
-                return state
+    for _, folder, _ in reversed(found.values()):
+        with suppress(ValueError, UserError, FileNotFoundError):
+            state = read_json(text_of(folder / STATE))
+            return state if isinstance(state, Mapping) else {}
     return {}
-
-
-def _log(found: Found) -> list[Mapping[str, Json]]:
-    return entries(_state(found), "log_history")
 
 
 def read_rates(path: Path) -> list[Mapping[str, Json]]:

@@ -18,161 +18,118 @@ if TYPE_CHECKING:
 
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
-SHAPES: Mapping[str, tuple[str, str]] = {"uniform": ("equal weights", "o"), "minus_sqrt": ("minus-sqrt", "^")}
-SHAPES = {**SHAPES, "ema": ("moving average of all", "s")}
-"""{kind of a window: (its name, its mark)}"""
+SHAPES: Mapping[str, tuple[str, str, str]] = {
+    "uniform": ("equal weights", "o", COLOURS["soup"]),
+    "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
+    "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
+}
+"""{kind of a window: (its name, its mark, its colour)}"""
+SIDES = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
 
 
 def sections(report: Report) -> tuple[Section, ...]:
     """Nothing if the candidates are no checkpoints of a training run."""
     data = part(report, "trajectory")
-    if not data:
+    windows, members = entries(data, "windows"), entries(data, "members")
+    if not members:
         return ()
-    rows = _rows(report)
-    folded = nonempty(
-        (
-            table("Every checkpoint", _members(data)),
-            table("By category: the average minus the last checkpoint", _categories(data)),
-        )
+    folded = nonempty((table("Every checkpoint", _members(members)), table("By category", _categories(data))))
+    line = (
+        f"{count(len(windows))} averages on the search fold. One of them was chosen here, so its numbers are "
+        "optimistic; the report fold has the fair ones. Bands and whiskers hold for all averages at once."
     )
-    run = Section("The training run", tuple(_lines(report, data)), "trajectory", grids=(rows,), folded=folded)
-    return run, *_windows(data)
+    numbers = nonempty((table("The averages in numbers", _windows(windows)),))
+    tried = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
+    rows = (_rows(report, data),)
+    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *tried
 
 
 def _lines(report: Report, data: Row) -> list[str]:
-    against = {str(pair.get("kind")): pair for pair in entries(report, "comparisons")}
-    lines = texts(data, "sentences")
-    if last := against.get("last"):
-        difference = points(last.get("difference"), sign=True)
-        lines.append(
-            f"For this run, the chosen average minus the last checkpoint is {difference} on the report fold "
-            f"({limits(last)}, p {p_of(last)})."
-        )
-    spread = part(data, "spread")
+    lines, spread = texts(data, "sentences"), part(data, "spread")
+    for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
+        lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
     if number(spread.get("report")) is not None:
         lines.append(
             f"The last {count(spread.get('checkpoints'))} checkpoints differ among themselves by a standard deviation "
             f"of {points(spread.get('report'))}."
         )
-    return [*lines, *_further_runs(data)]
+    further = [score(value, sign=True) for value in elements(part(data, "runs"), "differences")]
+    if further:
+        claim = part(part(data, "runs"), "claim")
+        unit_of_claim = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
+        lines.append(f"The same weights on {len(further)} more runs: {', '.join(further)}. {unit_of_claim}")
+    return lines
 
 
-def _further_runs(data: Row) -> list[str]:
-    """The same weights on further runs: a statement on the recipe if there are at least two."""
-    runs = part(data, "runs")
-    shown = [score(value, sign=True) for value in elements(runs, "differences")]
-    if not shown:
-        return []
-    line = f"The same weights on {len(shown)} more training runs, average minus last checkpoint: {', '.join(shown)}."
-    claim = part(runs, "claim")
-    if not claim:
-        return [f"{line} A statement on the recipe takes two or more of them."]
-    mean = points(claim.get("difference"), sign=True)
-    return [f"{line} With the run as the unit: {mean} ({limits(claim)}, p {p_of(claim)})."]
+def _claimed(pair: Row) -> str:
+    return f"{points(pair.get('difference'), sign=True)} ({limits(pair)}, p {p_of(pair)})"
 
 
-def _rows(report: Report) -> TableGrid:
+def _rows(report: Report, data: Row) -> TableGrid:
     """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
-    data = part(report, "trajectory")
+    found = entries(report, "comparisons")
+    pairs = [pair for kind in OTHERS for pair in found if pair.get("kind") == kind]
+    named = [(KINDS[str(pair.get("kind"))], "" if pair.get("b") in OTHERS else pair.get("b")) for pair in pairs]
+    named.append(("mean of its members' scores", ""))
     spread = score(part(data, "spread").get("report"))
-    pairs = [pair for kind in OTHERS for pair in entries(report, "comparisons") if pair.get("kind") == kind]
-    mean: Row = {**part(data, "members_mean"), "kind": "members_mean"}
-    labels = {**KINDS, "members_mean": "mean of its members' scores"}
     lines = [
-        (
-            labels[str(pair.get("kind"))],
-            "" if pair.get("b") in (pair.get("kind"), mean.get("b")) else clean(pair.get("b")),
-            score(pair.get("difference"), sign=True),
-            interval(pair.get("low"), pair.get("high"), sign=True),
-            p_of(pair),
-            spread,
-        )
-        for pair in [*pairs, *([mean] if mean.get("b") else [])]
+        (kind, clean(name), *_difference(pair), p_of(pair), spread)
+        for (kind, name), pair in zip(named, [*pairs, part(data, "members_mean")], strict=True)
     ]
     around = f"{level(next(iter(pairs), {}))} interval"
     header = ("average minus", "checkpoint", f"difference, {unit().name}", around, "p", "SD of the last checkpoints")
     return grid(header, lines, left=(0, 1))
 
 
-def _members(data: Row) -> TableGrid:
-    members = entries(data, "members")
-    tokens = any(number(one.get("tokens")) is not None for one in members)
+def _difference(pair: Row) -> tuple[str, str]:
+    return score(pair.get("difference"), sign=True), interval(pair.get("low"), pair.get("high"), sign=True)
+
+
+def _members(members: Sequence[Row]) -> TableGrid:
     lines = [
         (
             clean(one.get("name")),
-            count(one.get("step")),
-            *((count(one.get("tokens")),) if tokens else ()),
+            *(count(one.get(key)) for key in ("step", "tokens")),
             weight(one.get("rate")),
-            score(one.get("search")),
-            score(one.get("report")),
+            *(score(one.get(key)) for key in ("search", "report")),
             weight(one.get("weight")),
         )
         for one in members
     ]
-    heads = ("checkpoint", "step", *(("tokens",) if tokens else ()), "learning rate")
-    return grid((*heads, unit().heading("search"), unit().heading("report"), "weight"), lines)
+    scores = [unit().heading(fold) for fold in ("search", "report")]
+    return grid(("checkpoint", "step", "tokens", "learning rate", *scores, "weight"), lines)
 
 
 def _categories(data: Row) -> TableGrid:
     found = entries(data, "categories")
     lines = [
-        (
-            clean(one.get("category")),
-            count(one.get("n")),
-            score(one.get("score")),
-            score(one.get("difference"), sign=True),
-            interval(one.get("low"), one.get("high"), sign=True),
-        )
+        (clean(one.get("category")), count(last.get("n")), score(one.get("score")), *_difference(last))
         for one in found
+        for last in [part(one, "last")]
     ]
-    around = f"{level(next(iter(found), {}))} interval, all at once"
-    return grid(("category", "items", unit().heading("average"), "difference", around), lines)
+    around = f"{level(part(found[0], 'last') if found else {})} interval, all at once"
+    return grid(("category", "items", unit().heading("average"), "minus the last checkpoint", around), lines)
 
 
-def _windows(data: Row) -> tuple[Section, ...]:
-    found = entries(data, "windows")
-    if not found:
-        return ()
-    line = (
-        f"{count(len(found))} averages on the search fold. One of them was chosen here, so its numbers are optimistic; "
-        "the report fold has the fair ones. Bands and whiskers hold for all averages at once."
-    )
-    tokens = any(number(one.get("tokens")) is not None for one in found)
+def _windows(found: Sequence[Row]) -> TableGrid:
     lines = [
         (
-            _named(one),
-            count(one.get("checkpoints")),
-            count(one.get("steps")),
-            *((count(one.get("tokens")),) if tokens else ()),
+            SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
+            *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
             score(one.get("objective")),
-            *(
-                text
-                for key in ("last", "members_mean")
-                for text in (
-                    score(part(one, key).get("difference"), sign=True),
-                    interval(part(one, key).get("low"), part(one, key).get("high"), sign=True),
-                )
-            ),
+            *(text for side in SIDES for text in _difference(part(one, side))),
         )
         for one in found
     ]
-    heads = ("average", "checkpoints", "steps", *(("tokens",) if tokens else ()), unit().heading("score"))
-    header = (*heads, "minus the last", "interval", "minus its members' mean", "interval")
-    return (
-        Section("Averages by window", (line,), "windows", folded=nonempty((table("In numbers", grid(header, lines)),))),
-    )
-
-
-def _named(window: Row) -> str:
-    name = SHAPES.get(str(window.get("kind")), (clean(window.get("kind")), ""))[0]
-    return f"{name}, alpha {weight(window.get('alpha'))}" if number(window.get("alpha")) is not None else name
+    sides = [text for side in SIDES.values() for text in (side, "interval")]
+    return grid(("average", "checkpoints", "steps", "tokens", unit().heading("score"), *sides), lines)
 
 
 # ------------------------------------------------------------ pictures
 
 
-def _column(rows: Sequence[Row], key: str, inner: str = "", factor: float = 1.0) -> FloatArray:
-    values = [number((part(row, inner) if inner else row).get(key)) for row in rows]
+def _column(rows: Sequence[Row], key: str, factor: float = 1.0) -> FloatArray:
+    values = [number(row.get(key)) for row in rows]
     return factor * np.array([np.nan if value is None else value for value in values])
 
 
@@ -184,35 +141,30 @@ def trajectory(report: Report) -> Drawing | None:
     if len(members) < 2:
         return None
     steps, rates = _column(members, "step"), _column(members, "rate")
-    heights = [3.0, 1.2, 1.2] if np.isfinite(rates).any() else [3.0, 1.2]
     with canvas():
-        made = Figure(figsize=(7.6, 1.0 * sum(heights)))
-        panels: list[Axes] = list(made.subplots(len(heights), 1, sharex=True, height_ratios=heights))
-        _scores(panels[0], report, members, steps)
-        if len(panels) > 2:
-            panels[1].plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
-            panels[1].set_ylim(0, 1.15 * float(np.nanmax(rates)) or 1.0)
-            panels[1].set_ylabel("learning rate")
+        made = Figure(figsize=(7.6, 5.4))
+        scores, rate, weights = made.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
+        _scores(scores, report, members, steps)
+        rate.plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
+        rate.set_ylim(bottom=0)
+        rate.set_ylabel("learning rate")
         width = 0.6 * float(np.diff(steps).min())
-        panels[-1].bar(steps, _column(members, "weight"), width=width, color=COLOURS["soup"])
-        panels[-1].set_ylabel("weight")
-        panels[-1].set_xlabel("training step")
-        made.align_ylabels(panels)
+        weights.bar(steps, _column(members, "weight"), width=width, color=COLOURS["soup"])
+        weights.set_ylabel("weight")
+        weights.set_xlabel("training step")
+        made.align_ylabels()
     alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
     return Drawing("trajectory", made, alt, "On the report fold. Bars: the weights of the chosen average.")
 
 
 def _scores(axes: Axes, report: Report, members: Sequence[Row], steps: FloatArray) -> None:
-    scale = unit().scale
-    axes.plot(
-        steps, _column(members, "report", factor=scale), "o-", color=COLOURS["best_single"], markersize=5,
-        linewidth=1.0, label="checkpoints",
-    )  # fmt: skip
-    for kind, label, style in (("soup", "chosen average", "-"), ("decayed", "decayed branch", "--")):
-        for row in [row for row in entries(report, "rows") if row.get("kind") == kind]:
-            value = number(part(row, "objective").get("mean"))
-            if value is not None:
-                axes.axhline(scale * value, color=COLOURS.get(kind, INK), linestyle=style, linewidth=1.4, label=label)
+    values = _column(members, "report", unit().scale)
+    axes.plot(steps, values, "o-", color=COLOURS["best_single"], markersize=5, linewidth=1.0, label="checkpoints")
+    lines = {"soup": ("chosen average", "-", COLOURS["soup"]), "decayed": ("decayed branch", "--", INK)}
+    for row in [row for row in entries(report, "rows") if row.get("kind") in lines]:
+        label, style, colour = lines[str(row.get("kind"))]
+        level_of_row = _column([part(row, "objective")], "mean", unit().scale)[0]
+        axes.axhline(level_of_row, color=colour, linestyle=style, linewidth=1.4, label=label)
     axes.set_ylabel(unit().symbol)
     axes.legend()
 
@@ -225,41 +177,35 @@ def window_bands(report: Report) -> Drawing | None:
     found = entries(data, "windows")
     if not found:
         return None
-    titles = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
     with canvas():
         made = Figure(figsize=(8.6, 3.4))
-        for axes, (key, title) in zip(made.subplots(1, 2), titles.items(), strict=True):
-            _band(axes, found, key)
+        for axes, (side, title) in zip(made.subplots(1, 2), SIDES.items(), strict=True):
+            _band(axes, found, side)
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("steps from the oldest to the newest")
             axes.set_ylabel(f"difference, {unit().name}")
         spread = number(part(data, "spread").get("search"))
         if spread is not None:
-            reach = unit().scale * spread
-            made.axes[0].axhspan(
-                -reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label="SD of the last checkpoints"
-            )
+            reach, label = unit().scale * spread, "SD of the last checkpoints"
+            made.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
         made.tight_layout()
         made.legend(*made.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     alt = f"Differences of {len(found)} averages to the last checkpoint and to the mean of their members."
-    return Drawing(
-        "windows", made, alt, f"On the search fold. {'Below' if unit().factor < 0 else 'Above'} 0 is better."
-    )
+    better = "Above" if unit().higher_is_better else "Below"
+    return Drawing("windows", made, alt, f"On the search fold. {better} 0 is better.")
 
 
-def _band(axes: Axes, found: Sequence[Row], key: str) -> None:
+def _band(axes: Axes, found: Sequence[Row], side: str) -> None:
     """Equal weights as a line in a band, the other averages as marks with whiskers."""
     axes.axhline(0, color=INK, linewidth=0.8)
-    for shift, (kind, (label, mark)) in enumerate(SHAPES.items()):
+    for kind, (label, mark, colour) in SHAPES.items():
         rows = [one for one in found if one.get("kind") == kind]
-        if not rows:
-            continue
-        middle, low, high = (_column(rows, name, key, unit().scale) for name in ("difference", "low", "high"))
-        steps, colour = _column(rows, "steps"), list(COLOURS.values())[shift]
+        pairs, steps = [part(one, side) for one in rows], _column(rows, "steps")
+        middle, low, high = (_column(pairs, key, unit().scale) for key in ("difference", "low", "high"))
         if kind == "uniform":
             axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(steps, middle, f"{mark}-", color=colour, markersize=4, linewidth=1.2, label=label)
-        else:
-            across = steps * (1 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps
+        elif rows:
+            across = steps * (1 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # all of one length
             reach = np.abs(np.stack([middle - low, high - middle]))
-            axes.errorbar(across, middle, yerr=reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)
+            axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)
