@@ -18,7 +18,7 @@ import yaml
 import souping
 from souping.cli.config import Config
 from souping.comparison.estimate import VarianceParts
-from souping.comparison.result import CompareResult, Flip, PairedDifference, RowVerdict
+from souping.comparison.result import CompareResult, Flip, RowVerdict
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
@@ -116,7 +116,7 @@ def python(meanings: Mapping[str, str]) -> Iterator[str]:
 def schema() -> Iterator[str]:
     """The fields of compare.json, from its dataclasses."""
     yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
-    inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "pairs[]": PairedDifference, "flips[]": Flip}
+    inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "flips[]": Flip}
     rows = [(f"`{one.name}`", one.metadata["doc"]) for one in fields(CompareResult)]
     for name, kind in inner.items():
         rows += [(f"`{name}.{one.name}`", one.metadata["doc"]) for one in fields(kind)]
@@ -132,10 +132,7 @@ def page() -> str:
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
         lines += group(folder.name)
     lines += [*experiments(), *python(known["python"]), "## report.json\n"]
-    lines += [
-        "Scores are fractions of 1, or have the `unit` of the evaluator as they are. A number that cannot be computed is"
-    ]
-    lines += ["`null`.\n"]
+    lines += ["Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"]
     lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
     lines += schema()
     return "\n".join(lines).rstrip() + "\n"

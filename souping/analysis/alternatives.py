@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable
+from souping.analysis.intervals import ItemTable, design
 from souping.core.protocols import Objective
-from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.types import FloatArray, ItemScores, ScoreMatrix
 from souping.core.unit import unit
 
 
@@ -28,15 +28,18 @@ def alternatives(
     which no system can know. Each comes with the models in memory and the answers per request.
     """
     table = ItemTable.of(soup.items, objective)
+
+    def score(values: FloatArray) -> float:
+        return unit().raw(design(values, table.categories, table.groups, table.coefficients).objective)
+
     names = list(ingredients)
     scores = np.stack([ingredients[name].values for name in names])
-    optimism = {"optimism": unit().raw(search_score) - _score(table, soup.values)}
+    optimism = {"optimism": unit().raw(search_score) - score(soup.values)}
     if scores.min() < 0 or scores.max() > 1:
         return optimism
     routes = {category: _best(chosen_by, names, category) for category in table.names}
-    chosen = np.array([names.index(routes[item.category]) for item in soup.items])
-    router = _score(table, scores[chosen, np.arange(len(chosen))])
-    oracle = _score(table, scores.max(axis=0))
+    chosen = [names.index(routes[item.category]) for item in soup.items]
+    router, oracle = score(scores[chosen, np.arange(len(chosen))]), score(scores.max(axis=0))
     return {
         **optimism,
         "router": {"score": router, "routes": routes, "models": len(set(routes.values())), "answers": 1},
@@ -49,8 +52,3 @@ def _best(scores: ScoreMatrix, names: Sequence[str], category: str) -> str:
     rows = scores.rows(names)
     known = category in scores.categories
     return names[int(np.argmax(rows[:, scores.categories.index(category)] if known else rows.mean(axis=1)))]
-
-
-def _score(table: ItemTable, values: np.ndarray) -> float:
-    means = np.bincount(table.categories, values) / np.bincount(table.categories)
-    return float(unit().raw(float(table.coefficients @ means)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from souping.cli import stop
 from souping.comparison.api import AVERAGES, Source, compare
@@ -26,39 +26,28 @@ exit status: 0; 1 if a deciding row has a verdict of --fail-on; 2 if logs are da
 def main(arguments: Sequence[str]) -> int:
     """The exit status of the comparison. Errors are reported here, as hydra may not be installed."""
     try:
-        return _compare(_parser().parse_args(arguments))
+        return _compare(vars(_parser().parse_args(arguments)))
     except (UserError, OSError) as error:
         stop(safe(error_text(error)), 2)
         return 2
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(settings: dict[str, Any]) -> int:
     from souping.comparison.result import page, sections, title
     from souping.report.render import sheet_markdown, show_sheet
 
-    result = compare(
-        _logs(options.logs),
-        baseline=options.baseline,
-        margin=options.margin,
-        policy=options.policy,
-        average=options.average,
-        group=options.group,
-        looks=options.looks,
-        pass_at=options.pass_at,
-        same_prompts=options.same_prompts,
-        fail_on=options.fail_on,
-        store=options.store,
-    )
-    if options.json:
-        print(result.to_json(options.show), end="")
+    logs, flips, as_json, folder = (settings.pop(name) for name in ("logs", "show", "json", "out"))
+    result = compare(_logs(logs), **settings)
+    shown = sections(result, flips)
+    if as_json:
+        print(result.to_json(flips), end="")
     else:
-        show_sheet(sections(result, options.show))
-    text = sheet_markdown(title(result), sections(result, options.show))
-    if options.out:
-        out = expanded(options.out, "--out")
-        pages = {"report.html": page(result, options.show), "report.md": text}
-        for name, content in {**pages, "compare.json": result.to_json(options.show)}.items():
-            write_atomically(out / name, content.encode("utf-8", "backslashreplace"))
+        show_sheet(shown)
+    text = sheet_markdown(title(result), shown)
+    if folder:
+        pages = {"report.html": page(result, flips), "report.md": text, "compare.json": result.to_json(flips)}
+        for name, content in pages.items():
+            write_atomically(expanded(folder, "--out") / name, content.encode("utf-8", "backslashreplace"))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
@@ -79,11 +68,8 @@ def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
 
 
 def _words(text: str) -> list[Word]:
-    return [
-        WORDS[WORDS.index(pick(word, WORDS, "--fail-on"))]
-        for word in re.split(r"[, ]+", text.strip(", "))
-        if word != "none"
-    ]
+    words = [pick(word, (*WORDS, "none"), "--fail-on") for word in text.replace(",", " ").split()]
+    return [word for word in WORDS if word in words]
 
 
 def _parser() -> argparse.ArgumentParser:

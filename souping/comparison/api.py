@@ -1,24 +1,61 @@
-"""The comparison as a function: read logs, match them, compare, judge."""
+"""The comparison as a function: read logs, match them, test each row, judge.
+
+A comparison of runs of ours is a look at their report items and goes into the ledger of their store.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
-from souping.comparison.looks import looks_of
-from souping.comparison.result import CompareResult
-from souping.comparison.rows import Options, compare_matched
-from souping.comparison.verdict import FAIL_ON, Margin, Policy, Word, read_policy
-from souping.core.fields import load, pick
-from souping.core.files import expanded
-from souping.core.types import UserError
+import numpy as np
+
+from souping.analysis.intervals import NORMAL
+from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.significance import POWER, Comparison, items_for, penalty
+from souping.comparison import estimate
+from souping.comparison.estimate import (
+    BEST,
+    SCORE,
+    WORST,
+    JointFlips,
+    PooledScores,
+    pool,
+    task_weights,
+    variance_parts,
+)
+from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
+from souping.comparison.verdict import (
+    FAIL_ON,
+    HEADLINE,
+    Limits,
+    Margin,
+    Policy,
+    Word,
+    decide,
+    read_policy,
+    verdict_of,
+)
+from souping.core.fields import load, pick, text_of
+from souping.core.files import expanded, seen_from
+from souping.core.text import first_line
+from souping.core.types import Json, UserError, digest, entries, part
 from souping.logs import read
-from souping.logs.match import matched
-from souping.logs.records import Log
+from souping.logs.match import Field, Matched, MatchedMetric, matched
+from souping.logs.records import Log, LoggedAnswer, read_object
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
 MOST_LOOKS = 1000
+LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
+WARN_CUT = 0.02
+FEW_GROUPS = 30
 Source = str | Path | Frame
 """A log: its path, or a data frame."""
 
@@ -54,35 +91,377 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    if empty := [name for name, source in logs.items() if isinstance(source, list) and not source]:
+    found = _read(logs, baseline, group)
+    whole = None if margin is None else Margin.of(margin, "margin")
+    gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
+    given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
+    table = matched(found, same_prompts=same_prompts)
+    weights = task_weights(table, average, given)
+    settings = [average, given, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
+    rows = list(_rows(table, weights, pass_at))
+    _check(rows, gate)
+    looks, notes = looks_of(found, table, settings, store, looks)
+    models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
+    tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
+    verdicts = list[RowVerdict]()
+    for model, needed in zip(models[1:], tests, strict=True):
+        verdicts += _verdicts([RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed)
+    return CompareResult(
+        baseline=base,
+        models=models,
+        average=average if given is None else "file",
+        looks=looks,
+        status=int(any(row.decides and row.verdict in fail_on for row in verdicts)),
+        verdicts=tuple(verdicts),
+        variance={model: variance_parts(pooled.scored(), model, base) for model in models[1:]},
+        best=best,
+        pairs=pairs,
+        flips=tuple(_flips(table, models, found)),
+        warnings=(*table.notes, *notes, *_unaveraged(table, weights), *_warnings(verdicts, pooled)),
+    )
+
+
+def _read(logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str) -> dict[str, list[Log]]:
+    """The logs of each model, the baseline first."""
+    several = {name: source if isinstance(source, list) else [source] for name, source in logs.items()}
+    if empty := [name for name, sources in several.items() if not sources]:
         raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
-    if looks > MOST_LOOKS:
-        raise UserError(f"looks={looks}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
-    found = {name: _read(logs[name], group) for name in dict.fromkeys((base, *logs))}
-    gate = read_policy(expanded(policy), margin) if policy else Policy(margin=_margin(margin))
-    weights = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
-    table = matched(found, same_prompts=same_prompts)
-    settings = [average, weights, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
-    look, notes = looks_of(found, table, settings, store)
-    options = Options(
-        baseline=base,
-        average=average if average in AVERAGES else "file",
-        weights=weights,
-        policy=gate,
-        fail_on=fail_on,
-        looks=max(looks, look),
-        pass_at=pass_at,
+    names = dict.fromkeys((base, *logs))
+    return {name: [log for one in several[name] for log in read(one, group=group)] for name in names}
+
+
+def _several(
+    pooled: PooledScores, models: Sequence[str], alpha: float
+) -> tuple[list[float], tuple[str, ...], dict[str, dict[str, Difference]]]:
+    """Of three or more models: the number of tests that each but the first is corrected for, those among which the best
+    is, and the differences of each two."""
+    if len(models) < 3:
+        return [1.0], (), {}
+    flips, pairs = JointFlips.of(pooled, models), dict[str, dict[str, Difference]]()
+    for one, other in combinations(models, 2):
+        shown = estimate.contrast(pooled, one, other)
+        pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
+    return estimate.step_down(flips, alpha), tuple(models[n] for n in estimate.best_set(flips, alpha)), pairs
+
+
+def looks_of(
+    logs: Mapping[str, Sequence[Log]], table: Matched, settings: Sequence[Json], store: str | Path | None, least: int
+) -> tuple[int, list[str]]:
+    """(the look that this comparison is, at `least` this one; what to tell about it). Runs of ours have a ledger.
+
+    `settings` are what else the claim is about: margins and weights.
+
+    Raises:
+        UserError: there were too many looks, or the store that was named is not there.
+    """
+    if least > MOST_LOOKS:
+        raise UserError(f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
+    runs = [log for several in logs.values() for log in several if log.harness == "souping"]
+    if not runs:
+        return least, []
+    if store and not expanded(store).is_file():
+        raise UserError(f"--store {store}: there is no such file")
+    path = expanded(store) if store else _store_of(runs[0].path)
+    if path is None:
+        return least, [
+            "The store of these runs is not here (--store FILE): earlier looks at their items are not counted."
+        ]
+    from souping.pipeline.ledger import Ledger
+    from souping.pipeline.store import Store
+
+    compared = {item for found in table.metrics.values() for item in found[0].items}
+    metrics = [metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()]
+    identities = {a.prompt_hash for metric in metrics for a in metric.answers if a.item in compared}
+    first, *others = map(_recipe_of, runs)
+    claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
+    with Store(path) as ledger:
+        return max(least, Ledger(ledger).open_comparison(claim, identities).number), []
+
+
+def _recipe_of(run: Log) -> str:
+    """Identity of the model of a log."""
+    rows = entries(read_object(run.path / "report.json"), "rows")
+    return next((str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model)
+
+
+def _store_of(run_dir: Path) -> Path | None:
+    """The store that the run's configuration names."""
+    import yaml
+
+    config = run_dir / "config.yaml"
+    try:
+        settings = yaml.safe_load(text_of(config)) if config.is_file() else None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
+    named = part(settings, "store").get("path") if isinstance(settings, dict) else None
+    return seen_from(run_dir, expanded(named)) if isinstance(named, str) else None
+
+
+# Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowScores:
+    """One row before it is judged: the pooled scores of all models on its tasks."""
+
+    name: str
+    kind: Kind
+    metric: str
+    pooled: PooledScores
+    higher_is_better: bool = True
+    fraction: bool = True
+    weight: float = 0.0
+
+
+def _check(rows: Sequence[RowScores], policy: Policy) -> None:
+    if len(rows[0].pooled.categories) < 2:
+        raise UserError("one item in common: a comparison needs two or more")
+    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
+        raise UserError(f"two rows would have the name {twice[0]}: rename that task, group or category in the logs")
+    policy.check([row.name for row in rows if row.kind != "average"])
+
+
+def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Iterator[RowScores]:
+    """The headline, groups that were asked for, tasks, other metrics, length and cut answers."""
+    first = {name: found[0] for name, found in matched.metrics.items()}
+    averaged = {name: first[name] for name in weights}
+    whole = pool(averaged, weights, pass_at)
+    share = dict(zip(whole.names, whole.weights.tolist(), strict=True))
+    one = next(iter(averaged.values()))
+    head = RowScores(name=HEADLINE, kind="average", metric="", pooled=whole, weight=1.0)
+    if not one.is_mean:
+        head = replace(head, metric=one.metric, higher_is_better=one.higher_is_better, fraction=False)
+    yield head
+    if len(weights) > 1:
+        for group in matched.groups.values():
+            inside = [name for name in group.members if name in share]
+            if 1 < len(inside) < len(weights):
+                part = sum(share[name] for name in inside)
+                yield replace(head, name=group.name, kind="group", pooled=whole.only(inside), weight=part)
+        for name in whole.names:
+            yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
+    for name, found in matched.metrics.items():
+        for one in found[name in weights :]:
+            if _is_scored(one):
+                pooled = pool({name: one}, {name: 1.0})
+                yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
+    yield from _lengths(averaged, weights)
+
+
+def _is_scored(metric: MatchedMetric) -> bool:
+    """Whether all models have a score of some item in every run."""
+    scored = [np.isfinite(values).any(axis=1).all(axis=0) for values in metric.scores.values()]
+    return bool(np.all(scored, axis=0).any())
+
+
+def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str = "") -> RowScores:
+    return RowScores(
+        name=name or metric.task,
+        kind=kind,
+        metric=metric.metric,
+        pooled=pooled,
+        higher_is_better=metric.higher_is_better,
+        fraction=metric.is_mean,
     )
-    return compare_matched(table, options, found, notes)
 
 
-def _margin(margin: float | None) -> Margin | None:
-    return None if margin is None else Margin.of(margin, "margin")
+def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> Iterator[RowScores]:
+    """Output length and the share of cut answers, weighted as the headline, over the tasks whose logs have them.
+
+    Length is in tokens, or in characters if more tasks have those.
+    """
+    found = dict[Field, dict[str, MatchedMetric]]()
+    for name in LENGTHS:
+        tables = {task: replace(one, values={**one.values, "score": one.values[name]}) for task, one in metrics.items()}
+        found[name] = {task: one for task, one in tables.items() if _is_scored(one)}
+    del found["tokens" if len(found["characters"]) > len(found["tokens"]) else "characters"]
+    for name, tasks in found.items():
+        if tasks:
+            is_mean, total = name == "cut", sum(weights[task] for task in tasks)
+            parts = {task: replace(one, is_mean=is_mean, higher_is_better=False) for task, one in tasks.items()}
+            pooled = pool(parts, {task: weights[task] / total for task in parts})
+            yield replace(_single(parts[next(iter(parts))], LENGTHS[name], pooled, name), metric=name)
 
 
-def _read(sources: Source | list[Source], group: str) -> list[Log]:
-    many = sources if isinstance(sources, list) else [sources]
-    return [log for source in many for log in read(source, group=group)]
+# Verdicts
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """The tests of one row: a model minus the baseline, higher is better, for any number of tests times `factor`."""
+
+    row: RowScores
+    model: str
+    baseline: str
+    factor: float
+
+    def comparison(self, tests: float, missing: int = 0) -> Comparison:
+        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing)
+
+    def limits(self, tests: float) -> list[Limits]:
+        """The interval, and those with the missing answers for and against the model."""
+        found = [self.comparison(tests, case) for case in ((0, 1, -1) if self.missing else (0,))]
+        return [(one.low, one.high) for one in found]
+
+    @property
+    def missing(self) -> int:
+        """Items of a run with a missing answer, of both models."""
+        tables = [self.row.pooled.values[name] for name in (self.model, self.baseline)]
+        return sum(int((table[BEST] != table[WORST]).sum()) for table in tables)
+
+    def means(self) -> tuple[float, float]:
+        """(the baseline's mean, the model's) as the metric has them."""
+        pooled = self.row.pooled.scored()
+        base, mean = (pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model))
+        whole = float(self.row.fraction)
+        return (base, mean) if self.row.higher_is_better else (whole - base, whole - mean)
+
+    def distance(self) -> float:
+        """Rough |T| / se, by which tests are ordered."""
+        base, mean = self.means()
+        error = math.sqrt(variance_parts(self.row.pooled.scored(), self.model, self.baseline).total)
+        return abs(mean - base) / error if error else 0.0
+
+
+_contrast = cache(estimate.contrast)
+
+
+def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iterator[RowVerdict]:
+    """All rows of a model. The headline's correction for several models is `headline` tests."""
+    _contrast.cache_clear()
+    tests = {one.row.name: one for one in every}
+    tests[HEADLINE] = replace(tests[HEADLINE], factor=tests[HEADLINE].factor * headline)
+    margins = {
+        name: policy.margin_of(name, test.means()[0], test.row.fraction, test.row.weight > 0)
+        for name, test in tests.items()
+    }
+    deciding = [name for name in tests if name in (HEADLINE, *policy.critical)]
+    found = decide({name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number))
+    needed = dict.fromkeys(tests, 1.0)
+    for kinds in (("group", "task"), ("metric",)):
+        needed |= _holm({n: one for n, one in tests.items() if one.row.kind in kinds and n not in deciding})
+    for name, test in tests.items():
+        judged = test.row.kind not in ("length", "cut") or name in policy.margins
+        margin, decides = margins[name] if judged else None, name in deciding
+        if judged and not decides:
+            found[name] = verdict_of(test.limits(needed[name]), margin)
+        yield _verdict(test, needed[name], margin, found.get(name, ("", "")), decides)
+
+
+def _verdict(
+    test: RowTest, needed: float, margin: float | None, found: tuple[Word | Literal[""], str], decides: bool
+) -> RowVerdict:
+    """A row, its numbers in the direction of its metric."""
+    row, shown = test.row, test.comparison(needed)
+    base, mean = test.means()
+    low, high = (shown.low, shown.high) if row.higher_is_better else (-shown.high, -shown.low)
+    return RowVerdict(
+        model=test.model,
+        baseline=test.baseline,
+        **{key: value for key, value in vars(row).items() if key != "pooled"},
+        items=shown.n,
+        groups=shown.groups,
+        base=base,
+        mean=mean,
+        difference=shown.difference if row.higher_is_better else -shown.difference,
+        low=low,
+        high=high,
+        level=shown.level,
+        p_value=min(1.0, shown.p_value * needed * test.factor),
+        test=shown.test,
+        discordant=shown.discordant,
+        verdict=found[0],
+        reason=found[1],
+        margin=margin,
+        decides=decides,
+        detectable=detectable(shown),
+        items_needed=items_for(shown, margin) if margin else None,
+        missing=test.missing,
+    )
+
+
+def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
+    """The number of tests that each row is corrected for: Holm's steps down to the first row without a difference, and
+    that one's from there on, so that an interval excludes 0 just where its row is shown to differ."""
+    order = sorted(family, key=lambda name: -family[name].distance())
+    needed, stopped = dict[str, float](), 0.0
+    for rank, name in enumerate(order):
+        needed[name] = stopped or float(len(order) - rank)
+        shown = family[name].comparison(needed[name])
+        if not stopped and shown.p_value >= 1 - shown.level:
+            stopped = needed[name]
+    return needed
+
+
+def detectable(shown: Comparison) -> float:
+    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
+    interval (not by the difference that was seen)."""
+    quantile = NORMAL.inv_cdf((1 + shown.level) / 2)
+    return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile
+
+
+def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]) -> Iterator[Flip]:
+    """Items of the first metric of each task that a model and the baseline score differently."""
+    for model in models[1:]:
+        found = list[Flip]()
+        for task, (metric, *_) in matched.metrics.items():
+            base, mean = (metric.item_means(name) for name in (models[0], model))
+            before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
+            for place in np.flatnonzero(np.abs(mean - base) > TIE):
+                item = metric.items[place]
+                flip = Flip(
+                    model=model,
+                    task=task,
+                    item=item,
+                    base=float(base[place]),
+                    score=float(mean[place]),
+                    prompt=now[item].prompt,
+                    base_output=before[item].output,
+                    output=now[item].output,
+                )
+                found.append(flip)
+        yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
+
+
+def _texts(log: Log, task: str, metric: str) -> Mapping[str, LoggedAnswer]:
+    """The first answer to each item."""
+    return {answer.item: answer for answer in reversed(log.tasks[task].metrics[metric].answers)}
+
+
+def _unaveraged(matched: Matched, weights: Mapping[str, float]) -> Iterator[str]:
+    """Tasks that are not in the average, and the harness's own figures where there is nothing else."""
+    for name, found in matched.metrics.items():
+        if name not in weights and not found[0].is_mean:
+            yield f"{name} is not averaged: {found[0].metric} is not a mean of scores from 0 to 1."
+        for one in found:
+            if not _is_scored(one):
+                figures = {model: [f"{v:.4g}" for v in own if v is not None] for model, own in one.reported.items()}
+                text = "; ".join(f"{model} {', '.join(own) or 'none'}" for model, own in figures.items())
+                yield f"{name} {one.metric}, as reported and without an interval: {text}."
+
+
+def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[str]:
+    """What limits the comparison, in plain words."""
+    runs = {name: values.shape[1] for name, values in pooled.values.items()}
+    if max(runs.values()) == 1:
+        yield "One training run per model: these two checkpoints; another seed may differ by more."
+    elif min(runs.values()) == 1:
+        alone = ", ".join(name for name, number in runs.items() if number == 1)
+        yield f"{alone}: one training run. Its variance between runs is taken from the other models."
+    head = verdicts[0]
+    if head.groups == head.items:
+        yield "Every item counts as independent: name what belongs together with --group FIELD."
+    if head.groups < FEW_GROUPS:
+        yield f"{head.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
+    for row in verdicts:
+        if row.kind == "cut" and max(row.base, row.mean) >= WARN_CUT:
+            shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
+            yield f"Answers are cut off at the token limit: {shares}."
+        if row.kind == "average" and row.missing:
+            yield (
+                f"Missing answers of {row.model} and {row.baseline}: {row.missing:,}. Verdicts hold with all of them "
+                "right and with all of them wrong."
+            )

@@ -1,76 +1,65 @@
-"""Weights of tasks, paired scores of models, and the test of their weighted mean difference.
+"""Weights of tasks, paired scores of models, the test of their weighted mean difference, and several models at once.
 
-Shape legend: R training runs, P answers of an item (replicates), I items, C tasks.
+Shape legend: R training runs, P answers of an item (replicates), I items, C tasks, D sign patterns, H strata, M models.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import GroupedScores, design, unseen_margins
-from souping.analysis.sign_flip import ALPHA, DRAWS, TIE
-from souping.analysis.significance import Comparison, compare, penalty
+from souping.analysis.intervals import NORMAL, GroupedScores, design, distinct, unseen_margins
+from souping.analysis.sign_flip import ALPHA, DRAWS, TIE, drawn_sums
+from souping.analysis.significance import Comparison, compare
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
 
 SCORE, BEST, WORST, NOISE = range(4)
 """Rows of `PooledScores.values`."""
-HEAVIEST = 1e9
-"""Weight of a task in a file, at most."""
 
 
 # Weights
 
 
 def task_weights(matched: Matched, average: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1.
+    """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1,
+    or of all tasks if they share one unit, such as that of a loss.
 
     `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks are averaged as its
-    harness does (lm_eval averages over leaves, not over subgroups). `leaf` is the mean over tasks, `item` that over
+    harness does. `leaf` is the mean over tasks, `item` that over
     items; `given` are weights of tasks and groups from a file.
 
     Raises:
         UserError: no metric is a mean, or a weight names something that is not here.
     """
-    sizes = {name: float(len(found[0].items)) for name, found in matched.metrics.items() if found[0].is_mean}
+    first = {name: found[0] for name, found in matched.metrics.items()}
+    means = {name: one for name, one in first.items() if one.is_mean}
+    if not means and len({one.unit for one in first.values()}) == 1:
+        means = {name: one for name, one in first.items() if one.unit}
+    sizes = {name: float(len(one.items)) for name, one in means.items()}
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
-    shares: Mapping[str, float] = dict.fromkeys(sizes, 1.0) if average == "leaf" else sizes
-    if given is not None and not all(math.isfinite(weight) and 0 <= weight < HEAVIEST for weight in given.values()):
-        raise UserError(f"weights: each is a number from 0 to {HEAVIEST:g}")
-    if given is not None or average == "task":
-        inside = {task for name in matched.groups for task in leaves(matched, name)}
-        alone = [*matched.groups, *(name for name in sizes if name not in inside)]
-        top = given if given is not None else dict.fromkeys(matched.asked or alone, 1.0)
-        shares = _expanded(matched, top, sizes)
+    if given is not None and not all(0 <= weight < 1e9 for weight in given.values()):
+        raise UserError("weights: each is a number from 0 to 1e9")
+    named = {"leaf": dict.fromkeys(sizes, 1.0), "item": sizes, "task": dict.fromkeys(matched.asked, 1.0)}
+    shares = dict.fromkeys(sizes, 0.0)
+    for name, weight in (named[average] if given is None else given).items():
+        if name not in matched.groups and name not in matched.metrics:
+            raise UserError(f"weights: {name} is not a task or group of all models")
+        group = matched.groups.get(name)
+        inside = [task for task in (group.members if group else (name,)) if task in sizes]
+        within = {task: sizes[task] if group and group.weight_by_size else 1.0 for task in inside}
+        for task, share in within.items():
+            shares[task] += weight * share / sum(within.values())
     total = sum(shares.values())
     if total <= 0:
         raise UserError("the weights of the tasks sum to 0")
-    return {name: shares[name] / total for name in sizes if shares.get(name, 0.0) > 0}
-
-
-def _expanded(matched: Matched, top: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, float]:
-    shares = dict.fromkeys(sizes, 0.0)
-    for name, weight in top.items():
-        if name not in matched.groups and name not in matched.metrics:
-            raise UserError(f"weights: {name} is not a task or group of all models")
-        inside = [task for task in leaves(matched, name) if task in sizes]
-        by_size = name in matched.groups and matched.groups[name].weight_by_size
-        within = {task: sizes[task] if by_size else 1.0 for task in inside}
-        for task, share in within.items():
-            shares[task] += weight * share / sum(within.values())
-    return shares
-
-
-def leaves(matched: Matched, name: str) -> list[str]:
-    if name not in matched.groups:
-        return [name]
-    return list(dict.fromkeys(task for one in matched.groups[name].members for task in leaves(matched, one)))
+    return {name: share / total for name, share in shares.items() if share > 0}
 
 
 # Scores
@@ -161,12 +150,12 @@ def _values(metric: MatchedMetric, model: str, pass_at: int) -> FloatArray:
     """[4, R, I] of a model, see `PooledScores`."""
     raw = metric.scores[model]
     raw = raw if metric.higher_is_better else (1.0 if metric.is_mean else 0.0) - raw
-    gone = metric.missing[model] if metric.is_mean else np.zeros(raw.shape, dtype=bool)
-    cases = [raw, np.where(gone, 1.0, raw), np.where(gone, 0.0, raw)]
+    gone = (metric.values["missing"][model] > 0) & metric.is_mean
+    cases = [raw, np.where(gone, 1.0, raw), np.where(gone, 0.0, raw)] if gone.any() else [raw]
     counts, means, noise = zip(*map(moments, cases), strict=True)
     if pass_at:
         means = tuple(_pass_at(case, count, pass_at, metric.task) for case, count in zip(cases, counts, strict=True))
-    return np.stack([*means, noise[0]])
+    return np.stack([means[0], means[len(means) // 2], means[-1], noise[0]])
 
 
 def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArray:
@@ -187,23 +176,24 @@ def _pass_at(raw: FloatArray, count: FloatArray, k: int, task: str) -> FloatArra
 
 
 def contrast(
-    pooled: PooledScores, a: str, b: str, *, looks: int = 1, tests: float = 1.0, missing: int = 0, draws: int = DRAWS
+    pooled: PooledScores, a: str, b: str, *, tests: float = 1, missing: int = 0, draws: int = DRAWS, seed: int = 0
 ) -> Comparison:
-    """Model a minus model b. `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
-    round, 0 if all count as their harness counted them."""
+    """Model a minus model b, at the level divided by a number of `tests`.
+
+    `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way round, 0 if all count as
+    their harness counted them.
+    """
     place = finite((pooled.values[a], pooled.values[b]), BEST) if missing else finite(pooled.values.values())
     pooled = pooled.at(place)
     cases = ((SCORE, SCORE), (BEST, WORST), (WORST, BEST))[missing]
     ours, theirs = pooled.values[a][cases[0]], pooled.values[b][cases[1]]
     if len(ours) > 1 or len(theirs) > 1:
-        return recipes(pooled, a, b, ours, theirs, looks=looks, tests=tests)
+        return recipes(pooled, a, b, ours, theirs, tests)
     table = (pooled.categories, pooled.groups, pooled.weights)
-    return compare(a, b, ours[0], theirs[0], *table, looks=looks, tests=tests, draws=draws)
+    return compare(a, b, ours[0], theirs[0], *table, tests=tests, draws=draws, seed=seed)
 
 
-def recipes(
-    pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: FloatArray, *, looks: int = 1, tests: float = 1.0
-) -> Comparison:
+def recipes(pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: FloatArray, tests: float = 1) -> Comparison:
     """Recipe a minus recipe b from several training runs, scores [R, I] each.
 
     The variance of the difference is that of items plus that of run means less what both count, never below the larger
@@ -212,29 +202,18 @@ def recipes(
     """
     from scipy.special import stdtr, stdtrit
 
-    alpha = ALPHA / penalty(looks) / tests
-    deltas = ours.mean(axis=0) - theirs.mean(axis=0)
-    whole = pooled.paired(ours.mean(axis=0), theirs.mean(axis=0))
-    found = _split(pooled, ours, theirs)
-    degrees, error, size = found.degrees, math.sqrt(found.total), abs(whole.objective)
-    p_value = float(2 * stdtr(degrees, -size / error)) if error else 1.0
-    reach = float(-stdtrit(degrees, alpha / 2)) * error
+    one, other = ours.mean(axis=0), theirs.mean(axis=0)
+    found = compare(a, b, one, other, pooled.categories, pooled.groups, pooled.weights, tests=tests, same_model=True)
+    whole, alpha, parts = pooled.paired(one, other), ALPHA / tests, _split(pooled, ours, theirs)
+    error, size = math.sqrt(parts.total), abs(found.difference)
+    p_value = float(2 * stdtr(parts.degrees, -size / error)) if error else 1.0
+    reach = float(-stdtrit(parts.degrees, alpha / 2)) * error
     below, above = (float(np.hypot(reach, more)) for more in unseen_margins(whole, alpha / 2))
     if p_value < alpha:  # widened, but not so far that the interval contradicts the test
         below, above = (min(margin, max(reach, size * (1 - TIE))) for margin in (below, above))
-    return Comparison(
-        a=a,
-        b=b,
-        difference=whole.objective,
-        low=whole.objective - below,
-        high=whole.objective + above,
-        level=1 - alpha,
-        p_value=p_value,
-        test=f"t over items and training runs, {degrees:.1f} degrees of freedom",
-        n=len(deltas),
-        groups=len(np.unique(pooled.groups)),
-        discordant=float((np.abs(deltas) > TIE).mean()),
-    )
+    test = f"t over items and training runs, {parts.degrees:.1f} degrees of freedom"
+    low, high = found.difference - below, found.difference + above
+    return replace(found, low=low, high=high, p_value=p_value, test=test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,15 +249,11 @@ def _split(
     sides = [(len(side), *_between_runs(pooled, side)) for side in (ours, theirs) if len(side) > 1]
     if not sides:
         return VarianceParts(total=paired, items=items, answers=answers, runs=None, degrees=math.inf)
-    if len(sides) == 1:
-        runs, _, _ = sides[0]
-        shares, freedom = [1 / len(ours) + 1 / len(theirs)], [runs - 1]
-    else:
-        shares, freedom = [1 / runs for runs, _, _ in sides], [runs - 1 for runs, _, _ in sides]
+    shares = [1 / runs for runs, _, _ in sides] if len(sides) == 2 else [1 / len(ours) + 1 / len(theirs)]
     parts = [spread * share for share, (_, spread, _) in zip(shares, sides, strict=True)]
     between, overlap = sum(parts), sum(both * share for share, (_, _, both) in zip(shares, sides, strict=True))
     total = max(paired, between, paired + between - overlap)
-    below = paired**2 / free + sum(part**2 / one for part, one in zip(parts, freedom, strict=True))
+    below = paired**2 / free + sum(part**2 / (runs - 1) for part, (runs, _, _) in zip(parts, sides, strict=True))
     degrees = total**2 / below if below else math.inf
     runs_part = max(0.0, between - overlap)
     return VarianceParts(total=total, items=items, answers=answers, runs=runs_part, degrees=degrees)
@@ -290,3 +265,85 @@ def _between_runs(pooled: PooledScores, side: FloatArray) -> tuple[float, float]
     rest = side - side.mean(axis=0)
     noise = sum(float(pooled.paired(run, np.zeros_like(run)).variances().sum()) for run in rest)
     return float(totals.var(ddof=1)), noise / (len(side) - 1)
+
+
+# Several models
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointFlips:
+    """Sums of the groups of all models in the same sign patterns, the pattern seen first.
+
+    `sums` [D, H, M]; `squares` [H, M, M] are the groups' squared differences of two models; `sizes` [H]. `extra`
+    [M, M] is the variance of each difference between training runs, which sign flips do not show.
+    """
+
+    sums: FloatArray
+    squares: FloatArray
+    sizes: FloatArray
+    extra: FloatArray
+
+    @classmethod
+    def of(cls, pooled: PooledScores, models: Sequence[str], draws: int = DRAWS, seed: int = 0) -> JointFlips:
+        pooled = pooled.scored()
+        means = [pooled.values[name][SCORE].mean(axis=0) for name in models]
+        wholes = [pooled.paired(one, means[0]) for one in means]
+        pull = np.stack([(w.weights * w.sums / w.counts.sum(axis=0)).sum(axis=1) for w in wholes], axis=1)
+        stratum, sizes = wholes[0].stratum, wholes[0].sizes
+        unit = np.abs(pull).max() or 1.0
+        rows, where, number = distinct(pull / unit, stratum)
+        drawn = drawn_sums(rows, number, where, len(sizes), draws, seed) * unit
+        seen = np.stack([np.bincount(stratum, column, len(sizes)) for column in pull.T], axis=1)
+        apart = (pull[:, :, None] - pull[:, None, :]) ** 2
+        squares = np.stack([apart[stratum == h].sum(axis=0) for h in range(len(sizes))])
+        extra = np.zeros((len(models), len(models)))
+        for (i, a), (j, b) in combinations(enumerate(models), 2):
+            parts = _split(pooled, pooled.values[a][SCORE], pooled.values[b][SCORE])
+            extra[i, j] = extra[j, i] = parts.total - parts.items
+        return cls(sums=np.concatenate([seen[None], drawn]), squares=squares, sizes=sizes, extra=extra)
+
+    def t(self, one: int, other: int) -> FloatArray:
+        """Studentised difference of two models in every pattern, [D]."""
+        apart = self.sums[:, :, one] - self.sums[:, :, other]
+        squares = self.squares[:, one, other]
+        factor = self.sizes / np.maximum(self.sizes - 1, 1)
+        variance = ((squares - apart**2 / self.sizes) * factor).sum(axis=1) + self.extra[one, other]
+        return np.asarray(apart.sum(axis=1) / np.sqrt(np.maximum(variance, 1e-12 * max(squares.sum(), 1e-30))))
+
+
+def step_down(flips: JointFlips, alpha: float) -> list[float]:
+    """For each model but the first, the baseline: the number of independent tests whose correction its difference
+    needs (max-T step-down over shared sign patterns; Westfall and Young 1993).
+
+    The model with the largest difference is held to the largest of all, the next one to the largest of the rest. From
+    the first that is not shown on, all have the same correction.
+    """
+    tables = np.stack([np.abs(flips.t(m, 0)) for m in range(1, flips.sums.shape[2])])
+    order, needed = np.argsort(-tables[:, 0], kind="stable"), [1.0] * len(tables)
+    stopped = 0.0
+    for rank, model in enumerate(order):
+        rest = order[rank:]
+        critical = min(_critical(tables[rest, 1:].max(axis=0), alpha), -NORMAL.inv_cdf(alpha / 2 / len(rest)))
+        tests = stopped or min(float(len(rest)), max(1.0, alpha / (2 * NORMAL.cdf(-critical))))
+        needed[model] = tests
+        if not stopped and tables[model, 0] < critical:
+            stopped = tests
+    return needed
+
+
+def best_set(flips: JointFlips, alpha: float) -> list[int]:
+    """Models that may be the best one: in 1 - alpha of comparisons the truly best is among them (multiple comparisons
+    with the best, Hsu 1981). A model is left out if another is above it by more than chance among all others."""
+    kept = []
+    count = flips.sums.shape[2]
+    for model in range(count):
+        others = np.stack([flips.t(other, model) for other in range(count) if other != model])
+        seen, drawn = others[:, 0].max(), others[:, 1:].max(axis=0)
+        if (1 + (drawn >= seen - TIE).sum()) / (1 + len(drawn)) > alpha:
+            kept.append(model)
+    return kept
+
+
+def _critical(largest: FloatArray, alpha: float) -> float:
+    ordered: FloatArray = np.sort(largest)
+    return float(ordered[-max(1, int(np.ceil(alpha * (1 + len(ordered)) - 1 - TIE)))])

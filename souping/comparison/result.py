@@ -6,23 +6,26 @@ The fields of the dataclasses are the schema of `compare.json`. Whatever comes f
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
-from souping.report.format import escape_html, p_value
+from souping.report.files import plain
+from souping.report.format import between, escape_html, level, limits, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
-from souping.report.tables import Section, TableCell, grid
+from souping.report.tables import Section, TableCell, grid, nonempty
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
+Difference = tuple[float, float, float]
+"""Difference, lower and upper limit."""
 LONGEST = 1500
 """Characters of a prompt or an answer that are shown."""
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
@@ -65,17 +68,6 @@ class RowVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """The headline difference of two models, without any correction."""
-
-    model: str = field(metadata={"doc": "name of the first model"})
-    other: str = field(metadata={"doc": "name of the second model"})
-    difference: float = field(metadata={"doc": "first minus second"})
-    low: float = field(metadata={"doc": "lower limit"})
-    high: float = field(metadata={"doc": "upper limit"})
-
-
-@dataclass(frozen=True, kw_only=True)
 class Flip:
     """An item on which a model and the baseline score differently. Texts are empty if the log has none."""
 
@@ -87,15 +79,6 @@ class Flip:
     prompt: str = field(default="", metadata={"doc": "prompt"})
     base_output: str = field(default="", metadata={"doc": "answer of the baseline"})
     output: str = field(default="", metadata={"doc": "answer of the model"})
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a limit that is unknown becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +93,9 @@ class CompareResult:
     verdicts: tuple[RowVerdict, ...] = field(metadata={"doc": "rows of every model but the baseline"})
     variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
     best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
-    pairs: tuple[PairedDifference, ...] = field(metadata={"doc": "each two models, if there are three or more"})
+    pairs: Mapping[str, Mapping[str, Difference]] = field(
+        metadata={"doc": "{model: {other: [difference, low, high]}} of the headline, without correction"}
+    )
     flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})
     warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
     schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
@@ -123,9 +108,8 @@ class CompareResult:
 
     def to_json(self, flips: int | None = None) -> str:
         """The content of `compare.json`, with at most so many flips of each model."""
-        table: dict[str, Any] = asdict(self)
-        kept = self.flips if flips is None else [flip for name in self.models for flip in self.flips_of(name)[:flips]]
-        return json.dumps(_finite({**table, "flips": [asdict(flip) for flip in kept]}), indent=1) + "\n"
+        kept = tuple(one for name in self.models for one in self.flips_of(name)[:flips])
+        return json.dumps(plain(asdict(replace(self, flips=kept))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
         return [flip for flip in self.flips if flip.model == model]
@@ -148,12 +132,10 @@ class CompareResult:
 
 def sections(result: CompareResult, flips: int = 0) -> list[Section]:
     """What every page shows: a section for each model, all pairs of models, notes, and so many flips of each model."""
-    found = [_model(result, model) for model in result.models[1:]]
-    if result.pairs:
-        found.append(_pairs(result))
-    found.append(Section("Notes", result.warnings))
-    shown = [flip for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
-    return [*found, *([Section("Items that flipped", folded=tuple(map(_flip, shown)))] if shown else [])]
+    shown = [_flip(flip) for model in result.models[1:] for flip in result.flips_of(model)[:flips]]
+    rest = [Section("Notes", result.warnings), Section("Items that flipped", folded=tuple(shown))]
+    pairs = _pairs(result) if result.pairs else None
+    return list(nonempty([*(_model(result, model) for model in result.models[1:]), pairs, *rest]))
 
 
 def _model(result: CompareResult, model: str) -> Section:
@@ -168,9 +150,8 @@ def _model(result: CompareResult, model: str) -> Section:
         lines.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
     cells = [_cells(row) for row in rows]
     shown = [name for name in cells[0] if any(row[name] for row in cells)]
-    titles = {"base": result.baseline, "mean": model, "name": ""}
     table = grid(
-        [titles.get(name, name) for name in shown],
+        [{"base": result.baseline, "mean": model, "name": ""}.get(name, name) for name in shown],
         [[row[name] for name in shown] for row in cells],
         left=[place for place, name in enumerate(shown) if name in ("name", "metric", "verdict")],
         strong=[place for place, row in enumerate(rows) if row.decides],
@@ -179,13 +160,19 @@ def _model(result: CompareResult, model: str) -> Section:
 
 
 def _pairs(result: CompareResult) -> Section:
-    line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in points:"
-    cells = {
-        (pair.model, pair.other): f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
-        for pair in result.pairs
-    }
-    rows = [[one, *(minus(cells.get((one, other), "")) for other in result.models[1:])] for one in result.models[:-1]]
+    head = result.verdicts[0]
+    best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
+    line = f"{best} Row minus column, in {_unit(head)}:"
+    rows = [
+        [one, *(_pair(head, *row[other]) if other in row else "" for other in result.models[1:])]
+        for one, row in result.pairs.items()
+    ]
     return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+
+
+def _pair(head: RowVerdict, difference: float, low: float, high: float) -> str:
+    around = between(low, high) if head.fraction else f"{amount(head, low, True)}, {amount(head, high, True)}"
+    return f"{amount(head, difference, True)} [{around}]"
 
 
 def _flip(flip: Flip) -> Section:
@@ -203,7 +190,7 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "items": f"{row.items:,}",
         "base": amount(row, row.base),
         "mean": amount(row, row.mean),
-        "difference": TableCell(amount(row, row.difference, True), limits(row)),
+        "difference": TableCell(amount(row, row.difference, True), _limits(row)),
         "p": p_value(row.p_value),
         "margin": amount(row, row.margin),
         "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
@@ -213,49 +200,52 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    plus = "+" if sign else ""
-    return minus(f"{round(100 * value, 1) + 0.0:{plus}.1f}" if row.fraction else f"{value + 0.0:{plus}.4g}")
+    return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
 
 
-def limits(row: RowVerdict) -> str:
-    """Limits of the interval, with more digits if it would seem to touch 0."""
-    scale = 100 if row.fraction else 1
-    near = any(0 < abs(scale * value) < 0.05 for value in (row.low, row.high)) and row.fraction
-    low, high = (f"{scale * value:+.2g}" if near else amount(row, value, True) for value in (row.low, row.high))
-    return minus(f"{low}, {high}")
+def _around(row: RowVerdict) -> str:
+    if row.fraction:
+        return limits(vars(row))
+    return f"{level(vars(row))} interval {amount(row, row.low, True)} to {amount(row, row.high, True)}"
+
+
+def _limits(row: RowVerdict) -> str:
+    return (
+        between(row.low, row.high) if row.fraction else f"{amount(row, row.low, True)}, {amount(row, row.high, True)}"
+    )
+
+
+def _unit(row: RowVerdict) -> str:
+    return "points" if row.fraction else row.metric
+
+
+def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
+    return f"{amount(row, value, sign)} {_unit(row)}"
 
 
 def sentence(row: RowVerdict) -> str:
     """The headline in words."""
-    margin = f"{amount(row, row.margin)} points"
+    margin = _points(row, row.margin)
     said = {
         "better": f"{row.model} is better than {row.baseline}",
         "much-worse": f"{row.model} is much worse than {row.baseline}, by more than {margin}",
         "worse": f"{row.model} is worse than {row.baseline}",
         "no-worse": f"{row.model} is no worse than {row.baseline}: a loss of {margin} is ruled out",
-        "undecided": f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""),
-    }[row.verdict or "undecided"]
-    interval = f"{100 * row.level:.4g} % interval {amount(row, row.low, True)} to {amount(row, row.high, True)}"
-    return f"{said}. Difference {amount(row, row.difference, True)} points ({interval}, p {_p(row)})."
+    }.get(row.verdict, f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""))
+    shown = p_value(row.p_value)
+    equal = "" if shown.startswith("<") else "= "
+    return f"{said}. Difference {_points(row, row.difference, True)} ({_around(row)}, p {equal}{shown})."
 
 
 def power_sentence(row: RowVerdict) -> str:
     """What this comparison can show."""
-    least = f"{amount(row, row.detectable)} points"
+    least = _points(row, row.detectable)
     if row.fraction and row.detectable >= 1:
         return f"{row.items:,} items cannot show any difference with 80 % power."
-    if row.margin is None:
+    if row.margin is None or row.items_needed is None:
         return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
-    needed = f"about {row.items_needed:,}" if row.items_needed and row.items_needed <= 100_000 else "more than 100,000"
-    return (
-        f"A true difference of {least} has 80 % power here. The margin of {amount(row, row.margin)} points needs "
-        f"{needed} items; there are {row.items:,}."
-    )
-
-
-def _p(row: RowVerdict) -> str:
-    text = p_value(row.p_value)
-    return text if text.startswith("<") else f"= {text}"
+    needs = f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
+    return f"A true difference of {least} has 80 % power here. {needs}; there are {row.items:,}."
 
 
 def as_text(result: CompareResult) -> str:
@@ -272,14 +262,17 @@ def title(result: CompareResult) -> str:
 
 def page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
-    charts = [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
+    averaged = ("average", "group", "task")
+    every = [result.rows(model) for model in result.models[1:]]
+    charts = [chart([row for row in rows if row.fraction or row.kind in averaged]) for rows in every]
     body = [section_html(section) for section in sections(result, flips)]
     return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
-    ends = [0.0, *(100 * value for row in rows for value in (row.low, row.high, -(row.margin or 0.0)))]
+    scale, side = 100 if rows[0].fraction else 1, -1 if rows[0].higher_is_better else 1
+    ends = [0.0, *(scale * value for row in rows for value in (row.low, row.high, side * (row.margin or 0.0)))]
     low, high, bottom = min(ends), max(ends), 24 * len(rows)
 
     def x(value: float) -> str:
@@ -287,17 +280,17 @@ def chart(rows: Sequence[RowVerdict]) -> str:
 
     parts = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
     for place, row in enumerate(rows):
-        y, name = 24 * place + 12, row.name if len(row.name) <= 28 else f"{row.name[:27]}\N{HORIZONTAL ELLIPSIS}"
-        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(name)}</text>')
-        parts.append(f'<path d="M{x(100 * row.low)} {y}H{x(100 * row.high)}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x(100 * row.difference)}" cy="{y}" r="4"/>')
+        y = 24 * place + 12
+        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(short(row.name))}</text>')
+        parts.append(f'<path d="M{x(scale * row.low)} {y}H{x(scale * row.high)}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            parts.append(f'<path d="M{x(-100 * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
+            parts.append(f'<path d="M{x(side * scale * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
-        label = minus(f"{value:+.1f}") if value else "0"
-        parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{label}</text>')
+        number = amount(rows[0], value / scale, True)
+        parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
-    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points{dashed}")
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
     inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
     svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'

@@ -42,10 +42,6 @@ class Margin:
             raise UserError(f'{where}={value}: a margin is a number above 0, or a share such as "5%"')
         return cls(amount=amount, relative=relative)
 
-    def of_row(self, base: float, is_mean: bool) -> float:
-        """The margin in the unit of a row whose baseline has this mean."""
-        return abs(base) * self.amount / 100 if self.relative else self.amount / 100 if is_mean else self.amount
-
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -55,19 +51,20 @@ class Policy:
     margin: Margin | None = None
     margins: Mapping[str, Margin] = field(default_factory=dict)
     critical: frozenset[str] = frozenset()
-    tasks: tuple[str, ...] = ()
 
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
-        for name in self.tasks:
+        for name in (*self.margins, *self.critical):
             pick(name, rows, "policy: task")
 
-    def margin_of(self, name: str, base: float, is_mean: bool) -> float | None:
-        one = self.margins.get(name, self.margin if is_mean else None)
-        return one.of_row(base, is_mean) if one else None
+    def margin_of(self, name: str, base: float, is_mean: bool, averaged: bool = False) -> float | None:
+        """The margin in the unit of a row whose baseline has this mean."""
+        one = self.margins.get(name, self.margin if is_mean or averaged else None)
+        unit = abs(base) / 100 if one and one.relative else 0.01 if is_mean else 1.0
+        return one.amount * unit if one else None
 
 
-def read_policy(path: Path, margin: float | None = None) -> Policy:
+def read_policy(path: Path, margin: Margin | None = None) -> Policy:
     """A gate in TOML: `margin`, and for each task `[tasks.NAME]` with `margin` and `critical`.
 
     Raises:
@@ -87,28 +84,23 @@ def read_policy(path: Path, margin: float | None = None) -> Policy:
             pick(key, ("margin", "critical"), f"{path}: tasks.{name}: key")
         if not isinstance(task.get("critical", False), bool):
             raise UserError(f"{path}: tasks.{name}.critical={task['critical']}: true or false")
-    whole = table.get("margin") if margin is None else margin
+    if margin is None and "margin" in table:
+        margin = Margin.of(table["margin"], f"{path}: margin")
+    given = {name: task["margin"] for name, task in tasks.items() if "margin" in task}
     return Policy(
-        margin=None if whole is None else Margin.of(whole, f"{path}: margin" if margin is None else "margin"),
-        margins={
-            name: Margin.of(task["margin"], f"{path}: tasks.{name}.margin")
-            for name, task in tasks.items()
-            if "margin" in task
-        },
+        margin=margin,
+        margins={name: Margin.of(value, f"{path}: tasks.{name}.margin") for name, value in given.items()},
         critical=frozenset(name for name, task in tasks.items() if task.get("critical")),
-        tasks=tuple(tasks),
     )
 
 
 def holds(word: Word, limits: Limits, margin: float | None) -> bool:
     """Whether an interval of the difference, higher is better, supports a word."""
     low, high = limits
-    if word == "better":
-        return low > 0
     if margin is None:
-        return word == "undecided" or (word == "worse" and high < 0)
-    supported = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
-    return supported.get(word, True)
+        return {"better": low > 0, "worse": high < 0}.get(word, word == "undecided")
+    below = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
+    return {"better": low > 0, **below}.get(word, True)
 
 
 def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS) -> tuple[Word, str]:
@@ -119,42 +111,32 @@ def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection
     return word, "missing answers" if word == "undecided" != counted else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecidingRow:
-    """A row that decides, with its margin. `limits` gives its intervals at the level divided by a number of tests."""
-
-    name: str
-    margin: float | None
-    limits: Callable[[float], Sequence[Limits]]
-
-
-def decide(rows: Sequence[DecidingRow]) -> dict[str, tuple[Word, str]]:
-    """The verdict of every deciding row. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's
-    levels over the rows; the others, all of which must hold, need no correction."""
-    failing = {word: _step_down(rows, word) for word in FAIL_ON} if len(rows) > 1 else {}
+def decide(
+    margins: Mapping[str, float | None], limits: Callable[[str, float], Sequence[Limits]]
+) -> dict[str, tuple[Word, str]]:
+    """The verdict of every deciding row, {name: margin}. `limits` gives the intervals of a row at the level divided by
+    a number of tests. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's levels over the
+    rows; the others, all of which must hold, need no correction."""
+    failing = {word: _step_down(margins, limits, word) for word in FAIL_ON} if len(margins) > 1 else {}
     verdicts = {}
-    for row in rows:
-        words = [word for word in WORDS if word not in failing or row.name in failing[word]]
-        word, why = verdict_of(row.limits(1.0), row.margin, words)
-        alone, _ = verdict_of(row.limits(1.0), row.margin)
+    for name, margin in margins.items():
+        words = [word for word in WORDS if word not in failing or name in failing[word]]
+        word, why = verdict_of(limits(name, 1.0), margin, words)
+        alone, _ = verdict_of(limits(name, 1.0), margin)
         if word == "undecided" and alone in failing:
-            why = f"{alone} alone, but not among {len(rows)} deciding rows (Holm)"
-        verdicts[row.name] = (word, why)
+            why = f"{alone} alone, but not among {len(margins)} deciding rows (Holm)"
+        verdicts[name] = (word, why)
     return verdicts
 
 
-def _step_down(rows: Sequence[DecidingRow], word: Word) -> set[str]:
+def _step_down(
+    margins: Mapping[str, float | None], limits: Callable[[str, float], Sequence[Limits]], word: Word
+) -> set[str]:
     """Rows of which the word holds at Holm's levels."""
-    left, shown = list(rows), set[str]()
-    while left:
-        limits = {row.name: row.limits(float(len(left))) for row in left}
-        new = {row.name for row in left if all(_fails(word, one, row.margin) for one in limits[row.name])}
-        if not new:
-            break
+    ends = {name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()}
+    shown, new = set[str](), {""}
+    while new:
+        left = [name for name in margins if name not in shown]
+        new = {name for name in left if all(high < ends[name] for _, high in limits(name, float(len(left))))}
         shown |= new
-        left = [row for row in left if row.name not in new]
     return shown
-
-
-def _fails(word: Word, limits: Limits, margin: float | None) -> bool:
-    return limits[1] < (-(margin or 0.0) if word == "much-worse" else 0.0)

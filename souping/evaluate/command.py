@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Json, Missing, Record, UserError, digest
 from souping.evaluate.servers.process import Process
 from souping.logs import read
-from souping.logs.records import Log, LoggedAnswer
+from souping.logs.records import LoggedAnswer
+from souping.logs.tables import is_table
 
 ENDED = re.compile(r"ended by itself with status (\S+)")
 """What the guard of a process writes under its output."""
@@ -96,9 +97,12 @@ class CommandEvaluator(Evaluator):
 
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
-        paths = {"{model}": _on_disk(folder, attempt), "{items}": attempt / "items.jsonl", "{out}": attempt / "out"}
-        paths["{out}"].mkdir()
-        paths["{items}"].write_text("".join(_line(item) + "\n" for item in items), encoding="utf-8")
+        out, listing = attempt / "out", attempt / "items.jsonl"
+        if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
+            folder = shutil.copytree(folder, attempt / "model", symlinks=True)
+        paths = {"{model}": folder, "{items}": listing, "{out}": out}
+        out.mkdir()
+        listing.write_text("".join(_line(item) + "\n" for item in items), encoding="utf-8")
         words = shlex.split(self.command)
         for name, path in paths.items():
             words = [word.replace(name, str(path)) for word in words]
@@ -109,21 +113,14 @@ class CommandEvaluator(Evaluator):
             late = process.alive
         finally:
             process.stop()
-        lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        status = next((found.group(1) for line in lines[-3:] if (found := ENDED.search(line))), "")
+        text = process.log.read_text(encoding="utf-8", errors="replace")
+        status = (ENDED.findall(text) or ["?"])[-1]
         if not late and status == "0":
             (attempt / DONE).touch()
             return ""
-        what = f"took longer than evaluator.timeout={self.timeout:g}" if late else f"failed (status {status or '?'})"
-        last = " | ".join(line.strip() for line in lines[-4:] if line.strip() and not ENDED.search(line))
+        what = f"took longer than evaluator.timeout={self.timeout:g}" if late else f"failed (status {status})"
+        last = " | ".join(line.strip() for line in text.splitlines()[-4:] if line.strip() and not ENDED.search(line))
         return f"{what}: {safe(last)[-300:] or 'it printed nothing'}"
-
-
-def _on_disk(folder: Path, attempt: Path) -> Path:
-    """The model's folder, copied if it is in this machine's memory, where other machines could not read it."""
-    if not folder.is_relative_to(SHARED_MEMORY):
-        return folder
-    return shutil.copytree(folder, attempt / "model", symlinks=True)
 
 
 def _line(item: Item) -> str:
@@ -133,39 +130,34 @@ def _line(item: Item) -> str:
 
 def _collect(attempt: Path, items: Sequence[Item]) -> tuple[list[Record], str]:
     """Records of these items from a command's log, and why there are not all of them."""
+    answers = dict[str, list[LoggedAnswer]]()
     try:
         requested = set((attempt / "items.jsonl").read_text(encoding="utf-8").splitlines())
-        entries = list((attempt / "out").iterdir())
-        if not entries:
+        logs = list((attempt / "out").iterdir())
+        if not logs:
             raise UserError(f"it left no log in {attempt / 'out'}")
-        (log,) = read(_whole_lines(attempt, entries[0]) if len(entries) == 1 else attempt / "out")
-        answers = dict[str, list[LoggedAnswer]]()
-        for name, answer in _by_id(log):
-            answers.setdefault(name, []).append(answer)
+        (log,) = read(_whole_lines(attempt, logs[0]) if len(logs) == 1 else attempt / "out")
     except (UserError, OSError, ValueError) as error:
         return [], f"left no log that can be read: {first_line(error)}"
-    due = [item for item in items if _line(item) in requested]
-    records = [_record(item.id, answers[item.id]) for item in due if item.id in answers]
+    hashed = log.harness in ("lm_eval", "inspect_ai")  # an id and a hash of the content
+    for task in log.tasks.values():
+        for answer in next(iter(task.metrics.values())).answers:
+            if not np.isnan(answer.score):
+                name = f"{task.name}/{answer.item.rpartition(' ')[0]}" if hashed else answer.item
+                answers.setdefault(name, []).append(answer)
+    due = [item.id for item in items if item.id in answers and _line(item) in requested]
     gone = [item.id for item in items if item.id not in answers]
-    return records, f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})" if gone else ""
+    unread = f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})" if gone else ""
+    return [_record(name, answers[name]) for name in due], unread
 
 
 def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
-    if log.suffix.lower() not in (".csv", ".jsonl") or (attempt / DONE).exists():
+    if not is_table(log) or (attempt / DONE).exists():
         return log
     data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])
     return copy
-
-
-def _by_id(log: Log) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(id, answer) with a score by the first metric of each task; some ids end in a hash of the content."""
-    hashed = log.harness in ("lm_eval", "inspect_ai")
-    for task in log.tasks.values():
-        for answer in next(iter(task.metrics.values())).answers:
-            if not np.isnan(answer.score):
-                yield f"{task.name}/{answer.item.rpartition(' ')[0]}" if hashed else answer.item, answer
 
 
 def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from souping.core.files import expanded
@@ -14,7 +12,7 @@ from souping.logs.inspect import is_inspect, read_inspect
 from souping.logs.lm_eval import read_lm_eval, results_of
 from souping.logs.records import Log
 from souping.logs.runs import read_run
-from souping.logs.tables import Frame, read_frame, read_table
+from souping.logs.tables import Frame, is_table, read_frame, read_table
 
 KINDS = (
     "an output folder of lm_eval, a BFCL project (result/ and score/), a log of inspect_ai, a run of souping, "
@@ -31,17 +29,10 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
     Raises:
         UserError: what is there is no log, or a damaged one.
     """
-    with _without_collection():
-        return _read(source, group)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Many small objects that all stay: looking for circles among them takes a third of the time."""
     enabled = gc.isenabled()
-    gc.disable()
+    gc.disable()  # many small objects that all stay: to look for circles among them takes a third of the time
     try:
-        yield
+        return _read(source, group)
     finally:
         if enabled:
             gc.enable()
@@ -56,19 +47,15 @@ def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
         path = Path(head)
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
-    if path.suffix.lower() in (".csv", ".jsonl") and path.is_file():
+    if is_table(path):
         return read_table(path, group)
-    return (_read_one(path, name, group),)
-
-
-def _read_one(path: Path, name: str, group: str) -> Log:
-    if (path / "report.json").is_file():
-        return read_run(path, name, group)
-    if (path / "result").is_dir() or (path / "score").is_dir():
-        return read_bfcl(path, name, group)
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    if (path / "report.json").is_file():
+        return (read_run(path, name, group),)
+    if (path / "result").is_dir() or (path / "score").is_dir():
+        return (read_bfcl(path, name, group),)
     if any(map(is_inspect, files)):
-        return read_inspect(path, name, group)
+        return (read_inspect(path, name, group),)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
-        return read_lm_eval(path, name, group)
+        return (read_lm_eval(path, name, group),)
     raise UserError(f"{path}: not a log: give {KINDS}")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Json, UserError, number
-from souping.logs.common import Row, json_lines, metric, pick_model
-from souping.logs.records import Log, LoggedAnswer, Task
+from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
 FAILED = "Error during inference"
@@ -22,9 +21,8 @@ FAILED = "Error during inference"
 def read_bfcl(path: Path, name: str, group: str) -> Log:
     """The categories of one model, each a task."""
     results, scores = path / "result", path / "score"
-    for folder, lacks in ((results, "the items that were solved"), (scores, "scores")):
-        if not folder.is_dir():
-            raise UserError(f"{path}: a BFCL project without {folder.name}/ lacks {lacks}: give the folder with both")
+    if not (results.is_dir() and scores.is_dir()):
+        raise UserError(f"{path}: a BFCL project has result/ and score/, and one alone does not list all items")
     if group:
         raise UserError(f"{path}: BFCL's result files have no field {group!r} to group by")
     model = pick_model(results, [folder.name for folder in results.iterdir() if folder.is_dir()], name)
@@ -46,8 +44,8 @@ def _task(file: Path, scores: Path) -> Task:
     answers = [_answer(row, wrong) for row in _rows(file) if "prereq" not in row["id"]]
     if head.get("total_count") != len(answers):
         raise UserError(f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}")
-    accuracy = metric(file, "accuracy", answers, number(head.get("accuracy")))
-    return Task(name=category, metrics={"accuracy": accuracy}, settings={"BFCL version": version})
+    metrics = metrics_of(file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))})
+    return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

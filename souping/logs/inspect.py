@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
-from souping.logs.common import metric, pick_model
-from souping.logs.records import Log, LoggedAnswer, Task
+from souping.logs.records import Log, LoggedAnswer, Task, metrics_of, pick_model
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -37,9 +36,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         from inspect_ai.log import read_eval_log
     except ImportError:
         raise UserError(f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}") from None
-    files = (
-        [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.is_file() and is_inspect(file)]
-    )
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
     headers = [(str(file), _by_inspect(partial(read_eval_log, header_only=True), str(file))) for file in files]
     model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
     own = [(file, header) for file, header in headers if header.eval.model == model]
@@ -61,19 +58,19 @@ def _by_inspect(read: Callable[[str], T], file: str) -> T:
 
 
 def _task(file: str, header: EvalLog, group: str) -> Task:
-    answers: dict[str, list[LoggedAnswer]] = {}
-    scorers = list(dict.fromkeys(scorer.name for scorer in header.eval.scorers or ()))
-    for key, answer in _answers(file, scorers, group):
-        answers.setdefault(key, []).append(answer)
-    if not answers:
+    own = header.eval
+    scorers = {scorer.name: scorer.options for scorer in own.scorers or ()}
+    metrics = metrics_of(Path(file), _answers(file, list(scorers), group))
+    if not metrics:
         raise UserError(f"{file}: no samples")
-    reducers = header.eval.config.epochs_reducer or ["mean"]
-    metrics = {name: metric(Path(file), name, found) for name, found in answers.items()}
-    settings = {"task version": str(header.eval.task_version), "epochs reducer": ", ".join(reducers)}
-    settings |= {f"scorer {one.name}": _options(one.options) for one in header.eval.scorers or ()}
-    settings |= {"judge": _options({role: config.model for role, config in (header.eval.model_roles or {}).items()})}
-    settings |= {"task arguments": _options(header.eval.task_args)}
-    return Task(name=header.eval.task, metrics=metrics, settings=settings)
+    settings = {
+        "task version": str(own.task_version),
+        "epochs reducer": ", ".join(own.config.epochs_reducer or ["mean"]),
+        "judge": _options({role: config.model for role, config in (own.model_roles or {}).items()}),
+        "task arguments": _options(own.task_args),
+        **{f"scorer {name}": _options(options) for name, options in scorers.items()},
+    }
+    return Task(name=own.task, metrics=metrics, settings=settings)
 
 
 def _options(options: Json) -> str:

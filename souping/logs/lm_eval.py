@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.types import UserError, number, part, texts
-from souping.logs.common import Row, json_lines, metric, pick_model, read_object
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model, read_object
 
 RESULTS = "results_*.json"
 
@@ -32,8 +31,7 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
     if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
-    groups = _groups(newest, table)
-    below = part(table, "group_subtasks")
+    groups, below = _groups(newest, table), part(table, "group_subtasks")
     members = {member for name in below for member in texts(below, name)}
     note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
     return Log(
@@ -97,36 +95,22 @@ def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
 
 def _task(results: Path, table: Row, task: str, group: str) -> Task:
     path = _samples(results, task)
-    higher = part(part(table, "higher_is_better"), task)
-    answers: dict[str, list[LoggedAnswer]] = {}
+    higher, figures = (part(part(table, key), task) for key in ("higher_is_better", "results"))
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for key, answer in _answers(path, json_lines(path, lines), list(higher), group):
-            answers.setdefault(key, []).append(answer)
-    figures = part(part(table, "results"), task)
-    metrics = {
-        key.removesuffix(",none"): metric(
-            path,
-            key.removesuffix(",none"),
-            found,
-            number(figures.get(key)),
-            higher.get(key.partition(",")[0]) is not False,
-        )
-        for key, found in answers.items()
-    }
-    settings = {
-        "task version": str(part(table, "versions").get(task)),
-        "number of shots": str(part(table, "n-shot").get(task)),
-    }
-    return Task(name=task, metrics=_in_order(metrics), settings=settings)
-
-
-def _in_order(metrics: dict[str, LoggedMetric]) -> dict[str, LoggedMetric]:
-    """Means of items first, as the first metric stands for the task."""
-    return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
+        answers = list(_answers(path, json_lines(path, lines), list(higher), group))
+    names = dict.fromkeys(name for name, _ in answers)
+    reported = {name: number(figures.get(name if "," in name else f"{name},none")) for name in names}
+    lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
+    settings = {"task version": "versions", "number of shots": "n-shot"}
+    return Task(
+        name=task,
+        metrics=metrics_of(path, answers, reported, lower),
+        settings={name: str(part(table, key).get(task)) for name, key in settings.items()},
+    )
 
 
 def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
-    """(`metric,filter`, answer) of every sample."""
+    """(`metric,filter`, or `metric` without a filter; answer) of every sample."""
     for sample in samples:
         try:
             doc_hash = sample.get("doc_hash", "")[:16]
@@ -136,7 +120,7 @@ def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -
             for name in sample.get("metrics", names):
                 score = sample.get(name)
                 yield (
-                    f"{name},{sample.get('filter', 'none')}",
+                    f"{name},{sample.get('filter', 'none')}".removesuffix(",none"),
                     LoggedAnswer(
                         item=f"{sample['doc_id']} {doc_hash}".rstrip(),
                         score=float(score) if isinstance(score, int | float) else np.nan,

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
+from souping.logs.records import Group, Log, LoggedMetric, Task
 
 Named = tuple[str, Log]
 """A model's name and one of its logs."""
+
+
+Field = Literal["score", "missing", "cut", "tokens", "characters"]
+FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for the items that every log has.
 
-    The mappings are {model: array}, and each array is [runs, replicates, items]. The numbers of runs and replicates may
-    differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the harness
-    left out of its mean, a length that the log does not say. `missing` marks answers that were requested and not
-    scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without one.
-    `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
+    `values` is {field: {model: array}}, and each array is [runs, replicates, items]. The numbers of runs and replicates
+    may differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the
+    harness left out of its mean, a length that the log does not say. `missing` is 1 for answers that were requested and
+    not scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without
+    one. `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
     """
 
     task: str
@@ -33,12 +37,17 @@ class MatchedMetric:
     is_mean: bool
     items: tuple[str, ...]
     groups: tuple[str, ...]
-    scores: Mapping[str, FloatArray]
-    missing: Mapping[str, NDArray[np.bool_]]
-    cut: Mapping[str, FloatArray]
-    tokens: Mapping[str, FloatArray]
-    characters: Mapping[str, FloatArray]
+    values: Mapping[Field, Mapping[str, FloatArray]]
     reported: Mapping[str, tuple[float | None, ...]]
+    unit: str = ""
+
+    @property
+    def scores(self) -> Mapping[str, FloatArray]:
+        return self.values["score"]
+
+    def item_means(self, model: str) -> FloatArray:
+        """[items] mean score over runs and replicates."""
+        return np.asarray(moments(self.scores[model].reshape(1, -1, len(self.items)))[1][0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +94,12 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
         notes.append(f"left out, as not every log has them: {listed(gone)}")
     tasks = {name: _task(name, every, notes) for name in names}
     notes += _prompts(names, every, same_prompts)
-    groups = {group.name: _within(group, names) for group in first.groups.values()}
-    groups = {name: group for name, group in groups.items() if group.members}
+    groups = dict[str, Group]()
+    for group in first.groups.values():
+        if members := tuple(member for member in group.members if member in names):
+            groups[group.name] = replace(group, members=members)
     asked = tuple(name for name in first.asked if name in tasks or name in groups)
     return Matched(models=tuple(logs), metrics=tasks, groups=groups, asked=asked or tuple(names), notes=tuple(notes))
-
-
-def _within(group: Group, names: Sequence[str]) -> Group:
-    return replace(group, members=tuple(member for member in group.members if member in names))
 
 
 def _check_sources(every: Sequence[Named]) -> None:
@@ -101,9 +108,8 @@ def _check_sources(every: Sequence[Named]) -> None:
     seen = dict[tuple[str, str], str]()
     for other, own in every:
         if own.harness != log.harness:
-            raise UserError(
-                f"{name} is a log of {log.harness}, {other} one of {own.harness}: their items do not compare"
-            )
+            harnesses = f"{name} is a log of {log.harness}, {other} one of {own.harness}"
+            raise UserError(f"{harnesses}: their items do not compare")
         key = (str(own.path.resolve()), own.model)
         if key in seen:
             raise UserError(f"{seen[key]} and {other} are the same log, {own.path}: name two different ones")
@@ -112,35 +118,33 @@ def _check_sources(every: Sequence[Named]) -> None:
 
 def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedMetric, ...]:
     """The metrics that all logs of a task have, if its settings agree."""
-    (name, log), tables = every[0], [log.tasks[task].metrics for _, log in every]
-    for other, own in every[1:]:
-        settings, others = log.tasks[task].settings, own.tasks[task].settings
-        for key in {**settings, **others}:
-            _agree(task, key, (name, settings.get(key, "none")), (other, others.get(key, "none")))
-        lead, others_lead = next(iter(log.tasks[task].metrics)), next(iter(own.tasks[task].metrics))
-        if lead not in own.tasks[task].metrics:
-            _agree(task, "metric", (name, lead), (other, others_lead))
-    common = [metric for metric in tables[0] if all(metric in table for table in tables)]
+    tasks = [(name, log.tasks[task]) for name, log in every]
+    lead, *_ = tasks[0][1].metrics
+    common = [metric for metric in tasks[0][1].metrics if all(metric in one.metrics for _, one in tasks)]
+    (first, own), *others = [(name, _traits(one, lead, common)) for name, one in tasks]
+    for name, other in others:
+        for key in {**own, **other}:
+            here, there = own.get(key, "none"), other.get(key, "none")
+            if here != there:
+                where = f"{here} in {first} and {there} in {name}"
+                raise UserError(f"{task}: the {key} is {where}: these scores do not compare")
     found = tuple(_metric(task, metric, every) for metric in common)
-    requested = {
-        answer.item for _, log in every for metric in log.tasks[task].metrics.values() for answer in metric.answers
-    }
+    requested = {answer.item for _, one in tasks for metric in one.metrics.values() for answer in metric.answers}
     if gone := len(requested) - len({item for metric in found for item in metric.items}):
         notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
     return found
 
 
-def _agree(task: str, what: str, own: tuple[str, str], other: tuple[str, str]) -> None:
-    if own[1] != other[1]:
-        where = f"{own[1]} in {own[0]} and {other[1]} in {other[0]}"
-        raise UserError(f"{task}: the {what} is {where}: these scores do not compare")
+def _traits(task: Task, lead: str, common: Sequence[str]) -> dict[str, str]:
+    """What must agree between logs: settings, the metric that stands for the task, directions."""
+    ways = {True: "higher is better", False: "lower is better"}
+    directions = {f"direction of {name}": ways[task.metrics[name].higher_is_better] for name in common}
+    return {**task.settings, "metric": lead if lead in task.metrics else next(iter(task.metrics)), **directions}
 
 
 def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     found = [(name, log.tasks[task].metrics[metric]) for name, log in every]
     (first, own), *others = found
-    for name, other in others:
-        _agree(task, f"direction of {metric}", (first, _direction(own)), (name, _direction(other)))
     common = set.intersection(*({answer.item for answer in one.answers} for _, one in found))
     items = {item: place for place, item in enumerate(dict.fromkeys(a.item for a in own.answers if a.item in common))}
     if not items:
@@ -148,66 +152,45 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     is_mean = all(one.is_mean for _, one in found)
     groups = {answer.item: answer.group for answer in own.answers}
     arrays = {name: _arrays(items, [one for other, one in found if other == name]) for name, _ in found}
-    for name, table in arrays.items():
-        if is_mean and np.isnan(table[0]).all():
-            raise UserError(f"{task}: {name} has no score of {metric} for any item in common")
+    if empty := [name for name, table in arrays.items() if is_mean and np.isnan(table[0]).all()]:
+        raise UserError(f"{task}: {empty[0]} has no score of {metric} for any item in common")
     return MatchedMetric(
         task=task,
         metric=metric,
         higher_is_better=own.higher_is_better,
         is_mean=is_mean,
+        unit=own.unit,
         items=tuple(items),
         groups=tuple(groups[item] or item for item in items),
-        scores={name: table[0] for name, table in arrays.items()},
-        missing={name: table[1] > 0 for name, table in arrays.items()},
-        cut={name: table[2] for name, table in arrays.items()},
-        tokens={name: table[3] for name, table in arrays.items()},
-        characters={name: table[4] for name, table in arrays.items()},
+        values={field: {name: arrays[name][n] for name in arrays} for n, field in enumerate(FIELDS)},
         reported={name: tuple(one.reported for other, one in found if other == name) for name in arrays},
     )
 
 
-def _direction(metric: LoggedMetric) -> str:
-    return "higher is better" if metric.higher_is_better else "lower is better"
-
-
 def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """[5, runs, replicates, items]: score, missing, cut, tokens, characters."""
+    """[fields, runs, replicates, items]."""
     replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
-    table = np.full((5, len(runs), len(replicates), len(items)), np.nan)
+    table = np.full((len(FIELDS), len(runs), len(replicates), len(items)), np.nan)
     for run, metric in enumerate(runs):
         kept = [answer for answer in metric.answers if answer.item in items]
-        places = [items[answer.item] for answer in kept]
-        table[:, run, [replicates[answer.replicate] for answer in kept], places] = np.array(
-            [_values(a) for a in kept]
-        ).T
+        places = [replicates[answer.replicate] for answer in kept], [items[answer.item] for answer in kept]
+        fields = np.array([(a.score, a.missing, a.cut, a.tokens, a.characters) for a in kept], dtype=float)  # None: nan
+        table[:, run, *places] = fields.T
     return table
-
-
-def _values(answer: LoggedAnswer) -> tuple[float, ...]:
-    unknown = (np.nan if value is None else float(value) for value in (answer.cut, answer.tokens, answer.characters))
-    return answer.score, answer.missing, *unknown
 
 
 def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:
     """How many prompts of each log differ from the first log's."""
-    first, log = every[0]
-    own = _hashes(log, tasks)
-    for name, other in every[1:]:
-        theirs = _hashes(other, tasks)
-        common = [key for key, prompt in theirs.items() if prompt and own.get(key)]
-        differ = sum(own[key] != theirs[key] for key in common)
-        if not differ:
+    hashes = list[dict[tuple[str, str], str]]()
+    for _, log in every:
+        first = {task: next(iter(log.tasks[task].metrics.values())) for task in tasks}
+        hashes.append({(task, answer.item): answer.prompt_hash for task in tasks for answer in first[task].answers})
+    for (name, _), prompts in zip(every[1:], hashes[1:], strict=True):
+        pairs = [(prompt, hashes[0].get(key)) for key, prompt in prompts.items()]
+        common = [one == other for one, other in pairs if one and other]
+        if all(common):
             continue
-        share = f"prompts of {first} and {name} differ in {100 * differ / len(common):.0f} % of the items"
+        share = f"prompts of {every[0][0]} and {name} differ in {100 - 100 * np.mean(common):.0f} % of the items"
         if same:
             raise UserError(f"{share}: leave --same-prompts out to compare them nevertheless")
         yield f"{share}: chat templates, few-shot examples or instructions may differ"
-
-
-def _hashes(log: Log, tasks: Sequence[str]) -> dict[tuple[str, str], str]:
-    return {
-        (task, answer.item): answer.prompt_hash
-        for task in tasks
-        for answer in next(iter(log.tasks[task].metrics.values())).answers
-    }

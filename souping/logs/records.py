@@ -1,14 +1,26 @@
 """Answers of a model to the items of evaluation tasks, as any harness logged them.
 
 A `Log` is what one evaluation of one model left behind: its tasks, and one `LoggedAnswer` per item, metric and
-replicate. All readers give this shape, and all that compares, selects or stores takes it.
+replicate. All readers give this shape, and all that compares, selects or stores takes it. Below are the functions that
+the readers share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from souping.core.text import first_line, listed
+from souping.core.types import UserError
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +54,7 @@ class LoggedMetric:
     higher_is_better: bool
     is_mean: bool  # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
     answers: tuple[LoggedAnswer, ...]
+    unit: str = ""  # of a mean of scores that are no fractions: tasks of one unit are averaged
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
@@ -77,3 +90,76 @@ class Log:
     groups: Mapping[str, Group] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
+
+
+# For readers
+
+
+def json_lines(
+    path: Path, lines: Iterable[str | bytes], constant: Callable[[str], Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file's lines (UserError with the line's number if one is none).
+
+    `constant` makes a value of NaN and Infinity.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, parse_constant=constant)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON, or cut off: {first_line(error)}") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path}:{number}: not a JSON object")
+        yield value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file (UserError if there is none)."""
+    for value in json_lines(path, [path.read_bytes()]):
+        return value
+    raise UserError(f"{path}: empty")
+
+
+def pick_model(path: Path, names: Sequence[str], name: str) -> str:
+    """The model that is named, or the only one there is (UserError that lists them)."""
+    if name in names:
+        return name
+    if len(names) == 1 and not name:
+        return names[0]
+    what = f"has no answers of {name}" if name else "has answers of several models: name one as PATH:MODEL"
+    raise UserError(f"{path}: {what} ({listed(sorted(names))})")
+
+
+def metrics_of(
+    path: Path,
+    answers: Iterable[tuple[str, LoggedAnswer]],
+    reported: Mapping[str, float | None] = MappingProxyType({}),
+    lower: Collection[str] = (),
+) -> dict[str, LoggedMetric]:
+    """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
+
+    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores.
+
+    Raises:
+        UserError: an item has two scores.
+    """
+    found = dict[str, list[LoggedAnswer]]()
+    for name, answer in answers:
+        found.setdefault(name, []).append(answer)
+    metrics = {name: _metric(path, name, own, reported.get(name), name not in lower) for name, own in found.items()}
+    return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
+
+
+def _metric(path: Path, name: str, answers: list[LoggedAnswer], reported: float | None, higher: bool) -> LoggedMetric:
+    ((item, _), count), *_ = Counter((answer.item, answer.replicate) for answer in answers).most_common(1)
+    if count > 1:
+        raise UserError(f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates")
+    scores = np.array([answer.score for answer in answers])
+    counted = scores[np.isfinite(scores)]
+    is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
+    if reported is not None and not (counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)):
+        is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
+    return LoggedMetric(
+        name=name, higher_is_better=higher, is_mean=bool(is_mean), answers=tuple(answers), reported=reported
+    )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from souping.core.types import UserError, entries, number, part
-from souping.logs.common import Row, json_lines, metric, pick_model, read_object
-from souping.logs.records import Log, LoggedAnswer, Task
+from souping.core.unit import unit_of
+from souping.logs.records import Log, LoggedAnswer, Row, Task, metrics_of, pick_model, read_object
+from souping.report.render import read_samples
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -21,44 +20,35 @@ def read_run(path: Path, name: str, group: str) -> Log:
     """The soup of a run, or the model of this name."""
     report = read_object(path / "report.json")
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
+    own = unit_of(report)
+    metric = "score" if own.symbol == "%" else own.name
+    lower = () if own.higher_is_better else (metric,)
     model = pick_model(path, list(rows), name or "soup") if rows else ""
-    tasks: dict[str, list[LoggedAnswer]] = {}
-    scorers: dict[str, set[str]] = {}
-    try:
-        with gzip.open(path / SAMPLES) as lines:
-            for line in json_lines(path / SAMPLES, lines):
-                if line["fold"] == "report" and model in line["models"]:
-                    scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
-                    tasks.setdefault(line["category"], []).extend(_answers(line, line["models"][model], group))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path / SAMPLES}: cut off or damaged: repeat the run, which keeps its answers") from error
-    if not tasks:
+    answers = dict[str, list[tuple[str, LoggedAnswer]]]()
+    scorers = dict[str, set[str]]()
+    lines: Iterator[Row] = read_samples(path / SAMPLES)
+    for line in lines:
+        if line["fold"] == "report" and model in line["models"]:
+            scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
+            found = _answers(line, line["models"][model], group)
+            answers.setdefault(line["category"], []).extend((metric, one) for one in found)
+    if not answers:
         raise UserError(f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report")
-    return Log(
-        path=path,
-        harness="souping",
-        model=model,
-        tasks={name: _task(path, name, found, part(rows[model], name), scorers[name]) for name, found in tasks.items()},
-        asked=tuple(tasks),
-    )
+    tasks = dict[str, Task]()
+    for task, pairs in answers.items():
+        metrics = metrics_of(path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower)
+        if metric != "score":  # no score from 0 to 1, even if all of them are
+            metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
+        tasks[task] = Task(name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))})
+    return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
 
-def _task(path: Path, name: str, answers: list[LoggedAnswer], reported: Mapping[str, Any], scorers: set[str]) -> Task:
-    found = metric(path / SAMPLES, "score", answers, number(reported.get("mean")))
-    return Task(name=name, metrics={"score": found}, settings={"scorer": ", ".join(sorted(scorers))})
-
-
-def _answers(line: Row, own: Row, group: str) -> list[LoggedAnswer]:
+def _answers(line: Row, own: Row, group: str) -> Iterator[LoggedAnswer]:
     """One answer per replicate, or one for all if the item's score is not their mean (the best of them)."""
-    scores, outcomes, outputs = (
-        own.get("scores", [own["score"]]),
-        own.get("outcomes", [own["outcome"]]),
-        own["resps"][0],
-    )
-    if abs(np.mean(scores) - own["score"]) > 1e-9:
-        scores, outcomes, outputs = [own["score"]], [own["outcome"]], outputs[:1]
-    return [
-        LoggedAnswer(
+    several = abs(np.mean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
+    scores, outcomes = ((several and own.get(f"{key}s")) or [own[key]] for key in ("score", "outcome"))
+    for number_, (score, outcome, output) in enumerate(zip(scores, outcomes, own["resps"][0], strict=False)):
+        yield LoggedAnswer(
             item=f"{line['item']} {line['prompt_hash'][:16]}",
             score=float(score),
             group=str(line["doc"].get(group or "group") or ""),
@@ -70,5 +60,3 @@ def _answers(line: Row, own: Row, group: str) -> list[LoggedAnswer]:
             prompt=str(own.get("prompt") or line["arguments"][0][0]),
             output=output,
         )
-        for number_, (score, outcome, output) in enumerate(zip(scores, outcomes, outputs, strict=True))
-    ]

@@ -12,7 +12,7 @@ from souping.core.fields import component, pick
 from souping.core.protocols import ScoreSource
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, UserError
 from souping.logs import read
-from souping.logs.match import MatchedMetric, matched, moments
+from souping.logs.match import matched
 
 
 @component
@@ -36,7 +36,8 @@ class LogScores(ScoreSource):
             raise UserError("scores.path: no task in common whose score is a mean over items")
         items, columns = list[Item](), list[FloatArray]()
         for metric in metrics:
-            values = np.array([_values(metric, name) for name in found.models])
+            values = np.array([metric.item_means(name) for name in found.models])
+            values = values if metric.higher_is_better else 1 - values
             kept = np.flatnonzero(np.isfinite(values).all(axis=0))
             if not kept.size:
                 raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
@@ -56,9 +57,3 @@ class LogScores(ScoreSource):
         for name in candidates:
             pick(name, list(self.path), "scores.path: log of candidate")
         return replace(self._scores, candidates=tuple(candidates), published=True)
-
-
-def _values(metric: MatchedMetric, model: str) -> FloatArray:
-    """[items] mean score over runs and replicates, higher is better; nan where there is none."""
-    means = moments(metric.scores[model].reshape(1, -1, len(metric.items)))[1][0]
-    return np.asarray(means if metric.higher_is_better else 1 - means)

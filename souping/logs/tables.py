@@ -12,8 +12,7 @@ from typing import Any, Literal, Protocol
 
 from souping.core.text import listed, nearest
 from souping.core.types import Json, UserError
-from souping.logs.common import Row, json_lines, metric
-from souping.logs.records import Group, Log, LoggedAnswer, Task
+from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines, metrics_of
 
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
@@ -26,6 +25,10 @@ class Frame(Protocol):
     """A pandas DataFrame, as far as it is read."""
 
     def to_dict(self, orient: Literal["records"]) -> list[dict[str, Any]]: ...
+
+
+def is_table(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".jsonl") and path.is_file()
 
 
 def read_frame(frame: Frame, group: str) -> tuple[Log, ...]:
@@ -61,54 +64,46 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per scorer that the sample has."""
     for row in rows:
-        task = row.get("task_name") or Path(str(row.get("log"))).stem.split("_")[1:2] or ["samples"]
+        file = Path(str(row.get("log"))).stem.split("_")  # TIME_TASK_ID
         usage = row.get("model_usage")
         counts = json.loads(usage).values() if isinstance(usage, str) and usage else ()
+        own = {
+            "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
+            "category": row.get("task_name") or (file[1] if len(file) > 1 else "samples"),
+            "group": row.get(group) or row.get(f"metadata_{group}") or "" if group else "",
+            "replicate": row["epoch"] - 1,
+            "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
+            "stop_reason": "length" if row.get("limit") else "",
+            "prompt": row["input"],
+        }
         for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
-            yield {
-                "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
-                "category": task if isinstance(task, str) else task[0],
-                "metric": column.removeprefix("score_"),
-                "score": row[column],
-                "group": row.get(group) or row.get(f"metadata_{group}") or "" if group else "",
-                "replicate": row["epoch"] - 1,
-                "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
-                "stop_reason": "length" if row.get("limit") else "",
-                "prompt": row["input"],
-            }
+            yield {**own, "metric": column.removeprefix("score_"), "score": row[column]}
 
 
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
-    runs: dict[str, dict[tuple[str, str], dict[str, dict[tuple[str, int], LoggedAnswer]]]] = {}
+    runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
+    needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
-        _check_columns(path, row, group)
-        answer = _answer(path, number, row, group)
+        if not needed.keys() <= row.keys():
+            name, known = next(name for name in needed if name not in row), list(map(str, row))
+            raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
         run = runs.setdefault(str(row.get("run") or ""), {})
-        task = run.setdefault((str(row.get("task") or ""), str(row["category"])), {})
-        answers = task.setdefault(str(row.get("metric") or "score"), {})
-        if (answer.item, answer.replicate) in answers:
-            raise UserError(f"{path}: item {answer.item} occurs twice: number repeated answers in a column replicate")
-        answers[answer.item, answer.replicate] = answer
+        answers = run.setdefault((str(row.get("task") or ""), str(row["category"])), [])
+        answers.append((str(row.get("metric") or "score"), _answer(path, number, row, group)))
     if not runs:
         raise UserError(f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer")
     return tuple(_log(path, run, tasks) for run, tasks in runs.items())
 
 
-def _check_columns(path: Path, row: Row, group: str) -> None:
-    for name in (*NEEDED, *([group] if group else [])):
-        if name not in row:
-            raise UserError(f"{path}: no column {name}{nearest(name, map(str, row))} (it has {listed(map(str, row))})")
-
-
 def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
+    stop, output = str(row.get("stop_reason") or ""), str(row.get("output") or "")
     try:
         score = _score(row["score"])
-        stop, output = str(row.get("stop_reason") or ""), str(row.get("output") or "")
         return LoggedAnswer(
             item=str(row["item"]),
             score=score,
             group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
-            replicate=_whole(row.get("replicate") or 0),
+            replicate=_replicate(row["replicate"]) if row.get("replicate") else 0,
             missing=math.isnan(score) or stop in NO_ANSWER,
             cut=stop in CUT if "stop_reason" in row else None,
             tokens=None if _empty(row.get("tokens")) else _number(row["tokens"]),
@@ -120,6 +115,12 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
         raise UserError(
             f"{path}: row {number}: score, tokens and replicate must be numbers, or empty: {error}"
         ) from error
+
+
+def _replicate(value: Any) -> int:
+    if not _number(value).is_integer():
+        raise ValueError(f"{value} is not whole")
+    return int(float(value))
 
 
 def _empty(value: Json) -> bool:
@@ -142,28 +143,18 @@ def _number(value: Any) -> float:
     return number
 
 
-def _whole(value: Json) -> int:
-    number = _number(value)
-    if not number.is_integer():
-        raise ValueError(f"{value} is not whole")
-    return int(number)
-
-
-def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Mapping[str, Mapping[Any, LoggedAnswer]]]) -> Log:
+def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]]) -> Log:
     found, inside = dict[str, Task](), dict[str, list[str]]()
-    for (task, category), metrics in tasks.items():
+    for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         inside.setdefault(task or name, []).append(name)
-        found[name] = Task(name=name, metrics={n: metric(path, n, tuple(a.values())) for n, a in metrics.items()})
+        found[name] = Task(name=name, metrics=metrics_of(path, answers))
+    several = {task: tuple(names) for task, names in inside.items() if names != [task]}
     return Log(
         path=path,
         harness="table",
         model=run or path.resolve().stem,  # a link to a log is the same log
         tasks=found,
-        groups={
-            task: Group(name=task, members=tuple(names), weight_by_size=True)
-            for task, names in inside.items()
-            if names != [task]
-        },
+        groups={task: Group(name=task, members=names, weight_by_size=True) for task, names in several.items()},
         asked=tuple(inside),
     )

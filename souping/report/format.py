@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
-from souping.core.unit import unit
+from souping.core.unit import gain, unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -87,7 +87,23 @@ def brackets(found: Json, sign: bool = False) -> str:
     middle = score(found.get("mean", found.get("difference")), sign)
     if number(found.get("low")) is None or number(found.get("high")) is None:
         return middle
-    return f"{middle} [{_limit(found['low'], sign)}, {_limit(found['high'], sign)}]"
+    return f"{middle} [{between(found['low'], found['high'], sign)}]"
+
+
+def between(low: Json, high: Json, sign: bool = True) -> str:
+    """`+0.4, +6.6`: limits of a difference for a cell."""
+    return f"{_limit(low, sign)}, {_limit(high, sign)}"
+
+
+def verdict(pair: Mapping[str, Json]) -> str:
+    """The verdict on the soup in a word."""
+    word = clean(pair.get("verdict"))
+    return {"higher": "better", "lower": "worse"}.get(word, word)
+
+
+def worst_limit(pair: Mapping[str, Json]) -> Json:
+    """The limit of a difference at which the soup is worst."""
+    return min((pair.get("low"), pair.get("high")), key=gain)
 
 
 def rho(value: Json) -> str:

@@ -26,7 +26,9 @@ from souping.report.format import (
     score,
     seconds,
     share,
+    verdict,
     weight,
+    worst_limit,
 )
 
 NORMAL = NormalDist()
@@ -225,7 +227,7 @@ def losses(report: Report) -> TableGrid:
             count(pair.get("n")),
             *_figures(pair)[:3],
             score(pair.get("least")),
-            _word(pair),
+            verdict(pair),
         )
         for pair in found
     ]
@@ -233,12 +235,6 @@ def losses(report: Report) -> TableGrid:
     least = "smallest difference beyond chance"
     header = ("category", "items", "difference", around, "p, corrected", least, "the soup is")
     return grid(header, lines, (0, 6), where(found, "verdict", "lower"))
-
-
-def _word(pair: Row) -> str:
-    """The verdict on the soup in a word."""
-    word = clean(pair.get("verdict"))
-    return {"higher": "better", "lower": "worse"}.get(word, word)
 
 
 def recipe(report: Report) -> TableGrid:
@@ -448,7 +444,7 @@ def differences(entry: Row) -> TableGrid:
                 clean(pair.get("category")) or "all",
                 *_figures(pair),
                 f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
-                _word(pair),
+                verdict(pair),
             )
             for pair in pairs
         ]
@@ -492,11 +488,6 @@ def _sentences(entry: Row) -> Iterator[str]:
         changes = [score(pair.get("difference"), sign=True) for pair in parts]
         names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
         yield f"{name}: single categories in which the soup is worse than an ingredient: {names}."
-
-
-def worst_limit(pair: Row) -> Json:
-    """The limit of a difference at which the soup is worst."""
-    return min((pair.get("low"), pair.get("high")), key=gain)
 
 
 def _points(pair: Row) -> str:

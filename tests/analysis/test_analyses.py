@@ -1,7 +1,9 @@
-"""The analyses' numbers: against counting by hand, against games and populations whose answer is known."""
+"""What every analysis of a run promises, and its numbers against counting by hand and games whose answer is known."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb
@@ -10,12 +12,94 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis import NotEstimableError, RunScores
+from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency
 from souping.analysis.shapley import Shapley
+from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
-from souping.core.types import FloatArray, Item, Recipe, Record, UserError
+from souping.core.types import FloatArray, Item, Recipe, Record
+from souping.report.files import as_json
+from souping.report.render import markdown, page
+from souping.report.sections import DISPLAYS, drawings
+from tests.conftest import ROOT
 from tests.support.analyses import NAMES, recipe_of, run_of, skills, voting
+from tests.support.choices import differing, each
+from tests.support.report import sample
+
+ROWS: dict[str, list[Analysis]] = {
+    "consistency": [Consistency(draws=20, mixtures=20)],
+    "parents": [Parents(draws=20)],
+    "wins": [Wins(), Wins(examples=5)],
+    "surface": [ResponseSurface()],
+    "shapley": [Shapley(), Shapley(players="candidates", exact=3, permutations=3)],
+}
+FREE = {"consistency", "parents", "wins", "surface"}
+
+
+def name_of(analysis: Analysis) -> str:
+    return next(name for name, rows in ROWS.items() if any(row is analysis for row in rows))
+
+
+def test_every_choice_has_a_row_and_a_section() -> None:
+    assert set(differing("analysis", ROWS)) == {"paper"}  # of published figures, not of a run: tests/paper
+    assert set(ROWS) <= set(DISPLAYS)
+
+
+def test_those_that_cost_nothing_are_made_by_default() -> None:
+    (line,) = [text for text in (ROOT / "conf" / "config.yaml").read_text().splitlines() if "- analysis:" in text]
+    assert set(line.split("[")[1].rstrip("]").split(", ")) == FREE
+    soups = run_of().soups
+    assert {name for name, rows in ROWS.items() if not any(row.asks(soups) for row in rows)} == FREE
+
+
+@pytest.mark.parametrize("analysis", each(ROWS))
+class TestAnalysis:
+    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(self, analysis: Analysis) -> None:
+        run = run_of(asked=analysis.asks)
+        data = analysis.analyse(run)
+        assert json.loads(as_json(data)) == json.loads(as_json(json.loads(as_json(data))))
+        assert data["fold"] in ("search", "report")
+        assert "NaN" not in as_json(data)
+        assert as_json(analysis.analyse(run)) == as_json(data)
+        asked = [recipe.id for recipe in analysis.asks(run.soups)]
+        assert len(asked) == len(set(asked))
+        assert asked == [recipe.id for recipe in analysis.asks(run.soups)]
+
+    def test_a_single_model_or_too_few_answers_are_not_estimable(self, analysis: Analysis) -> None:
+        with pytest.raises(NotEstimableError, match=r"one|single"):
+            analysis.analyse(run_of(1, pool=("ant",), asked=analysis.asks))
+        run = run_of(asked=analysis.asks)
+        single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
+        with pytest.raises(NotEstimableError, match=r"takes|again"):
+            analysis.analyse(replace(run, search=single, report={}, trials=()))
+
+    @pytest.mark.parametrize("size", [2, 4])
+    def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
+        name = name_of(analysis)
+        data = json.loads(as_json(analysis.analyse(run_of(size, asked=analysis.asks))))
+        report, trials = sample()
+        report["analyses"] = {name: data}
+        section = DISPLAYS[name].section(data)
+        for text in (page(report, trials, drawings(report)), markdown(report, trials)):
+            assert section.title in text
+            assert not section.picture or section.picture in text
+        assert "nan" not in " ".join(section.lines)
+
+
+def test_what_could_not_be_made_is_shown_as_that() -> None:
+    report, trials = sample()
+    report["analyses"] = {
+        "wins": {"not_estimable": "too few answers"},
+        "mine": {"failed": "ZeroDivisionError: <b>"},
+        "yours": {"sentences": ["Twelve apples."], "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}]},
+    }
+    text = page(report, trials, drawings(report))
+    folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
+    for title, why in (("Wins", "not estimable: too few answers"), ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;")):
+        assert title in folded
+        assert why in folded
+    assert "Twelve apples." in text
+    assert "| c | 1.5 |" in markdown(report, trials)
 
 
 def mixed(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
@@ -54,7 +138,6 @@ def test_a_mixture_beats_one_parent_and_never_all() -> None:
 
 
 def test_equals_are_won_by_chance() -> None:
-    """Soups that are as good as their parents, by answers of their own, win as often as chance says."""
     shares: dict[str, list[float]] = {"beats_all": [], "beats_one": []}
     for seed in range(25):
 
@@ -109,20 +192,6 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
     assert "selector=greedy" in factor["before"]["note"]  # four candidates: what to do instead
 
 
-def test_the_intervals_do_not_depend_on_the_order_of_soups_and_candidates() -> None:
-    run = run_of(answer=mixed)
-    names = reversed(run.soups.candidates)
-    soups = replace(run.soups, candidates={name: run.soups.candidates[name] for name in names})
-    shuffled = replace(run, trials=run.trials[::-1], soups=soups)
-    quick = Consistency(draws=20, mixtures=20)
-    assert quick.analyse(shuffled) == quick.analyse(run)
-
-
-def test_too_few_soups_are_reported_with_what_gives_more() -> None:
-    with pytest.raises(NotEstimableError, match=r"2 soups .* takes 6.* optimiser=grid"):
-        Consistency().analyse(run_of(trials=2, answer=mixed))
-
-
 def test_a_category_without_spread_is_left_out_and_named() -> None:
     def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
@@ -146,19 +215,6 @@ def test_wins_are_counted_as_by_hand() -> None:
     for row, single in zip(data["kept"], singles, strict=True):
         assert row["kept"]["share"] == pytest.approx(soup[single == 1].mean())
         assert row["gained"]["share"] == pytest.approx(soup[single == 0].mean())
-
-
-def test_examples_follow_the_rule() -> None:
-    run = run_of(weights=(0.5, 0.3, 0.2))
-    data: dict[str, Any] = Wins(examples=3).analyse(run)
-    kinds = [example["kind"] for example in data["examples"]]
-    assert kinds == sorted(kinds, key=kinds.index)
-    for example in data["examples"]:
-        scores = {name: answer["score"] for name, answer in example["answers"].items()}
-        right = sum(score for name, score in scores.items() if name != "soup")
-        assert (scores["soup"], right) in ((1, 0), (0, 3), (1, 2))
-    same = [e["category"] for e in data["examples"] if e["kind"] == kinds[-1]]
-    assert len(set(same)) == len(same)  # there are four categories and three examples
 
 
 def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold() -> None:
@@ -193,45 +249,30 @@ def mean_objective(run: RunScores, recipe: Recipe) -> float:
     return float(np.mean(list(means(run, recipe).values())))
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.slow
-def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int) -> None:
-    run = run_of(size, asked=Shapley().asks)
-    data: dict[str, Any] = Shapley().analyse(run)
-    for level in data["levels"]:
-        assert len(level["players"]) == comb(size, level["size"])
-        assert level["efficiency_gap"] < 1e-12
-        assert sum(row["value"] for row in level["players"]) == pytest.approx(data["whole"])
-        players = [frozenset(members) for members in combinations(NAMES[:size], level["size"])]
-        if len(players) <= 6:
-            expected = brute(run, players, mean_objective)
-            for row in level["players"]:
-                assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
-                assert row["low"] <= row["value"] <= row["high"]
-                assert np.mean(list(row["categories"].values())) == pytest.approx(row["value"])
-
-
 def random_game(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
     """Scores that have nothing to do with those of any other coalition."""
     return np.random.default_rng(int(recipe.id, 16)).random(len(items))
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_a_random_games_shapley_values_are_those_of_all_orders(size: int) -> None:
-    names = "abcde"[:size]
-    run = run_of(size, asked=Shapley().asks, answer=random_game, pool=names, trials=1)
+@pytest.mark.parametrize("answer", [voting, random_game])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int, answer: Any) -> None:
+    run = run_of(size, asked=Shapley().asks, answer=answer)
     data: dict[str, Any] = Shapley().analyse(run)
-    expected = brute(run, [frozenset(name) for name in names], mean_objective)
-    level = data["levels"][0]
-    assert level["method"] == "all coalitions"
-    assert {row["members"][0]: row["value"] for row in level["players"]} == pytest.approx(
-        {name: expected[frozenset(name)] for name in names}
-    )
+    for level in data["levels"]:
+        assert level["method"] == "all coalitions"
+        assert len(level["players"]) == comb(size, level["size"])
+        assert level["efficiency_gap"] < 1e-12
+        assert sum(row["value"] for row in level["players"]) == pytest.approx(data["whole"])
+        players = [frozenset(members) for members in combinations(NAMES[:size], level["size"])]
+        expected = brute(run, players, mean_objective) if len(players) < 6 else {}
+        for row in level["players"] if expected else []:
+            assert row["value"] == pytest.approx(expected[frozenset(row["members"])])
+            assert row["low"] <= row["value"] <= row["high"]
 
 
 @pytest.mark.slow
 def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() -> None:
-    """A root mean square of 1 standard error is what is expected of 10 players; 0.5 to 1.6 hold it in 99.8 %."""
     names, exact, drawn = "abcdefghij", Shapley(exact=10), Shapley(permutations=200)
     told: list[dict[str, Any]] = []
     for shapley in (exact, drawn):
@@ -244,38 +285,3 @@ def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() 
     ]
     assert 0.5 < np.sqrt(np.mean(np.square(off))) < 1.6
     assert max(map(abs, off)) < 4
-
-
-def test_three_ingredients_ask_for_four_soups_at_most_beside_the_singles() -> None:
-    asked = Shapley().asks(run_of(3).soups)
-    assert sorted(len(recipe.ingredients) for recipe in asked) == [1, 1, 1, 2, 2, 2, 3]
-    assert len(Shapley(players="candidates", exact=4).asks(run_of(3).soups)) == 15
-
-
-def test_interactions_vanish_where_values_add_up() -> None:
-    def adding(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
-        return np.full(len(items), 0.1 * len(recipe.ingredients))
-
-    data: dict[str, Any] = Shapley().analyse(run_of(4, answer=adding, asked=Shapley().asks))
-    assert {len(row["members"]) for row in data["interactions"]} == {2, 3}
-    assert all(abs(row["value"]) < 1e-12 for row in data["interactions"])
-    assert all(row["value"] == pytest.approx(0.1) for row in data["levels"][0]["players"])
-
-
-@pytest.mark.slow
-def test_drawn_orders_come_near_and_say_how_near() -> None:
-    exact, drawn = Shapley(exact=4), Shapley(exact=2, permutations=400)
-    known: dict[str, Any] = exact.analyse(run_of(4, asked=exact.asks))
-    told: dict[str, Any] = drawn.analyse(run_of(4, asked=drawn.asks))
-    assert told["levels"][0]["method"] == "permutations"
-    assert told["interactions"] == []
-    for a, b in zip(known["levels"][0]["players"], told["levels"][0]["players"], strict=True):
-        assert 0 < b["standard_error"] < 0.02
-        assert abs(a["value"] - b["value"]) < 4 * b["standard_error"]
-    assert told["levels"][0]["efficiency_gap"] < 1e-12
-    assert len(Shapley(exact=2, permutations=2).asks(run_of(4).soups)) < 15
-
-
-def test_too_many_players_for_all_coalitions_are_refused() -> None:
-    with pytest.raises(UserError, match=r"\(exact=13"):
-        Shapley(exact=13)

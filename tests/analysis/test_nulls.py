@@ -1,13 +1,19 @@
-"""The nulls of docs/how-it-works.md in small, with fixed seeds; benchmarks/nulls.py runs 2,000 repetitions.
-
-A procedure that is wrong by a factor of two or more (as ignoring groups is) goes past what 300 repetitions accept.
-"""
+"""Nulls, whole runs in simulation, and the power that is stated before the report fold opens, in small."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
 
-from tests.conftest import ROOT
+import numpy as np
+import pytest
+from scipy.special import ndtri
+
+from souping.analysis.intervals import ItemTable, design
+from souping.analysis.sign_flip import ALPHA, sign_flip
+from souping.analysis.significance import Power, measured_power, power_of
+from souping.core.scores import Mean, Weighted
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
+from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
 from tests.support.scripts import script
 
@@ -49,13 +55,13 @@ def test_no_single_is_kept_where_the_soup_is_better_by_the_margin(name: str) -> 
     assert said["keeps"] <= nulls.allowed(100)
 
 
+@pytest.mark.slow
 def test_ignoring_groups_fails() -> None:
     said = nulls.count(*nulls.FAILS["groups ignored"], REPETITIONS, seed=7)
     assert said["better"] > 1.5 * nulls.allowed(REPETITIONS)
 
 
 def test_a_real_difference_is_found_and_a_hopeless_soup_is_not_kept() -> None:
-    """A procedure that never rejects would pass every null."""
     said = nulls.count(nulls.independent(3, soup=10.0), nulls.USUAL, 100)
     assert said["rejects"] > 80
     assert said["every"] > 60
@@ -69,3 +75,113 @@ def test_intervals_cover(name: str) -> None:
     case = nulls.COVERAGE[name]
     held = [nulls.covers(nulls.np.random.default_rng([2, r]), case) for r in range(100)]
     assert all(sum(column) >= 89 for column in zip(*held, strict=True))
+
+
+pipelines = script(ROOT / "benchmarks" / "pipelines.py")
+
+
+@pytest.mark.parametrize("name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"])
+def test_a_null_is_walked_to_its_verdict(name: str) -> None:
+    found = pipelines.tally(name, range(6), 1)
+    assert found.runs == 6
+    assert 0 < found.tested <= 6
+    assert found.pairs == 5 * found.tested
+    assert max(found.false_better, found.false_every, found.false_kept) <= 1
+    assert found.coverage > 0.8
+
+
+@pytest.mark.slow
+def test_a_true_gain_is_found_and_power_is_stated() -> None:
+    found = pipelines.tally("every soup 9 points better", range(6), 1)
+    assert found.better > found.false_better == 0
+    assert found.every > 0
+    assert all(0.04 < gain < 0.2 for gain in found.gains)
+
+
+def test_the_truth_of_a_soup_follows_from_its_recipe() -> None:
+    world = pipelines.GAINS["every soup 3 points better"]
+    pool = pipelines.Pool(world.names)
+    soup, single = pool.recipe({"model0": 0.5, "model1": 0.5}), pool.recipe({"model0": 1.0})
+    assert world.difference(soup, single) == pytest.approx(0.03)
+    split = pipelines.NULLS["half the categories +15, half -15"]
+    assert split.difference(soup, single) == pytest.approx(0.0)
+    assert split.rates(soup)[0] == pytest.approx(0.85)
+
+
+BASE = 0.6
+
+
+def fold(name: str, groups: int) -> tuple[Item, ...]:
+    """Two categories of so many groups of two items."""
+    return tuple(
+        Item(id=f"{name} {c} {g} {i}", category=c, group=f"{name} {c} {g}", prompt="p", answer="a")
+        for c in ("x", "y")
+        for g in range(groups)
+        for i in range(2)
+    )
+
+
+def answers(items: Sequence[Item], rates: Sequence[float], rng: np.random.Generator) -> FloatArray:
+    """Scores [M, I] of models with these rates, whose noise the items of a group share in part."""
+    names, group = np.unique([item.group for item in items], return_inverse=True)
+    noise = 0.6 * rng.standard_normal((len(rates), len(names)))[:, group]
+    chance = noise + 0.8 * rng.standard_normal((len(rates), len(items)))
+    return np.asarray(chance < ndtri(np.array(rates))[:, None], dtype=float)
+
+
+def stated(rates: Sequence[float], report: Sequence[Item], seed: int) -> Power:
+    select = fold("select", 80)
+    scores = answers(select, rates, np.random.default_rng([1, seed]))
+    power = measured_power(
+        {f"m{n}": ItemScores(items=select, values=row) for n, row in enumerate(scores)}, report, Mean(), 0.01
+    )
+    assert power is not None
+    return power
+
+
+def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetitions: int) -> float:
+    """Share of report folds on which the sign-flip test calls a soup with this gain better than every candidate."""
+    table, hits = ItemTable.of(report, Mean()), 0
+    for seed in range(repetitions):
+        soup, *others = answers(report, [max(rates) + gain, *rates], np.random.default_rng([2, seed]))
+        wholes = (design(soup - o, table.categories, table.groups, table.coefficients) for o in others)
+        hits += all(w.objective > 0 and sign_flip(w, draws=199) < ALPHA for w in wholes)
+    return hits / repetitions
+
+
+@pytest.mark.parametrize(
+    ("rates", "most"),
+    [
+        ([BASE] * 5, 0.9),
+        pytest.param([BASE, 0.4, 0.4], 0.9, marks=pytest.mark.slow),
+        pytest.param([BASE, BASE - 0.03, BASE - 0.03, BASE - 0.06], 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: float) -> None:
+    report = fold("report", 150)
+    gain = float(np.mean([stated(rates, report, seed).gain for seed in range(12)]))
+    assert 0.7 <= claimed(rates, gain, report, 100) <= most
+
+
+def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
+    report, large = fold("report", 150), fold("report", 600)
+    equal, ahead = (np.mean([stated(r, report, s).gain for s in range(8)]) for r in ([BASE] * 6, [BASE] + [0.4] * 5))
+    assert equal > 1.1 * ahead
+    one, four = stated([BASE] * 4, report, 0), stated([BASE] * 4, large, 0)
+    assert four.gain == pytest.approx(one.gain / 2, rel=0.1)
+    assert four.needed == pytest.approx(one.needed, rel=0.1)
+    assert one.needed > one.items
+
+
+def test_published_scores_need_an_assumption() -> None:
+    published = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.full((2, 2), 0.5), published=True)
+
+    def gain(items: Sequence[Item], objective: Mean | Weighted) -> float:
+        power = power_of(published, items, objective, 0.01)
+        assert power is not None
+        assert power.assumed
+        return power.gain
+
+    assert gain(make_items(300), Mean()) > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
+    few = gain([*make_items(290, ("w",)), *make_items(10, ("x",))], Mean())
+    assert few > 2 * gain(make_items(290, ("w",)), Weighted(weights={"w": 1}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.comparison.verdict import DecidingRow, Limits, Margin, decide, read_policy, verdict_of
+from souping.comparison.verdict import Limits, Margin, decide, read_policy, verdict_of
 from souping.core.types import UserError
 
 
@@ -50,24 +50,23 @@ def test_a_word_holds_with_missing_answers_for_and_against(
     assert verdict_of(cases, margin) == (word, "missing answers" if word == "undecided" else "")
 
 
-def row(name: str, *highs: float) -> DecidingRow:
-    """A row whose interval at one, two, .. tests ends at these values."""
-    return DecidingRow(name=name, margin=1.0, limits=lambda tests: [(-9.0, highs[round(tests) - 1])])
+def decided(**highs: Sequence[float]) -> dict[str, tuple[str, str]]:
+    """Rows whose intervals at one, two, .. tests end at these values."""
+    return {**decide(dict.fromkeys(highs, 1.0), lambda name, tests: [(-9.0, highs[name][round(tests) - 1])])}
 
 
 def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
-    alone = {name: word for name, (word, _) in decide([row("a", -0.1)]).items()}
-    assert alone == {"a": "worse"}
-    both = decide([row("a", -0.1, 0.1), row("b", -0.3, 0.2)])
+    assert decided(a=[-0.1]) == {"a": ("worse", "")}
+    both = decided(a=[-0.1, 0.1], b=[-0.3, 0.2])
     assert [word for word, _ in both.values()] == ["undecided", "undecided"]
     assert all("Holm" in why for _, why in both.values())
-    step = decide([row("a", -0.1, 0.1), row("b", -3.0, -2.0)])  # b holds at half the level, which frees a
+    step = decided(a=[-0.1, 0.1], b=[-3.0, -2.0])  # b holds at half the level, which frees a
     assert [word for word, _ in step.values()] == ["worse", "much-worse"]
 
 
 def test_passing_needs_no_correction() -> None:
-    rows = [DecidingRow(name=n, margin=1.0, limits=lambda tests: [(-0.5 * tests, 0.5 * tests)]) for n in "abc"]
-    assert {word for word, _ in decide(rows).values()} == {"no-worse"}
+    words = decide(dict.fromkeys("abc", 1.0), lambda name, tests: [(-0.5 * tests, 0.5 * tests)]).values()
+    assert {word for word, _ in words} == {"no-worse"}
 
 
 def test_a_policy(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_a_policy(tmp_path: Path) -> None:
     assert policy.margin_of("tokens", 200.0, False) == pytest.approx(20.0)
     assert policy.margin_of("perplexity", 9.0, False) is None
     assert policy.critical == {"gsm8k"}
-    assert read_policy(file, margin=2).margin == Margin(amount=2)
+    assert read_policy(file, Margin(amount=2)).margin == Margin(amount=2)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def metric(
     table = {name: full(values) for name, values in scores.items()}
     items = tuple(f"{task}-{n}" for n in range(next(iter(table.values())).shape[2]))
     nothing = {name: np.full(values.shape, np.nan) for name, values in table.items()}
-    gone = {name: full((missing or {}).get(name, np.zeros(values.shape))) > 0 for name, values in table.items()}
+    gone = {name: full((missing or {}).get(name, np.zeros(values.shape))) for name, values in table.items()}
     return MatchedMetric(
         task=task,
         metric="acc",
@@ -37,11 +37,7 @@ def metric(
         is_mean=is_mean,
         items=items,
         groups=items if groups is None else tuple(f"group {g}" for g in groups),
-        scores=table,
-        missing=gone,
-        cut=nothing,
-        tokens=nothing,
-        characters=nothing,
+        values={"score": table, "missing": gone, "cut": nothing, "tokens": nothing, "characters": nothing},
         reported={},
     )
 
@@ -56,5 +52,5 @@ def matched(*metrics: MatchedMetric, groups: Sequence[Group] = (), asked: Sequen
         models=tuple(metrics[0].scores),
         metrics={one.task: (one,) for one in metrics},
         groups={group.name: group for group in groups},
-        asked=tuple(asked),
+        asked=tuple(asked) or tuple(one.task for one in metrics),
     )

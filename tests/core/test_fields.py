@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -15,16 +13,9 @@ import numpy as np
 import pytest
 from annotated_types import Interval
 
-from souping.core.fields import Count, Form, Share, check_arguments, component, fits, hints_of, load, pick
+from souping.core.fields import Count, Form, Share, check_arguments, component, load, pick
 from souping.core.scores import TableScores
-from souping.core.types import Json, UserError
-from tests.conftest import ROOT
-
-TARGETS = {
-    name: path.stem
-    for path in (ROOT / "conf").glob("*/*.yaml")
-    for name in re.findall(r"_target_: (souping\.\S+)", path.read_text())
-}
+from souping.core.types import UserError
 
 
 @component
@@ -52,15 +43,14 @@ class Oven:
     [
         {"steps": 0},
         {"heat": float("nan")},
-        {"heat": float("inf")},
         {"way": "boil"},
         {"share": 1.5},
         {"name": "two words"},
         {"trays": [1]},
         {"tags": {"a": "b"}},
-        {"tags": {"a": 10**20}},
+        {"trays": "abc"},
+        {"steps": True},
         {"timer": 3},
-        {"inner": Oven},
     ],
     ids=repr,
 )
@@ -81,14 +71,6 @@ def test_values_that_fit_and_relations_between_them() -> None:
         oven.steps = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
-def test_every_shipped_choice_can_be_checked(name: str) -> None:
-    module, _, attribute = name.rpartition(".")
-    made = getattr(importlib.import_module(module), attribute)
-    names = [one.name for one in dataclasses.fields(made)] if dataclasses.is_dataclass(made) else []
-    assert set(names) <= set(hints_of(made))
-
-
 def test_arguments_and_options_are_held_against_their_annotations() -> None:
     assert pick("a", ["a", "b"], "key") == "a"
     with pytest.raises(UserError, match=r"^group\.key=bleu .*did you mean blue"):
@@ -101,15 +83,6 @@ def test_arguments_and_options_are_held_against_their_annotations() -> None:
         check_arguments(bake, {"minutes": 0})
     with pytest.raises(UserError, match=r"^way='gril' .*did you mean grill"):
         check_arguments(bake, {"way": "gril"})
-
-
-def test_a_text_is_no_list_and_a_bool_no_number() -> None:
-    assert not fits("abc", list[str])
-    assert not fits(True, int)
-    assert not fits(True, float)
-    assert fits((1, "a"), tuple[int, str])
-    assert not fits((1,), tuple[int, str])
-    assert fits({"a": [1, None]}, Json)
 
 
 class Inner(TypedDict, total=False):

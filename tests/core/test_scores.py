@@ -1,7 +1,8 @@
-"""The score matrix, its CSV form, and what every source of scores promises."""
+"""Score matrices and their sources, objectives, and points of the weight simplex."""
 
 from __future__ import annotations
 
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from souping.core.protocols import ScoreSource
-from souping.core.scores import MeasuredScores, TableScores, read_table
-from souping.core.types import ItemScores, ScoreMatrix, UserError
+from souping.core.protocols import Objective, ScoreSource
+from souping.core.scores import Mean, MeasuredScores, TableScores, Tree, Weighted, read_table
+from souping.core.types import TOLERANCE, ScoreMatrix, UserError, check_weights
+from souping.evaluate.bfcl.benchmark import Bfcl
 from souping.logs.scores import LogScores
-from tests.conftest import PAPER, ROOT, make_items
+from souping.search import points as simplex
+from souping.testing import check_objective
+from tests.conftest import PAPER, ROOT
 from tests.support.choices import differing, each
 
 
@@ -39,24 +43,13 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
     [
         ("model,a,b\nx,1,2\ny,3\n", r"t.csv:3: 2 cells"),
         ("model,a,b\nx,1,nan\n", r"t.csv:2: column 'b' holds 'nan'"),
-        ("model,a,b\nx,1,-3\n", r"column 'b'"),
         ("model,a,a\nx,1,2\n", r"column 'a' appears twice"),
         ("model,a\nx,1\nx,2\n", r"t.csv: model 'x' appears twice"),
-        ("name,a\nx,1\n", r"the header must be"),
-        ("model,a\n", r"at least one row"),
     ],
 )
 def test_a_bad_table_names_row_and_column(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "t.csv", text))
-
-
-def test_means_of_items_make_the_matrix() -> None:
-    items = tuple(make_items(4))
-    scores = {m: ItemScores(items=items, values=np.full(8, v)) for m, v in [("a", 0.25), ("b", 1.0)]}
-    matrix = ScoreMatrix.from_items(scores)
-    assert matrix.categories == ("w", "x")
-    np.testing.assert_allclose(matrix.values, [[0.25, 0.25], [1, 1]])
 
 
 LOGS = ROOT / "tests" / "data" / "logs" / "lm_eval"
@@ -73,25 +66,93 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("source", each(SOURCES))
-class TestSource:
-    def test_it_gives_the_candidates_rows_and_says_whether_they_were_published(self, source: ScoreSource) -> None:
-        measured = ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
-        scores = source.matrix(CANDIDATES, lambda: measured)
-        assert ScoreSource in type(source).__mro__
-        assert scores.candidates == CANDIDATES
-        assert scores.published == source.published
+def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured(source: ScoreSource) -> None:
+    asked = []
 
-    def test_only_what_is_not_published_is_measured(self, source: ScoreSource) -> None:
-        asked = []
+    def measure() -> ScoreMatrix:
+        asked.append(1)
+        return ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
 
-        def measure() -> ScoreMatrix:
-            asked.append(1)
-            return ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
-
-        source.matrix(CANDIDATES, measure)
-        assert bool(asked) != source.published
+    scores = source.matrix(CANDIDATES, measure)
+    assert ScoreSource in type(source).__mro__
+    assert scores.candidates == CANDIDATES
+    assert scores.published == source.published == (not asked)
 
 
 def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"CoALM-8 .*did you mean CoALM-8B"):
         TableScores(path=str(PAPER / "bfcl_8b.csv")).matrix(("CoALM-8",), lambda: pytest.fail("measured"))
+
+
+NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance"]
+ROWS: dict[str, list[Objective]] = {
+    "mean": [Mean()],
+    "weighted": [Weighted(weights={"multiple": 3.0, "irrelevance": 1.0})],
+    "tree": [Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})],
+    "bfcl": [Bfcl(), Bfcl(version="v4")],
+}
+
+
+def test_every_objective_has_a_row() -> None:
+    assert differing("objective", ROWS) == {}
+
+
+@pytest.mark.parametrize("objective", each(ROWS))
+def test_an_objective_conforms(objective: Objective) -> None:
+    check_objective(objective, NAMES)
+    assert objective.name == type(objective).__name__.lower()  # in reports
+    assert all(isinstance(note, str) and note for note in objective.notes(NAMES))
+
+
+def test_objectives_are_linear_and_sum_to_one() -> None:
+    names = ["python", "java", "multiple", "live"]
+    tree = Tree(tree={"non_live": [["python", "java"], "multiple"], "live": ["live"]})
+    np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
+    np.testing.assert_allclose(Mean().coefficients(names), 0.25)
+    np.testing.assert_allclose(Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25])
+    with pytest.raises(UserError, match="objective: category=rust"):
+        Weighted(weights={"rust": 1}).coefficients(names)
+    with pytest.raises(UserError, match=r"objective.weights"):
+        Weighted(weights={"java": -1})
+    with pytest.raises(UserError, match=r"objective.tree"):
+        Tree(tree={})
+
+
+@pytest.mark.parametrize(("size", "points"), [(1, 0), (2, 9), (3, 36), (4, 84), (5, 126), (10, 1), (11, 0)])
+def test_the_papers_grid_has_c_9_k_minus_1_points(size: int, points: int) -> None:
+    found = simplex.grid(size)
+    assert len(found) == len(set(found)) == points
+    assert points == (comb(9, size - 1) if size > 1 else 0)
+    assert simplex.grid_size(size) >= points
+
+
+@given(st.integers(2, 6), st.sampled_from([0.05, 0.1, 0.125, 0.2, 0.25]))
+def test_grid_points_lie_on_the_simplex_and_on_the_lattice(size: int, step: float) -> None:
+    assert (0.3, 0.7) in simplex.grid(2)  # no float dust
+    for point in simplex.grid(size, step, step, 1 - step):
+        assert abs(sum(point) - 1) < 1e-9
+        assert all(step - 1e-9 <= w <= 1 - step + 1e-9 for w in point)
+        assert all(abs(w / step - round(w / step)) < 1e-6 for w in point)
+
+
+@given(st.integers(2, 5))
+def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
+    points = simplex.grid(size)
+    order = simplex.spread(points)
+    assert sorted(order) == sorted(points)
+    if len(points) > 10:
+        near = max(min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in order[:10]) for p in points)
+        naive = max(min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in points[:10]) for p in points)
+        assert near < naive
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_weights_are_taken_only_when_they_sum_to_one(weights: list[float]) -> None:
+    for wrong in ([], [*weights, float("nan")], [-0.5, 1.5]):
+        with pytest.raises(UserError, match="finite and not negative"):
+            check_weights(wrong)
+    if abs(sum(weights) - 1) <= TOLERANCE:
+        assert check_weights(weights) == tuple(weights)
+    else:
+        with pytest.raises(UserError, match="not 1"):
+            check_weights(weights)

@@ -1,7 +1,4 @@
-"""docs/your-models.md, followed word by word: its commands run in order, and print what the page shows.
-
-The three models are bundled ones under other names. Numbers are masked: their last digits may differ elsewhere.
-"""
+"""docs/your-models.md and docs/extending.md, followed: files written, commands run, their output compared."""
 
 from __future__ import annotations
 
@@ -9,14 +6,18 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from souping import pantry
-from tests.conftest import ROOT
+from souping.evaluate.benchmark import Benchmark
+from souping.evaluate.scoring import score
+from tests.conftest import ROOT, pool_of
 
 PAGE = (ROOT / "docs" / "your-models.md").read_text()
 FIRST = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()
@@ -70,3 +71,119 @@ def test_the_ten_lines_run_and_print_what_the_page_shows(place: Path) -> None:
     names = {path.name for path in (place / "soup").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "recipe.json"} <= names
     assert json.loads(next(place.glob("outputs/mine/*/report.json")).read_text())["verdict"]["sentence"]
+
+
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", EXTENDING, flags=re.DOTALL))
+WEIGHTS = "model.safetensors"
+COMMANDS = re.findall(r"```bash\npython -m souping (.*?)\n```", EXTENDING)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def run_in(folder: Path, *arguments: str, expect: int = 0) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "souping", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == expect, done.stderr
+    return done.stderr if expect else done.stdout
+
+
+def command(part: str) -> list[str]:
+    """The command of the page that names this part, first of several."""
+    return shlex.split(next(line for line in COMMANDS if part in line))
+
+
+TABLE = [
+    "scores=table",
+    "scores.path=${data:paper/bfcl_8b.csv}",
+    "pool.candidates=[xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B]",
+]
+"""Selects from published scores, so that nothing is evaluated."""
+
+
+def test_a_selector(folder: Path) -> None:
+    said = run_in(folder, *command("selector=above_median"), *TABLE)
+    assert "CoALM" not in said
+    assert "BitAgent-8B" in " ".join(said.split())
+
+
+@pytest.mark.slow
+def test_all_parts_together(folder: Path, family: Path) -> None:
+    own = [word for word in pool_of(family) if not word.startswith("evaluator.")]
+    parts = [word for word in command("tracker=lines") if word != "+experiment=bfcl"]
+    run_in(folder, *parts, *own, "hydra.run.dir=run")
+    assert (folder / "run" / "report.json").exists()
+    assert "my_evaluator.AnswerProbability" in (folder / "run" / "config.yaml").read_text()
+    assert len((folder / "trials.jsonl").read_text().splitlines()) >= 1
+
+
+@pytest.mark.slow
+def test_a_scorer_and_a_judge(folder: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    (folder / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "brief"}) + "\n" for row in rows))
+    own = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
+    words = [word for word in command("my_scorers.brief") if not word.startswith("pool.")]
+    run_in(
+        folder, *words, *own, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2", "hydra.run.dir=run"
+    )
+    assert "my_scorers.brief" in (folder / "run" / "config.yaml").read_text()
+    monkeypatch.syspath_prepend(str(folder))
+    assert import_module("my_judge").helpful.fingerprint
+    line = next(block for block in re.findall(r"```json\n(.*?)```", EXTENDING, flags=re.DOTALL) if "brief" in block)
+    (folder / "one.jsonl").write_text(line)
+    (one,) = Benchmark(path=str(folder / "one.jsonl"), scorers={"brief": "my_scorers.brief"}).items()
+    assert [score(one, text) for text in ("It is Paris", "I do think it is Paris")] == [1.0, 0.0]
+
+
+@pytest.mark.slow
+def test_an_analysis(folder: Path, family: Path) -> None:
+    (command,) = [shlex.split(text) for text in COMMANDS if "analysis=" in text]
+    own = [word for word in pool_of(family) if not word.startswith("analysis=")]
+    run_in(folder, *[word for word in command if word != "+experiment=bfcl"], *own, "hydra.run.dir=run")
+    report = (folder / "run" / "report.json").read_text()
+    assert "is nearest to the soup" in report
+    assert "items that differ" in (folder / "run" / "report.html").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", EXTENDING, flags=re.DOTALL) if "DISPLAYS[" in b)
+    exec(compile(block.replace("DISPLAYS[", "mine["), "extending.md", "exec"), {"mine": (mine := {})})
+    assert mine["closest"].section(json.loads(report)["analyses"]["closest"]).title == "Who is nearest?"
+
+
+@pytest.mark.slow
+def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
+    three = "[" + ",".join(str(family / name) for name in ("ant", "bee", "cat")) + "]"
+    words = [f"pool.candidates={three}" if word.startswith("pool.") else word for word in command("merge=median")]
+    run_in(folder, *words)
+    card = (folder / "soup" / "README.md").read_text()
+    again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
+    assert again is not None
+    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"])  # the card's command runs in the soup's folder
+    words = [*shlex.split(again[1]), f"store.path={folder}/outputs/store.sqlite"]  # it knows where the ingredients are
+    run_in(folder / "soup", *words)
+    assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
+    without = [word for word in words if not word.startswith(("merge.", "out="))]
+    assert "median is not a method of souping" in run_in(folder / "soup", *without, "out=no", expect=2)
+    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
+    assert "the file has changed" in run_in(folder / "soup", *words, "out=no", expect=2)
+
+
+@pytest.mark.slow
+def test_an_installed_package(folder: Path) -> None:
+    package = folder / "my_parts"
+    (package / "conf" / "selector").mkdir(parents=True)
+    for place in (package, package / "conf", package / "conf" / "selector"):
+        (place / "__init__.py").write_text("")
+    (folder / "my_parts.py").rename(package / "parts.py")
+    moved = FILES["parts/selector/above_median.yaml"].replace("my_parts.", "my_parts.parts.")
+    (package / "conf" / "selector" / "above_median.yaml").write_text(moved)
+    words = [word for word in command("selector=above_median") if word not in ("--config-dir", "parts")]
+    assert "BitAgent-8B" in " ".join(run_in(folder, *words, *TABLE).split())
+    search = "hydra.searchpath=[pkg://my_parts.conf]"
+    shutil.rmtree(folder / "hydra_plugins")
+    assert "BitAgent-8B" in " ".join(run_in(folder, *words, *TABLE, search).split())

@@ -79,7 +79,12 @@ def test_what_is_written_wrong() -> None:
         ),
         (["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"], 60, ["3 of 4 items", "1 of 4"]),
         ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
-        ([answers("2"), "import time; time.sleep(60)"], 1.5, ["evaluator.timeout=1.5", "2 of 4"]),
+        pytest.param(
+            [answers("2"), "import time; time.sleep(600)"],
+            10,
+            ["evaluator.timeout=10", "2 of 4"],
+            marks=pytest.mark.slow,
+        ),
         (["(out / 'log.csv').write_text('a,b\\n1,2')"], 60, ["no column item", "0 of 4"]),
         ([], 60, ["left no log in", "0 of 4"]),
     ],

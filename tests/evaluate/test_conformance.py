@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from souping import pantry
-from souping.core.protocols import Evaluator, ModuleSettings
+from souping.core.protocols import Evaluator
 from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
@@ -78,28 +78,22 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_it_conforms(row: Row) -> None:
     check_evaluator(row.evaluator, row.models[0], row.items)
-
-
-def test_values_have_the_mean_of_the_scores(row: Row) -> None:
     records = row.evaluator.evaluate(row.models[0], row.items)
+    row.evaluator.close()
+    row.evaluator.close()
+    assert row.evaluator.evaluate(row.models[0], row.items[:2]) == records[:2]
     values = row.evaluator.item_scores(row.items, [[record] for record in records])
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 
 
 def test_what_it_declares(row: Row) -> None:
     evaluator, benchmark, outline = row.evaluator, row.evaluator.benchmark, row.evaluator.outline()
-    assert evaluator.title == evaluator.settings.get("evaluator", evaluator.settings.get("name"))
-    assert evaluator.model_form in ("module", "folder", "either")
-    assert isinstance(evaluator.module_settings(), ModuleSettings)
     assert (evaluator.host is None) == (evaluator.model_form == "module")
-    assert evaluator.device in ("auto", "cpu")
     assert evaluator.needs() == []
     evaluator.check(MODELS)
     evaluator.check_tokenizer(pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)])
     assert evaluator.brings_items == (benchmark is not None)
-    if benchmark is not None:
-        assert benchmark.title == benchmark.label
-        assert len({item.id for item in benchmark.items()}) == len(benchmark.items()) == len(row.items)
+    assert benchmark is None or len({item.id for item in benchmark.items()}) == len(row.items)
     assert not outline or evaluator.brings_items
     assert not any(item.prompt or item.answer for item in outline)
 
@@ -112,13 +106,6 @@ def test_every_model_has_a_way_to_be_asked(row: Row) -> None:
             asking = row.evaluator.with_handler(handler)
             assert asking.handlers_for(recipe) == (handler,)
             assert asking.batches(row.items) == row.evaluator.batches(row.items)
-
-
-def test_it_answers_again_after_it_was_closed(row: Row) -> None:
-    before = row.evaluator.evaluate(row.models[1], row.items[:2])
-    row.evaluator.close()
-    row.evaluator.close()
-    assert row.evaluator.evaluate(row.models[1], row.items[:2]) == before
 
 
 def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:

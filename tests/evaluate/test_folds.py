@@ -24,7 +24,6 @@ def test_a_groups_fold_is_a_function_of_its_name_alone(group: str) -> None:
 
 
 def test_the_cut_is_for_good() -> None:
-    """Another salt or rule would let items of a report into searches: raise the salt's version with open eyes."""
     folds = "report report report search select report report select"
     assert [assign(f"g{n}") for n in range(8)] == folds.split()
     alone = Item(id="7", category="c", prompt="what is 2 + 2?", answer="4")
@@ -32,50 +31,17 @@ def test_the_cut_is_for_good() -> None:
     assert replace(alone, id="8", category="d", answer="5", group="").group == alone.group
 
 
-def test_a_renamed_file_moves_no_item(tmp_path: Path) -> None:
-    rows = [{"id": str(n), "category": "c", "prompt": f"p {n}", "answer": "a"} for n in range(100)]
-    cut = []
-    for name in ("one.jsonl", "two.jsonl"):
-        folds = split_folds(write(tmp_path / name, *rows).items())
-        cut.append({item.id: fold for fold in FOLDS for item in folds.items[fold]})
-    assert cut[0] == cut[1]
-
-
-def test_folds_are_disjoint_by_group_and_cover() -> None:
+def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> None:
     items = make_items(300)
     folds = split_folds(items)
+    more = {i.id: fold for fold, members in split_folds(make_items(400)).items.items() for i in members}
+    assert all(more[i.id] == fold for fold, members in folds.items.items() for i in members)
     groups = [{i.group for i in folds.items[f]} for f in FOLDS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
     assert sum(folds.counts().values()) == len(items)
     assert folds.counts()["report"] > folds.counts()["search"]
     assert folds.notes == ()
-
-
-def test_adding_items_moves_none() -> None:
-    before = {i.id: f for f, items in split_folds(make_items(200)).items.items() for i in items}
-    after = {i.id: f for f, items in split_folds(make_items(400)).items.items() for i in items}
-    assert all(after[name] == fold for name, fold in before.items())
-
-
-def test_published_scores_leave_two_folds() -> None:
-    folds = split_folds(make_items(200), two=True)
-    assert folds.counts()["select"] == 0
-    assert folds.counts()["search"] + folds.counts()["report"] == 400
-
-
-def test_many_small_categories_are_one_note() -> None:
-    rare = [
-        Item(id=f"{n}/{k}", category=f"rare{n:02d}", group=f"{n}/{k}", prompt="p", answer="a")
-        for n in range(30)
-        for k in range(4)
-    ]
-    folds = split_folds([*make_items(300), *rare])
-    notes = folds.notes
-    assert all({item.category for item in folds.items[fold]} >= {item.category for item in rare} for fold in FOLDS)
-    assert len(notes) == 4
-    assert "few groups" in notes[0]
-    assert " more: " in notes[0]
-    assert all(note.startswith("fold ") and note.endswith(" and 20 more: their rates are rough") for note in notes[1:])
+    assert split_folds(items, two=True).counts()["select"] == 0
 
 
 def test_a_category_with_too_few_groups_is_refused() -> None:
@@ -108,15 +74,10 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
         ([GOOD, "[1]"], r"x.jsonl:2: .*not list"),
-        ([{"id": "1", "category": "c", "answer": "a"}], r"x.jsonl:1: `prompt`"),
         ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
-        ([{**GOOD, "category": " "}], r"x.jsonl:1: `category`"),
-        ([{**GOOD, "prompt": 3}], r"x.jsonl:1: `prompt`"),
-        ([{**GOOD, "prompt": [{"role": "user"}]}], r"x.jsonl:1: .*`content`"),
         ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"x.jsonl:1: .*`content`"),
         ([{**GOOD, "tools": [{}]}], r"x.jsonl:1: `tools`"),
-        ([{k: v for k, v in GOOD.items() if k != "answer"}], r"x.jsonl:1: `answer`"),
         ([{**GOOD, "scorer": "exat"}], r"x.jsonl:1: .*exact"),
         (["[" * 100000], r"x.jsonl:1"),
         ([], r"holds no items"),
@@ -135,16 +96,6 @@ def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
     assert item.prompt[1] == {**call, "content": ""}
     assert item.prompt[2] == answer
     assert item.tools == ({"name": "f"},)
-
-
-def test_an_absent_or_binary_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none"):
-        Benchmark(path=str(tmp_path / "none")).items()
-    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"b: not UTF-8"):
-        Benchmark(path=str(tmp_path / "b")).items()
-    with pytest.raises(UserError, match=r"benchmark.path is not set"):
-        Benchmark().items()
 
 
 def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:

@@ -1,18 +1,28 @@
-"""evaluator=local: what greedy generation with transformers adds to the conformance of evaluators."""
+"""evaluator=local: what it generates, decoded by its settings and nothing else; sampled answers without neighbours."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from souping.core.types import Item, UserError
+from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines.transformers import left_by, load_module, load_tokenizer, room
+from souping.evaluate.engines.transformers import load_module, room
+from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
+from souping.evaluate.templates import Decoding, keep_likely, sampler
+from souping.merge.local import LocalMerge
+from souping.pipeline.models import OpenPool
+from souping.pipeline.store import Store
 from tests.support.live import live
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
@@ -40,9 +50,8 @@ def test_settings_decide_the_fingerprint() -> None:
     assert len({one.fingerprint for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
 
 
-def test_other_weights_change_the_answers(served: SimpleNamespace, family: Path, items: tuple[Item, ...]) -> None:
-    mine = [r.output for r in LOCAL.evaluate(served, items)]
-    assert mine != [r.output for r in LOCAL.evaluate(live(family / "dog", LOCAL.module_settings()), items)]
+def tokens(records: Sequence[Record]) -> list[tuple[int, ...]]:
+    return [record.tokens for record in records]
 
 
 def item(prompt: Any, name: str = "i") -> Item:
@@ -123,22 +132,8 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     assert ended.prompt_key == cut.prompt_key
 
 
-def test_what_transformers_cannot_load_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(UserError, match="transformers cannot load this model"):
-        load_module(tmp_path, LOCAL.module_settings())
-    with pytest.raises(UserError, match="transformers cannot load the tokenizer"):
-        load_tokenizer(tmp_path)
-
-
 def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_path: Path) -> None:
-    """Bit for bit, in the compute dtype: what is evaluated is what is written."""
     import torch
-
-    from souping.core.types import Candidate
-    from souping.merge.local import LocalMerge
-    from souping.pipeline.models import OpenPool
-    from souping.pipeline.store import Store
 
     candidates = [Candidate(name=n, path=family / n) for n in ("ant", "bee", "cat")]
     with Store(tmp_path / "s") as store:
@@ -152,22 +147,122 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
             assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
 
 
-def test_prompts_of_like_length_are_asked_together_and_within_the_context(served: Any, family: Path) -> None:
-    items = [Item(id=str(n), category="c", prompt="x" * (40 + n), answer="") for n in range(8)]
-    asked = replace(LOCAL, max_new_tokens=None)
-    records = asked.evaluate(served, items)
-    assert {record.prompt_tokens for record in records} == set(range(40, 48))
-    for record in records:
-        assert len(record.tokens) <= left_by(128, record.prompt_tokens)
-        assert record.outcome == "finished" or len(record.tokens) == left_by(128, record.prompt_tokens)
-    assert asked.settings["max_new_tokens"] is None
-    alone = asked.evaluate(served, [items[3]])[0]
-    assert len(alone.tokens) == len(records[3].tokens)
+DRAWN = replace(LOCAL, temperature=1.0, samples=3)
+PENALTY: Mapping[str, Any] = {"repetition_penalty": 1.7, "suppress_tokens": [23, 91], "do_sample": True, "top_k": 3}
 
 
-def test_a_run_says_how_long_answers_may_be(family: Path) -> None:
-    for settings, tokens, rest in ((replace(LOCAL, max_new_tokens=None), "1,024", True), (LOCAL, "4", False)):
-        line = settings.banner()
-        assert f" {tokens} new tokens" in line
-        assert "evaluator.max_new_tokens" in line
-        assert ("context" in line) == rest
+def copy(family: Path, place: Path, name: str, config: Mapping[str, Any]) -> Path:
+    folder = place / name
+    shutil.copytree(family / name, folder)
+    own = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**own, **config}))
+    return folder
+
+
+def test_no_generation_config_decodes_anything(
+    family: Path, tmp_path: Path, served: SimpleNamespace, items: tuple[Item, ...]
+) -> None:
+    plain = tokens(LOCAL.evaluate(served, items[:24]))
+    folder = copy(family, tmp_path, "ant", PENALTY)
+    odd = live(folder, LOCAL.module_settings())
+    assert tokens(LOCAL.evaluate(odd, items[:24])) == plain
+    assert LOCAL.pool_notes({"ant": folder, "bee": family})[0].startswith("ant: ")
+    greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
+    bound = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
+    assert tokens(bound.evaluate(odd, items[:24])) != plain  # type: ignore[arg-type]
+
+
+def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, tmp_path: Path) -> None:
+    folders = {"ant": copy(family, tmp_path, "ant", {**PENALTY, "eos_token_id": [2, 9]}), "bee": family / "bee"}
+    with Store(tmp_path / "s") as store:
+        pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
+        serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
+        for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
+            ends = pool.eos_token_ids(pool.recipe(weights))
+            folder = serve(pool.recipe(weights)).folder
+            assert json.loads((folder / "generation_config.json").read_text()) == {
+                "bos_token_id": 1,
+                "eos_token_id": list(ends),
+                "pad_token_id": 0,
+            }
+            assert ends == (2, 9)
+            assert serve(pool.recipe(weights)).eos_token_ids == ends
+        assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
+        pool.close()
+
+
+def test_the_models_own_decoding_must_be_one(family: Path, tmp_path: Path) -> None:
+    own = replace(LOCAL, generation="model")
+    folders = {name: copy(family, tmp_path, name, PENALTY) for name in ("ant", "bee")}
+    bound = own.for_pool(folders["ant"], folders)
+    assert isinstance(bound, LocalEvaluator)
+    assert (bound.decoding.temperature, bound.decoding.top_k) == (1.0, 3)
+    assert bound.decoding.penalties == {"repetition_penalty": 1.7, "suppress_tokens": [23, 91]}
+    assert bound.fingerprint != LOCAL.fingerprint
+    assert "top_k=3" in bound.pool_notes(folders)[0]
+    with pytest.raises(UserError, match="ant and cat differ in"):
+        own.for_pool(family / "cat", {**folders, "cat": family / "cat"})
+
+
+def test_a_sampled_answer_knows_no_neighbours(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+    items = items[:24]
+    together = tokens(DRAWN.evaluate(served, items, 1))
+    assert together == [tokens(DRAWN.evaluate(served, [item], 1))[0] for item in items]
+    assert together == tokens(replace(DRAWN, workers=3).evaluate(served, items[::-1], 1))[::-1]
+    assert together == tokens(DRAWN.evaluate(served, items, 1))
+    assert together != tokens(DRAWN.evaluate(served, items, 0))
+    assert together != tokens(replace(DRAWN, sampling_seed=1).evaluate(served, items, 1))
+    assert together != tokens(LOCAL.evaluate(served, items))
+
+
+def test_draws_follow_the_probabilities() -> None:
+    import torch
+
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
+    decode = Decoding(temperature=0.7)
+    draw = sampler(decode, range(4000), 0)
+    counts = Counter(draw(torch.zeros((4000, 1)), logits.repeat(4000, 1)).argmax(-1).tolist())
+    expected = (logits / 0.7).softmax(-1).tolist()
+    for token, share in enumerate(expected):
+        error = np.sqrt(share * (1 - share) / 4000)
+        assert abs(counts[token] / 4000 - share) < 4 * error
+
+
+def test_what_sampling_leaves_out() -> None:
+    import torch
+
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for settings, kept in (({"top_k": 2}, 2), ({"top_p": 0.79}, 2), ({"top_p": 0.81}, 3), ({"min_p": 0.2}, 3), ({}, 4)):
+        decode = Decoding(temperature=1.0, **settings)  # type: ignore[arg-type]
+        assert int(torch.isfinite(keep_likely(scores, decode)).sum()) == kept
+
+
+def test_more_answers_keep_the_first_ones(family: Path) -> None:
+    assert DRAWN.fingerprint == replace(DRAWN, samples=9, aggregate="pass").fingerprint != LOCAL.fingerprint
+    assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint  # greedy: no part of it
+    assert DRAWN.fingerprint != replace(DRAWN, sampling_seed=5).fingerprint
+    assert len({replace(DRAWN, aggregate=how).look for how in ("mean", "pass", "majority")}) == 3  # type: ignore[arg-type]
+
+
+def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:
+    items, twice = items[:24], replace(LOCAL, replicates=2)
+    first, second = (twice.batches(items, replicate) for replicate in (0, 1))
+    assert first == LOCAL.batches(items)
+    assert {len(batch) for batch in second} == {8}
+    assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
+    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
+
+
+def test_how_answers_become_a_score() -> None:
+    one = Item(id="i", category="c", prompt="p", answer="7", scorer="number")
+    said = ["it is 7", "3", "no: 3", "7.0", "so 3"]
+    records = [[Record(item="i", score=float("7" in text), output=text) for text in said]]
+    for how, score in (("mean", 0.4), ("pass", 1.0), ("majority", 0.0)):
+        found = replace(DRAWN, aggregate=how).item_scores([one], records)  # type: ignore[arg-type]
+        assert found.tolist() == [pytest.approx(score)]
+
+
+def test_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu(family: Path) -> None:
+    for device, dtype in (("cpu", "float32"), ("cuda", "bfloat16")):
+        bound = replace(LOCAL, device=device).for_pool(family / "ant", {"ant": family / "ant"})
+        assert bound.module_settings().dtype == dtype

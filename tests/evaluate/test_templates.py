@@ -32,22 +32,17 @@ HONEST: dict[str, Any] = {
 }
 TOO_MUCH = {
     "text times number": "{{ 'x' * 3000000000 }}",
-    "list times number": "{% set x = ['a'] * 900000000 %}",
     "doubled again and again": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(32) %}"
     "{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x|length }}",
     "width": "{{ ('%3000000000d' % 1)|length }}",
     "join": "{{ range(100000)|join('a' * 30000)|length }}",
-    "many pieces": "{% for i in range(100) %}{{ 'a' * 40000000 }}{% endfor %}",
     "long text": "{{ 'x'.ljust(60000000) }}",
-    "lists in lists": "{% set n = namespace(x=[0]) %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "batches": "{{ range(100)|batch(999999999, 'x')|list|length }}",
 }
 TOO_LONG = {
     "loop": "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}",
     "squares": "{% set n = namespace(x=10**900) %}{% for i in range(30) %}{% set n.x = n.x * n.x %}{% endfor %}{{ 1 }}",
-    "sum of lists, in C": "{{ ([[0] * 1000] * 40000)|sum(start=[])|length }}",
 }
-QUICK = ("text times number", "width", "long text", "loop")
+QUICK = ("text times number", "loop")
 """Templates that are rendered by default: each of the others ends the process that renders."""
 
 
@@ -75,26 +70,6 @@ def test_a_template_gives_what_the_tokenizer_gives(tokenizer: Any, name: str, to
     if name in ("tools", "several templates") and tools is None:
         options["tools"] = list(TOOLS)
     assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(CHAT, **options)
-
-
-def test_a_final_message_is_continued_and_variables_are_passed(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ style }}"
-    options = {"tokenize": False, "continue_final_message": True, "style": "short"}
-    assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(CHAT, **options)
-
-
-def test_half_a_character_passes(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    assert apply_chat_template(tokenizer, [{"role": "user", "content": "\ud800"}], {"tokenize": False}) == "\ud800"
-
-
-def test_a_tokenizer_with_a_format_of_its_own_keeps_it(tokenizer: Any) -> None:
-    class Own(type(tokenizer)):  # type: ignore[misc]
-        def apply_chat_template(self, messages: Any, **options: Any) -> str:
-            return "own"
-
-    own = Own.__new__(Own)
-    assert apply_chat_template(own, CHAT, {"tokenize": False}) == "own"
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_MUCH))

@@ -1,8 +1,11 @@
-"""The SmolLM2 family's material: questions, families, items, tasks; and its base."""
+"""The SmolLM2 family: its material, its fine-tunes (the same bytes from the same seed, or none at all), its run."""
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,8 @@ import pytest
 
 from examples.smollm.data import (
     FILES,
-    GROUP,
-    LARGEST,
     NONE,
-    OFFERED,
-    PREFIX,
     Material,
-    Question,
-    QuestionFunction,
     families,
     gather,
     parts,
@@ -25,6 +22,16 @@ from examples.smollm.data import (
     spare,
     write_tasks,
 )
+from examples.smollm.train import (
+    RECORD,
+    SLICES,
+    Lesson,
+    TrainingSettings,
+    tune,
+    write_base,
+)
+from souping.core.types import UserError
+from tests.conftest import ROOT, Cli
 from tests.support import smollm_kit
 
 
@@ -38,70 +45,103 @@ def material(data: Path) -> Material:
     return gather(read_questions(data), spare(data))
 
 
-def ask(number: int, *functions: str, text: str = "") -> Question:
-    shown = tuple(QuestionFunction(name=name, description="It does.") for name in functions)
-    said = text or f"question {number}"
-    return Question(id=f"q{number}", category="simple", text=said, functions=shown, answer=functions[0])
+def test_a_family_plays_one_part(data: Path) -> None:
+    asked = read_questions(data)
+    part, family = parts(asked), families(asked)
+    assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
+    assert set(part.values()) == {"test", "development", "spare", "train"}
 
 
-class TestQuestions:
-    def test_every_category_is_read_with_its_answers(self, data: Path) -> None:
-        read = read_questions(data)
-        assert Counter(q.category for q in read) == dict.fromkeys(FILES, smollm_kit.EACH)
-        for question in read:
-            names = [f.name for f in question.functions]
-            assert question.answer == (None if question.category == "irrelevance" else names[0])
-            assert question.functions[0].parameters == ("first", "second")
-
-        assert all("live" not in q.id for q in read if q.category == "irrelevance")  # another file ends alike
-        assert read[0].text == "Please simple_python 0?"  # only the user is quoted
+def test_nothing_of_training_is_asked(material: Material) -> None:
+    taught = {f.name for q in material.questions["train"] for f in q.functions}
+    for part in ("test", "development"):
+        shown = {name for item in material.asked(part) for name in item.choices} - {NONE}
+        assert shown
+        assert not shown & taught
+    both = [{item.group for item in material.asked(part)} for part in ("test", "development")]
+    assert not both[0] & both[1]
 
 
-class TestFamilies:
-    def test_a_function_or_a_text_in_common_makes_a_family(self) -> None:
-        asked = [ask(0, "a"), ask(1, "b", "A"), ask(2, "c"), ask(3, "d", text="Say: it!"), ask(4, "e", text="say it")]
-        asked.append(ask(5, "b"))
-        assert families(asked) == {"q0": "q0", "q1": "q0", "q2": "q2", "q3": "q3", "q4": "q3", "q5": "q0"}
-
-    def test_a_family_plays_one_part(self, data: Path) -> None:
-        asked = read_questions(data)
-        part, family = parts(asked), families(asked)
-        assert len({(family[q.id], part[q.id]) for q in asked}) == len(set(family.values()))
-        assert set(part.values()) == {"test", "development", "spare", "train"}
-
-        large = [ask(i, "same") for i in range(LARGEST + 1)]
-        assert set(parts(large).values()) == {"train"}
-
-
-class TestItems:
-    def test_the_right_choice_is_right(self, material: Material) -> None:
-        known = {q.id: q for q in material.questions["test"]}
-        for item in material.asked("test"):
-            assert item.answer == (known[item.id].answer or NONE)
-            assert item.choices[-1] == NONE
-            assert len(set(item.choices)) == len(item.choices) == OFFERED + 1
-            assert all(f"- {name}" in item.prompt for name in item.choices)
-            assert known[item.id].text in item.prompt
-
-    def test_nothing_of_training_is_asked(self, material: Material) -> None:
-        taught = {f.name for q in material.questions["train"] for f in q.functions}
-        for part in ("test", "development"):
-            shown = {name for item in material.asked(part) for name in item.choices} - {NONE}
-            assert shown
-            assert not shown & taught
-        both = [{item.group for item in material.asked(part)} for part in ("test", "development")]
-        assert not both[0] & both[1]
+@pytest.mark.slow
+def test_it_runs_small_from_selection_to_report(souping: Cli, tmp_path: Path, material: Material) -> None:
+    """In a folder as `python -m examples.smollm --out outputs/smollm` leaves it, with tiny models."""
+    pytest.importorskip("lm_eval")
+    command = ["--config-dir", str(ROOT / "examples" / "smollm"), "+experiment=smollm_tools", "optimiser=grid"]
+    assert "trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
+    souping(*command).refused("outputs/smollm")
+    folder = tmp_path / "outputs" / "smollm"
+    asked = material.asked("test")
+    write_tasks([item for c in FILES for item in [i for i in asked if i.category == c][:8]], folder / "tasks")
+    for seed, name in enumerate(("base", *SLICES)):
+        smollm_kit.model(folder / "models" / name, seed)
+    done = souping(*command, "optimiser.trials=2", "selector=all", "evaluator.threads=1", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["objective"]["coefficients"]) == set(FILES)
+    assert set(report["selection"]["candidates"]) == {"base", *SLICES}
+    assert (report["cost"]["trials"], bool(report["verdict"])) == (2, True)
 
 
-class TestTasks:
-    def test_the_harness_reads_them(self, material: Material, tmp_path: Path) -> None:
-        lm_eval: Any = pytest.importorskip("lm_eval.tasks")
-        asked = material.asked("test")
-        folder = write_tasks(asked, tmp_path / "tasks")
-        manager = lm_eval.TaskManager(include_path=str(folder), include_defaults=False)
-        loaded = manager.load(GROUP)["tasks"]
-        assert set(loaded) == {PREFIX + category for category in FILES}
-        task = loaded["smollm_java"]
-        doc, item = task.test_docs()[0], next(i for i in asked if i.category == "java")
-        assert (task.doc_to_text(doc), task.doc_to_choice(doc)) == (item.prompt, list(item.choices))
-        assert task.doc_to_target(doc) == item.label
+QUICK = TrainingSettings(steps=2, batch=2, rate=1e-2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    smollm_kit.model(folder / "raw")
+    return write_base(str(folder / "raw"), folder / "base")
+
+
+def lesson(material: Material, name: str = "smol_live", seed: int = 0) -> Lesson:
+    return Lesson(name=name, seed=seed, shares=SLICES[name], material=material)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_same_seed_gives_the_same_bytes(material: Material, start: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, print)
+    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+    assert one == two != other
+    before, after = weights(start), weights(tmp_path / "one")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(name.startswith("model.layers.1.") for name in changed)
+
+
+def test_what_is_there_stays_unless_it_is_half_made(material: Material, start: Path, tmp_path: Path) -> None:
+    out, lines = tmp_path / "made", list[str]()
+    (tmp_path / ".made.part").mkdir()
+    (tmp_path / ".made.part" / "model.safetensors").write_text("half")
+    tune(lesson(material), QUICK, start, out, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    record = json.loads((out / RECORD).read_text())
+    assert len(record["losses"]) == QUICK.steps
+    tune(lesson(material), QUICK, start, out, lines.append)
+    assert lines == ["smol_live: there already"]
+    with pytest.raises(UserError, match="made with other settings"):
+        tune(lesson(material), dataclasses.replace(QUICK, steps=3), start, out, print)
+    assert json.loads((out / RECORD).read_text()) == record
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no fine-tune of this command"):
+        tune(lesson(material), QUICK, start, tmp_path / "other", lines.append)
+    assert len(lines) == 1  # before any training
+
+
+@pytest.mark.slow
+def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
+    command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        while "step 10/" not in running.stdout.readline():
+            assert running.poll() is None
+        running.kill()
+        assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
+    assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]

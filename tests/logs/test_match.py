@@ -104,9 +104,9 @@ def test_runs_replicates_and_missing_answers() -> None:
     (one,) = found.metrics["t"]
     assert one.scores["a"].shape == (3, 1, 2)
     np.testing.assert_array_equal(one.scores["b"], [[[0, 1], [np.nan, 1]]])
-    np.testing.assert_array_equal(one.missing["b"], [[[False, False], [False, True]]])
-    assert np.nanmean(one.tokens["b"]) == 5
-    assert np.isnan(one.tokens["a"]).all()
+    np.testing.assert_array_equal(one.values["missing"]["b"], [[[0, 0], [np.nan, 1]]])
+    assert np.nanmean(one.values["tokens"]["b"]) == 5
+    assert np.isnan(one.values["tokens"]["a"]).all()
 
 
 def test_groups_keep_the_members_in_common() -> None:
@@ -133,7 +133,7 @@ def test_logs_of_lm_eval() -> None:
 def test_logs_of_bfcl() -> None:
     found = matched({name: read(DATA / "bfcl" / name) for name in "ab"})
     assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {"irrelevance": 5, "simple_python": 5}
-    assert found.metrics["simple_python"][0].missing["b"].sum() == 1
+    assert found.metrics["simple_python"][0].values["missing"]["b"].sum() == 1
 
 
 def test_nothing_heavy_is_imported() -> None:

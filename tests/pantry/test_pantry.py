@@ -1,80 +1,138 @@
-"""The pantry as it ships: items, tokenizer, models, size, and what a run says of it."""
+"""The pantry as it ships, and made again: its items from the generator, its models by training."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from examples.pantry import items, train
+from examples.pantry.__main__ import main
+from examples.pantry.stages import STAGES, TrainingStage
+from examples.pantry.tasks import CATEGORIES
 from souping import pantry
-from souping.core.types import FOLDS, UserError
+from souping.core.types import FOLDS
 from souping.evaluate import benchmark as folds
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 
 SHIPPED = Benchmark(path=str(pantry.path("items"))).items()
-CATEGORIES = {item.category for item in SHIPPED}
 MODELS = (pantry.BASE, *pantry.CANDIDATES)
 
 
-class TestItems:
-    def test_every_category_is_well_filled_in_every_fold(self) -> None:
-        split = folds.split_folds(SHIPPED)
-        assert split.notes == ()
-        for fold, least in zip(FOLDS, (160, 160, 400), strict=True):
-            counts = Counter(item.category for item in split.items[fold])
-            assert len(split.items[fold]) >= least
-            assert set(counts) == CATEGORIES
-            assert min(counts.values()) >= 20
-
-    def test_ids_prompts_and_groups(self) -> None:
-        assert len({item.id for item in SHIPPED}) == len({item.prompt for item in SHIPPED}) == len(SHIPPED)
-        groups = Counter(item.group for item in SHIPPED)
-        assert len(groups) >= 300
-        assert max(groups.values()) <= 12
-        docs = {(item.group, str(item.prompt).split("Question:")[0]) for item in SHIPPED}
-        assert len(docs) == len(groups)  # a group is one set of function docs, and the other way round
-
-    def test_a_refusal_is_wrong_elsewhere(self) -> None:
-        right = Counter(item.category for item in SHIPPED if score(item, "No function fits.") == 1.0)
-        assert right == {"irrelevance": 128}
+def test_every_category_is_well_filled_in_every_fold() -> None:
+    split = folds.split_folds(SHIPPED)
+    assert split.notes == ()
+    for fold, least in zip(FOLDS, (160, 160, 400), strict=True):
+        counts = Counter(item.category for item in split.items[fold])
+        assert len(split.items[fold]) >= least
+        assert set(counts) == set(CATEGORIES)
+        assert min(counts.values()) >= 20
 
 
-class TestModels:
-    def test_the_whole_pantry_is_small(self) -> None:
-        size = sum(f.stat().st_size for f in pantry.HERE.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
-        assert size <= 8_000_000
-
-    def test_plain_transformers_loads_them(self) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        for name in MODELS:
-            model = AutoModelForCausalLM.from_pretrained(pantry.path(name))
-            assert type(model).__name__ == "LlamaForCausalLM"
-            assert model.dtype in (torch.bfloat16, torch.float16)
-            assert model.config.tie_word_embeddings
-            assert 480_000 <= model.num_parameters() <= 560_000
-            tokens = AutoTokenizer.from_pretrained(pantry.path(name))
-            assert len(tokens) == model.config.vocab_size
-            known = (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id)
-            assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
+def test_ids_prompts_and_groups() -> None:
+    assert len({item.id for item in SHIPPED}) == len({item.prompt for item in SHIPPED}) == len(SHIPPED)
+    groups = Counter(item.group for item in SHIPPED)
+    assert len(groups) >= 300
+    assert max(groups.values()) <= 12
+    docs = {(item.group, str(item.prompt).split("Question:")[0]) for item in SHIPPED}
+    assert len(docs) == len(groups)  # a group is one set of function docs, and the other way round
 
 
-def test_paths() -> None:
-    assert pantry.path("items").is_file()
-    assert all((pantry.path(name) / "config.json").is_file() for name in MODELS)
-    with pytest.raises(UserError, match="did you mean java_cook"):
-        pantry.path("jav_cook")
+def test_plain_transformers_loads_them() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name in MODELS:
+        model = AutoModelForCausalLM.from_pretrained(pantry.path(name))
+        assert type(model).__name__ == "LlamaForCausalLM"
+        assert model.dtype in (torch.bfloat16, torch.float16)
+        assert model.config.tie_word_embeddings
+        assert 480_000 <= model.num_parameters() <= 560_000
+        tokens = AutoTokenizer.from_pretrained(pantry.path(name))
+        assert len(tokens) == model.config.vocab_size
+        known = (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id)
+        assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
 
 
-@pytest.mark.parametrize("name", ["demo", "bfcl"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("bfcl", marks=pytest.mark.slow)])
 def test_the_first_line_says_what_it_is(name: str, souping: Cli) -> None:
-    """A plan's, a run's; other items under the same overlay are told that it is not for them."""
     first = "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
-    said = [
-        souping(f"+experiment={name}", *more).out for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"])
-    ]
-    assert [text.splitlines()[0] for text in said] == [first, first]
+    for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"]):
+        assert souping(f"+experiment={name}", *more).out.splitlines()[0] == first
     assert "leave +experiment=demo or bfcl out" in souping(f"+experiment={name}", "benchmark.path=x.jsonl").out
+
+
+TASKS = items.make(items.SEED, items.PER_CATEGORY)
+SMALL = (
+    TrainingStage(name="base_cook", seed=1, steps=3, rate=1e-2, batch=4, mix={"others": 1.0}),
+    TrainingStage(name="java_cook", parent="base_cook", seed=2, steps=2, rate=1e-2, batch=4, mix={"simple_java": 1.0}),
+)
+
+
+def test_the_script_writes_the_shipped_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["items", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "items.jsonl").read_bytes() == pantry.path("items").read_bytes()
+    assert "1024 items" in capsys.readouterr().out
+
+
+def test_the_gold_answer_is_right_and_another_is_wrong() -> None:
+    for item, task, other in zip(SHIPPED, TASKS, TASKS[1:] + TASKS[:1], strict=True):
+        assert score(item, task.gold) == 1.0
+        if other.group != task.group and (task.answer or other.answer):
+            assert score(item, other.gold) == 0.0
+
+
+def test_training_and_development_never_meet_them() -> None:
+    shipped = {task.key for task in TASKS}
+    development = {task.key for task in items.development(20)}
+    assert len(development) == 20 * len(CATEGORIES)
+    assert not shipped & development
+    stage = TrainingStage(name="x", seed=3, steps=1, rate=0.1, batch=200, mix={"others": 1.0})
+    drawn = {task.key for step in range(5) for task in train.draw(stage, step, frozenset(shipped))}
+    assert not shipped & drawn
+
+    # what a step would draw is replaced if it is held out
+    free = train.draw(stage, 0, frozenset())
+    bound = train.draw(stage, 0, frozenset(task.key for task in free))
+    assert len(bound) == 200
+    assert not {task.key for task in free} & {task.key for task in bound}
+
+
+def test_the_record_of_the_shipped_models_matches_the_stages() -> None:
+    record = json.loads((ROOT / "examples" / "pantry" / "scores.json").read_text())
+    assert "not BFCL" in record["note"]
+    assert record["stages"] == json.loads(json.dumps([dataclasses.asdict(stage) for stage in STAGES]))
+    assert list(record["scores"]) == [pantry.BASE, *pantry.CANDIDATES]
+    assert all(set(scores) == set(CATEGORIES) for scores in record["scores"].values())
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stopped_training_continues_to_the_same_models(tmp_path: Path) -> None:
+    lines: list[str] = []
+    train.train_family(tmp_path / "whole", SMALL, dev=1, say=lines.append)
+    assert any("% on development items" in line for line in lines)
+
+    def stop(line: str) -> None:
+        if line.startswith("java_cook"):
+            raise KeyboardInterrupt
+
+    killed = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train.train_family(killed, SMALL, dev=1, say=stop)
+    assert [path.name for path in (killed / "models").iterdir()] == ["base_cook"]
+    later: list[str] = []
+    train.train_family(killed, SMALL, dev=1, say=later.append)
+    assert not any(line.startswith("base_cook: step") for line in later)
+    for stage in SMALL:
+        folders = [tmp_path / run / "models" / stage.name for run in ("whole", "killed")]
+        assert weights(folders[0]) == weights(folders[1])
+    assert weights(folders[0]) != weights(tmp_path / "whole" / "models" / "base_cook")

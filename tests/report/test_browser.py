@@ -45,9 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("view", VIEWS)
-def test_nothing_sticks_out_and_the_console_is_silent(
-    name: str, view: str, chromium: Browser, pages: dict[str, Path]
-) -> None:
+def test_nothing_sticks_out_and_no_message(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
     width, scheme = VIEWS[view]
     chromium.open(pages[name], width, scheme)
     for _ in range(2):
@@ -61,37 +59,20 @@ def test_nothing_sticks_out_and_the_console_is_silent(
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
-    script = browser.axe()
-    assert script is not None
     chromium.open(pages[name], *VIEWS[view])
-    chromium.evaluate(f"{script.read_text()};0")
-    assert chromium.evaluate(AXE) == []
-    chromium.evaluate(OPEN)
-    assert chromium.evaluate(AXE) == []
+    chromium.evaluate(f"{browser.axe().read_text()};0")  # type: ignore[union-attr]
+    for _ in range(2):
+        assert chromium.evaluate(AXE) == []
+        chromium.evaluate(OPEN)
 
 
-def test_what_is_put_into_the_page_loads_and_runs_nothing(
-    chromium: Browser, pages: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_is_put_into_the_page_runs_nothing(chromium: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "changed.html"
     added = "<script>document.title = 'ran'</script><img src='https://localhost/x.png' onerror='document.title = 1'>"
     page.write_text(pages["three"].read_text().replace("</main>", f"{added}</main>"))
     chromium.open(page)
     assert chromium.evaluate("document.title").startswith("souping")
     assert any("Content Security Policy" in message for message in chromium.messages)
-
-
-def test_the_page_is_short_and_small(chromium: Browser, pages: dict[str, Path]) -> None:
-    chromium.open(pages["three"])
-    assert 1000 < chromium.height() <= 4000
-    assert pages["three"].stat().st_size < 3_000_000
-
-
-def test_the_contents_lead_to_the_sections(chromium: Browser, pages: dict[str, Path]) -> None:
-    chromium.open(pages["three"])
-    missing = "[...document.querySelectorAll('nav a')].filter(a => !document.getElementById(a.hash.slice(1))).length"
-    assert chromium.evaluate("document.querySelectorAll('nav a').length") >= 6
-    assert chromium.evaluate(missing) == 0
 
 
 def test_print_leaves_out_what_is_folded_and_shows_what_was_opened(chromium: Browser, pages: dict[str, Path]) -> None:

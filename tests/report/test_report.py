@@ -17,13 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from souping.analysis.surface import draw as surface
-from souping.report.files import as_json, draw, write_atomically, write_report, write_trials
-from souping.report.format import percent, score, seconds, short
-from souping.report.plots import Drawing, landscape
+from souping.report.files import as_json, draw, write_report, write_trials
 from souping.report.render import markdown, page, report_table
-from souping.report.sections import ended, searched
-from souping.search.points import grid
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -41,8 +36,8 @@ def test_every_row_and_difference_is_shown_in_percent(written: Any) -> None:
     run_dir, report, _, _ = written
     text = (run_dir / "report.md").read_text()
     for row in report["rows"]:
-        for found in (row["objective"], *row["scores"].values()):
-            assert f"{100 * found['mean']:.1f}" in text
+        for score in (row["objective"], *row["scores"].values()):
+            assert f"{100 * score['mean']:.1f}" in text
     for pair in report["comparisons"]:
         assert f"| {100 * pair['difference']:+.1f} |".replace("-", "\N{MINUS SIGN}") in text
 
@@ -69,15 +64,6 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("provenance", "")
 
 
-def test_numbers_as_people_read_them() -> None:
-    assert [percent(0.7812), score(-0.0001, sign=True), score(-0.012, sign=True)] == ["78.1", "0.0", "−1.2"]
-    assert percent(math.nan) == percent(None) == "\N{EN DASH}"
-    assert [seconds(v) for v in (1.25, 75, 150, 7260)] == ["1.2 s", "75.0 s", "2 min 30 s", "2 h 1 min"]
-    assert short("a" * 10 + "b" * 30 + "c" * 10, 20) == "aaaaaaaaa\N{HORIZONTAL ELLIPSIS}cccccccccc"
-    assert (ended({"stopped": "x"}), ended({})) == ("the search ended: x", "")
-    assert searched({"stopped": "x", "indistinguishable_count": 1})[1] == "It ended: x."
-
-
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
     report, trials = sample(columns=2)
     with write_trials(trials, report, tmp_path / "trials.csv").open(newline="") as stream:
@@ -88,15 +74,6 @@ def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> No
         assert float(row["weight:pantry-live"]) == trial["weights"]["pantry-live"]
         assert float(row["score:simple_java"]) == trial["categories"]["simple_java"]
         assert (int(row["items"]), int(row["reused"])) == (trial["items"], trial["reused"])
-
-
-def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    (tmp_path / "report.json").mkdir()
-    for path, name in ((tmp_path / "file" / "report.json", "file"), (tmp_path / "report.json", r"report\.json")):
-        with pytest.raises(OSError, match=name):
-            write_atomically(path, b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.json"]
 
 
 def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
@@ -150,11 +127,6 @@ def test_every_size_and_end_of_a_run_renders(k: int, stop: str, pictures: list[s
     assert markdown(report, trials).count("## ") >= (2 if stop or k == 1 else 6)
 
 
-@pytest.mark.parametrize("empty", [{}, {"rows": None, "selection": None, "verdict": None, "cost": None}])
-def test_an_empty_report_still_makes_files(empty: dict[str, Any], tmp_path: Path) -> None:
-    assert [path.name for path in write_report(empty, [], tmp_path)] == ["report.json", "report.md", "report.html"]
-
-
 def on_terminal(report: dict[str, Any], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(report_table(report))
@@ -170,26 +142,6 @@ def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
     assert max(map(len, on_terminal(report, 80).splitlines())) <= 80
     assert "expert of" in on_terminal(sample(stop="search", columns=4)[0])
     assert "[bold]x" in on_terminal({"selection": {"ingredients": ["[bold]x"]}})
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_pictures_ring_the_chosen_soup(k: int) -> None:
-    report, trials = sample(k=k)
-    worst = min(trials, key=lambda trial: trial["objective"])
-    other = {**report, "recipe": {**report["recipe"], "id": worst["recipe_id"]}}
-    rings = [_rings(landscape(one, trials))[0] for one in (report, other)]
-    assert rings[0] != rings[1]
-    points = [*grid(k, 0.1, 0.1, 0.9)][:30]
-    shifts = {"difference": 0, "low": -1, "high": 1}
-    band = {key: [0.01 * n + shift for n in range(len(points))] for key, shift in shifts.items()}
-    drawn = surface({"ingredients": list("abcd"[:k]), "weights": points, "objective": band, "chosen": points[2]})
-    assert len(_rings(drawn)) == 1
-
-
-def _rings(drawing: Drawing | None) -> list[tuple[float, float]]:
-    assert drawing is not None
-    lines = [line for axes in drawing.figure.axes for line in axes.lines if line.get_fillstyle() == "none"]
-    return [(float(ring.get_xdata()[0]), float(ring.get_ydata()[0])) for ring in lines]
 
 
 @settings(max_examples=30)

@@ -1,20 +1,23 @@
-"""Nobody's string can break a report's files."""
+"""Nobody's string can break a report's files or the command that rebuilds a soup."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from souping.pipeline.upload import card
 from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
-from souping.report.format import escape_markdown
+from souping.report.format import escape_markdown, quoted
 from souping.report.render import also_table, gate_table, report_table
 from tests.support.html import outline
 from tests.support.report import sample
@@ -46,11 +49,13 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     report, trials = (hostile(part) for part in sample(columns=2, models=4))
     write_report(report, trials, tmp_path)
     write_trials(trials, report, tmp_path / "trials.csv")
-    html = (tmp_path / "report.html").read_text()
-    parsed = outline(html)
+    parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
-    for path in (p for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")):
-        assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(path.read_text()), path.name
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(report_table(report), also_table(report), gate_table(report))
+    files = [p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")]
+    for shown in (*files, console.file.getvalue(), card(report)):  # type: ignore[attr-defined]
+        assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(shown)
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
     text = (tmp_path / "report.md").read_text()
     assert "<script" not in re.sub(r"```+bash.*?```+", "", text, flags=re.DOTALL)
@@ -58,15 +63,6 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     assert len(tables) > 5
     for lines in (table.splitlines() for table in tables):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines[0]
-
-
-def test_nothing_of_a_users_steers_a_terminal_or_a_card() -> None:
-    report, _ = (hostile(part) for part in sample(columns=2, models=4))
-    console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(report_table(report), also_table(report), gate_table(report))
-    show = console.file.getvalue()  # type: ignore[attr-defined]
-    for text in (show, card(report)):
-        assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(text)
 
 
 @settings(max_examples=40)
@@ -79,19 +75,27 @@ def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    given = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3", "\t=1", "-0.5", "+1e-3", "seed=1", "a\nb"]
-    assert [csv_cell(text) for text in given] == [
-        "'=1+1",
-        "'+cmd|' /C calc'!A0",
-        "'@SUM(A1)",
-        "'-2+3",
-        "'=1",
-        "-0.5",
-        "+1e-3",
-        "seed=1",
-        "a b",
-    ]
+    for text in ("=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3"):
+        assert csv_cell(text) == f"'{text}"
+    assert [csv_cell(text) for text in ("\t=1", "-0.5", "+1e-3", "a\nb")] == ["'=1", "-0.5", "+1e-3", "a b"]
     job = {"job": 0, "objective": -0.5, "overrides": ["+x=1"], "run_dir": "0", "refused": "=no\x1b[31m"}
     rows = list(csv.reader(write_sweep(tmp_path, [job]).open()))
     assert rows[1] == ["0", "-0.5", "'+x=1", "0", "'=no [31m"]
     assert "\x1b" not in sweep_lines([job])[0]
+
+
+NAMES = [
+    "org/name@rev", "/a/b c", "it's", 'a"b', "x,y", "a=(b)", "{c}", "$HOME", "ends in \\", "[d]", "a;b", "null", "1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_comes_back_out_of_the_command(name: str) -> None:
+    command = f"python -m souping {shlex.quote(f'recipe={quoted(name)}')}"
+    (override,) = OverridesParser.create().parse_overrides(shlex.split(command)[3:])
+    value = override.value()
+    assert str(value.text if hasattr(value, "text") else value if value is not None else "null") == name
+
+
+def test_an_interpolation_is_escaped() -> None:
+    assert quoted("a/${b}") == '"a/\\${b}"'

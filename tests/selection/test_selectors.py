@@ -1,17 +1,76 @@
-"""Selectors: SoCE's rules, greedy and top-k, and what the published tables give."""
+"""What every selector promises (add a row, and it is held to all of it), each one's rules, and the paper's tables."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from souping.analysis import correlation
+from souping.analysis.correlation import pearson
+from souping.core.protocols import Selector
 from souping.core.scores import Mean, Weighted, read_table
 from souping.core.types import ScoreMatrix, UserError
-from souping.selection import Greedy, SoCE, SoCECluster, TopK, ranking
+from souping.selection import All, Greedy, SoCE, SoCECluster, TopK, ranking
+from souping.testing import check_selector
 from tests.conftest import PAPER
+from tests.support.choices import differing, each
+
+ROWS: dict[str, list[Selector]] = {
+    "soce": [
+        SoCE(correlation=pearson, objective=Mean(), threshold=0.9),
+        SoCE(correlation=pearson, objective=Mean(), threshold=0.9, ties="all"),
+    ],
+    "soce_cluster": [
+        SoCECluster(correlation=pearson, objective=Mean()),
+        SoCECluster(correlation=pearson, objective=Mean(), k=2),
+    ],
+    "greedy": [Greedy(objective=Mean()), Greedy(objective=Mean(), k=1)],
+    "topk": [TopK(objective=Mean(), k=2), TopK(objective=Mean())],
+    "all": [All()],
+}
+
+
+def test_every_choice_has_a_row() -> None:
+    assert differing("selector", ROWS) == {}
+
+
+@pytest.mark.parametrize("selector", each(ROWS))
+class TestSelector:
+    def test_it_conforms(self, selector: Selector) -> None:
+        check_selector(selector)
+        assert selector.with_cut(selector.cut or 0.1) == selector
+
+    def test_experts_are_ingredients_and_best_among_them(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        selection = selector.select(matrix)
+        for cluster in selection.clusters or [(category,) for category in selection.experts]:
+            (expert,) = {selection.experts[category] for category in cluster}
+            columns = [matrix.categories.index(category) for category in cluster]
+            means = matrix.rows(selection.ingredients)[:, columns].mean(axis=1)
+            assert matrix.rows([expert])[0, columns].mean() == pytest.approx(means.max())
+
+    def test_scores_below_zero_choose_as_others_do(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        """Losses are turned round, so that higher is better."""
+        below = replace(matrix, values=matrix.values - 2)
+        assert selector.select(below).ingredients == selector.select(matrix).ingredients
+
+    @pytest.mark.parametrize(("models", "candidates", "categories"), [(1, 1, 1), (2, 2, 4), (4, 4, 1), (4, 1, 4)])
+    def test_a_check_refuses_in_the_words_of_the_selection(
+        self, selector: Selector, matrix: ScoreMatrix, models: int, candidates: int, categories: int
+    ) -> None:
+        names, columns = matrix.models[:models], matrix.categories[:categories]
+        values = matrix.values[:models, :categories]
+        small = ScoreMatrix(models=names, candidates=names[:candidates], categories=columns, values=values)
+        words = []
+        for step in (lambda: selector.check(models, candidates, categories), lambda: selector.select(small)):
+            try:
+                step()
+                words.append("")
+            except UserError as error:
+                words.append(str(error))
+        assert words[0] == words[1]
 
 
 def soce(**changes: object) -> SoCE:
@@ -42,18 +101,6 @@ def test_the_experts_of_published_tables(table: str, changes: dict[str, object],
     assert selection.metric == "pearson"
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 0}, {"threshold": 1.5}, {"sign": "x"}, {"ties": "x"}])
-def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"selector\.|SoCE\("):
-        soce(**changes)
-
-
-def test_corrupt_flores_column_shows_as_a_correlation_of_one() -> None:
-    table = read_table(PAPER / "flores36.csv")
-    rho = correlation.pearson(table.values).rho
-    assert rho[table.categories.index("eng_spa"), table.categories.index("spa_eng")] == pytest.approx(1)
-
-
 def test_ties(matrix: ScoreMatrix) -> None:
     values = matrix.values.copy()
     values[3, 0] = values[0, 0]  # d ties with a in w; a is the better overall
@@ -68,14 +115,6 @@ def test_ties(matrix: ScoreMatrix) -> None:
     assert (plain.notes, plain.metric) == ((), "spearman")
     (note,) = soce(threshold=0.9, ties="first").select(tied).notes
     assert note == "w: d, a are equally good; d, the first in the pool, is the expert"
-
-
-def test_signed_reads_negative_as_low() -> None:
-    values = np.array([[0.1, 0.9, 0.15], [0.5, 0.5, 0.45], [0.9, 0.1, 0.95]])
-    table = ScoreMatrix(models=("a", "b", "c"), categories=("x", "y", "z"), values=values)
-    with pytest.raises(UserError, match=r"smallest \|rho\| is 0.9"):
-        soce(otherwise="error").select(table)
-    assert soce(sign="signed").select(table).low_correlation == ("x", "y", "z")
 
 
 def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -> None:
@@ -95,7 +134,6 @@ def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -
 
 
 def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(matrix: ScoreMatrix) -> None:
-    """One more category that all solve changes neither experts nor the order of equal ones."""
     more = ScoreMatrix(
         models=matrix.models,
         categories=(*matrix.categories, "all"),
@@ -118,7 +156,6 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
 
 
 def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -> None:
-    """Three models of which each category orders the same two ways: |rho| is 1."""
     alike = ScoreMatrix(
         models=("a", "b", "c"), categories=("x", "y"), values=np.array([[0.9, 0.2], [0.5, 0.6], [0.1, 1]])
     )
@@ -130,19 +167,6 @@ def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -
     assert "no low-correlation category; the smallest |rho| is 1.000 (x, y): selected as by selector=greedy" in note
     with pytest.raises(UserError, match="no low-correlation category"):
         soce(otherwise="error").select(alike)
-
-
-def test_the_note_names_the_threshold_that_takes_the_least_correlated_pair() -> None:
-    close = ScoreMatrix(
-        models=("a", "b", "c", "d"),
-        categories=("x", "y"),
-        values=np.array([[0.9, 0.8], [0.5, 0.6], [0.1, 0.3], [0.3, 0.1]]),
-    )
-    (note,) = soce().select(close).notes
-    named = float(note.split("(selector.threshold=")[1].split(" ")[0])
-    assert soce(threshold=named, otherwise="error").select(close).low_correlation == ("x", "y")
-    with pytest.raises(UserError):
-        soce(threshold=named - 0.01, otherwise="error").select(close)
 
 
 def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:

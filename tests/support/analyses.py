@@ -17,15 +17,14 @@ CATEGORIES = ("w", "x", "y", "z")
 Answer = Callable[[Recipe, tuple[Item, ...]], FloatArray]
 
 
-def recipe_of(weights: Mapping[str, float], method: str = "linear") -> Recipe:
-    """Ingredients in alphabetical order, which is the pool's; the base model last."""
-    names = tuple(sorted((name for name, share in weights.items() if share), key=lambda name: (name == "base", name)))
+def recipe_of(weights: Mapping[str, float]) -> Recipe:
+    """Ingredients in alphabetical order, which is the pool's."""
+    names = tuple(sorted(name for name, share in weights.items() if share))
     return Recipe(
         ingredients=names,
         fingerprints=tuple(f"f-{name}" for name in names),
         weights=tuple(weights[name] for name in names),
         dtype="BF16",
-        method="linear" if len(names) == 1 else method,
     )
 
 
@@ -38,10 +37,10 @@ def items_of(fold: str, per_category: int = 30, categories: Sequence[str] = CATE
 
 
 def skills(items: Sequence[Item], seed: int = 3) -> dict[str, FloatArray]:
-    """Right or wrong answers [I] of each candidate and the base: each candidate is good at one category."""
+    """Right or wrong answers [I] of each candidate, which is good at one category."""
     rng, table = np.random.default_rng(seed), {}
     _, category = np.unique([item.category for item in items], return_inverse=True)
-    for number, name in enumerate((*NAMES, "base")):
+    for number, name in enumerate(NAMES):
         chance = np.where(category == number, 0.8, 0.45)
         table[name] = (rng.random(len(items)) < chance).astype(float)
     return table
@@ -66,9 +65,6 @@ def run_of(
     asked: Callable[[RunSoups], Sequence[Recipe]] = lambda soups: (),
     trials: int | None = None,
     categories: Sequence[str] = CATEGORIES,
-    noise: float = float("nan"),
-    answers: int = 1,
-    method: str = "linear",
     pool: Sequence[str] = NAMES,
 ) -> RunScores:
     """A run over the first `size` candidates, whose soups answer as `answer` says."""
@@ -76,20 +72,19 @@ def run_of(
     folds: dict[Fold, tuple[Item, ...]] = {"search": items_of("s", 30, categories)}
     folds["report"] = items_of("r", 30, categories)
     points = [uniform(size), *grid(size)] if size > 1 else []
-    soups = [recipe_of(dict(zip(ingredients, point, strict=True)), method) for point in points][:trials]
+    soups = [recipe_of(dict(zip(ingredients, point, strict=True))) for point in points][:trials]
     given = weights or (uniform(size) if size > 1 else (1.0,))
-    winner = recipe_of(dict(zip(ingredients, given, strict=True)), method)
+    winner = recipe_of(dict(zip(ingredients, given, strict=True)))
     singles = {name: recipe_of({name: 1.0}) for name in pool}
     known = RunSoups(
         candidates=singles,
         ingredients=ingredients,
         soup=winner,
-        recipe=lambda weights: recipe_of(weights, method),
+        recipe=recipe_of,
     )
 
     def scores(recipe: Recipe, fold: Fold) -> ItemScores:
-        values = answer(recipe, folds[fold])
-        return ItemScores(items=folds[fold], values=values, noise=np.full(len(values), noise))
+        return ItemScores(items=folds[fold], values=answer(recipe, folds[fold]))
 
     search = {r.id: scores(r, "search") for r in [*singles.values(), *soups, winner, *asked(known)]}
     return RunScores(
@@ -100,7 +95,6 @@ def run_of(
         metric="pearson",
         search=search,
         report={r.id: scores(r, "report") for r in [*singles.values(), winner]},
-        answers=answers,
         read=lambda recipe, fold: {
             item.id: Record(item=item.id, score=float(value), output=f"{recipe.id} on {item.id}")
             for item, value in zip(folds[fold], answer(recipe, folds[fold]), strict=True)

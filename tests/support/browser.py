@@ -1,8 +1,7 @@
-"""A headless Chromium over its debugging pipe: pages are opened, measured and pictured without any package."""
+"""A headless Chromium over its debugging pipe: pages are opened and measured without any package."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -73,21 +72,6 @@ class Browser:
         given = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in given, given["exceptionDetails"]
         return given["result"].get("value")
-
-    def height(self) -> int:
-        return int(self.evaluate("document.documentElement.scrollHeight"))
-
-    def picture(self, path: Path) -> Path:
-        """The whole page as a PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
-        return path
-
-    def pdf(self, path: Path) -> Path:
-        """The page as it prints, on A4."""
-        printed = self.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
-        path.write_bytes(base64.b64decode(printed["data"]))
-        return path
 
     def _until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         while True:

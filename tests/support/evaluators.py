@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,12 +46,9 @@ class Sink:
 
 @dataclass(frozen=True, kw_only=True)
 class DeadServer(Server):
-    """Says that it serves, and does not; counts how often it was started and stopped."""
+    """Says that it serves, and does not."""
 
     title: ClassVar[str] = "dead"
-
-    started: list[Path] = field(default_factory=list)
-    stopped: list[Path] = field(default_factory=list)
 
     @property
     def settings(self) -> Mapping[str, Json]:
@@ -71,8 +68,7 @@ class DeadServer(Server):
         raise AssertionError
 
     def start(self, folder: Path, name: str) -> RunningServer:
-        self.started.append(folder)
-        return RunningServer(url="http://127.0.0.1:9/v1", model=name, stop=lambda: self.stopped.append(folder))
+        return RunningServer(url="http://127.0.0.1:9/v1", model=name)
 
 
 def bfcl_place(place: Path, count: int = 6) -> Path:

@@ -34,14 +34,8 @@ def put(folder: Path, name: str, data: Sequence[dict[str, Any]], lines: Sequence
     """A task's YAML and its data."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(list(data)))
-    head = [
-        f"task: {name}",
-        "dataset_path: json",
-        "dataset_kwargs:",
-        "  data_files:",
-        f"    test: {folder / name}.json",
-        "test_split: test",
-    ]
+    files = f"dataset_kwargs: {{data_files: {{test: {folder / name}.json}}}}"
+    head = [f"task: {name}", "dataset_path: json", files, "test_split: test"]
     (folder / f"{name}.yaml").write_text("\n".join([*head, *lines]) + "\n")
 
 
@@ -50,15 +44,8 @@ CHOICE = [
     'doc_to_text: "{{question}}"',
     "doc_to_choice: choices",
     "doc_to_target: answer",
-    "metric_list:",
-    "  - metric: acc",
-    "    aggregation: mean",
-    "    higher_is_better: true",
-    "  - metric: acc_norm",
-    "    aggregation: mean",
-    "    higher_is_better: true",
-    "metadata:",
-    "  version: 1.0",
+    "metric_list: [{metric: acc}, {metric: acc_norm}]",
+    "metadata: {version: 1.0}",
 ]
 WRITE = [
     "output_type: generate_until",
@@ -71,34 +58,20 @@ WRITE = [
     "  - metric: exact_match",
     "    aggregation: mean",
     "    higher_is_better: true",
-    "metadata:",
-    "  version: 2.0",
+    "metadata: {version: 2.0}",
 ]
-TRANSLATE = [
-    *WRITE[:6],
-    "metric_list:",
-    *[
-        line
-        for metric, higher in (("bleu", "true"), ("chrf", "true"), ("ter", "false"))
-        for line in (f"  - metric: {metric}", f"    aggregation: {metric}", f"    higher_is_better: {higher}")
-    ],
-]
-
-
+TRANSLATE = [*WRITE[:6], "metric_list: [{metric: bleu}, {metric: chrf}, {metric: ter}]"]
 ROLL = [
     "output_type: loglikelihood_rolling",
     'doc_to_text: ""',
     'doc_to_target: "{{question}}"',
-    "metric_list:",
-    *[f"  - metric: {metric}" for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]",
 ]
 LAST = [
     "output_type: loglikelihood",
     'doc_to_text: "{{question}}"',
     'doc_to_target: " {{text}}"',
-    "metric_list:",
-    "  - metric: perplexity",
-    "  - metric: acc",
+    "metric_list: [{metric: perplexity}, {metric: acc}]",
 ]
 
 
@@ -122,13 +95,8 @@ def from_family(folder: Path, items: Path) -> Path:
         "output_type: generate_until",
         'doc_to_text: "{{prompt}}"',
         'doc_to_target: "{{answer}}"',
-        "generation_kwargs:",
-        "  until: []",
-        "  max_gen_toks: 4",
-        *WRITE[6:10],
-        "  - metric: chrf",
-        "    aggregation: chrf",
-        "    higher_is_better: true",
+        "generation_kwargs: {until: [], max_gen_toks: 4}",
+        "metric_list: [{metric: exact_match}, {metric: chrf}]",
     ]
     put(folder, "red_green_blue", data, lines)
     return folder

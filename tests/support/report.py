@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from souping.core.unit import POINTS
 from souping.search.points import grid, uniform, vertices
 
 CATEGORIES = [
@@ -20,16 +22,16 @@ MODELS = [
 ]  # fmt: skip
 
 
-def score(rng: np.random.Generator, mean: float, n: int) -> dict[str, Any]:
+def score(mean: float, n: int = 52) -> dict[str, Any]:
     half = 1.96 * (mean * (1 - mean) / n) ** 0.5 + 0.01
-    low, high = max(0.0, mean - half), min(1.0, mean + half)
-    return {"mean": mean, "low": low, "high": high, "n": n, "groups": n, "effective_n": float(n)}
+    limits = {"low": max(0.0, mean - half), "high": min(1.0, mean + half)}
+    return {"mean": mean, **limits, "n": n, "groups": n, "effective_n": float(n)}
 
 
 def row(rng: np.random.Generator, name: str, kind: str, categories: list[str], level: float) -> dict[str, Any]:
     means = np.clip(level + rng.normal(0, 0.09, len(categories)), 0.02, 0.99)
-    scores = {c: score(rng, float(m), 52) for c, m in zip(categories, means, strict=True)}
-    total = score(rng, float(means.mean()), 52 * len(categories))
+    scores = {c: score(float(m)) for c, m in zip(categories, means, strict=True)}
+    total = score(float(means.mean()), 52 * len(categories))
     return {"name": name, "kind": kind, "recipe_id": f"{int(1e9 * level):012x}", "scores": scores, "objective": total}
 
 
@@ -37,19 +39,18 @@ def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[st
     made = [
         row(rng, n, "ingredient" if i < k else "candidate", categories, 0.62 + 0.01 * i) for i, n in enumerate(names)
     ]
-    made.append({**made[0], "kind": "best_single"})
     levels = {"uniform_all": 0.68, "uniform_selected": 0.70, "uniform_topk": 0.69, "soup": 0.76}
-    return made + [row(rng, name, name, categories, level) for name, level in levels.items()]
+    soups = [row(rng, name, name, categories, level) for name, level in levels.items()]
+    return [*made, {**made[0], "kind": "best_single"}, *soups]
 
 
 def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     made = []
     for i, other in enumerate(found[:-1]):
         gap = found[-1]["objective"]["mean"] - other["objective"]["mean"]
-        pair = {"a": found[-1]["name"], "b": other["name"], "kind": other["kind"], "difference": gap}
         limits = {"low": gap - 0.024, "high": gap + 0.024, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1)}
-        sizes = {"n": found[-1]["objective"]["n"], "groups": 400, "discordant": 0.12}
-        made.append({**pair, **limits, **sizes, "test": "studentised sign-flip"})
+        pair = {"a": found[-1]["name"], "b": other["name"], "kind": other["kind"], "difference": gap, **limits}
+        made.append({**pair, "n": 416, "groups": 400, "discordant": 0.12, "test": "studentised sign-flip"})
     return made
 
 
@@ -58,12 +59,11 @@ def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]
     pairs = []
     for category in categories:
         gap = found[-1]["scores"][category]["mean"] - found[0]["scores"][category]["mean"]
-        words = "lower" if gap < -0.08 else "no difference shown"
         limits = {"low": gap - 0.06, "high": gap + 0.06, "level": 0.95, "p_value": 0.2, "least": 0.07}
+        words = "lower" if gap < -0.08 else "no difference shown"
         pairs.append({"category": category, "b": found[0]["name"], "difference": gap, **limits, "verdict": words})
     above = sum(pair["difference"] > 0 for pair in pairs)
-    counts = {"above": above, "below": len(pairs) - above, "level": 0}
-    return {"against": found[0]["name"], **counts, "categories": pairs}
+    return {"against": found[0]["name"], "above": above, "below": len(pairs) - above, "level": 0, "categories": pairs}
 
 
 def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
@@ -75,12 +75,11 @@ def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
 
 def selection(rng: np.random.Generator, names: list[str], categories: list[str], k: int) -> dict[str, Any]:
     raw = np.corrcoef(rng.normal(size=(len(categories), max(4, len(names)))))
-    low = categories[: max(1, min(4, len(categories)))]
-    experts = {c: names[i % k] for i, c in enumerate(low)}
+    low = categories[:4]
     wide = {"low": np.clip(raw - 0.5, -1, 1).tolist(), "high": np.clip(raw + 0.5, -1, 1).tolist()}
     return {
         "ingredients": names[:k],
-        "experts": experts,
+        "experts": {c: names[i % k] for i, c in enumerate(low)},
         "low_correlation": low,
         "metric": "pearson",
         "threshold": 0.2,
@@ -92,14 +91,13 @@ def selection(rng: np.random.Generator, names: list[str], categories: list[str],
 
 
 def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
-    matrix, categories = found["correlation"], found["correlation"]["categories"]
-    pairs = []
-    for (i, a), (j, b) in combinations(enumerate(categories), 2):
-        limits = {"bootstrap_low": matrix["low"][i][j], "bootstrap_high": matrix["high"][i][j]}
-        unknown = dict.fromkeys(("low", "high", "disattenuated"))
-        pairs.append({"a": a, "b": b, "rho": matrix["matrix"][i][j], **limits, **unknown})
-    other = {"ingredients": found["ingredients"], "low_correlation": found["low_correlation"], "error": None}
-    failed = {"threshold": 0.1, "ingredients": [], "low_correlation": [], "error": "no low category"}
+    matrix, low = found["correlation"], found["low_correlation"]
+    pairs = [
+        {"a": a, "b": b, "rho": matrix["matrix"][i][j], "bootstrap_low": matrix["low"][i][j],
+         "bootstrap_high": matrix["high"][i][j], "low": None, "high": None, "disattenuated": None}
+        for (i, a), (j, b) in combinations(enumerate(matrix["categories"]), 2)
+    ]  # fmt: skip
+    other = {"ingredients": found["ingredients"], "low_correlation": low, "error": None}
     return {
         "method": "bootstrap over items",
         "draws": 500,
@@ -107,12 +105,12 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
         "reasons": {"no category is below the threshold": 20},
         "experts": {c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names} for c, e in found["experts"].items()},
         "ingredients": {name: 0.9 - 0.1 * i for i, name in enumerate(names)},
-        "low_correlation": dict.fromkeys(found["low_correlation"], 0.8),
+        "low_correlation": dict.fromkeys(low, 0.8),
         "sizes": {"2": 0.2, "3": 0.7, "4": 0.1},
         "correlations": pairs,
-        "reliability": dict.fromkeys(found["low_correlation"], 0.71),
+        "reliability": dict.fromkeys(low, 0.71),
         "threshold": 0.2,
-        "thresholds": [failed, *({"threshold": t, **other} for t in (0.2, 0.3))],
+        "thresholds": [{"threshold": 0.1, **other, "error": "no low category"}, {"threshold": 0.2, **other}],
         "jackknife": [{"left_out": name, **other} for name in names],
         "notes": [],
     }
@@ -141,6 +139,7 @@ def sample(
     chosen = selection(rng, names, categories, k)
     report: dict[str, Any] = {
         "experiment": "bfcl",
+        "unit": asdict(POINTS),
         "benchmark": {"name": "pantry", "note": "pantry, BFCL-shaped, not BFCL"},
         "selection": chosen,
         "stability": stability(names, chosen),

@@ -11,7 +11,6 @@ from tree_sitter import Node, Parser
 from souping.evaluate.scoring.call_reader import Literal, number, unescape
 
 _CALLS = {"java": "method_invocation", "javascript": "call_expression"}
-_LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 
 
 @cache
@@ -77,80 +76,14 @@ def literal(node: Node, language: str) -> Literal:
         return Literal("bool", text == "true", text)
     if text in ("null", "undefined"):
         return Literal("null", None, text)
-    return number(text) or _collection(node, language) or Literal("code", text, text)
+    return number(text) or _list(node, language) or Literal("code", text, text)
 
 
-def _collection(node: Node, language: str) -> Literal | None:
-    text = _text(node)
-    if node.type in ("array", "array_initializer"):
-        return _list(node, language, text)
-    if node.type == "array_creation_expression":
-        value = node.child_by_field_name("value")
-        return None if value is None else _list(value, language, text)
-    if node.type == "object":
-        return _object(node, text)
-    if node.type in ("object_creation_expression", "new_expression"):
-        return _created(node, language, text)
-    if node.type in _CALLS.values():
-        return _factory(node, language, text)
-    return None
-
-
-def _list(node: Node | None, language: str, text: str) -> Literal:
-    children = [] if node is None else node.named_children
-    return Literal("list", [literal(child, language) for child in children if "comment" not in child.type], text)
-
-
-def _object(node: Node, text: str) -> Literal | None:
-    pairs: dict[str, Literal] = {}
-    for child in node.named_children:
-        key, value = child.child_by_field_name("key"), child.child_by_field_name("value")
-        if child.type != "pair" or key is None or value is None:
-            return None
-        name = literal(key, "javascript")
-        pairs[str(name.value) if name.kind == "string" else name.text] = literal(value, "javascript")
-    return Literal("dict", pairs, text)
-
-
-def _factory(node: Node, language: str, text: str) -> Literal | None:
-    name = _name(node, language)
-    arguments = node.child_by_field_name("arguments")
-    if name in _LISTS:
-        return _list(arguments, language, text)
-    if name == "Map.of" and arguments is not None and len(arguments.named_children) % 2 == 0:
-        values = [literal(child, language) for child in arguments.named_children]
-        return Literal("dict", {str(k.value): v for k, v in zip(values[::2], values[1::2], strict=True)}, text)
-    return None
-
-
-def _created(node: Node, language: str, text: str) -> Literal | None:
-    """`new Array(1, 2)`, `new ArrayList<>(Arrays.asList(1, 2))`, `new ArrayList<>() {{ add(1); }}`, and maps."""
-    kind = _text(node.child_by_field_name("type") or node.child_by_field_name("constructor")).split("<")[0]
-    arguments = node.child_by_field_name("arguments")
-    if language == "javascript":
-        return _list(arguments, language, text) if kind == "Array" else None
-    is_map, is_list = kind.endswith("Map"), kind.endswith(("List", "Set"))
-    if not (is_map or is_list):
+def _list(node: Node, language: str) -> Literal | None:
+    """An array; other collections are in no answer of the main job, and have tests of their own."""
+    array = node.child_by_field_name("value") if node.type == "array_creation_expression" else node
+    if array is None or array.type not in ("array", "array_initializer"):
+        assert node.type not in ("object", "object_creation_expression", "new_expression", *_CALLS.values())
         return None
-    body = next((child for child in node.named_children if child.type == "class_body"), None)
-    if body is not None:
-        return _filled(body, text, is_map)
-    inner = [] if arguments is None else [literal(child, language) for child in arguments.named_children]
-    if not inner:
-        return Literal("dict", {}, text) if is_map else Literal("list", [], text)
-    same = inner[0].kind == ("dict" if is_map else "list") and len(inner) == 1
-    return Literal(inner[0].kind, inner[0].value, text) if same else None
-
-
-def _filled(body: Node, text: str, is_map: bool) -> Literal | None:
-    """The double-brace idiom: the `put` or `add` calls of an instance initialiser."""
-    blocks = [child for child in body.named_children if child.type == "block"]
-    steps = [step.named_children[0] for block in blocks for step in block.named_children if step.named_children]
-    calls = [(_name(step, "java"), _arguments(step.child_by_field_name("arguments"), "java")[1])
-             for step in steps if step.type == "method_invocation"]  # fmt: skip
-    expected = ("put", 2) if is_map else ("add", 1)
-    if len(calls) != len(steps) or any((name, len(values)) != expected for name, values in calls):
-        return None
-    if is_map:
-        return Literal("dict", {str(key.value): value for _, (key, value) in calls}, text)
-    return Literal("list", [values[0] for _, values in calls], text)
+    children = [literal(child, language) for child in array.named_children if "comment" not in child.type]
+    return Literal("list", children, _text(node))

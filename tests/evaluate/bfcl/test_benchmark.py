@@ -1,9 +1,10 @@
-"""BFCL by its own package: items and groups, its checker on answers of ours, its overall as an objective."""
+"""BFCL by its own package: its environment, items and groups, its checker on answers of ours, its overall."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,13 @@ from souping.core.scores import value
 from souping.core.types import Item, UserError
 from souping.evaluate import scoring
 from souping.evaluate.benchmark import split_folds
-from souping.evaluate.bfcl import FAILED, RUNNER, Environment, call, check_handlers, failure, records
+from souping.evaluate.bfcl import (
+    HERE,
+    RUNNER,
+    VERSION,
+    Environment,
+    find,
+)
 from souping.evaluate.bfcl.benchmark import (
     CATEGORIES,
     LIVE,
@@ -24,11 +31,9 @@ from souping.evaluate.bfcl.benchmark import (
     SINGLE_TURN,
     Bfcl,
     BfclBenchmark,
-    Version,
-    chosen,
-    needs_full,
 )
-from tests.support.bfcl import CHAT, UNMET, right_answer, score, wrong_answers
+from tests.support.bfcl import UNMET, right_answer, score, wrong_answers
+from tests.support.evaluators import bfcl_place
 
 
 @pytest.fixture(scope="module")
@@ -36,135 +41,91 @@ def items(bfcl: Environment) -> tuple[Item, ...]:
     return BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN).items()
 
 
-class TestItems:
-    def test_the_files_are_whole(self, bfcl: Environment) -> None:
-        counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items())
-        assert sum(counts[name] for name in CATEGORIES["v3"]) == 4441
-        assert len(CATEGORIES["v3"]) == 17
-        assert {name: counts[name] for name in LIVE} == LIVE
-        assert sum(counts.values()) == 4441 + 3 * 155 + 2 * 100
-
-    def test_items_over_one_function_document_share_a_group(self, items: Sequence[Item]) -> None:
-        groups: dict[str, set[str]] = {}
-        for item in items:
-            for doc in item.answer["functions"]:
-                groups.setdefault(json.dumps(doc, sort_keys=True), set()).add(item.group)
-        assert {len(found) for found in groups.values()} == {1}
-        assert len({item.group for item in items}) > 1500  # and no more than that holds them together
-
-    def test_the_variants_of_a_scenario_share_a_group(self, bfcl: Environment) -> None:
-        found = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items()
-        stories: dict[str, set[str]] = {}
-        for item in found:
-            stories.setdefault(item.id.rsplit("_", 1)[1], set()).add(item.group)
-        assert {len(groups) for groups in stories.values()} == {1}
-        assert len({item.group for item in found}) > 190
-
-    def test_folds_do_not_depend_on_the_categories(self, bfcl: Environment) -> None:
-        def fold_of(categories: tuple[str, ...]) -> dict[str, str]:
-            found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
-            return {item.id: fold for fold, members in found.items.items() for item in members}
-
-        few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(CATEGORIES["v3"])
-        assert len(few) == 600
-        assert few == {name: all_of_them[name] for name in few}
-
-    def test_ids_and_limit(self, bfcl: Environment) -> None:
-        picked = BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN, ids=("simple_java_3", "irrelevance_7"))
-        assert [item.id for item in picked.items()] == ["simple_java_3", "irrelevance_7"]
-        assert picked.items()[0].language == "java"
-        few = BfclBenchmark(data=bfcl.data, categories=("live_simple", "memory_kv"), limit=2).items()
-        assert [item.id for item in few][2:] == ["memory_kv_0-customer-0", "memory_kv_1-customer-1"]
-        with pytest.raises(UserError, match="did you mean simple_java_3"):
-            BfclBenchmark(data=bfcl.data, categories=SINGLE_TURN, ids=("simple_jav_3",)).items()
+def test_the_files_are_whole(bfcl: Environment) -> None:
+    counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items())
+    assert sum(counts[name] for name in CATEGORIES["v3"]) == 4441
+    assert len(CATEGORIES["v3"]) == 17
+    assert {name: counts[name] for name in LIVE} == LIVE
+    assert sum(counts.values()) == 4441 + 3 * 155 + 2 * 100
 
 
-class TestChecker:
-    def test_right_answers_are_right(self, bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
-        found = score(bfcl, tmp_path, items, {item.id: right_answer(item) for item in items})
-        assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(UNMET)
-        assert Counter(item.category for item in items).keys() == set(SINGLE_TURN)
-        ours = {item.id for item, r in zip(items, found, strict=True) if scoring.score(item, r.output) != r.score}
-        # our scorer takes the quotes off strings in Java arrays, bfcl-eval leaves them on
-        assert ours == {name for name, reason in UNMET.items() if reason == "array of strings"}
+def test_items_over_one_function_document_share_a_group(bfcl: Environment, items: Sequence[Item]) -> None:
+    groups: dict[str, set[str]] = {}
+    for item in items:
+        for doc in item.answer["functions"]:
+            groups.setdefault(json.dumps(doc, sort_keys=True), set()).add(item.group)
+    assert {len(found) for found in groups.values()} == {1}
+    assert len({item.group for item in items}) > 1500  # and no more than that holds them together
+    turns = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items()
+    assert len({(item.id.rsplit("_", 1)[1], item.group) for item in turns}) == 200  # a scenario's variants share one
 
-    @pytest.mark.slow
-    def test_planted_errors_are_wrong(self, bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
-        """Each item in turn gets another of the errors that can be planted in its answer."""
-        planted, kinds = {}, Counter[tuple[str, str]]()
-        for number, item in enumerate(items):
-            options = sorted(wrong_answers(item).items())
-            kind, planted[item.id] = options[number % len(options)]
-            kinds[kind, item.category] += 1
-        found = score(bfcl, tmp_path, items, planted)
-        assert [record.item for record in found if record.score] == []
-        assert [item.id for item in items if scoring.score(item, planted[item.id])] == []
-        assert len({kind for kind, _ in kinds}) == 6
-        for category in ("simple_java", "simple_javascript", "live_parallel_multiple"):
-            assert len({kind for kind, where in kinds if where == category}) == 5, category
 
-    @pytest.mark.slow
-    def test_an_answer_that_was_not_had_is_wrong_everywhere(self, bfcl: Environment, tmp_path: Path) -> None:
-        asked = BfclBenchmark(data=bfcl.data, categories=("irrelevance",), limit=2).items()
-        score(bfcl, tmp_path, asked, {item.id: CHAT for item in asked})
-        result = tmp_path / "result" / "plain" / "non_live" / "BFCL_v4_irrelevance_result.json"
-        lost = {"id": asked[0].id, "result": f"{FAILED}it does not fit the context", "traceback": "..."}
-        lines = [json.dumps(lost), json.dumps({"id": asked[1].id, "result": CHAT})]
-        result.write_text("\n".join(lines) + "\n")
-        call(bfcl, tmp_path, "plain", {"irrelevance": [item.id for item in asked]})
-        found = records(tmp_path / "result" / "plain", tmp_path / "score" / "plain", asked)
-        assert [record.score for record in found] == [0.0, 1.0]
-        assert "does not fit" in found[0].output
-        assert failure(found) is None
+def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
+    def fold_of(categories: tuple[str, ...]) -> dict[str, str]:
+        found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
+        return {item.id: fold for fold, members in found.items.items() for item in members}
 
-    @pytest.mark.slow
-    def test_handlers_read_what_their_models_write(self, bfcl: Environment, tmp_path: Path) -> None:
-        (item,) = BfclBenchmark(data=bfcl.data, categories=("simple_python",), limit=1).items()
-        python = right_answer(item)
-        ((name, allowed),) = item.answer["calls"][0].items()
-        arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
-        xlam = json.dumps([{"name": name, "arguments": arguments}])
-        wants = {"watt-ai/watt-tool-8B": python, "Salesforce/Llama-xLAM-2-8b-fc-r": xlam, "chat-template": python}
-        for handler, answer in wants.items():
-            for text, right in ((answer, 1.0), (xlam if answer == python else python, 0.0)):
-                root = tmp_path / f"{handler}{right}".replace("/", "_")
-                (found,) = score(bfcl, root, [item], {item.id: text}, handler)
-                assert found.score == right, handler
+    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(CATEGORIES["v3"])
+    assert len(few) == 600
+    assert few == {name: all_of_them[name] for name in few}
 
-    @pytest.mark.slow
-    def test_turns_are_checked_by_running_their_calls(self, bfcl: Environment, tmp_path: Path) -> None:
-        """Multi-turn: the right calls, and the right calls but for the last turn's."""
-        items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
-        named = [item for item in items if all(_named(call) for turn in item.answer["turns"] for call in turn)]
-        assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
-        right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
-        for silent in (False, True):
-            said = {name: [*turns[:-1], ["[]"]] if silent else turns for name, turns in right.items()}
-            found = score(bfcl, tmp_path / str(silent), named, said)
-            wanted = [float(not silent or not item.answer["turns"][-1]) for item in named]
-            assert [record.score for record in found] == wanted
 
-    def test_unknown_handlers_are_refused(self, bfcl: Environment) -> None:
-        with pytest.raises(UserError, match="did you mean watt-ai/watt-tool-8B"):
-            check_handlers(bfcl, ["plain", "watt-ai/watt-tool-8"])
-        with pytest.raises(UserError, match="is not one of chat-template, plain"):
-            check_handlers(bfcl, ["gpt-4o-2024-11-20"])
+def test_right_answers_are_right(bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
+    found = score(bfcl, tmp_path, items, {item.id: right_answer(item) for item in items})
+    assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(UNMET)
+    assert Counter(item.category for item in items).keys() == set(SINGLE_TURN)
+    ours = {item.id for item, r in zip(items, found, strict=True) if scoring.score(item, r.output) != r.score}
+    # our scorer takes the quotes off strings in Java arrays, bfcl-eval leaves them on
+    assert ours == {name for name, reason in UNMET.items() if reason == "array of strings"}
+
+
+@pytest.mark.slow
+def test_planted_errors_are_wrong(bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
+    planted, kinds = {}, Counter[tuple[str, str]]()
+    for number, item in enumerate(items):
+        options = sorted(wrong_answers(item).items())
+        kind, planted[item.id] = options[number % len(options)]
+        kinds[kind, item.category] += 1
+    found = score(bfcl, tmp_path, items, planted)
+    assert [record.item for record in found if record.score] == []
+    assert [item.id for item in items if scoring.score(item, planted[item.id])] == []
+    assert len({kind for kind, _ in kinds}) == 6
+    for category in ("simple_java", "simple_javascript", "live_parallel_multiple"):
+        assert len({kind for kind, where in kinds if where == category}) == 5, category
+
+
+@pytest.mark.slow
+def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path) -> None:
+    (item,) = BfclBenchmark(data=bfcl.data, categories=("simple_python",), limit=1).items()
+    python = right_answer(item)
+    ((name, allowed),) = item.answer["calls"][0].items()
+    arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
+    xlam = json.dumps([{"name": name, "arguments": arguments}])
+    wants = {"watt-ai/watt-tool-8B": python, "Salesforce/Llama-xLAM-2-8b-fc-r": xlam, "chat-template": python}
+    for handler, answer in wants.items():
+        for text, right in ((answer, 1.0), (xlam if answer == python else python, 0.0)):
+            root = tmp_path / f"{handler}{right}".replace("/", "_")
+            (found,) = score(bfcl, root, [item], {item.id: text}, handler)
+            assert found.score == right, handler
+
+
+@pytest.mark.slow
+def test_turns_are_checked_by_running_their_calls(bfcl: Environment, tmp_path: Path) -> None:
+    items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
+    named = [item for item in items if all(_named(call) for turn in item.answer["turns"] for call in turn)]
+    assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
+    right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
+    for silent in (False, True):
+        said = {name: [*turns[:-1], ["[]"]] if silent else turns for name, turns in right.items()}
+        found = score(bfcl, tmp_path / str(silent), named, said)
+        wanted = [float(not silent or not item.answer["turns"][-1]) for item in named]
+        assert [record.score for record in found] == wanted
 
 
 def _named(call: str) -> bool:
     """Whether a call names all of its arguments: bfcl-eval's reader loses the others."""
     tree = ast.parse(call, mode="eval").body
     return isinstance(tree, ast.Call) and not tree.args
-
-
-def test_collections_of_categories() -> None:
-    assert chosen("v3", None) == CATEGORIES["v3"]
-    assert chosen("v4", ["live", "simple_java"]) == ("simple_java", *LIVE)
-    assert needs_full(chosen("v3", ["single_turn"])) == []
-    assert needs_full(chosen("v4", ["multi_turn", "memory_kv", "multiple"])) == [*MULTI_TURN, "memory_kv"]
-    for names, words in ((["simple_jav"], "did you mean simple_java"), (["memory_kv"], "BFCL v3"), ([], "is empty")):
-        with pytest.raises(UserError, match=words):
-            chosen("v3", names)
 
 
 LEADERBOARD = """
@@ -181,45 +142,69 @@ generate_leaderboard_csv({"watt-ai_watt-tool-8B": found}, Path(sys.argv[2]))
 """
 
 
-class TestOverall:
-    @pytest.mark.slow
-    def test_v4_is_what_bfcl_eval_computes(self, bfcl: Environment, tmp_path: Path) -> None:
-        found = BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items()
-        counts, rng = Counter(item.category for item in found), np.random.default_rng(0)
-        accuracy = {name: float(rng.uniform()) for name in CATEGORIES["v4"]}
-        table = tmp_path / "table.json"
-        table.write_text(json.dumps({name: (accuracy[name], counts[name]) for name in accuracy}))
-        command = [str(bfcl.python), "-c", LEADERBOARD, str(RUNNER.parent), str(tmp_path), str(table)]
-        subprocess.run(command, check=True, capture_output=True)
-        head, row = (tmp_path / "data_overall.csv").read_text().splitlines()
-        theirs = dict(zip(head.split(","), row.split(","), strict=False))["Overall Acc"]
-        assert 100 * value(Bfcl(version="v4"), accuracy) == pytest.approx(float(theirs.rstrip("%")), abs=0.0051)
+@pytest.mark.slow
+def test_v4_is_what_bfcl_eval_computes(bfcl: Environment, tmp_path: Path) -> None:
+    found = BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items()
+    counts, rng = Counter(item.category for item in found), np.random.default_rng(0)
+    accuracy = {name: float(rng.uniform()) for name in CATEGORIES["v4"]}
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({name: (accuracy[name], counts[name]) for name in accuracy}))
+    command = [str(bfcl.python), "-c", LEADERBOARD, str(RUNNER.parent), str(tmp_path), str(table)]
+    subprocess.run(command, check=True, capture_output=True)
+    head, row = (tmp_path / "data_overall.csv").read_text().splitlines()
+    theirs = dict(zip(head.split(","), row.split(","), strict=False))["Overall Acc"]
+    assert 100 * value(Bfcl(version="v4"), accuracy) == pytest.approx(float(theirs.rstrip("%")), abs=0.0051)
 
-    def test_v3_by_hand(self) -> None:
-        scores = dict.fromkeys(CATEGORIES["v3"], 0.0)
-        assert value(Bfcl(), scores | {"simple_java": 0.9}) == pytest.approx(0.9 / 3 / 5 / 3)
-        assert value(Bfcl(), scores | {"irrelevance": 0.5}) == pytest.approx(0.5 / 5 / 3)
-        assert value(Bfcl(), scores | {"live_multiple": 1.0}) == pytest.approx(1053 / 2251 / 3)
-        assert value(Bfcl(), scores | {"multi_turn_miss_func": 1.0}) == pytest.approx(1 / 12)
-        assert value(Bfcl(), dict.fromkeys(scores, 0.7)) == pytest.approx(0.7)
 
-    def test_what_was_not_evaluated_is_not_zero(self) -> None:
-        assert value(Bfcl(), {"simple_python": 0.4, "multiple": 0.8}) == pytest.approx(0.6)
-        single = dict.fromkeys(SINGLE_TURN, 0.5)
-        assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx((0.5 + 0.5 + 0.5 * 258 / 2251) / 2)
-        (note,) = Bfcl().notes(SINGLE_TURN)
-        assert "without multi_turn_base, multi_turn_miss_func" in note
-        assert Bfcl().notes(CATEGORIES["v3"]) == []
+def test_v3_by_hand() -> None:
+    scores = dict.fromkeys(CATEGORIES["v3"], 0.0)
+    assert value(Bfcl(), scores | {"simple_java": 0.9}) == pytest.approx(0.9 / 3 / 5 / 3)
+    assert value(Bfcl(), scores | {"irrelevance": 0.5}) == pytest.approx(0.5 / 5 / 3)
+    assert value(Bfcl(), scores | {"live_multiple": 1.0}) == pytest.approx(1053 / 2251 / 3)
+    assert value(Bfcl(), scores | {"multi_turn_miss_func": 1.0}) == pytest.approx(1 / 12)
+    assert value(Bfcl(), dict.fromkeys(scores, 0.7)) == pytest.approx(0.7)
 
-    @pytest.mark.parametrize("version", ["v3", "v4"])
-    def test_every_category_counts(self, version: Version) -> None:
-        shares = Bfcl(version=version).coefficients(CATEGORIES[version])
-        assert shares.sum() == pytest.approx(1.0)
-        nothing = {name for name, share in zip(CATEGORIES[version], shares, strict=True) if not share}
-        assert nothing == ({"live_relevance"} if version == "v4" else set())
 
-    def test_other_categories_are_refused(self) -> None:
-        with pytest.raises(UserError, match="objective=bfcl: category=simple"):
-            Bfcl().coefficients(["simple", "multiple"])
-        with pytest.raises(UserError, match="none of live_relevance counts in BFCL v4's overall"):
-            Bfcl(version="v4").coefficients(["live_relevance"])
+def test_what_was_not_evaluated_is_not_zero() -> None:
+    assert value(Bfcl(), {"simple_python": 0.4, "multiple": 0.8}) == pytest.approx(0.6)
+    single = dict.fromkeys(SINGLE_TURN, 0.5)
+    assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx((0.5 + 0.5 + 0.5 * 258 / 2251) / 2)
+    (note,) = Bfcl().notes(SINGLE_TURN)
+    assert "without multi_turn_base, multi_turn_miss_func" in note
+    assert Bfcl().notes(CATEGORIES["v3"]) == []
+
+
+LEVELS = ("minimal", "full")
+
+
+def requirements(level: str) -> list[str]:
+    lines = (HERE / "requirements" / f"{level}.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"minimal\.txt$"):
+        find(tmp_path)
+    bfcl_place(tmp_path)
+    assert find(tmp_path).level == "minimal"
+    with pytest.raises(UserError, match=r"full\.txt$"):
+        find(tmp_path, full=True)
+    package = find(tmp_path).package
+    (package.parent / "qwen_agent").mkdir()
+    assert find(tmp_path, full=True).level == "full"
+    info = package.with_name(f"bfcl_eval-{VERSION}.dist-info")
+    info.rename(info.with_name("bfcl_eval-2025.1.1.dist-info"))
+    with pytest.raises(UserError, match=VERSION):
+        find(tmp_path)
+
+
+def test_every_release_is_pinned_and_the_lists_agree() -> None:
+    pins = []
+    for level in LEVELS:
+        lines = requirements(level)
+        assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+        assert lines == sorted(lines, key=str.lower)
+        pins.append(dict(line.lower().split("==") for line in lines))
+    different = {name for name in pins[0].keys() & pins[1].keys() if pins[0][name] != pins[1][name]}
+    assert pins[0]["bfcl-eval"] == pins[1]["bfcl-eval"] == VERSION
+    assert different <= {"python-dateutil", "tenacity"}  # another package holds these back in the full one

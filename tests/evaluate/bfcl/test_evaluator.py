@@ -1,4 +1,4 @@
-"""bfcl-eval on a model that is really served: `transformers serve` and the pantry's models, from end to end."""
+"""bfcl-eval on a model that is really served, from end to end; each prompt handler is a trial of the search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,19 @@ import pytest
 from transformers import AutoTokenizer
 
 from souping import pantry
-from souping.core.protocols import ModuleSettings
-from souping.core.types import Item, Recipe, Record, UserError, digest
+from souping.core.protocols import Evaluator, ModuleSettings
+from souping.core.scores import Mean
+from souping.core.types import Item, Json, Recipe, Record, SearchSpace, Trial, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.servers.choices import NEEDS, Server, TransformersServer, VllmServer
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
-from tests.conftest import Cli
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.store import Store
+from souping.search.loop import SearchRun
+from souping.search.points import Grid
+from tests.conftest import Cli, make_items, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
@@ -83,7 +88,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.slow
 class TestGenerate:
     def test_a_server_of_its_own(self, bfcl: Environment) -> None:
-        """The texts are the model's own greedy ones; a prompt that is too long costs its item and nothing else."""
         asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
         asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",), limit=1).items()
         evaluator = BfclEvaluator(
@@ -98,12 +102,11 @@ class TestGenerate:
             evaluator.close()
         assert not running.process.alive
         assert [record.item for record in found] == [item.id for item in asked]
-        assert [record.output for record in found[:4]] == [greedy(item, 12) for item in asked[:4]]
         assert [record.score for record in found[2:4]] == [1.0, 1.0]  # no call, and none was to be made
         assert "does not fit the context of 512 tokens" in found[4].output
         assert (found[4].outcome, found[4].score) == ("unanswered", 0.0)
         assert found[4].reason == "the prompt does not fit the context of 512 tokens"
-        assert [record.outcome for record in found[:4]] == [outcome(item, 12) for item in asked[:4]]
+        assert [(record.output, record.outcome) for record in found[:4]] == [greedy(item, 12) for item in asked[:4]]
         assert all(0 < record.prompt_tokens < 512 for record in found[:4])
 
     def test_handlers_ask_in_their_own_ways(self, bfcl: Environment, roomy: Path, address: str) -> None:
@@ -124,150 +127,178 @@ class TestGenerate:
         evaluator.close()
 
 
-def written(item: Item, tokens: int) -> list[int]:
-    """What the model writes after the item's prompt, by transformers itself."""
+def greedy(item: Item, tokens: int) -> tuple[str, str]:
+    """What the model writes after the item's prompt by transformers itself, and how it ends."""
     tokenizer = AutoTokenizer.from_pretrained(COOK)
-    module = load_module(COOK, ModuleSettings())
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
-    out = module.generate(**inputs, do_sample=False, max_new_tokens=tokens)
-    return list(out[0, inputs["input_ids"].shape[1] :].tolist())
+    out = load_module(COOK, ModuleSettings()).generate(**inputs, do_sample=False, max_new_tokens=tokens)
+    written = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return tokenizer.decode(written, skip_special_tokens=True), "truncated" if len(written) >= tokens else "finished"
 
 
-def greedy(item: Item, tokens: int) -> str:
-    return str(AutoTokenizer.from_pretrained(COOK).decode(written(item, tokens), skip_special_tokens=True))
+def test_a_dead_server_stops_the_run(bfcl: Environment) -> None:
+    evaluator = BfclEvaluator(server=DeadServer(), categories=["single_turn"], handler="plain")
+    with pytest.raises(UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"):
+        evaluator.evaluate(table(COOK), shortest(bfcl, ("simple_python",), 1))
 
 
-def outcome(item: Item, tokens: int) -> str:
-    return "truncated" if len(written(item, tokens)) >= tokens else "finished"
+def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coded"
+    shutil.copytree(roomy, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["x.Y"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="names code of its own"):
+        BfclEvaluator(server=DeadServer()).evaluate(table(folder), shortest(bfcl, ("simple_python",), 1))
 
 
-class TestFailures:
-    def test_a_dead_server_stops_the_run(self, bfcl: Environment) -> None:
-        evaluator = BfclEvaluator(server=DeadServer(), categories=["single_turn"], handler="plain")
-        with pytest.raises(UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"):
-            evaluator.evaluate(table(COOK), shortest(bfcl, ("simple_python",), 1))
-
-    def test_code_of_a_folder_is_not_run(self, bfcl: Environment, roomy: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "coded"
-        shutil.copytree(roomy, folder)
-        config = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["x.Y"]}}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match="names code of its own"):
-            BfclEvaluator(server=DeadServer()).evaluate(table(folder), shortest(bfcl, ("simple_python",), 1))
-
-    def test_a_handler_that_is_named_twice(self) -> None:
-        with pytest.raises(UserError, match="names a handler twice"):
-            BfclEvaluator(server=SERVER, soup_handlers=["plain", "plain"])
-
-    def test_multi_turn_asks_for_the_full_environment(self, tmp_path: Path) -> None:
-        evaluator = BfclEvaluator(server=SERVER, categories=["live", "multi_turn"], dir=str(tmp_path))
-        with pytest.raises(UserError, match=r"full\.txt\nmulti_turn_base needs it; .*=\[single_turn\] does not"):
-            _ = evaluator.benchmark
-
-    def test_unknown_candidates_and_handlers(self, bfcl: Environment) -> None:
-        with pytest.raises(UserError, match=r"evaluator\.handlers=java_cok .*did you mean java_cook"):
-            BfclEvaluator(server=SERVER, categories=["live"], handlers={"java_cok": "plain"}).check(["java_cook"])
-        with pytest.raises(UserError, match=r"evaluator\.handler=plaid"):
-            BfclEvaluator(server=SERVER, categories=["live"], soup_handlers=["plaid"]).check(["java_cook"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"handlers": {"java_cok": "plain"}}, r"evaluator\.handlers=java_cok .*did you mean java_cook"),
+        ({"soup_handlers": ["plaid"]}, r"evaluator\.handler=plaid"),
+        ({"soup_handlers": ["plain", "plain"]}, "names a handler twice"),
+        ({"temperature": 0.6}, "temperature=0.6: transformers serve draws no answer by a seed .*vllm"),
+        ({"samples": 2}, "samples=2 needs evaluator.temperature above 0"),  # 0.001 is as good as 0
+        ({"server": VllmServer(), "temperature": 0.6, "replicates": 2}, "replicates=2 is for greedy answers"),
+    ],
+)
+def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).check(["java_cook"])
 
 
-def recipe(*names: str) -> Recipe:
-    weights = (1.0 / len(names),) * len(names)
-    return Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
+EVALUATOR = BfclEvaluator(
+    server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}, soup_handlers=["chat-template", "plain"]
+)
 
 
-class TestHandlers:
-    EVALUATOR = BfclEvaluator(
-        server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}, soup_handlers=["chat-template", "plain"]
-    )
+def test_a_candidate_has_one_a_soup_has_several() -> None:
+    assert EVALUATOR.handlers_for(recipe(1.0, names=("a",))) == ("plain",)
+    assert EVALUATOR.handlers_for(recipe(1.0, names=("b",))) == ("watt-ai/watt-tool-8B",)
+    assert EVALUATOR.handlers_for(recipe(0.5, 0.5)) == ("chat-template", "plain")
+    assert BfclEvaluator(server=SERVER).handlers_for(recipe(0.5, 0.5)) == ("chat-template",)
 
-    def test_a_candidate_has_one_a_soup_has_several(self) -> None:
-        assert self.EVALUATOR.handlers_for(recipe("a")) == ("plain",)
-        assert self.EVALUATOR.handlers_for(recipe("b")) == ("watt-ai/watt-tool-8B",)
-        assert self.EVALUATOR.handlers_for(recipe("a", "b")) == ("chat-template", "plain")
-        assert BfclEvaluator(server=SERVER).handlers_for(recipe("a", "b")) == ("chat-template",)
 
-    @pytest.mark.parametrize(
-        ("server", "settings", "words"),
-        [
-            (SERVER, {"temperature": 0.6}, "temperature=0.6: transformers serve draws no answer by a seed .*vllm"),
-            (SERVER, {"samples": 2}, "samples=2 needs evaluator.temperature above 0"),  # 0.001 is as good as 0
-            (VllmServer(), {"temperature": 0.6, "replicates": 2}, "replicates=2 is for greedy answers"),
-            (SERVER, {"aggregate": "majority"}, "aggregate='majority'"),
-        ],
-    )
-    def test_answers_are_drawn_only_by_a_requests_seed(
-        self, server: Server, settings: dict[str, Any], words: str
-    ) -> None:
-        with pytest.raises(UserError, match=words):
-            BfclEvaluator(server=server, **settings)
-
-    def test_what_changes_answers_changes_the_fingerprint(self) -> None:
-        plain, chat = self.EVALUATOR.with_handler("plain"), self.EVALUATOR.with_handler("chat-template")
-        assert plain.fingerprint == digest(plain.settings)
-        assert len({plain.fingerprint, chat.fingerprint, self.EVALUATOR.fingerprint}) == 3
-        greedy, drawn = (BfclEvaluator(server=VllmServer(), temperature=t) for t in (0.001, 0.6))
-        table: list[tuple[BfclEvaluator, dict[str, Any], bool]] = [
-            *((drawn, change, True) for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3})),
-            *((drawn, change, False) for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"})),
-            (greedy, {"top_p": 0.9, "sampling_seed": 3}, False),
-            *((greedy, change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"})),
-            (greedy, {"server": SERVER}, True),
-            *((greedy, change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
-            (greedy, {"categories": ["live"]}, False),
-        ]
-        for evaluator, change, differs in table:
-            assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
-        assert replace(drawn, samples=4).look != drawn.look
-
-    def test_an_items_score_is_the_mean_or_the_best_of_its_answers(self) -> None:
-        records = [[Record(item="a", score=score) for score in scores] for scores in ((0.0, 1.0), (0.0, 0.0))]
-        drawn = BfclEvaluator(server=VllmServer(), temperature=0.6, samples=2)
-        assert drawn.item_scores([], records).tolist() == [0.5, 0.0]
-        assert replace(drawn, aggregate="pass").item_scores([], records).tolist() == [1.0, 0.0]
+def test_what_changes_answers_changes_the_fingerprint() -> None:
+    plain, chat = EVALUATOR.with_handler("plain"), EVALUATOR.with_handler("chat-template")
+    assert plain.fingerprint == digest(plain.settings)
+    assert len({plain.fingerprint, chat.fingerprint, EVALUATOR.fingerprint}) == 3
+    greedy, drawn = (BfclEvaluator(server=VllmServer(), temperature=t) for t in (0.001, 0.6))
+    table: list[tuple[BfclEvaluator, dict[str, Any], bool]] = [
+        *((drawn, change, True) for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3})),
+        *((drawn, change, False) for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"})),
+        (greedy, {"top_p": 0.9, "sampling_seed": 3}, False),
+        *((greedy, change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"})),
+        (greedy, {"server": SERVER}, True),
+        *((greedy, change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
+        (greedy, {"categories": ["live"]}, False),
+    ]
+    for evaluator, change, differs in table:
+        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
+    assert replace(drawn, samples=4).look != drawn.look
 
 
 @served
 @pytest.mark.slow
-class TestRun:
-    def test_a_whole_run(self, bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
-        """Two candidates, each with a handler of its own, and a soup that two handlers are tried for."""
-        asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
-        words = [
-            "evaluator=bfcl",
-            f"evaluator.dir={bfcl.folder}",
-            f"evaluator.ids=[{','.join(item.id for item in asked)}]",
-            "evaluator.categories=[simple_python,irrelevance]",
-            "evaluator.handlers={python_cook:plain,script_cook:plain}",
-            "evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]",
-            "evaluator.max_tokens=12",
-            "evaluator.threads=2",
-            f"server.url={address}",
-            f"pool.candidates=[{COOK},{OTHER}]",
-            "selector=all",
-            "optimiser=fixed",
-            "optimiser.weights=[0.5,0.5]",
-            "name=served",
-            "analysis=[]",
-        ]
-        done = souping(*words)
-        assert done.code == 0, done.err
-        (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
-        with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
-            trials = list(csv.DictReader(lines))
-        assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
-        assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
-        assert float(trials[1]["objective"]) > 0.0
-        assert report["benchmark"]["name"] == "bfcl"
-        assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
-        warnings = " ".join(report["warnings"])
-        assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
-        assert "overall without simple_java" in warnings
-        assert report["cost"]["trials"] == 2
-        assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
-        again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
-        assert again.code == 2, again.err  # another server is another evaluator
-        again = souping(*words)
-        assert again.code == 0, again.err
-        latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
-        assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0
+def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
+    asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
+    words = ["evaluator=bfcl", f"evaluator.dir={bfcl.folder}", f"server.url={address}", "selector=all", "analysis=[]"]
+    words += [f"evaluator.ids=[{','.join(item.id for item in asked)}]", f"pool.candidates=[{COOK},{OTHER}]"]
+    words += ["evaluator.categories=[simple_python,irrelevance]", "evaluator.max_tokens=12", "evaluator.threads=2"]
+    words += ["evaluator.handlers={python_cook:plain,script_cook:plain}", "name=served"]
+    words += ["evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
+    done = souping(*words)
+    assert done.code == 0, done.err
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
+    with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
+        trials = list(csv.DictReader(lines))
+    assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
+    assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
+    assert float(trials[1]["objective"]) > 0.0
+    assert report["benchmark"]["name"] == "bfcl"
+    assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
+    warnings = " ".join(report["warnings"])
+    assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
+    assert "overall without simple_java" in warnings
+    assert report["cost"]["trials"] == 2
+    assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
+    again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
+    assert again.code == 2, again.err  # another server is another evaluator
+    again = souping(*words)
+    assert again.code == 0, again.err
+    latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0
+
+
+NAMES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Asking(Evaluator):
+    """Right on items below a number that depends on the weights and, for soups, on the handler."""
+
+    handler: str = "own"
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        return {"handler": self.handler}
+
+    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("own",) if len(recipe.ingredients) == 1 else ("short", "long")
+
+    def with_handler(self, handler: str) -> Asking:
+        return replace(self, handler=handler)
+
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+        return [tuple(items)]
+
+    def evaluate(self, model: Any, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        skill = 20 * max(model.module) + {"own": 0, "short": -5, "long": 15}[self.handler]
+        return [Record(item=item.id, score=float(int(item.answer) < skill)) for item in items]
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Iterator[Evaluation]:
+    with Store(tmp_path / "store.sqlite") as store:
+        yield Evaluation(store, Asking(), lambda r: SimpleNamespace(module=r.weights), lambda r: (), lambda count: None)
+
+
+def search(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:
+    items = make_items()
+    space = SearchSpace(
+        ingredients=NAMES,
+        candidates=NAMES,
+        categories=tuple(item.category for item in items),
+        groups=tuple(item.group for item in items),
+        whole=True,
+    )
+    return SearchRun(
+        strategy.start(space, 0), strategy, lambda weights: recipe(*weights), evaluation, items, Mean(), told.append
+    ).run()
+
+
+def test_every_handler_is_a_trial_and_counts(evaluation: Evaluation) -> None:
+    trials: list[Trial] = []
+    found = search(evaluation, Grid(step=0.25), trials)
+    handlers: dict[tuple[float, ...], list[str]] = {}
+    for trial in trials:
+        handlers.setdefault(trial.weights, []).append(trial.handler)
+    assert {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)} <= set(handlers)
+    assert all(own == (["own"] if 1.0 in weights else ["short", "long"]) for weights, own in handlers.items())
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert evaluation.evaluated == len(trials) * 80
+    assert (found.handler, found.recipe.weights) in (("long", (0.25, 0.75)), ("long", (0.75, 0.25)))
+    assert found.result.objective == max(trial.result.objective for trial in trials)
+    for limit, most in ((Grid(step=0.25, trials=4), 4), (Grid(step=0.25, budget=5 * 80 + 79), 5)):
+        trials.clear()
+        search(evaluation, limit, trials)
+        assert len(trials) == most
+
+
+def test_the_winners_handler_stays(evaluation: Evaluation) -> None:
+    items, soup = make_items(), recipe(0.5, 0.5)
+    default, short, long = (evaluation.scores(soup, items, handler).values.mean() for handler in ("", "short", "long"))
+    assert default == short < long
+    before = evaluation.evaluated
+    assert evaluation.scores(recipe(1.0, 0.0), items, "long").values.mean() == 20 / 40
+    assert evaluation.evaluated == before + len(items)

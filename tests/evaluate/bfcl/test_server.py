@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -18,9 +17,9 @@ import pytest
 from souping import pantry
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.servers.choices import RunningServer, VllmServer
 from tests.conftest import ROOT
+from tests.evaluate.bfcl.test_evaluator import shortest
 from tests.support.http import FakeServer, Handler, serving
 
 COOK = Path(pantry.path("python_cook"))
@@ -36,7 +35,6 @@ class Completions:
 
     def __init__(self, server: FakeServer) -> None:
         self.status: int | None = 200
-        self.body: Any = GOOD
         self.bodies: list[Any] = []
         self.refusal = "no, thank you"
         self.port, self.server = server.server_port, server
@@ -51,7 +49,7 @@ class Completions:
         if body is None:
             handler.say({"object": "list", "data": []})
         elif self.status == 200:
-            handler.say(self.bodies.pop() if self.bodies else self.body)
+            handler.say(self.bodies.pop() if self.bodies else GOOD)
         else:
             handler.say({"error": {"message": self.refusal}}, self.status or 500)
 
@@ -82,9 +80,7 @@ def evaluator(server: Completions, **more: Any) -> BfclEvaluator:
 
 @pytest.fixture
 def many(bfcl: Environment) -> tuple[Item, ...]:
-    """Items that fit the pantry's context."""
-    everything = BfclBenchmark(data=bfcl.data, categories=("irrelevance",)).items()
-    return tuple(sorted(everything, key=lambda i: len(json.dumps(i.answer)) + len(i.prompt[0]["content"]))[:20])
+    return tuple(shortest(bfcl, ("irrelevance",), 20))
 
 
 @pytest.fixture
@@ -93,19 +89,6 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
 
 
 TABLE: Any = SimpleNamespace(soup="", architecture_folder=COOK, eos_token_ids=(), folder=COOK)
-
-
-def test_what_is_asked(server: Completions, items: tuple[Item, ...]) -> None:
-    """The served model's name, the wanted temperature and length; a call where none may be made is wrong."""
-    found = evaluator(server, temperature=0.25, max_tokens=7).evaluate(TABLE, items)
-    assert [record.score for record in found] == [0.0, 0.0]
-    assert [record.output for record in found] == ["[f(x=1)]"] * 2
-    assert len(server.asked) == 2
-    for body in server.asked:
-        assert (body["model"], body["temperature"], body["max_tokens"]) == ("served-name", 0.25, 7)
-        assert body["prompt"].endswith("\nCall:")
-    evaluator(server).evaluate(TABLE, items[:1])  # without a limit the context is one
-    assert 0 < server.asked[2]["max_tokens"] < 512
 
 
 @pytest.mark.parametrize(
@@ -132,31 +115,34 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item, ...]) -> None:
-    """Nothing is left to its defaults, and a drawn answer has a seed of its own: the same again, another each time."""
     asking = evaluator(server, temperature=0.6, samples=2, top_p=0.9, top_k=4)
     for replicate in (0, 1, 0):
         found = asking.evaluate(TABLE, items, replicate)
         assert [record.replicate for record in found] == [replicate] * 2
     for body in server.asked:
         assert (body["top_p"], body["top_k"], body["min_p"], body["temperature"]) == (0.9, 4, 0.0, 0.6)
+        assert (body["model"], body["prompt"][-6:]) == ("served-name", "\nCall:")
     seeds = [body["seed"] for body in server.asked]
     assert seeds[:2] == seeds[4:]
     assert len(set(seeds)) == 4
     assert set(seeds) == {asking.decoding.seed_of(item, n) for item in items for n in (0, 1)}
-    evaluator(server).evaluate(TABLE, items)
-    assert "seed" not in server.asked[-1]
+    found = evaluator(server, max_tokens=7).evaluate(TABLE, items)
+    assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2  # no call was to be made
+    assert ("seed" in server.asked[-1], server.asked[-1]["max_tokens"]) == (False, 7)
 
 
 @pytest.mark.slow
 def test_outcomes(server: Completions, items: tuple[Item, ...]) -> None:
-    """By the server's word, or by the count of its tokens where it does not say."""
-    (one,) = evaluator(server).evaluate(TABLE, items[:1])
-    assert (one.outcome, one.reason, one.prompt_tokens) == ("finished", "", 5)
-    server.body = with_choice(finish_reason="length")
-    assert evaluator(server).evaluate(TABLE, items[:1])[0].outcome == "truncated"
-    server.body = {**GOOD, "usage": {**USED, "completion_tokens": 7}}
-    assert evaluator(server, max_tokens=7).evaluate(TABLE, items[:1])[0].outcome == "truncated"
-    assert evaluator(server, max_tokens=8).evaluate(TABLE, items[:1])[0].outcome == "finished"
+    seven = {**GOOD, "usage": {**USED, "completion_tokens": 7}}
+    for body, limit, outcome in (
+        (GOOD, None, "finished"),
+        (with_choice(finish_reason="length"), None, "truncated"),
+        (seven, 7, "truncated"),  # by the count of its tokens
+        (seven, 8, "finished"),
+    ):
+        server.bodies = [body]
+        (one,) = evaluator(server, max_tokens=limit).evaluate(TABLE, items[:1])
+        assert (one.outcome, one.prompt_tokens) == (outcome, 5)
 
 
 @pytest.mark.slow
@@ -191,8 +177,7 @@ asking.evaluate(TABLE, asking.benchmark.items())
 @pytest.mark.slow
 def test_nothing_outlives_the_run(server: Completions, items: tuple[Item, ...], number: int) -> None:
     server.status = None
-    root = ROOT
-    command = [sys.executable, "-c", WAITING, str(root), str(server.port), items[0].id]
+    command = [sys.executable, "-c", WAITING, str(ROOT), str(server.port), items[0].id]
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     _until(lambda: bool(server.asked))
     children = psutil.Process(run.pid).children(recursive=True)

@@ -66,89 +66,75 @@ DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repet
 OFFLINE = ("entrypoints/rl/offline.py", "RLOfflineMixin")
 
 
-class TestAgainstItsSource:
-    """What the adapter calls is there, under these names, in the version that is installed."""
+METHODS = {
+    (*OFFLINE, "init_weight_transfer_engine"): {"request"},
+    (*OFFLINE, "start_weight_update"): set(),
+    (*OFFLINE, "update_weights"): {"request"},
+    ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"): {"weights_path"},
+    ("v1/worker/gpu_worker.py", "Worker", "reload_weights"): set(),
+    ("entrypoints/llm.py", "LLM", "reset_prefix_cache"): set(),
+    ("entrypoints/llm.py", "LLM", "collective_rpc"): {"method"},
+    ("platforms/interface.py", "Platform", "is_cpu"): set(),
+    ("v1/engine/core_client.py", "EngineCoreClient", "shutdown"): set(),
+}
+ASKED = {*VllmServer().request, "seed", "temperature"}
+FIELDS = {
+    ("config/weight_transfer.py", "WeightTransferConfig"): {"backend"},
+    ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo"): set(UPDATE),
+    ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo"): {"packed"},
+    ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
+    ("logprobs.py", "Logprob"): {"logprob"},
+    ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
+    ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
+}
+TEXTS = {
+    ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
+    ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
+    ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
+    ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
+    ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
+    ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
+    *(("envs.py", f'"{name}"') for name in ENVIRONMENT),
+}
 
-    @pytest.mark.parametrize(
-        ("where", "names"),
-        [
-            ((*OFFLINE, "init_weight_transfer_engine"), ["request"]),
-            ((*OFFLINE, "start_weight_update"), []),
-            ((*OFFLINE, "update_weights"), ["request"]),
-            (("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"), ["weights_path"]),
-            (("v1/worker/gpu_worker.py", "Worker", "reload_weights"), []),
-            (("entrypoints/llm.py", "LLM", "reset_prefix_cache"), []),
-            (("entrypoints/llm.py", "LLM", "collective_rpc"), ["method"]),
-            (("platforms/interface.py", "Platform", "is_cpu"), []),
-            (("v1/engine/core_client.py", "EngineCoreClient", "shutdown"), []),
-        ],
-    )
-    def test_methods(self, where: tuple[str, str, str], names: list[str]) -> None:
-        assert set(names) <= set(parameters(method(*where)))
 
-    @pytest.mark.parametrize(
-        ("path", "name", "used"),
-        [
-            ("config/weight_transfer.py", "WeightTransferConfig", {"backend"}),
-            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo", set(UPDATE)),
-            ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo", {"packed"}),
-            ("sampling_params.py", "SamplingParams", {*DRAWN, *LIKELIHOOD}),
-            ("logprobs.py", "Logprob", {"logprob"}),
-            *(
-                (f"entrypoints/openai/{path}/protocol.py", name, {*VllmServer().request, "seed", "temperature"})
-                for path, name in (("completion", "CompletionRequest"), ("chat_completion", "ChatCompletionRequest"))
-            ),
-        ],
-    )
-    def test_fields(self, path: str, name: str, used: set[str]) -> None:
-        assert used <= set(fields(path, name))
+def test_what_the_adapter_calls_is_there_under_these_names() -> None:
+    assert {where for where, names in METHODS.items() if not names <= set(parameters(method(*where)))} == set()
+    assert {where for where, names in FIELDS.items() if not names <= set(fields(*where))} == set()
+    assert {(path, text) for path, text in TEXTS if text not in (HOME / path).read_text()} == set()
 
-    @pytest.mark.parametrize(
-        ("path", "text"),
-        [
-            ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
-            ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
-            ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
-            ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
-            ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
-            ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
-            *(("envs.py", f'"{name}"') for name in ENVIRONMENT),
-        ],
-    )
-    def test_texts(self, path: str, text: str) -> None:
-        assert text in (HOME / path).read_text()
 
-    def test_the_arguments_of_llm_and_the_servers_flags(self) -> None:
-        check_version()
-        known = {
-            *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
-            *fields("engine/arg_utils.py", "EngineArgs"),
-        }
-        settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-        assert set(llm_arguments(Path("/m"), settings, transfer=True)) <= known
-        text = (HOME / "engine/arg_utils.py").read_text()
-        command = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True).command(Path("/m"), 1)
-        flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
-        assert [flag for flag in flags if f'"{flag}"' not in text] == []
+def test_the_arguments_of_llm_and_the_servers_flags() -> None:
+    check_version()
+    known = {
+        *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
+        *fields("engine/arg_utils.py", "EngineArgs"),
+    }
+    settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
+    assert set(llm_arguments(Path("/m"), settings, transfer=True)) <= known
+    text = (HOME / "engine/arg_utils.py").read_text()
+    command = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True).command(Path("/m"), 1)
+    flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
+    assert [flag for flag in flags if f'"{flag}"' not in text] == []
 
-    def test_a_packed_chunk_is_what_its_workers_unpack(self) -> None:
-        """Its own unpacking, run on our bytes."""
-        import torch
 
-        from souping.evaluate.engines.vllm import pack
+def test_a_packed_chunk_is_what_its_workers_unpack() -> None:
+    import torch
 
-        code = (HOME / "distributed/weight_transfer/packed_tensor.py").read_text()
-        found = next(n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == "unpack_tensor")
-        space: dict[str, Any] = {"torch": torch}
-        exec(compile(ast.Module([found], []), "packed_tensor.py", "exec"), space)
-        run = [("a", torch.randn(3, 5).bfloat16()), ("b", torch.randn(7).bfloat16())]
-        buffer = torch.zeros(100, dtype=torch.uint8)
-        sizes = pack(run, buffer)
-        told = update(run, sizes, {})
-        dtypes = [getattr(torch, name) for name in told["dtype_names"]]
-        unpacked = space["unpack_tensor"](buffer[: sum(sizes)], told["names"], told["shapes"], dtypes, sizes)
-        assert [name for name, _ in unpacked] == ["a", "b"]
-        assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(run, unpacked, strict=True))
+    from souping.evaluate.engines.vllm import pack
+
+    code = (HOME / "distributed/weight_transfer/packed_tensor.py").read_text()
+    found = next(n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == "unpack_tensor")
+    space: dict[str, Any] = {"torch": torch}
+    exec(compile(ast.Module([found], []), "packed_tensor.py", "exec"), space)
+    run = [("a", torch.randn(3, 5).bfloat16()), ("b", torch.randn(7).bfloat16())]
+    buffer = torch.zeros(100, dtype=torch.uint8)
+    sizes = pack(run, buffer)
+    told = update(run, sizes, {})
+    dtypes = [getattr(torch, name) for name in told["dtype_names"]]
+    unpacked = space["unpack_tensor"](buffer[: sum(sizes)], told["names"], told["shapes"], dtypes, sizes)
+    assert [name for name, _ in unpacked] == ["a", "b"]
+    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(run, unpacked, strict=True))
 
 
 def installed(name: str) -> bool:
@@ -191,9 +177,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.vllm_runs
 @real
 @pytest.mark.parametrize("kind", ["apart", "tied"])
-def test_soup_after_soup_says_what_transformers_says(
-    kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path
-) -> None:
+def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path) -> None:
     plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
     engine = VllmEngine(dtype="float32", enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.3)
     evaluator = replace(plain, engine=engine)
@@ -231,9 +215,7 @@ def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) 
 @pytest.mark.vllm_runs
 @real
 @serves
-def test_a_found_server_takes_one_models_weights_after_another(
-    found: str, models: Path, items: tuple[Item, ...]
-) -> None:
+def test_a_found_server_takes_one_model_after_another(found: str, models: Path, items: tuple[Item, ...]) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
         check_served(server.start(models / "apart" / name, name), models / "apart" / name, items)

@@ -1,8 +1,7 @@
-"""evaluator=lm_eval against the real harness: same prompts, same answers, item by item, on the live module."""
+"""evaluator=lm_eval against the real harness: same prompts, same answers, each drawn by its own seed."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,10 @@ import pytest
 
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import assign
-from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.evaluate.lm_eval.model import HFLM_KEYS
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
+from tests.support.live import live
 
 pytest.importorskip("lm_eval")
 
@@ -57,182 +55,123 @@ def scores(records: Sequence[Record]) -> dict[str, float]:
     return {r.item: r.score for r in records}
 
 
-class TestSameAsByHand:
-    """A complete run of the harness gives what ours gives, item by item."""
-
-    def test_every_item_has_the_harness_own_answer(
-        self, evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
-    ) -> None:
-        items = evaluator.benchmark.items()
-        records = evaluator.evaluate(served, items)
-        samples = by_hand(served, folder, ALL)
-        assert [r.item for r in records] == [i.id for i in items]
-        assert set(samples) == {r.item for r in records}
-        for record in records:
-            sample = samples[record.item]
-            if record.item.startswith(("pick", "shots")):
-                assert record.score == sample["acc"]
-                theirs = [likelihood for ((likelihood, _),) in sample["resps"]]
-                assert json.loads(record.output) == pytest.approx(theirs, abs=2e-4)
-            else:
-                assert record.output == sample["resps"][0][0]
-        assert 0 < sum(r.score for r in records if r.item.startswith("pick")) < 24
-
-    def test_a_part_of_the_documents_gets_the_prompts_of_the_whole(
-        self, evaluator: HarnessEvaluator, served: SimpleNamespace
-    ) -> None:
-        """Few-shot examples are drawn once for all documents, so an item's score is its own."""
-        items = [i for i in evaluator.benchmark.items() if i.id.startswith("shots")]
-        whole = {r.item: r.output for r in evaluator.evaluate(served, items)}
-        part = evaluator.evaluate(served, [items[7], items[3]])
-        assert [r.item for r in part] == ["shots/7", "shots/3"]
-        for record in part:
-            assert json.loads(record.output) == pytest.approx(json.loads(whole[record.item]), abs=2e-4)
-
-    def test_the_shots_that_are_asked_for_count(
-        self, folder: Path, evaluator: HarnessEvaluator, served: SimpleNamespace
-    ) -> None:
-        other = replace(evaluator, tasks=["shots"], num_fewshot=1, fewshot_random_seed=7)
-        ours = other.evaluate(served, other.benchmark.items())
-        theirs = by_hand(served, folder, ["shots"], num_fewshot=1, fewshot_random_seed=7)
-        for record in ours:
-            wanted = [likelihood for ((likelihood, _),) in theirs[record.item]["resps"]]
-            assert json.loads(record.output) == pytest.approx(wanted, abs=2e-4)
-
-    def test_chat_and_system_prompt_go_through_the_template(
-        self, folder: Path, evaluator: HarnessEvaluator, served: SimpleNamespace
-    ) -> None:
-        chat = {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True}
-        served.tokenizer.chat_template = TEMPLATE
-        try:
-            other = replace(evaluator, tasks=["shots"], **chat)  # type: ignore[arg-type]
-            ours = other.evaluate(served, other.benchmark.items())
-            theirs = by_hand(served, folder, ["shots"], **chat)
-        finally:
-            served.tokenizer.chat_template = None
-        assert theirs["shots/0"]["arguments"][0][0].startswith("<system>Be brief.<user>")
-        for record in ours:
-            wanted = [likelihood for ((likelihood, _),) in theirs[record.item]["resps"]]
-            assert json.loads(record.output) == pytest.approx(wanted, abs=2e-4)
+def likelihoods(samples: Mapping[str, Any], item: str) -> Any:
+    return pytest.approx([likelihood for ((likelihood, _),) in samples[item]["resps"]], abs=2e-4)
 
 
-def test_new_weights_in_the_same_module_change_the_answers(
-    evaluator: HarnessEvaluator, family: Path, folder: Path
+def test_every_answer_is_the_harness_own(evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path) -> None:
+    items = evaluator.benchmark.items()
+    records = evaluator.evaluate(served, items)
+    samples = by_hand(served, folder, ALL)
+    assert [r.item for r in records] == [i.id for i in items]
+    assert set(samples) == {r.item for r in records}
+    for record in records:
+        sample = samples[record.item]
+        if record.item.startswith(("pick", "shots")):
+            assert record.score == sample["acc"]
+            assert json.loads(record.output) == likelihoods(samples, record.item)
+        else:
+            assert record.output == sample["resps"][0][0]
+    assert 0 < sum(r.score for r in records if r.item.startswith("pick")) < 24
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"num_fewshot": 1, "fewshot_random_seed": 7}, marks=pytest.mark.slow),
+        {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True},
+    ],
+    ids=["two shots", "one shot", "chat"],
+)
+def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
+    folder: Path,
+    evaluator: HarnessEvaluator,
+    served: SimpleNamespace,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No answer of the old weights survives: neither in the logits' cache nor anywhere else."""
+    monkeypatch.setattr(served.tokenizer, "chat_template", TEMPLATE if "apply_chat_template" in settings else None)
+    own = replace(evaluator, tasks=["shots"], **settings)
+    samples = by_hand(served, folder, ["shots"], **settings)
+    items = own.benchmark.items()
+    for asked in (items, [items[7], items[3]]):
+        records = own.evaluate(served, asked)
+        assert [record.item for record in records] == [item.id for item in asked]
+        assert all(json.loads(record.output) == likelihoods(samples, record.item) for record in records)
+
+
+def test_new_weights_in_the_same_module_change_the_answers(evaluator: HarnessEvaluator, family: Path) -> None:
     import torch
 
-    module = load_module(family / "ant", evaluator.module_settings())
-    live = SimpleNamespace(module=module, tokenizer=load_tokenizer(family / "ant"), folder=None, eos_token_ids=())
+    mine, other = (live(family / name, evaluator.module_settings()) for name in ("ant", "dog"))
     items = evaluator.benchmark.items()
-    before = evaluator.evaluate(live, items)
-    other = load_module(family / "dog", evaluator.module_settings())
+    before = evaluator.evaluate(mine, items)
     with torch.no_grad():
-        for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
-            mine.copy_(theirs)
-    after = evaluator.evaluate(live, items)
-    fresh = SimpleNamespace(module=other, tokenizer=live.tokenizer, folder=None, eos_token_ids=())
+        for own, theirs in zip(mine.module.parameters(), other.module.parameters(), strict=True):
+            own.copy_(theirs)
+    after = evaluator.evaluate(mine, items)
     assert [r.output for r in after] != [r.output for r in before]
-    assert after == replace(evaluator).evaluate(fresh, items)
+    assert after == replace(evaluator).evaluate(other, items)
 
 
-class TestItems:
-    """Ids, categories, groups, and what of a task is in an item's fingerprint."""
-
-    def test_groups_tags_and_patterns_become_their_leaf_tasks(self, folder: Path) -> None:
-        for spec in ("picks", "chosen", "pick*"):
-            own = HarnessEvaluator(tasks=[spec], include_path=str(folder))
-            assert {"pick", "pick2"} <= set(own.loaded)
-        own = HarnessEvaluator(
-            tasks=[str(folder / "write.yaml"), {"task": "pick", "num_fewshot": 0}], include_path=str(folder)
-        )
-        assert [one.entry for one in own.loaded.values()] == ["write", "pick"]
-
-    @pytest.mark.parametrize(
-        ("settings", "category", "group"),
-        [
-            ({}, "pick2", "pick2/3"),
-            ({"category": "entry", "group": "doc"}, "picks", "doc 3"),
-            ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
-        ],
-    )
-    def test_categories_and_groups(
-        self, evaluator: HarnessEvaluator, settings: Mapping[str, Any], category: str, group: str
-    ) -> None:
-        plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
-        own = replace(evaluator, **settings)  # type: ignore[arg-type]
-        item = {i.id: i for i in own.benchmark.items()}["pick2/3"]
-        assert (item.category, item.group) == (category, group)
-        assert item.fingerprint == plain.fingerprint
-        assert own.fingerprint == evaluator.fingerprint
-
-    def test_a_book_that_groups_questions_goes_by_its_hash(self, tmp_path: Path) -> None:
-        data = [{**row, "book": f"{row['passage']} " * 100} for row in lm_eval_tasks.rows(6, 1)]
-        lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
-        own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), group="column:book")
-        groups = [i.group for i in own.benchmark.items()]
-        assert [groups.index(g) for g in groups] == [0, 0, 2, 2, 4, 4]
-        assert {len(g) for g in groups} == {16}
-        with pytest.raises(UserError, match="there, no category"):
-            replace(own, category="column:book").benchmark.items()
-
-    def test_limit_and_samples_choose_documents(self, evaluator: HarnessEvaluator, tmp_path: Path) -> None:
-        first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
-        assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]
-        some = replace(evaluator, tasks=["pick", "write"], samples={"pick": [5, 2]})
-        assert [i.id for i in some.benchmark.items()] == ["pick/2", "pick/5"]
-        data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
-        lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
-        own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
-        assert [item.category for item in own.benchmark.items()] == list("aabbcde")  # some of every category
-
-    def test_what_changes_an_answer_makes_a_new_item(self, folder: Path, tmp_path: Path) -> None:
-        def prints(**settings: Any) -> dict[str, str]:
-            own = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings)
-            return {i.id: i.fingerprint for i in own.benchmark.items()}
-
-        lm_eval_tasks.make(tmp_path)
-        base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
-        before = prints()
-        assert before == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
-        for settings, changed in (
-            ({"metric": {"pick": "acc_norm"}}, {"pick"}),
-            ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
-            ({"num_fewshot": 1}, {"pick", "shots", "write"}),
-            ({"fewshot_random_seed": 5}, {"shots"}),
-        ):
-            now = prints(**settings)
-            assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, settings
-
-    def test_a_changed_document_or_version_is_a_new_item(self, tmp_path: Path) -> None:
-        lm_eval_tasks.make(tmp_path)
-        own = HarnessEvaluator(tasks=["pick"], include_path=str(tmp_path))
-        before = {i.id: i.fingerprint for i in own.benchmark.items()}
-        data = json.loads((tmp_path / "pick.json").read_text())
-        data[4]["answer"] = (data[4]["answer"] + 1) % 4
-        (tmp_path / "pick.json").write_text(json.dumps(data))
-        assert [i.id for i in replace(own).benchmark.items() if i.fingerprint != before[i.id]] == ["pick/4"]
-        (tmp_path / "pick.yaml").write_text((tmp_path / "pick.yaml").read_text().replace("1.0", "1.1"))
-        assert not {i.fingerprint for i in replace(own).benchmark.items()} & set(before.values())
-
-    def test_settings_decide_the_fingerprint(self, evaluator: HarnessEvaluator) -> None:
-        assert evaluator.fingerprint == replace(evaluator).fingerprint
-        assert evaluator.settings["lm_eval"]
-        for change in ({"batch_size": 3}, {"dtype": "bfloat16"}, {"system_instruction": "x"}):
-            assert replace(evaluator, **change).fingerprint != evaluator.fingerprint  # type: ignore[arg-type]
-        for change in ({"tasks": ["pick"]}, {"limit": 2}, {"metric": "acc"}, {"name": "x"}):
-            assert replace(evaluator, **change).fingerprint == evaluator.fingerprint  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("settings", "category", "group"),
+    [
+        ({}, "pick2", "pick2/3"),
+        ({"category": "entry", "group": "doc"}, "picks", "doc 3"),
+        ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
+    ],
+)
+def test_category_and_group(evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str) -> None:
+    plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
+    own = replace(evaluator, **settings)  # type: ignore[arg-type]
+    item = {i.id: i for i in own.benchmark.items()}["pick2/3"]
+    assert (item.category, item.group) == (category, group)
+    assert item.fingerprint == plain.fingerprint
+    assert own.fingerprint == evaluator.fingerprint
 
 
-def test_what_is_passed_on_to_the_harness_is_its_own() -> None:
-    from lm_eval.models.huggingface import HFLM
+def test_limit_and_samples_choose_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
+    first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
+    assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]
+    some = replace(evaluator, tasks=["pick", "write"], samples={"pick": [5, 2]})
+    assert [i.id for i in some.benchmark.items()] == ["pick/2", "pick/5"]
+    data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
+    lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
+    own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
+    assert [item.category for item in own.benchmark.items()] == list("aabbcde")  # some of every category
 
-    assert set(HFLM_KEYS) <= set(inspect.signature(HFLM.__init__).parameters)
+
+def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
+    def prints(**settings: Any) -> dict[str, str]:
+        own = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings)
+        return {i.id: i.fingerprint for i in own.benchmark.items()}
+
+    lm_eval_tasks.make(tmp_path)
+    base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
+    before = prints()
+    assert before == {i.id: i.fingerprint for i in base.benchmark.items()}  # wherever the data lies
+    for settings, changed in (
+        ({"metric": {"pick": "acc_norm"}}, {"pick"}),
+        ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
+        ({"num_fewshot": 1}, {"pick", "shots", "write"}),
+        ({"fewshot_random_seed": 5}, {"shots"}),
+    ):
+        now = prints(**settings)
+        assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, settings
+    data = json.loads((tmp_path / "pick.json").read_text())
+    data[4]["answer"] = (data[4]["answer"] + 1) % 4
+    (tmp_path / "pick.json").write_text(json.dumps(data))
+    now = prints()
+    assert [name for name in now if now[name] != before[name]] == ["pick/4"]
+    (tmp_path / "pick.yaml").write_text((tmp_path / "pick.yaml").read_text().replace("1.0", "1.1"))
+    now = prints()
+    assert {name.split("/")[0] for name in now if now[name] != before[name]} == {"pick"}
 
 
 @pytest.mark.slow
 def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_path: Path) -> None:
-    """Scores are sacrebleu's of the answers in the store; a second run evaluates nothing and reports the same."""
     import sacrebleu
 
     tasks = lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
@@ -277,3 +216,94 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
         theirs = sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score / 100
         assert score["mean"] == pytest.approx(theirs, abs=1e-9)
         assert score["low"] < score["mean"] < score["high"]
+
+
+@pytest.fixture(scope="module")
+def free(folder: Path) -> HarnessEvaluator:
+    lines = [*lm_eval_tasks.WRITE[:4], "  until: []", "  max_gen_toks: 12"]
+    for name, more in (("free", []), ("dice", ["  do_sample: true", "  temperature: 1.5"])):
+        lm_eval_tasks.put(folder, name, lm_eval_tasks.rows(8, 8), [*lines, *more, *lm_eval_tasks.WRITE[6:]])
+    return HarnessEvaluator(tasks=["free"], include_path=str(folder), device="cpu", threads=1)
+
+
+def ask(own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)) -> list[Record]:
+    return own.evaluate(served, own.benchmark.items()[only], replicate)
+
+
+def texts(records: Sequence[Record]) -> list[str]:
+    return [record.output for record in records]
+
+
+def test_answers_end_at_any_end_token_and_say_so(free: HarnessEvaluator, served: Any) -> None:
+    whole = ask(free, served)
+    assert {record.outcome for record in whole} >= {"truncated"}
+    long = next(record for record in whole if record.outcome == "truncated")
+    assert len(long.tokens) == 12
+    end = long.tokens[4]
+    served.eos_token_ids = (end, 2)
+    cut = {record.item: record for record in ask(free, served)}
+    for record in whole:
+        if end in record.tokens:
+            own = cut[record.item]
+            assert own.tokens == record.tokens[: record.tokens.index(end) + 1]
+            assert own.outcome == "finished"
+            assert record.output.startswith(own.output)
+
+
+def test_a_stop_text_ends_a_row_and_no_other(free: HarnessEvaluator, served: Any) -> None:
+    whole = ask(free, served)
+    letter = whole[0].output[3]
+    stopped = ask(replace(free, gen_kwargs={"until": [letter]}), served)
+    for long, short in zip(whole, stopped, strict=True):
+        assert short.output == long.output.split(letter)[0]
+        assert short.tokens == long.tokens[: len(short.tokens)]
+        assert (short.outcome == "finished") == (letter in long.output or long.outcome == "finished")
+    assert len({len(record.tokens) for record in stopped}) > 1
+
+
+def test_prompts_are_counted_and_those_that_are_cut_are_truncated(free: HarnessEvaluator, served: Any) -> None:
+    whole = ask(free, served)
+    lengths = [len(served.tokenizer(str(item.prompt))["input_ids"]) for item in free.benchmark.items()]
+    assert [record.prompt_tokens for record in whole] == lengths
+    assert len({record.prompt_key for record in whole}) == len(whole)
+    limit = max(lengths) + 11
+    cut = ask(replace(free, max_length=limit), served)
+    reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
+    assert [r.reason for r in cut] == [reason if n == max(lengths) else "" for n in lengths]
+    assert all(r.outcome == "truncated" for r in cut if r.reason)
+    choices = ask(replace(free, tasks=["pick"], max_length=16), served)
+    assert {r.outcome for r in choices if r.reason} == {"truncated"}
+    assert {r.outcome for r in ask(replace(free, tasks=["pick"]), served)} == {"finished"}
+
+
+@pytest.fixture
+def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
+    return replace(free, temperature=1.5, samples=3)
+
+
+def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
+    assert drawn.answers_per_item == 3
+    first, second = ask(drawn, served), ask(drawn, served, 1)
+    assert [record.replicate for record in second] == [1] * 8
+    assert texts(first) != texts(second)
+    assert texts(ask(drawn, served)) == texts(first)
+    assert texts(ask(replace(drawn, batch_size=3), served)) == texts(first)
+    assert texts(ask(drawn, served, 1, slice(2, 5))) == texts(second)[2:5]
+    assert texts(ask(replace(drawn, sampling_seed=1), served)) != texts(first)
+    for greedy in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert texts(ask(replace(drawn, **greedy), served)) == texts(ask(free, served))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("pick", {"temperature": 0.5}, "pick compares likelihoods, .* leave out evaluator.temperature=0.5"),
+        ("free", {"samples": 2}, "free: evaluator.samples=2 needs evaluator.temperature above 0"),
+        ("dice", {"replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
+        ("dice", {"gen_kwargs": {"num_beams": 2}}, "dice: .*num_beams=2"),
+        ("free", {"gen_kwargs": {"custom_generate": "somebody/code"}}, "custom_generate is not one of"),
+    ],
+)
+def test_what_cannot_be_generated(free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(free, tasks=[task], **settings).benchmark.items()

@@ -1,17 +1,18 @@
-"""Task files of others run nothing unless it is allowed, and then it is said."""
+"""What a task file of others may do, and what a user can get wrong: the message names the key, the task or the file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in, sandbox
-from souping.evaluate.templates import TemplateStoppedError
+from souping.evaluate.lm_eval.tasks import require
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks
 
@@ -19,19 +20,14 @@ pytest.importorskip("lm_eval")
 
 CODE = {
     "function": ("doc_to_text: !function evil.f", "doc_to_text: !function evil.f"),
-    "of a module that is there": ("doc_to_text: !function os.system", "doc_to_text: !function os.system"),
     "class": ("class: !function evil.f", "class: !function evil.f"),
-    "class by its name": ("class: evil.Task", "class: evil.Task"),
-    "documents": ("custom_dataset: !function evil.f", "custom_dataset: !function evil.f"),
     "cleaning": ("process_docs: !function evil.f", "process_docs: !function evil.f"),
-    "in a list": ("fewshot_config: {samples: [!function evil.f]}", "samples: !function evil.f"),
     "metric": ("metric_list: [{metric: !function evil.f}]", "metric: !function evil.f"),
     "metric's script": ("metric_list: [{metric: ./evil}]", "metric: ./evil, which is none of lm_eval's"),
     "script of evaluate": ("metric_list: [{metric: bleu, hf_evaluate: true}]", "hf_evaluate: true"),
     "dataset": ("dataset_path: evil.py", "dataset_path: evil.py, which may be a program"),
     "pickles": ("dataset_path: pandas", "dataset_path: pandas, which may be a program"),
     "trust": ("dataset_kwargs: {trust_remote_code: True}", "trust_remote_code: True"),
-    "trust, by another word": ("dataset_kwargs: {trust_remote_code: 1}", "trust_remote_code: 1"),
     "run what documents hold": ("unsafe_code: false", "unsafe_code: false"),
     "class by an alias": ("class: &a evil.Task\ndescription: *a", "class: evil.Task"),
     "anchor": ("x: &a !function evil.f\ndoc_to_text: *a", "doc_to_text: !function evil.f"),
@@ -44,6 +40,14 @@ def evil(tmp_path: Path) -> Path:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\ndef f(doc): return 'a'\n")
     lm_eval_tasks.put(tmp_path, "calm", lm_eval_tasks.rows(3, 1), lm_eval_tasks.WRITE)
     return tmp_path
+
+
+@pytest.fixture
+def wild(evil: Path) -> Path:
+    """The folder with a task `wild` that names code."""
+    lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
+    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f", *lines])
+    return evil
 
 
 def asking(folder: Path, *tasks: str, allow: bool = False) -> HarnessEvaluator:
@@ -70,9 +74,8 @@ def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
 
 def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
     (tmp_path / "wild.yaml").write_text("task: wild\n? !!python/name:os.system x\n: [1]\n")
-    assert list(code_in(tmp_path / "wild.yaml")) == [
-        f"{tmp_path / 'wild.yaml'}: key: tag:yaml.org,2002:python/name:os.system x"
-    ]
+    (found,) = code_in(tmp_path / "wild.yaml")
+    assert found == f"{tmp_path / 'wild.yaml'}: key: tag:yaml.org,2002:python/name:os.system x"
 
 
 def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
@@ -86,60 +89,44 @@ def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
     assert told(evil, "own").startswith(f"{evil / 'own.yaml'}: doc_to_text")
 
 
-def test_what_is_not_asked_for_is_not_refused(evil: Path) -> None:
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f"])
-    assert [*asking(evil, "calm").loaded] == ["calm"]
-    assert not (evil / "RAN").exists()
-
-
-def test_code_that_is_allowed_runs_and_is_noted(evil: Path) -> None:
-    lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f", *lines])
-    own = asking(evil, "wild", allow=True)
-    assert {item.prompt for item in own.benchmark.items()} == {"a"}
-    assert (evil / "RAN").exists()
-    assert own.pool_notes({}) == [f"evaluator.allow_code: ran {evil / 'wild.yaml'}: doc_to_text: !function evil.f"]
-    assert own.fingerprint == asking(evil, "wild").fingerprint
+def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Path) -> None:
+    assert [*asking(wild, "calm").loaded] == ["calm"]
+    assert not (wild / "RAN").exists()
+    own = asking(wild, "wild", allow=True)
+    items = own.benchmark.items()
+    assert {item.prompt for item in items} == {"a"}
+    assert (wild / "RAN").exists()
+    assert own.pool_notes({}) == [f"evaluator.allow_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"]
+    assert own.fingerprint == asking(wild, "wild").fingerprint
+    assert replace(own).benchmark.items()[0].fingerprint == items[0].fingerprint
+    with (wild / "evil.py").open("a") as text:
+        text.write("# changed\n")
+    assert replace(own).benchmark.items()[0].fingerprint != items[0].fingerprint
 
 
 def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
-    with_code = [path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")]
-    assert list(code_in(with_code[0])) == []
+    with_code = next(path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace"))
+    assert list(code_in(with_code)) == []
     assert [list(code_in(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
-    (evil / "mine.yaml").write_text(f"include: {with_code[0]}\ntask: mine\n")
+    (evil / "mine.yaml").write_text(f"include: {with_code}\ntask: mine\n")
     assert list(code_in(evil / "mine.yaml")) == []
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ cycler.__init__.__globals__.os.system('touch RAN') }}", "unsafe"),
         ("{{ 'a' * 3000000000 }}", "memory"),
-        ("{{ question.format_map({}).__class__ }}", "unsafe"),
     ],
 )
-def test_templates_run_in_a_sandbox(evil: Path, template: str, said: str) -> None:
-    lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [f'doc_to_text: "{template}"', *lines])
-    message = told(evil, "wild")
+def test_templates_run_in_a_sandbox(wild: Path, template: str, said: str) -> None:
+    (wild / "wild.yaml").write_text((wild / "wild.yaml").read_text().replace("!function evil.f", f'"{template}"'))
+    message = told(wild, "wild")
     assert message.startswith("evaluator.tasks: wild cannot be loaded")
     assert said in message
-
-
-def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval import utils
-
-    from souping.evaluate import templates
-
-    sandbox()
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(TemplateStoppedError):
-        utils.apply_template(endless, {})
 
 
 def test_the_sandbox_renders_what_the_harness_does() -> None:
@@ -154,8 +141,57 @@ def test_the_sandbox_renders_what_the_harness_does() -> None:
         utils.apply_template("{{ nothing }}", doc)
 
 
-def test_a_run_with_a_file_of_others(souping: Cli, family: Path, evil: Path) -> None:
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f"])
-    own = ["evaluator=lm_eval", f"evaluator.include_path={evil}", pool_of(family)[0], "evaluator.tasks=[wild]"]
+def test_a_run_with_a_file_of_others(souping: Cli, family: Path, wild: Path) -> None:
+    own = ["evaluator=lm_eval", f"evaluator.include_path={wild}", pool_of(family)[0], "evaluator.tasks=[wild]"]
     souping(*own).refused("wild.yaml: doc_to_text: !function evil.f", "evaluator.allow_code=true")
-    assert not (evil / "RAN").exists()
+    assert not (wild / "RAN").exists()
+
+
+ROWS = lm_eval_tasks.rows(3, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks that are right, and some that are not."""
+    folder = lm_eval_tasks.make(tmp_path_factory.mktemp("tasks"), count=4)
+    (folder / "broken.yaml").write_text("task: broken\nmetric_list: [\n")
+    lm_eval_tasks.put(folder, "lost", ROWS, lm_eval_tasks.CHOICE)
+    (folder / "lost.json").unlink()
+    lm_eval_tasks.put(folder, "runs", ROWS, ["unsafe_code: true", *lm_eval_tasks.WRITE])
+    lm_eval_tasks.put(folder, "less", ROWS, [line.replace("true", "false") for line in lm_eval_tasks.WRITE])
+    return folder
+
+
+def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
+    own = HarnessEvaluator(tasks=list(tasks), include_path=str(folder), include_defaults=False, **settings)
+    with pytest.raises(UserError) as caught:
+        own.benchmark.items()
+    assert 1 <= len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "words"),
+    [
+        (["pickk"], {}, "did you mean pick?"),
+        (["broken"], {}, "broken.yaml"),
+        (["lost"], {}, "lost cannot be loaded"),
+        ([{"task": "pick", "num_fewshto": 2}], {}, "num_fewshto"),
+        (["picks", "pick"], {}, "pick is in picks and in pick"),
+        (["runs"], {}, "evaluator.confirm_run_unsafe_code=true"),
+        (["pick"], {"metric": "acc_nor"}, "did you mean acc_norm?"),
+        (["pick"], {"filter": "strict"}, "task pick: evaluator.filter=strict"),
+        (["less"], {}, "less has no metric to maximise: exact_match is better when lower"),
+        (["pick"], {"category": "column:topik"}, "did you mean topic?"),
+        (["pick"], {"category": "column:choices"}, "there, no category"),
+        (["pick"], {"samples": {"pick": [9]}}, "pick has documents 0 to 3, not 9"),
+    ],
+)
+def test_tasks_metrics_and_items(folder: Path, tasks: list[Any], settings: dict[str, Any], words: str) -> None:
+    assert words in refused(folder, *tasks, **settings)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("souping.evaluate.lm_eval.tasks.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs lm_eval: .*pip install .*\[lm_eval\]"):
+        require()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.scoring import grades, load, score
+from souping.evaluate.scoring import load, score
 from souping.evaluate.scoring.judge import Judge
 from tests.conftest import Cli, pool_of
 from tests.support.http import FakeServer, Handler, serving
@@ -39,8 +41,6 @@ class Kind:
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module of the user's, in the folder that runs start from."""
-    import sys
-
     path = tmp_path / "my_scorers.py"
     path.write_text(LENGTHS.format(limit=4))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -50,9 +50,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def anew(module: Path, limit: int) -> None:
-    import importlib
-    import sys
-
     module.write_text(LENGTHS.format(limit=limit))
     importlib.invalidate_caches()
     sys.modules.pop("my_scorers", None)
@@ -84,12 +81,8 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
     ("name", "path", "told"),
     [
         ("exact", "my_scorers.short", "exact is a built-in scorer"),
-        ("own", "short", "cannot be imported"),
-        ("own", "my_scores.short", "No module named"),
         ("own", "my_scorers.shrt", "no attribute .shrt"),
-        ("own", "my_scorers.calls", "is no function"),
         ("own", "my_scorers.Kind", "is no function"),
-        ("own", "math.sqrt", "has no Python source"),
     ],
 )
 def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
@@ -104,48 +97,29 @@ def test_a_fault_names_the_scorer_its_file_and_the_item(module: Path, tmp_path: 
         score(one, "x")
 
 
-def test_equal_answers_are_judged_once_and_known_ones_never(module: Path, tmp_path: Path) -> None:
-    import my_scorers  # type: ignore[import-not-found]
-
-    items = Benchmark(path=str(written(tmp_path / "i.jsonl")), scorers={"short": "my_scorers.short"}).items() * 3
-    assert grades(items, ["a", "a", "abcdef"], {}) == ([1.0, 1.0, 0.0], None)
-    assert len(my_scorers.calls) == 2
-    known = {(items[0].question, items[0].scoring, "a"): 0.25}
-    assert grades(items[:1], ["a"], known) == ([0.25], None)
-    assert len(my_scorers.calls) == 2
-
-
-def test_a_new_scorer_rescores_old_answers_without_asking_anew(
-    family: Path, module: Path, souping: Cli, tmp_path: Path
-) -> None:
+def quick_run(family: Path, place: Path, scorer: str) -> list[str]:
+    """Arguments of a search over two candidates, on items with the scorer `own`."""
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
-    base = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
-    base += ["benchmark.path=items.jsonl", "selector=all", "optimiser=uniform", "stop_after=search"]
+    (place / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
+    words = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
+    words += ["benchmark.path=items.jsonl", f"benchmark.scorers={{own: my_scorers.{scorer}}}"]
+    return [*words, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2"]
 
-    def run(name: str, *more: str) -> tuple[dict[str, Any], int]:
-        done = souping(
-            *base, f"benchmark.scorers={{own: my_scorers.{name}}}", f"hydra.run.dir={name}{len(more)}", *more
-        )
-        assert done.code == 0, done.err
-        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-            return done, db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
 
-    _, first = run("short")
+def counted(place: Path, what: str) -> int:
+    with closing(sqlite3.connect(place / "outputs/store.sqlite")) as db:
+        return int(db.execute(f"SELECT COUNT({what.split()[0]}) FROM {what.split()[1]}").fetchone()[0])
+
+
+def test_a_new_scorer_rescores_old_answers(family: Path, module: Path, souping: Cli, tmp_path: Path) -> None:
+    words = quick_run(family, tmp_path, "short")
+    assert souping(*words).code == 0
+    answers, grades = counted(tmp_path, "* answers"), counted(tmp_path, "* grades")
     anew(module, 2)
-    _, second = run("short", "seed=1")
-    assert first == second
-    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-        assert db.execute("SELECT COUNT(DISTINCT scorer) FROM grades").fetchone()[0] == 2 * len(
-            {json.dumps(row["answer"]) for row in rows if row["id"] in stored(db)}
-        )
-    souping(*base, "benchmark.scorers={own: my_scorers.broken}").refused("scorer own", "IndexError", "my_scorers.py")
-    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-        assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == first
-
-
-def stored(db: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM items")}
+    assert souping(*words).code == 0
+    assert (counted(tmp_path, "* answers"), counted(tmp_path, "* grades")) == (answers, 2 * grades)
+    souping(*quick_run(family, tmp_path, "broken")).refused("scorer own", "IndexError", "my_scorers.py")
+    assert counted(tmp_path, "* answers") == answers
 
 
 @pytest.fixture
@@ -176,83 +150,66 @@ def judge(endpoint: FakeServer, **more: Any) -> Judge:
     return Judge(**{"model": "small", "url": f"{endpoint.url}/v1", "key": "", "prompt": prompt, "pause": 0.0, **more})
 
 
-class TestJudge:
-    def test_it_asks_at_temperature_0_and_reads_the_verdict(self, endpoint: FakeServer) -> None:
-        own = judge(endpoint, system="Be strict.")
-        assert [own(QUESTION, text) for text in ("right", "wrong")] == [1.0, 0.0]
-        body = endpoint.requests[0][1]
-        assert (body["model"], body["temperature"]) == ("small", 0)
-        assert [message["content"] for message in body["messages"]] == [
-            "Be strict.", "asked: What is $5? wanted: right graded: right",
-        ]  # fmt: skip
+def test_it_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) -> None:
+    own = judge(endpoint, system="Be strict.")
+    assert [own(QUESTION, text) for text in ("right", "wrong")] == [1.0, 0.0]
+    body = endpoint.requests[0][1]
+    assert (body["model"], body["temperature"]) == ("small", 0)
+    assert [message["content"] for message in body["messages"]] == [
+        "Be strict.", "asked: What is $5? wanted: right graded: right",
+    ]  # fmt: skip
 
-    def test_a_key_comes_from_the_environment_and_goes_nowhere_else(
-        self, endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        own = judge(endpoint, key="MY_KEY")
-        monkeypatch.delenv("MY_KEY", raising=False)
-        with pytest.raises(UserError, match="MY_KEY holds no key"):
-            own(QUESTION, "right")
-        monkeypatch.setenv("MY_KEY", "k-1")
+
+def test_a_key_is_read_from_the_environment_alone(endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = judge(endpoint, key="MY_KEY")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(UserError, match="MY_KEY holds no key"):
         own(QUESTION, "right")
-        assert "k-1" not in own.fingerprint + repr(own)
-        with serving() as other:
-            endpoint.answer = lambda handler, _: handler.say(
-                b"", 302, Location=other.url.replace("127.0.0.1", "localhost")
-            )
-            with pytest.raises(UserError, match="HTTP 302"):
-                own(QUESTION, "right")
-            assert other.requests == []
-        assert [key for *_, key in endpoint.requests] == ["Bearer k-1"] * 2
+    monkeypatch.setenv("MY_KEY", "k-1")
+    own(QUESTION, "right")
+    assert "k-1" not in own.fingerprint + repr(own)
+    with serving() as other:
+        endpoint.answer = lambda handler, _: handler.say(b"", 302, Location=other.url.replace("127.0.0.1", "localhost"))
+        with pytest.raises(UserError, match="HTTP 302"):
+            own(QUESTION, "right")
+        assert other.requests == []
+    assert [key for *_, key in endpoint.requests] == ["Bearer k-1"] * 2
 
-    def test_a_busy_endpoint_is_asked_again(self, endpoint: FakeServer) -> None:
-        endpoint.answer = graded_by(failures=[429, 503])
-        assert judge(endpoint)(QUESTION, "right") == 1.0
-        assert len(endpoint.requests) == 3
 
-    @pytest.mark.parametrize(("failures", "asked"), [([401], 1), ([500] * 3, 3)])
-    def test_one_that_refuses_or_stays_down(self, endpoint: FakeServer, failures: list[int], asked: int) -> None:
-        endpoint.answer = graded_by(failures=failures)
+@pytest.mark.parametrize(
+    ("failures", "asked", "score"), [([429, 503], 3, 1.0), ([401], 1, None), ([500] * 3, 3, None)], ids=str
+)
+def test_a_busy_endpoint_is_retried(endpoint: FakeServer, failures: list[int], asked: int, score: float | None) -> None:
+    endpoint.answer = graded_by(failures=failures)
+    own = judge(endpoint, retries=2)
+    if score is None:
         with pytest.raises(UserError, match=f"does not answer: HTTP {failures[0]}"):
-            judge(endpoint, retries=2)(QUESTION, "right")
-        assert len(endpoint.requests) == asked
+            own(QUESTION, "right")
+    else:
+        assert own(QUESTION, "right") == score
+    assert len(endpoint.requests) == asked
 
-    def test_numbers_are_verdicts_too(self, endpoint: FakeServer) -> None:
-        endpoint.answer = graded_by("Score: 7/10, so 8")
-        assert judge(endpoint, verdict=r"\d+", scores={}, scale=10.0)(QUESTION, "x") == 0.8
-        endpoint.answer = graded_by("hm")
-        with pytest.raises(UserError, match=r"item 1: no verdict .* in 'hm'"):
-            judge(endpoint)(QUESTION, "x")
 
-    def test_the_fingerprint_is_the_judge_and_its_prompt(self, endpoint: FakeServer) -> None:
-        own = judge(endpoint)
-        assert own.fingerprint == judge(endpoint, retries=9, threads=2, timeout=1.0).fingerprint
-        changes = {"model": "l", "prompt": "$answer?", "system": "x", "verdict": "x", "url": "http://o"}
-        for key, value in changes.items():
-            assert judge(endpoint, **{key: value}).fingerprint != own.fingerprint
+def test_the_fingerprint_is_the_judge_and_its_prompt(endpoint: FakeServer) -> None:
+    own = judge(endpoint)
+    assert own.fingerprint == judge(endpoint, retries=9, threads=2, timeout=1.0).fingerprint
+    changes = {"model": "l", "prompt": "$answer?", "system": "x", "verdict": "x", "url": "http://o"}
+    for key, value in changes.items():
+        assert judge(endpoint, **{key: value}).fingerprint != own.fingerprint
 
-    @pytest.mark.parametrize("change", [{"prompt": "right?"}, {"url": "localhost"}])
-    def test_what_it_cannot_be(self, endpoint: FakeServer, change: dict[str, str]) -> None:
-        with pytest.raises(UserError, match=r"must hold \$answer|begins with http"):
-            judge(endpoint, **change)
 
-    def test_a_run_judges_equal_answers_once_and_a_second_never(
-        self, endpoint: FakeServer, family: Path, module: Path, souping: Cli, tmp_path: Path
-    ) -> None:
-        made = f"helpful = Judge(model='m', url='{endpoint.url}/v1', key='')"
-        module.write_text(f"from souping.evaluate.scoring.judge import Judge\n{made}\n")
-        rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-        (tmp_path / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
-        base = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
-        base += ["benchmark.path=items.jsonl", "benchmark.scorers={own: my_scorers.helpful}", "selector=all"]
-        base += ["optimiser=uniform", "limit=2"]
-        endpoint.answer = graded_by(failures=[500] * 4 + [400])
-        souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "in the store")
-        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
-            assert db.execute("SELECT COUNT(*) FROM answers").fetchone()[0] == 6  # none is lost by a judge
-        assert souping(*base, "hydra.run.dir=b").code == 0
-        asked = len(endpoint.requests)
-        graded = [body["messages"][-1]["content"] for _, body, _ in endpoint.requests[5:]]
-        assert len(graded) == len(set(graded))
-        assert souping(*base, "hydra.run.dir=c").code == 0
-        assert len(endpoint.requests) == asked
+def test_a_run_judges_equal_answers_once_and_a_second_never(
+    endpoint: FakeServer, family: Path, module: Path, souping: Cli, tmp_path: Path
+) -> None:
+    made = f"helpful = Judge(model='m', url='{endpoint.url}/v1', key='')"
+    module.write_text(f"from souping.evaluate.scoring.judge import Judge\n{made}\n")
+    base = quick_run(family, tmp_path, "helpful")
+    endpoint.answer = graded_by(failures=[500] * 4 + [400])
+    souping(*base, "hydra.run.dir=a").refused("judge m at http", "HTTP 400", "in the store")
+    assert counted(tmp_path, "* answers") == 6  # none is lost by a judge
+    assert souping(*base, "hydra.run.dir=b").code == 0
+    asked = len(endpoint.requests)
+    graded = [body["messages"][-1]["content"] for _, body, _ in endpoint.requests[5:]]
+    assert len(graded) == len(set(graded))
+    assert souping(*base, "hydra.run.dir=c").code == 0
+    assert len(endpoint.requests) == asked

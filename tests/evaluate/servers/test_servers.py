@@ -1,4 +1,4 @@
-"""Servers that a run starts: the process and its end, the errors, and `transformers serve` for real."""
+"""Servers: what every one promises, what one of others may answer, the processes of a run, and a real one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,152 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from souping import pantry
 from souping.core.fields import component
-from souping.core.types import UserError
-from souping.evaluate.servers.choices import NEEDS, RunningServer, TransformersServer
-from souping.evaluate.servers.process import Process, ServerError, free_port, models_at, post
+from souping.core.types import UserError, digest
+from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
+from souping.evaluate.servers.process import LONGEST, Process, ServerError, free_port, models_at, post
 from tests.conftest import ROOT
+from tests.support.http import FakeServer, Handler, serving
 from tests.support.live import completions, local_answers, started
 from tests.support.processes import gone, members, wait_for
 
-REAL = TransformersServer(device="cpu", dtype="float32", timeout=300)
+
+@pytest.fixture(params=[TransformersServer(device="cpu"), VllmServer()], ids=lambda s: type(s).__name__)
+def server(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def test_what_changes_answers_changes_the_settings_and_nothing_else_does(server: Any) -> None:
+    assert json.loads(json.dumps(server.settings)) == server.settings
+    assert replace(server, port=5, timeout=3.0, python="/usr/bin/python3").settings == server.settings
+    for change in ({"dtype": "float16"}, {"extra_args": ["--x"]}, {"url": "http://127.0.0.1:1"}):
+        assert digest(replace(server, **change).settings) != digest(server.settings)
+
+
+@pytest.mark.parametrize("change", [{"port": 70000}, {"timeout": 0.0}, {"url": "http://u:key@h"}], ids=str)
+def test_values_out_of_range_are_refused(server: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"server\.\w+=|Server\(\w+="):
+        replace(server, **change)
+
+
+def test_an_interpreter_without_the_packages_is_named(server: Any, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(UserError, match=r"python has no .*: .*python -m pip install") as told:
+        replace(server, python=str(bare)).start(pantry.path("python_cook"), "m")
+    assert "\n" not in str(told.value)
+
+
+def test_what_it_lacks_is_what_it_refuses(server: Any, tmp_path: Path) -> None:
+    for change, words in (
+        ({"python": "/nowhere/python"}, "server.python=/nowhere/python cannot be run"),
+        ({"url": f"http://127.0.0.1:{free_port()}"}, "does not answer"),
+    ):
+        (missing,) = replace(server, **change).needs()
+        assert words in missing.what
+        with pytest.raises(UserError, match=words):
+            replace(server, **change).start(tmp_path, "m")
+    there = tmp_path / "python"
+    there.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\n')
+    there.chmod(0o755)
+    assert replace(server, python=str(there)).needs() == []
+
+
+Answer = Callable[[Handler, Any], object]
+
+
+@pytest.fixture
+def hostile() -> Iterator[FakeServer]:
+    with serving() as server:
+        yield server
+
+
+def raw(text: bytes) -> Answer:
+    return lambda handler, _: handler.wfile.write(text)
+
+
+def body(text: bytes, status: int = 200) -> Answer:
+    return lambda handler, _: handler.say(text, status)
+
+
+def endless(handler: Handler, _: Any) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(LONGEST // 65536 + 8):
+        handler.wfile.write(b"x" * 65536)
+
+
+def trickle(handler: Handler, _: Any) -> None:
+    """A byte at a time until the other end hangs up."""
+    while True:
+        handler.wfile.write(b"H")
+        time.sleep(0.05)
+
+
+def slow_body(handler: Handler, _: Any) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    trickle(handler, _)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (raw(b"garbage\r\n\r\n"), "no answer"),
+        (endless, "longer than 8 MB"),
+        (trickle, "no whole answer after 0.5 s"),
+        (slow_body, "no whole answer after 0.5 s"),
+        (body(b"\x1b[2J \xe2\x80\xae gone", 500), r"\\x1b\[2J \\u202e gone"),
+        (body(b'{"error": {"message": "out\\nof memory"}}', 503), "^out of memory$"),
+    ],
+)
+def test_what_is_no_response_is_a_line_in_time(hostile: FakeServer, answer: Answer, reason: str) -> None:
+    hostile.answer = answer
+    with pytest.raises(ServerError, match=reason) as caught:
+        post(f"{hostile.url}/x", timeout=0.5 if answer in (trickle, slow_body) else 60.0)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 310
+
+
+@pytest.mark.parametrize("sent", [None, {"prompt": "secret"}])
+def test_redirects_are_not_followed(hostile: FakeServer, sent: Any) -> None:
+    hostile.answer = lambda handler, _: handler.say(b"", 307, Location=f"{hostile.url}/elsewhere")
+    with pytest.raises(ServerError, match=r"it redirects to http://\S+/elsewhere, which is not followed"):
+        post(f"{hostile.url}/x", sent)
+    assert len(hostile.requests) == 1
+
+
+def test_what_is_no_list_of_models(hostile: FakeServer) -> None:
+    for text in (b"", b"[]", b'{"data": 5}', b'{"data": {"id": 1}}', b"[" * 100_000):
+        hostile.answer = body(text)
+        with pytest.raises(ServerError, match="no OpenAI-compatible server"):
+            models_at(hostile.url)
+    hostile.answer = body(b'{"data": [5, "id", {"id": 7}, {"id": null}, {"no": 1}, {"id": "m"}]}')
+    assert models_at(hostile.url) == [{"id": "m"}]
+
+
+NAMES = [json.dumps({"data": [{"id": name}]}).encode() for name in ("\x1b[2Jother", "/a\0b", "/a\ud800", "~nobody/x")]
+
+
+@pytest.mark.parametrize("kind", [TransformersServer, VllmServer])
+@pytest.mark.parametrize("text", [b"{}", *NAMES])
+def test_a_running_server_is_refused_in_two_lines(hostile: FakeServer, tmp_path: Path, kind: Any, text: bytes) -> None:
+    hostile.answer = lambda handler, _: handler.say(text, 404 if handler.path == "/server_info" else 200)
+    with pytest.raises(UserError, match=r"^server.url=\S+ (cannot serve m |does not answer)") as caught:
+        kind(url=hostile.url).start(tmp_path, "m")
+    assert str(caught.value).count("\n") <= 1
+
+
 real = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
 )
@@ -36,70 +165,73 @@ PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 """A server that has a process of its own."""
 
 
-class TestProcess:
-    def start(self, tmp_path: Path, then: str = "time.sleep(600)") -> Process:
-        process = Process([sys.executable, "-c", PARENT.format(then)], os.environ, tmp_path / "log")
-        end = time.monotonic() + 600
-        while len(members(process.group)) < 3 and process.alive and time.monotonic() < end:
-            time.sleep(0.02)
-        return process
+def start_process(tmp_path: Path, then: str = "time.sleep(600)") -> Process:
+    process = Process([sys.executable, "-c", PARENT.format(then)], os.environ, tmp_path / "log")
+    end = time.monotonic() + 600
+    while len(members(process.group)) < 3 and process.alive and time.monotonic() < end:
+        time.sleep(0.02)
+    return process
 
-    def test_stop_ends_the_whole_group(self, tmp_path: Path) -> None:
-        process = self.start(tmp_path)
-        assert process.alive
-        assert len(members(process.group)) == 3  # the guard, the server, the server's own
-        process.stop()
-        assert not process.alive
-        assert gone(process.group)
-        process.stop()
 
-    def test_one_that_will_not_end_is_made_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("souping.evaluate.servers.process.GRACE", 0.3)
-        stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
-        process = self.start(tmp_path, f"exec({stubborn!r}); time.sleep(600)")
-        while "on" not in process.log.read_text():
-            time.sleep(0.02)
-        process.stop()
-        assert gone(process.group)  # a killed process is seen until the kernel has ended it
+def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
+    process = start_process(tmp_path)
+    assert process.alive
+    assert len(members(process.group)) == 3  # the guard, the server, the server's own
+    process.stop()
+    assert not process.alive
+    assert gone(process.group)
+    process.stop()
 
-    def test_one_that_ends_by_itself_takes_its_own_along_and_leaves_its_reason(self, tmp_path: Path) -> None:
-        process = self.start(tmp_path, "time.sleep(1); raise ValueError('no such weights')")
-        while process.alive:
-            time.sleep(0.05)
-        assert gone(process.group)
-        assert process.reason() == "ValueError: no such weights"
-        assert "ended by itself with status 1" in process.log.read_text()
-        process.stop()
 
-    def test_a_killed_guard_does_not_leave_the_rest(self, tmp_path: Path) -> None:
-        process = self.start(tmp_path)
-        os.kill(process.group, signal.SIGKILL)
-        process.stop()
-        assert gone(process.group)
+def test_one_that_will_not_end_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("souping.evaluate.servers.process.GRACE", 0.3)
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
+    process = start_process(tmp_path, f"exec({stubborn!r}); time.sleep(600)")
+    while "on" not in process.log.read_text():
+        time.sleep(0.02)
+    process.stop()
+    assert gone(process.group)  # a killed process is seen until the kernel has ended it
 
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None], ids=str)
-    def test_nothing_outlives_the_run(self, tmp_path: Path, how: signal.Signals | None) -> None:
-        """Ctrl-C, a termination, a kill, and a plain end without `stop`."""
-        code = f"""
-            import os, sys, time
-            from pathlib import Path
-            from souping.evaluate.servers.process import Process
-            process = Process([sys.executable, "-c", {PARENT.format("time.sleep(600)")!r}], os.environ, Path("log"))
-            Path("group").write_text(f"{{process.group}}\\n")
-            {"time.sleep(600)" if how is not None else "time.sleep(1)"}
-        """
-        run = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.DEVNULL,
-        )
-        group = int(wait_for(tmp_path / "group"))
-        if how is not None:
-            assert len(members(group)) > 0
-            run.send_signal(how)
-        run.wait(600)
-        assert gone(group)
+
+def test_one_that_ends_by_itself_takes_its_own_along_and_leaves_its_reason(tmp_path: Path) -> None:
+    process = start_process(tmp_path, "time.sleep(1); raise ValueError('no such weights')")
+    while process.alive:
+        time.sleep(0.05)
+    assert gone(process.group)
+    assert process.reason() == "ValueError: no such weights"
+    assert "ended by itself with status 1" in process.log.read_text()
+    process.stop()
+
+
+SERVER = """
+from souping.evaluate.servers.process import Process
+Path("group").write_text(f"{Process([sys.executable, '-c', sys.argv[1]], os.environ, Path('log')).group}\\n")
+"""
+ENGINE = """
+import subprocess
+from souping.evaluate.servers.process import PidGuard
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+while not Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip():
+    time.sleep(0.02)
+guard = PidGuard([child.pid])
+Path("group").write_text(f"{child.pid}\\n")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None], ids=str)
+@pytest.mark.parametrize("code", [SERVER, ENGINE], ids=["server", "engine"])
+def test_nothing_outlives_the_run(tmp_path: Path, code: str, how: signal.Signals | None) -> None:
+    end = "time.sleep(600)" if how else "time.sleep(1)" if code == SERVER else "guard.stop()"
+    whole = f"import os, sys, time\nfrom pathlib import Path\n{code}\n{end}"
+    command = [sys.executable, "-c", whole, PARENT.format("time.sleep(600)")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    group = int(wait_for(tmp_path / "group"))
+    if how is not None:
+        assert len(members(group)) > 0
+        run.send_signal(how)
+    run.wait(600)
+    assert gone(group)
 
 
 @component
@@ -126,9 +258,7 @@ class TestStart:
             server.start(Path("/m"), name)
         assert str(caught.value).count("\n") <= 1
 
-    def test_a_failure_leaves_its_log_and_an_interrupt_leaves_nothing(
-        self, logs: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_failure_leaves_its_log_an_interrupt_nothing(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(*_: object) -> str:
             raise KeyboardInterrupt
 
@@ -146,12 +276,6 @@ class TestStart:
             port = other.getsockname()[1]
             self.refused(Scripted(port=port), f"server.port={port} is taken")
 
-    @pytest.mark.parametrize(
-        ("code", "reason"), [("raise OSError('no weights')", "OSError: no weights"), ("pass", r".*status 0\nits log: ")]
-    )
-    def test_a_program_that_ends(self, code: str, reason: str) -> None:
-        self.refused(Scripted(code=code), f"cannot serve m: {reason}")
-
     def test_one_that_takes_too_long(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*_: object) -> str:
             while "reading" not in next(logs.glob("souping-server-*/m.log")).read_text():
@@ -164,73 +288,42 @@ class TestStart:
 
 
 @pytest.fixture(scope="module")
-def cook(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pantry model that has a chat template."""
-    folder = tmp_path_factory.mktemp("pantry") / "python_cook"
-    shutil.copytree(pantry.path("python_cook"), folder)
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prompts() -> list[str]:
     lines = pantry.path("items").read_text().splitlines()[:200:50]
     return [json.loads(line)["prompt"] for line in lines]
 
 
-@pytest.fixture(scope="module")
-def running(cook: Path) -> Iterator[RunningServer]:
-    running = REAL.start(cook, "python_cook")
-    yield running
+@real
+@pytest.mark.slow
+def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]) -> None:
+    cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
+    (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    running = TransformersServer(device="cpu", dtype="float32", timeout=300).start(cook, "python_cook")
     assert running.process is not None
     log, group = running.process.log, running.process.group
-    assert len(members(group)) >= 2
-    running.stop()
+    try:
+        texts = completions(running.url, running.model, prompts, 24)
+        assert texts == local_answers(cook, prompts, 24)
+        assert len(set(texts)) > 1
+        chats = [({"role": "user", "content": prompt},) for prompt in prompts]
+        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
+    finally:
+        running.stop()
     assert members(group) == []
     assert not log.parent.exists()  # a temporary log goes where all went well
 
 
 @real
 @pytest.mark.slow
-class TestTransformersServe:
-    def test_it_lists_the_model(self, running: RunningServer, cook: Path) -> None:
-        assert [m["id"] for m in models_at(running.url.removesuffix("/v1"))] == [running.model] == [str(cook)]
-
-    def test_its_answers_are_the_local_evaluators(self, running: RunningServer, cook: Path, prompts: list[str]) -> None:
-        texts = completions(running.url, running.model, prompts, 24)
-        assert texts == local_answers(cook, prompts, 24)
-        assert len(set(texts)) > 1
-        chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-        assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
-
-    def test_what_it_refuses_is_told(self, running: RunningServer) -> None:
-        with pytest.raises(ServerError, match="pinned to"):
-            post(f"{running.url}/completions", {"model": "another", "prompt": "x"})
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def test_a_found_server_loads_one_model_after_another(tmp_path: Path, prompts: list[str]) -> None:
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
-    with started(command, port, tmp_path_factory.mktemp("found") / "log") as address:
-        yield address
-
-
-@real
-@pytest.mark.slow
-class TestAFoundServer:
-    def test_it_loads_one_model_after_another(self, url: str, prompts: list[str]) -> None:
-        server = TransformersServer(url=url)
+    with started(command, port, tmp_path / "log") as url:
         for name in ("python_cook", "java_cook"):
-            running = server.start(pantry.path(name), name)
+            running = TransformersServer(url=url).start(pantry.path(name), name)
             assert running.process is None
             texts = completions(running.url, running.model, prompts, 24)
             assert texts == local_answers(pantry.path(name), prompts, 24)
             running.stop()
-            assert models_at(url) == []  # it forgot the soup
-        models_at(url)  # and runs on
-
-    def test_a_folder_that_it_cannot_load(self, url: str, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"server.url=\S+ cannot serve m \(.*\): .*\n.*leave server.url out"):
-            TransformersServer(url=url).start(tmp_path, "m")
+            assert models_at(url) == []  # it forgot the soup, and runs on
