@@ -45,8 +45,9 @@ class Trajectory:
         """What was found, and at which learning rate."""
         run, steps = self.runs[0], [member.step for member in self.runs[0].members]
         found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
-        more = [f"The same steps of {len(self.others)} more runs: the report tests the weights on these."]
-        return [found, rate_sentence(run.members), *(more if self.others else [])]
+        names = ", ".join(str(other.folder) for other in self.runs[1:])
+        more = [f"The report tests the weights on the same steps of {names} too."] if names else []
+        return [found, rate_sentence(run.members), *more]
 
     @property
     def notes(self) -> list[str]:

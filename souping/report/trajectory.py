@@ -56,8 +56,9 @@ def _lines(report: Report, data: Row) -> list[str]:
     further = [score(value, sign=True) for value in elements(part(data, "runs"), "differences")]
     if further:
         claim = part(part(data, "runs"), "claim")
-        unit_of_claim = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
-        lines.append(f"The same weights on {len(further)} more runs: {', '.join(further)}. {unit_of_claim}")
+        recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
+        runs = f"{len(further)} further run{'s' * (len(further) > 1)}"
+        lines.append(f"The same weights on {runs}: {', '.join(further)}. {recipe}")
     return lines
 
 
@@ -206,6 +207,6 @@ def _band(axes: Axes, found: Sequence[Row], side: str) -> None:
             axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(steps, middle, f"{mark}-", color=colour, markersize=4, linewidth=1.2, label=label)
         elif rows:
-            across = steps * (1 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # all of one length
+            across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # of one length
             reach = np.abs(np.stack([middle - low, high - middle]))
             axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)
