@@ -12,16 +12,17 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from souping.pipeline.ray_actors import RayExecutor
-from tests.support.actors import Busy, Makes, requests
+from tests.support.actors import Busy, requests
 
 
 def rate(actors: int, count: int, seconds: float) -> float:
     """Requests per second, with as many open as there are actors: what comes back is followed by the next."""
     folder = Path(tempfile.mkdtemp())
-    workers = RayExecutor(actors=actors, cpus=1).start(Busy(folder), Makes(folder, seconds))
+    workers = RayExecutor(actors=actors, cpus=1).start(Busy(folder), partial(Busy, folder, seconds))
     try:
         for request in requests(actors):  # actors are there, and have answered once
             workers.put(request)

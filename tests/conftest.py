@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import shutil
 import signal
@@ -59,22 +60,10 @@ def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
     return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
 
 
-def claim(
-    soup: Recipe,
-    items: Sequence[Item],
-    objective: Objective | None = None,
-    margin: float = 1.0,
-    candidates: Sequence[str] = ("f-a", "f-b"),
-) -> Claim:
+def claim(soup: Recipe, items: Sequence[Item], objective: Objective | None = None, **changes: Any) -> Claim:
     """What a report says of a soup of `recipe`; by default on the mean, with the usual margin."""
-    return Claim(
-        soup=soup,
-        candidates=tuple(candidates),
-        evaluator="evaluator",
-        objective=objective or Mean(),
-        margin=margin,
-        items=tuple(items),
-    )
+    fields = {"candidates": ("f-a", "f-b"), "evaluator": "evaluator", "margin": 1.0, **changes}
+    return Claim(soup=soup, objective=objective or Mean(), items=tuple(items), **fields)
 
 
 @dataclass
@@ -99,14 +88,9 @@ class FakeEvaluator(Evaluator):
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
+        right = {item.id: float(int(str(item.answer)) < self.skill[model.module]) for item in items}
         return [
-            Record(
-                item=item.id,
-                score=float(int(str(item.answer)) < self.skill[model.module]),
-                output=f"{item.id} {replicate}",
-                replicate=replicate,
-            )
-            for item in items
+            Record(item=name, score=s, output=f"{name} {replicate}", replicate=replicate) for name, s in right.items()
         ]
 
 
@@ -120,7 +104,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bfcl() -> Any:
-    """bfcl-eval's own environment, found by SOUPING_BFCL."""
     from souping.evaluate.bfcl import find, place_of
 
     if not os.environ.get("SOUPING_BFCL"):
@@ -130,11 +113,13 @@ def bfcl() -> Any:
 
 @dataclass
 class Outcome:
-    """How a command ended."""
-
     code: int
     out: str
     err: str
+
+    def ok(self) -> Outcome:
+        assert self.code == 0, self.err
+        return self
 
     def refused(self, *needles: str) -> None:
         """A user error: exit 2, one to four lines, no traceback, and it says what is needed."""
@@ -148,7 +133,6 @@ class Outcome:
 
 Cli = Callable[..., Outcome]
 DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
-"""A PNG of one grey point."""
 
 
 def command_line(place: Path, *words: str, drawn: bool = False) -> int:
@@ -193,18 +177,11 @@ def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def pool_of(family: Path, *names: str) -> list[str]:
     """Arguments of a quick run on the tiny family; the analyses that follow a report take longer than the run."""
     folders = ",".join(str(family / name) for name in names or ("ant", "bee", "cat", "dog"))
-    return [
-        f"pool.candidates=[{folders}]",
-        f"benchmark.path={family / 'items.jsonl'}",
-        "evaluator.max_new_tokens=4",
-        "evaluator.threads=1",
-        "name=fam",
-        "analysis=[]",
-    ]
+    quick = ["evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam", "analysis=[]"]
+    return [f"pool.candidates=[{folders}]", f"benchmark.path={family / 'items.jsonl'}", *quick]
 
 
 def finished_words(family: Path) -> list[str]:
-    """Arguments of the run that the session shares: a search, and the analyses that a run makes by default."""
     return [*(word for word in pool_of(family) if word != "analysis=[]"), "selector.threshold=0.9", "seed=3"]
 
 
@@ -219,6 +196,11 @@ def finished(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert command_line(place, *finished_words(family), "hydra.run.dir=run", drawn=True) == 0
     (place / "terminal.txt").write_text(terminal.getvalue())
     return place
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
-"""The library's own names: each is there, lazily, and nothing else is promised."""
+"""The library's names: each is there, lazily, and nothing else is promised; code of a candidate needs trust."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import souping
-from souping.core.protocols import Selector
-from souping.core.types import ScoreMatrix
+from souping.core.protocols import ModuleSettings
+from souping.core.types import UserError
+from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from tests.conftest import ROOT
 
 NAMES = """
@@ -36,7 +39,6 @@ def test_every_name_is_documented() -> None:
 
 @pytest.fixture
 def settings(family: Path, tmp_path: Path) -> dict[str, Any]:
-    """Arguments of a quick run over three models."""
     return {
         "pool": {name: family / name for name in ("ant", "bee", "cat")},
         "items": family / "items.jsonl",
@@ -84,19 +86,15 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     [
         ({"stop_after": "serch"}, "^stop_after=.*did you mean search"),
         ({"limit": 0}, "^limit=0 "),
-        ({"selector": "all"}, "^selector='all' must be a Selector"),
         ({"selector": souping.All}, r"^selector=.*All\(\.\.\.\)"),
         ({"optimiser": souping.All()}, r"^optimiser=All\(.*a Strategy"),
         ({"pool": "runs/a"}, r"^pool='runs/a'"),
         ({"items": [souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")]}, "did you mean exact"),
         ({"items": [{"id": "1"}]}, r"items\[0\]: `category` is missing"),
-        ({"items": [3]}, r"items\[0\]: an item is a souping.Item or a dict"),
         ({"items": []}, "holds no items"),
     ],
 )
-def test_invalid_arguments_are_refused(
-    settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str
-) -> None:
+def test_invalid_arguments(settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str) -> None:
     with pytest.raises(souping.UserError, match=words):
         souping.run(**(settings | given))
     assert not (tmp_path / "run").exists()
@@ -116,33 +114,64 @@ def test_items_may_be_objects_or_dicts(settings: dict[str, Any], family: Path, t
         souping.run(**(settings | {"items": [*rows, rows[0]], "out": tmp_path / "third"}))
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_refused_run_leaves_no_folder_that_it_made(
-    settings: dict[str, Any], family: Path, tmp_path: Path, there: bool
-) -> None:
-    out = tmp_path / "mine" / "run"
-    if there:
-        out.mkdir(parents=True)
-    with pytest.raises(souping.UserError, match="nowhere"):
-        souping.run(**(settings | {"pool": [family / "ant", family / "nowhere"], "out": out}))
-    assert sorted(path.name for path in tmp_path.rglob("mine*/**/*")) == (["run", "run.log"] if there else [])
-    assert (tmp_path / "mine").exists() == there
-
-
-class Picks(Selector):
-    """Selector of a name that is no candidate."""
-
-    def select(self, scores: ScoreMatrix) -> souping.Selection:
-        return souping.Selection(ingredients=("nobody",), selector="picks")
-
-
 def test_a_table_selects_and_a_selectors_choice_is_checked() -> None:
     table = ROOT / "souping/paper/bfcl_8b.csv"
     assert set(souping.select(table).ingredients) <= set(souping.read_table(table).candidates)
-    with pytest.raises(
-        souping.UserError,
-        match=r"selector tests.test_library.Picks \(.*test_library.py:\d+\) chose 'nobody', which is no candidate",
-    ):
-        souping.select(table, Picks())
-    with pytest.raises(souping.UserError, match=r"^selector=.*Picks.*call it"):
-        souping.select(table, Picks)  # type: ignore[arg-type]
+    with pytest.raises(souping.UserError, match=r"^selector=.*All.*call it"):
+        souping.select(table, souping.All)  # type: ignore[arg-type]
+
+
+LOADERS = ("from_pretrained", "from_config")
+CALLS = [
+    (path.relative_to(ROOT), node)
+    for folder in ("souping", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS
+]
+
+
+def test_every_loader_is_told_whether_to_trust() -> None:
+    """Left open, transformers asks on the terminal, and reads the answer from standard input."""
+    silent = [
+        f"{path}:{node.lineno}" for path, node in CALLS if "trust_remote_code" not in [key.arg for key in node.keywords]
+    ]
+    assert len(CALLS) > 5
+    assert silent == []
+
+
+@pytest.fixture
+def folder(family: Path, tmp_path: Path) -> Path:
+    shutil.copytree(family / "ant", tmp_path / "evil")
+    trace = f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n"
+    (tmp_path / "evil" / "evil.py").write_text(
+        f"{trace}class Evil:\n    @classmethod\n    def from_pretrained(cls, *a, **k): return cls()\n"
+        "    register_for_auto_class = classmethod(lambda cls: None)\n"
+    )
+    path = tmp_path / "evil" / "tokenizer_config.json"
+    own = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    path.write_text(json.dumps(own | {"tokenizer_class": "Evil"}))
+    return tmp_path / "evil"
+
+
+def test_a_tokenizers_code_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluator\.trust_remote_code=true"):
+        load_tokenizer(folder)
+    assert not (folder.parent / "RAN").exists()
+
+
+def test_a_tokenizers_code_runs_if_trusted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    load_tokenizer(folder, True)
+    assert (folder.parent / "RAN").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "experts_implementation"])
+def test_kernels_that_a_config_names_are_refused(family: Path, tmp_path: Path, key: str) -> None:
+    """transformers would fetch compiled code from the Hub and run it."""
+    folder = tmp_path / "model"
+    shutil.copytree(family / "ant", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: "somebody/kernel"}))
+    with pytest.raises(UserError, match=r"somebody/kernel.*evaluator\.trust_remote_code=true"):
+        load_module(folder, ModuleSettings())

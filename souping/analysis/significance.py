@@ -166,10 +166,6 @@ class Verdict:
     sentence: str
     p_value: float | None = None
 
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        return asdict(self)
-
 
 def verdict(
     soup: str,

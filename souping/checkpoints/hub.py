@@ -36,7 +36,7 @@ from souping.checkpoints import (
     weight_map,
 )
 from souping.checkpoints.header import header_bytes
-from souping.core.files import expanded, near_folder, write_atomically
+from souping.core.files import disk_space, expanded, near_folder, write_atomically
 from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
 from souping.core.types import ProgressCallback, UserError
@@ -187,7 +187,7 @@ def _in_child(
 
 def _check_disk(need: int) -> None:
     place = expanded(constants.HF_HUB_CACHE).absolute()
-    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    free, _ = disk_space(place)
     if need + 100_000_000 > free:
         raise UserError(
             f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place}), the disk has {free / 1e9:.1f} GB "

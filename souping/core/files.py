@@ -74,6 +74,13 @@ def nearby(path: Path) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
+def disk_space(path: str | Path) -> tuple[int, int]:
+    """(bytes free where `path` is or will be, number of that file system)."""
+    there = expanded(path).absolute()
+    there = next(p for p in (there, *there.parents) if p.exists())
+    return shutil.disk_usage(there).free, there.stat().st_dev
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; it becomes `out` when the block ends well, else nothing is left.

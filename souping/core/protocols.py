@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -275,7 +276,7 @@ class Evaluator(Component, Protocol):
     blocks_matter: bool = True
     """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
-    """How the scores of several answers become an item's, where there is a choice."""
+    """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
     unit: Unit = POINTS
     """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
     length_key: str = ""
@@ -386,7 +387,8 @@ class Evaluator(Component, Protocol):
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
-        return np.array([np.mean([record.score for record in answers]) for answers in records])
+        joined = max if self.aggregate == "pass" else fmean
+        return np.array([joined(record.score for record in answers) for answers in records])
 
     @property
     def host(self) -> ModelHost | None:

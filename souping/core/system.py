@@ -49,11 +49,6 @@ def package_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
-def limit_memory(nbytes: int) -> None:
-    """Limit this process's address space: more raises MemoryError. macOS does not enforce it."""
-    _limit(resource.RLIMIT_AS, nbytes)
-
-
 def limit_file_size(nbytes: int) -> None:
     """Limit the files that this process writes: more raises OSError (EFBIG)."""
     _limit(resource.RLIMIT_FSIZE, nbytes)
@@ -250,7 +245,7 @@ def serve(memory: int) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # functions clean up as at an interrupt
-    limit_memory(memory)
+    _limit(resource.RLIMIT_AS, memory)  # more raises MemoryError; macOS does not enforce it
 
     def send(*message: str | T) -> None:
         pickle.dump(message, out)

@@ -24,7 +24,6 @@ from souping.evaluate.templates import (
     Decoding,
     as_seen,
     check_sampling,
-    combined,
     common_decoding,
     generation_notes,
     no_template,
@@ -284,20 +283,19 @@ class LocalEvaluator(EngineEvaluator):
         return replace(answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        return np.array([self._item_score(item, answers) for item, answers in zip(items, records, strict=True)])
-
-    def _item_score(self, item: Item, answers: Sequence[Record]) -> float:
-        scores = [record.score for record in answers]
-        if self.aggregate != "majority" or len(scores) == 1:
-            return combined(self.aggregate, scores)
-        readings = [reading(item, record.output) for record in answers]
-        most = max(readings, key=readings.count)  # the first of equals
-        return scores[readings.index(most)]
+        if self.aggregate != "majority":
+            return super().item_scores(items, records)
+        return np.array([_of_majority(item, answers) for item, answers in zip(items, records, strict=True)])
 
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
     return math.nan if item.user_scorer is not None else score(item, output)
+
+
+def _of_majority(item: Item, answers: Sequence[Record]) -> float:
+    readings = [reading(item, record.output) for record in answers] if len(answers) > 1 else [""]
+    return answers[readings.index(max(readings, key=readings.count))].score  # the first of equals
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

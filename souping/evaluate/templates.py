@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -269,11 +268,6 @@ def check_sampling(temperature: float, samples: int, replicates: int) -> None:
         raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
-
-
-def combined(aggregate: str, scores: Sequence[float]) -> float:
-    """An item's score from those of its answers: their `mean`, or with `pass` the best."""
-    return max(scores) if aggregate == "pass" else fmean(scores)
 
 
 def read_generation(folder: Path) -> dict[str, Json]:

@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -333,7 +332,7 @@ class CudaShardWriter(ShardWriter):
 
     def __init__(self, plan: MergePlan, folder: Path, device: torch.device) -> None:
         super().__init__(plan, folder)
-        self._device, self._own = device, threading.local()
+        self._device = device
 
     def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
         """Larger blocks: a copy to the device has to be worth its start."""
@@ -364,9 +363,9 @@ class CudaShardWriter(ShardWriter):
         """This thread's stream, and its pinned rows by number."""
         import torch
 
-        if not vars(self._own):
-            self._own.lane = (torch.cuda.Stream(self._device), dict[int, torch.Tensor]())
-        lane: tuple[torch.cuda.Stream, dict[int, torch.Tensor]] = self._own.lane
+        if "lane" not in vars(self._thread):
+            self._thread.lane = (torch.cuda.Stream(self._device), dict[int, torch.Tensor]())
+        lane: tuple[torch.cuda.Stream, dict[int, torch.Tensor]] = self._thread.lane
         return lane
 
 

@@ -446,7 +446,11 @@ def run_tasks(tasks: Iterable[Task], threads: int) -> None:
         drain()
     else:
         with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
-            for done in [pool.submit(drain) for _ in range(threads)]:
-                done.result()
+            try:
+                for done in [pool.submit(drain) for _ in range(threads)]:
+                    done.result()
+            except BaseException as error:  # an interrupt: the threads end at their next task
+                failures[-1] = error
+                raise
     if failures:
         raise failures[min(failures)]

@@ -17,9 +17,9 @@ import threading
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from souping.merge.kernels import Raw, get_method
 from souping.merge.plan import (
     Chunk,
     MergePlan,
+    Task,
     blocks,
     chunks,
     complaint,
@@ -177,7 +178,7 @@ class ShardWriter:
     def __init__(self, plan: MergePlan, folder: Path, digests: Digests | None = None) -> None:
         """Open the files; `digests` are fed with what is read."""
         self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
-        self._lock, self._done, self._failed = threading.Lock(), 0, False
+        self._lock, self._thread, self._done = threading.Lock(), threading.local(), 0
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
         raise_file_limit(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
@@ -214,46 +215,32 @@ class ShardWriter:
             UserError: an ingredient ended early, a value is not finite, or the disk is full.
         """
         work = share_of_rank(chunks(self.plan), rank, ranks)
-        total, queue = sum(chunk.nbytes for chunk in work), self._queue(work)
         self._done = 0
-        with ThreadPoolExecutor(threads, thread_name_prefix="souping") as pool:
-            try:
-                for job in [pool.submit(self._drain, queue, total, progress) for _ in range(threads)]:
-                    job.result()
-            except BaseException:  # an interrupt too: the threads end at their next block
-                self._failed = True
-                raise
+        run_tasks(self._tasks(work, sum(chunk.nbytes for chunk in work), progress), threads)
 
-    def _queue(self, work: list[Chunk]) -> Iterator[Chunk]:
+    def _tasks(self, work: list[Chunk], total: int, progress: ProgressCallback | None) -> Iterator[Task]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
-            yield from [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read))
+            for block in [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read)):
+                hashed = [number for number in range(len(block.sources)) if self._hashed(block, number)]
+                yield partial(self._fill_block, block, hashed, total, progress)
 
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
 
-    def _drain(self, queue: Iterator[Chunk], total: int, progress: ProgressCallback | None) -> None:
-        """A thread's life: take a block, mix it, until the queue is empty or another thread failed."""
-        buffers = Buffers()
+    def _fill_block(self, block: Chunk, hashed: Sequence[int], total: int, progress: ProgressCallback | None) -> None:
+        """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
-            while (block := self._next(queue)) is not None:
-                self._block(block[0], buffers, block[1])
-                with self._lock:
-                    self._done += block[0].nbytes
-                    if progress is not None:
-                        progress(self._done, total)
+            self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
+            with self._lock:
+                self._done += block.nbytes
+                if progress is not None:
+                    progress(self._done, total)
         except BaseException:
-            self._failed = True
             for digest in self._digests.values():
                 digest.abandon()
             raise
-
-    def _next(self, queue: Iterator[Chunk]) -> tuple[Chunk, list[int]] | None:
-        """(a block, which of its sources are hashed as they pass), or None at the end."""
-        with self._lock:
-            chunk = None if self._failed else next(queue, None)
-            return None if chunk is None else (chunk, [i for i in range(len(chunk.sources)) if self._hashed(chunk, i)])
 
     def _hashed(self, chunk: Chunk, number: int) -> bool:
         source = chunk.sources[number]

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
-from souping.core.files import expanded
+from souping.core.files import disk_space
 from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
@@ -266,13 +265,6 @@ def gpus() -> tuple[Gpu, ...]:
     places = [place.strip() for place in setting.split(",")]
     known = itertools.takewhile(lambda place: place.isdigit() and int(place) < len(found), places)
     return tuple(found[int(place)] for place in known)
-
-
-def disk_space(path: Path) -> tuple[int, int]:
-    """(bytes free where `path` is or will be, number of that file system)."""
-    there = expanded(path).absolute()
-    there = next(p for p in (there, *there.parents) if p.exists())
-    return shutil.disk_usage(there).free, there.stat().st_dev
 
 
 @dataclass(frozen=True, kw_only=True)

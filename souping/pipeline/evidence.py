@@ -249,7 +249,7 @@ def gather(
         "losses": losses(pairs[best.kind + best.name]),
         "outcomes": ends,
         "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
-        "verdict": {**result.as_dict(), "opened": opened, "margin": unit().size(margin)},
+        "verdict": {**asdict(result), "opened": opened, "margin": unit().size(margin)},
     }
 
 
@@ -328,19 +328,15 @@ def outcomes(scores: ItemScores, table: ItemTable) -> dict[str, Any]:
     """How a model's answers ended: shares that were cut off (`truncated`) or are missing (`unanswered`), and why."""
     masks = {name: table.categories == number for number, name in enumerate(table.names)}
     return {
-        **_ends(scores, _all(scores)),
+        **_ends(scores, slice(None)),
         "reasons": dict(scores.reasons),
         "categories": {name: _ends(scores, mask) for name, mask in masks.items()},
     }
 
 
-def _all(scores: ItemScores) -> NDArray[np.bool_]:
-    return np.ones(len(scores.items), dtype=bool)
-
-
-def _ends(scores: ItemScores, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    cut, missing = float(scores.truncated[mask].mean()), float(scores.unanswered[mask].mean())
-    return {"items": int(mask.sum()), "truncated": cut, "unanswered": missing}
+def _ends(scores: ItemScores, which: slice | NDArray[np.bool_]) -> dict[str, Any]:
+    cut, missing = scores.truncated[which], scores.unanswered[which]
+    return {"items": len(cut), "truncated": float(cut.mean()), "unanswered": float(missing.mean())}
 
 
 def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> str:
@@ -356,7 +352,7 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
-    ends = {name: {**_ends(own, _all(own)), "reasons": own.reasons} for name, own in scores.items()}
+    ends = {name: {**_ends(own, slice(None)), "reasons": own.reasons} for name, own in scores.items()}
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
     if not hit:
         return []

@@ -88,28 +88,26 @@ class Ledger:
         the largest number of other claims on any of the items. A soup that was picked among soups with known scores
         pays for all of them, and deleted rows count as claims.
         """
-        with self._store.writing() as db:
-            key, item_set = claim.fingerprint, _item_set(db, [item.identity for item in claim.items])
-            row = db.execute("SELECT number, shown FROM looks WHERE claim = ?", (key,)).fetchone()
-            if row:
-                return Look(int(row[0]), int(row[1]), first=False)
-            claims, shown = _claims(db, item_set), _Mixtures(db).shown_beside(parts_of(claim.soup), item_set)
-            number = 1 + max(claims, shown) + _deleted(db)
-            shown = shown if shown > claims else 0
-            _insert(db, "looks", key, number, shown, item_set)
-            return Look(number, shown, first=True)
+        return self._open(claim.fingerprint, [item.identity for item in claim.items], parts_of(claim.soup))
 
     def open_comparison(self, claim: str, identities: Iterable[str]) -> Look:
         """Write a comparison of runs to the ledger, and return its look: one more than the claims on any of its items.
         `claim` is a digest of what is compared; repeated, it keeps its look."""
+        return self._open(claim, identities, None)
+
+    def _open(self, claim: str, identities: Iterable[str], soup: Mixture | None) -> Look:
         with self._store.writing() as db:
-            row = db.execute("SELECT number FROM looks WHERE claim = ?", (claim,)).fetchone()
+            row = db.execute("SELECT number, shown FROM looks WHERE claim = ?", (claim,)).fetchone()
             if row:
-                return Look(int(row[0]), 0, first=False)
+                return Look(int(row[0]), int(row[1]), first=False)
             item_set = _item_set(db, identities)
-            number = 1 + _claims(db, item_set) + _deleted(db)
-            _insert(db, "looks", claim, number, 0, item_set)
-            return Look(number, 0, first=True)
+            claims, shown = _claims(db, item_set), 0
+            if soup is not None:
+                shown = _Mixtures(db).shown_beside(soup, item_set)
+            number = 1 + max(claims, shown) + _deleted(db)
+            shown = shown if shown > claims else 0
+            _insert(db, "looks", claim, number, shown, item_set)
+            return Look(number, shown, first=True)
 
     def claims(self, items: Sequence[Item]) -> int:
         """The largest number of claims on one of these items."""

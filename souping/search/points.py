@@ -338,7 +338,7 @@ class GreedySearch(Search):
 
 @component
 class Nevergrad(LimitedStrategy):
-    """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised
+    """Any registered Nevergrad optimiser by name, asked one at a time, on a parametrised simplex.
 
     `softmax` of a real vector (suits CMA and NGOpt), `normalise` of a positive one (suits Hammersley), or `lattice`:
     a choice among the grid's points.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_the_strongest_claim_that_holds(
     claimed = say(figures, **change)
     assert (claimed.claim, claimed.p_value) == (claim, p_value if p_value is None else pytest.approx(p_value))
     assert words in claimed.sentence
-    assert json.loads(json.dumps(claimed.as_dict())) == claimed.as_dict()
+    assert json.loads(json.dumps(asdict(claimed))) == asdict(claimed)
 
 
 def test_no_candidate_but_the_searchs_is_kept() -> None:

@@ -1,31 +1,31 @@
-"""Ends of a run: what is told, by which exit status, and what stays on the disk."""
+"""Ends of a run: messages, exit statuses, what stays on the disk; help, version, commands and completion."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from souping.core.types import Item, Record
-from souping.evaluate.generate import LocalEvaluator
+from souping import __version__
+from souping.cli import COMMANDS, choices, folder, groups
+from souping.cli.config import GROUPS, Config
 from souping.pipeline import execute
-from tests.conftest import ROOT, Cli, pool_of
+from souping.report.render import plain_table, show_sample
+from souping.report.tables import grid
+from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
-
-
-def fails(error: Exception) -> Any:
-    def failing(*_: Any) -> Any:
-        raise error
-
-    return failing
+from tests.support.hub import files_of
 
 
 def quick(family: Path, *more: str) -> list[str]:
@@ -37,31 +37,26 @@ def merging(family: Path, *more: str) -> list[str]:
     return ["+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", *more]
 
 
-def test_a_late_error_leaves_the_soup_and_the_trials(
+def test_a_late_error_leaves_the_soup(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("souping.report.files.write_report", fails(OSError(28, "No space left on device")))
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("souping.report.files.write_report", full)
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
-    assert (tmp_path / "run/soup/model.safetensors").is_file()
-    assert (tmp_path / "run/trials.csv").is_file()
-    assert (tmp_path / "run/config.yaml").is_file()
-
-
-def test_a_store_in_the_directory_of_a_refused_run_stays(family: Path, souping: Cli, tmp_path: Path) -> None:
-    souping(*quick(family, "hydra.run.dir=exp", "store.path=exp/store.sqlite", "expected={ant: 99.0}")).refused("gate")
-    assert (tmp_path / "exp/store.sqlite").is_file()
+    assert all((tmp_path / "run" / name).is_file() for name in ("soup/model.safetensors", "trials.csv", "config.yaml"))
 
 
 def test_a_refused_run_leaves_nothing_that_it_made(family: Path, souping: Cli, tmp_path: Path) -> None:
-    for place in ("outputs/store.sqlite", "deep/er/st.sqlite"):
-        souping(*quick(family, "merge.carry=nosuch", f"store.path={place}")).refused("merge.carry=nosuch")
-        souping(*merging(family, "merge.carry=nosuch", f"store.path={place}")).refused("merge.carry=nosuch")
+    for words in (quick(family), merging(family)):
+        souping(*words, "merge.carry=nosuch", "store.path=deep/er/st.sqlite").refused("merge.carry=nosuch")
     assert [path.name for path in tmp_path.iterdir()] == []
     (tmp_path / "p/q/r").mkdir(parents=True)
     souping(*quick(family, "seed=-1", "hydra.run.dir=p/q/r")).refused("seed=-1")
     souping(*quick(family, "seed=-1", "hydra.run.dir=p/new/deep/run")).refused("seed=-1")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["p", "p/q", "p/q/r"]
-    assert souping(*quick(family, "stop_after=search")).code == 0
+    souping(*quick(family, "stop_after=search")).ok()
     before = (tmp_path / "outputs/store.sqlite").stat().st_ino
     souping(*quick(family, "merge.carry=nosuch")).refused("merge.carry=nosuch")
     assert (tmp_path / "outputs/store.sqlite").stat().st_ino == before
@@ -73,34 +68,18 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
     monkeypatch.setattr("souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file))
     done = souping(*quick(family))
-    assert done.code == 1
+    assert (done.code, len(done.err.splitlines())) == (1, 2)
     assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
-    assert len(done.err.splitlines()) == 2
     (place,) = tmp_path.glob("outputs/fam/*/traceback.txt")
     assert str(place.relative_to(tmp_path)) in done.err
     assert "Traceback" in place.read_text()
-
-
-def test_a_store_that_is_removed_during_the_run_is_told(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = LocalEvaluator.evaluate
-
-    def evaluate(self: LocalEvaluator, model: Any, items: Sequence[Item], *more: int) -> list[Record]:
-        for file in tmp_path.glob("st.sqlite*"):
-            file.unlink()
-        return before(self, model, items, *more)
-
-    monkeypatch.setattr(LocalEvaluator, "evaluate", evaluate)
-    souping(*quick(family, "stop_after=search", "store.path=st.sqlite")).refused("st.sqlite", "was removed or replaced")
 
 
 def test_names_that_look_like_interpolations(family: Path, tmp_path: Path) -> None:
     place = tmp_path / "w${x}"
     shutil.copytree(family / "ant", place / "m${x}")
     words = ["+experiment=merge", f'pool.candidates=["m\\${{x}}",{family / "bee"}]', "optimiser.weights=[0.5,0.5]"]
-    done = command(place, *words, "hydra.run.dir=run", "out=soup")
-    assert done.returncode == 0, done.stderr
+    assert command_line(place, *words, "hydra.run.dir=run", "out=soup") == 0
     assert json.loads((place / "soup/recipe.json").read_text())["ingredients"] == ["m${x}", "bee"]
     assert "m\\${x}" in (place / "run/config.yaml").read_text()
     assert compose(words)["pool"]["candidates"][0] == "m${x}"
@@ -108,11 +87,12 @@ def test_names_that_look_like_interpolations(family: Path, tmp_path: Path) -> No
 
 def command(place: Path, *words: str, **streams: Any) -> subprocess.CompletedProcess[str]:
     kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
     line = [sys.executable, "-m", "souping", *words]
     return subprocess.run(line, cwd=place, env=environment, text=True, check=False, **kept)
 
 
+@pytest.mark.slow
 def test_streams_that_are_full_or_closed_do_not_end_the_run(family: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = command(tmp_path, *merging(family, "out=soup"), stdout=full)
@@ -124,19 +104,6 @@ def test_streams_that_are_full_or_closed_do_not_end_the_run(family: Path, tmp_pa
     assert (tmp_path / "other/recipe.json").is_file()
 
 
-@pytest.mark.parametrize("key", ["out", "store.path"])
-def test_paths_that_lead_nowhere(family: Path, souping: Cli, key: str) -> None:
-    souping(*merging(family), f"{key}=~nosuchuser/x").refused(f"{key}=")
-
-
-def test_half_a_character_in_an_item_is_refused(family: Path, souping: Cli, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    rows[3]["prompt"] += "\ud800"
-    (tmp_path / "half.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    souping(*quick(family, "benchmark.path=half.jsonl")).refused("red-3", "ud800")
-    assert not (tmp_path / "outputs/fam").exists()
-
-
 @pytest.mark.parametrize(("module", "number"), [("souping.cli", signal.SIGINT), ("hydra", signal.SIGTERM)])
 def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str, number: int) -> None:
     """The child sends it to itself when it looks for that module: nothing waits for a clock."""
@@ -145,15 +112,8 @@ def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str,
         f"        if name == {module!r}:\n            os.kill(os.getpid(), {int(number)})\n"
         "sys.meta_path.insert(0, Finder)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "souping", "+experiment=merge"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    done = command(tmp_path, "+experiment=merge", preexec_fn=heard)
     assert done.returncode in (130, -number)
     assert len(done.stderr.splitlines()) <= 1
 
@@ -176,3 +136,141 @@ def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(f"ended by {signal.Signals(number).name}: what was evaluated is in the store")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "run.log"}
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/*/*/report.json"))]
+    return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
+
+
+def chat_family(family: Path, folder: Path, template: str) -> list[str]:
+    for name in ("ant", "bee", "cat"):
+        shutil.copytree(family / name, folder / name)
+        (folder / name / "chat_template.jinja").write_text(template)
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    chat = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in rows]
+    (folder / "chat.jsonl").write_text("\n".join(chat))
+    return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
+
+
+def test_a_repeated_command_keeps_it(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("souping.pipeline.run.Run.report", interrupt)
+        assert souping(*pool_of(family, "ant", "bee"), *QUICK).code == 130
+    before = files_of(tmp_path / "soup")
+    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
+    after = files_of(tmp_path / "soup")
+    assert {name for name in before if before[name] != after[name]} == {"README.md"}
+    (report,) = reports(tmp_path)
+    assert report["verdict"]["sentence"].split(":")[0] in (tmp_path / "soup/README.md").read_text()
+    (tmp_path / "soup/README.md").write_text("mine")
+    (tmp_path / "soup/notes.txt").write_text("mine")
+    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
+    assert files_of(tmp_path / "soup") == {**after, "README.md": b"mine", "notes.txt": b"mine"}
+
+
+@pytest.mark.slow
+def test_a_target_that_holds_another_soup_stays(family: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*pool_of(family, "ant", "bee"), *QUICK).ok()
+    before = files_of(tmp_path / "soup")
+    other = ("optimiser=fixed", "optimiser.weights=[0.7,0.3]", "name=other")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, *other).refused("out=soup")
+    assert files_of(tmp_path / "soup") == before
+    (place,) = tmp_path.glob("outputs/other/*")
+    report = json.loads((place / "report.json").read_text())  # it is written all the same
+    assert report["recipe"]["weights"] == [0.7, 0.3]
+    assert json.loads((place / "recipe.json").read_text())["id"] == report["recipe"]["id"]
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "merge.dtype=float32").refused("out=soup")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/recipe.json").write_text("{}")
+    souping(*pool_of(family, "ant", "bee"), *QUICK, "out=foreign").refused("out=foreign")
+    weights = tmp_path / "soup/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"xx")
+    souping(*pool_of(family, "ant", "bee"), *QUICK).refused("out=soup", "model.safetensors")
+    assert len(reports(tmp_path)) == 2
+
+
+def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
+    own = chat_family(family, tmp_path, TEMPLATE)
+    for words in (("plan=true",), ("check=true",)):
+        assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
+    (tmp_path / "cat/chat_template.jinja").unlink()
+    souping(*own, "benchmark.path=chat.jsonl").refused("candidate cat", "chat template")
+
+
+def test_help_names_every_group_choice_command_root_key_and_pages_that_exist(souping: Cli) -> None:
+    out = souping("--help").out
+    assert souping("help").out == out
+    assert set(groups()) == {*GROUPS, "experiment", "analysis"}
+    for group in groups():
+        assert f"{group}: {', '.join(choices(group))}" in out
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert [name for name in COMMANDS if [name, COMMANDS[name]] not in lines] == []
+    listed = out.split("Root keys:")[1].split("(")[0].split()
+    assert {field.name for field in fields(Config)} - {*GROUPS, "store"} <= {*listed}
+    pages = re.findall(r"[\w./-]+\.md", out)
+    assert pages
+    assert [page for page in pages if not (ROOT / page).is_file()] == []
+    assert "$" not in out
+    assert "Groups and their choices" in souping("--help", "+experiment=merge").out
+    assert souping("--version").out == f"souping {__version__}\n"
+
+
+def test_every_command_has_help(souping: Cli) -> None:
+    for name in COMMANDS:
+        for words in ((name, "--help"), (name, "-h"), ("--help", name), ("help", name)):
+            done = souping(*words)
+            assert (done.code, done.err) == (0, "")
+            assert done.out.startswith("usage: python -m souping")
+
+
+def test_help_of_a_group_has_every_key(souping: Cli) -> None:
+    for group in groups():
+        out = souping("--help", group).out
+        for name in choices(group):
+            assert f"{group}={name}\n" in out
+            lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
+            assert all(line in out for line in lines if line[:1].isalpha())
+        assert "  _target_" not in out
+    assert souping("help", "selector").out == souping("--help", "selector").out
+
+
+def test_words_that_are_no_command_or_group_are_refused(souping: Cli) -> None:
+    souping("--help", "selectr").refused("selectr", "did you mean selector?")
+    souping("help", "shwo").refused("shwo", "show")
+    souping("shows").refused("shows", "did you mean show?", "KEY=VALUE")
+    souping().refused("pool.candidates is not set", "+experiment=demo", "souping help")
+
+
+def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> None:
+    assert "souping -sc install=bash" in (ROOT / "docs/reference.md").read_text()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    asked = {**environment, "COMP_LINE": "souping selector=", "COMP_POINT": "17"}
+    words = [sys.executable, "-m", "souping", "-sc", "query=bash"]
+    done = subprocess.run(words, capture_output=True, text=True, env=asked, check=True, cwd=tmp_path)
+    assert {f"selector={name}" for name in choices("selector")} <= set(done.stdout.split())
+    line = f"{sys.executable} -m souping --help evaluator | head -1"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("width", [44, 60, 80])
+def test_tables_and_answers_fit(width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    words = ("ingredients", "evaluations", "known by then", "simple_python_category")
+    console.print(plain_table(grid(words, [("scoring the ingredients", "1,234", "56", "seven words or more of text")])))
+    sample = {"item": "one", "category": "c", "fold": "report", "target": "x", "arguments": [["word " * 60, {}]]}
+    models = {name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]} for name in "ab"}
+    show_sample(console, {**sample, "models": models}, ["a", "b"])
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("long") == 80

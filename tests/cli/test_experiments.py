@@ -1,23 +1,28 @@
-"""Every experiment composes; those at the paper's scale plan offline and run small on stand-ins."""
+"""Every experiment composes, and those at the paper's scale run small; sweeps/: multiruns and W&B agents."""
 
 from __future__ import annotations
 
 import csv
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from souping.cli import choices, groups
 from souping.core.scores import read_table
-from tests.conftest import PAPER, ROOT, Cli
+from souping.search import points as simplex
+from souping.search.points import Grid
+from tests.conftest import PAPER, ROOT, Cli, pool_of
 from tests.support.composition import compose
 from tests.support.experiments import LANGUAGES, checkpoints, flores, mgsm, pool
+from tests.support.scripts import script
+from tests.support.wandb import log_of, of_type
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
-"""Experiments whose candidates were never published."""
 REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
 REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
@@ -38,19 +43,19 @@ def selected(folder: Path) -> list[str]:
     return found
 
 
-class TestComposition:
-    @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-    def test_every_file_composes_and_passes_the_check(self, path: Path) -> None:
-        assert composed(path.stem)["name"] == path.stem
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_file_composes_and_passes_the_check(path: Path) -> None:
+    assert composed(path.stem)["name"] == path.stem
 
-    @pytest.mark.parametrize("name", ["bfcl_8b", "bfcl_70b", "mgsm"])
-    def test_expected_figures_are_the_papers(self, name: str) -> None:
-        plain = composed(name)
-        with (PAPER / "results.csv").open() as stream:
-            printed = {row["row"]: float(row["score"]) for row in csv.DictReader(stream)}
-        names = [c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in plain["pool"]["candidates"]]
-        assert plain["expected"] == {candidate: printed[candidate] for candidate in names}
-        assert set(names) == set(read_table(Path(plain["scores"]["path"])).models)
+
+@pytest.mark.parametrize("name", ["bfcl_8b", "bfcl_70b", "mgsm"])
+def test_expected_figures_are_the_papers(name: str) -> None:
+    plain = composed(name)
+    with (PAPER / "results.csv").open() as stream:
+        printed = {row["row"]: float(row["score"]) for row in csv.DictReader(stream)}
+    names = [c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in plain["pool"]["candidates"]]
+    assert plain["expected"] == {candidate: printed[candidate] for candidate in names}
+    assert set(names) == set(read_table(Path(plain["scores"]["path"])).models)
 
 
 OPEN_KEYS = {
@@ -64,12 +69,10 @@ OPEN_KEYS = {
     "pool=folders": "pool.candidates=[a,b]",
     "pool=trajectory": "pool.path=run",
 }
-"""What a choice leaves to the user."""
 SWAPPED = [group for group in groups() if group != "experiment"]
 
 
 def swapped(name: str, *swaps: str) -> dict[str, Any]:
-    """An experiment with other choices, composed and checked."""
     words = [*swaps, *(OPEN_KEYS[word] for word in swaps if word in OPEN_KEYS)]
     replaced = {word.partition("=")[0] for word in swaps}
     rest = [word for word in REST.get(name, []) if word.partition(".")[0] not in replaced]
@@ -82,69 +85,39 @@ def swap(group: str, number: int) -> str:
     return f"analysis=[{choice}]" if group == "analysis" else f"{group}={choice}"
 
 
-class TestSwappedChoices:
-    """What an experiment sets for a choice goes with that choice."""
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-    def test_every_experiment_takes_every_choice_of_every_group(self, path: Path) -> None:
-        """All groups are swapped at once, as often as the largest group has choices."""
-        for number in range(max(len(choices(group)) for group in SWAPPED)):
-            swapped(path.stem, *(swap(group, number) for group in SWAPPED))
-
-    @pytest.mark.parametrize("name", ["soce_cluster", "topk", "greedy"])
-    def test_settings_of_the_replaced_choice_are_left_out(self, name: str) -> None:
-        selector = swapped("mgsm", f"selector={name}")["selector"]
-        assert not {"sign", "ties"} & set(selector)
-        assert selector["objective"]["_target_"].endswith("Mean")
-
-    def test_a_choice_that_the_experiment_names_keeps_its_settings(self) -> None:
-        assert swapped("bfcl_70b", "server=vllm")["server"]["tensor_parallel_size"] == 4
-        assert swapped("mgsm", "selector=soce")["selector"]["sign"] == "signed"
-
-    def test_a_typo_in_an_experiment_is_refused(self, souping: Cli, tmp_path: Path) -> None:
-        (tmp_path / "own" / "experiment").mkdir(parents=True)
-        own = "# @package _global_\ndefaults:\n  - override /selector: topk\nselector: {kk: 2}\n"
-        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(own)
-        words = ("--config-dir", str(tmp_path / "own"), "+experiment=mine", "pool.candidates=[a,b]")
-        souping(*words).refused("selector.kk")
-        souping(*words, "selector=topk").refused("selector.kk")
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_experiment_takes_every_choice_of_every_group(path: Path) -> None:
+    for number in range(max(len(choices(group)) for group in SWAPPED)):
+        swapped(path.stem, *(swap(group, number) for group in SWAPPED))
 
 
-class TestSelection:
-    @pytest.mark.parametrize("name", CHOSEN)
-    def test_published_scores_select_without_a_weight(self, name: str, souping: Cli, tmp_path: Path) -> None:
-        done = souping(f"+experiment={name}", "stop_after=select")
-        assert done.code == 0, done.err
-        assert selected(tmp_path) == CHOSEN[name]
-
-    def test_flores_selects_without_the_corrupt_column(self, souping: Cli, tmp_path: Path) -> None:
-        whole, clean = (read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection"))
-        assert set(whole.categories) - set(clean.categories) == {"eng_spa"}
-        columns = [whole.categories.index(name) for name in clean.categories]
-        assert (whole.values[:, columns] == clean.values).all()
-        names = ",".join(f"candidate_{n}" for n in range(1, 6))
-        done = souping(
-            "+experiment=flores",
-            "scores=table",
-            "scores.path=${data:paper/flores36_selection.csv}",
-            f"pool.candidates=[{names}]",
-            "stop_after=select",
-        )
-        assert done.code == 0, done.err
-        assert len(selected(tmp_path)) > 1
+def test_settings_of_an_experiment_go_with_the_choice_that_they_are_for() -> None:
+    assert not {"sign", "ties"} & set(swapped("mgsm", "selector=topk")["selector"])
+    assert swapped("bfcl_70b", "server=vllm")["server"]["tensor_parallel_size"] == 4
+    assert swapped("mgsm", "selector=soce")["selector"]["sign"] == "signed"
 
 
-def test_the_harness_has_the_tasks() -> None:
-    """Without reading its index, which takes some twenty seconds."""
-    lm_eval = pytest.importorskip("lm_eval")
-    tasks = Path(lm_eval.__file__).parent / "tasks"
-    for task in composed("mgsm")["evaluator"]["tasks"]:
-        text = (tasks / "mgsm" / "native_cot" / f"{task}.yaml").read_text()
-        assert f"task: {task}\n" in text
-        assert "name: flexible-extract" in text
-    for task in composed("infinitebench")["evaluator"]["tasks"]:
-        assert f"task: {task}\n" in (tasks / "infinitebench" / f"{task}.yaml").read_text()
+@pytest.mark.parametrize("name", CHOSEN)
+def test_published_scores_select_without_a_weight(name: str, souping: Cli, tmp_path: Path) -> None:
+    souping(f"+experiment={name}", "stop_after=select").ok()
+    assert selected(tmp_path) == CHOSEN[name]
+
+
+def test_flores_selects_without_the_corrupt_column(souping: Cli, tmp_path: Path) -> None:
+    whole, clean = (read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection"))
+    assert set(whole.categories) - set(clean.categories) == {"eng_spa"}
+    columns = [whole.categories.index(name) for name in clean.categories]
+    assert (whole.values[:, columns] == clean.values).all()
+    names = ",".join(f"candidate_{n}" for n in range(1, 6))
+    souping(
+        "+experiment=flores",
+        "scores=table",
+        "scores.path=${data:paper/flores36_selection.csv}",
+        f"pool.candidates=[{names}]",
+        "stop_after=select",
+    ).ok()
+    assert len(selected(tmp_path)) > 1
 
 
 @pytest.mark.slow
@@ -167,8 +140,7 @@ class TestSmall:
         words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}"]
         stopped = souping(*words)
         stopped.refused("gate:", "score as expected")  # stand-ins are no mathematicians
-        done = souping(*words, "gate=warn", "optimiser.trials=3")
-        assert done.code == 0, done.err
+        souping(*words, "gate=warn", "optimiser.trials=3").ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         assert report["selection"]["ingredients"] == CHOSEN["mgsm"]
         assert list(report["objective"]["coefficients"]) == [f"mgsm_native_cot_{language}" for language in LANGUAGES]
@@ -181,7 +153,7 @@ class TestSmall:
         names = ("ant", "bee", "cat")
         checkpoints(tmp_path / "models", names, max_position_embeddings=512)
         monkeypatch.setenv("FLORES_DIR", str(flores(tmp_path / "flores", 8)))
-        done = souping(
+        souping(
             "+experiment=flores",
             pool(tmp_path / "models", names),
             *self.MACHINE,
@@ -190,18 +162,94 @@ class TestSmall:
             "evaluator.metric=bleu",
             "selector=all",
             "optimiser.trials=2",
-        )
-        assert done.code == 0, done.err
+        ).ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         directions = {f"flores36_{name}" for name in read_table(PAPER / "flores36.csv").categories}
         assert set(report["objective"]["coefficients"]) == directions
         assert sum(report["folds"].values()) == 36 * 8
 
 
-class TestFlores:
-    def test_without_the_archive_the_command_is_named(self, souping: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("lm_eval")
-        monkeypatch.delenv("FLORES_DIR", raising=False)
-        done = souping("+experiment=flores", "pool.candidates=[a,b,c]")
-        assert done.code == 2
-        assert "FLORES_DIR" in done.err
+SWEEPS = ROOT / "sweeps"
+AGENTS = sorted(SWEEPS.glob("wandb_*.yaml"))
+
+
+@pytest.fixture
+def weight_grid() -> ModuleType:
+    return script(SWEEPS / "weight_grid.py")
+
+
+def read(file: Path) -> dict[str, Any]:
+    sweep: dict[str, Any] = yaml.safe_load(file.read_text())
+    return sweep
+
+
+def draws(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """As few draws as hold every choice of every parameter once; of a range, its ends."""
+    options = {
+        name: one["values"] if "values" in one else [one["value"]] if "value" in one else [one["min"], one["max"]]
+        for name, one in sweep["parameters"].items()
+    }
+    count = max(map(len, options.values()))
+    return [{name: values[i % len(values)] for name, values in options.items()} for i in range(count)]
+
+
+def agent_line(sweep: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
+    macros = {"${env}": ["/usr/bin/env"], "${args_no_hyphens}": [f"{key}={value}" for key, value in drawn.items()]}
+    return [word for part in sweep["command"] for word in macros.get(part, [part])]
+
+
+@pytest.mark.parametrize("file", AGENTS, ids=lambda f: f.stem)
+def test_every_choice_of_a_wandb_sweep_composes_and_builds(file: Path) -> None:
+    sweep = read(file)
+    lines = [agent_line(sweep, drawn) for drawn in draws(sweep)]
+    for line in lines if len(lines) < 10 else [*lines[:3], lines[-1]]:  # a long list differs in weights alone
+        plain = compose(line[4:])
+        assert plain["stop_after"] == "search"
+        assert plain["tracker"]["_target_"].endswith("WandbTracker")
+
+
+def small(line: list[str], family: Path) -> list[str]:
+    return [*line, *pool_of(family), "hydra.run.dir=run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"), [pytest.param("wandb_grid", 1, marks=pytest.mark.slow), ("wandb_weights", 7)]
+)
+def test_an_agents_line_runs_and_logs_the_metric(
+    name: str, draw: int, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sweep = read(SWEEPS / f"{name}.yaml")
+    line = small(agent_line(sweep, draws(sweep)[draw]), family)
+    souping(*line[4:], "optimiser.trials=8").ok()
+    trials = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
+    best = max(float(trial["objective"]) for trial in trials)
+    points = [one["item"] for one in of_type(log_of(tmp_path / "run"), "history")]
+    assert points[-1][sweep["metric"]["name"]] == pytest.approx(best)
+    assert not (tmp_path / "run/report.json").exists()
+
+
+@pytest.mark.slow
+def test_a_multirun_finds_what_the_search_finds(
+    family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
+) -> None:
+    words = weight_grid.command(2, Grid().known_points(2), [*pool_of(family), "hydra.sweep.dir=sweep"])
+    souping(*words[3:]).ok()
+    rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert len(rows) == 9 + 2
+    one = ["+experiment=bfcl", "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
+    one += ["hydra.run.dir=one"]
+    souping(*one, *pool_of(family)).ok()
+    trials = list(csv.DictReader((tmp_path / "one/trials.csv").open()))
+    assert [float(row["objective"]) for row in rows] == [float(trial["objective"]) for trial in trials]
+    assert {trial["reused"] for trial in trials} == {trials[0]["items"]}
+
+
+def test_the_files_are_what_the_script_writes(weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for form, file in (("hydra", SWEEPS / "conf/sweep/weight_grid.yaml"), ("wandb", SWEEPS / "wandb_weights.yaml")):
+        assert weight_grid.main(["3", "--form", form]) == 0
+        assert capsys.readouterr().out == file.read_text()
+    listed = read(SWEEPS / "wandb_weights.yaml")["parameters"]["optimiser.weights"]["values"]
+    expected = {*simplex.grid(3), *simplex.vertices(3), simplex.uniform(3)}
+    assert {tuple(point) for point in listed} == expected
+    assert len(listed) == 40

@@ -1,7 +1,4 @@
-"""Odd values for every key of every group: refused in a line, or a setting that the components can describe.
-
-Keys are those of the YAML files and of the signatures that they feed; nothing runs.
-"""
+"""Odd values for every key of YAML files and signatures: refused in a line, or a setting that can be described."""
 
 from __future__ import annotations
 
@@ -34,7 +31,6 @@ GIVEN = {
     "evaluator.tasks": ["t"],
     "evaluator.command": "true {model} {items} {out}",
 }
-"""What has no default."""
 ROOT_KEYS: dict[str, Any] = {
     "upload": {"repo": "org/name", "private": True},
     "expected": {"a": {"x": 0.5}},
@@ -59,7 +55,6 @@ def composed(*words: str) -> dict[str, Any]:
 
 
 def keys(node: Any, path: str) -> Iterator[str]:
-    """A key and every key below it: those that are written, and the parameters of what it makes."""
     yield path
     names = list(node) if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else []
     yield from (key for name in names for key in keys(node[name], f"{path}.{name}"))
@@ -69,7 +64,6 @@ def keys(node: Any, path: str) -> Iterator[str]:
 
 
 def with_value(plain: Any, path: str, value: Any) -> Any:
-    """A copy with one value changed."""
     if not path:
         return value
     name, _, rest = path.partition(".")

@@ -91,6 +91,7 @@ def test_windows_score_every_token_once(
     assert [token for own, count in made for token in own[-count:]] == list(tokens[before:])
 
 
+@pytest.mark.slow
 def test_long_texts_agree_with_lm_eval(model: Any) -> None:
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance

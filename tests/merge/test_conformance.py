@@ -1,4 +1,4 @@
-"""Every merge backend of the configuration: a protocol's members, settings, and soups that are the same three ways."""
+"""Every merge backend of the configuration, and live pouring: soups are the same three ways, on any architecture."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from souping.checkpoints import Checkpoint, fingerprint_of
 from souping.core.text import install
-from souping.core.types import UserError
+from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters import AdapterPool
 from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from tests.conftest import ROOT
-from tests.merge.test_live import pool_of
 from tests.support.adapters import save_adapter
 
 FAKE = """#!{python}
 import shutil, sys, yaml
 from pathlib import Path
-document, out = yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-shutil.copytree(document["models"][0]["model"], out, dirs_exist_ok=True)
-flip = Path(__file__).with_name("flip")
+source, flip = yaml.safe_load(Path(sys.argv[1]).read_text())["models"][0]["model"], Path(__file__).with_name("flip")
+shutil.copytree(source, sys.argv[2], dirs_exist_ok=True)
 if flip.exists():
-    with open(flip.read_text(), "r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"?")
+    changed = Path(flip.read_text())
+    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
 """
 """A mergekit that takes the first model for the soup, and may change the file that is named beside it."""
+Siblings = dict[str, Path]
 BACKENDS = ("local", "accelerate", "mergekit")
 
 
@@ -61,12 +61,9 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return pool_of(tmp_path / "pool")
 
 
-def test_every_choice_of_the_configuration_is_a_row() -> None:
-    assert sorted(path.stem for path in (ROOT / "conf" / "merge").glob("*.yaml")) == sorted(BACKENDS)
-
-
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_configuration_names_the_class_and_its_settings(name: str) -> None:
+    assert sorted(path.stem for path in (ROOT / "conf" / "merge").glob("*.yaml")) == sorted(BACKENDS)
     table = yaml.safe_load((ROOT / "conf" / "merge" / f"{name}.yaml").read_text())
     module, _, part = table["_target_"].rpartition(".")
     made = vars(importlib.import_module(module))[part]
@@ -75,40 +72,11 @@ def test_the_configuration_names_the_class_and_its_settings(name: str) -> None:
     assert keys <= set(inspect.signature(made).parameters)
 
 
-def test_other_settings_make_another_backend(backend: MergeBackend) -> None:
-    other = backend.with_settings({"dtype": "float32", "base": "somewhere", "no_such_key": 1})
-    assert type(other) is type(backend)
-    assert (other.dtype, other.base) == ("float32", "somewhere")
-    assert backend.dtype is None
-    with pytest.raises(UserError, match=r"dtype="):
-        backend.with_settings({"dtype": "float8"})
-
-
-def test_the_base_is_opened_and_read_once(
-    backend: MergeBackend, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = folders.pop("m2")
-    method = "ties" if isinstance(backend, MergekitMerge) else "task_arithmetic"
-    pool = backend.with_settings({"method": method, "base": str(base)}).open(folders)
-    read, opened = Checkpoint.open, list[Path]()
-    monkeypatch.setattr(
-        Checkpoint, "open", lambda folder, pickle=False: opened.append(Path(folder)) or read(folder, pickle)
-    )
-    content = fingerprint_of(read(base))
-    assert pool.known_folders[content] == base
-    for weight in (0.25, 0.5):
-        recipe = pool.recipe({"m0": weight, "m1": 1 - weight})
-        assert recipe.settings["base"] == content
-        assert pool.plan(recipe).describe()
-    assert opened == [base]
-
-
-def test_a_pool_of_full_models(backend: MergeBackend, folders: dict[str, Path]) -> None:
+def test_a_pool_of_full_models(backend: MergeBackend, folders: Siblings) -> None:
     digests: dict[str, str] = {}
     pool = backend.open(folders, digests)
     assert isinstance(pool, FullModelPool)
-    assert pool.names == tuple(folders)
-    assert list(pool.warnings) == []
+    assert (pool.names, list(pool.warnings)) == (tuple(folders), [])
     assert len(set(pool.fingerprints.values())) == 3
     assert digests
     assert dict(pool.known_folders) == {pool.fingerprints[name]: folder for name, folder in folders.items()}
@@ -119,7 +87,7 @@ def test_a_pool_of_full_models(backend: MergeBackend, folders: dict[str, Path]) 
     pool.close()
 
 
-def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, folders: dict[str, Path]) -> None:
+def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, folders: Siblings) -> None:
     pool = backend.open(folders)
     recipe = pool.recipe({"m2": 0.75, "m1": 0.0, "m0": 0.25})
     assert (recipe.ingredients, recipe.weights) == (("m0", "m2"), (0.25, 0.75))
@@ -132,28 +100,27 @@ def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, fold
 
 
 @pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
-def test_what_is_written_is_what_is_poured(
-    backend: MergeBackend, folders: dict[str, Path], weights: Mapping[str, float], tmp_path: Path
+def test_written_is_poured(
+    backend: MergeBackend, folders: Siblings, weights: Mapping[str, float], tmp_path: Path
 ) -> None:
-    pool, done = backend.open(folders), list[int]()
+    pool = backend.open(folders)
     recipe = pool.recipe(weights)
-    out = pool.write(
-        recipe, tmp_path / "soup", extra_files={"README.md": "card"}, progress=lambda now, total: done.append(now)
-    )
+    out = pool.write(recipe, tmp_path / "soup", extra_files={"README.md": "card"})
     assert (out / "README.md").read_text() == "card"
     assert recipe.id in (out / "recipe.json").read_text()
+    plan = pool.plan(recipe)
+    assert recipe.id in plan.describe()
+    assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
+    assert recipe.id in (tmp_path / "plan.json").read_text()
     module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
     pool.live(module).pour(recipe)
-    state = module.state_dict()
-    assert all(
-        torch.equal(state[name], tensor.float()) for name, tensor in load_file(out / "model.safetensors").items()
-    )
+    state, written = module.state_dict(), load_file(out / "model.safetensors")
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in written.items())
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         pool.write(recipe, tmp_path / "soup")
 
 
 def flip(path: Path) -> None:
-    """Another last byte; size and time stay."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -163,9 +130,7 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_an_ingredient_that_changed_makes_no_soup(
-    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_ingredient_that_changed_makes_no_soup(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
     pool = backend.open(folders)
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
     module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
@@ -177,9 +142,7 @@ def test_an_ingredient_that_changed_makes_no_soup(
     assert not (tmp_path / "soup").exists()
 
 
-def test_an_ingredient_that_changes_meanwhile_makes_no_soup(
-    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_ingredient_that_changes_meanwhile(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
     pool, victim = backend.open(folders), folders["m1"] / "model.safetensors"
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
     if isinstance(backend, MergekitMerge):
@@ -189,7 +152,7 @@ def test_an_ingredient_that_changes_meanwhile_makes_no_soup(
     assert not (tmp_path / "soup").exists()
 
 
-def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
     for name, ends in {"m0": {"eos_token_id": 7, "top_k": 5}, "m1": {"eos_token_id": [9, 2]}, "m2": {}}.items():
         (folders[name] / "generation_config.json").write_text(json.dumps(ends))
     config = json.loads((folders["m2"] / "config.json").read_text())
@@ -205,18 +168,7 @@ def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: dict
     assert alone.read_bytes() == (folders["m1"] / "generation_config.json").read_bytes()
 
 
-def test_a_plan_says_what_will_be_done_and_is_saved(
-    backend: MergeBackend, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    pool = backend.open(folders)
-    recipe = pool.recipe({"m0": 0.5, "m1": 0.5})
-    plan = pool.plan(recipe)
-    assert recipe.id in plan.describe()
-    assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
-    assert recipe.id in (tmp_path / "plan.json").read_text()
-
-
-def test_a_pool_of_adapters(backend: MergeBackend, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
     adapters = {
         name: save_adapter(tmp_path / name, folders["m0"], {"model.layers.0.self_attn.q_proj": 2}, seed)
         for seed, name in enumerate("ab", 1)
@@ -250,3 +202,154 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     assert [one.fix for one in MergekitMerge().needs()] == [install("mergekit")]
     assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate is not installed"]
     assert MergekitMerge(command="there").needs() == []
+
+
+def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        **{
+            "vocab_size": 97, "hidden_size": 32, "intermediate_size": 55, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, **settings,
+        }
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def pool_of(folder: Path, sizes: tuple[int, ...] = (97, 97, 97), **settings: Any) -> dict[str, Path]:
+    folders = {f"m{i}": folder / f"m{i}" for i in range(len(sizes))}
+    for i, (path, rows) in enumerate(zip(folders.values(), sizes, strict=True)):
+        llama(i, vocab_size=rows, **settings).save_pretrained(path)
+    return folders
+
+
+def mix(pool: CandidatePool, *weights: float) -> Recipe:
+    return pool.recipe(dict(zip(pool.names, weights, strict=True)))
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model
+
+
+def check_equal(module: torch.nn.Module, written: torch.nn.Module) -> None:
+    state = module.state_dict()
+    for name, tensor in written.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_pour_after_pour_equals_loading_what_was_written(tmp_path: Path, compute: torch.dtype, tied: bool) -> None:
+    folders = pool_of(tmp_path, tie_word_embeddings=tied)
+    pool, module = LocalMerge().open(folders), loaded(folders["m0"], compute)
+    storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    live = pool.live(module)
+    for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
+        live.pour(mix(pool, *weights))
+        check_equal(module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), compute))
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == storages
+
+
+@pytest.mark.parametrize("rule", ["union", "intersect"])
+def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
+    folders = pool_of(tmp_path, (97, 103, 97), tie_word_embeddings=True)
+    pool, module = LocalMerge(vocab=rule).open(folders), loaded(folders["m0"], torch.float32)
+    live = pool.live(module)
+    for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
+        live.pour(mix(pool, *weights))
+        check_equal(module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), torch.float32))
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "model_stock"])
+def test_whatever_was_poured_before_a_pour_equals_what_is_written(tmp_path: Path, method: str) -> None:
+    folders = pool_of(tmp_path)
+    based: dict[str, Any] = {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+    recipes = []
+    for scale, dtype in ((1.0, None), (0.5, "float32")):
+        pool = LocalMerge(method=method, dtype=dtype, **based, **({"scale": scale} if based else {})).open(folders)
+        weights = ((0.35, 0.65, 0.0), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.35, 0.65, 0.0))
+        recipes += [mix(pool, *row) for row in weights]
+    if method == "linear":
+        overrides = (recipes[1], [1.0, 0.0]), (recipes[0], [0.5, 0.5])
+        recipes += [replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides]
+    pool, written = LocalMerge(method=method, **based).open(folders), {}
+    for recipe in recipes:
+        if recipe.id not in written:
+            written[recipe.id] = loaded(pool.write(recipe, tmp_path / recipe.id), torch.float32)
+    module = loaded(folders["m0"], torch.float32)
+    live = pool.live(module)
+    for recipe in [*recipes, *reversed(recipes)]:
+        live.pour(recipe)
+        check_equal(module, written[recipe.id])
+
+
+def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path) -> None:
+    folders = pool_of(tmp_path)
+    pool, module = LocalMerge().open(folders), loaded(folders["m0"], torch.float32)
+    live = pool.live(module)
+    live.pour(mix(pool, 0.2, 0.5, 0.3))
+    module.to(torch.bfloat16)
+    norm = module.model.norm
+    norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
+    live.pour(mix(pool, 0.3, 0.4, 0.3))
+    check_equal(module, loaded(pool.write(mix(pool, 0.3, 0.4, 0.3), tmp_path / "soup"), torch.bfloat16))
+
+
+SMALL = {
+    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+MODELS: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**SMALL, num_local_experts=4)),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=24)
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=8)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+        )
+    ),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**SMALL, head_dim=8)),
+    "t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        )
+    ),
+    "mamba": lambda: transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=99, hidden_size=32, state_size=8, num_hidden_layers=2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_soup_is_the_arithmetic_and_generates(name: str, tmp_path: Path) -> None:
+    folders = {str(seed): tmp_path / str(seed) for seed in range(2)}
+    for seed, folder in folders.items():
+        torch.manual_seed(int(seed))
+        MODELS[name]().to(torch.bfloat16).save_pretrained(folder)
+    pool = LocalMerge().open(folders)
+    recipe = pool.recipe({"0": 0.25, "1": 0.75})
+    assert list(pool.warnings) == []
+    out = pool.write(recipe, tmp_path / "soup")
+
+    parts = [load_file(folder / "model.safetensors") for folder in folders.values()]
+    soup = load_file(out / "model.safetensors")
+    assert set(soup) == set(parts[0])
+    for key, tensor in soup.items():
+        total = torch.zeros(tensor.shape)
+        for part, weight in zip(parts, (0.25, 0.75), strict=True):
+            total.add_(part[key].float(), alpha=weight)
+        assert torch.equal(tensor, total.to(tensor.dtype)), key
+
+    kind = type(MODELS[name]())
+    written = kind.from_pretrained(out, dtype=torch.float32).eval()
+    live = kind.from_pretrained(folders["0"], dtype=torch.float32).eval()
+    pool.live(live).pour(recipe)
+    check_equal(live, written)
+    prompt = torch.tensor([[5, 6, 7]])
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    answers = [model.generate(prompt, **settings) for model in (written, live)]
+    assert answers[0].shape[1] > 1
+    assert torch.equal(answers[0], answers[1])

@@ -1,10 +1,12 @@
-"""Numerics: every way to compute a block gives the same bytes, and those are the specified ones."""
+"""Numerics: every way to compute a block, on a GPU too, gives the same bytes, and those are the specified ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,31 +15,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints.header import size_of
+from souping.checkpoints.header import FLOATS, size_of
 from souping.core.types import UserError
-from souping.merge.kernels import (
-    METHODS,
-    Raw,
-    _engine,
-    check_method,
-    delta,
-    fma,
-    linear,
-    mix_block,
-    narrow,
-    native,
-    slerp_weights,
-    stock_weights,
-    store,
-    widen,
-)
+from souping.merge import accelerate, kernels
+from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
+from souping.merge.kernels import METHODS, Raw, delta, linear, mix_block, narrow, slerp_weights, stock_weights, widen
+from souping.merge.local import LocalMerge
+from tests.merge.test_writer import contents, planned, siblings, staging
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
 
 
 def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
-    """Any bits at all in the first half, weights as trained models have them in the second."""
     rng = np.random.default_rng(seed)
     half = count // 2
     made = []
@@ -49,7 +39,7 @@ def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
     return made
 
 
-@pytest.mark.skipif(_engine() is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(kernels._engine() is None, reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
@@ -61,23 +51,11 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
                 weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
                 size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert native(combine is delta, source, dtype, stored) is not None
+                assert kernels.native(combine is delta, source, dtype, stored) is not None
                 good = mix_block(combine, raw, [source] * rows, weights, dtype, fast, stored)
                 total = combine([widen(r, source) for r in raw], weights)
-                assert store(narrow(total, dtype), dtype, plain, stored) == good
+                assert kernels.store(narrow(total, dtype), dtype, plain, stored) == good
                 assert fast.tobytes() == plain.tobytes(), (source, stored, count)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 20), count=st.integers(1, 600))
-def test_numpy_equals_torch_add_with_alpha(seed: int, rows: int, count: int) -> None:
-    rng = np.random.default_rng(seed)
-    tensors = [rng.standard_normal(count).astype(np.float32) for _ in range(rows)]
-    weights = rng.dirichlet(np.ones(rows)).tolist()
-    total = torch.zeros(count)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add_(torch.from_numpy(tensor), alpha=weight)
-    assert linear(tensors, weights).tobytes() == total.numpy().tobytes()
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -86,9 +64,8 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @settings(max_examples=300, deadline=None)
 @given(a=FINITE, b=FINITE, w=st.floats(-2, 2, width=32))
 def test_fma_rounds_once(a: float, b: float, w: float) -> None:
-    """Against exact rational arithmetic."""
     exact = Fraction(w) * Fraction(a) + Fraction(b)
-    got = float(fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
+    got = float(kernels.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
     if math.isinf(got):
         assert abs(exact) >= Fraction(2**128) - Fraction(2**103)
         return
@@ -105,7 +82,7 @@ def test_double_rounding_is_caught() -> None:
     """The sum is 2^-70 below a tie of fp32; rounded to fp64 first it lands on the tie, and then goes the wrong way."""
     weight, value, total = 1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23
     twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
-    once = fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
+    once = kernels.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
     assert once == np.float32(1 + 2.0**-23)
     assert twice == np.float32(1 + 2.0**-22)
 
@@ -151,22 +128,13 @@ def test_methods_against_float64(name: str) -> None:
     assert np.all(np.abs(got - want) <= bound([1, 1, 1][: len(tensors)], tensors, want))
 
 
-def test_slerp_of_parallel_and_zero_tensors_is_straight() -> None:
+def test_weights_at_the_edges() -> None:
+    """Of model_stock: cos = 1: all of the mean difference; cos = 0: none of it; at the pole the base is kept."""
     assert slerp_weights(np.array([[1.0, 2.0], [2.0, 4.0]]), (0.25, 0.75)) == (0.25, 0.75)
     assert slerp_weights(np.zeros((2, 2)), (0.25, 0.75)) == (0.25, 0.75)
-
-
-def test_model_stock_of_agreeing_and_of_unrelated_models() -> None:
-    """cos = 1: all of the mean difference; cos = 0: none of it; at the pole the base is kept."""
     assert stock_weights(np.ones((2, 2)), (0.5, 0.5)) == (0.5, 0.5)
     assert stock_weights(np.eye(3), (1 / 3, 1 / 3, 1 / 3)) == (0.0, 0.0, 0.0)
     assert stock_weights(np.array([[1.0, -1.0], [-1.0, 1.0]]), (0.5, 0.5)) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(("name", "count"), [("slerp", 3), ("model_stock", 1)])
-def test_methods_say_how_many_models_they_take(name: str, count: int) -> None:
-    with pytest.raises(UserError, match=rf"merge\.method={name} needs"):
-        check_method(name, (1.0,) * count)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +150,98 @@ def test_what_a_method_of_the_users_makes_is_looked_at(made: object, said: str) 
         mix_block(mine, rows, ["F32", "F32"], [0.5, 0.5], "F32", np.empty(16, np.uint8), "F32")
 
 
-def test_a_method_may_reckon_in_double_precision() -> None:
-    def mine(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> Any:
-        return np.median(np.stack(tensors).astype(float), axis=0)
+@pytest.mark.parametrize("broken", ["add_", "to"])
+def test_a_device_that_rounds_otherwise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    """Multiply, then add; cut instead of rounding."""
+    to = torch.Tensor.to
 
-    out = np.empty(16, np.uint8)
-    rows = [np.full(4, value, np.float32).view(np.uint8) for value in (1, 2, 9)]
-    assert mix_block(mine, rows, ["F32"] * 3, [0.2, 0.4, 0.4], "F32", out, "F32")
-    assert out.view(np.float32).tolist() == [2.0] * 4
+    def add(self: torch.Tensor, other: torch.Tensor, alpha: float = 1.0) -> torch.Tensor:
+        return self.copy_(self + other * alpha)
+
+    def cut(self: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if arguments == (torch.bfloat16,):
+            return to(self.view(torch.int32) >> 16, torch.int16).view(torch.bfloat16)
+        return to(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, broken, {"add_": add, "to": cut}[broken])
+    assert not accelerate.agrees(torch.device("cpu"))
+    monkeypatch.setattr(accelerate, "agrees", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    accelerate.log.disabled = False
+    assert usable_gpu(0) is None
+    assert "cuda:0 does not round as specified" in caplog.text
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtypes=st.lists(st.sampled_from(sorted(FLOATS)), min_size=2, max_size=4),
+    dtype=st.sampled_from(sorted(FLOATS)),
+    delta=st.booleans(),
+)
+def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, delta: bool) -> None:
+    dice = np.random.default_rng(seed)
+    rows = [np.frombuffer(dice.bytes(37 * size_of(tag)), np.uint8).copy() for tag in dtypes]
+    weights = dice.uniform(-1, 2, len(rows)).tolist()
+    function = kernels.delta if delta else kernels.linear
+    with np.errstate(all="ignore"):
+        total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
+        wanted = kernels.narrow(total, dtype)
+    got, finite = accelerate.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
+    assert got.numpy().tobytes() == wanted.tobytes()
+    assert bool(finite) == kernels.finite(wanted, dtype)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The CPU in a GPU's place: work is done when it is queued."""
+    empty = torch.empty
+    for name in ("Stream", "device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
+    monkeypatch.setattr(accelerate, "LARGEST", 1 << 16)  # several blocks at a time
+    return torch.device("cpu")
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "float32": {"dtype": "float32"},
+    "slerp": {"method": "slerp", "weights": (0.25, 0.0, 0.75)},
+    "task_arithmetic": {"method": "task_arithmetic"},
+    "alone": {"weights": (0.0, 1.0, 0.0)},
+}
+
+
+def check_gpu(case: str, device: torch.device, tmp_path: Path) -> None:
+    plan = planned(siblings(tmp_path / "pool", torch.bfloat16, torch.float16), **CASES[case])
+    local, done = contents(LocalMerge().write(plan, tmp_path / "local")), list[int]()
+    stage = staging(plan, tmp_path / "gpu")
+    with CudaShardWriter(plan, stage, device) as writer:
+        writer.fill(progress=lambda now, _: done.append(now))
+    assert done[-1] == plan.nbytes
+    assert contents(stage) == {name: local[name] for name in plan.shards}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gpu_path_without_a_gpu(case: str, stand_ins: torch.device, tmp_path: Path) -> None:
+    check_gpu(case, stand_ins, tmp_path)
+
+
+def test_a_single_rank_writes_with_its_gpu(
+    stand_ins: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(accelerate, "usable_gpu", lambda number: stand_ins)
+    plan = planned(siblings(tmp_path / "pool", torch.bfloat16))
+    out = AccelerateMerge(num_processes=1).write(plan, tmp_path / "gpu")
+    assert contents(out) == contents(LocalMerge().write(plan, tmp_path / "local"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_the_gpu_path_on_a_gpu(case: str, tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    assert accelerate.agrees(device)
+    check_gpu(case, device, tmp_path)

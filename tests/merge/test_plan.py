@@ -1,36 +1,37 @@
-"""Plans: layout, dtypes, NaN, methods, shares of ranks; each against the arithmetic written out."""
+"""Plans and settings of a merge against the arithmetic written out; mergekit's YAML, runs and bytes."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
 from souping.merge import plan as merge_plan
 from souping.merge.__main__ import main
-from souping.merge.alignment import load_plan, plan
+from souping.merge.alignment import load_plan, matcher, plan
 from souping.merge.kernels import METHODS, Float32, Method
+from souping.merge.local import LocalMerge
+from souping.merge.mergekit import MergekitMerge, to_yaml
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
-from tests.support.checkpoints import (
-    expected,
-    family,
-    load,
-    random_tensors,
-    same_bits,
-    save,
-    simple,
-    soup_of,
-)
+from tests.conftest import recipe
+from tests.support.checkpoints import expected, family, load, random_tensors, same_bits, save, simple, soup_of
 
 
 @pytest.mark.parametrize("size", ["200", "0.5KB", "5GB"])
@@ -67,7 +68,6 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_corrupt_plans_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Replace a value somewhere in a saved plan: it is written, or an error for the user comes and nothing is."""
     root = tmp_path_factory.mktemp("plan")
     folders = family(root / "pool", 2)
     path = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).save(root / "pool" / "plan.json")
@@ -100,23 +100,16 @@ def test_zero_weights_are_not_read(tmp_path: Path) -> None:
 
 
 def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line each, and nothing is written."""
     folders = family(tmp_path / "pool", 2)
     path = plan(simple(folders, (0.5, 0.5)), folders).save(tmp_path / "plan.json")
     table = json.loads(path.read_text())
     (tmp_path / "loop").symlink_to("loop")
-    texts = {
-        "not text": "\ud800" * 3,
-        "deep": "[" * 100_000,
-        **{text: text for text in ("", "{}", "[]", '{"version": 1}', '{"version": 9}', "null")},
-    }
+    texts = {text[:9]: text for text in ("\ud800" * 3, "[" * 100_000, "", "{}", "[]", '{"version": 9}', "null")}
     changes: dict[str, dict[str, Any]] = {
         "folder": {"folders": {**table["folders"], "m1": "\0"}},
         "loop": {"folders": {**table["folders"], "m1": str(tmp_path / "loop")}},
-        "lost": {"folders": {"m0": table["folders"]["m0"]}},
         "file": {"files": {**table["files"], "m1": {"../../../etc/passwd": 5}}},
         "size": {"files": {**table["files"], "m1": {"model.safetensors": 1 << 61}}},
-        "carry": {"carry": "m7"},
         "recipe": {"recipe": {**table["recipe"], "weights": ["x", 1]}},
     }
     texts |= {name: json.dumps({**table, **change}) for name, change in changes.items()}
@@ -131,12 +124,9 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("types", "asked", "got"),
     [
-        ((torch.bfloat16, torch.bfloat16), None, torch.bfloat16),
         ((torch.float16, torch.float16), None, torch.float16),
-        ((torch.float32, torch.float32), None, torch.float32),
         ((torch.bfloat16, torch.float32), None, torch.float32),
         ((torch.bfloat16, torch.float16), None, torch.float32),
-        ((torch.float32, torch.float32), "bfloat16", torch.bfloat16),
         ((torch.bfloat16, torch.float16), "float16", torch.float16),
     ],
 )
@@ -176,16 +166,8 @@ def test_nan_and_infinity_name_file_and_tensor(tmp_path: Path, bad: float, caplo
         soup_of(folders, tmp_path / "single", (0.0, 1.0))
 
 
-def test_overflow_of_a_narrow_dtype_is_found(tmp_path: Path) -> None:
-    folders = {str(i): save(tmp_path / str(i), {"w": torch.full((9,), 7e4)}) for i in range(2)}
-    with pytest.raises(UserError, match=r"overflow to infinity, or NaN from merge.method, in tensor w"):
-        soup_of(folders, tmp_path / "soup", (0.5, 0.5), dtype="float16")
-
-
 @pytest.mark.parametrize("method", ["slerp", "model_stock", "task_arithmetic"])
-def test_files_get_what_the_method_gives_on_whole_tensors(
-    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_get_what_methods_give_on_tensors(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge_plan, "STEP", 16)
     monkeypatch.setattr(merge_plan, "BLOCK", 16)
     folders, based = family(tmp_path, 3), method != "slerp"
@@ -229,18 +211,15 @@ def test_a_pool_of_70b_is_planned_from_headers_alone(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(ranks=st.integers(1, 7), block=st.sampled_from([8, 64, 1 << 18]))
-def test_shares_of_ranks_cover_the_output_once(
-    tmp_path_factory: pytest.TempPathFactory, ranks: int, block: int
-) -> None:
+def test_shares_of_ranks_cover_the_output(ranks: int, block: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("ranks")
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_plan, "BLOCK", block)
         shares = [merge_plan.share_of_rank(merge_plan.chunks(made), rank, ranks) for rank in range(ranks)]
-        assert sum(chunk.count for share in shares for chunk in share) == sum(
-            chunk.count for chunk in merge_plan.chunks(made)
-        )
+        everything = sum(chunk.count for chunk in merge_plan.chunks(made))
+        assert sum(chunk.count for share in shares for chunk in share) == everything
         stage = root / "stage"
         stage.mkdir()
         prepare(made, stage)
@@ -249,3 +228,199 @@ def test_shares_of_ranks_cover_the_output_once(
                 writer.fill(rank, ranks)
     whole = load(write_checkpoint(made, root / "whole"))
     assert all(same_bits(tensor, whole[name]) for name, tensor in load(stage).items())
+
+
+@pytest.mark.parametrize("rule", ["union", "intersect"])
+def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
+    sizes, weights = (12, 15, 19), (0.2, 0.3, 0.5)
+    folders = {
+        f"v{rows}": save(tmp_path / str(rows), random_tensors(rows, rows=rows), {"vocab_size": rows}) for rows in sizes
+    }
+    soup = soup_of(folders, tmp_path / "soup", weights, vocab=rule)
+    parts = [random_tensors(rows, rows=rows) for rows in sizes]
+    bands = [(0, 12, (0, 1, 2)), (12, 15, (1, 2)), (15, 19, (2,))][: 3 if rule == "union" else 1]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert soup[name].shape[0] == bands[-1][1]
+        for low, high, who in bands:
+            scaled = tuple(weights[i] * (1.0 / sum(weights[j] for j in who)) for i in who)
+            want = expected([parts[i][name][low:high] for i in who], scaled, torch.bfloat16)
+            assert torch.allclose(soup[name][low:high].float(), want.float(), rtol=2**-7, atol=0)
+    if rule == "union":
+        assert same_bits(soup["lm_head.weight"][15:], parts[2]["lm_head.weight"][15:])
+    assert json.loads((tmp_path / "soup" / "config.json").read_text())["vocab_size"] == bands[-1][1]
+
+
+@pytest.mark.parametrize(("rule", "carry", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))])
+def test_a_carrier_has_the_soups_vocabulary(tmp_path: Path, rule: str, carry: str, ends: tuple[int, ...]) -> None:
+    rows = {"short": (12, 2), "long": (15, 14)}
+    folders = {n: save(tmp_path / n, random_tensors(r, rows=r), {"vocab_size": r}) for n, (r, _) in rows.items()}
+    for name, (_, end) in rows.items():
+        (folders[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    other = next(name for name in folders if name != carry)
+    size = rows[carry][0]
+    with pytest.raises(UserError, match=rf"merge\.carry={other} has a tokenizer .* the soup has {size}: carry {carry}"):
+        _ = LocalMerge(vocab=rule, carry=other).open(folders).warnings
+    pool = LocalMerge(vocab=rule, carry=carry).open(folders)
+    recipe = pool.recipe({"short": 0.5, "long": 0.5})
+    assert pool.tokenizer_folder(recipe) == folders[carry]
+    assert pool.eos_token_ids(recipe) == ends
+    written = json.loads((pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text())
+    assert written["eos_token_id"] == (list(ends) if len(ends) > 1 else ends[0])
+
+
+def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
+    folders = family(tmp_path, 2)
+    overrides = {"layers.0-0": [1.0, 0.0], "*.mlp.*": [0.25, 0.75]}
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), overrides=overrides)
+    parts = [random_tensors(0), random_tensors(1)]
+    for name, tensor in soup.items():
+        weights = (1.0, 0.0) if "layers.0." in name else (0.25, 0.75) if ".mlp." in name else (0.5, 0.5)
+        assert same_bits(tensor, expected([p[name] for p in parts], weights, torch.bfloat16)), name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "hit"),
+    [
+        ("layers.0-7", "model.layers.7.mlp.w", True),
+        ("layers.0-7", "model.layers.8.mlp.w", False),
+        ("layers.1", "model.layers.11.w", False),
+        ("head", "lm_head.weight", False),
+        ("*.layers.2-3.*.weight", "model.layers.3.mlp.up.weight", True),
+        ("*.layers.2-3.*.weight", "model.layers.4.mlp.up.weight", False),
+        ("a[0]", "a0", False),
+    ],
+)
+def test_patterns(pattern: str, name: str, hit: bool) -> None:
+    assert matcher(pattern)(name) is hit
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"overrides": {"layers.0": [0.5, 0.6]}}, r"merge\.overrides\.layers\.0=.*sums to 1\.1"),
+        ({"overrides": {"layers.7-2": [0.5, 0.5]}}, "must be ascending"),
+        ({"overrides": {"a": [0.5, 0.5]}, "method": "slerp"}, "merge.method=linear only"),
+        ({"dtype": "bf16"}, r"\(dtype=.*did you mean bfloat16"),
+        ({"max_shard_size": "5 bananas"}, r"merge\.max_shard_size"),
+        ({"method": "task_arithmetic"}, r"set merge\.base=FOLDER"),
+        ({"scale": 0.5}, r"merge\.scale=0\.5 needs a method with a base"),
+    ],
+)
+def test_settings_out_of_range_name_their_key(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LocalMerge(**fields)
+
+
+def test_overrides_of_a_part_of_the_pool(tmp_path: Path) -> None:
+    folders = family(tmp_path, 3)
+    with pytest.raises(UserError, match="has 1 weights for 3 candidates"):
+        soup_of(folders, tmp_path / "soup", (0.5, 0.5, 0.0), overrides={"layers.0": [1.0]})
+    pool = LocalMerge(overrides={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]}).open(folders)
+    assert pool.recipe({"m0": 0.5, "m1": 0.5}).settings == {"overrides": [["layers.0", [2 / 3, 1 / 3]]]}
+    assert pool.recipe({"m0": 1.0}).settings == {}
+
+
+@pytest.mark.parametrize("base_rows", [12, 15])
+def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows: int) -> None:
+    folders = {f"v{r}": save(tmp_path / str(r), random_tensors(r, rows=r), {"vocab_size": r}) for r in (12, 14)}
+    base = save(tmp_path / "base", random_tensors(7, rows=base_rows), {"vocab_size": base_rows})
+    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), method="task_arithmetic", base=str(base), vocab="union")
+    rows, name = max(14, base_rows), "lm_head.weight"
+    assert soup[name].shape == (rows, 7)
+    long, own = random_tensors(14, rows=14)[name], random_tensors(7, rows=base_rows)[name]
+    assert torch.allclose(soup[name][12:14].float(), long[12:].float(), rtol=2**-7)
+    assert same_bits(soup[name][14:], own[14:])
+
+
+COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
+missing = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    sizes = {"vocab_size": 97, "hidden_size": 40, "intermediate_size": 55, "num_hidden_layers": 1}
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    root = tmp_path_factory.mktemp("llamas")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / f"m{seed}")
+    return {f"m{seed}": root / f"m{seed}" for seed in range(20)}
+
+
+def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
+    assert COMMAND is not None
+    folder.mkdir()
+    (folder / "config.yml").write_text(text)
+    command = [COMMAND, str(folder / "config.yml"), str(folder / "out"), "--no-copy-tokenizer", "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
+    return load(folder / "out")
+
+
+@missing
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "weights", [(1 / 3,) * 3, (0.15, 0.85), (0.1, 0.2, 0.3, 0.15, 0.25), (0.05,) * 20], ids=lambda row: len(row)
+)
+def test_same_bytes_as_mergekit(weights: tuple[float, ...], llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[: len(weights)])
+    pool = LocalMerge().open(folders)
+    recipe = pool.recipe(dict(zip(folders, weights, strict=True)))
+    text = to_yaml(recipe, folders)
+    assert yaml.safe_load(text)["parameters"] == {"normalize": False}
+    theirs = run_mergekit(text, tmp_path / "theirs")
+    ours = load(pool.write(recipe, tmp_path / "ours"))
+    assert set(ours) == set(theirs)
+    assert all(same_bits(ours[name], theirs[name]) for name in ours)
+
+
+@missing
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["task_arithmetic", "slerp"])
+def test_other_methods_agree_with_mergekit(method: str, llamas: dict[str, Path], tmp_path: Path) -> None:
+    folders = dict(list(llamas.items())[:2])
+    settings: dict[str, Any] = {"base": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
+    pool = LocalMerge(method=method, **settings).open(folders)
+    recipe = pool.recipe({"m0": 0.3, "m1": 0.7})
+    theirs = run_mergekit(to_yaml(recipe, folders, base=settings.get("base")), tmp_path / "theirs")
+    ours = load(pool.write(recipe, tmp_path / "ours"))
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor.float(), theirs[name].float(), rtol=2**-7, atol=1e-6), name
+
+
+def test_the_backend_checks_what_the_command_wrote(tmp_path: Path) -> None:
+    """Programs that stand in for mergekit-yaml are called with CONFIG OUT."""
+    folders, program = family(tmp_path / "pool", 2), tmp_path / "mergekit-yaml"
+    pool = MergekitMerge(method="linear", command=str(program)).open(folders)
+    recipe = pool.recipe({"m0": 0.4, "m1": 0.6})
+    assert "linear" in pool.plan(recipe).describe()
+    program.write_text(f'#!/bin/sh\ncp {folders["m1"]}/* "$2"\ncp "$1" "$2/mergekit_config.yml"\n')
+    program.chmod(0o755)
+    out = pool.write(recipe, tmp_path / "soup")
+    assert set(Checkpoint.open(out).tensors) == set(load(folders["m1"]))
+    assert not (out / "mergekit_config.yml").exists()
+    program.write_text("#!/bin/sh\necho half done\n")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        pool.write(recipe, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
+    folders = family(tmp_path / "pool", 2)
+    pool = MergekitMerge(method="linear", command="no-such-program").open(folders)
+    soup, own = load(pool.write(pool.recipe({"m1": 1.0}), tmp_path / "soup")), load(folders["m1"])
+    assert all(same_bits(soup[name], own[name]) for name in own)
+    with pytest.raises(UserError, match=r"merge\.command=no-such-program is not a program"):
+        pool.write(pool.recipe({"m0": 0.5, "m1": 0.5}), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "model_stock"}, "no export"),
+        ({"settings": {"overrides": [["a", [1, 0]]]}}, r"merge\.overrides"),
+        ({"method": "task_arithmetic"}, r"merge\.base"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        to_yaml(replace(recipe(0.5, 0.5), **fields), {"a": "a", "b": "b"})

@@ -1,37 +1,52 @@
-"""A soup's folder appears whole or not at all: full disks, kills, targets that are there already."""
+"""A soup appears whole or not at all, from one process or several ranks: full disks, kills, digests, equal bytes."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import torch
 
+from souping.checkpoints import fingerprint
+from souping.core.system import package_environment
 from souping.core.types import UserError
+from souping.merge import ERROR, accelerate
 from souping.merge import plan as merge_plan
-from souping.merge import writer
-from souping.merge.__main__ import main
+from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
 from souping.merge.alignment import plan
+from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import write_checkpoint
-from tests.conftest import ROOT
-from tests.support.checkpoints import family, load, random_tensors, save, simple
+from souping.merge.writer import PassingDigest, prepare, write_checkpoint
+from tests.conftest import ROOT, Cli
+from tests.support.checkpoints import aligned, family, load, opened, random_tensors, save, simple
+from tests.support.processes import wait_for
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> MergePlan:
     folders = family(tmp_path / "pool", 2)
-    (folders["m0"] / "tokenizer.json").write_text("{}")
-    (folders["m0"] / "chat_template.jinja").write_text("hi")
-    (folders["m0"] / "generation_config.json").write_text("{}")
-    (folders["m0"] / "secrets.txt").write_text("no")
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "secrets.txt"):
+        (folders["m0"] / name).write_text("{}")
     return plan(simple(folders, (0.5, 0.5)), folders)
 
 
@@ -41,18 +56,13 @@ def left(parent: Path) -> list[str]:
 
 def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
     out = write_checkpoint(made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"})
-    assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
-        "recipe.json", "tokenizer.json",
-    ]  # fmt: skip
+    carried = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"}
+    assert {path.name for path in out.iterdir()} == {*carried, "README.md", "model.safetensors", "recipe.json"}
     assert json.loads((out / "recipe.json").read_text())["weights"] == [0.5, 0.5]
     assert (out / "config.json").read_bytes() == Path(made.ingredients[0].folder, "config.json").read_bytes()
-
-
-def test_an_extra_file_may_not_replace_the_model(made: MergePlan, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json would replace"):
-        write_checkpoint(made, tmp_path / "soup", extra_files={"config.json": "{}"})
-    assert left(tmp_path) == []
+        write_checkpoint(made, tmp_path / "other", extra_files={"config.json": "{}"})
+    assert left(tmp_path) == ["deep"]
 
 
 def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
@@ -69,25 +79,19 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "tight" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path, kind: str) -> None:
-    out = tmp_path / "soup"
-    if kind == "file":
-        out.write_text("mine")
-    elif kind == "folder":
-        out.mkdir()
-        (out / "mine").write_text("mine")
-    else:
-        out.symlink_to(tmp_path / "pool")
-    with pytest.raises(UserError, match="exists and is not an empty folder"):
-        write_checkpoint(made, out)
-    assert left(tmp_path) == ["soup"]
+def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "pool")
+    for kind in ("file", "folder", "link"):
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
+            write_checkpoint(made, tmp_path / kind)
+    assert left(tmp_path) == ["file", "folder", "link"]
 
 
 @pytest.mark.parametrize("where", ["reserve", "write"])
-def test_a_full_disk_leaves_nothing(
-    made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk(made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -135,23 +139,6 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     assert left(tmp_path) == ["soup"]
 
 
-def test_ingredients_that_end_early_are_named(made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer.os, "preadv", lambda *_: 0)
-    with pytest.raises(UserError, match=r"the file ends early in tensor .*m0/model\.safetensors"):
-        write_checkpoint(made, tmp_path / "soup")
-    assert left(tmp_path) == []
-
-
-def test_a_saved_plan_is_cooked_alone(made: MergePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = made.save(tmp_path / "pool" / "plan.json")
-    assert main([str(path), str(tmp_path / "soup")]) == 0
-    assert "0.5 x m0 + 0.5 x m1" in capsys.readouterr().out
-    assert main([str(path), str(tmp_path / "soup")]) == 2
-    assert "exists and is not an empty folder" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.json"), str(tmp_path / "x")]) == 2
-    assert "none.json" in capsys.readouterr().err
-
-
 def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, tmp_path: Path) -> None:
     path = made.save(tmp_path / "pool" / "plan.json")
     script = (
@@ -172,13 +159,301 @@ def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Pat
     assert block.count * count <= merge_plan.ROWS
 
 
-@pytest.mark.parametrize("lost", ["folder", "config.json"])
-def test_a_carrier_that_went_away_is_named(made: MergePlan, tmp_path: Path, lost: str) -> None:
-    carrier = Path(made.ingredients[0].folder)
-    if lost == "folder":
-        carrier.rename(tmp_path / "pool" / "elsewhere")
-    else:
-        (carrier / lost).unlink()
-    with pytest.raises(UserError, match=r"m0.* has changed since it was opened"):
-        write_checkpoint(made, tmp_path / "soup")
-    assert left(tmp_path) == []
+CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+
+
+def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int = 1) -> str:
+    path.write_bytes(CONTENT.tobytes())
+    digest, known = PassingDigest(path, start), dict[str, str]()
+    with ThreadPoolExecutor(threads) as pool:
+        promised = [(a, b) for a, b in order if digest.promise(a, b - a)]
+        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
+            job.result()
+    digest.finish()
+    digest.keep(known)
+    return next(iter(known.values()))
+
+
+ORDERS: dict[str, list[tuple[int, int]]] = {
+    "twice": [(100, 5000), (100, 5000), (5000, 10_000)],
+    "with gaps": [(2000, 5000)],
+    "none": [],
+    "backwards": [(a, a + 100) for a in range(9900, 0, -100)],
+    "in many pieces": [(a, a + 100) for a in range(100, 10_000, 100)],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_it_is_the_digest_of_the_file(tmp_path: Path, order: str, threads: int) -> None:
+    assert whole(tmp_path / "file", 100, ORDERS[order], threads) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+
+
+def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT.tobytes())
+    digest, known = PassingDigest(tmp_path / "file", 100), dict[str, str]()
+    assert digest.promise(100, 900)
+    assert digest.promise(1000, 500)
+    assert not digest.promise(2000, 500)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(digest.feed, 1000, CONTENT[1000:1500])
+        digest.abandon()
+        waits.result(timeout=600)
+    digest.finish()
+    digest.keep(known)
+    assert next(iter(known.values())) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+
+
+def test_a_first_merge_names_its_ingredients_by_content(family: Path, souping: Cli, tmp_path: Path) -> None:
+    shutil.copytree(family / "ant", tmp_path / "twin")
+    pool = [f"pool.candidates=[{family / 'ant'},{family / 'bee'},{tmp_path / 'twin'}]"]
+    words = ["+experiment=merge", *pool, "optimiser.weights=[0.5,0.3,0.2]"]
+    first, second = (souping(*words, f"out=soup_{number}").ok() for number in (1, 2))
+    recipe = json.loads((tmp_path / "soup_1/recipe.json").read_text())
+    assert recipe["fingerprints"] == [fingerprint(family / name) for name in ("ant", "bee", "ant")]
+    for path in (tmp_path / "soup_1").iterdir():
+        own = path.read_bytes().replace(b"soup_1", b"soup_2")
+        assert own == (tmp_path / "soup_2" / path.name).read_bytes()
+    assert all("ant and twin hold the same bytes" in done.out + done.err for done in (first, second))
+    souping("+experiment=rebuild", "recipe=soup_1/recipe.json", "out=third").ok()
+
+
+Siblings = dict[str, Path]
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def siblings(folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12, 12), shards: int = 1) -> Siblings:
+    folders = {}
+    for seed, (name, size) in enumerate(zip("abc", rows, strict=True)):
+        dtype = dtypes[seed % len(dtypes)]
+        large = torch.randn((1003, 601), generator=torch.Generator().manual_seed(seed)).to(dtype)
+        config = {"vocab_size": size, "torch_dtype": str(dtype).removeprefix("torch.")}
+        tensors = {**random_tensors(seed, dtype, rows=size), "model.z.weight": large}
+        folders[name] = save(folder / name, tensors, config, shards)
+    return folders
+
+
+def planned(folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any) -> MergePlan:
+    if fields.get("method") == "task_arithmetic":
+        fields["base"] = str(folders["a"])
+    merge = LocalMerge(**fields)
+    return merge.plan(merge.recipe(tuple(folders), weights, *opened(folders)), aligned(merge, folders))
+
+
+def staging(plan: MergePlan, folder: Path) -> Path:
+    folder.mkdir()
+    prepare(plan, folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def spoil(folders: Siblings, value: float) -> None:
+    with (folders["b"] / "model.safetensors").open("r+b") as file:
+        file.seek(-2 * 1000, os.SEEK_END)
+        file.write(torch.tensor([value], dtype=BF16).view(torch.int16).numpy().tobytes())
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Siblings:
+    return siblings(tmp_path_factory.mktemp("pool"), BF16)
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fp16 in shards to shards": ({"dtypes": (F16,), "shards": 3}, {"max_shard_size": "300KB"}),
+    "mixed dtypes": ({"dtypes": (BF16, F16, F32)}, {}),
+    "overrides": ({"dtypes": (BF16,)}, {"overrides": {"*.mlp.*": [0.1, 0.1, 0.8]}}),
+    "vocabulary union": ({"dtypes": (BF16,), "rows": (12, 15, 13)}, {"vocab": "union"}),
+    "zero weight": ({"dtypes": (BF16,)}, {"weights": (0.25, 0.0, 0.75)}),
+    "slerp": ({"dtypes": (BF16,)}, {"weights": (0.25, 0.0, 0.75), "method": "slerp"}),
+    "task arithmetic": ({"dtypes": (BF16,)}, {"method": "task_arithmetic", "scale": 0.7}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shares_of_two_ranks_are_the_bytes_of_local(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: None)
+    files, fields = CASES[case]
+    plan = planned(siblings(tmp_path, *files["dtypes"], **{k: v for k, v in files.items() if k != "dtypes"}), **fields)
+    stage = staging(plan, tmp_path / "stage")
+    for number in (1, 0):
+        Rank(number=number, count=2, local=2).fill(plan, stage)
+    local = contents(LocalMerge().write(plan, tmp_path / "local"))
+    assert contents(stage) == {name: local[name] for name in plan.shards}
+
+
+def test_two_ranks_that_run_write_the_bytes_of_local(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders = siblings(tmp_path / "pool", BF16)
+    spoil(folders, float("inf"))
+    plan, done = planned(folders, nonfinite="warn", max_shard_size="500KB"), list[int]()
+    logging.getLogger("souping.merge").disabled = False  # Hydra leaves loggers mute
+    with caplog.at_level(logging.WARNING, "souping.merge"):
+        out = AccelerateMerge(num_processes=2).write(
+            plan, tmp_path / "ranks", lambda now, total: done.append(now), {"README.md": "card"}
+        )
+    assert sum("NaN or infinity in tensor model.z.weight" in record.message for record in caplog.records) == 1
+    assert done == [plan.nbytes]
+    assert contents(out) == contents(LocalMerge().write(plan, tmp_path / "local", extra_files={"README.md": "card"}))
+    assert not working(tmp_path)
+
+
+def working(folder: Path) -> list[int]:
+    lines = [(one.pid, one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+    return [pid for pid, line in lines if pid != os.getpid() and any(str(folder) in part for part in line)]
+
+
+HOLD = """
+import os, sys, time
+sys.argv = ["souping.merge", *sys.argv[1:]]
+from souping.merge import ERROR, __main__, accelerate
+fill = accelerate.Rank.fill
+def held(rank, *rest):
+    if rank.number == 1:
+        with open(os.environ["MEET"] + ".part", "w") as file:
+            file.write(f"{os.getpid()}\\n")
+        os.rename(os.environ["MEET"] + ".part", os.environ["MEET"])
+        while os.path.exists(os.environ["MEET"]):
+            time.sleep(0.02)
+    fill(rank, *rest)
+accelerate.Rank.fill = held
+raise SystemExit(__main__.main())
+"""
+"""`souping.merge` whose rank 1, once the ranks have met, writes its number to a file and waits until that is gone."""
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which rank 1 says that it waits."""
+    (tmp_path / "held.py").write_text(HOLD)
+    monkeypatch.setenv("MEET", str(tmp_path / "meet"))
+    start = accelerate.launcher
+    monkeypatch.setattr(accelerate, "launcher", lambda *a: [*start(*a)[:-2], str(tmp_path / "held.py")])
+    return tmp_path / "meet"
+
+
+def check_nothing_left(folder: Path) -> None:
+    assert not list(folder.glob("*soup*"))
+    until(lambda: not working(folder))
+
+
+def in_thread(merge: AccelerateMerge, plan: MergePlan, out: Path) -> Future[Path]:
+    return ThreadPoolExecutor(1).submit(merge.write, plan, out)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> None:
+    done = in_thread(AccelerateMerge(num_processes=2), planned(pool), tmp_path / "soup")
+    os.kill(int(wait_for(held)), signal.SIGKILL)
+    reason = "rank 1 ended with signal 9 (out of memory?); nothing was written"
+    assert str(done.exception(600)) == f"merge=accelerate: {reason}"
+    check_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_silent_rank_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> None:
+    """Rank 0 gives up waiting; the other one never ends by itself."""
+    done = in_thread(AccelerateMerge(num_processes=2, timeout=20.0), planned(pool), tmp_path / "soup")
+    assert "another rank died or did not answer in time" in str(done.exception(600))
+    check_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["run", "launcher"])
+@pytest.mark.parametrize("early", [True, False], ids=["while ranks start", "while they work"])
+def test_nothing_outlives_a_killed(victim: str, early: bool, pool: Siblings, tmp_path: Path, held: Path) -> None:
+    saved = planned(pool).save(tmp_path / "plan.json")
+    code = (
+        "import sys; from pathlib import Path; from souping.merge import accelerate, alignment\n"
+        "start, (saved, held, out) = accelerate.launcher, sys.argv[1:]\n"
+        "accelerate.launcher = lambda *a: [*start(*a)[:-2], held]\n"
+        "accelerate.AccelerateMerge(num_processes=2).write(alignment.load_plan(Path(saved)), Path(out))\n"
+    )
+    command = [sys.executable, "-c", code, str(saved), str(tmp_path / "held.py"), str(tmp_path / "soup")]
+    run = subprocess.Popen(command, env=package_environment(), stderr=subprocess.PIPE, text=True)
+    until(lambda: len(psutil.Process(run.pid).children(recursive=True)) >= 3)
+    if not early:
+        wait_for(held)
+    everyone = psutil.Process(run.pid).children(recursive=True)
+    (everyone[0] if victim == "launcher" else run).kill()
+    _, err = run.communicate(timeout=600)
+    until(lambda: not working(tmp_path))
+    assert victim == "run" or "UserError: " in err
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_ranks(pool: Siblings, tmp_path: Path, held: Path) -> None:
+    def interrupt() -> None:
+        wait_for(held)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        AccelerateMerge(num_processes=2).write(planned(pool), tmp_path / "soup")
+    check_nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_fewer_ranks_than_asked(pool: Siblings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --cpu` starts one process, whatever number it is given."""
+    start = accelerate.launcher
+    on_cpu = {"--multi_gpu": "--cpu"}
+    monkeypatch.setattr(accelerate, "launcher", lambda *a: [on_cpu.get(part, part) for part in start(*a)])
+    with pytest.raises(UserError, match="2 ranks were asked for and accelerate started 1"):
+        AccelerateMerge(num_processes=2).write(planned(pool), tmp_path / "soup")
+    check_nothing_left(tmp_path)
+
+
+def test_how_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, ranks in {0: 2, 4: 4}.items():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert (rank_count(None), rank_count(3)) == (ranks, 3)
+    with pytest.raises(UserError, match=r"merge\.num_processes=5 is more than the number of GPUs, 4"):
+        rank_count(5)
+
+
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *arguments]
+    settings: Any = {"env": package_environment(), "text": True, "start_new_session": True}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+
+
+@pytest.mark.slow
+def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
+    plan = planned(pool, max_shard_size="500KB")
+    saved, out = str(plan.save(tmp_path / "plan.json")), tmp_path / "soup"
+    two = ("--num_processes", "2", "--main_process_port", "0", "-m", "souping.merge", saved, str(out))
+    process = launch(*two)
+    text, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert f"{out} written" in text
+    assert contents(out) == contents(LocalMerge().write(plan, tmp_path / "local"))
+    process = launch(*two)
+    err = process.communicate(timeout=600)[1]
+    assert process.returncode
+    assert len(re.findall(f"^{ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
+
+
+@pytest.mark.slow
+def test_a_plan_across_machines(pool: Siblings, tmp_path: Path) -> None:
+    """Two launchers that meet at an address: the form for several hosts, here twice the same."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    plan = planned(pool)
+    saved = str(plan.save(tmp_path / "plan.json"))
+    meet = ["--num_processes", "2", "--num_machines", "2", "--main_process_ip", "127.0.0.1"]
+    meet += ["--main_process_port", port]
+    work = ["-m", "souping.merge", saved, str(tmp_path / "soup"), "--num-processes", "2"]
+    both = [launch(*meet, "--machine_rank", rank, *work) for rank in "01"]
+    texts = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert contents(tmp_path / "soup") == contents(LocalMerge().write(plan, tmp_path / "local"))

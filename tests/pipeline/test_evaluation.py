@@ -1,23 +1,39 @@
-"""Evaluation of recipes through the store: blocks, replicates, scores of old answers."""
+"""Evaluation of recipes: the store, which other runs and kills may meet; executors; how soups reach evaluators."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import shutil
+import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from souping.core.protocols import LoadedModel
-from souping.core.scores import Mean
-from souping.core.types import Item, Recipe, Record, SearchSpace
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.store import Store
-from souping.search.loop import SearchRun
-from souping.search.points import Grid
-from tests.conftest import FakeEvaluator, make_items, recipe
+from souping.core.files import hold_folder
+from souping.core.protocols import Executor, LoadedModel
+from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
+from souping.core.unit import Unit
+from souping.evaluate.generate import LocalEvaluator
+from souping.merge.local import LocalMerge
+from souping.pipeline import models
+from souping.pipeline.evaluation import Evaluation, LocalExecutor, records_of
+from souping.pipeline.ledger import Ledger
+from souping.pipeline.models import OpenPool
+from souping.pipeline.ray_actors import RayExecutor
+from souping.pipeline.store import MARK, Store, StoredAnswers, row_number
+from tests.conftest import FakeEvaluator, claim, make_items, recipe
+from tests.support.actors import Busy, requests
+from tests.support.choices import differing
 
 
 def serve(recipe: Recipe) -> SimpleNamespace:
@@ -42,44 +58,6 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
         assert len(judge.asked) == 20
 
 
-def test_a_killed_run_loses_the_batch_in_flight_at_most(tmp_path: Path) -> None:
-    class Killed(FakeEvaluator):
-        def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-            if len(self.asked) >= 14:
-                raise KeyboardInterrupt
-            return super().evaluate(model, items, replicate)
-
-    items, judge, stop = make_items(10), FakeEvaluator({"a": 5}), Killed({"a": 5})
-    with Store(tmp_path / "s") as store:
-        broken = evaluation(store, stop)
-        with pytest.raises(KeyboardInterrupt):
-            broken.scores(recipe(1.0, 0.0), items)
-    with Store(tmp_path / "s") as store:
-        rest = evaluation(store, judge)
-        rest.scores(recipe(1.0, 0.0), items)
-    assert stop.asked + judge.asked == [i.id for i in items]
-
-
-@pytest.mark.parametrize(("limits", "trials"), [({}, 11), ({"trials": 4}, 4), ({"budget": 65}, 3), ({"budget": 60}, 3)])
-def test_trials_count_soups_and_budget_counts_items(tmp_path: Path, limits: dict[str, int], trials: int) -> None:
-    items, judge = make_items(10), FakeEvaluator({"a": 5, "b": 3, "a+b": 8})
-    strategy = Grid(**limits)  # type: ignore[arg-type]
-    heard: list[int] = []
-    with Store(tmp_path / "s") as store:
-        found = SearchRun(
-            strategy.start(SearchSpace(ingredients=("a", "b")), 0),
-            strategy,
-            lambda weights: recipe(*weights),
-            evaluation(store, judge),
-            items,
-            Mean(),
-            lambda trial: heard.append(trial.number),
-        ).run()
-    assert heard == list(range(trials))
-    assert found.result.objective == 0.8
-    assert found.recipe.weights == (0.5, 0.5)
-
-
 def asked(store: Store, judge: FakeEvaluator, items: Sequence[Item], ends: tuple[int, ...] = ()) -> int:
     """Answers that a soup's evaluation asks for anew; as many as it said beforehand."""
     fresh = evaluation(store, judge, ends)
@@ -102,8 +80,6 @@ def test_a_block_is_asked_whole_and_known_by_its_shape(tmp_path: Path) -> None:
 
 @dataclass
 class Alone(FakeEvaluator):
-    """Every answer for itself."""
-
     @property
     def blocks_matter(self) -> bool:
         return False
@@ -117,8 +93,6 @@ def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path
 
 @dataclass
 class Reader(FakeEvaluator):
-    """Scores an old answer by the item's answer of today."""
-
     def rescore(self, item: Item, answer: Record) -> Record | None:
         return replace(answer, score=float(item.answer == "new"))
 
@@ -149,7 +123,7 @@ class Wavering(FakeEvaluator):
         return records
 
 
-def test_several_answers_are_rows_of_their_own_and_their_outcomes_are_counted(tmp_path: Path) -> None:
+def test_several_answers_are_rows_and_their_outcomes_are_counted(tmp_path: Path) -> None:
     items = make_items(3, categories=("c",))
     with Store(tmp_path / "s") as store:
         assert asked(store, Wavering({"a": 5}), items) == 3
@@ -161,4 +135,318 @@ def test_several_answers_are_rows_of_their_own_and_their_outcomes_are_counted(tm
     assert scores.unanswered.tolist() == [1.0, 0.0, 0.0]
     assert scores.truncated.tolist() == [0.0, 0.25, 0.0]
     assert scores.reasons == {"no room": 4}
-    assert scores.noise.tolist() == pytest.approx([0.0, np.var([1, 0, 0, 0], ddof=1) / 4] * 1 + [0.0625])
+    assert scores.noise.tolist() == pytest.approx([0.0, 0.0625, 0.0625])
+
+
+ROWS: dict[str, list[Executor]] = {"local": [LocalExecutor()], "ray": [RayExecutor(actors=2, cpus=0.5)]}
+
+
+def test_every_choice_has_a_row() -> None:
+    assert differing("executor", ROWS) == {}
+
+
+@pytest.mark.parametrize(
+    "executor", [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])]
+)
+def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
+    if isinstance(executor, RayExecutor) and not find_spec("ray"):
+        assert "ray" in executor.needs()[0].sentence()
+        return
+    assert executor.needs() == []
+    workers = executor.start(Busy(tmp_path), partial(Busy, tmp_path))
+    sent = requests(5)
+    done = [(request, response) for request in sent if (response := workers.put(request)) is not None]
+    done += [workers.take() for _ in range(5 - len(done))]
+    assert workers.slots >= 1
+    workers.close()
+    workers.close()
+    assert sorted(request.number for request, _ in done) == list(range(5))
+    for request, response in done:
+        assert [record.item for record in response.records] == [item.id for item in request.items]
+        assert {record.score for record in response.records} == {request.recipe.weights[0]}
+
+
+ITEMS = [Item(id=name, category="c", prompt=name, answer="") for name in ("a", "b")]
+GIVEN = [Record(item="a", score=1.0), Record(item="b", score=0.0)]
+
+
+class Own(LocalEvaluator):
+    """An evaluator of the user's."""
+
+
+class Tool(Own):
+    unit = Unit(fractions=False)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        GIVEN[:1],
+        [*GIVEN, GIVEN[0]],
+        [GIVEN[0], Record(item="b", score="good")],  # type: ignore[arg-type]
+        [GIVEN[0], Record(item="b", score=75.0)],
+    ],
+)
+def test_what_an_evaluator_returns_is_checked(given: Any) -> None:
+    with pytest.raises(UserError, match=r"evaluator tests.*Own \(.*test_evaluation.py:\d+\)"):
+        records_of(Own(), ITEMS, given)
+
+
+def test_records_come_in_the_items_order_with_plain_numbers() -> None:
+    odd = [Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)), replace(GIVEN[0], score=math.nan)]  # type: ignore[arg-type]
+    first, second = records_of(Own(), ITEMS, iter(odd))
+    assert (first.item, second.item, math.isnan(first.score)) == ("a", "b", True)
+    assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
+    outside = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]  # what a tool calls a score
+    assert [record.score for record in records_of(Tool(), ITEMS, outside)] == [23.4, -3.1]
+    assert records_of(Own(), ITEMS, [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]])[0].score > 1  # a rounded mean
+
+
+@dataclass
+class FolderEvaluator(FakeEvaluator):
+    model_form = "folder"
+    folders: list[Path] = field(default_factory=list)
+
+
+@pytest.fixture
+def opened(family: Path, tmp_path: Path) -> OpenPool:
+    pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
+    with Store(tmp_path / "store.sqlite") as store:
+        return OpenPool(pool, LocalMerge(), store)
+
+
+def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, tmp_path: Path) -> None:
+    serve = opened.serving(FolderEvaluator(skill={}))
+    recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
+    served = serve(recipe)
+    opened.merge_pool.write(recipe, tmp_path / "soup")
+    assert (served.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
+    assert serve(recipe).folder == served.folder
+    other = serve(opened.recipe({"ant": 0.25, "bee": 0.75})).folder
+    assert other.is_dir()
+    assert not served.folder.exists()
+    opened.close()
+    assert not other.exists()
+    assert not other.parent.exists()
+
+
+def test_folders_of_a_killed_run_go(opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
+    dead, live = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live"))
+    dead.mkdir()
+    live.mkdir()
+    hold_folder(dead).close()
+    with hold_folder(live):
+        served = opened.serving(FolderEvaluator(skill={}))(opened.recipe({"ant": 0.5, "bee": 0.5})).folder
+        assert [folder.exists() for folder in (dead, live)] == [False, True]
+    opened.close()
+    assert not served.parent.exists()
+
+
+def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> None:
+    one, two = (LocalEvaluator(threads=1, device="cpu", max_new_tokens=n) for n in (2, 3))
+    half = LocalEvaluator(threads=1, device="cpu", dtype="bfloat16")
+    recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
+    module = opened.serving(one)(recipe).module
+    assert opened.serving(two)(recipe).module is module
+    other = opened.serving(half)(recipe).module
+    assert other is not module
+    assert str(next(other.parameters()).dtype) == "torch.bfloat16"
+
+
+def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(family: Path, tmp_path: Path) -> None:
+    pool = [Candidate(name=name, path=tmp_path / name) for name in ("ant", "bee")]
+    for candidate, ends in zip(pool, ([5], None), strict=True):
+        shutil.copytree(family / candidate.name, candidate.path)
+        config = json.loads((candidate.path / "config.json").read_text())
+        (candidate.path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+        (candidate.path / "generation_config.json").unlink(missing_ok=True)
+    with Store(tmp_path / "store.sqlite") as store:
+        opened = OpenPool(pool, LocalMerge(), store)
+    serve = opened.serving(LocalEvaluator(threads=1, device="cpu"))
+    found = [serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id for name in ("ant", "bee", "ant")]
+    assert found == [[5], None, [5]]
+
+
+class Corpus(FakeEvaluator):
+    """A corpus metric: the share of the items' counts, which is no mean of item scores."""
+
+    def evaluate(self, model: Any, items: Any, replicate: int = 0) -> list[Record]:
+        return [Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items]
+
+    def item_scores(self, items: Any, records: Any) -> FloatArray:
+        whole = [r.statistics for (r,) in records]
+        return np.full(len(items), sum(s[0] for s in whole) / sum(s[1] for s in whole))
+
+
+def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
+    items: list[Item] = make_items(4)
+    recipe = SimpleNamespace(fingerprint="f", as_dict=dict)
+    values = []
+    for _ in range(2):  # the second time from the store alone
+        with Store(tmp_path / "s.sqlite") as store:
+            evaluation = Evaluation(store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda r: (), lambda n: None)  # type: ignore[arg-type, return-value]
+            values.append(evaluation.scores(recipe, items).values)  # type: ignore[arg-type]
+    assert evaluation.evaluated == 0
+    assert values[0].tolist() == values[1].tolist() == [12 / 16] * 8
+
+
+HALF = recipe(0.5, 0.5)
+
+
+def score_of(stored: StoredAnswers, item: Item) -> float | None:
+    record = stored.find(item, 0, "block")
+    return record.score if record else None
+
+
+def test_every_part_of_an_answer_comes_back_and_the_first_writer_wins(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    record = Record(
+        item=item.id,
+        score=0.25,
+        output="half a character: \ud800",
+        statistics=(1.0, 2.5),
+        outcome="truncated",
+        reason="why",
+        replicate=3,
+        tokens=(5, 0, 151_643),
+        prompt_tokens=12,
+        prompt_key="k",
+        seconds=0.5,
+    )
+    with Store(tmp_path / "deep" / "s") as one, Store(tmp_path / "deep" / "s") as two:
+        for store, each in ((one, record), (two, replace(record, score=0.75, output="later"))):
+            store.add(HALF, "j", {"a": 1}, "block", [item], [each])
+        stored = two.load(HALF.fingerprint, "j")
+        assert stored.find(item, 3, "block") == stored.first(item, 3) == replace(record, output="half a character: ?")
+        assert stored.find(item, 0, "block") is stored.find(item, 3, "another") is None
+        assert len(two.load(HALF.fingerprint, "other")) == 0
+
+
+def test_a_new_scorer_finds_the_answer_and_adds_its_score(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    other = replace(item, answer="another", category="elsewhere")
+    with Store(tmp_path / "s") as store:
+        store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x")])
+        stored = store.load(HALF.fingerprint, "j")
+        answer = stored.find(other, 0, "block")
+        assert answer is not None
+        assert (answer.output, answer.score != answer.score, stored.first(other)) == ("x", True, None)
+        store.add(HALF, "j", {}, "block", [other], [replace(answer, score=0.0)])
+        stored = store.load(HALF.fingerprint, "j")
+        assert (len(stored), score_of(stored, item), score_of(stored, other)) == (1, 1.0, 0.0)
+
+
+def test_a_block_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) -> None:
+    items = make_items(2)
+    records = [Record(item=i.id, score=1.0) for i in items]
+    with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
+        with pytest.raises(ValueError, match="shorter"):
+            one.add(HALF, "j", {}, "block", items, records[:1])
+        assert len(two.load(HALF.fingerprint, "j")) == 0
+        for store in (two, one):
+            store.add(HALF, "j", {}, "block", items, records)
+        assert len(one.load(HALF.fingerprint, "j")) == len(items)
+
+
+def foreign(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as db:
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (("CREATE TABLE items(id, price)", "PRAGMA user_version=1"), "another program's"),
+        (("CREATE TABLE soups(fingerprint)", "PRAGMA application_id=7"), "another program's"),
+        (("PRAGMA user_version=99",), "layout 99"),
+        (("CREATE TABLE soups(x)", f"PRAGMA application_id={MARK}", "PRAGMA user_version=4"), "layout 4"),
+    ],
+)
+def test_a_foreign_file_is_not_touched(tmp_path: Path, statements: tuple[str, ...], said: str) -> None:
+    file = foreign(tmp_path / "s", *statements)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=rf"store\.path=.*{said}"):
+        Store(file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_is_no_database_and_sqlites_notation_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("not a database, and longer than a header" * 50)
+    with pytest.raises(UserError, match=r"store.path=.*cannot open"):
+        Store(tmp_path / "s")
+    with pytest.raises(UserError, match=r"^store\.path=file:x"):
+        Store(Path("file:x?mode=memory"))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def full(path: Path) -> list[Item]:
+    items = make_items(100)
+    with Store(path) as store:
+        records = [Record(item=i.id, score=0.5, output="x" * 200) for i in items]
+        store.add(HALF, "j", {}, "block", items, records)
+        store.add(recipe(1.0, 0.0), "j", {}, "block", items[:1], [Record(item=items[0].id, score=1.0)])
+        store.hashes["x"] = "1"
+        store.remember_folder("f-a", path)
+        Ledger(store).open_report(claim(HALF, items))
+    return items
+
+
+def read_all(path: Path) -> int:
+    with Store(path) as store:
+        count = len(store.load(HALF.fingerprint, "j"))
+        store.folder_of("f-a"), store.throughput(["s"], "j")
+        dict(store.hashes), Ledger(store).open_report(claim(HALF, make_items(1)))
+    return count
+
+
+def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_path: Path) -> None:
+    full(tmp_path / "whole")
+    content, errors = (tmp_path / "whole").read_bytes(), []
+    for page in range(1, len(content) // 4096):
+        file = tmp_path / f"{page}.sqlite"
+        file.write_bytes(content[: 4096 * page] + bytes(4096) + content[4096 * (page + 1) :])
+        try:
+            read_all(file)
+        except UserError as error:
+            errors.append(f"sqlite3 {file} .recover | sqlite3 {tmp_path}/{page}-saved.sqlite" in str(error))
+    assert len(errors) > 5
+    assert all(errors)
+
+
+def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None:
+    item = make_items(1)[0]
+    with Store(tmp_path / "s") as store:
+        store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x", statistics=(1.0,))])
+        with store.writing() as db:
+            db.execute("UPDATE grades SET statistics = '{'")
+        with pytest.raises(UserError, match=r"store\.path="):
+            store.load(HALF.fingerprint, "j")
+
+
+def test_what_referred_to_a_lost_row_belongs_to_nothing_else(tmp_path: Path) -> None:
+    items, other = full(tmp_path / "s"), recipe(0.25, 0.75)
+    lost = row_number(recipe(1.0, 0.0).fingerprint)
+    with closing(sqlite3.connect(tmp_path / "s")) as db:
+        db.execute("DELETE FROM soups WHERE id = ?", (lost,))
+        db.execute("DELETE FROM answers WHERE rowid = (SELECT MAX(rowid) FROM answers)")
+        db.commit()
+    with Store(tmp_path / "s") as store:
+        assert len(store.load(other.fingerprint, "j")) == 0
+        store.add(other, "j", {}, "block", items[:2], [Record(item=item.id, score=0.125) for item in items[:2]])
+        stored = store.load(other.fingerprint, "j")
+        assert [score_of(stored, item) for item in items[:2]] == [0.125] * 2
+
+
+def test_a_store_that_is_replaced_while_it_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), Store(tmp_path / "s") as store, suppress(UserError):
+        store.hashes["x"] = "0"
+        (tmp_path / "s").unlink()
+        (tmp_path / "s").touch()
+        store.hashes["x"] = "1"
+    assert "removed or replaced" in caplog.text

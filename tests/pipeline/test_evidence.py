@@ -1,9 +1,13 @@
-"""Evidence of a run: losses by category, answers that are missing, the split of variance, looks and the margin."""
+"""Evidence of a run: losses, missing answers, variance, looks; the baseline gate; extra benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+import sqlite3
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +15,19 @@ import pytest
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare
+from souping.cli.config import HARNESS, also_nodes
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
+from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, scores_in, unit
-from souping.pipeline.evidence import Contender, Pair, best_mixture, by_category, gather, lost_answers
+from souping.evaluate.generate import LocalEvaluator
+from souping.pipeline import evidence
+from souping.pipeline.settings import Expectation, expectations
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
-from souping.report.tables import widened
 from souping.search.loop import SearchResult
-from tests.conftest import make_items, recipe
+from tests.conftest import Cli, FakeEvaluator, make_items, pool_of, recipe
+from tests.support.family import answers
+from tests.support.lm_eval_tasks import CHOICE, put, rows
 
 ITEMS = tuple(make_items(150, ("w", "x", "y", "z")))
 SINGLES = {name: recipe(*weights) for name, weights in {"a": (1.0, 0.0), "b": (0.0, 1.0)}.items()}
@@ -41,12 +49,11 @@ def level(rate: float, **others: float) -> dict[str, float]:
 
 
 def gathered(soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01) -> dict[str, Any]:
-    """Evidence of a soup of a and b, of which search would have deployed a."""
-    rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
-    rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
-    rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
+    rows = [evidence.Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+    rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+    rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
     measured = {SINGLES["a"].id: a or scores(level(0.6)), SINGLES["b"].id: scores(level(0.3)), SOUP.id: soup}
-    return gather(rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens")
+    return evidence.gather(rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens")
 
 
 def test_what_was_lost_is_said_under_the_headline() -> None:
@@ -64,8 +71,10 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
 
 
 def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
-    rows = [Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in ("ingredient", "best_single", "soup")]
-    found = gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
+    rows = [
+        evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in ("ingredient", "best_single", "soup")
+    ]
+    found = evidence.gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
     assert found["losses"] is None
     assert losses(found) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
@@ -73,7 +82,6 @@ def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
 
 
 def ends(truncated: float = 0.0, unanswered: float = 0.0, **reasons: int) -> dict[str, Any]:
-    """Shares in every item."""
     size = len(ITEMS)
     return {"truncated": np.full(size, truncated), "unanswered": np.full(size, unanswered), "reasons": reasons}
 
@@ -92,15 +100,6 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert f"{whose} 25.0 %" in endings(found)[0]
     text = markdown(found, [])
     assert "too_long (60)" in text
-
-
-def test_a_warning_comes_from_two_percent_on() -> None:
-    fine, cut, lost = (scores(level(0.6), **end) for end in (ends(0.019), ends(0.02), ends(0.0, 0.5, no_room=9)))
-    assert lost_answers({"fine": fine}, "select") == []
-    (line,) = lost_answers({"fine": fine, "cut": cut, "lost": lost}, "select")
-    assert "lost 50.0 % missing (no_room: 9)" in line
-    assert "evaluator.max_tokens" in lost_answers({"cut": cut}, "select", "evaluator.max_tokens")[0]
-    assert gathered(cut)["verdict"]["claim"] != "not_measured"
 
 
 def test_the_variance_is_split_between_items_and_answers() -> None:
@@ -145,7 +144,6 @@ def test_the_margin_decides_what_is_kept() -> None:
 
 
 def test_losses_have_limits_that_hold_at_once() -> None:
-    """Each interval is wider than the category's own, and excludes 0 just where its corrected p-value is small."""
     soup, single = scores(level(0.8, z=0.3, y=0.6), seed=1), scores(level(0.6))
     found = gathered(soup, a=single)["losses"]["categories"]
     for told in found:
@@ -161,27 +159,19 @@ def test_losses_have_limits_that_hold_at_once() -> None:
 
 
 def test_a_small_category_cannot_show_a_small_loss() -> None:
-    """70 items of which one model solves two more: 10 points, as q^2 of them would have to differ."""
     items = tuple(make_items(70, ("w", "x", "y", "z")))
     values = np.zeros(280)
     values[:2] = 1.0
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
-    found = by_category([Pair(soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False)])
+    found = evidence.by_category(
+        [evidence.Pair(soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False)]
+    )
     assert {told["verdict"] for told in found} == {"no difference shown"}
     assert all(0.02 < told["least"] < 0.15 for told in found)
-    assert by_category([Pair(soup="s", other="a", ours=values, theirs=values, table=table, same=True)]) == []
-
-
-def test_an_interval_that_nearly_touches_zero_is_explained() -> None:
-    report = gathered(scores(level(0.8)))
-    assert widened(report) == ""
-    pair = report["comparisons"][0]
-    pair |= {"difference": 0.037, "low": 0.001, "high": 0.073, "p_value": 0.009}
-    assert pair["b"] in widened(report)
-    assert widened(report) in markdown(report, [])
-    assert widened(report) in str(report_table(report).caption)
-    pair |= {"low": 0.01}
-    assert widened(report) == ""
+    assert (
+        evidence.by_category([evidence.Pair(soup="s", other="a", ours=values, theirs=values, table=table, same=True)])
+        == []
+    )
 
 
 def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None:
@@ -193,12 +183,12 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
         for n, (r, v, i) in enumerate([(SINGLES["a"], kept, 600), (SOUP, partial, 300), (other, mixture, 200)])
     ]
     single = SearchResult(recipe=SINGLES["a"], result=trials[0].result, trials=tuple(trials))
-    found = best_mixture(single, ITEMS, Mean())
+    found = evidence.best_mixture(single, ITEMS, Mean())
     assert found is not None
     assert (found.n, found.b) == (300, "a")
     assert found.low < found.difference == pytest.approx(np.nanmean(partial - kept), abs=0.02)
-    assert best_mixture(replace(single, recipe=SOUP), ITEMS, Mean()) is None
-    assert best_mixture(replace(single, trials=tuple(trials[:1])), ITEMS, Mean()) is None
+    assert evidence.best_mixture(replace(single, recipe=SOUP), ITEMS, Mean()) is None
+    assert evidence.best_mixture(replace(single, trials=tuple(trials[:1])), ITEMS, Mean()) is None
 
 
 def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
@@ -207,7 +197,9 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
     ours = np.array([item.category == "w" or number % 2 == 0 for number, item in enumerate(items)], dtype=float)
     theirs = np.array([item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float)
-    found = by_category([Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)])
+    found = evidence.by_category(
+        [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)]
+    )
     assert [told["verdict"] for told in found] == ["higher", "no difference shown", "no difference shown"]
     assert found[0]["p_value"] < 0.05
 
@@ -224,10 +216,10 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
     }
     with scores_in(BITS_PER_BYTE):
         measured = {key: ItemScores(items=ITEMS, values=unit().inner(own)) for key, own in losses_of.items()}
-        rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
-        rows.append(Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
-        rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
-        found = gather(rows, measured, Mean(), ("a", "b"), 1)
+        rows = [evidence.Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+        rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+        rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
+        found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
         page = markdown(found, [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
@@ -244,3 +236,204 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
     assert "better in 3 of 4 categories, worse in 1" in page
     assert "the largest is z, +0.03" in page
     assert "%" not in page.split("## ")[0].replace("95 %", "")
+
+
+OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
+
+
+def test_entries_are_tasks_or_files(tmp_path: Path) -> None:
+    task = {**OWN, "_target_": HARNESS, "tasks": ["hellaswag"]}
+    assert also_nodes("hellaswag", 0, OWN) == {"name": "hellaswag", "evaluator": task}
+    changes = {"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}
+    assert also_nodes(changes, 0, OWN) == {"name": "a+b", "evaluator": {**task, **changes}}
+    path = tmp_path / "side.jsonl"
+    path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
+    benchmark = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
+    assert also_nodes(str(path), 0, OWN) == {"name": "side", "benchmark": benchmark}
+    with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
+        also_nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
+
+
+def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
+    items = tuple(make_items(60))
+    skill = {"soup": (20, 50), "a": (45, 50), "b": (5, 5)}
+    recipes = {name: recipe(1.0, names=(name,)) for name in skill}
+
+    def scores(asked: Recipe) -> ItemScores:
+        limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
+        return ItemScores(items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items]))
+
+    side = evidence.ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean())
+    ingredients = {name: recipes[name] for name in ("a", "b")}
+    entry = evidence.compare_on(side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()})
+    assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
+    assert (entry["items"], entry["groups"]) == (120, 60)
+    assert [(c["b"], round(c["difference"], 3)) for c in entry["comparisons"]] == [("a", -0.208), ("b", 0.5)]
+    assert [c["verdict"] for c in entry["comparisons"]] == ["lower", "higher"]
+    assert all(c["p_value"] <= c["p_holm"] for c in entry["comparisons"])
+    found = {(c["category"], c["b"]): c["verdict"] for c in entry["categories"]}
+    assert (found["w", "a"], found["x", "a"], found["x", "b"]) == ("lower", "no difference shown", "higher")
+
+
+@pytest.fixture(scope="module")
+def side(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("side") / "side.jsonl"
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()][::2]
+    path.write_text("".join(json.dumps({**row, "id": f"side-{row['id']}"}) + "\n" for row in rows))
+    return path
+
+
+class Picky(LocalEvaluator):
+    def check(self, candidates: Sequence[str]) -> None:
+        raise UserError(", ".join(candidates))
+
+
+def settings(family: Path) -> list[str]:
+    return [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "store.path=store.sqlite"]
+
+
+def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
+    souping(*settings(family), "hydra.run.dir=plain").ok()
+    before = answers_in(tmp_path / "store.sqlite")
+    souping(*settings(family), f"also=[{side}]", "hydra.run.dir=out").ok()
+    assert answers_in(tmp_path / "store.sqlite") == before + 3 * 90  # the soup and its two ingredients, nothing else
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (entry,) = report["also"]
+    assert [row["kind"] for row in entry["rows"]] == ["ingredient", "ingredient", "soup"]
+    assert entry["items"] == entry["shared"] == sum(s["n"] for s in entry["rows"][0]["scores"].values()) == 90
+    assert {c["b"] for c in entry["comparisons"]} == set(report["selection"]["ingredients"])
+    assert len(entry["categories"]) == 2 * 3
+    assert "90 of its 90 prompts stand in the run's own benchmark too" in (tmp_path / "out/report.md").read_text()
+    apart = ("also", "cost", "rebuild", "warnings")  # the last are of the extra benchmark too
+    first = json.loads((tmp_path / "plain" / "report.json").read_text())
+    same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
+    assert same[0] == same[1]  # nothing was chosen on it
+    souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
+    assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
+
+
+def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
+    local, weighted = "souping.evaluate.generate.LocalEvaluator", "souping.core.scores.Weighted"
+    for entry, needle in (
+        ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
+        (f"{{path: SIDE, evaluator: {{_target_: {local}, max_tokens: 2}}}}", "max_new_tok"),
+        (f"{{path: SIDE, objective: {{_target_: {weighted}, weights: {{rad: 1}}}}}}", "category=rad"),
+        (f"{{evaluator: {{_target_: {local}}}}}", "brings no items"),
+        ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_evidence.Picky}}", "ant, bee"),
+    ):
+        souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
+        assert not (tmp_path / "store.sqlite").exists() or answers_in(tmp_path / "store.sqlite") == 0
+
+
+@pytest.mark.slow
+def test_a_task_of_lm_eval(family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    put(tmp_path, "letters", rows(40, 0), CHOICE)
+    entry = "{" + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false" + "}"
+    souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out").ok()
+    (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
+    assert (found["name"], found["evaluator"], found["items"]) == ("letters", "lm_eval", 40)
+    assert [row["name"] for row in found["rows"]][-1] == "soup"
+
+
+def test_expected_scores_are_percent_as_soon_as_one_is_above_1() -> None:
+    def read(expected: Any) -> list[tuple[str, str | None, float]]:
+        return [(one.candidate, one.category, one.score) for one in expectations(expected)]
+
+    assert read({"a": 72.0, "b": {"w": 0.5}}) == [("a", None, 0.72), ("b", "w", 0.005)]
+    assert read({"a": 0.72, "b": 1}) == [("a", None, 0.72), ("b", None, 1.0)]
+    assert read(None) == []
+
+
+def right_below(right: int) -> ItemScores:
+    items = make_items(per_category=100)
+    return ItemScores(items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items]))
+
+
+def test_near_is_as_expected_and_far_is_not() -> None:
+    found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
+    gate = evidence.check_expected(found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select")
+    verdicts = [check["verdict"] for check in gate["checks"]]
+    assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
+    assert [check["n"] for check in gate["checks"]] == [200, 200, 200, 100, 100]
+    assert not gate["passed"]
+
+
+def test_right_setups_pass() -> None:
+    """False alarms over seeded draws of six singles, three categories each: at most what is promised, and some."""
+    rng, alarms, draws = np.random.default_rng(3), 0, 200
+    items = tuple(make_items(per_category=60, categories=("w", "x", "y")))
+    truth = dict(zip("abcdef", (0.05, 0.3, 0.5, 0.72, 0.9, 0.98), strict=True))
+    found = [Expectation(candidate=n, category="w", score=p) for n, p in truth.items()]
+    for _ in range(draws):
+        group = rng.random((len(truth), len(items)))
+        measured = {
+            n: ItemScores(items=items, values=(row < p).astype(float))
+            for (n, p), row in zip(truth.items(), group, strict=True)
+        }
+        alarms += not evidence.check_expected(found, measured, Mean(), "error", "select")["passed"]
+    assert alarms <= draws * evidence.FALSE_ALARM + 3 * (draws * evidence.FALSE_ALARM) ** 0.5
+
+
+RIGHT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+WRONG = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+
+
+@pytest.fixture(scope="module")
+def echo(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Items that ant gets right (but for empty answers); two pools, with the right chat template and a wrong one."""
+    folder = tmp_path_factory.mktemp("echo")
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    said = answers(family / "ant", [row["prompt"] for row in rows])
+    for row, answer in zip(rows, said, strict=True):
+        row |= {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": answer or "?"}
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for pool, template in (("right", RIGHT), ("wrong", WRONG)):
+        for name in ("ant", "bee", "cat"):
+            shutil.copytree(family / name, folder / pool / name)
+            (folder / pool / name / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def arguments(echo: Path, pool: str = "right") -> list[str]:
+    search = ["selector=topk", "selector.k=2", "optimiser=uniform"]
+    return [*pool_of(echo / pool, "ant", "bee", "cat"), f"benchmark.path={echo / 'items.jsonl'}", *search]
+
+
+def answers_in(path: Path) -> int:
+    return int(sqlite3.connect(path).execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+def test_a_right_run_passes_and_says_so(echo: Path, souping: Cli, tmp_path: Path) -> None:
+    done = souping(*arguments(echo), "expected={ant:97,bee:{red:20}}", "hydra.run.dir=out").ok()
+    assert "2 scores as expected on the select fold" in done.out
+    gate = json.loads((tmp_path / "out" / "report.json").read_text())["gate"]
+    assert (gate["passed"], gate["fold"], gate["mode"]) == (True, "select", "error")
+    assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [("ant", None), ("bee", "red")]
+    assert gate["checks"][0]["measured"] > 0.9
+
+
+@pytest.mark.parametrize("wrong", ["template", pytest.param("length", marks=pytest.mark.slow)])
+def test_wrong_settings_are_caught_before_the_search(echo: Path, souping: Cli, tmp_path: Path, wrong: str) -> None:
+    call = arguments(echo, "wrong") if wrong == "template" else [*arguments(echo), "evaluator.max_new_tokens=1"]
+    done = souping(*call, "expected={ant:97}", "store.path=store.sqlite", "hydra.run.dir=out", "out=soup")
+    done.refused("gate: ant does not score as expected on the select fold: check the chat template")
+    assert "too low" in done.out
+    assert "selected" not in done.out
+    assert {path.name for path in tmp_path.iterdir()} <= {"store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
+    kept = answers_in(tmp_path / "store.sqlite")
+    assert 15 < kept < 60  # ant alone, on the select fold alone: and it stays
+    assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2
+    assert answers_in(tmp_path / "store.sqlite") == kept
+
+
+def test_unknown_names_are_refused_before_work(echo: Path, souping: Cli, tmp_path: Path) -> None:
+    for setting, needles in (
+        ("expected={antt:9}", ["expected: candidate=antt", "did you mean ant?"]),
+        ("expected={ant:{gren:9}}", ["expected.ant: category=gren", "did you mean green?"]),
+        ("expected={ant:lots}", ["expected.ant='lots'"]),
+        ("gate=wran", ["gate='wran'", "did you mean warn?"]),
+    ):
+        souping(*arguments(echo), setting).refused(*needles)
+        assert not list(tmp_path.glob("outputs/*/*"))

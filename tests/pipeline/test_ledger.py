@@ -17,7 +17,7 @@ from souping.core.scores import Weighted
 from souping.core.types import Recipe
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.store import Store
-from tests.conftest import claim, command_line, make_items, recipe
+from tests.conftest import claim, command_line, make_items, pool_of, recipe
 
 ITEMS = make_items(4)
 HALF, OTHER = recipe(0.5, 0.5), recipe(0.3, 0.7)
@@ -35,8 +35,6 @@ def ledger(store: Store) -> Ledger:
 
 
 class TestClaims:
-    """What is another claim on the same items; soups that were not shown before."""
-
     def test_a_claim_that_is_made_again_keeps_its_look(self, ledger: Ledger) -> None:
         soups = (HALF, OTHER, HALF, OTHER, recipe(0.8, 0.2), OTHER)
         assert [ledger.open_report(claim(soup, ITEMS)).number for soup in soups] == [1, 2, 1, 2, 3, 2]
@@ -86,8 +84,6 @@ class TestClaims:
 
 
 class TestShown:
-    """A soup that was picked among soups whose scores were known pays for all of them."""
-
     def test_only_the_pick_pays_for_them(self, ledger: Ledger) -> None:
         ledger.note_shown([recipe(w, 1 - w) for w in (0.2, 0.4, 0.6, 0.4, 1.0)], ITEMS)
         unseen = ledger.open_report(claim(recipe(0.5, 0.5, names=("a", "c")), ITEMS))
@@ -100,10 +96,6 @@ class TestShown:
         ledger.note_shown([HALF], ITEMS)
         soup = replace(recipe(weight, 1 - weight), dtype="F32", method="slerp")
         assert ledger.open_report(claim(soup, ITEMS)).number == number
-
-    def test_other_items_show_nothing_of_these(self, ledger: Ledger) -> None:
-        ledger.note_shown([HALF], make_items(8)[4:5])
-        assert ledger.open_report(claim(HALF, make_items(4)[:2])).number == 1
 
     def test_a_claim_that_is_made_again_does_not_pay_for_its_own_rows(self, ledger: Ledger) -> None:
         for _ in range(2):
@@ -129,46 +121,20 @@ class TestSearches:
         assert ledger.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
         assert ledger.chosen_on(recipe(1.0, names=("d",))) == set()
 
-    def test_a_copy_with_other_side_files_is_the_same_ingredient(
-        self, ledger: Ledger, store: Store, tmp_path: Path
-    ) -> None:
-        ledger.note_search(["f-a"], ITEMS)
-        assert ledger.chosen_on(recipe(1.0, names=("copy",))) == set()
-        for name in ("f-a", "f-copy"):
-            store.remember_folder(name, tmp_path, "the same weights")
-        assert len(ledger.chosen_on(recipe(1.0, names=("copy",)))) == len({item.identity for item in ITEMS})
-
-    def test_one_set_of_items_is_written_once(self, ledger: Ledger, store: Store) -> None:
-        for number in range(3):
-            ledger.note_search([f"r{number}"], ITEMS[::-1] if number else ITEMS)
-        with store.reading() as db:
-            (count,) = db.execute("SELECT COUNT(*) FROM members").fetchone()
-        assert count == len({item.identity for item in ITEMS})
-
 
 # ------------------------------------------------------------ whole runs
 
 
 @dataclass
 class Runs:
-    """Runs one after another in one folder with one store, on the tiny family."""
-
     family: Path
     place: Path
-    out: str = ""
 
     def __call__(self, *arguments: str, pool: Sequence[str | Path] = ("ant", "bee", "cat"), items: str = "") -> None:
-        folders = ",".join(str(self.family / name) for name in pool)
-        base = [f"pool.candidates=[{folders}]", "evaluator.max_new_tokens=4", "evaluator.threads=1", "name=fam"]
-        base += [
-            f"benchmark.path={self.place / (items or 'items.jsonl')}",
-            "selector=all",
-            "optimiser=fixed",
-            "analysis=[]",
-        ]
-        flags = [word for word in arguments if word.startswith("-")]
-        rest = [word for word in arguments if word not in flags]
-        assert command_line(self.place, *flags, *base, *rest) == 0
+        own = f"benchmark.path={self.place / (items or 'items.jsonl')}"
+        base = [*pool_of(self.family, *map(str, pool)), own, "selector=all", "optimiser=fixed"]
+        words = sorted([*base, *arguments], key=lambda word: word != "-m")
+        assert command_line(self.place, *words) == 0
 
     def report(self, *arguments: str, **where: Any) -> Mapping[str, Any]:
         run_dir = f"runs/{len(list(self.place.glob('runs/*')))}"
@@ -181,9 +147,14 @@ class Runs:
 
     def rewrite(self, name: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
         rows = [json.loads(line) for line in (self.place / "items.jsonl").read_text().splitlines()]
-        kept = [row for row in map(change, rows) if row]
-        (self.place / name).write_text("\n".join(map(json.dumps, kept)))
+        (self.place / name).write_text("\n".join(json.dumps(row) for row in map(change, rows) if row))
         return name
+
+    def rows(self, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.place / "outputs/store.sqlite")) as db:
+            found = db.execute(query).fetchall()
+            db.commit()
+        return found
 
 
 SOUP = "optimiser.weights=[0.5,0.2,0.3]"
@@ -201,14 +172,12 @@ def first(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(family: Path, first: Path, tmp_path: Path) -> Runs:
-    """Runs after the first one."""
     shutil.copytree(first, tmp_path / "w")
     return Runs(family, tmp_path / "w")
 
 
 @pytest.fixture
 def fresh(family: Path, first: Path, tmp_path: Path) -> Runs:
-    """Runs on a store in which nothing was reported."""
     (tmp_path / "w").mkdir()
     shutil.copy(first / "items.jsonl", tmp_path / "w")
     return Runs(family, tmp_path / "w")
@@ -218,105 +187,109 @@ ALL = 1 + 2
 """The look of another claim on the first run's soup: it pays for the two soups that were shown."""
 
 
-class TestTheFirstLookIsFree:
-    def test_again_renamed_and_in_another_order(self, runs: Runs) -> None:
-        renamed = runs.rewrite("renamed.jsonl", lambda row: {**row, "id": f"new {row['id']}"})
-        assert runs.look(SOUP) == runs.look(SOUP, items=renamed) == 1
-        assert runs.look("optimiser.weights=[0.3,0.5,0.2]", pool=("cat", "ant", "bee")) == 1
-
-    @pytest.mark.slow
-    def test_settings_compared_on_the_search_fold(self, fresh: Runs) -> None:
-        weights = "optimiser.weights=[0.5,0.2,0.3],[0.2,0.2,0.6],[0.2,0.6,0.2]"
-        fresh("-m", weights, "stop_after=search", "hydra.sweep.dir=sweep")
-        jobs = [json.loads(path.read_text()) for path in sorted(fresh.place.glob("sweep/*/job.json"))]
-        best = max(jobs, key=lambda job: job["objective"])
-        assert fresh.look(next(word for word in best["overrides"] if "weights" in word)) == 1
+def test_the_same_claim_renamed_and_in_another_order_is_free(runs: Runs) -> None:
+    renamed = runs.rewrite("renamed.jsonl", lambda row: {**row, "id": f"new {row['id']}"})
+    assert runs.look(SOUP) == runs.look(SOUP, items=renamed) == 1
+    assert runs.look("optimiser.weights=[0.3,0.5,0.2]", pool=("cat", "ant", "bee")) == 1
 
 
-class TestAttacks:
-    """Every second look at the same items, however it is dressed up."""
+@pytest.mark.slow
+def test_settings_compared_on_the_search_fold_are_free(fresh: Runs) -> None:
+    weights = "optimiser.weights=[0.5,0.2,0.3],[0.2,0.2,0.6],[0.2,0.6,0.2]"
+    fresh("-m", weights, "stop_after=search", "hydra.sweep.dir=sweep")
+    jobs = [json.loads(path.read_text()) for path in sorted(fresh.place.glob("sweep/*/job.json"))]
+    best = max(jobs, key=lambda job: job["objective"])
+    assert fresh.look(next(word for word in best["overrides"] if "weights" in word)) == 1
 
-    @pytest.mark.parametrize(
-        "change", [("objective=weighted", "objective.weights={red:2,green:1,blue:1}"), ("margin=2",)], ids=str
-    )
-    def test_another_objective_or_margin(self, runs: Runs, change: Sequence[str]) -> None:
-        report = runs.report(SOUP, *change)
-        assert report["verdict"]["opened"] == ALL
-        assert any(f"look {ALL}" in warning for warning in report["warnings"])
 
-    @pytest.mark.slow
-    def test_another_answer_key(self, runs: Runs) -> None:
-        assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
+@pytest.mark.parametrize(
+    "change", [("objective=weighted", "objective.weights={red:2,green:1,blue:1}"), ("margin=2",)], ids=str
+)
+def test_another_objective_or_margin(runs: Runs, change: Sequence[str]) -> None:
+    report = runs.report(SOUP, *change)
+    assert report["verdict"]["opened"] == ALL
+    assert any(f"look {ALL}" in warning for warning in report["warnings"])
 
-    @pytest.mark.slow
-    def test_a_candidate_taken_out_or_added(self, runs: Runs) -> None:
-        assert runs.look("optimiser.weights=[0.7,0.3]", pool=("ant", "cat")) == 2
-        more = ("ant", "bee", "cat", "dog")
-        assert runs.look("optimiser.weights=[0.5,0.2,0.3,0]", pool=more) == 1 + 4  # two of either run
 
-    @pytest.mark.slow
-    def test_items_or_a_category_left_out(self, runs: Runs) -> None:
-        fewer = runs.rewrite("fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row)
-        assert runs.look(SOUP, items=fewer) == ALL
-        assert runs.look(SOUP, "benchmark.exclude=[blue]") == ALL
+@pytest.mark.slow
+def test_another_answer_key(runs: Runs) -> None:
+    assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
 
-    def test_a_single_model_is_a_claim(self, runs: Runs) -> None:
-        assert runs.look("optimiser.weights=[1,0,0]") == 2
-        assert runs.look("optimiser.weights=[0.2,0.7,0.1]") == 3
 
-    @pytest.mark.slow
-    def test_uniform_and_top_k_rows_of_other_pools(self, fresh: Runs) -> None:
-        pools = {"ant": ("ant", "bee", "cat"), "bee": ("bee", "cat", "dog")}
-        for number, names in enumerate(pools.values(), start=1):
-            top = ("selector=topk", "selector.k=2", "optimiser.weights=[1,0]")
-            assert fresh.look(*top, pool=names) == number
-        with closing(sqlite3.connect(fresh.place / "outputs/store.sqlite")) as db:
-            shown = int(db.execute("SELECT COUNT(*) FROM shown").fetchone()[0])
-        assert shown >= 3
-        assert fresh.look("optimiser=uniform", pool=pools["bee"]) == 1 + shown
+@pytest.mark.slow
+def test_a_candidate_taken_out_or_added(runs: Runs) -> None:
+    assert runs.look("optimiser.weights=[0.7,0.3]", pool=("ant", "cat")) == 2
+    more = ("ant", "bee", "cat", "dog")
+    assert runs.look("optimiser.weights=[0.5,0.2,0.3,0]", pool=more) == 1 + 4  # two of either run
 
-    @pytest.mark.slow
-    def test_report_items_as_an_extra_benchmark(self, fresh: Runs) -> None:
-        fresh.rewrite("other.jsonl", lambda row: {**row, "prompt": f"{row['prompt']} again"})
-        assert fresh.look(SOUP, f"also=[{fresh.place / 'items.jsonl'}]", items="other.jsonl") == 1
-        assert fresh.look(SOUP) == 2
-        assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
 
-    @pytest.mark.slow
-    def test_soups_written_by_a_merge_as_candidates(self, fresh: Runs) -> None:
-        pool = f"pool.candidates=[{fresh.family / 'ant'},{fresh.family / 'bee'}]"
-        soups = [fresh.place / f"soup{number}" for number in range(3)]
-        for soup, weights in zip(soups, ("0.2,0.8", "0.4,0.6", "0.7,0.3"), strict=True):
-            words = ["+experiment=merge", pool, f"optimiser.weights=[{weights}]", f"out={soup}"]
-            assert command_line(fresh.place, *words) == 0
-        assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
-        assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4  # three and the uniform one
+@pytest.mark.slow
+def test_items_or_a_category_left_out(runs: Runs) -> None:
+    fewer = runs.rewrite("fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row)
+    assert runs.look(SOUP, items=fewer) == ALL
+    assert runs.look(SOUP, "benchmark.exclude=[blue]") == ALL
 
-    @pytest.mark.slow
-    def test_a_search_on_the_report_items_under_other_shares(self, fresh: Runs) -> None:
-        fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.folds={search:0.5}", "stop_after=search")
-        spaced = fresh.place / "ant"
-        shutil.copytree(fresh.family / "ant", spaced)
-        config = spaced / "config.json"
-        config.write_text(config.read_text() + " ")
-        left = [
-            fresh.report(SOUP)["folds"]["left_out"],
-            fresh.report("optimiser.weights=[0.501,0.199,0.3]")["folds"]["left_out"],
-            fresh.report("optimiser.weights=[0.3,0.2,0.5]", pool=("cat", "bee", "ant"))["folds"]["left_out"],
-            fresh.report(SOUP, "merge.dtype=float32")["folds"]["left_out"],
-            fresh.report("optimiser.weights=[0.5,0.5]", pool=(spaced, "dog"))["folds"]["left_out"],
-        ]
-        assert len(set(left)) == 1
-        assert left[0] > 0
 
-    def test_rows_that_were_deleted(self, runs: Runs) -> None:
-        with closing(sqlite3.connect(runs.place / "outputs/store.sqlite")) as db:
-            db.execute("DELETE FROM looks")
-            db.execute("DELETE FROM shown")
-            db.commit()
-        report = runs.report(SOUP)
-        assert report["verdict"]["opened"] == 1 + 3
-        assert any("were deleted" in warning for warning in report["warnings"])
+def test_a_single_model_is_a_claim(runs: Runs) -> None:
+    assert runs.look("optimiser.weights=[1,0,0]") == 2
+    assert runs.look("optimiser.weights=[0.2,0.7,0.1]") == 3
+
+
+@pytest.mark.slow
+def test_uniform_and_top_k_rows_of_other_pools(fresh: Runs) -> None:
+    pools = {"ant": ("ant", "bee", "cat"), "bee": ("bee", "cat", "dog")}
+    for number, names in enumerate(pools.values(), start=1):
+        top = ("selector=topk", "selector.k=2", "optimiser.weights=[1,0]")
+        assert fresh.look(*top, pool=names) == number
+    ((shown,),) = fresh.rows("SELECT COUNT(*) FROM shown")
+    assert shown >= 3
+    assert fresh.look("optimiser=uniform", pool=pools["bee"]) == 1 + shown
+
+
+@pytest.mark.slow
+def test_report_items_as_an_extra_benchmark(fresh: Runs) -> None:
+    fresh.rewrite("other.jsonl", lambda row: {**row, "prompt": f"{row['prompt']} again"})
+    assert fresh.look(SOUP, f"also=[{fresh.place / 'items.jsonl'}]", items="other.jsonl") == 1
+    assert fresh.look(SOUP) == 2
+    assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
+
+
+@pytest.mark.slow
+def test_soups_written_by_a_merge_as_candidates(fresh: Runs) -> None:
+    pool = f"pool.candidates=[{fresh.family / 'ant'},{fresh.family / 'bee'}]"
+    soups = [fresh.place / f"soup{number}" for number in range(3)]
+    for soup, weights in zip(soups, ("0.2,0.8", "0.4,0.6", "0.7,0.3"), strict=True):
+        words = ["+experiment=merge", pool, f"optimiser.weights=[{weights}]", f"out={soup}"]
+        assert command_line(fresh.place, *words) == 0
+    assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
+    assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4  # three and the uniform one
+
+
+@pytest.mark.slow
+def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
+    fresh("optimiser.weights=[0.5,0.2,0.3]", "benchmark.folds={search:0.5}", "stop_after=search")
+    spaced = fresh.place / "ant"
+    shutil.copytree(fresh.family / "ant", spaced)
+    config = spaced / "config.json"
+    config.write_text(config.read_text() + " ")
+    reports = [
+        fresh.report(SOUP),
+        fresh.report("optimiser.weights=[0.3,0.2,0.5]", pool=("cat", "bee", "ant")),
+        fresh.report(SOUP, "merge.dtype=float32"),
+        fresh.report("optimiser.weights=[0.5,0.5]", pool=(spaced, "dog")),
+    ]
+    (left,) = {report["folds"]["left_out"] for report in reports}
+    assert left > 0
+    assert all(report["rows"][-1]["objective"]["n"] == report["folds"]["report"] for report in reports)
+    assert any("report items are left out" in warning for warning in reports[0]["warnings"])
+
+
+def test_rows_that_were_deleted(runs: Runs) -> None:
+    runs.rows("DELETE FROM looks")
+    runs.rows("DELETE FROM shown")
+    report = runs.report(SOUP)
+    assert report["verdict"]["opened"] == 1 + 3
+    assert any("were deleted" in warning for warning in report["warnings"])
 
 
 def test_a_second_look_is_announced_with_its_price(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:

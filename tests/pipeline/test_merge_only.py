@@ -1,180 +1,104 @@
-"""Soups without a search, and rebuilding one from its recipe."""
+"""Soups by hand and rebuilds: what is evaluated is what is written, and printed commands make it again."""
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import os
+import re
 import shutil
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from souping.core.types import Recipe, UserError
+from souping.merge import MergeBackend
+from souping.merge.accelerate import AccelerateMerge
+from souping.merge.kernels import METHODS
+from souping.merge.local import LocalMerge
+from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
 from souping.pipeline.merge_only import read_recipe
+from souping.pipeline.models import ScratchFolder
+from souping.report.format import quoted
 from tests.conftest import Cli
+from tests.support.adapters import save_adapter
+
+REBUILD = ("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
+SPLIT = ("merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}", "merge.max_shard_size=20KB")
 
 
-def same_folder(a: Path, b: Path) -> None:
-    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
-    for file in a.iterdir():
-        assert file.read_bytes() == (b / file.name).read_bytes(), file.name
+def contents(folder: Path, *but: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in but}
 
 
 def merge(souping: Cli, family: Path, *more: str) -> None:
     folders = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
-    weights = [] if any(a.startswith("optimiser=") for a in more) else ["optimiser.weights=[0.5,0.2,0.3]"]
-    done = souping("+experiment=merge", f"pool.candidates=[{folders}]", "out=soup", *weights, *more)
-    assert done.code == 0, done.err
+    weights = [] if any(word.startswith("optimiser=") for word in more) else ["optimiser.weights=[0.5,0.2,0.3]"]
+    done = souping("+experiment=merge", f"pool.candidates=[{folders}]", "out=soup", *weights, *more).ok()
     assert "GB/s" in done.out + done.err
 
 
-def test_a_soup_loads_and_is_the_average(souping: Cli, family: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    merge(souping, family)
-    soup = load_file(tmp_path / "soup" / "model.safetensors")
-    parts = [load_file(family / name / "model.safetensors") for name in ("ant", "bee", "cat")]
-    for name, tensor in soup.items():
-        exact = sum(w * p[name].double() for w, p in zip((0.5, 0.2, 0.3), parts, strict=True))
-        assert (tensor.double() - exact).abs().max() <= exact.abs().max() * 2**-8
-    AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
-    assert AutoTokenizer.from_pretrained(tmp_path / "soup")("hi")["input_ids"]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        (),
-        ("optimiser=uniform",),
-        ("merge.dtype=float32",),
-        ("merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}", "merge.max_shard_size=20KB"),
-    ],
-    ids=["plain", "uniform", "float32", "overrides"],
-)
-def test_a_soup_is_rebuilt_bit_for_bit(souping: Cli, family: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("more", [("optimiser=uniform", "merge.dtype=float32"), SPLIT], ids=["float32", "overrides"])
+def test_a_soup_is_rebuilt_from_any_store(souping: Cli, family: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     merge(souping, family, *more)
-    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
-    assert done.code == 0, done.err
-    same_folder(tmp_path / "soup", tmp_path / "again")
-
-
-def test_another_store_finds_the_ingredients_in_the_pool(souping: Cli, family: Path, tmp_path: Path) -> None:
-    merge(souping, family)
-    arguments = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=again", "store.path=other.sqlite"]
-    souping(*arguments).refused("ant", "pool.candidates")
+    souping(*REBUILD).ok()
+    assert contents(tmp_path / "again") == contents(tmp_path / "soup")
+    elsewhere = [*REBUILD[:2], "out=other", "store.path=other.sqlite"]
+    souping(*elsewhere).refused("ant", "pool.candidates")
     folders = ",".join(str(family / name) for name in ("cat", "bee", "ant"))
-    done = souping(*arguments, f"pool.candidates=[{folders}]")
-    assert done.code == 0, done.err
-    same_folder(tmp_path / "soup", tmp_path / "again")
+    souping(*elsewhere, f"pool.candidates=[{folders}]").ok()
+    assert contents(tmp_path / "other") == contents(tmp_path / "soup")
 
 
-def test_a_changed_ingredient_is_refused(souping: Cli, family: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    for name in ("ant", "bee", "cat"):
-        shutil.copytree(family / name, own / name)
-    merge(souping, own)
-    weights = own / "bee" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").refused("bee", "content")
-    assert not (tmp_path / "again").exists()
-
-
-def test_recipes_that_are_none(souping: Cli, tmp_path: Path) -> None:
+def test_weights_and_recipes_that_are_none(souping: Cli, family: Path, tmp_path: Path) -> None:
+    folders = ",".join(str(family / name) for name in ("ant", "bee"))
+    for weights, needle in (("", "is not set"), ("[0.5,0.2,0.3]", "3 weights"), ("[0.5,0.2]", "0.7")):
+        words = [f"optimiser.weights={weights}"] if weights else []
+        souping("+experiment=merge", f"pool.candidates=[{folders}]", *words).refused(needle)
     (tmp_path / "x.json").write_text("{")
-    (tmp_path / "y.json").write_text("[]")
-    for name in ("", "none.json", "x.json", "y.json"):
-        words = [f"recipe={name}"] if name else []
-        souping("+experiment=rebuild", *words, "out=again").refused("recipe", name)
+    for name in ("", "none.json", "x.json"):
+        souping("+experiment=rebuild", *([f"recipe={name}"] if name else []), "out=again").refused("recipe", name)
 
 
-@pytest.mark.parametrize("optimiser", ["grid", "greedy_soup"])
-def test_a_search_without_items_is_refused(souping: Cli, family: Path, optimiser: str) -> None:
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    souping("+experiment=merge", pool, f"optimiser={optimiser}").refused("no items to search on")
-
-
-def test_weights_must_fit_the_pool(souping: Cli, family: Path) -> None:
-    pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    souping("+experiment=merge", pool).refused("optimiser.weights is not set")
-    souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2,0.3]").refused("3 weights")
-    souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.2]").refused("0.7")
-
-
-def test_a_plan_is_shown_saved_and_cooked_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
-    from souping.merge.__main__ import main as cook_alone
+def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
+    from souping.merge.__main__ import main as merge_alone
 
     folders = ",".join(str(family / name) for name in ("ant", "bee"))
     arguments = ["+experiment=merge", f"pool.candidates=[{folders}]", "optimiser.weights=[0.25,0.75]"]
-    done = souping(*arguments, "plan=true", "hydra.run.dir=planned")
-    assert done.code == 0, done.err
-    assert "0.25 x ant + 0.75 x bee" in done.out
+    assert "0.25 x ant + 0.75 x bee" in souping(*arguments, "plan=true", "hydra.run.dir=planned").ok().out
     assert not (tmp_path / "planned" / "soup").exists()
     assert "normalize: false" in (tmp_path / "planned" / "mergekit.yml").read_text()
-    assert cook_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
-    assert souping(*arguments, "out=soup").code == 0
+    assert merge_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
+    souping(*arguments, "out=soup").ok()
     one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("alone", "soup"))
     assert one == two
-
-
-def test_nonfinite_weights_warn_when_asked_to(souping: Cli, family: Path, tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    bad = tmp_path / "bad"
-    shutil.copytree(family / "bee", bad)
-    table = load_file(bad / "model.safetensors")
-    table["model.norm.weight"][0] = torch.nan
-    save_file(table, bad / "model.safetensors", metadata={"format": "pt"})
-    arguments = ["+experiment=merge", f"pool.candidates=[{family / 'ant'},{bad}]", "optimiser.weights=[0.5,0.5]"]
-    souping(*arguments, "out=soup").refused("bad", "model.norm.weight")
-    done = souping(*arguments, "out=soup", "merge.nonfinite=warn")
-    assert done.code == 0, done.err
-    assert "warning:" in done.out + done.err
-    assert "model.norm.weight" in done.out + done.err
-    done = souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
-    assert done.code == 0, done.err
-    same_folder(tmp_path / "soup", tmp_path / "again")
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"id": "edited"},
-        {"weights": [0, 0, 0]},
         {"weights": [1.0]},
         {"ingredients": [["a"], ["b"], ["c"]]},
         {"ingredients": ["a", "a", "a"]},
-        {"ingredients": "abc"},
         {key: list(map(str, range(200_000))) for key in ("ingredients", "fingerprints")} | {"weights": [1] * 200_000},
-        {"fingerprints": [1, 2, 3]},
         {"weights": [10**400, 1, 1]},
         {"weights": [math.nan, 1, 1]},
-        {"weights": [math.inf, 1, 1]},
-        {"weights": [True, 1, 1]},
         {"dtype": "int4"},
-        {"dtype": ["bfloat16"]},
-        {"method": ["linear"]},
-        {"max_shard_size": 1.5},
-        {"max_shard_size": -5},
-        {"max_shard_size": "5GB"},
-        {"carried_from": ["a"]},
-        {"nonfinite": "never"},
-        {"sources": ["a"]},
         {"sources": {"a": None}},
         {"settings": {"t": json.loads("[" * 300 + "]" * 300)}},
-        {"id": 5},
-        {"settings": []},
-        {"settings": {"overrides": [1]}},
         {"settings": {"overrides": [["x", ["y"]]]}},
-        {"settings": {"scale": True}},
-        {"settings": {"base": 3}},
-        {"settings": {"seed": -1}},
-        {"settings": {"vocab": []}},
-        {"settings": {"by": "mergekit", "parameters": {"t": "x"}}},
         {"settings": {"no_such": 1}},
     ],
     ids=lambda change: str(change)[:40],
@@ -187,3 +111,163 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: 
     (tmp_path / "r.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=r"^recipe=.*r\.json"):
         read_recipe(tmp_path / "r.json")
+
+
+# ------------------------------------------------------------ every method of every backend
+
+
+def theirs() -> list[str]:
+    if find_spec("mergekit") is None:
+        return []
+    from mergekit.merge_methods.registry import registered_methods
+
+    return sorted({method.spec.name for method in registered_methods()} - {"passthrough"})
+
+
+PAIRS = ("slerp", "nearswap", "arcee_fusion")
+"""Methods of mergekit between a base and one other model."""
+PARAMETERS: Mapping[str, dict[str, float | bool]] = {
+    "slerp": {"t": 0.3},
+    "nearswap": {"t": 0.01},
+    **{name: {"density": 0.5} for name in ("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties")},
+    **{name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")},
+}
+ROWS = [
+    *(("local", method) for method in METHODS),
+    pytest.param("accelerate", "model_stock", marks=pytest.mark.slow),
+    *(pytest.param("mergekit", name, marks=() if name == "linear" else pytest.mark.slow) for name in theirs()),
+]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit's own command in this process: a start costs seconds."""
+    run = subprocess.run
+
+    def call(command: list[str], **more: object) -> object:
+        if "mergekit.scripts.run_yaml" not in command:
+            return run(command, **more)  # type: ignore[call-overload]
+        from mergekit.scripts.run_yaml import main
+
+        torch.manual_seed(torch.seed())  # a process of its own starts anywhere
+        done = CliRunner().invoke(main, command[3:])
+        return subprocess.CompletedProcess(command, done.exit_code, "", done.output + repr(done.exception))
+
+    monkeypatch.setattr(subprocess, "run", call)
+
+
+def settings_of(family: Path, backend: str, method: str) -> tuple[list[str], MergeBackend, tuple[str, ...]]:
+    based = method in BASED if backend == "mergekit" else METHODS[method].base
+    base = str(family / ("ant" if backend == "mergekit" and method in PAIRS else "base")) if based else None
+    names = ("ant", "bee") if method in ("slerp", "nuslerp", *PAIRS) else ("ant", "bee", "cat")
+    parameters = PARAMETERS.get(method, {}) if backend == "mergekit" else {}
+    words = [f"merge={backend}", f"merge.method={method}", *([f"merge.base={base}"] if base else [])]
+    words += [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"] if parameters else []
+    if backend == "mergekit":
+        return words, MergekitMerge(method=method, base=base, parameters=dict(parameters) or None), names
+    if backend == "local":
+        return words, LocalMerge(method=method, base=base), names
+    return [*words, "merge.num_processes=1"], AccelerateMerge(method=method, base=base, num_processes=1), names
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("backend", "method"), ROWS)
+def test_evaluated_is_written_and_rebuilt(
+    backend: str, method: str, family: Path, tmp_path: Path, souping: Cli
+) -> None:
+    words, merge, names = settings_of(family, backend, method)
+    weights = (0.3, 0.7) if len(names) == 2 else (0.5, 0.2, 0.3)
+    folders = {name: family / name for name in names}
+    pool = f"pool.candidates=[{','.join(map(str, folders.values()))}]"
+    souping("+experiment=merge", pool, f"optimiser.weights=[{','.join(map(str, weights))}]", "out=soup", *words).ok()
+    written = contents(tmp_path / "soup", "README.md")
+
+    with closing(merge.open(folders)) as opened:
+        recipe = opened.recipe(dict(zip(names, weights, strict=True)))
+        assert recipe.id == json.loads(written["recipe.json"])["id"]
+        assert ("seed" in recipe.settings) == (backend == "mergekit" and method in STOCHASTIC)
+        with closing(ScratchFolder(opened)) as scratch:
+            evaluated = contents(scratch.write(recipe), "README.md")
+            decoding = json.loads(evaluated.pop("generation_config.json"))  # the evaluator's own, but for the ends
+            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.eos_token_ids(recipe) == (2,)
+            assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}
+        module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
+        opened.live(module).pour(recipe)
+        state, stored = module.state_dict(), load_file(tmp_path / "soup" / "model.safetensors")
+        assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
+
+    souping(*REBUILD).ok()
+    assert contents(tmp_path / "again", "README.md") == written
+
+
+@pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
+@pytest.mark.parametrize("method", ["dare_ties", "model_stock"])
+@pytest.mark.slow
+def test_mergekit_in_a_process_of_its_own(method: str, family: Path, tmp_path: Path, souping: Cli) -> None:
+    words, _, names = settings_of(family, "mergekit", method)
+    pool = f"pool.candidates=[{','.join(str(family / name) for name in names)}]"
+    souping("+experiment=merge", pool, "optimiser=uniform", "out=soup", *words).ok()
+    souping(*REBUILD, "merge=mergekit").ok()
+    assert contents(tmp_path / "again") == contents(tmp_path / "soup")
+
+
+# ------------------------------------------------------------ commands as they are printed
+
+
+def check_commands(run: Path, out: str, start: Path) -> None:
+    """The rebuild command is the same wherever it stands, and makes the soup again; the card's is for its folder."""
+    (command,) = re.findall(r"^  rebuild +(python .*)$", out, re.MULTILINE)
+    (card,) = re.findall(r"```bash\n(python .*)\n```", (run / "soup/README.md").read_text())
+    assert " recipe=recipe.json " in card
+    assert str(start) not in card
+    if (run / "report.md").exists():
+        assert f"```bash\n{command}\n```" in (run / "report.md").read_text()
+        page = re.findall(r'<pre tabindex="0"><code>(python .*)</code></pre>', (run / "report.html").read_text())
+        assert command in map(html.unescape, page)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, shell=True, cwd=start, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert contents(start / "rebuilt") == contents(run / "soup")
+
+
+def test_the_commands_of_a_run(finished_copy: Path, tmp_path: Path) -> None:
+    check_commands(finished_copy, (tmp_path / "terminal.txt").read_text(), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_whatever_the_folders_are_called(family: Path, souping: Cli, tmp_path: Path) -> None:
+    name = 'it\'s "so" $HOME, b=(c) [d] ${x} & é'
+    (tmp_path / name).mkdir()
+    for model in ("ant", "bee"):
+        (tmp_path / name / model).symlink_to(family / model, target_is_directory=True)
+    run, pool = tmp_path / "outputs" / name, [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")]
+    places = [f"out={quoted(str(run / 'soup'))}", f"store.path={quoted(f'outputs/{name}/s.sqlite')}"]
+    done = souping(
+        "+experiment=merge", f"pool.candidates=[{','.join(pool)}]", "optimiser.weights=[0.4,0.6]", *places
+    ).ok()
+    check_commands(run, done.out, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "case", ["base", *(pytest.param(one, marks=pytest.mark.slow) for one in ("accelerate", "adapters", "pickled"))]
+)
+def test_the_command_however_it_was_merged(case: str, family: Path, souping: Cli, tmp_path: Path) -> None:
+    candidates, more = [family / "ant", family / "bee"], ["merge=accelerate", "merge.num_processes=1"]
+    if case == "base":
+        more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
+    if case == "adapters":
+        modules = {"model.layers.0.mlp.up_proj": 2}
+        candidates = [save_adapter(tmp_path / n, family / "base", modules, i) for i, n in enumerate("xy")]
+        more = [f"merge.base={family / 'base'}"]
+    if case == "pickled":
+        candidates = [pickled(folder, tmp_path / folder.name) for folder in candidates]
+        more = ["merge.allow_pickle=true"]
+    pool = f"pool.candidates=[{','.join(map(str, candidates))}]"
+    done = souping("+experiment=merge", pool, "optimiser.weights=[0.4,0.6]", "out=run/soup", *more).ok()
+    check_commands(tmp_path / "run", done.out, tmp_path)
+
+
+def pickled(folder: Path, out: Path) -> Path:
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(folder / "model.safetensors"), out / "pytorch_model.bin")
+    return out

@@ -1,16 +1,19 @@
-"""Whole runs on a tiny family: what they leave, that they repeat, resume, stop early and sweep."""
+"""Whole runs on a tiny family: what they leave, repeat, resume, sweep and run dry; what finished runs show and add."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,49 +21,38 @@ from typing import Any
 
 import pytest
 
-from souping.cli.job import CLAIM, claim
-from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of
+from souping.evaluate.benchmark import Benchmark, limit_folds, split_folds
+from tests.conftest import ROOT, Cli, finished_words, make_items, pool_of, report_of
 
 OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
-KINDS = {"ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"}
 
 
 def run_dir(where: Path, number: int = -1) -> Path:
     return sorted(p.parent for p in where.glob("outputs/fam/**/config.yaml"))[number]
 
 
-def report_of(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
-
-
 def timeless(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key not in ("cost", "rebuild")}
 
 
-def test_a_run_leaves_everything_and_a_second_evaluates_nothing(
-    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
-) -> None:
-    one, said = finished_copy, (tmp_path / "terminal.txt").read_text()
+def test_a_second_run_evaluates_nothing(finished_copy: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+    one = finished_copy
     assert all((one / name).exists() for name in OUTPUTS)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
         p.name for p in (one / "soup").iterdir()
     }
     report = report_of(one)
-    assert {row["kind"] for row in report["rows"]} >= KINDS - {"candidate"}
+    kinds = {"ingredient", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"}
+    assert {row["kind"] for row in report["rows"]} >= kinds
     assert report["folds"].keys() == {"select", "search", "report"}
     assert sum(report["folds"].values()) == 180
     assert report["cost"]["trials"] == len(list(csv.DictReader((one / "trials.csv").open())))
-    assert "run/report.html" in said
+    assert "run/report.html" in (tmp_path / "terminal.txt").read_text()
     few = "correlations over 4 models are largely chance"
-    assert few in (one / "run.log").read_text()
-    assert any(few in note for note in json.loads((one / "selection.json").read_text())["notes"])
-    assert few not in (one / "report.html").read_text().split("<section>")[0]
-    assert few in (one / "report.html").read_text()
+    assert all(few in (one / name).read_text() for name in ("run.log", "selection.json", "report.html"))
     assert report["verdict"]["sentence"].split(":")[0] in (one / "soup" / "README.md").read_text()
 
-    again = souping(*finished_words(family), "hydra.run.dir=again")
-    assert again.code == 0, again.err
+    souping(*finished_words(family), "hydra.run.dir=again").ok()
     two = tmp_path / "again"
     assert report_of(two)["cost"]["evaluated_items"] == 0
     assert timeless(report_of(two)) == timeless(report)
@@ -70,8 +62,7 @@ def test_a_run_leaves_everything_and_a_second_evaluates_nothing(
 
 
 def test_two_runs_from_an_empty_store_are_equal(finished: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
-    done = souping(*finished_words(family), "hydra.run.dir=run")
-    assert done.code == 0, done.err
+    souping(*finished_words(family), "hydra.run.dir=run").ok()
     a, b = finished / "run", tmp_path / "run"
     assert report_of(a)["cost"]["evaluated_items"] == report_of(b)["cost"]["evaluated_items"] > 0
     assert timeless(report_of(a)) == timeless(report_of(b))
@@ -80,57 +71,29 @@ def test_two_runs_from_an_empty_store_are_equal(finished: Path, family: Path, so
         assert file.read_bytes() == (b / "soup" / file.name).read_bytes()
 
 
-def test_the_soup_on_disk_says_what_the_search_heard(
-    finished: Path, family: Path, souping: Cli, tmp_path: Path
-) -> None:
-    """The written folder, evaluated as a candidate, has the very scores of the soup that was poured."""
+def test_the_soup_on_disk_scores_as_poured(finished: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
     poured = next(r for r in report_of(finished / "run")["rows"] if r["kind"] == "soup")
     shutil.copytree(finished / "run/soup", tmp_path / "best")
     pool = [f"pool.candidates=[{tmp_path / 'best'},{family / 'ant'}]", *pool_of(family)[1:]]
-    done = souping(*pool, "selector=all", "optimiser=uniform", "hydra.run.dir=written")
-    assert done.code == 0, done.err
+    souping(*pool, "selector=all", "optimiser=uniform", "hydra.run.dir=written").ok()
     written = next(r for r in report_of(tmp_path / "written")["rows"] if r["name"] == "best")
     assert written["scores"] == poured["scores"]
 
 
 def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
-    assert souping(*pool_of(family), "selector=topk", "stop_after=select", "hydra.run.dir=outputs/fam/1").code == 0
-    one = tmp_path / "outputs/fam/1"
-    assert sorted(p.name for p in one.iterdir()) == ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
-    assert souping(*pool_of(family), "selector=topk", "stop_after=search", "hydra.run.dir=outputs/fam/2").code == 0
-    two = tmp_path / "outputs/fam/2"
-    names = ["config.yaml", "recipe.json", "run.log", "samples.jsonl.gz", "selection.json", "trials.csv"]
-    assert sorted(p.name for p in two.iterdir()) == names
-
-
-def test_a_table_selects_without_weights(souping: Cli, tmp_path: Path) -> None:
-    names = "xLAM-2-8b-fc-r,ToolACE-2-8B,watt-tool-8B,BitAgent-8B,CoALM-8B"
-    table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", "stop_after=select", "name=fam"]
-    done = souping(f"pool.candidates=[{names}]", *table)
-    assert done.code == 0, done.err
-    found = json.loads((run_dir(tmp_path) / "selection.json").read_text())
-    assert found["ingredients"] == ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]
-    assert set(found) >= {"ingredients", "experts", "low_correlation", "metric", "threshold", "correlation"}
-    assert len(found["correlation"]["matrix"]) == len(found["correlation"]["categories"]) == 14
-    souping("pool.candidates=[xLAM-2-8b-fc-r,watt-tool-9B]", *table).refused("watt-tool-9B", "watt-tool-8B")
-
-
-def test_published_scores_select_and_the_report_says_so(family: Path, souping: Cli, tmp_path: Path) -> None:
-    rows = ["model,red,green", "ant,80,10", "bee,50,40", "cat,40,55", "dog,20,50", "elk,60,30", "fox,70,65"]
-    (tmp_path / "board.csv").write_text("\n".join(rows))
-    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0")
-    assert done.code == 0, done.err
-    report = report_of(run_dir(tmp_path))
-    assert report["selection"]["ingredients"] == ["ant", "cat"]
-    assert report["folds"]["select"] == 0
-    assert any("published" in warning for warning in report["warnings"])
+    left = ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
+    for stop, more in {"select": [], "search": ["recipe.json", "trials.csv"]}.items():
+        souping(*pool_of(family), "selector=topk", f"stop_after={stop}", f"hydra.run.dir={stop}").ok()
+        assert sorted(path.name for path in (tmp_path / stop).iterdir()) == sorted(left + more)
+        assert f"fold {stop}" in souping("show", stop, "--fold", stop, "--limit", "1").out
+        assert souping("show", stop, "--fold", "report").out.strip() == "0 items"
+        souping(f"run={stop}").refused(f"run={stop} has no report.json")
 
 
 def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
     rows = ["model,red,green,blue", "ant,80,81,82", "bee,50,40,30", "cat,40,55,41", "dog,20,50,45"]
     (tmp_path / "board.csv").write_text("\n".join(rows))
-    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0")
-    assert done.code == 0, done.err
+    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0").ok()
     report = report_of(run_dir(tmp_path))
     assert report["verdict"]["claim"] == "nothing_to_soup"
     assert report["recipe"]["ingredients"] == ["ant"]
@@ -138,53 +101,27 @@ def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_
     assert "nothing to soup" in done.out + done.out + done.err
 
 
-@pytest.mark.slow
-def test_a_multirun_shares_the_store_and_returns_objectives(family: Path, souping: Cli, tmp_path: Path) -> None:
-    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
-    done = souping("-m", *pool, "optimiser=grid", "seed=0,1")
-    assert done.code == 0, done.err
-    rows = list(csv.DictReader((tmp_path / "outputs/fam/sweep/sweep.csv").open()))
-    assert len(rows) == 2
-    assert all(0 <= float(row["objective"]) <= 1 for row in rows)
-    reports = [report_of(tmp_path / "outputs/fam/sweep" / row["run_dir"]) for row in rows]
-    assert reports[0]["cost"]["evaluated_items"] > 0
-    assert [r["cost"]["evaluated_items"] for r in reports[1:]] == [0]
-    assert float(rows[0]["objective"]) == reports[0]["objective"]["search"]
-
-
 def test_a_list_of_weights_sweeps(family: Path, souping: Cli, tmp_path: Path) -> None:
-    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=sweep"]
     words = ["optimiser=fixed", "optimiser.weights=[0.3,0.7],[0.6,0.4]", "stop_after=search"]
-    done = souping("-m", *pool, *words)
-    assert done.code == 0, done.err
-    recipes = [json.loads((tmp_path / f"outputs/fam/sweep/{i}/recipe.json").read_text()) for i in (0, 1)]
+    souping("-m", *pool, *words).ok()
+    recipes = [json.loads((tmp_path / f"sweep/{i}/recipe.json").read_text()) for i in (0, 1)]
     assert [recipe["weights"] for recipe in recipes] == [[0.3, 0.7], [0.6, 0.4]]
 
 
 @pytest.mark.slow
-def test_a_tracked_multirun_is_one_group_with_a_summary_run(
+def test_a_tracked_multirun_is_a_group(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.support.wandb import log_of, of_type
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=outputs/fam/sweep"]
-    done = souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "stop_after=search", "seed=0,1")
-    assert done.code == 0, done.err
-    sweep = tmp_path / "outputs/fam/sweep"
-    (one,), (two,), (summary,) = (of_type(log_of(folder), "run") for folder in (sweep / "0", sweep / "1", sweep))
-    assert {run["run_group"] for run in (one, two, summary)} == {"sweep"}
-    assert summary["job_type"] == "summary"
-
-
-def test_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
-    first, second = (claim(tmp_path / "now", explicit=False) for _ in range(2))
-    assert first == (tmp_path / "now", True)
-    assert second == (tmp_path / "now_2", True)
-    (tmp_path / "now" / CLAIM).unlink()
-    (tmp_path / "now" / "report.json").touch()
-    assert claim(tmp_path / "now", explicit=False) == (tmp_path / "now_3", True)
-    assert claim(tmp_path / "now", explicit=True) == (tmp_path / "now", False)  # never removed
+    pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=sweep"]
+    souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "stop_after=search", "seed=0,1").ok()
+    folders = [tmp_path / "sweep" / name for name in ("0", "1", "")]
+    runs = [run for folder in folders for run in of_type(log_of(folder), "run")]
+    assert [run["run_group"] for run in runs] == ["sweep"] * 3
+    assert runs[2]["job_type"] == "summary"
 
 
 def rows_in(store: Path) -> int:
@@ -196,14 +133,11 @@ def rows_in(store: Path) -> int:
 
 
 def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
-    """Rows in the store of a command that is killed once it has stored so many."""
-    victim = subprocess.Popen(
+    line, quiet = (
         [sys.executable, "-m", "souping", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
     )
+    victim = subprocess.Popen(line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet)
     store = folder / "outputs/store.sqlite"
     while victim.poll() is None and rows_in(store) < rows:
         time.sleep(0.02)
@@ -220,13 +154,9 @@ def call(family: Path, *more: str) -> list[str]:
 
 
 def twice(store: Path) -> int:
-    """Answers that one soup gave to one item in one way of asking and one block more than once."""
-    query = (
-        "SELECT COUNT(*) FROM (SELECT 1 FROM answers GROUP BY soup, evaluator, item, block, replicate "
-        "HAVING COUNT(*) > 1)"
-    )
+    query = "SELECT 1 FROM answers GROUP BY soup, evaluator, item, block, replicate HAVING COUNT(*) > 1"
     with closing(sqlite3.connect(store)) as db:
-        return int(db.execute(query).fetchone()[0])
+        return len(db.execute(query).fetchall())
 
 
 @pytest.mark.parametrize("rows", [20, 150, 420])
@@ -234,8 +164,8 @@ def twice(store: Path) -> int:
 def test_a_killed_run_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_path: Path, rows: int) -> None:
     words = call(family, "optimiser.budget=500")
     kept = killed_at(rows, words, tmp_path)
-    assert souping(*words, "hydra.run.dir=outputs/resumed").code == 0
-    assert souping(*words, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fresh").code == 0
+    souping(*words, "hydra.run.dir=outputs/resumed").ok()
+    souping(*words, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fresh").ok()
     resumed, fresh = (report_of(tmp_path / "outputs" / name) for name in ("resumed", "fresh"))
     named = json.dumps(timeless(resumed)).replace("outputs/resumed", "outputs/fresh")  # in a command
     assert json.loads(named) == timeless(fresh)
@@ -243,16 +173,271 @@ def test_a_killed_run_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_p
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
 
 
-@pytest.mark.slow
-def test_a_larger_budget_goes_on_and_a_repetition_asks_nothing(family: Path, souping: Cli, tmp_path: Path) -> None:
-    for name, budget in (("small", 300), ("large", 600), ("again", 600)):
-        done = souping(*call(family, f"optimiser.budget={budget}"), f"hydra.run.dir={name}")
-        assert done.code == 0, done.err
-    small, large, again = (report_of(tmp_path / name)["cost"] for name in ("small", "large", "again"))
-    assert small["search"]["items"] <= 300 < large["search"]["items"] <= 600
-    assert large["search"]["evaluated"] < large["search"]["items"]
-    assert again["evaluated_items"] == 0
-    assert again["search"]["items"] == large["search"]["items"]
-    assert (tmp_path / "again/trials.csv").read_text().count("\n") == (tmp_path / "large/trials.csv").read_text().count(
-        "\n"
-    )
+def test_the_order_of_the_pool_changes_no_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
+    """The first candidate's generation_config used to decode every model."""
+    folders = [shutil.copytree(family / "ant", tmp_path / "ant"), family / "bee"]
+    config = tmp_path / "ant" / "generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "repetition_penalty": 1.9}))
+    joined = "scores JOIN soups ON soups.id = soup JOIN items ON items.id = item"
+    answers = []
+    for number, order in enumerate((folders, folders[::-1])):
+        search = ("selector=all", "optimiser=uniform", "stop_after=search", f"store.path={number}.sqlite")
+        done = souping(*pool_of(family)[1:], f"pool.candidates=[{','.join(map(str, order))}]", *search).ok()
+        assert "ant: its generation_config sets repetition_penalty=1.9; not used" in done.out
+        with closing(sqlite3.connect(tmp_path / f"{number}.sqlite")) as db:
+            rows = db.execute(f"SELECT soups.fingerprint, items.fingerprint, output FROM {joined}").fetchall()
+        answers.append({row[:2]: row[2] for row in rows})
+    common = answers[0].keys() & answers[1].keys()
+    assert len(common) > 30
+    assert all(answers[0][key] == answers[1][key] for key in common)
+
+
+FIXED = ("selector=all", "optimiser=fixed", "optimiser.weights=[0.5,0.5]")
+
+
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("limit", [1, 3, 10**6])
+def test_no_item_of_the_report_fold_is_touched(two: bool, limit: int) -> None:
+    whole = split_folds(make_items(60), two=two)
+    dry = limit_folds(whole, limit)
+    hidden = {item.id for item in whole.items["report"]}
+    for fold, items in dry.items.items():
+        assert not hidden & {item.id for item in items}
+        assert all(count <= limit for count in Counter(item.category for item in items).values())
+        assert {item.category for item in items} == ({"w", "x"} if fold != "select" or not two else set())
+    assert "the report fold stays closed" in dry.notes[0]
+
+
+@pytest.fixture
+def arguments(family: Path) -> list[str]:
+    return [*pool_of(family, "ant", "bee"), *FIXED, "limit=2", "hydra.run.dir=run"]
+
+
+def test_a_dry_run_is_marked_everywhere(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
+    folds = {"select": 6, "search": 6, "report": 6}
+    souping(*arguments, "plan=true", "hydra.run.dir=planned").ok()
+    assert json.loads((tmp_path / "planned/plan.json").read_text())["folds"] == folds
+    souping(*arguments, "upload=me/soup").refused("limit=2 is a dry run", "leave upload out")
+    done = souping(*arguments, f"also=[{family / 'items.jsonl'}]").ok()
+    assert "limit=2: a dry run" in done.out + done.err
+    report = report_of(tmp_path / "run")
+    assert (report["limit"], report["verdict"]["claim"], report["folds"]) == (2, "dry_run", folds)
+    assert report["also"][0]["items"] == 6
+    assert any("limit=2" in warning for warning in report["warnings"])
+    assert json.loads((tmp_path / "run/selection.json").read_text())["limit"] == 2
+    page, card = ((tmp_path / "run" / name).read_text() for name in ("report.html", "soup/README.md"))
+    assert "dry run, limit=2" in page
+    assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
+    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+        assert db.execute("SELECT COUNT(*) FROM looks").fetchone() == (0,)
+
+
+def test_a_dry_run_is_no_look(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
+    souping(*arguments).ok()
+    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+        asked = {name for (name,) in db.execute("SELECT name FROM items")}
+    hidden = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items["report"]
+    assert asked
+    assert not {item.id for item in hidden} & asked
+    souping(*pool_of(family, "ant", "bee"), *FIXED, "hydra.run.dir=whole").ok()
+    report = report_of(tmp_path / "whole")
+    assert report["verdict"]["opened"] == 1
+    assert not {"limit", "left_out"} & {*report, *report["folds"]}
+
+
+KEYS = {"doc_id", "doc", "target", "arguments", "doc_hash", "prompt_hash", "target_hash"}
+"""Of a line that lm_eval's --log_samples writes, what this one has too; resps stand inside its models."""
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    with gzip.open(run_dir / "samples.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> None:
+    run = finished / "run"
+    report, samples = json.loads((run / "report.json").read_text()), lines(run)
+    assert "samples.jsonl.gz" in (finished / "terminal.txt").read_text()
+    counts = {fold: sum(sample["fold"] == fold for sample in samples) for fold in ("select", "search", "report")}
+    assert counts == report["folds"]
+    items = {item.id: item for item in Benchmark(path=str(family / "items.jsonl")).items()}
+    for sample in samples:
+        item = items[sample["item"]]
+        assert sample.keys() >= KEYS
+        found = (sample["category"], sample["target"], sample["arguments"])
+        assert found == (item.category, item.answer, [[item.prompt, {}]])
+        for model in sample["models"].values():
+            assert model["resps"] == [model["filtered_resps"]]
+            assert model["outcome"] in ("finished", "truncated")
+            assert model["score"] == float(model["filtered_resps"][0].split() == str(item.answer).split())
+    names = {row["name"] for row in report["rows"]}
+    assert set(samples[-1]["models"]) == names >= {"soup", "ant", "bee", "uniform_all"}
+    for row in report["rows"]:
+        scores = [sample["models"][row["name"]]["score"] for sample in samples if sample["fold"] == "report"]
+        assert sum(scores) == pytest.approx(sum(cell["mean"] * cell["n"] for cell in row["scores"].values()))
+
+
+def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Path) -> None:
+    souping(*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run").ok()
+    run = tmp_path / "run"
+    report = json.loads((run / "report.json").read_text())
+    (best,) = [row["name"] for row in report["rows"] if row["kind"] == "best_single"]
+    gaps = {
+        sample["item"]: sample["models"]["soup"]["score"] - sample["models"][best]["score"]
+        for sample in lines(run)
+        if sample["fold"] == "report"
+    }
+    for flag, sign in (("--fixed", 1), ("--broke", -1)):
+        said = souping("show", "run", flag, "--limit", "1000").out
+        wanted = {name for name, gap in gaps.items() if gap * sign > 0}
+        assert wanted
+        assert {name for name in gaps if f"{name} (" in said} == wanted
+        assert f"{len(wanted)} items that soup answers {'better' if sign > 0 else 'worse'} than {best}" in said
+
+
+def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_copy: Path) -> None:
+    said = souping("show", "run", "--category", "green", "--limit", "2").out
+    assert said.count("(green, fold report)") == 2
+    assert "prompt: green " in said
+    assert "reference: " in said
+    assert "soup: " in said
+    souping("show", "run", "--category", "gren").refused("did you mean green?")
+    souping("show", "run", "--models", "soup,cow").refused("--models=cow", "uniform_all")
+    souping("show", "run", "--item", "cow").refused("--item=cow")
+    item = said.split(" (green")[0].split()[-1]
+    souping("show", "run", "--item", item, "--category", "red").refused("--category=red is not one of green")
+    souping("show", "outputs").refused("no samples.jsonl.gz")
+
+
+def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_path: Path) -> None:
+    def views() -> list[tuple[str, int]]:
+        query = "SELECT recipe, COUNT(*) FROM views JOIN members USING (item_set) GROUP BY recipe"
+        with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+            return db.execute(query).fetchall()
+
+    recipe = json.loads((finished_copy / "report.json").read_text())["recipe"]["id"]
+    souping("show", "run", "--fold", "search")
+    assert views() == []
+    souping("show", "run", "--category", "red")
+    ((seen, count),) = views()
+    assert seen == recipe
+    again = souping(*finished_words(family), "analysis=[]", "hydra.run.dir=again/two")
+    assert "were looked at" not in again.out  # frozen before
+    other = souping(*pool_of(family), "selector=all", "optimiser=uniform", "hydra.run.dir=again/three")
+    assert f"answers to {count} of" in other.out
+    report = json.loads((tmp_path / "again/three/report.json").read_text())
+    assert any("were looked at" in warning for warning in report["warnings"])
+
+
+FREE = {"consistency", "parents", "surface", "wins"}
+OWN = """
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from souping.analysis import Analysis, RunScores
+from souping.core.types import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Analysis):
+    gives: str
+
+    def analyse(self, run: RunScores) -> Mapping[str, Json]:
+        if self.gives == "error":
+            return {"share": 1 / 0}
+        sentences = {"sentences": [f"{len(run.report)} models were reported."]}
+        wide = {"tables": [{"header": ["a"], "rows": [[1, 2]]}]}
+        return {"count": sentences, "none": None, "number": {"sentences": 5}, "wide": wide}[self.gives]
+"""
+
+
+def analyses_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "report.json").read_text())["analyses"]
+    return found
+
+
+def counts(tmp_path: Path) -> tuple[int, int]:
+    with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
+        return tuple(int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in ("answers", "looks"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_same_analyses_are_made_again(finished_copy: Path, souping: Cli, tmp_path: Path) -> None:
+    first, before, soup = analyses_of(finished_copy), counts(tmp_path), contents(finished_copy / "soup")
+    assert set(first) == FREE
+    report, others = json.loads((finished_copy / "report.json").read_text()), contents(finished_copy)
+    done = souping("run=run").ok()
+    assert "report.json" in done.out
+    assert analyses_of(finished_copy) == first
+    assert "not_estimable" not in first["surface"]  # answers to parts of the fold are found again
+    assert counts(tmp_path) == before
+    assert json.loads((finished_copy / "report.json").read_text()) == report
+    assert contents(finished_copy / "soup") == soup
+    after = contents(finished_copy)
+    assert {name for name in others if after[name] != others[name]} <= {"report.html", "report.md"}  # order of tables
+
+
+def test_shapley_is_planned_then_evaluated_then_kept(finished_copy: Path, souping: Cli, tmp_path: Path) -> None:
+    before, report = counts(tmp_path), json.loads((finished_copy / "report.json").read_text())
+    ingredients, items = report["selection"]["ingredients"], report["folds"]["search"]
+    files = contents(finished_copy)
+    planned = souping("run=run", "analysis=shapley", "plan=true").ok()
+    assert (counts(tmp_path), contents(finished_copy)) == (before, files)
+    soups = 2 ** len(ingredients) - 1
+    (cost,) = re.findall(rf"{soups} models on the {items} items .*: ([\d,]+) answers", planned.out + planned.err)
+    souping("run=run", "analysis=shapley", "shapley.exact=4").ok()
+    made = analyses_of(finished_copy)
+    assert set(made) == {*FREE, "shapley"}  # what was there stays
+    new = counts(tmp_path)[0] - before[0]
+    assert new == int(cost.replace(",", ""))
+    assert counts(tmp_path)[1] == before[1]
+    assert 0 < new <= 4 * items
+    assert (finished_copy / "plots" / "shapley.png").is_file()
+    again = souping("run=run", "analysis=shapley")
+    assert "0 of them new: 0 answers" in again.out + again.err
+    assert analyses_of(finished_copy) == made
+
+
+def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
+    finished_copy: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_count.py").write_text(OWN)
+    (tmp_path / "parts" / "analysis").mkdir(parents=True)
+    odd = ("none", "wide", "number")
+    for name in ("count", "error", *odd):
+        node = f"# @package analysis.{name}\n_target_: my_count.Count\ngives: '{name}'\n"
+        (tmp_path / "parts" / "analysis" / f"{name}.yaml").write_text(node)
+    souping("run=run", "--config-dir", "parts", f"analysis=[count,error,{','.join(odd)},wins]").ok()
+    assert "models were reported." in (finished_copy / "report.html").read_text()
+    made = analyses_of(finished_copy)
+    assert made["error"]["failed"].startswith("ZeroDivisionError")
+    assert "my_count.py" in (finished_copy / "report.md").read_text()
+    for word in odd:
+        assert re.search(r"my_count.Count \(.*my_count.py:\d+\) must give", made[word]["failed"])
+
+
+def test_refusals_leave_the_report_as_it_is(finished_copy: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+    report = (finished_copy / "report.json").read_bytes()
+    lines = (family / "items.jsonl").read_text().splitlines(keepends=True)
+    other = json.dumps({**json.loads(lines[0]), "answer": "another"}) + "\n"
+    (tmp_path / "fewer.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
+    (tmp_path / "other.jsonl").write_text("".join([other, *lines[1:]]))
+    for words, needles in (
+        (("run=nowhere",), ("run=nowhere", "finished run")),
+        (("run=run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
+        (("run=run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
+        (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
+        (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
+        (("run=run", "-m", "seed=1,2"), ("-m", "run=")),
+        (("run=run", "store.path=none.sqlite"), ("store.path=none.sqlite",)),
+        (("run=run", "analysis=shapley", "shapley.exact=13"), ("shapley.exact",)),
+        (("run=run", "merge.dtype=float16"), ("merge settings",)),
+        (("run=run", "benchmark.path=fewer.jsonl"), ("the items are not those of the run",)),
+        (("run=run", "benchmark.path=other.jsonl"), ("the items are not those of the run",)),
+    ):
+        souping(*words).refused(*needles)
+        assert (finished_copy / "report.json").read_bytes() == report, words

@@ -39,19 +39,6 @@ class Busy(Worker):
         )
 
 
-@dataclass(frozen=True)
-class Makes:
-    """Function that makes an actor's worker."""
-
-    folder: Path
-    seconds: float = 0.0
-    mark: str = "same"
-    refuses: str = ""
-
-    def __call__(self) -> Busy:
-        return Busy(self.folder, self.seconds, self.mark, self.refuses)
-
-
 def requests(number: int) -> list[Request]:
     """One request for each soup."""
     items = tuple(make_items(2, categories=("c",)))

@@ -37,21 +37,11 @@ def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any
     from souping.evaluate.engines.transformers import quiet
 
     quiet()
-    settings = {
-        "vocab_size": 100,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **changes,
-    }
+    sizes = {"vocab_size": 100, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 128}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**settings))
+    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **tokens, "tie_word_embeddings": True, **changes}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.15 if base is None else 0.03
@@ -83,13 +73,11 @@ def make(folder: Path, per_category: int = 60) -> Path:
     for seed, name in enumerate(NAMES, start=1):
         save_model(folder / name, seed, base)
     dice = random.Random(7)
-    rows: list[dict[str, Any]] = []
-    for category in CATEGORIES:
-        for i in range(per_category):
-            prompt = f"{category} {dice.randrange(10**6)}:"
-            rows.append(
-                {"id": f"{category}-{i}", "category": category, "group": f"{category}-{i // 2}", "prompt": prompt}
-            )
+    rows: list[dict[str, Any]] = [
+        {"id": f"{c}-{i}", "category": c, "group": f"{c}-{i // 2}", "prompt": f"{c} {dice.randrange(10**6)}:"}
+        for c in CATEGORIES
+        for i in range(per_category)
+    ]
     said = {name: answers(folder / name, [row["prompt"] for row in rows]) for name in NAMES}
     for i, row in enumerate(rows):
         member = dice.choices(NAMES, CATEGORIES[row["category"]])[0]

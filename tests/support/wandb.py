@@ -21,13 +21,8 @@ def made(entry: dict[str, Any]) -> Trial:
 def log_of(run_dir: Path) -> list[dict[str, Any]]:
     """The records of the one offline run below `run_dir`."""
     (path,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
-    shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return [json.loads(line) for line in shown.stdout.splitlines()]
 
 

@@ -20,20 +20,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.text import safe
-from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError
+from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
-from souping.evaluate.templates import Decoding, check_sampling, combined, generation_notes
+from souping.evaluate.templates import Decoding, check_sampling, generation_notes
 
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
@@ -250,10 +248,6 @@ class BfclEvaluator(Evaluator):
             "request": {**self.server.request, **request},
             "seeds": {item.id: self.decoding.seed_of(item, replicate) for item in items} if drawn else {},
         }
-
-    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """[I] scores by `aggregate`."""
-        return np.array([combined(self.aggregate, [record.score for record in answers]) for answers in records])
 
     def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
         ids: dict[str, list[str]] = {}
