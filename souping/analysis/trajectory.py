@@ -169,7 +169,7 @@ def _windows(members: Sequence[Member], search: CheckpointScores, trials: Sequen
     values = {np.round(trial.weights, 9).tobytes(): trial.result.values for trial in trials if trial.whole}
     keys = {np.round(one.weights, 9).tobytes(): one for one in windows(len(members)) if one.length > 1}
     tried = sorted(keys.keys() & values.keys(), key=lambda key: (keys[key].length, keys[key].kind, keys[key].weights))
-    found = []
+    found = list[Mapping[str, Json]]()
     for key in tried:
         window, newest = keys[key], members[-1]
         oldest = members[-window.length]
