@@ -66,6 +66,7 @@ setup(
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
         "souping": ["py.typed"],
+        "souping.checkpoints": ["rules/*.json"],
         "souping.report": ["*.css"],
         "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],

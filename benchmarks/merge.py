@@ -63,6 +63,14 @@ class Bench:
             made.append(path)
         return {f"m{i}": path for i, path in enumerate(made)}
 
+    def shards(self, folder: Path, cut: str) -> Path:
+        """A checkpoint as two ranks write it with torch."""
+        out = folder.with_name(f"{folder.name}-{cut}")
+        if not out.exists():
+            script = [sys.executable, "-P", str(HERE / "merge_shards.py"), str(folder), str(out), cut]
+            subprocess.run(script, check=True, capture_output=True)
+        return out
+
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
         out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
@@ -76,6 +84,7 @@ class Bench:
         if what.startswith("ours"):
             pool, shares = ",".join(paths), ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
+            words += [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"] if "_like_" in what else []
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, ",".join(map(str, weights)), *paths]
 
@@ -83,7 +92,7 @@ class Bench:
         """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
         command = self.command(what, folders)
         shutil.rmtree(self.folder / f"out-{what}", ignore_errors=True)
-        place = self.folder / ("empty" if what == "ours_empty" else "warm")
+        place = self.folder / ("empty" if what.endswith("_empty") else "warm")
         if place.name == "empty":
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(exist_ok=True)
@@ -131,6 +140,27 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
         )
         same = equal(bench.folder / "out-ours", bench.folder / "out-mergekit")
         bench.say(f"\nBytes of ours and mergekit's tensors: {'equal' if same else 'DIFFERENT'}.")
+
+
+def shards(bench: Bench, rounds: int, size: str) -> None:
+    """The same merge from the folders of Hugging Face and from DCP of two ranks, in interleaved rounds."""
+    plain = bench.inputs(size, 4, 4)
+    pools = {"ours": plain, "ours_empty": plain}
+    for cut in ("rows", "columns"):
+        pools[f"ours_like_{size}_{cut}"] = {name: bench.shards(folder, cut) for name, folder in plain.items()}
+    pools[f"ours_like_{size}_empty"] = pools[f"ours_like_{size}_rows"]
+    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in pools}
+    for _ in range(rounds + 1):
+        for name, folders in pools.items():
+            costs[name].append(bench.cost(name, folders))
+    found = {name: [statistics.median(c) for c in zip(*rows[1:], strict=True)] for name, rows in costs.items()}
+    bench.say(f"\n## Sharded checkpoints in, 4 x {size} GB, warm cache\n")
+    bench.say("| what | wall s | cpu s | peak RSS MB | wall / safetensors in |\n|---|---|---|---|---|")
+    for name, (wall, cpu, rss) in found.items():
+        beside = found["ours_empty" if name.endswith("empty") else "ours"][0]
+        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / beside:.2f} |")
+    same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in pools)
+    bench.say(f"\nBytes of all of them: {'equal' if same else 'DIFFERENT'}.")
 
 
 def equal(a: Path, b: Path) -> bool:
@@ -188,6 +218,7 @@ def main() -> None:
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
+    parser.add_argument("--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4")
     parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
     options = parser.parse_args()
     sys.path.append(sys.path.pop(0))  # benchmarks/ must not hide packages of the same names from later imports
@@ -202,6 +233,9 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before."
     )
     try:
+        if options.shards:
+            shards(bench, options.rounds, options.shards)
+            return
         planning(bench)
         processes(bench, options.rounds, options.naive)
         phases(bench, options.rounds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from souping.checkpoints import Checkpoint, hub
+from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
 from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence, run_sentences
@@ -57,7 +58,14 @@ class Trajectory:
 
 
 class CandidateSource(Protocol):
-    """Source of the pool's candidates."""
+    """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
+
+    like: str | None = None
+
+    @property
+    def home(self) -> Path | None:
+        """The folder `like`, or its name on the Hub."""
+        return None if self.like is None else expanded(self.like, "pool.like")
 
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
@@ -78,10 +86,12 @@ class Pool(CandidateSource):
     """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
 
     A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
-    over a model of the Hub.
+    over a model of the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded
+    checkpoints have its config and tokenizer, and have to have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
+    like: str | None = None
 
     def __post_init__(self) -> None:
         self.resolve(at_least=0)
@@ -94,7 +104,7 @@ class Pool(CandidateSource):
         """
         candidates: list[Candidate] = []
         for number, entry in enumerate(self.candidates):
-            candidate = _candidate(entry, f"pool.candidates[{number}]")
+            candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for other in candidates:
                 if os.path.realpath(other.path) == os.path.realpath(candidate.path):  # of links in a circle too
                     raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
@@ -118,13 +128,14 @@ class TrajectoryPool(CandidateSource):
     steps: list[int] | None = None
     lr: str | None = None
     decayed: str | None = None
+    like: str | None = None
 
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         members = self.trajectory.runs[0].members
         if len(members) < at_least:
             left = "".join(f"; {line}" for line in self.trajectory.notes[:1])
             raise UserError(f"pool.path={self.path} gives {len(members)} checkpoint(s): souping needs two{left}")
-        return tuple(Candidate(name=one.name, path=one.folder) for one in members)
+        return tuple(self._candidate(one.name, one.folder) for one in members)
 
     @cached_property
     def trajectory(self) -> Trajectory:
@@ -143,18 +154,21 @@ class TrajectoryPool(CandidateSource):
             if [one.step for one in run.members] != [one.step for one in runs[0].members]:
                 raise UserError(f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps")
         others = [
-            tuple(Candidate(name=f"run{n}-{one.name}", path=one.folder) for one in run.members)
+            tuple(self._candidate(f"run{n}-{one.name}", one.folder) for one in run.members)
             for n, run in enumerate(runs[1:], start=2)
         ]
         return Trajectory(runs=tuple(runs), rows=tuple(self._rows(runs[0])), others=tuple(others))
 
+    def _candidate(self, name: str, path: Path) -> Candidate:
+        return Candidate(name=name, path=path, like=self.home)
+
     def _rows(self, run: TrainingRun) -> Iterator[tuple[RowKind, Candidate]]:
         if run.best is not None:
-            yield "trainer_best", Candidate(name=run.best.name, path=run.best.folder)
+            yield "trainer_best", self._candidate(run.best.name, run.best.folder)
         if run.average is not None:
-            yield "trainer_average", Candidate(name=run.average.name, path=run.average)
+            yield "trainer_average", self._candidate(run.average.name, run.average)
         if self.decayed is not None:
-            yield "decayed", Candidate(name="decayed", path=expanded(self.decayed, "pool.decayed"))
+            yield "decayed", self._candidate("decayed", expanded(self.decayed, "pool.decayed"))
 
 
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
@@ -189,14 +203,15 @@ class ModelSize:
     fix: str = ""
 
 
-def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
+def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
     online, trouble, fix = hub.parse(candidate.path), "", ""
     files: dict[str, int] = {}
     try:
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
-            return replace(_of_folder(candidate.name, folder, allow_pickle), path=str(online or folder))
+            like = Like(candidate.like, rules)
+            return replace(_of_folder(candidate.name, folder, allow_pickle, like), path=str(online or folder))
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
@@ -217,11 +232,11 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     )
 
 
-def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
+def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     adapter = is_adapter(folder)
-    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
+    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle, like)
     return ModelSize(
         name=name,
         path=str(folder),

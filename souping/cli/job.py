@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.checkpoints.layouts import shows
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
@@ -174,6 +175,11 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     own = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
     with logged(run_dir, command_line(), words or "none"), scores_in(own):
+        if shows(settings.merge.names):
+            from souping.pipeline.merge_only import show_names
+
+            show_names(settings)
+            return None, own
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")

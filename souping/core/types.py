@@ -299,12 +299,20 @@ class ScoreMatrix:
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
-    tokenizer, `source` its name on the Hub at its commit."""
+    tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the config and
+    tokenizer of a sharded checkpoint."""
 
     name: str
     path: Path
     fingerprint: str = ""
     source: str = ""
+    like: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """Where its config and tokenizer are."""
+        own = self.like is None or (self.path / "config.json").is_file()
+        return self.path if own or self.like is None else self.like
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import chat_template
+from souping.checkpoints.folder import has_weights, read_config, setting
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
@@ -98,10 +99,14 @@ class EngineEvaluator(Evaluator):
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
         """This evaluator with the candidates' own dtype and, for `generation=model`, their own decoding."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers; the pool has opened it already
-        small = model.parameters < SMALL
-        dtype = "float32" if on_cpu else compute_dtype(model)
+        dtype, small = "float32", False
+        if has_weights(architecture_folder):
+            model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers: the pool has opened it
+            dtype, small = compute_dtype(model), model.parameters < SMALL
+        elif not on_cpu:
+            dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copy = replace(self)
+        dtype = "float32" if on_cpu else dtype
         known = CheckpointDefaults(decoding=self.own_decoding(folders), dtype=dtype, small=small)
         object.__setattr__(copy, "_defaults", known)
         return copy

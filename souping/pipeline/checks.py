@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from souping.checkpoints.header import ITEM
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
@@ -349,7 +350,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 def model_sizes(run: RunSettings) -> list[ModelSize]:
     """Sizes of the candidates and, if there is one, of the base model."""
     pickle = run.merge.allow_pickle
-    models = [weigh(candidate, pickle) for candidate in run.pool.resolve()]
+    models = [weigh(candidate, pickle, rules_of(run.merge.names)) for candidate in run.pool.resolve()]
     base = base_of(models, run.merge.base)
     return models if base is None else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
 

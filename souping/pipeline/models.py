@@ -11,15 +11,18 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, small
+from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.folder import Like
+from souping.checkpoints.header import small
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
@@ -74,7 +77,9 @@ class OpenPool:
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.merge_pool = merge.open(self.folders, used)
+        self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
+        self.merge_pool = merge.open(self.folders, used, self._like)
+        self._homes = {c.name: c.home for c in models}
         warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
         self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
         self.candidates = self.models[: len(candidates)]
@@ -104,7 +109,7 @@ class OpenPool:
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.merge_pool.architecture_folder, self.folders)
+        return evaluator.for_pool(self.merge_pool.architecture_folder, self._homes)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
@@ -154,8 +159,13 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._hashes, self._pickles)
+            weights = weights_digest(folder, self._hashes, self._pickles, self._like)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
+
+
+def like_of(candidates: Iterable[Candidate]) -> Path | None:
+    """The folder that sharded candidates have their config and tokenizer from."""
+    return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
 def _mixture(folder: Path) -> str:
@@ -208,21 +218,28 @@ def fetch_candidates(
                 f"{near_folder(c.path)}"
             )
 
+    like = like_of(candidates)
+    if like is not None and (online := hub.parse(like)):
+        like = folder_of(online, merge.allow_pickle, aside)
+
     def check(folders: Mapping[str, Path]) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
-            opened = {name: Checkpoint.open(folder, merge.allow_pickle) for name, folder in pool.items()}
+            lent = Like(like, rules_of(merge.names))
+            opened = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
             preflight(opened, vocab=merge.vocab)
-            for name, folder in pool.items() if tokenizers else ():
-                check_tokenizer(name, folder)
+            for name, checkpoint in opened.items() if tokenizers else ():
+                check_tokenizer(name, checkpoint.home)
 
     fetched: Mapping[str, hub.Fetched] = {}
     if names:
         with aside(), Throughput("download") as report:
             fetched = hub.fetch(names, merge.allow_pickle, check, report)
     here = tuple(
-        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name)) if c.name in fetched else c
+        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name), like=like)
+        if c.name in fetched
+        else replace(c, like=like)
         for c in candidates
     )
     notes = tuple(model.note for model in fetched.values() if model.note)
@@ -351,7 +368,10 @@ class ScratchFolder:
             if own is not None:
                 _link(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
-                raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+                raise UserError(
+                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+                    "merge.adapters=merge, or merge.format=hf"
+                )
             write_neutral(folder, own or folder, self._pool.eos_token_ids(recipe))
             self._soup = recipe.fingerprint
         assert self._root is not None

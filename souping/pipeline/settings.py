@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from annotated_types import Interval
 
 from souping.checkpoints.header import TORCH_NAMES
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
 from souping.core.files import nearby
@@ -143,6 +144,10 @@ class MergeSettings:
             settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
         if not str(merge.get("_target_", "souping.")).startswith("souping."):  # a method of the user's
             settings["merge._target_"] = str(merge["_target_"])
+        if file := rules_of(self.merge.names):
+            settings["merge.names"] = nearby(file)
+        if like := part(self.config, "pool").get("like"):
+            settings["pool.like"] = nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())

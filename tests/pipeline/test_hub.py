@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.checkpoints import SINGLE, fingerprint
+from souping.checkpoints import fingerprint
+from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
@@ -441,7 +442,11 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
-        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+        if has_weights(folder):
+            module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+        else:  # the config of a sharded checkpoint: soups bring all weights
+            kind = config.dtype if own else dtype
+            module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
         raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
     module.generation_config = _neutral(module)
