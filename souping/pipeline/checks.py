@@ -195,6 +195,8 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = [*pool.warnings] if pool is not None else []
+    if settings.pool.trajectory is not None:
+        notes += settings.pool.trajectory.notes
     items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
     if folds is not None:
         notes += [*folds.notes, *settings.objective.notes(list(dict.fromkeys(item.category for item in items)))]

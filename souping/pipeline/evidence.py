@@ -18,6 +18,7 @@ from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import Z95, ItemTable, design, objective_interval, rate, span
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
 from souping.analysis.significance import Comparison, compare, holm, over_looks, penalty, verdict
+from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
 from souping.core.text import first_line, named, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, UserError
@@ -26,7 +27,12 @@ from souping.pipeline.settings import Expectation
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
-Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+Kind = (
+    Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+    | Literal["last", "scrambled"]
+    | RowKind
+)
+SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
 FALSE_ALARM = 0.01
 """Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
 CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
@@ -300,7 +306,7 @@ def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> li
     """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
     claim and need no other correction; those with the baselines are secondary and carry Holm's too."""
     corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
-    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind.startswith("uniform")]
+    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS]
     adjusted = dict(zip(baselines, holm([corrected[n] for n in baselines]), strict=True))
     return [
         {**p.as_dict(), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}

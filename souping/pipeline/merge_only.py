@@ -40,10 +40,12 @@ def merge(settings: MergeSettings) -> Path | None:
         pool = parts.enter_context(
             closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late, stream=True))
         )
-        for warning in pool.warnings:
-            say(f"note: {warning}")
+        found = settings.pool.trajectory
+        for note in dict.fromkeys([*(found.sentences + found.notes if found else []), *pool.warnings]):
+            say(f"note: {note}")
         if settings.optimiser.count(len(pool.names)) != 1:
-            raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
+            one = "optimiser=fixed, optimiser=uniform, or optimiser=schedule with optimiser.only=ema"
+            raise UserError(f"there are no items to search on: use {one}")
         space = SearchSpace(ingredients=pool.names, candidates=pool.names)
         cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))

@@ -59,29 +59,32 @@ class OpenPool:
         tokenizers: bool = True,
         late: bool = False,
         stream: bool = False,
+        more: Sequence[Candidate] = (),
     ) -> None:
         """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers,
         check them against each other, then take their fingerprints.
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
-        files without a known digest are hashed by `write_late`, if the backend can do that.
+        files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
+        be evaluated like the candidates, but are none.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
         """
         if merge.carry is not None:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
-        candidates = [from_bucket(c, merge.allow_pickle, stream, aside) for c in candidates]
-        candidates, merge, notes = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
-        self.base, self.folders = merge.base, {c.name: c.path for c in candidates}
+        here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
+        models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
+        self.base, self.folders = merge.base, {c.name: c.path for c in models}
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self._like = Like(like_of(candidates), rules_of(merge.names), merge.format == "same")
+        self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
         self.merge_pool = merge.open(self.folders, used, self._like)
-        self._homes = {c.name: c.home for c in candidates}
+        self._homes = {c.name: c.home for c in models}
         warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
-        self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
+        self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
+        self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
         self._store, self._pickles = store, merge.allow_pickle

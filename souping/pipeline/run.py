@@ -15,6 +15,8 @@ from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import few_models, pearson, stability
 from souping.analysis.significance import Power, power_of
+from souping.analysis.trajectory import CheckpointScores, describe
+from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -78,7 +80,9 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, pairs):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in pairs])
-        pool = OpenPool(settings.pool.resolve(), settings.merge, store, aside=progress.aside)
+        candidates, found = settings.pool.resolve(), settings.pool.trajectory
+        more = found.models if found else ()
+        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, more=more)
         check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
@@ -90,7 +94,7 @@ class Run(Steps):
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
             WorkerFactory(
                 home=Path.cwd(),
-                candidates=pool.candidates,
+                candidates=pool.models,
                 merge=settings.merge,
                 evaluators=evaluators,
                 digests=dict(store.hashes),
@@ -101,6 +105,7 @@ class Run(Steps):
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
+        self.searched: dict[str, ItemScores] = {}
         self.best = -math.inf
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
@@ -108,6 +113,8 @@ class Run(Steps):
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
+        for sentence in found.sentences if found else ():
+            progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
@@ -214,7 +221,7 @@ class Run(Steps):
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
-        scores = self._by_candidate(stage)
+        self.searched = scores = self._by_candidate(stage)
         merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
         return max(merits, key=lambda name: round(merits[name], 12))
 
@@ -289,9 +296,20 @@ class Run(Steps):
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
             own = measured[winner.recipe.id]
             evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
+        if settings.pool.trajectory is not None:
+            evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.parts |= evidence
+
+    def _trajectory(self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int) -> dict[str, Json]:
+        """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
+        objective, soup, trials = self.settings.objective, self.winner.recipe, self.winner.trials
+        search = CheckpointScores.of([self.searched[name] for name in self.pool.names], objective)
+        report = CheckpointScores.of([measured[self.single(name).id] for name in self.pool.names], objective)
+        others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
+        values, weights = measured[soup.id].values, self.weights_of(soup)
+        return describe(found, weights, search, trials, report, values, others, looks)
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""

@@ -13,7 +13,7 @@ from annotated_types import Interval
 
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
-from souping.checkpoints.pool import Pool
+from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
 from souping.core.files import nearby
 from souping.core.protocols import Component
@@ -33,7 +33,7 @@ Margin = Annotated[float, Interval(ge=0, le=100)]
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
 KINDS: Mapping[str, Any] = {
-    "pool": Pool,
+    "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,
     "scores": protocols.ScoreSource,
     "selector": protocols.Selector,
@@ -106,7 +106,7 @@ class MergeSettings:
     `sweep` says that the run is one job of a multirun.
     """
 
-    pool: Pool
+    pool: CandidateSource
     optimiser: protocols.Strategy
     merge: MergeBackend
     tracker: protocols.Tracker

@@ -27,6 +27,7 @@ from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.sections import drawings
 from souping.report.tables import Report, Row, ingredients
+from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
 FORMULA = ("=", "+", "-", "@")
@@ -54,6 +55,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
+    made += [trajectory(report), window_bands(report)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 

@@ -15,7 +15,12 @@ KINDS: Mapping[str, str] = {
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
     "uniform_all": "uniform over all",
+    "last": "last checkpoint",
     "best_single": "best single (by search)",
+    "trainer_best": "the trainer's best",
+    "trainer_average": "the trainer's average",
+    "decayed": "decayed branch",
+    "scrambled": "same weights on other checkpoints",
     "ingredient": "ingredient",
     "candidate": "candidate, not selected",
 }

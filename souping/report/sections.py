@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
 from souping.core.unit import gain, unit
-from souping.report import tables
+from souping.report import tables, trajectory
 from souping.report.format import (
     clean,
     count,
@@ -106,7 +106,14 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 
 def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
-    run = (_verdict(report), _gains(report), _also(report), _landscape(report, trials), _alternatives(report))
+    run = (
+        _verdict(report),
+        *trajectory.sections(report),
+        _gains(report),
+        _also(report),
+        _landscape(report, trials),
+        _alternatives(report),
+    )
     last = (_gate(report), _cost(report), _provenance(report))
     return nonempty((*run, _experts(report), *analysis_sections(report), *last))
 
