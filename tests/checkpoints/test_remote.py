@@ -1,4 +1,4 @@
-"""Candidates in a bucket, by a local server that speaks S3 (needs moto[server] and s3fs)."""
+"""Candidates in a bucket, by a local server that speaks S3 (needs s3fs, moto and flask)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.checkpoints.test_fp8 import DATA as FP8
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import family
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.bucket
 
 
 @pytest.fixture(scope="module")
