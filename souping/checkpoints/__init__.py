@@ -21,19 +21,29 @@ import numpy as np
 
 from souping.checkpoints.folder import (
     Like,
-    Stamp,
-    changed,
-    check_stamp,
     has_weights,
     home_of,
     read_config,
     read_weights,
     side_files,
-    stamp,
-    stamps_in,
     weights_like,
 )
-from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.header import (
+    BITS,
+    FLOATS,
+    ITEM,
+    TORCH_NAMES,
+    Stamp,
+    Tensor,
+    broken,
+    changed,
+    check_stamp,
+    inside,
+    parse_json,
+    small,
+    stamp,
+    stamps_in,
+)
 from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
@@ -206,7 +216,8 @@ class Checkpoint:
         chosen = list(self.stamps if names is None else names)
         for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
-        check_pointers(self.path(name) for name in chosen if self.stamps[name][0] < MOST)
+        if pointers := [name for name in chosen if name in self.files and self.stamps[name][0] < MOST]:
+            check_pointers(map(self.path, pointers))
 
     @property
     def side_bytes(self) -> int:

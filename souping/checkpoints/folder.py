@@ -1,4 +1,4 @@
-"""Files of a model folder: weights by their headers, side files, and stamps that tell whether a file has changed."""
+"""Files of a model folder: weights by their headers, and side files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
 MAX_SIDE = 512_000_000
 TIED = ("lm_head.weight", "output.weight")
 """Names of output heads, which may be tied to the embedding."""
-Stamp = tuple[int, int, int, int]
-"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
 
 @dataclass(frozen=True)
@@ -123,30 +121,6 @@ def side_files(folder: Path) -> tuple[str, ...]:
         extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
         chosen += [name for name in extra if inside(folder, name).is_file()]
     return tuple(chosen)
-
-
-def stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def stamps_in(folder: Path) -> dict[str, Stamp]:
-    """The stamps of the files of a folder, to be taken before they are read."""
-    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
-
-
-def check_stamp(path: Path, known: Stamp) -> None:
-    """Raises UserError where a file is not what its stamp says."""
-    try:
-        same = stamp(path) == known
-    except OSError:
-        same = False
-    if not same:
-        raise changed(path)
-
-
-def changed(path: Path) -> UserError:
-    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
 
 
 def home_of(sharded: Sharded, like: Like) -> Path | None:
