@@ -83,9 +83,10 @@ def loaded(base: str) -> tuple[PreTrainedModel, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     tokenizer.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+    return model, tokenizer
 
 
 def write_texts(path: Path, tasks: list[Task]) -> None:
