@@ -17,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +109,11 @@ class Bench:
         wall, cpu, rss = map(float, done.stdout.split())
         return wall, cpu, rss
 
-    def contest(self, names: Sequence[str], folders: dict[str, Path], rounds: int) -> dict[str, tuple[float, ...]]:
-        """Medians of each contender's costs."""
-        costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    def contest(self, pools: Mapping[str, dict[str, Path]], rounds: int) -> dict[str, tuple[float, ...]]:
+        """Medians of the costs of each contender, which has its own folders."""
+        costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in pools}
         for _ in range(rounds + 1):
-            for name in names:
+            for name, folders in pools.items():
                 costs[name].append(self.cost(name, folders))
         return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
 
@@ -125,9 +125,9 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
     """
     folders = bench.inputs("1.2", 4, 4)
     names = ["ours", "ours_empty", *(["mergekit"] if bench.mergekit else [])]
-    found = bench.contest(names, folders, rounds)
+    found = bench.contest(dict.fromkeys(names, folders), rounds)
     if naive:
-        found |= bench.contest(["naive"], folders, naive)
+        found |= bench.contest({"naive": folders}, naive)
     bench.say("\n## Whole process, 4 x 1.19 GB, warm cache\n")
     bench.say("| what | wall s | cpu s | peak RSS MB | wall, ours / it | cpu, ours / it |\n|---|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
@@ -149,16 +149,9 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
     for cut in ("rows", "columns"):
         pools[f"ours_like_{size}_{cut}"] = {name: bench.shards(folder, cut) for name, folder in plain.items()}
     pools[f"ours_like_{size}_empty"] = pools[f"ours_like_{size}_rows"]
-    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in pools}
-    for _ in range(rounds + 1):
-        for name, folders in pools.items():
-            costs[name].append(bench.cost(name, folders))
-    found = {name: [statistics.median(c) for c in zip(*rows[1:], strict=True)] for name, rows in costs.items()}
     bench.say(f"\n## Sharded checkpoints in, 4 x {size} GB, warm cache\n")
-    bench.say("| what | wall s | cpu s | peak RSS MB | wall / safetensors in |\n|---|---|---|---|---|")
-    for name, (wall, cpu, rss) in found.items():
-        beside = found["ours_empty" if name.endswith("empty") else "ours"][0]
-        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / beside:.2f} |")
+    twins = {name: "ours_empty" if name.endswith("empty") else "ours" for name in pools}
+    beside(bench, rounds, pools, twins, "safetensors")
     same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in pools)
     bench.say(f"\nBytes of all of them: {'equal' if same else 'DIFFERENT'}.")
 
@@ -170,17 +163,19 @@ def fp8(bench: Bench, rounds: int, size: str) -> None:
     for name, out in packed.items():
         if not out.exists():
             in_fp8(plain[name], out)
-    names = {"ours": plain, "ours_fp8": packed, "ours_empty": plain, "ours_fp8_empty": packed}
-    costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-    for _ in range(rounds + 1):
-        for name, folders in names.items():
-            costs[name].append(bench.cost(name, folders))
-    found = {name: [statistics.median(c) for c in zip(*rows[1:], strict=True)] for name, rows in costs.items()}
+    pools = {"ours": plain, "ours_fp8": packed, "ours_empty": plain, "ours_fp8_empty": packed}
     bench.say(f"\n## FP8 in, 4 models that are {size} GB in bf16, warm cache\n")
-    bench.say("| what | wall s | cpu s | peak RSS MB | wall / bf16 in |\n|---|---|---|---|---|")
+    beside(bench, rounds, pools, {name: name.replace("_fp8", "") for name in pools}, "bf16")
+
+
+def beside(
+    bench: Bench, rounds: int, pools: Mapping[str, dict[str, Path]], twins: Mapping[str, str], what: str
+) -> None:
+    """A row for each pool, with its wall time over that of its twin, which reads `what`."""
+    found = bench.contest(pools, rounds)
+    bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} in |\n|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
-        beside = found[name.replace("_fp8", "")][0]
-        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / beside:.2f} |")
+        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |")
 
 
 def equal(a: Path, b: Path) -> bool:
