@@ -66,6 +66,7 @@ setup(
     package_data={
         "souping.conf": ["*.yaml", "**/*.yaml"],
         "souping": ["py.typed"],
+        "souping.checkpoints": ["rules/*.json"],
         "souping.report": ["*.css"],
         "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
@@ -83,6 +84,7 @@ setup(
         "trackio": ["trackio>=0.20"],
         "math": ["math-verify[antlr4_9_3]>=0.9,<0.10"],  # the antlr that omegaconf has
         "ray": ["ray>=2.40,<3"],
+        "remote": ["fsspec>=2024.6", "s3fs>=2024.6", "gcsfs>=2024.6"],
         "inspect": ["inspect-ai>=0.3.200"],  # reads its own logs
     },
     entry_points={"console_scripts": ["souping=souping.cli.main:main"]},

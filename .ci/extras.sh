@@ -14,6 +14,7 @@ declare -A proof=(
     [vllm]='import importlib.metadata as m; m.version("vllm")'
     [ray]='import ray'
     [inspect]='import inspect_ai'
+    [remote]='import s3fs, gcsfs'
     [dev]='import pytest, ruff, gguf'
 )
 extras=("$@")

@@ -17,11 +17,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from merge_inputs import generate, sparse_70b
+from merge_inputs import generate, in_fp8, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
 from souping.checkpoints import Checkpoint
@@ -63,6 +63,14 @@ class Bench:
             made.append(path)
         return {f"m{i}": path for i, path in enumerate(made)}
 
+    def shards(self, folder: Path, cut: str) -> Path:
+        """A checkpoint as two ranks write it with torch."""
+        out = folder.with_name(f"{folder.name}-{cut}")
+        if not out.exists():
+            script = [sys.executable, "-P", str(HERE / "merge_shards.py"), str(folder), str(out), cut]
+            subprocess.run(script, check=True, capture_output=True)
+        return out
+
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
         out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
@@ -76,6 +84,7 @@ class Bench:
         if what.startswith("ours"):
             pool, shares = ",".join(paths), ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
+            words += [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"] if "_like_" in what else []
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, ",".join(map(str, weights)), *paths]
 
@@ -83,7 +92,7 @@ class Bench:
         """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
         command = self.command(what, folders)
         shutil.rmtree(self.folder / f"out-{what}", ignore_errors=True)
-        place = self.folder / ("empty" if what == "ours_empty" else "warm")
+        place = self.folder / ("empty" if what.endswith("_empty") else "warm")
         if place.name == "empty":
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(exist_ok=True)
@@ -100,11 +109,11 @@ class Bench:
         wall, cpu, rss = map(float, done.stdout.split())
         return wall, cpu, rss
 
-    def contest(self, names: Sequence[str], folders: dict[str, Path], rounds: int) -> dict[str, tuple[float, ...]]:
-        """Medians of each contender's costs."""
-        costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    def contest(self, pools: Mapping[str, dict[str, Path]], rounds: int) -> dict[str, tuple[float, ...]]:
+        """Medians of the costs of each contender, which has its own folders."""
+        costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in pools}
         for _ in range(rounds + 1):
-            for name in names:
+            for name, folders in pools.items():
                 costs[name].append(self.cost(name, folders))
         return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
 
@@ -116,9 +125,9 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
     """
     folders = bench.inputs("1.2", 4, 4)
     names = ["ours", "ours_empty", *(["mergekit"] if bench.mergekit else [])]
-    found = bench.contest(names, folders, rounds)
+    found = bench.contest(dict.fromkeys(names, folders), rounds)
     if naive:
-        found |= bench.contest(["naive"], folders, naive)
+        found |= bench.contest({"naive": folders}, naive)
     bench.say("\n## Whole process, 4 x 1.19 GB, warm cache\n")
     bench.say("| what | wall s | cpu s | peak RSS MB | wall, ours / it | cpu, ours / it |\n|---|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
@@ -131,6 +140,42 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
         )
         same = equal(bench.folder / "out-ours", bench.folder / "out-mergekit")
         bench.say(f"\nBytes of ours and mergekit's tensors: {'equal' if same else 'DIFFERENT'}.")
+
+
+def shards(bench: Bench, rounds: int, size: str) -> None:
+    """The same merge from the folders of Hugging Face and from DCP of two ranks, in interleaved rounds."""
+    plain = bench.inputs(size, 4, 4)
+    pools = {"ours": plain, "ours_empty": plain}
+    for cut in ("rows", "columns"):
+        pools[f"ours_like_{size}_{cut}"] = {name: bench.shards(folder, cut) for name, folder in plain.items()}
+    pools[f"ours_like_{size}_empty"] = pools[f"ours_like_{size}_rows"]
+    bench.say(f"\n## Sharded checkpoints in, 4 x {size} GB, warm cache\n")
+    twins = {name: "ours_empty" if name.endswith("empty") else "ours" for name in pools}
+    beside(bench, rounds, pools, twins, "safetensors")
+    same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in pools)
+    bench.say(f"\nBytes of all of them: {'equal' if same else 'DIFFERENT'}.")
+
+
+def fp8(bench: Bench, rounds: int, size: str) -> None:
+    """The same merge from bf16 and from FP8 of the same sizes, in interleaved rounds; both write as many bytes."""
+    plain = bench.inputs(size, 4, 4)
+    packed = {name: folder.with_name(f"{folder.name}-fp8") for name, folder in plain.items()}
+    for name, out in packed.items():
+        if not out.exists():
+            in_fp8(plain[name], out)
+    pools = {"ours": plain, "ours_fp8": packed, "ours_empty": plain, "ours_fp8_empty": packed}
+    bench.say(f"\n## FP8 in, 4 models that are {size} GB in bf16, warm cache\n")
+    beside(bench, rounds, pools, {name: name.replace("_fp8", "") for name in pools}, "bf16")
+
+
+def beside(
+    bench: Bench, rounds: int, pools: Mapping[str, dict[str, Path]], twins: Mapping[str, str], what: str
+) -> None:
+    """A row for each pool, with its wall time over that of its twin, which reads `what`."""
+    found = bench.contest(pools, rounds)
+    bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} in |\n|---|---|---|---|---|")
+    for name, (wall, cpu, rss) in found.items():
+        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |")
 
 
 def equal(a: Path, b: Path) -> bool:
@@ -188,6 +233,8 @@ def main() -> None:
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
+    parser.add_argument("--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4")
+    parser.add_argument("--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4")
     parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
     options = parser.parse_args()
     sys.path.append(sys.path.pop(0))  # benchmarks/ must not hide packages of the same names from later imports
@@ -202,6 +249,11 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before."
     )
     try:
+        for only, part in ((options.shards, shards), (options.fp8, fp8)):
+            if only:
+                part(bench, options.rounds, only)
+        if options.shards or options.fp8:
+            return
         planning(bench)
         processes(bench, options.rounds, options.naive)
         phases(bench, options.rounds)

@@ -1,4 +1,4 @@
-"""Inputs for `benchmarks/merge.py`: Llama checkpoints of a given size with random bf16 weights, several shards each."""
+"""Inputs for `benchmarks/merge.py`: Llama checkpoints of a given size with random weights, several shards each."""
 
 from __future__ import annotations
 
@@ -42,6 +42,34 @@ def generate(folder: Path, size: str, seed: int, shards: int = 4) -> Path:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config(size), indent=2))
     return folder
+
+
+def in_fp8(folder: Path, out: Path) -> Path:
+    """The checkpoint with its projections in FP8, in blocks of 128 x 128 as DeepSeek stores them."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True)
+    places = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        part = {}
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                value = part[name] = file.get_tensor(name)
+                if "_proj" in name:  # sizes are whole blocks
+                    rows, columns = (n // 128 for n in value.shape)
+                    blocks = value.float().reshape(rows, 128, columns, 128)
+                    scale = blocks.abs().amax((1, 3)) / 448
+                    part[name] = (blocks / scale[:, None, :, None]).reshape(value.shape).to(torch.float8_e4m3fn)
+                    part[f"{name}_scale_inv"] = scale
+        save_file(part, out / path.name, {"format": "pt"})
+        places |= dict.fromkeys(part, path.name)
+    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    table = json.loads((folder / "config.json").read_text())
+    scheme = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    (out / "config.json").write_text(json.dumps({**table, "quantization_config": scheme}))
+    return out
 
 
 def config(size: str) -> dict[str, object]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import MARGIN, Comparison, compare, measured_power, verdict
+from souping.checkpoints import pool
 from souping.core.protocols import Objective, Selector
 from souping.core.scores import Mean, MeasuredScores, Weighted
 from souping.core.types import Fold, Item, ItemScores, Recipe, Request, ScoreMatrix, Selection
@@ -269,7 +270,8 @@ def simulate(world: World, seed: int, number: int) -> Run:
     )
     absent: Any = None  # parts that a simulation has no use for
     run = RunSettings(
-        pool=absent, benchmark=absent, evaluator=absent, merge=absent, tracker=absent, executor=absent,
+        pool=pool.Pool(candidates=list(world.names)), benchmark=absent, evaluator=absent, merge=absent,
+        tracker=absent, executor=absent,
         out=absent, store_path=absent, run_dir=absent, config={}, name="pipelines", stop_after=None, seed=number,
         scores=MeasuredScores(), selector=world.selector or _soce(world), objective=world.objective,
         optimiser=Adaptive(),

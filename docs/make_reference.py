@@ -132,7 +132,7 @@ def page() -> str:
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
         lines += group(folder.name)
     lines += [*experiments(), *python(known["python"]), "## report.json\n"]
-    lines += ["Scores are fractions of 1. A number that cannot be computed is `null`.\n"]
+    lines += ["Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"]
     lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
     lines += schema()
     return "\n".join(lines).rstrip() + "\n"

@@ -271,7 +271,7 @@ class Greedy(Selector):
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
         self.check(len(scores.models), len(scores.candidates), len(scores.categories))
         values = scores.rows(scores.candidates)
-        best, chosen = np.zeros(values.shape[1]), list[int]()
+        best, chosen = np.minimum(values.min(axis=0), 0.0), list[int]()  # losses are below zero
         order = [whole.candidates.index(name) for name in ranking(whole, self.objective)]
         while self.k is None or len(chosen) < self.k:
             gains = (np.maximum(values, best) - best).mean(axis=1).round(12)

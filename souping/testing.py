@@ -164,7 +164,7 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
     records = evaluator.evaluate(model, items)
     _expect(evaluator, [r.item for r in records] == [i.id for i in items], "a record for each item, in order")
     scores = all(0 <= record.score <= 1 for record in records)
-    _expect(evaluator, scores or not evaluator.fractions, "scores must be fractions of 1")
+    _expect(evaluator, scores or not evaluator.unit.fractions, "scores must be fractions of 1")
     _expect(evaluator, evaluator.evaluate(model, items) == records, "the same items must get the same records")
     values = evaluator.item_scores(items, [[record] for record in records])
     _expect(evaluator, values.shape == (len(items),), "item_scores must give one value per item")

@@ -19,6 +19,7 @@ from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
 from souping.core.text import first_line, install, named, safe
 from souping.core.types import Json, Missing, Trial, entries, number, part, texts
+from souping.core.unit import POINTS, gain, unit_of
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
@@ -283,7 +284,7 @@ def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Jso
     point: dict[str, Json] = {"trial": trial.number}
     if trial.whole:
         scores = [*(value for one in earlier if (value := number(one.get("objective"))) is not None), result.objective]
-        point |= {"objective": result.objective, "best": max(scores)}
+        point |= {"objective": result.objective, "best": max(scores, key=gain)}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
     weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
     point |= {f"weight/{name}": weight for name, weight in weights.items()}
@@ -337,5 +338,6 @@ def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list
 
 def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     scores = [(value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None]
-    best = max(scores, key=lambda pair: pair[0], default=None)
+    own = next((unit_of(job) for job in jobs if number(job["objective"]) is not None), POINTS)
+    best = max(scores, key=lambda pair: own.inner(pair[0]), default=None)
     return {"best_objective": best[0], "best_job": best[1]} if best else {}

@@ -1,4 +1,4 @@
-"""Train the pantry's models, or write its items: `python -m examples.pantry [models|items]`."""
+"""Train the pantry's models, write its items, or train a run to average: `python -m examples.pantry [WHAT]`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from pathlib import Path
 
 from examples import exit_status
 from examples.pantry import items
+from souping import pantry
 from souping.core.text import positive
+
+WHAT = ("models", "items", "trajectory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    return exit_status(_items if options.what == "items" else _models, options)
+    return exit_status({"items": _items, "models": _models, "trajectory": _trajectory}[options.what], options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.pantry", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("models", "items"), default="models", help="default: models")
+    parser.add_argument("what", nargs="?", choices=WHAT, default="models", help="default: models")
     parser.add_argument("--out", type=Path, default=Path("outputs/pantry"), help="folder (default: outputs/pantry)")
     parser.add_argument("--threads", type=positive, default=1, help="threads of torch (default: 1, about ten minutes)")
     parser.add_argument("--steps", type=positive, help="at most this many steps per model, to try the script out")
     parser.add_argument("--dev", type=positive, default=60, help="development items per category (default: 60)")
+    parser.add_argument("--base", default=str(pantry.path(pantry.BASE)), help="trajectory: model (default: base_cook)")
+    parser.add_argument("--seed", type=int, default=11, help="trajectory: seed of the data (default: 11)")
     return parser
 
 
@@ -44,6 +49,15 @@ def _models(options: argparse.Namespace) -> None:
     stages = [dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES]
     train_family(options.out, stages, options.dev)
     print(f"the pantry is in {options.out}")
+
+
+def _trajectory(options: argparse.Namespace) -> None:
+    import torch
+
+    from examples.pantry.trajectory import STEPS, make
+
+    torch.set_num_threads(options.threads)
+    print(make(options.base, options.out, options.steps or STEPS, options.seed))
 
 
 if __name__ == "__main__":

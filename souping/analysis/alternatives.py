@@ -9,7 +9,8 @@ import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
-from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.types import FloatArray, ItemScores, ScoreMatrix
+from souping.core.unit import unit
 
 
 def alternatives(
@@ -19,7 +20,7 @@ def alternatives(
     chosen_by: ScoreMatrix,
     objective: Objective,
 ) -> dict[str, Any]:
-    """`optimism`, `router` and `oracle` of a report, as fractions of 1; optimism alone for a corpus metric.
+    """`optimism`, `router` and `oracle` of a report; optimism alone for scores that are no fractions of 1.
 
     The soup and its `ingredients` have scores on the report fold. Optimism is the frozen winner's score on the search
     fold minus that on the report fold. The router sends an item to the ingredient that is best in its category by
@@ -28,14 +29,17 @@ def alternatives(
     """
     table = ItemTable.of(soup.items, objective)
 
+    def score(values: FloatArray) -> float:
+        return unit().raw(table.score(values))
+
     names = list(ingredients)
     scores = np.stack([ingredients[name].values for name in names])
-    optimism = {"optimism": search_score - table.score(soup.values)}
+    optimism = {"optimism": unit().raw(search_score) - score(soup.values)}
     if scores.min() < 0 or scores.max() > 1:
         return optimism
     routes = {category: _best(chosen_by, names, category) for category in table.names}
     chosen = [names.index(routes[item.category]) for item in soup.items]
-    router, oracle = table.score(scores[chosen, np.arange(len(chosen))]), table.score(scores.max(axis=0))
+    router, oracle = score(scores[chosen, np.arange(len(chosen))]), score(scores.max(axis=0))
     return {
         **optimism,
         "router": {"score": router, "routes": routes, "models": len(set(routes.values())), "answers": 1},

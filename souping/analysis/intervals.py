@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
-from souping.core.types import FloatArray, IntArray, Item
+from souping.core.types import FloatArray, IntArray, Item, Json
+from souping.core.unit import unit
 
 SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
 Z95 = 1.959963984540054
@@ -27,7 +28,7 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Mean with its 95 % interval, fractions of 1, from `n` items in `groups` groups.
+    """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 
     `effective_n` is the number of independent items that would tell as much: `n` where every item is its own group.
     """
@@ -38,6 +39,10 @@ class Interval:
     n: int
     groups: int
     effective_n: float
+
+    def as_dict(self) -> dict[str, Json]:
+        """The JSON form of `report.json`."""
+        return unit().raw_table(asdict(self))
 
 
 def rate(values: FloatArray, groups: IntArray) -> Interval:

@@ -22,7 +22,8 @@ from souping.analysis import Analysis, Draws, NotEstimableError, RunScores, RunS
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import Seed, component
 from souping.core.types import FloatArray, Json, Recipe, elements, entries, number, part
-from souping.report.format import clean, count, in_words, interval, percent, short
+from souping.core.unit import gain, unit
+from souping.report.format import clean, count, in_words, interval, score, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
@@ -67,7 +68,7 @@ class Shapley(Analysis):
         return {
             "fold": "search",
             "players": list(game.names),
-            "whole": values.worth(game.everybody),
+            "whole": unit().raw(values.worth(game.everybody)),
             "levels": [_level(game, values, size) for size in SIZES if size <= len(game.names)],
             "interactions": _interactions(game, values) if game.complete else [],
             "coalitions": [values.row(members) for members in game.subsets()] if game.complete else [],
@@ -160,7 +161,7 @@ class _Values:
     def row(self, members: Members) -> dict[str, Json]:
         """A coalition with its soup and value."""
         names, recipe = self.game.in_order(members), self.game.recipe(members)
-        return {"members": names, "recipe_id": recipe.id, "value": self.worth(members)}
+        return {"members": names, "recipe_id": recipe.id, "value": unit().raw(self.worth(members))}
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
@@ -179,8 +180,9 @@ class _Values:
         """Value with its interval over items, and the value of each category."""
         table = ItemTable.of(self.first.items, self.run.objective)
         whole = table.interval(values)
-        means = {name: float(values[table.categories == n].mean()) for n, name in enumerate(table.names)}
-        return {"value": self.objective(values), "low": whole.low, "high": whole.high, "categories": means}
+        means = {name: unit().raw(float(values[table.categories == n].mean())) for n, name in enumerate(table.names)}
+        limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
+        return {**unit().raw_table(limits), "categories": means}
 
 
 def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
@@ -199,10 +201,14 @@ def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
         "method": "permutations" if orders else "all coalitions",
         "orders": len(orders),
         "players": [
-            {"members": game.in_order(player), **values.summary(scores), "standard_error": errors.get(player)}
+            {
+                "members": game.in_order(player),
+                **values.summary(scores),
+                "standard_error": errors.get(player),
+            }
             for player, scores in found.items()
         ],
-        "efficiency_gap": abs(sum(map(values.objective, found.values())) - whole),
+        "efficiency_gap": unit().size(abs(sum(map(values.objective, found.values())) - whole)),
     }
 
 
@@ -236,7 +242,8 @@ def _drawn(
             own[before] = own.get(before, 0.0) - 1 / len(orders)
             added[player].append(values.worth(after) - values.worth(before))
             before = after
-    return shares, {player: float(np.std(gains, ddof=1) / math.sqrt(len(orders))) for player, gains in added.items()}
+    errors = {player: float(np.std(gains, ddof=1) / math.sqrt(len(orders))) for player, gains in added.items()}
+    return shares, {player: unit().size(error) for player, error in errors.items()}
 
 
 def _interactions(game: _Game, values: _Values) -> list[Mapping[str, Json]]:
@@ -275,9 +282,9 @@ COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_single"], 3: COLOURS["uniform_sel
 def section(data: Row) -> Section:
     levels = entries(data, "levels")
     head = (
-        "What each adds to the others on the search fold, in points, on average over all orders of joining: a "
+        f"What each adds to the others on the search fold, in {unit().name}, on average over all orders of joining: a "
         "coalition is worth the score of the uniform soup of its members. The values of a table sum to the score of "
-        f"all, {percent(data.get('whole'))}. The search fold chose the weights: this explains the soup, and proves "
+        f"all, {score(data.get('whole'))}. The search fold chose the weights: this explains the soup, and proves "
         "nothing."
     )
     lines, drawn = [head], [level for level in levels if level.get("method") == "permutations"]
@@ -287,7 +294,11 @@ def section(data: Row) -> Section:
     tables = [Section(clean(level.get("kind")).capitalize(), grids=(_table(level),)) for level in levels]
     folded = tables[1:]
     if pairs := entries(data, "interactions"):
-        meaning = "Shapley interaction index, points: above 0 two models are worth more together, below 0 they overlap."
+        side = unit().better_side.lower()
+        meaning = (
+            f"Shapley interaction index, {unit().name}: to the {side} of 0 two models are worth more together, "
+            "on the other side they overlap."
+        )
         rows = [(_name(row), _value(row)) for row in pairs]
         folded.append(Section("Interactions", (meaning,), grids=(grid(("models", "interaction"), rows),)))
     folded += [Section("Category by category", grids=(_categories(level),)) for level in levels[:1]]
@@ -302,20 +313,20 @@ def _name(row: Row) -> str:
 def _table(level: Row) -> TableGrid:
     rows, drawn = entries(level, "players"), level.get("method") == "permutations"
     lines: list[list[str | TableCell]] = [
-        [_name(row), _value(row), *([percent(row.get("standard_error"))] if drawn else [])] for row in rows
+        [_name(row), _value(row), *([score(row.get("standard_error"))] if drawn else [])] for row in rows
     ]
     header = (clean(level.get("kind")), "Shapley value", *(["standard error of the orders"] if drawn else []))
     return grid(header, lines)
 
 
 def _value(row: Row) -> TableCell:
-    return TableCell(percent(row.get("value"), sign=True), interval(row.get("low"), row.get("high"), sign=True))
+    return TableCell(score(row.get("value"), sign=True), interval(row.get("low"), row.get("high"), sign=True))
 
 
 def _categories(level: Row) -> TableGrid:
     rows = entries(level, "players")
     names = list(part(rows[0], "categories")) if rows else []
-    lines = [(clean(name), *(percent(part(row, "categories").get(name), sign=True) for row in rows)) for name in names]
+    lines = [(clean(name), *(score(part(row, "categories").get(name), sign=True) for row in rows)) for name in names]
     return grid(("category", *map(_name, rows)), lines)
 
 
@@ -330,11 +341,11 @@ def draw(data: Row) -> Drawing | None:
     with canvas():
         made, axes = figure(8.6, 1.0 + 0.27 * len(rows))
         for y, (size, row) in enumerate(rows):
-            value, low, high = (100 * (number(row.get(key)) or 0.0) for key in ("value", "low", "high"))
+            value, low, high = (unit().scale * (number(row.get(key)) or 0.0) for key in ("value", "low", "high"))
             axes.barh(y, value, height=0.72, color=COLOUR[size])
             axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
         axes.axvline(0, color=INK, linewidth=0.8)
-        below = "Shapley value, points on the search fold (95 % interval over items)"
+        below = f"Shapley value, {unit().name} on the search fold (95 % interval over items)"
         name_rows(axes, [short(_name(row), 48) for _, row in rows], below)
         handles = [Patch(color=COLOUR[size], label=SIZES[size]) for size in dict(rows)]
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0)
@@ -345,7 +356,7 @@ def draw(data: Row) -> Drawing | None:
 def _best(level: Row, limit: int = 10) -> list[Row]:
     """The players of a size in their order; of many, those worth most."""
     rows = entries(level, "players")
-    return rows if len(rows) <= limit else sorted(rows, key=lambda row: -(number(row.get("value")) or 0.0))[:limit]
+    return rows if len(rows) <= limit else sorted(rows, key=lambda row: -gain(row.get("value")))[:limit]
 
 
 DISPLAYS["shapley"] = Display(section, (draw,), place=2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -16,16 +16,15 @@ from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.protocols import Objective
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Item, ItemScores, ScoreMatrix
+from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
+from souping.core.unit import MARGIN, unit
 
 EVERY = "better in every category: the largest of the categories' sign-flip p-values"
-MARGIN = 0.01
-"""A gain below it is no reason to soup."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """a minus b on the objective (fractions of 1) with its interval at `level` and two-sided p-value.
+    """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
 
     The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level. `n` items in `groups` groups;
     `discordant` is the share of items on which the two scores differ.
@@ -42,6 +41,10 @@ class Comparison:
     n: int
     groups: int
     discordant: float
+
+    def as_dict(self) -> dict[str, Json]:
+        """The JSON form of `report.json`."""
+        return unit().raw_table(asdict(self))
 
 
 def compare(
@@ -220,7 +223,7 @@ def verdict(
 
     `comparisons` hold the soup (a) against every candidate (b) on the report fold; others are ignored. `best_single`
     was chosen on the search fold, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
-    the winning recipe, `opened` the number of looks at the report items, `margin` a fraction of 1.
+    the winning recipe, `opened` the number of looks at the report items, `margin` that of inner scores.
 
     Raises:
         ValueError: a candidate is not compared with the soup.
@@ -266,23 +269,26 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
 def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     if single.high < margin:
-        text = f"Keep {single.b}, what the search would have chosen: a soup better by {points_in_words(margin)}"
+        text = f"Keep {single.b}, what the search would have chosen: a soup better by {_amount(margin)}"
         return Verdict(claim="keep_single", sentence=f"{text} is ruled out; soup minus it is {_points(single)}.")
     p_value = over_looks(single.p_value, opened)
     text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
-    needed = f"A true gain of {points_in_words(margin)} takes {items_in_words(items_for(single, margin))} report items"
+    needed = f"A true gain of {_amount(margin)} takes {items_in_words(items_for(single, margin))} report items"
     rest = f"{_figures(single, p_value, opened)}. {needed} (80 % power); there are {single.n:,}."
     return Verdict(claim="no_difference_shown", sentence=text + rest, p_value=p_value)
 
 
 def _points(c: Comparison, more: str = "") -> str:
-    """Percent points with the interval, whose limits show on which side of 0 they are however near."""
-    middle, low, high = round(100 * c.difference, 1) + 0.0, 100 * c.low, 100 * c.high
-    return minus(f"{middle:+.1f} points ({100 * c.level:.4g} % interval {low:+.1f} to {high:+.1f}") + f"{more})"
+    """The difference with the interval, whose limits show on which side of 0 they are however near."""
+    own, found = unit(), c.as_dict()
+    middle, low, high = (own.scale * float(str(found[key])) for key in ("difference", "low", "high"))
+    digits = f"+.{own.digits}f"
+    shown = f"{round(middle, own.digits) + 0.0:{digits}} {own.name} ({100 * c.level:.4g} % interval "
+    return minus(f"{shown}{low:{digits}} to {high:{digits}}") + f"{more})"
 
 
 def _figures(c: Comparison, p_value: float, opened: int) -> str:
-    """Percent points with interval and p-value."""
+    """The difference with interval and p-value."""
     looks = f", corrected for {opened} looks at these items" if opened > 1 else ""
     return _points(c, f", {_p(p_value)}{looks}")
 
@@ -300,7 +306,7 @@ ABSURD = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """True `gain` over the best candidate (fraction of 1) that is called better than every candidate in 80 % of runs
+    """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
     on `items` report items, and the items `needed` for a gain of `margin`."""
 
     gain: float
@@ -309,13 +315,17 @@ class Power:
     needed: int
     assumed: bool
 
+    def as_dict(self) -> dict[str, Json]:
+        """The JSON form of `report.json`."""
+        return {**asdict(self), "gain": unit().size(self.gain), "margin": unit().size(self.margin)}
+
     def sentence(self) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
         basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
         return (
-            f"{self.items:,} report items: a soup that is truly {100 * self.gain:.1f} points better than the best "
+            f"{self.items:,} report items: a soup that is truly {_rounded(self.gain)} better than the best "
             f"candidate has an 80 % chance to be shown better than every candidate ({basis}); for a gain of "
-            f"{points_in_words(self.margin)}, the margin, it takes {items_in_words(self.needed)} items"
+            f"{_amount(self.margin)}, the margin, it takes {items_in_words(self.needed)} items"
         )
 
 
@@ -409,9 +419,12 @@ def rounded_up(items: float) -> int:
     return math.ceil(items / unit) * unit if unit else ABSURD + 1
 
 
-def points_in_words(fraction: float) -> str:
-    points = f"{100 * fraction:.4g}"
-    return f"{points} point" if points == "1" else f"{points} points"
+def _amount(inner: float) -> str:
+    return unit().amount(unit().size(inner))
+
+
+def _rounded(inner: float) -> str:
+    return f"{unit().text(unit().size(inner))} {unit().name}"
 
 
 def items_in_words(needed: int) -> str:

@@ -16,7 +16,7 @@ from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare_on_table
 from souping.core.fields import component
 from souping.core.types import FloatArray, IntArray, ItemScores, Json, Recipe, digest, entries, part, texts
-from souping.report.format import clean, count, in_words, interval, percent
+from souping.report.format import clean, count, in_words, interval, score
 from souping.report.plots import COLOURS, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableCell, grid
@@ -129,7 +129,7 @@ def section(data: Row) -> Section:
     ]
     if less:
         points, limits = (
-            percent(less.get("difference"), sign=True),
+            score(less.get("difference"), sign=True),
             interval(less.get("low"), less.get("high"), sign=True),
         )
         lines.append(
@@ -140,9 +140,9 @@ def section(data: Row) -> Section:
         (
             str(len(texts(row, "ingredients"))),
             clean(texts(row, "ingredients")[-1]),
-            TableCell(percent(row.get("mean")), interval(row.get("low"), row.get("high"))),
+            TableCell(score(row.get("mean")), interval(row.get("low"), row.get("high"))),
             TableCell(
-                percent(row.get("gain"), sign=True), interval(row.get("gain_low"), row.get("gain_high"), sign=True)
+                score(row.get("gain"), sign=True), interval(row.get("gain_low"), row.get("gain_high"), sign=True)
             ),
         )
         for row in sizes
@@ -153,7 +153,7 @@ def section(data: Row) -> Section:
 
 def _gain(row: Row) -> TableCell:
     limits = interval(row.get("gain_low"), row.get("gain_high"), sign=True)
-    return TableCell(percent(row.get("gain"), sign=True), limits)
+    return TableCell(score(row.get("gain"), sign=True), limits)
 
 
 def draw(data: Row) -> Drawing:

@@ -18,10 +18,12 @@ from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
-from souping.report.format import count, in_words, percent, short, weight
+from souping.core.unit import unit
+from souping.report.format import count, in_words, points, short, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
+from souping.search.adaptive import usual_scores
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 
@@ -38,7 +40,7 @@ certain (the scales and the smoothness): set on the simulated bowls of tests/ana
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceBand:
-    """Difference to the first point [S] (fractions of 1), and its limits [S], which hold at all points at once."""
+    """Difference to the first point [S] (of inner scores), and its limits [S], which hold at all points at once."""
 
     difference: FloatArray
     low: FloatArray
@@ -59,8 +61,9 @@ class SurfaceBand:
         )
 
     def at(self, points: int) -> Mapping[str, Json]:
-        """The first `points` points as plain numbers."""
-        return {key: [round(float(value), 6) for value in row[:points]] for key, row in vars(self).items()}
+        """The first `points` points as plain numbers, in the unit of the scores."""
+        rows = unit().raw_table(vars(self))
+        return {key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()}
 
 
 def band(
@@ -75,10 +78,12 @@ def band(
     `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
     objective's, or its `value` where it is not linear.
     """
+    inside = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
+    scores = scores - usual_scores(scores[np.isfinite(scores).all(1)])
     model = fitted(points, scores, categories, coefficients, value=value)
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
-    most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
+    most = 1.0 if inside else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
 
@@ -136,9 +141,10 @@ class ResponseSurface(Analysis):
             "soups": len(found),
             "objective": objective.at(len(shown)),
             "categories": {
-                name: np.round(row[: len(shown)], 6).tolist() for name, row in zip(fold.names, categories, strict=True)
+                name: np.round(unit().raw(row[: len(shown)]), 6).tolist()
+                for name, row in zip(fold.names, categories, strict=True)
             },
-            "width": float((objective.high - objective.low)[: len(shown)].mean()),
+            "width": unit().size(float((objective.high - objective.low)[: len(shown)].mean())),
         }
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
@@ -179,12 +185,12 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 
 
 def section(data: Row) -> Section:
-    low, high = (_numbers(part(data, "objective"), key) for key in ("low", "high"))
-    above, below = int((low > 0).sum()), int((high < 0).sum())
+    low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
+    above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
     lines = (
         f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
-        f"uniform soup: {count(above)} are above it and {count(below)} below it with 95 % confidence, at all points at "
-        f"once; the bands are {percent(data.get('width'))} points wide on average.",
+        f"uniform soup: {count(above)} are better and {count(below)} worse with 95 % confidence, at all points at "
+        f"once; the bands are {points(data.get('width'))} wide on average.",
         f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
         "search fold; the report fold was not touched.",
     )
@@ -197,21 +203,22 @@ def _numbers(data: Row, key: str) -> FloatArray:
 
 def draw(data: Row) -> Drawing | None:
     """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
-    names, points, chosen = texts(data, "ingredients"), _numbers(data, "weights"), _numbers(data, "chosen")
-    value, low, high = (100 * _numbers(part(data, "objective"), key) for key in ("difference", "low", "high"))
+    names, places, chosen = texts(data, "ingredients"), _numbers(data, "weights"), _numbers(data, "chosen")
+    value, low, high = (unit().scale * _numbers(part(data, "objective"), key) for key in ("difference", "low", "high"))
     with canvas():
         if len(names) == 3:
             reach = max(float(np.abs(value).max()), 1e-9)
             rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
-            shades, label = scale(-reach, reach, "RdBu"), "over the uniform soup, points"
-            made = triangle(names, points, value, chosen, shades, label, rims)
+            shades = scale(-reach, reach, unit().colours("RdBu"))
+            label = f"over the uniform soup, {unit().name}"
+            made = triangle(names, places, value, chosen, shades, label, rims)
         else:
-            made = _band(names, points, chosen, value, low, high)
-    least, most = (minus(f"{limit:.1f}") for limit in (value.min(), value.max()))
-    top = " / ".join(weight(w) for w in points[int(value.argmax())])
+            made = _band(names, places, chosen, value, low, high)
+    least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
+    top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
     alt = (
-        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} points, "
-        f"most at {top}."
+        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} "
+        f"{unit().name}, best at {top}."
     )
     caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
@@ -231,7 +238,7 @@ def _band(
     near = int(np.abs(points[order] - chosen).sum(axis=1).argmin())
     ring(axes, across[near], value[order][near], 6.5)
     axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if two else "points, in order")
-    axes.set_ylabel("over the uniform soup, points")
+    axes.set_ylabel(f"over the uniform soup, {unit().name}")
     return made
 
 

@@ -42,7 +42,7 @@ from souping.core.types import (
     number,
     part,
 )
-from souping.report.format import clean, count, in_words, interval, percent
+from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
@@ -148,7 +148,7 @@ def parents_section(data: Row) -> Section:
 
 def _share_of(data: Row, key: str) -> str:
     found = part(data, key)
-    around = interval(found.get("low"), found.get("high"))
+    around = percent_interval(found.get("low"), found.get("high"))
     return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
 
 
@@ -182,7 +182,7 @@ RULE = (
     "on the search fold, so that the report fold stays unseen: of each kind the first items by the hash of their "
     "prompt, no category twice before all had one"
 )
-CORPUS = "a corpus metric (BLEU) is of all items together: none is solved or not; it takes scores item by item"
+CORPUS = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
 LONGEST = 600
 """Characters of a prompt or an answer that an example shows."""
 SAME = 1e-6
@@ -240,7 +240,7 @@ class Wins(Analysis):
         """The scores as shares of right answers; graded ones are right from `solved` on.
 
         Raises:
-            NotEstimableError: scores are no fractions of 1, as those of a corpus metric are not.
+            NotEstimableError: scores are no fractions of 1, as those of a corpus metric or a loss are not.
         """
         values = np.stack([score.values for score in scores])
         if not (np.isfinite(values).all() and values.min() >= -SAME and values.max() <= 1 + SAME):
@@ -373,7 +373,7 @@ def _percent_of(share: Row) -> str:
 
 
 def _cell(share: Row) -> TableCell:
-    return TableCell(percent(share.get("share")), interval(share.get("low"), share.get("high")))
+    return TableCell(percent(share.get("share")), percent_interval(share.get("low"), share.get("high")))
 
 
 def _kept_table(data: Row) -> TableGrid:

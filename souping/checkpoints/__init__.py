@@ -1,54 +1,73 @@
 """Checkpoint folder, read from its headers: tensors and their places, config, side files, fingerprint.
 
-Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, without running
-their code: `torch.load(weights_only=True)` refuses everything but plain tensors. Under a fake mode it reads no weight
-either and gives the place of each storage in the zip file (`UntypedStorage._checkpoint_offset`), so that a pickled file
-streams like a safetensors file afterwards.
+Pickled weights (`pytorch_model.bin`) are read only with `merge.allow_pickle=true`, by their table, which is read as
+data (`pickles`); they stream like a safetensors file afterwards. The tensors of a sharded checkpoint are assembled from
+their pieces as they are read, as if they were one file.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from souping.checkpoints.header import FLOATS, ITEM, TAGS, TORCH_NAMES, Tensor, broken, parse_json, read_header
-from souping.core.files import expanded
+import numpy as np
+
+from souping.checkpoints.folder import (
+    Like,
+    has_weights,
+    home_of,
+    read_config,
+    read_weights,
+    side_files,
+    weights_like,
+)
+from souping.checkpoints.header import (
+    BITS,
+    FLOATS,
+    ITEM,
+    TORCH_NAMES,
+    Stamp,
+    Tensor,
+    broken,
+    changed,
+    check_stamp,
+    inside,
+    parse_json,
+    small,
+    stamp,
+    stamps_in,
+)
+from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
+from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
+from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
+from souping.checkpoints.sharded import Sharded, read_sharded
+from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
+from souping.core.files import expanded, read_at
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
 
-if TYPE_CHECKING:
-    import torch
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SIDE_FILES = (
-    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
-    "target.spm", "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
-NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
-"""Endings of what is no side file whatever it is called: weights and code."""
-MAX_SIDE = 512_000_000
-MAX_JSON = 200_000_000
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
+PIECE = 1 << 20
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
-Stamp = tuple[int, int, int, int]
-"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Model folder whose headers were read and found sound; no weight is in memory.
 
-    `tensors` are in file order, `files` are the weight files and `side` the files that a soup carries over, both
-    relative to `folder`. `stamps` tell whether one of them has changed since.
+    `tensors` are in file order, `files` are the weight files, relative to `folder`. `side` are the files that a soup
+    carries over, relative to `home`: that is `like` where a sharded checkpoint borrows another folder's config and
+    tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
+    in it, not in a file. `quantised` is the same folder as it is stored, if weights are dequantised when read.
     """
 
     folder: Path
@@ -57,10 +76,14 @@ class Checkpoint:
     files: tuple[str, ...]
     side: tuple[str, ...]
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
+    like: Path | None = None
+    rules: Path | None = None
+    assembly: Assembly | None = field(default=None, compare=False, repr=False)
+    quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, allow_pickle: bool = False) -> Checkpoint:
-        """Read a folder's headers.
+    def open(cls, folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+        """Read a folder's headers; `like` has what a sharded checkpoint lacks.
 
         Raises:
             UserError: it is missing, has no config.json or no weights, holds pickled weights that are not
@@ -69,12 +92,35 @@ class Checkpoint:
         folder = expanded(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
+        if not has_weights(folder) and (sharded := read_sharded(folder, allow_pickle)):
+            like = like or Like()
+            home = home_of(sharded, like)
+            if home is None:
+                return cls.viewed(sharded, *sharded.as_stored(), {}, None)
+            return cls.assembled(sharded, home, like.rules)
+        refuse_gguf(folder)
         before = stamps_in(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
+        scheme = scheme_of(folder, config)
         tensors = read_weights(folder, allow_pickle)
         if not tensors:
             raise UserError(f"{folder} holds no tensor: nothing to soup.")
-        return cls.of(folder, tensors, config, side_files(folder), before)
+        plain = cls.of(folder, tensors, config, side_files(folder), before)
+        if scheme is None:
+            return cls._regrouped(plain)
+        assembly, tensors = dequantised(folder, tensors, scheme)
+        return replace(plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain)
+
+    @classmethod
+    def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
+        """Experts as the model's family stores them, one by one or fused, however this folder does."""
+        mapped = regrouped(headers_of(opened.tensors), opened.config, opened.folder)
+        if mapped is None:
+            return opened
+        stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
+        sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
+        return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
 
     @classmethod
     def of(
@@ -90,15 +136,72 @@ class Checkpoint:
         stamps = {name: before[name] if name in before else stamp(folder / name) for name in (*files, *side)}
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
+    @classmethod
+    def assembled(cls, sharded: Sharded, home: Path, rules: Path | None = None) -> Checkpoint:
+        """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
+
+        `rules` is a file of the user's own.
+
+        Raises:
+            UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
+        """
+        config = read_config(home)
+        mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
+        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
+        return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
+
+    @classmethod
+    def viewed(
+        cls,
+        sharded: Sharded,
+        views: Mapping[str, Sequence[View]],
+        shapes: Mapping[str, Shape],
+        config: dict[str, Any],
+        home: Path | None,
+    ) -> Checkpoint:
+        """Tensors as views of what is stored; without `home` there are no side files.
+
+        Raises:
+            UserError: a view does not fit what is stored.
+        """
+        try:
+            assembly = Assembly.of(sharded.tensors, views, shapes)
+        except ValueError as error:
+            raise UserError(f"{sharded.folder}: {error}") from None
+        side = side_files(home) if home is not None else ()
+        stamps = {name: stamp(sharded.folder / name) for name in sharded.files}
+        if home is not None:
+            stamps |= {name: stamp(home / name) for name in side}
+        return cls(
+            folder=sharded.folder,
+            tensors={tensor.name: tensor for tensor in assembly.tensors},
+            config=config,
+            files=sharded.files,
+            side=side,
+            stamps=stamps,
+            like=home if home != sharded.folder else None,
+            assembly=assembly,
+        )
+
+    @property
+    def home(self) -> Path:
+        """Where its config, tokenizer and other side files are."""
+        return self.like or self.folder
+
+    def path(self, name: str) -> Path:
+        """Where one of its files is."""
+        return (self.home if name in self.side else self.folder) / name
+
     @property
     def dtype(self) -> str:
         """Its float dtypes by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
-        present = {tensor.dtype for tensor in self.tensors.values()}
+        present = {tensor.soup_dtype for tensor in self.tensors.values()}
         return "+".join(name for name, tag in TORCH_NAMES.items() if tag in present)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Bytes of its weights, as they are written in a soup."""
+        return sum(tensor.count * BITS[tensor.soup_dtype] // 8 for tensor in self.tensors.values())
 
     @property
     def parameters(self) -> int:
@@ -110,130 +213,97 @@ class Checkpoint:
 
     def check_unchanged(self, names: Iterable[str] | None = None) -> None:
         """Raises UserError where a file (of these names) is not the one that was opened."""
-        check_stamps(self.folder, self.stamps if names is None else {name: self.stamps[name] for name in names})
+        chosen = list(self.stamps if names is None else names)
+        for name in chosen:
+            check_stamp(self.path(name), self.stamps[name])
+        if pointers := [name for name in chosen if name in self.files and self.stamps[name][0] < MOST]:
+            check_pointers(map(self.path, pointers))
 
     @property
     def side_bytes(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.side)
+        return sum((self.home / name).stat().st_size for name in self.side)
 
     def side_text(self, name: str) -> bytes | None:
         """The bytes of a side file, or None where there is none."""
         if name not in self.side:
             return None
-        return (self.folder / name).read_bytes()
+        return (self.home / name).read_bytes()
+
+    def file_number(self, tensor: Tensor) -> int:
+        """The number of a tensor's file; of the first where it is assembled from several."""
+        return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
-Reader = Callable[[Path, str], dict[str, Tensor]]
+def _map_stored(
+    stored: Mapping[str, StoredTensor], config: Mapping[str, Json], home: Path, rules: Path | None, folder: Path
+) -> dict[str, Mapped]:
+    """The tensors of a sharded checkpoint as the model in `home` has them."""
+    like = {name: tensor.shape for name, tensor in weights_like(home).items()}
+    return map_names(headers_of(stored), config, like or None, rules, where=folder)
 
 
-def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
-    """`folder/name`, if it really is inside the folder.
-
-    One exception: the Hub's own cache, where a file of `snapshots/<revision>` is a link into its sibling `blobs`.
-
-    Raises:
-        UserError: an absolute name, `..`, or a symlink that leads out.
-    """
-    parts = PurePosixPath(name).parts
-    path = folder / name
-    if not parts or "\0" in name or "\\" in name or ".." in parts or PurePosixPath(name).is_absolute():
-        raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
-    try:
-        target, root = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError, ValueError):
-        raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
-    cache = root.parents[2] if len(root.parents) > 2 else root
-    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)  # a model's own, and all models'
-    hub = root.parent.name == "snapshots" and target.parent in blobs
-    if not target.is_relative_to(root) and not hub:
-        raise broken(path, "a symlink that leads out of the folder", tensor)
-    return path
+def describe_names(checkpoint: Checkpoint) -> list[str]:
+    """One line for each kind of tensor: how it is stored, and what comes of it."""
+    if checkpoint.assembly is None:
+        return [f"{len(checkpoint.tensors)} tensors, as they are"]
+    stored, folder = checkpoint.assembly.stored, checkpoint.folder
+    mapped = regrouped(headers_of(stored), checkpoint.config, folder) if checkpoint.like is None else None
+    if mapped is None:
+        mapped = _map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
+    return described(mapped, stored)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = inside(folder, "config.json")
-    if not path.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
-        raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
-    config = parse_json(path, small(path))
-    if not isinstance(config, dict):
-        raise broken(path, "config.json is not a JSON object")
-    return config
+def headers_of(tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> dict[str, tuple[str, Shape]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def small(path: Path, limit: int = MAX_JSON) -> bytes:
-    """The whole of a file that has to be small."""
-    if path.stat().st_size > limit:
-        raise broken(path, f"larger than {limit} bytes, which no such file is")
-    return path.read_bytes()
+class WeightReader:
+    """Weight files of a checkpoint, open to be read by several threads; a context manager."""
 
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises UserError where a file is not the one that was opened before."""
+        self._assembly, self._files = checkpoint.assembly, checkpoint.files
+        self._stack, self._opened = ExitStack(), dict[str, int]()
+        self._remote, self._ranges = dict[str, Pointer](), RangeReader()
+        weakref.finalize(self, self._stack.close)
+        self._stack.callback(self._ranges.close)
+        try:
+            for name in checkpoint.files:
+                path = checkpoint.folder / name
+                if remote := pointer_in(path):
+                    self._remote[name] = remote
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._stack.callback(os.close, descriptor)
+                self._opened[name] = descriptor
+                if os.fstat(descriptor).st_size != checkpoint.stamps[name][0]:
+                    raise changed(path)
+        except BaseException:
+            self.close()
+            raise
 
-def read_weights(
-    folder: Path,
-    allow_pickle: bool,
-    safe: Sequence[str] = (SINGLE, INDEX),
-    pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
-) -> dict[str, Tensor]:
-    """The tensors of the first of these files that is there: a single file wins over an index, as in transformers.
+    def __enter__(self) -> WeightReader:
+        return self
 
-    Raises:
-        UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
-    """
-    name = next((name for name in (*safe, *pickles) if inside(folder, name).is_file()), None)
-    if name is None:
-        raise UserError(f"{folder} has no weights: {' or '.join(safe)} is missing")
-    if name in pickles and not allow_pickle:
-        raise UserError(
-            f"{folder / name} holds pickled weights, which can run code when opened. "
-            "Convert them to safetensors, or set merge.allow_pickle=true."
-        )
-    read: Reader = read_pickled if name in pickles else read_header
-    return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
+    def close(self) -> None:
+        self._stack.close()
 
-def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
-    """The tensors an index lists; index and shards must tell the same story."""
-    path = folder / index
-    places = weight_map(path)
-    tensors: dict[str, Tensor] = {}
-    owners = {file: name for name, file in reversed(places.items())}
-    shards = {file: inside(folder, file, name) for file, name in owners.items()}
-    for file, shard in shards.items():
-        if not shard.is_file():
-            raise broken(path, f"the shard {shown(file)} is missing", owners[file])
-    for file in dict.fromkeys(places.values()):
-        for name, tensor in read(shards[file], file).items():
-            if places.get(name) != file:
-                raise broken(shards[file], f"{index} does not place it here", name)
-            tensors[name] = tensor
-    lost = next((name for name in places if name not in tensors), None)
-    if lost is not None:
-        raise broken(folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost)
-    return tensors
+    def read(self, number: int, into: Raw, offset: int) -> None:
+        """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early)."""
+        if self._assembly is not None:
+            self._assembly.fetch(into, offset, self._fetch)
+        else:
+            self._fetch(self._files[number], into, offset)
 
-
-def weight_map(index: Path) -> dict[str, str]:
-    """{tensor: file} of an index of shards."""
-    table = parse_json(index, small(index))
-    places = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
-        raise broken(index, "weight_map is not a table of tensor names and file names")
-    return places
-
-
-def side_files(folder: Path) -> tuple[str, ...]:
-    # a link that leads nowhere is a file that is missing
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
-    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
-    for name in chosen:
-        if inside(folder, name).stat().st_size > MAX_SIDE:
-            raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
-    templates = folder / "additional_chat_templates"
-    if inside(folder, templates.name).is_dir():
-        extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
-        chosen += [name for name in extra if inside(folder, name).is_file()]
-    return tuple(chosen)
+    def _fetch(self, file: str, into: Raw, offset: int) -> None:
+        view, descriptor, remote = into.data, self._opened[file], self._remote.get(file)
+        while len(view):
+            count = self._ranges.read(remote, view, offset) if remote else read_at(descriptor, view, offset)
+            if count <= 0:
+                raise EOFError(file)
+            view, offset = view[count:], offset + count
 
 
 def stored_names(folder: Path) -> frozenset[str]:
@@ -250,49 +320,101 @@ def stores_head(folder: Path) -> bool:
     return any(name.endswith("lm_head.weight") for name in stored_names(folder))
 
 
-def stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+def fingerprint(
+    folder: Path,
+    cache: MutableMapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    like: Like | None = None,
+) -> str:
+    """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
-
-def stamps_in(folder: Path) -> dict[str, Stamp]:
-    """The stamps of the files of a folder, to be taken before they are read."""
-    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
-
-
-def check_stamps(folder: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Raises UserError where a file is not what its stamp says."""
-    for name, known in stamps.items():
-        try:
-            same = stamp(folder / name) == known
-        except OSError:
-            same = False
-        if not same:
-            raise _changed(folder / name)
-
-
-def _changed(path: Path) -> UserError:
-    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
-
-
-def fingerprint(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
-    """SHA-256 (hex) over the content of the weights, config, tokenizer and chat template of a model folder.
-
-    Names of the files count, the folder's own name and place do not. With `cache`, a file is hashed once for each
-    (resolved path, stamp); the name of a file, in the Hub's cache too, says nothing about its content.
+    Names, dtypes, shapes and values of tensors count, and the names and bytes of the other files. How the tensors are
+    laid out in files does not: a sharded checkpoint and its conversion are one model. With `cache`, a file is hashed
+    once for each (resolved path, stamp); the name of a file says nothing about its content.
 
     Raises:
         UserError: as `Checkpoint.open`, or a file changes meanwhile.
     """
-    return fingerprint_of(Checkpoint.open(folder, allow_pickle), cache)
+    return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
 def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
     """`fingerprint` of a folder that is open already."""
-    names = (*checkpoint.files, *checkpoint.side)
-    value = digest({name: file_digest(checkpoint.folder / name, cache) for name in names})
+    weights = weights_of(checkpoint, cache)
+    value = digest({"": weights, **{name: file_digest(checkpoint.home / name, cache) for name in checkpoint.side}})
     checkpoint.check_unchanged()
     return value
+
+
+def weights_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
+    """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
+    checkpoint = checkpoint.quantised or checkpoint
+    rows: list[list[Json]] = [
+        [tensor.name, tensor.dtype, list(tensor.shape), value]
+        for group in hashed_groups(checkpoint)
+        for tensor, value in zip(group, tensor_digests(checkpoint, group, cache), strict=True)
+    ]
+    return digest(sorted(rows))
+
+
+def hashed_groups(checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
+    """The tensors of each file, or all where they are assembled, in the order of their bytes."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in checkpoint.tensors.values():
+        groups.setdefault(tensor.file, []).append(tensor)
+    for file in sorted(groups):
+        yield sorted(groups[file], key=lambda tensor: (tensor.offset, tensor.nbytes, tensor.name))
+
+
+def tensor_digests(
+    checkpoint: Checkpoint, group: Sequence[Tensor], cache: MutableMapping[str, str] | None
+) -> list[str]:
+    """SHA-256 (hex) of each tensor of a group of `hashed_groups`; read once where a `cache` keeps them."""
+    number = checkpoint.file_number(group[0])
+    before = [settled(path) for path in hashed_files(checkpoint, number)]
+    key = tensors_key(checkpoint, number, before)
+    if cache is not None and key in cache:
+        known = cache[key].split()
+        return known if len(known) == len(group) else [cache[key]] * len(group)  # a stand-in until it is read
+    values = []
+    with WeightReader(checkpoint) as reader:
+        for tensor in group:
+            hashing = hashlib.sha256()
+            for start in range(0, tensor.nbytes, PIECE):
+                piece = np.empty(min(PIECE, tensor.nbytes - start), np.uint8)
+                reader.read(number, piece, tensor.offset + start)
+                hashing.update(piece.data)
+            values.append(hashing.hexdigest())
+    keep_digests(checkpoint, number, before, values, cache)
+    return values
+
+
+def hashed_files(checkpoint: Checkpoint, number: int) -> list[Path]:
+    """The files that the tensors of a group are in."""
+    files = checkpoint.files if checkpoint.assembly is not None else checkpoint.files[number : number + 1]
+    return [checkpoint.folder / name for name in files]
+
+
+def tensors_key(checkpoint: Checkpoint, number: int, stamps: Sequence[Stamp]) -> str:
+    """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
+    keys = [digest_key(p, state) for p, state in zip(hashed_files(checkpoint, number), stamps, strict=True)]
+    if checkpoint.assembly is None:
+        return f"tensors|{keys[0]}"
+    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
+
+
+def keep_digests(
+    checkpoint: Checkpoint,
+    number: int,
+    before: Sequence[Stamp],
+    values: Sequence[str],
+    cache: MutableMapping[str, str] | None,
+) -> None:
+    """Note the digests of a group in the cache. Raises UserError where a file has changed since `before`."""
+    for path, state in zip(hashed_files(checkpoint, number), before, strict=True):
+        check_stamp(path, state)
+    if cache is not None and time.time_ns() > max(state[2] for state in before):  # a clock that went back tells nothing
+        cache[tensors_key(checkpoint, number, before)] = " ".join(values)
 
 
 def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
@@ -304,7 +426,7 @@ def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
     if stamp(path) != before:
-        raise _changed(path)
+        raise changed(path)
     if cache is not None and time.time_ns() > before[2]:  # a clock that went back tells nothing
         cache[key] = value
     return value
@@ -349,43 +471,3 @@ def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
     if not all(type(token) is int and token < 1 << 31 for token in values):
         raise broken(path, f"eos_token_id is {shown(str(value)[:100])}, not one token or a list of them")
     return tuple(sorted({token for token in values if token >= 0}))
-
-
-def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
-    """The tensors of a pickled file and where their bytes are.
-
-    Raises:
-        UserError: it holds more than plain, contiguous tensors, or it is truncated.
-    """
-    state = _load(path)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise broken(path, "not a table of tensors")
-    size = path.stat().st_size
-    return {name: _tensor(path, label, name, value, size) for name, value in state.items()}
-
-
-def _load(path: Path) -> Any:
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        with FakeTensorMode():
-            return torch.load(path, weights_only=True)
-    except Exception as error:  # whatever a hostile pickle makes of the loader is the file's fault
-        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise UserError(f"{path} holds more than plain tensors, or is broken ({reason}). Do not trust it.") from None
-
-
-def _tensor(path: Path, label: str, name: str, value: torch.Tensor, size: int) -> Tensor:
-    import torch
-
-    if not isinstance(value, torch.Tensor) or value.is_sparse or not value.is_contiguous():
-        raise broken(path, "not a contiguous tensor", name)
-    tag = TAGS.get(str(value.dtype).removeprefix("torch."))
-    start = getattr(value.untyped_storage(), "_checkpoint_offset", None)  # torch's
-    if tag is None or start is None:
-        raise broken(path, f"a tensor of {value.dtype} cannot be read", name)
-    offset, nbytes = start + value.storage_offset() * value.element_size(), value.numel() * value.element_size()
-    if not 0 <= offset <= offset + nbytes <= size:
-        raise broken(path, "truncated: its bytes are beyond the end", name)
-    return Tensor(name, tag, tuple(value.shape), label, int(offset), int(nbytes))

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.checkpoints import Checkpoint, side_files
+from souping.checkpoints import PIECE, Checkpoint, WeightReader
+from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
-TIED = ("lm_head.weight", "output.weight")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AlignedTensor:
 
 
 def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[AlignedTensor]:
-    """The soup's tensors in the first ingredient's file order.
+    """The soup's tensors in the order of their names, which no layout of an ingredient changes.
 
     Raises:
         UserError: tensors are missing or extra, shapes differ, or a float type cannot be souped.
@@ -52,7 +52,7 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     }
     for name in others:
         _same_names(first, name, tables, checkpoints)
-    aligned = [_slot(name, tables, checkpoints, vocab) for name in tables[first]]
+    aligned = [_slot(name, tables, checkpoints, vocab) for name in sorted(tables[first])]
     _refuse_shapes(aligned, checkpoints, vocab)
     for index, name in enumerate(checkpoints):
         bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
@@ -75,13 +75,7 @@ def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
 
 def tied(checkpoint: Checkpoint) -> bool:
     """Whether the config ties the output head to the embedding."""
-    return _setting(checkpoint, "tie_word_embeddings") is True
-
-
-def _setting(checkpoint: Checkpoint, key: str) -> Json:
-    nested = checkpoint.config.get("text_config")
-    inner = nested.get(key) if isinstance(nested, dict) else None
-    return checkpoint.config.get(key, inner)
+    return setting(checkpoint.config, "tie_word_embeddings") is True
 
 
 def _same_names(a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]) -> None:
@@ -105,14 +99,14 @@ def _slot(
     if len(set(shapes)) > 1 and vocab != "error" and _is_vocab(name, parts, list(pool.values())):
         pick = max if vocab == "union" else min
         shape = (pick(s[0] for s in shapes), *shape[1:])
-    return AlignedTensor(name, widest(part.dtype for part in parts), shape, parts)
+    return AlignedTensor(name, widest(part.soup_dtype for part in parts), shape, parts)
 
 
 def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) -> bool:
     """Shapes differ in their first size alone, and that size is the vocabulary's."""
     if len({part.shape[1:] for part in parts}) > 1 or not all(part.shape for part in parts):
         return False
-    sizes = [_setting(checkpoint, "vocab_size") for checkpoint in pool]
+    sizes = [setting(checkpoint.config, "vocab_size") for checkpoint in pool]
     rows = [part.shape[0] for part in parts]
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
@@ -142,7 +136,7 @@ IGNORED = {
 STRUCTURE = {
     "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "hidden_size", "n_head", "n_layer",
     "num_experts_per_tok", "num_local_experts", "num_experts", "hidden_act", "hidden_activation", "activation_function",
-    "layer_types", "tie_word_embeddings", "quantization_config", "is_encoder_decoder", "d_kv", "num_heads",
+    "layer_types", "tie_word_embeddings", "is_encoder_decoder", "d_kv", "num_heads",
 }  # fmt: skip
 
 
@@ -170,8 +164,6 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
-    if pool[b].config.get("quantization_config"):
-        raise UserError(f"candidate {b} is quantised and cannot be averaged: use its float original")
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
@@ -193,16 +185,24 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     tensor = checkpoint.tensors[head]
     others = [t for t in checkpoint.tensors.values() if t.name != head]
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
-    if twins and not any(np.array_equal(_stored(checkpoint, tensor), _stored(checkpoint, twin)) for twin in twins):
-        raise UserError(
-            f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
-            "other values, and another candidate does not store it"
-        )
+    with WeightReader(checkpoint) as reader:
+        if not twins or any(_same_bytes(checkpoint, reader, tensor, twin) for twin in twins):
+            return
+    raise UserError(
+        f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
+        "other values, and another candidate does not store it"
+    )
 
 
-def _stored(checkpoint: Checkpoint, tensor: Tensor) -> NDArray[np.uint8]:
-    """A tensor's bytes, mapped from its file."""
-    return np.memmap(checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,))
+def _same_bytes(checkpoint: Checkpoint, reader: WeightReader, a: Tensor, b: Tensor) -> bool:
+    rows: list[NDArray[np.uint8]] = [np.empty(PIECE, np.uint8) for _ in (a, b)]
+    for start in range(0, a.nbytes, PIECE):
+        pieces = [row[: min(PIECE, a.nbytes - start)] for row in rows]
+        for piece, tensor in zip(pieces, (a, b), strict=True):
+            reader.read(checkpoint.file_number(tensor), piece, tensor.offset + start)
+        if not np.array_equal(pieces[0], pieces[1]):
+            return False
+    return True
 
 
 def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -212,7 +212,7 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
         x, y = left.get(key), right.get(key)
         if key in IGNORED or x == y:
             continue
-        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config") and key != "quantization_config":
+        if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
             notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
         elif key in STRUCTURE and x is not None and y is not None:
             raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}")
@@ -225,7 +225,7 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
 def _differences(pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
-    if any(len({part.dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
+    if any(len({part.soup_dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
         stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
         notes.append(f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set")
     if uneven := [slot for slot in aligned if slot.uneven]:
@@ -357,9 +357,9 @@ def chat_template(folder: Path) -> str | None:
 
 def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     data = checkpoint.side_text(name)
-    value = parse_json(checkpoint.folder / name, data) if data is not None else {}
+    value = parse_json(checkpoint.home / name, data) if data is not None else {}
     if not isinstance(value, dict):
-        raise UserError(f"{checkpoint.folder / name} is not a JSON object: not a tokenizer's file")
+        raise UserError(f"{checkpoint.home / name} is not a JSON object: not a tokenizer's file")
     return value
 
 

@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from souping.checkpoints.ranges import opened
 from souping.core.text import check_pointer, read_json, shown
 from souping.core.types import Json, UserError
 
@@ -56,11 +57,17 @@ def widest(tags: Iterable[str]) -> str:
 
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
+MAX_JSON = 200_000_000
+Stamp = tuple[int, int, int, int]
+"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint and where its bytes are: `offset` counts from the start of `file`."""
+    """One tensor of a checkpoint and where its bytes are: `offset` counts from the start of `file`.
+
+    `rounded` is the dtype of its soups if that is not its own: FP8 weights are read as fp32 and written as bf16.
+    """
 
     name: str
     dtype: str
@@ -68,6 +75,11 @@ class Tensor:
     file: str
     offset: int
     nbytes: int
+    rounded: str | None = None
+
+    @property
+    def soup_dtype(self) -> str:
+        return self.rounded or self.dtype
 
     @property
     def count(self) -> int:
@@ -81,14 +93,7 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
     Raises:
         UserError: the file is truncated, or its header is wrong (length, JSON, dtype, shape, overlap, overrun, holes).
     """
-    with path.open("rb") as file:
-        size, head = path.stat().st_size, file.read(40)
-        check_pointer(path, head)
-        length = int.from_bytes(head[:8], "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise broken(path, f"truncated, or no safetensors file: its header claims {length} bytes of {size}")
-        file.seek(8)
-        table = parse_json(path, file.read(length))
+    table, length, size = _read_table(path)
     name = None
     try:
         table.pop("__metadata__", None)
@@ -100,6 +105,25 @@ def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_layout(path, tensors, 8 + length, size)
     return {tensor.name: tensor for tensor in tensors}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The `__metadata__` of a safetensors file, empty if there is none."""
+    table = _read_table(path)[0]
+    metadata = table.get("__metadata__") if isinstance(table, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_table(path: Path) -> tuple[Any, int, int]:
+    """(the JSON of a header, its length, the size of the file)."""
+    with opened(path) as (file, size):
+        head = file.read(40)
+        check_pointer(path, head)
+        length = int.from_bytes(head[:8], "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise broken(path, f"truncated, or no safetensors file: its header claims {length} bytes of {size}")
+        file.seek(8)
+        return parse_json(path, file.read(length)), length, size
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) -> bytes:
@@ -119,6 +143,37 @@ def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
     """The error for a file that cannot be trusted."""
     where = f", tensor {shown(tensor)}" if tensor is not None else ""
     return UserError(f"{path}{where}: {why}. Download or save this checkpoint again.")
+
+
+def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
+    """`folder/name`, if it really is inside the folder.
+
+    One exception: the Hub's own cache, where a file of `snapshots/<revision>` is a link into its sibling `blobs`.
+
+    Raises:
+        UserError: an absolute name, `..`, or a symlink that leads out.
+    """
+    parts = PurePosixPath(name).parts
+    path = folder / name
+    if not parts or "\0" in name or "\\" in name or ".." in parts or PurePosixPath(name).is_absolute():
+        raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
+    try:
+        target, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
+    cache = root.parents[2] if len(root.parents) > 2 else root
+    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)  # a model's own, and all models'
+    hub = root.parent.name == "snapshots" and target.parent in blobs
+    if not target.is_relative_to(root) and not hub:
+        raise broken(path, "a symlink that leads out of the folder", tensor)
+    return path
+
+
+def small(path: Path, limit: int = MAX_JSON) -> bytes:
+    """The whole of a file that has to be small."""
+    if path.stat().st_size > limit:
+        raise broken(path, f"larger than {limit} bytes, which no such file is")
+    return path.read_bytes()
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,3 +217,27 @@ def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> N
         start += tensor.nbytes
     if start != size:
         raise broken(path, f"truncated, or with a rest: its tensors end at byte {start}, the file at {size}")
+
+
+def stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def stamps_in(folder: Path) -> dict[str, Stamp]:
+    """The stamps of the files of a folder, to be taken before they are read."""
+    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
+
+
+def check_stamp(path: Path, known: Stamp) -> None:
+    """Raises UserError where a file is not what its stamp says."""
+    try:
+        same = stamp(path) == known
+    except OSError:
+        same = False
+    if not same:
+        raise changed(path)
+
+
+def changed(path: Path) -> UserError:
+    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")

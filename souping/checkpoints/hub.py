@@ -23,18 +23,8 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub import constants
 
-from souping.checkpoints import (
-    INDEX,
-    MAX_SIDE,
-    NOT_SIDE,
-    PICKLED,
-    PICKLED_INDEX,
-    SIDE_FILES,
-    SINGLE,
-    Checkpoint,
-    lora,
-    weight_map,
-)
+from souping.checkpoints import Checkpoint, lora
+from souping.checkpoints.folder import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, weight_map
 from souping.checkpoints.header import header_bytes
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
 from souping.core.system import MEMORY, call, limit_file_size

@@ -16,21 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from souping.checkpoints import (
-    INDEX,
-    PICKLED,
-    PICKLED_INDEX,
-    SINGLE,
-    Checkpoint,
-    file_digest,
-    fingerprint,
-    inside,
-    read_weights,
-    side_files,
-    small,
-    stamps_in,
-)
-from souping.checkpoints.header import FLOATS, Tensor, broken, parse_json
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, weights_of
+from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
+from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small, stamps_in
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
@@ -110,13 +98,16 @@ class Adapter:
         rules: list[list[Json]] = [
             [part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()
         ]
-        names = (*self.checkpoint.files, *self.checkpoint.side)
-        files = {name: file_digest(self.folder / name, cache) for name in names}
-        self.checkpoint.check_unchanged()
-        return digest([base, sorted(rules), files])
+        return digest([base, sorted(rules), fingerprint_of(self.checkpoint, cache)])
 
 
-def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
+def content(
+    folder: Path,
+    base: Json,
+    cache: MutableMapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    like: Like | None = None,
+) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
     Raises:
@@ -124,18 +115,24 @@ def content(folder: Path, base: Json, cache: MutableMapping[str, str] | None = N
     """
     if is_adapter(folder):
         return Adapter.open(folder, allow_pickle).fingerprint(str(base), cache)
-    return fingerprint(folder, cache, allow_pickle)
+    return fingerprint(folder, cache, allow_pickle, like)
 
 
-def weights_digest(folder: Path, cache: MutableMapping[str, str] | None = None, allow_pickle: bool = False) -> str:
-    """SHA-256 (hex) over the weight files of a model or adapter folder alone, whatever they are called.
+def weights_digest(
+    folder: Path,
+    cache: MutableMapping[str, str] | None = None,
+    allow_pickle: bool = False,
+    like: Like | None = None,
+) -> str:
+    """SHA-256 (hex) over the tensors of a model or adapter folder alone.
 
     Raises:
         UserError: as Adapter.open, or as Checkpoint.open.
     """
     adapter = is_adapter(folder)
-    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
-    return digest(sorted(file_digest(opened.folder / name, cache) for name in opened.files))
+    if adapter:
+        return weights_of(Adapter.open(folder, allow_pickle).checkpoint, cache)
+    return weights_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
 def is_adapter(folder: Path) -> bool:

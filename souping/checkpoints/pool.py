@@ -4,29 +4,94 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from souping.checkpoints import Checkpoint, hub
+from souping.checkpoints import Checkpoint, hub, remote
+from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import Adapter, is_adapter, read_settings
-from souping.core.fields import component
+from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence, run_sentences
+from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
 from souping.core.types import Candidate, UserError
 
+RowKind = Literal["trainer_best", "trainer_average", "decayed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
+
+    `rows` are other models for the report by their kind, which may be candidates. `others` are the checkpoints of each
+    further run, at the steps of the first.
+    """
+
+    runs: tuple[TrainingRun, ...]
+    rows: tuple[tuple[RowKind, Candidate], ...]
+    others: tuple[tuple[Candidate, ...], ...]
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """All that are no candidates."""
+        names = {member.name for member in self.runs[0].members}
+        return tuple(one for _, one in self.rows if one.name not in names) + sum(self.others, ())
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, and at which learning rate."""
+        run, steps = self.runs[0], [member.step for member in self.runs[0].members]
+        found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
+        names = ", ".join(str(other.folder) for other in self.runs[1:])
+        more = [f"The report tests the weights on the same steps of {names} too."] if names else []
+        return [found, rate_sentence(run.members), *more]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the report must know."""
+        rate = rate_sentence(self.runs[0].members)
+        return [line for run in self.runs for line in run_sentences(run)] + [rate] * (FELL in rate)
+
+
+class CandidateSource(Protocol):
+    """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
+
+    like: str | None = None
+
+    @property
+    def home(self) -> Path | None:
+        """The folder `like`, or its name on the Hub."""
+        return None if self.like is None else expanded(self.like, "pool.like")
+
+    def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
+        """Names and folders, not yet opened.
+
+        Raises:
+            UserError: fewer than `at_least` candidates, or a path or name that cannot be used.
+        """
+        ...
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        """The training runs that the candidates are checkpoints of, where they are."""
+        return None
+
 
 @component
-class Pool:
-    """Candidates as paths or Hub names (`org/name@revision`), or as `{name: NAME, path: PATH}`.
+class Pool(CandidateSource):
+    """Candidates as paths, Hub names (`org/name@revision`), `s3://` or `gs://`, or as `{name: NAME, path: PATH}`.
 
     A path is named by its last component, a model of the Hub by the part after the slash. A folder takes precedence
-    over a model of the Hub.
+    over a model of the Hub. `like` is a Hugging Face folder of the same model, or its name on the Hub: sharded
+    checkpoints have its config and tokenizer, and have to have its names and shapes.
     """
 
     candidates: list[str | dict[str, str]]
+    like: str | None = None
 
     def __post_init__(self) -> None:
         self.resolve(at_least=0)
@@ -39,7 +104,7 @@ class Pool:
         """
         candidates: list[Candidate] = []
         for number, entry in enumerate(self.candidates):
-            candidate = _candidate(entry, f"pool.candidates[{number}]")
+            candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for other in candidates:
                 if os.path.realpath(other.path) == os.path.realpath(candidate.path):  # of links in a circle too
                     raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
@@ -50,6 +115,60 @@ class Pool:
         if len(candidates) < at_least:
             raise UserError(f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two")
         return tuple(candidates)
+
+
+@component
+class TrajectoryPool(CandidateSource):
+    """Checkpoints of a training run, oldest first. With several paths, the soup is made of the first run's."""
+
+    path: str | list[str]
+    last: Count | None = None
+    every: Count = 1
+    until: Count | None = None
+    steps: list[int] | None = None
+    lr: str | None = None
+    decayed: str | None = None
+    like: str | None = None
+
+    def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
+        members = self.trajectory.runs[0].members
+        if len(members) < at_least:
+            left = "".join(f"; {line}" for line in self.trajectory.notes[:1])
+            raise UserError(f"pool.path={self.path} gives {len(members)} checkpoint(s): souping needs two{left}")
+        return tuple(self._candidate(one.name, one.folder) for one in members)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """The runs as the folders are now.
+
+        Raises:
+            UserError: a path holds no checkpoints, or the runs were not saved at the same steps.
+        """
+        paths = [self.path] if isinstance(self.path, str) else self.path
+        rates = expanded(self.lr, "pool.lr") if self.lr else None
+        found = [find_run(expanded(path, "pool.path"), rates) for path in paths]
+        runs = [run.kept(self.steps, self.until, self.every, self.last) for run in found]
+        if not runs:
+            raise UserError("pool.path is empty: give the folder of a training run")
+        for run in runs[1:]:
+            if [one.step for one in run.members] != [one.step for one in runs[0].members]:
+                raise UserError(f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps")
+        others = [
+            tuple(self._candidate(f"run{n}-{one.name}", one.folder) for one in run.members)
+            for n, run in enumerate(runs[1:], start=2)
+        ]
+        return Trajectory(runs=tuple(runs), rows=tuple(self._rows(runs[0])), others=tuple(others))
+
+    def _candidate(self, name: str, path: Path) -> Candidate:
+        return Candidate(name=name, path=path, like=self.home)
+
+    def _rows(self, run: TrainingRun) -> Iterator[tuple[RowKind, Candidate]]:
+        if run.best is not None:
+            yield "trainer_best", self._candidate(run.best.name, run.best.folder)
+        if run.average is not None:
+            yield "trainer_average", self._candidate(run.average.name, run.average)
+        if self.decayed is not None:
+            yield "decayed", self._candidate("decayed", expanded(self.decayed, "pool.decayed"))
 
 
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
@@ -84,14 +203,17 @@ class ModelSize:
     fix: str = ""
 
 
-def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
+def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
     online, trouble, fix = hub.parse(candidate.path), "", ""
     files: dict[str, int] = {}
     try:
+        if url := remote.parse(candidate.path):
+            candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
-            return replace(_of_folder(candidate.name, folder, allow_pickle), path=str(online or folder))
+            like = Like(candidate.like, rules)
+            return replace(_of_folder(candidate.name, folder, allow_pickle, like), path=str(online or url or folder))
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
@@ -112,11 +234,11 @@ def weigh(candidate: Candidate, allow_pickle: bool = False) -> ModelSize:
     )
 
 
-def _of_folder(name: str, folder: Path, allow_pickle: bool) -> ModelSize:
+def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
     adapter = is_adapter(folder)
-    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle)
+    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle, like)
     return ModelSize(
         name=name,
         path=str(folder),

@@ -59,7 +59,7 @@ class RootKeys:
     debug: bool = False
     limit: Count | None = None
     throughput: Annotated[float, Interval(gt=0)] | None = None
-    margin: Margin = 1.0
+    margin: Margin | None = None
     guard_against: str | None = None
     store: StoreConfig = field(default_factory=StoreConfig)
     also: list[Any] = field(default_factory=list)
@@ -114,6 +114,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def _how(key: str) -> str:
     examples = {
         "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
+        "pool.path": "give the folder of a training run, pool.path=runs/sft",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
         "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",
         "optimiser.weights": "give one weight a candidate: optimiser.weights='[0.5,0.2,0.3]'",

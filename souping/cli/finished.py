@@ -28,6 +28,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded, nearby, seen_from
 from souping.core.text import first_line, listed, positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
@@ -192,22 +193,24 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = list(read_samples(run_dir / FILE))
-    report = read_report(run_dir / "report.json") if (run_dir / "report.json").is_file() else {}
-    fold = options.fold or _reached(samples)
-    rows = [sample for sample in samples if sample.get("fold") == fold]
-    for key in ("item", "category"):
-        if wanted := vars(options)[key]:
-            pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
-            rows = [row for row in rows if row.get(key) == wanted]
-    names, what = _names(options.models, rows, report), "items"
-    if options.fixed or options.broke:
-        if len(names) < 2:
-            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-        rows = list(changed(rows, names[0], names[-1], better=options.fixed))
-        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-    if fold == "report" and report and not report.get("limit"):
-        _note(run_dir, options.store, report, rows)
-    _show_samples(rows, names, options.limit, what)
+    paths = (run_dir / "report.json", run_dir / "selection.json")
+    report, selection = (read_report(path) if path.is_file() else {} for path in paths)
+    with scores_in(unit_of(report or selection)):
+        fold = options.fold or _reached(samples)
+        rows = [sample for sample in samples if sample.get("fold") == fold]
+        for key in ("item", "category"):
+            if wanted := vars(options)[key]:
+                pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
+                rows = [row for row in rows if row.get(key) == wanted]
+        names, what = _names(options.models, rows, report), "items"
+        if options.fixed or options.broke:
+            if len(names) < 2:
+                raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+            rows = list(changed(rows, names[0], names[-1], better=options.fixed))
+            what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+        if fold == "report" and report and not report.get("limit"):
+            _note(run_dir, options.store, report, rows)
+        _show_samples(rows, names, options.limit, what)
 
 
 def _reached(samples: Sequence[Row]) -> str:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.analysis.front import read_goals
 from souping.analysis.guards import read_guards
+from souping.checkpoints.layouts import shows
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
@@ -42,6 +43,7 @@ from souping.cli.config import (
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe
 from souping.core.types import LateError, UserError
+from souping.core.unit import POINTS, Unit, scores_in
 from souping.pipeline.settings import KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
@@ -81,7 +83,10 @@ def _compose_once() -> None:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it; nan if it failed."""
+    """One job: returns the objective on the search fold, so that any Hydra sweeper can drive it; nan if it failed.
+
+    It is in the evaluator's unit: a sweep over a loss has to minimise it.
+    """
     gc.freeze()
     gc.enable()
     interrupts_raise()
@@ -90,9 +95,10 @@ def run(cfg: DictConfig) -> float | None:
     output_dir = unresolved(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
-        objective = _run(cfg, run_dir, group)
+        objective, own = _run(cfg, run_dir, group)
         if group:
-            _note_job(run_dir, hydra_config, cfg.limit, objective)
+            with scores_in(own):
+                _note_job(run_dir, hydra_config, cfg.limit, objective)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -161,29 +167,36 @@ def _explicit(hydra_config: HydraConf) -> bool:
     )
 
 
-def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> float | None:
+def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
+    """(the objective on the search fold, its unit)"""
     from souping.pipeline.settings import RunSettings
 
     show_warnings()
     settings = _settings(cfg, run_dir, group)
     write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
-    with logged(run_dir, command_line(), words or "none"):
+    own = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
+    with logged(run_dir, command_line(), words or "none"), scores_in(own):
+        if shows(settings.merge.names):
+            from souping.pipeline.merge_only import show_names
+
+            show_names(settings)
+            return None, own
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check=true evaluates items, and a merge has none: use plan=true")
             from souping.plan.planner import check_run
 
             check_run(settings)
-            return None
+            return None, own
         if settings.plan and isinstance(settings, RunSettings):
             from souping.plan.planner import plan
 
             plan(settings)
-            return None
+            return None, own
         from souping.pipeline.execute import execute
 
-        return execute(settings)
+        return execute(settings), own
 
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:
@@ -224,7 +237,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     return RunSettings(
         **common,
         **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate")},
-        expected=expectations(plain["expected"]),
+        expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
         guard=read_guards(plain["guard"]),
         guard_against=plain["guard_against"],
         goals=read_goals(plain["pareto"], plain["pick"]),

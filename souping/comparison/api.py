@@ -20,7 +20,16 @@ from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import POWER, Comparison, items_for, penalty
 from souping.comparison import estimate
-from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
+from souping.comparison.estimate import (
+    BEST,
+    SCORE,
+    WORST,
+    JointFlips,
+    PooledScores,
+    pool,
+    task_weights,
+    variance_parts,
+)
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
 from souping.comparison.verdict import (
     FAIL_ON,
@@ -221,13 +230,17 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Itera
     averaged = {name: first[name] for name in weights}
     whole = pool(averaged, weights, pass_at)
     share = dict(zip(whole.names, whole.weights.tolist(), strict=True))
-    yield RowScores(name=HEADLINE, kind="average", metric="", pooled=whole, weight=1.0)
+    one = next(iter(averaged.values()))
+    head = RowScores(name=HEADLINE, kind="average", metric="", pooled=whole, weight=1.0)
+    if not one.is_mean:
+        head = replace(head, metric=one.metric, higher_is_better=one.higher_is_better, fraction=False)
+    yield head
     if len(weights) > 1:
         for group in matched.groups.values():
             inside = [name for name in group.members if name in share]
             if 1 < len(inside) < len(weights):
                 part = sum(share[name] for name in inside)
-                yield RowScores(name=group.name, kind="group", metric="", pooled=whole.only(inside), weight=part)
+                yield replace(head, name=group.name, kind="group", pooled=whole.only(inside), weight=part)
         for name in whole.names:
             yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
     for name, found in matched.metrics.items():
@@ -321,7 +334,10 @@ def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iter
     _contrast.cache_clear()
     tests = {one.row.name: one for one in every}
     tests[HEADLINE] = replace(tests[HEADLINE], factor=tests[HEADLINE].factor * headline)
-    margins = {name: policy.margin_of(name, test.means()[0], test.row.fraction) for name, test in tests.items()}
+    margins = {
+        name: policy.margin_of(name, test.means()[0], test.row.fraction, test.row.weight > 0)
+        for name, test in tests.items()
+    }
     deciding = [name for name in tests if name in (HEADLINE, *policy.critical)]
     found = decide({name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number))
     needed = dict.fromkeys(tests, 1.0)

@@ -27,7 +27,8 @@ SCORE, BEST, WORST, NOISE = range(4)
 
 
 def task_weights(matched: Matched, average: str, given: Mapping[str, float] | None = None) -> dict[str, float]:
-    """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1.
+    """{task: weight}, which sum to 1, of the tasks whose first metric is a mean within 0..1,
+    or of all tasks if they share one unit, such as that of a loss.
 
     `task` is the mean over what was asked for: a group counts once, and inside it all of its tasks are averaged as its
     harness does. `leaf` is the mean over tasks, `item` that over
@@ -36,7 +37,11 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     Raises:
         UserError: no metric is a mean, or a weight names something that is not here.
     """
-    sizes = {name: float(len(found[0].items)) for name, found in matched.metrics.items() if found[0].is_mean}
+    first = {name: found[0] for name, found in matched.metrics.items()}
+    means = {name: one for name, one in first.items() if one.is_mean}
+    if not means and len({one.unit for one in first.values()}) == 1:
+        means = {name: one for name, one in first.items() if one.unit}
+    sizes = {name: float(len(one.items)) for name, one in means.items()}
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
     if given is not None and not all(0 <= weight < 1e9 for weight in given.values()):

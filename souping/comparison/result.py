@@ -16,7 +16,7 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
 from souping.report.files import plain
-from souping.report.format import between, escape_html, limits, p_value, percent, short
+from souping.report.format import between, escape_html, level, limits, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -160,16 +160,19 @@ def _model(result: CompareResult, model: str) -> Section:
 
 
 def _pairs(result: CompareResult) -> Section:
-    line = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons). Row minus column, in points:"
+    head = result.verdicts[0]
+    best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
+    line = f"{best} Row minus column, in {_unit(head)}:"
     rows = [
-        [one, *(_pair(*row[other]) if other in row else "" for other in result.models[1:])]
+        [one, *(_pair(head, *row[other]) if other in row else "" for other in result.models[1:])]
         for one, row in result.pairs.items()
     ]
     return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
 
 
-def _pair(difference: float, low: float, high: float) -> str:
-    return f"{percent(difference, sign=True)} [{between(low, high)}]"
+def _pair(head: RowVerdict, difference: float, low: float, high: float) -> str:
+    around = between(low, high) if head.fraction else f"{amount(head, low, True)}, {amount(head, high, True)}"
+    return f"{amount(head, difference, True)} [{around}]"
 
 
 def _flip(flip: Flip) -> Section:
@@ -197,7 +200,13 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
 def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    return percent(value, sign=sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
+    return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
+
+
+def _around(row: RowVerdict) -> str:
+    if row.fraction:
+        return limits(vars(row))
+    return f"{level(vars(row))} interval {amount(row, row.low, True)} to {amount(row, row.high, True)}"
 
 
 def _limits(row: RowVerdict) -> str:
@@ -206,9 +215,17 @@ def _limits(row: RowVerdict) -> str:
     )
 
 
+def _unit(row: RowVerdict) -> str:
+    return "points" if row.fraction else row.metric
+
+
+def _points(row: RowVerdict, value: float | None, sign: bool = False) -> str:
+    return f"{amount(row, value, sign)} {_unit(row)}"
+
+
 def sentence(row: RowVerdict) -> str:
     """The headline in words."""
-    margin = f"{amount(row, row.margin)} points"
+    margin = _points(row, row.margin)
     said = {
         "better": f"{row.model} is better than {row.baseline}",
         "much-worse": f"{row.model} is much worse than {row.baseline}, by more than {margin}",
@@ -217,17 +234,17 @@ def sentence(row: RowVerdict) -> str:
     }.get(row.verdict, f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""))
     shown = p_value(row.p_value)
     equal = "" if shown.startswith("<") else "= "
-    return f"{said}. Difference {amount(row, row.difference, True)} points ({limits(vars(row))}, p {equal}{shown})."
+    return f"{said}. Difference {_points(row, row.difference, True)} ({_around(row)}, p {equal}{shown})."
 
 
 def power_sentence(row: RowVerdict) -> str:
     """What this comparison can show."""
-    least = f"{amount(row, row.detectable)} points"
-    if row.detectable >= 1:
+    least = _points(row, row.detectable)
+    if row.fraction and row.detectable >= 1:
         return f"{row.items:,} items cannot show any difference with 80 % power."
     if row.margin is None or row.items_needed is None:
         return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
-    needs = f"The margin of {amount(row, row.margin)} points needs {items_in_words(row.items_needed)} items"
+    needs = f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
     return f"A true difference of {least} has 80 % power here. {needs}; there are {row.items:,}."
 
 
@@ -245,14 +262,17 @@ def title(result: CompareResult) -> str:
 
 def page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
-    charts = [chart([row for row in result.rows(model) if row.fraction]) for model in result.models[1:]]
+    averaged = ("average", "group", "task")
+    every = [result.rows(model) for model in result.models[1:]]
+    charts = [chart([row for row in rows if row.fraction or row.kind in averaged]) for rows in every]
     body = [section_html(section) for section in sections(result, flips)]
     return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
-    ends = [0.0, *(100 * value for row in rows for value in (row.low, row.high, -(row.margin or 0.0)))]
+    scale, side = 100 if rows[0].fraction else 1, -1 if rows[0].higher_is_better else 1
+    ends = [0.0, *(scale * value for row in rows for value in (row.low, row.high, side * (row.margin or 0.0)))]
     low, high, bottom = min(ends), max(ends), 24 * len(rows)
 
     def x(value: float) -> str:
@@ -262,15 +282,15 @@ def chart(rows: Sequence[RowVerdict]) -> str:
     for place, row in enumerate(rows):
         y = 24 * place + 12
         parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(short(row.name))}</text>')
-        parts.append(f'<path d="M{x(100 * row.low)} {y}H{x(100 * row.high)}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x(100 * row.difference)}" cy="{y}" r="4"/>')
+        parts.append(f'<path d="M{x(scale * row.low)} {y}H{x(scale * row.high)}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            parts.append(f'<path d="M{x(-100 * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
+            parts.append(f'<path d="M{x(side * scale * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
-        number = percent(value / 100, sign=True)
+        number = amount(rows[0], value / scale, True)
         parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
     dashed = "; dashed: the margin" if any(row.margin is not None for row in rows) else ""
-    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, points{dashed}")
+    label = escape_html(f"{rows[0].model} minus {rows[0].baseline}, {_unit(rows[0])}{dashed}")
     style = 'style="max-width:720px" font-size="12" fill="currentColor"'
     inner = "".join(parts).replace("<path", '<path stroke="currentColor"')
     svg = f'<svg viewBox="0 0 720 {bottom + 30}" {style} role="img" aria-label="{label}">{inner}</svg>'

@@ -57,9 +57,9 @@ class Policy:
         for name in (*self.margins, *self.critical):
             pick(name, rows, "policy: task")
 
-    def margin_of(self, name: str, base: float, is_mean: bool) -> float | None:
+    def margin_of(self, name: str, base: float, is_mean: bool, averaged: bool = False) -> float | None:
         """The margin in the unit of a row whose baseline has this mean."""
-        one = self.margins.get(name, self.margin if is_mean else None)
+        one = self.margins.get(name, self.margin if is_mean or averaged else None)
         unit = abs(base) / 100 if one and one.relative else 0.01 if is_mean else 1.0
         return one.amount * unit if one else None
 

@@ -35,6 +35,7 @@ from souping.core.types import (
     Weights,
     digest,
 )
+from souping.core.unit import POINTS, Unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -289,8 +290,8 @@ class Evaluator(Component, Protocol):
     """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
-    fractions: bool = True
-    """Whether scores are fractions of 1; an external tool's scores may be anything."""
+    unit: Unit = POINTS
+    """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
 

@@ -34,6 +34,8 @@ TOLERANCE = 1e-5
 """By how much the sum of weights that are given by hand may miss one."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
+TEXT = "loss"
+"""Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
 COMMAND = re.compile(
@@ -284,12 +286,20 @@ class ScoreMatrix:
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
-    tokenizer, `source` its name on the Hub at its commit."""
+    tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the config and
+    tokenizer of a sharded checkpoint."""
 
     name: str
     path: Path
     fingerprint: str = ""
     source: str = ""
+    like: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """Where its config and tokenizer are."""
+        own = self.like is None or (self.path / "config.json").is_file()
+        return self.path if own or self.like is None else self.like
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,15 @@ from souping.core.fields import Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, listed, read_json
-from souping.core.types import FOLDS, Fold, Item, Json, UserError, UserScorer, digest
+from souping.core.types import FOLDS, TEXT, Fold, Item, Json, UserError, UserScorer, digest
 
 REQUIRED = ("id", "category", "prompt", "answer")
 TEXTS = ("id", "category", "scorer", "group", "language")
 FORMS: Mapping[str, Any] = {
     "id": Name | int,
     "category": Name | int,
+    "source": Name | int,
+    "text": str,
     "scorer": str | int,
     "group": str | int,
     "language": str | int,
@@ -44,6 +46,8 @@ ENOUGH = 20
 @component
 class Benchmark(BenchmarkItems):
     """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
+
+    For evaluator=loss a line may be `id, source, text`, and `source` may stand for the category in any line.
 
     `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used.
     `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
@@ -208,10 +212,14 @@ def _listed(one: object, where: str) -> Item:
 
 
 def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) -> Item:
-    values: dict[str, Any] = {"prompt": row.get("messages"), **row}
-    for key in REQUIRED:
+    values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
+    names = dict.fromkeys(REQUIRED)
+    if row.get("text") is not None:
+        values |= {"prompt": row["text"], "answer": "", "scorer": TEXT}
+        names |= {"category": "source", "prompt": "text"}
+    for key, name in names.items():
         if values.get(key) is None:
-            raise UserError(f"{where}: `{key}` is missing")
+            raise UserError(f"{where}: `{name or key}` is missing")
     for key, hint in FORMS.items():
         if values.get(key) is not None and (wrong := mismatch(values[key], hint)):
             raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
@@ -219,7 +227,7 @@ def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) ->
     if isinstance(prompt, str) and tools:
         raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
     if not prompt:
-        raise UserError(f"{where}: `prompt` is empty")
+        raise UserError(f"{where}: `{names['prompt'] or 'prompt'}` is empty")
     texts = {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
     return _checked(
         Item(

@@ -1,22 +1,23 @@
-"""Generation by an engine, scored item by item."""
+"""Evaluators by an engine: what they share, and generation that is scored item by item."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import chat_template
+from souping.checkpoints.folder import has_weights, read_config, setting
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import FloatArray, Item, Json, Missing, Record, UserError
+from souping.core.types import TEXT, FloatArray, Item, Json, Missing, Record, UserError
 from souping.evaluate.engines.transformers import NEW, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import reading, score
 from souping.evaluate.templates import (
@@ -31,14 +32,8 @@ from souping.evaluate.templates import (
 
 VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
-ELSEWHERE = (
-    "engine", "temperature", "top_p", "top_k", "samples", "sampling_seed", "aggregate", "replicates", "_defaults",
-)  # fmt: skip
-"""Fields that appear in the settings under another name, or that no single answer depends on."""
 SMALL = 50_000_000
 """Parameters below which one thread is the default."""
-MACHINE = ("dtype", "device", "threads", "workers")
-"""Settings of this process, which an engine in other processes does not use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,119 +46,40 @@ class CheckpointDefaults:
 
 
 @component
-class LocalEvaluator(Evaluator):
-    """Answers by greedy decoding or sampling, in batches that `engine` generates.
+class EngineEvaluator(Evaluator):
+    """What evaluators by an engine share: batches, and the machine's settings as far as the engine uses them.
 
-    A text prompt is tokenised as it is; chat messages go through the tokenizer's chat template. An answer ends at an
-    end token of the model (for a soup, of any ingredient), at the first text of `stop`, or after `max_new_tokens`
-    (default: 1,024, or what the context leaves).
-
-    `temperature` 0 is greedy. Above it, `samples` answers per item are drawn, each from (`sampling_seed`, item, number
-    of the answer), and `aggregate` combines their scores: their `mean`, `pass` (the best) or `majority` (the score of
-    the most frequent answer). `replicates` repeats greedy answers in batches of another size, which shows how often
-    rounding changes an answer. `generation=model` decodes as the candidates' generation_config says; by default it is
-    not used.
-
-    With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
-    checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
-    `threads` torch threads: small models gain from a second worker, not from a second thread. Batch size, dtype,
-    threads, workers and device are part of the fingerprint, because they change logits in the last digits. Another
-    engine has its own settings instead of the last four.
+    Batch size, dtype, threads, workers and device are part of the fingerprint, because they change logits in the last
+    digits. An engine in other processes has its own settings instead of the last four.
     """
 
-    length_key = "evaluator.max_new_tokens"
-
     batch_size: Count = 64
-    max_new_tokens: Count | None = None
     dtype: Precision | None = None
     device: Device = "auto"
     threads: Threads | None = None
     workers: Threads = 1
-    stop: list[str] = field(default_factory=list)
-    temperature: Temperature = 0.0
-    top_p: Share = 1.0
-    top_k: Count | None = None
-    samples: Count = 1
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass", "majority"] = "mean"
-    replicates: Count = 1
-    generation: Literal["settings", "model"] = "settings"
     trust_remote_code: bool = False
     engine: Engine = field(default_factory=TransformersEngine)
     _defaults: CheckpointDefaults = field(default_factory=CheckpointDefaults, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.samples, self.replicates)
-        if self.generation == "model" and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, None):
-            raise UserError("evaluator.generation=model takes temperature, top_p and top_k from the models: leave them")
-
-    @property
-    def settings(self) -> dict[str, Json]:
-        own = self.engine.settings
-        known: dict[str, Json] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ELSEWHERE}
-        known |= {"decoding": decoding_settings(self.decoding), "generation": self.generation}
-        if own is not None:
-            known = {key: value for key, value in known.items() if key not in MACHINE}
-            return {"name": "local", "version": VERSION, **known, "engine": dict(own)}
-        resolved: dict[str, Json] = {"threads": self.resolved_threads, "device": self.resolved_device}
-        return {"name": "local", "version": VERSION, **known, **resolved, "dtype": self.resolved_dtype}
-
-    @cached_property
-    def decoding(self) -> Decoding:
-        own = self._defaults.decoding
-        if self.generation == "model" and own is not None:
-            return own
-        return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
+    def settings_of(self, name: str, version: int, own: Mapping[str, Json]) -> dict[str, Json]:
+        """Settings of an evaluator with this name, with its `own` ones and those of the engine or the machine."""
+        known = {"batch_size": self.batch_size, "trust_remote_code": self.trust_remote_code, **own}
+        engine = self.engine.settings
+        if engine is not None:
+            return {"name": name, "version": version, **known, "engine": dict(engine)}
+        machine: dict[str, Json] = {
+            "dtype": self.resolved_dtype,
+            "device": self.resolved_device,
+            "threads": self.resolved_threads,
+            "workers": self.workers,
+        }
+        return {"name": name, "version": version, **known, **machine}
 
     @property
     def resolved_dtype(self) -> str:
         """What the module computes in; `auto` as long as the checkpoint's own dtype is not known."""
         return self.dtype or ("float32" if self.resolved_device == "cpu" else self._defaults.dtype)
-
-    @property
-    def answers_per_item(self) -> int:
-        return max(self.samples, self.replicates)
-
-    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> LocalEvaluator:
-        """This evaluator with the candidates' own dtype and, with `generation=model`, their own decoding."""
-        own = common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
-        on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers; the pool has opened it already
-        small = model.parameters < SMALL
-        known = CheckpointDefaults(decoding=own, dtype="float32" if on_cpu else compute_dtype(model), small=small)
-        copy = replace(self)
-        object.__setattr__(copy, "_defaults", known)
-        return copy
-
-    @property
-    def model_form(self) -> ModelForm:
-        return self.engine.model_form
-
-    def module_settings(self) -> ModuleSettings:
-        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
-        return self.engine.module_settings(ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust))
-
-    @property
-    def host(self) -> ModelHost | None:
-        return self.engine.host
-
-    @property
-    def answer_tokens(self) -> int:
-        return self.max_new_tokens or NEW
-
-    def banner(self) -> str:
-        """How long an answer may be."""
-        rest = "" if self.max_new_tokens else ", or what the context leaves"
-        return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
-
-    def needs(self) -> list[Missing]:
-        return self.engine.needs()
-
-    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse chat messages if the tokenizer has no chat template (UserError, with the first such item)."""
-        chat = next((item for item in items if not isinstance(item.prompt, str)), None)
-        if chat is not None and not chat_template(folder):
-            raise no_template(chat)
 
     @property
     def resolved_threads(self) -> int:
@@ -180,6 +96,147 @@ class LocalEvaluator(Evaluator):
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
+        """This evaluator with the candidates' own dtype and, for `generation=model`, their own decoding."""
+        on_cpu = self.dtype is not None or self.resolved_device == "cpu"
+        dtype, small = "float32", False
+        if has_weights(architecture_folder):
+            model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers: the pool has opened it
+            dtype, small = compute_dtype(model), model.parameters < SMALL
+        elif not on_cpu:
+            dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
+        copy = replace(self)
+        dtype = "float32" if on_cpu else dtype
+        known = CheckpointDefaults(decoding=self.own_decoding(folders), dtype=dtype, small=small)
+        object.__setattr__(copy, "_defaults", known)
+        return copy
+
+    def own_decoding(self, folders: Mapping[str, Path]) -> Decoding | None:
+        """The decoding that the candidates' files set, if it is used."""
+        return None
+
+    @property
+    def model_form(self) -> ModelForm:
+        return self.engine.model_form
+
+    def module_settings(self) -> ModuleSettings:
+        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
+        return self.engine.module_settings(ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust))
+
+    @property
+    def host(self) -> ModelHost | None:
+        return self.engine.host
+
+    def needs(self) -> list[Missing]:
+        return self.engine.needs()
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse chat messages if the tokenizer has no chat template (UserError, with the first such item)."""
+        chat = next((item for item in items if not isinstance(item.prompt, str)), None)
+        if chat is not None and not chat_template(folder):
+            raise no_template(chat)
+
+    @property
+    def full_batch(self) -> int:
+        return self.batch_size
+
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+        """Items of similar length together (little padding), in an order that depends on the items alone."""
+        return self.batches_by(self.batch_size, items)
+
+    def batches_by(self, size: int, items: Sequence[Item]) -> list[tuple[Item, ...]]:
+        order = sorted(items, key=lambda item: (self.length(item), item.id))
+        return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def length(self, item: Item) -> int:
+        """Characters that the model sees, without what a chat template adds."""
+        if isinstance(item.prompt, str):
+            return len(item.prompt)
+        return len("\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")]))
+
+    def close(self) -> None:
+        """Close the engine and the process that renders templates."""
+        self.engine.close()
+        PROCESS.close()
+
+
+@component
+class LocalEvaluator(EngineEvaluator):
+    """Answers by greedy decoding or sampling, in batches that `engine` generates.
+
+    A text prompt is tokenised as it is; chat messages go through the tokenizer's chat template. An answer ends at an
+    end token of the model (for a soup, of any ingredient), at the first text of `stop`, or after `max_new_tokens`
+    (default: 1,024, or what the context leaves).
+
+    `temperature` 0 is greedy. Above it, `samples` answers per item are drawn, each from (`sampling_seed`, item, number
+    of the answer), and `aggregate` combines their scores: their `mean`, `pass` (the best) or `majority` (the score of
+    the most frequent answer). `replicates` repeats greedy answers in batches of another size, which shows how often
+    rounding changes an answer. `generation=model` decodes as the candidates' generation_config says; by default it is
+    not used.
+
+    With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
+    checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
+    `threads` torch threads: small models gain from a second worker, not from a second thread.
+    """
+
+    length_key = "evaluator.max_new_tokens"
+
+    max_new_tokens: Count | None = None
+    stop: list[str] = field(default_factory=list)
+    temperature: Temperature = 0.0
+    top_p: Share = 1.0
+    top_k: Count | None = None
+    samples: Count = 1
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass", "majority"] = "mean"
+    replicates: Count = 1
+    generation: Literal["settings", "model"] = "settings"
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.samples, self.replicates)
+        if self.generation == "model" and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, None):
+            raise UserError("evaluator.generation=model takes temperature, top_p and top_k from the models: leave them")
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        own: dict[str, Json] = {
+            "max_new_tokens": self.max_new_tokens,
+            "stop": list(self.stop),
+            "decoding": decoding_settings(self.decoding),
+            "generation": self.generation,
+        }
+        return self.settings_of("local", VERSION, own)
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        own = self._defaults.decoding
+        if self.generation == "model" and own is not None:
+            return own
+        return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
+
+    @property
+    def answers_per_item(self) -> int:
+        return max(self.samples, self.replicates)
+
+    def own_decoding(self, folders: Mapping[str, Path]) -> Decoding | None:
+        return common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.max_new_tokens or NEW
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse texts without an answer, and as every engine does (UserError)."""
+        EngineEvaluator.check_tokenizer(self, folder, items)
+        for item in items:
+            if item.scorer == TEXT:
+                score(item, "")
+
+    def banner(self) -> str:
+        """How long an answer may be."""
+        rest = "" if self.max_new_tokens else ", or what the context leaves"
+        return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
+
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         if self.generation == "model":
             return [f"answers are decoded as the candidates' generation_config sets: {self.decoding.describe()}"]
@@ -195,20 +252,12 @@ class LocalEvaluator(Evaluator):
         )
         return [bypass] if plain else []
 
-    @property
-    def full_batch(self) -> int:
-        return self.batch_size
-
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        """Items of similar length together (little padding), in an order that depends on the items alone.
-
-        A greedy replicate is computed in batches of another size, with other neighbours.
-        """
+        """As all engines cut them; a greedy replicate is computed in batches of another size, with other neighbours."""
         size = self.batch_size
         if replicate and not self.decoding.samples:
             size = size // 2 if size > 1 else 2
-        order = sorted(items, key=lambda item: (_length(item), item.id))
-        return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+        return self.batches_by(size, items)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """The n-th answer to every item, in order.
@@ -243,11 +292,6 @@ class LocalEvaluator(Evaluator):
             return super().item_scores(items, records)
         return np.array([_of_majority(item, answers) for item, answers in zip(items, records, strict=True)])
 
-    def close(self) -> None:
-        """Close the engine and the process that renders templates."""
-        self.engine.close()
-        PROCESS.close()
-
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
@@ -257,13 +301,6 @@ def _score(item: Item, output: str) -> float:
 def _of_majority(item: Item, answers: Sequence[Record]) -> float:
     readings = [reading(item, record.output) for record in answers] if len(answers) > 1 else [""]
     return answers[readings.index(max(readings, key=readings.count))].score  # the first of equals
-
-
-def _length(item: Item) -> int:
-    """Characters that the model sees, without what a chat template adds."""
-    if isinstance(item.prompt, str):
-        return len(item.prompt)
-    return len("\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")]))
 
 
 def decoding_settings(decoding: Decoding) -> dict[str, Json]:

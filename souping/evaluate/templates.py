@@ -163,7 +163,17 @@ def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     """
     if isinstance(item.prompt, str):
         return list(tokenizer(item.prompt)["input_ids"])
-    return list(tokenizer(_chat(tokenizer, item), add_special_tokens=False)["input_ids"])
+    return encode(tokenizer, prompt_text(tokenizer, item))
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
+    """The prompt as text: chat messages as the tokenizer's chat template writes them. Raises as `render`."""
+    return item.prompt if isinstance(item.prompt, str) else _chat(tokenizer, item)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text as it stands, without special ones."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:

@@ -39,6 +39,7 @@ class MatchedMetric:
     groups: tuple[str, ...]
     values: Mapping[Field, Mapping[str, FloatArray]]
     reported: Mapping[str, tuple[float | None, ...]]
+    unit: str = ""
 
     @property
     def scores(self) -> Mapping[str, FloatArray]:
@@ -158,6 +159,7 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
         metric=metric,
         higher_is_better=own.higher_is_better,
         is_mean=is_mean,
+        unit=own.unit,
         items=tuple(items),
         groups=tuple(groups[item] or item for item in items),
         values={field: {name: arrays[name][n] for name in arrays} for n, field in enumerate(FIELDS)},

@@ -54,6 +54,7 @@ class LoggedMetric:
     higher_is_better: bool
     is_mean: bool  # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
     answers: tuple[LoggedAnswer, ...]
+    unit: str = ""  # of a mean of scores that are no fractions: tasks of one unit are averaged
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 

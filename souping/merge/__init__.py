@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import ProgressCallback, Recipe
 
@@ -17,6 +18,7 @@ ERROR, WARNING = "souping.merge: error: ", "souping.merge: warning: "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]
+Format = Literal["hf", "same"]
 Adapters = Literal["keep", "merge"]
 
 
@@ -123,6 +125,9 @@ class MergeBackend(Component, Protocol):
     max_shard_size: str | int = "5GB"
     overrides: Mapping[str, Sequence[float]] | None = None
     carry: str | None = None
+    format: Format = "hf"
+    names: str | None = None
+    """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
 
     @property
     def hashes_while_reading(self) -> bool:
@@ -133,6 +138,11 @@ class MergeBackend(Component, Protocol):
         """This backend with other settings; those that it does not have are left out."""
         ...
 
-    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
-        """The pool of these candidates; `cache` keeps digests of files."""
+    def open(
+        self,
+        folders: Mapping[str, Path],
+        cache: MutableMapping[str, str] | None = None,
+        like: Like | None = None,
+    ) -> CandidatePool:
+        """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
         ...

@@ -23,8 +23,8 @@ from souping.core.system import LAUNCHER, end_with
 from souping.core.text import first_line, positive, safe, seconds
 from souping.core.types import ProgressCallback, UserError
 from souping.merge import ERROR, WARNING
-from souping.merge.alignment import load_plan
 from souping.merge.plan import MergePlan
+from souping.merge.stored import load_plan
 from souping.merge.writer import Shares, write_checkpoint
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint_of, inside, small
-from souping.checkpoints.compatibility import TIED, check_tokenizer, compare_tokenizers, read_tokenizer, tied
-from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor
+from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint_of
+from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, read_tokenizer, tied
+from souping.checkpoints.folder import TIED
+from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged, write_files
 from souping.core.text import shown
@@ -65,6 +66,8 @@ class AdapterPool(CandidatePool):
         self._merge = merge
         self.adapters = {name: Adapter.open(folder, merge.allow_pickle) for name, folder in folders.items()}
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
+        if self.base.assembly is not None:
+            raise UserError(f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first")
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             factors.refuse_shared(self.sites, self.sites)

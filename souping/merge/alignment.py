@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from souping.checkpoints import SINGLE, Checkpoint
+from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
+from souping.checkpoints.folder import SINGLE, Like
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
-from souping.core.fields import check_weights, load
-from souping.core.text import listed, shown
+from souping.core.fields import check_weights
+from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights, elements
 from souping.merge.kernels import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
     MergePlan,
     Operation,
-    PlanFile,
     PlannedBand,
     PlannedTensor,
     Source,
@@ -53,52 +53,34 @@ def plan(
     nonfinite: str = "error",
     allow_pickle: bool = False,
     carry: str | None = None,
+    like: Like | None = None,
 ) -> MergePlan:
     """Plan a recipe of the models in `folders` (those that are no ingredients are not opened).
 
     `base` is the base model's folder for the methods that have one; `carry` names the ingredient whose config and
-    tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary).
+    tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary);
+    `like` has what sharded checkpoints lack.
 
     Raises:
         UserError: an ingredient has no folder, or folders do not fit together.
     """
-    missing = [name for name in recipe.ingredients if name not in folders]
-    if missing:
-        raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
-    opened = {name: Checkpoint.open(folders[name], allow_pickle) for name in recipe.ingredients}
-    foundation = Checkpoint.open(base, allow_pickle) if base is not None else None
-    aligned = Alignment(opened, foundation)
+    aligned = open_alignment(recipe, folders, base, allow_pickle, like)
     return aligned.plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
 
 
-def load_plan(path: Path) -> MergePlan:
-    """The plan that `MergePlan.save` wrote, worked out again from the headers.
-
-    Raises:
-        UserError: the file is no plan, or an ingredient is missing or has changed.
-    """
-    table: PlanFile = load(path, PlanFile)
-    files = table["files"]
-    pickled = any(name.endswith(".bin") for sizes in files.values() for name in sizes)
-    try:
-        recipe = Recipe.from_dict(table["recipe"])
-        folders = {name: Path(folder) for name, folder in table["folders"].items()}
-        base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
-        made = plan(
-            recipe,
-            folders,
-            base=base,
-            max_shard_size=table["max_shard_size"],
-            nonfinite=table["nonfinite"],
-            allow_pickle=pickled,
-            carry=table["carry"],
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
-    for each in made.ingredients:
-        if dict(each.files) != files.get(each.name):
-            raise UserError(f"{each.folder} has changed since the plan was made: plan again")
-    return made
+def open_alignment(
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    base: Path | None,
+    allow_pickle: bool,
+    like: Like | None,
+) -> Alignment:
+    """The recipe's ingredients and the base model, opened. Raises UserError as `plan`."""
+    missing = [name for name in recipe.ingredients if name not in folders]
+    if missing:
+        raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
+    opened = {name: Checkpoint.open(folders[name], allow_pickle, like) for name in recipe.ingredients}
+    return Alignment(opened, Checkpoint.open(base, allow_pickle, like) if base is not None else None)
 
 
 class Alignment:
@@ -190,7 +172,7 @@ class LaidTensor:
     def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
         places = zip(slot.parts, files, strict=True)
         sources = tuple(Source(i, own[part.file], part.offset, part.dtype) for i, (part, own) in enumerate(places))
-        stored = tuple(part.dtype for part in slot.parts)
+        stored = tuple(part.soup_dtype for part in slot.parts)
         mixable = slot.dtype in FLOATS and set(stored) <= set(FLOATS)
         return cls(slot, sources, stored, row_bands(slot) if mixable else ())
 
@@ -219,8 +201,8 @@ class Layout:
     @classmethod
     def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
         aligned = align(pool, vocab)
-        files = [{name: i for i, name in enumerate(checkpoint.files)} for checkpoint in pool.values()]
-        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in pool.items())
+        files = [{"": 0, **{name: i for i, name in enumerate(checkpoint.files)}} for checkpoint in pool.values()]
+        ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
     @property
@@ -245,12 +227,6 @@ class Layout:
         return fits[0] if fits else 0
 
 
-def as_ingredient(name: str, checkpoint: Checkpoint) -> Ingredient:
-    """A model that is open, as plans name it."""
-    files = tuple((file, checkpoint.stamps[file][0]) for file in checkpoint.files)
-    return Ingredient(name, str(checkpoint.folder.resolve()), files, checkpoint.stamps)
-
-
 @dataclass(frozen=True)
 class Mix:
     """Rule of a band: the operation, the models that count in its order, and their weights."""
@@ -259,6 +235,10 @@ class Mix:
     used: tuple[int, ...]
     dtype: str
     weights: Weights
+
+    def op_on(self, tensor: LaidTensor) -> Operation:
+        """The operation on a tensor: what is rounded when it is written cannot be copied."""
+        return "linear" if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype else self.op
 
     def differs_in_weights_alone(self, other: Mix) -> bool:
         return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
@@ -342,7 +322,9 @@ class WeightedLayout:
         mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
         dtype = mixes[0].dtype if mixes else first.dtype
         bands = tuple(
-            PlannedBand(mix.op, band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights)
+            PlannedBand(
+                mix.op_on(tensor), band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights
+            )
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         if not mixes:

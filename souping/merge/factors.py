@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.lora import Adapter, FactorPair
+from souping.checkpoints.views import widen
 from souping.core.files import write_at
 from souping.core.text import shown
 from souping.core.types import ProgressCallback, Recipe, UserError
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import Float32, Raw, narrow, widen
+from souping.merge.kernels import Float32, Raw, narrow
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import ShardWriter, prepare
 

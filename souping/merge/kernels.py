@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.checkpoints.header import TORCH_DTYPES
+from souping.checkpoints.views import widen
 from souping.core.fields import pick
 from souping.core.text import named
 from souping.core.types import UserError, Weights
@@ -35,15 +36,6 @@ EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """The quiet NaN that every NaN becomes."""
 BLOCK = 1 << 19  # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
-
-
-def widen(raw: Raw, dtype: str) -> Float32:
-    """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
-    if dtype == "F32":
-        return raw.view(np.float32)
-    if dtype == "F16":
-        return raw.view(np.float16).astype(np.float32)
-    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def narrow(values: Float32, dtype: str) -> Raw:

@@ -11,8 +11,7 @@ loads the soup. A parameter on a GPU, or one that is not contiguous, is mixed in
 from __future__ import annotations
 
 import mmap
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
+from souping.checkpoints.ranges import pointer_in
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
@@ -112,7 +113,7 @@ class LiveModule(Pourable):
         kinds: tuple[Kind | None, ...] = weighted.kinds(tensor.name) or (None,)
         for kind, band in zip(kinds, tensor.bands, strict=True):
             if band.count:
-                rows = tuple(self._row(plan, source, band.count) for source in band.sources)
+                rows = tuple(self._files.row(plan.ingredients[s.ingredient].checkpoint, s) for s in band.sources)
                 into = flat[band.start * size : (band.start + band.count) * size]
                 yield LiveChunk(chunk_of(method, tensor, band), kind, method, rows, into, dtype)
 
@@ -121,11 +122,6 @@ class LiveModule(Pourable):
             yield from chunk.tasks(plan, weighted, self._warned)
         for tensor, target in work.elsewhere:
             yield partial(self._copy, plan, weighted, tensor, target)
-
-    def _row(self, plan: MergePlan, source: Source, count: int) -> Raw:
-        owner = plan.ingredients[source.ingredient]
-        path = Path(owner.folder) / owner.files[source.file][0]
-        return self._files.row(path, source.offset, count * size_of(source.dtype))
 
     def _copy(self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor, target: torch.Tensor) -> None:
         import torch
@@ -146,12 +142,12 @@ class LiveModule(Pourable):
 
 @dataclass(frozen=True)
 class LiveChunk:
-    """Chunk of one band: `rows` are its sources' bytes, `into` those of the parameter that it fills, of `dtype`."""
+    """Chunk of one band: `rows` read its sources, `into` are the bytes of the parameter that it fills, of `dtype`."""
 
     chunk: Chunk
     kind: Kind | None
     method: Method
-    rows: tuple[Raw, ...]
+    rows: tuple[Row, ...]
     into: Raw
     dtype: str
 
@@ -174,13 +170,11 @@ class LiveChunk:
 
     def _row(self, chunk: Chunk, number: int) -> Raw:
         source = chunk.sources[number]
-        first = source.offset - self.chunk.sources[number].offset
-        return self.rows[number][first : first + chunk.count * size_of(source.dtype)]
+        return self.rows[number](source.offset, chunk.count * size_of(source.dtype))
 
     def _block(self, plan: MergePlan, chunk: Chunk, warned: set[str]) -> None:
-        rows, into = self.rows, self.into
+        rows, into = [self._row(chunk, number) for number in range(len(self.rows))], self.into
         if chunk.count != self.chunk.count:
-            rows = tuple(self._row(chunk, number) for number in range(len(rows)))
             first = (chunk.offset - self.chunk.offset) // size_of(chunk.dtype)
             into = into[first * size_of(self.dtype) : (first + chunk.count) * size_of(self.dtype)]
         soup = mixed(plan, chunk, rows, into, self.dtype, warned)
@@ -206,22 +200,46 @@ class PourWork:
         return all(mix.differs_in_weights_alone(weighted.mix(kind)) for kind, mix in self.mixes.items())
 
 
+Row = Callable[[int, int], Raw]
+"""row(byte offset in its file, number of bytes): fewer if the file ends early"""
+
+
 class WeightFiles:
-    """Memory maps of weight files."""
+    """Weight files: mapped into memory, or read where tensors are assembled from pieces."""
 
     def __init__(self) -> None:
         self._files: dict[Path, Raw] = {}
-        self._lock = threading.Lock()
+        self._readers: dict[Path, WeightReader] = {}
 
-    def row(self, path: Path, offset: int, nbytes: int) -> Raw:
-        """Bytes of a file without a copy; fewer if the file ends early."""
-        with self._lock:
-            if path not in self._files:
-                raise_file_limit(len(self._files) + 1)
-                with path.open("rb") as handle:
-                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-                self._files[path] = np.frombuffer(mapped, np.uint8)
-            return self._files[path][offset : offset + nbytes]
+    def row(self, checkpoint: Checkpoint, source: Source) -> Row:
+        """Reader of a source's bytes."""
+        path = checkpoint.folder / checkpoint.files[source.file]
+        if checkpoint.assembly is not None or pointer_in(path) is not None:
+            return partial(self._assembled, self._reader(checkpoint), source.file)
+        mapped = self._mapped(path)
+        return lambda offset, nbytes: mapped[offset : offset + nbytes]
+
+    def _mapped(self, path: Path) -> Raw:
+        if path not in self._files:
+            raise_file_limit(len(self._files) + 1)
+            with path.open("rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            self._files[path] = np.frombuffer(mapped, np.uint8)
+        return self._files[path]
+
+    def _reader(self, checkpoint: Checkpoint) -> WeightReader:
+        if checkpoint.folder not in self._readers:
+            raise_file_limit(len(checkpoint.files))
+            self._readers[checkpoint.folder] = WeightReader(checkpoint)
+        return self._readers[checkpoint.folder]
+
+    def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
+        piece = np.empty(nbytes, np.uint8)
+        try:
+            reader.read(number, piece, offset)
+        except EOFError as error:
+            raise UserError(f"{error} ends early") from None
+        return piece
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,23 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
+from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
-from souping.core.fields import Precision, component
+from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
 from souping.core.types import Json, ProgressCallback, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
+    Format,
     MergeBackend,
     Nonfinite,
     Pourable,
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 P = TypeVar("P", bound=SoupPlan)
+KEEP = "keep:"
 
 
 class ModelMerge(MergeBackend, Protocol[P]):
@@ -44,7 +49,9 @@ class ModelMerge(MergeBackend, Protocol[P]):
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
     def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
-        base = Checkpoint.open(Path(self.base), self.allow_pickle) if self.base else None
+        home = next((each.like for each in checkpoints.values() if each.like is not None), None)
+        like = Like(home, rules_of(self.names), self.format == "same")
+        base = Checkpoint.open(Path(self.base), self.allow_pickle, like) if self.base else None
         return Alignment(checkpoints, base)
 
     def recipe(
@@ -72,10 +79,10 @@ class ModelMerge(MergeBackend, Protocol[P]):
             weights=tuple(float(weight) for weight in weights),
             dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
             method="linear" if lone else self.method,
-            settings={} if lone else self.settings_of(used, tuple(checkpoints), base),
+            settings={} if lone else self.settings_of(used, checkpoints, base),
         )
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
         ...
 
@@ -87,8 +94,13 @@ class ModelMerge(MergeBackend, Protocol[P]):
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
-    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
-        return open_pool(folders, self, cache)
+    def open(
+        self,
+        folders: Mapping[str, Path],
+        cache: MutableMapping[str, str] | None = None,
+        like: Like | None = None,
+    ) -> CandidatePool:
+        return open_pool(folders, self, cache, like)
 
 
 @component
@@ -97,8 +109,11 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ). `base` is
     the folder of the base model for task_arithmetic and model_stock, `scale` multiplies the differences to it.
-    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `carry` names the
-    ingredient whose config and tokenizer the soup gets.
+    `overrides` gives tensors whose names match a pattern their own weights, in the pool's order. `router` says what
+    becomes of the tensors that choose experts: average, or keep:NAME for those of one ingredient (averaged in soups
+    without it). `names` is a file of rules for the names of sharded checkpoints, or show. `carry` names the ingredient
+    whose config and tokenizer the soup gets. `format` is hf, or same for the layout of the newest ingredient, which
+    has to be a sharded checkpoint.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
@@ -115,6 +130,9 @@ class LocalMerge(ModelMerge[MergePlan]):
     base: str | None = None
     scale: float = 1.0
     carry: str | None = None
+    format: Format = "hf"
+    names: str | None = None
+    router: str = "average"
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
@@ -125,19 +143,25 @@ class LocalMerge(ModelMerge[MergePlan]):
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
         if check_overrides(self.overrides or {}) and self.method != "linear":
             raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
+        rules_of(self.names)
+        if self.router != "average" and not self.router.startswith(KEEP):
+            raise UserError(f"merge.router={self.router} is not average or {KEEP}NAME")
+        if self.router != "average" and self.method != "linear":
+            raise UserError(f"merge.router={self.router} works with merge.method=linear only, not {self.method}")
 
     @property
     def hashes_while_reading(self) -> bool:
-        return self.base is None
+        return self.base is None and self.format == "hf"
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
         if self.vocab != "error":
             settings["vocab"] = self.vocab
-        if self.overrides:
-            settings["overrides"] = fitted(self.overrides, pool, used)
+        overrides = router_weights(self.router, pool) | (self.overrides or {})
+        if fits := fitted(overrides, tuple(pool), used):
+            settings["overrides"] = fits
         if self.base and get_method(self.method).base:
             settings["base"] = base or fingerprint(Path(self.base), allow_pickle=self.allow_pickle)
             settings["scale"] = float(self.scale)
@@ -150,6 +174,17 @@ class LocalMerge(ModelMerge[MergePlan]):
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
+        if self.format == "same":
+            from souping.merge.stored import stored_plan
+
+            return stored_plan(
+                recipe,
+                models,
+                max_shard_size=self.max_shard_size,
+                nonfinite=self.nonfinite,
+                carry=carry,
+                allow_pickle=self.allow_pickle,
+            )
         return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
     def write(
@@ -175,7 +210,11 @@ class FullModelPool(CandidatePool, Generic[P]):
     """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
-        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+        self,
+        folders: Mapping[str, Path],
+        merge: ModelMerge[P],
+        cache: MutableMapping[str, str] | None = None,
+        like: Like | None = None,
     ) -> None:
         """Open every candidate's headers.
 
@@ -183,7 +222,8 @@ class FullModelPool(CandidatePool, Generic[P]):
             UserError: a folder is absent or broken.
         """
         self._folders, self._merge, self._cache = dict(folders), merge, cache
-        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
+        lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
+        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -207,7 +247,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: eos_token_ids(folder) for name, folder in self._folders.items()}
+        return {name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()}
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
@@ -227,7 +267,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @property
     def architecture_folder(self) -> Path:
-        return next(iter(self._folders.values()))
+        return next(iter(self._checkpoints.values())).home
 
     @cached_property
     def _alignment(self) -> Alignment:
@@ -260,20 +300,21 @@ class FullModelPool(CandidatePool, Generic[P]):
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
     def check_tokenizers(self) -> None:
-        for name, folder in self._folders.items():
-            check_tokenizer(name, folder)
+        for name, checkpoint in self._checkpoints.items():
+            check_tokenizer(name, checkpoint.home)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""
         carry = carried(self._merge.carry, recipe)
         if self._merge.vocab == "error":
-            return self._folders[carry or recipe.ingredients[0]]
+            return self._checkpoints[carry or recipe.ingredients[0]].home
         layout = self._alignment.weighted_layout(recipe).layout
-        return list(layout.pool.values())[layout.carrier(carry)].folder
+        return list(layout.pool.values())[layout.carrier(carry)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]
-        same = len(recipe.ingredients) == 1 and recipe.dtype == self._checkpoints[name].dtype
+        checkpoint = self._checkpoints[name]
+        same = len(recipe.ingredients) == 1 and recipe.dtype == checkpoint.dtype and checkpoint.assembly is None
         return self._folders[name] if same else None
 
     @property
@@ -284,6 +325,24 @@ class FullModelPool(CandidatePool, Generic[P]):
     def close(self) -> None:
         """Close the backend: one made by `with_settings` has no other owner."""
         self._merge.close()
+
+
+def router_weights(router: str, pool: Mapping[str, Checkpoint]) -> dict[str, list[float]]:
+    """Weights in the pool's order for patterns of routers, all on the model that `router` keeps; none for average.
+
+    Raises:
+        UserError: that model is not in the pool, or the models have no router.
+    """
+    if router == "average":
+        return {}
+    kept = pick(router.removeprefix(KEEP), pool, "merge.router")
+    tensors = pool[kept].tensors
+    patterns = [pattern for pattern in common()["routers"] if any(fnmatchcase(name, pattern) for name in tensors)]
+    if not patterns:
+        raise UserError(
+            f"merge.router={router}: {kept} has no router, which only mixtures of experts have: leave it out"
+        )
+    return {pattern: [float(name == kept) for name in pool] for pattern in patterns}
 
 
 def method_digest(name: str) -> str | None:
@@ -311,12 +370,15 @@ def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def open_pool(
-    folders: Mapping[str, Path], merge: ModelMerge[P], cache: MutableMapping[str, str] | None = None
+    folders: Mapping[str, Path],
+    merge: ModelMerge[P],
+    cache: MutableMapping[str, str] | None = None,
+    like: Like | None = None,
 ) -> CandidatePool:
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}
     if not any(kinds.values()):
-        return FullModelPool(folders, merge, cache)
+        return FullModelPool(folders, merge, cache, like)
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:
         lone = [name for name, adapter in kinds.items() if adapter]

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Checkpoint, fingerprint, inside, side_files, small
-from souping.checkpoints.header import TORCH_NAMES
+from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.folder import Like, side_files
+from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.text import install
 from souping.core.types import Json, Missing, ProgressCallback, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
-from souping.merge.alignment import Alignment, as_ingredient
+from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.writer import generation_config, write_checkpoint
@@ -84,13 +85,18 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     nonfinite: Nonfinite = "error"
     seed: Seed = 0
 
-    def open(self, folders: Mapping[str, Path], cache: MutableMapping[str, str] | None = None) -> CandidatePool:
+    def open(
+        self,
+        folders: Mapping[str, Path],
+        cache: MutableMapping[str, str] | None = None,
+        like: Like | None = None,
+    ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
-        return super().open(folders, cache)
+        return super().open(folders, cache, like)
 
-    def settings_of(self, used: Sequence[str], pool: Sequence[str], base: str | None) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -104,7 +110,9 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return models.plan(recipe, nonfinite=self.nonfinite)
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
-        ingredients = tuple(as_ingredient(name, checkpoint) for name, checkpoint in used.items())
+        if sharded := [name for name, checkpoint in used.items() if checkpoint.assembly is not None]:
+            raise UserError(f"mergekit cannot read {sharded[0]}, which is sharded or FP8: use merge=local")
+        ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
     def write(
@@ -193,13 +201,12 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
 
     mergekit itself copies those of the base model.
     """
-    carrier = plan.ingredients[0]
-    folder, weights = Path(carrier.folder), dict(carrier.files)
+    carrier = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
         (stage / name).unlink()
-    own = {name: small(inside(folder, name)) for name in carrier.stamps if name not in (*weights, "config.json")}
+    own = {name: small(inside(carrier.home, name)) for name in carrier.side if name != "config.json"}
     write_files(stage, own)
-    mixed = [Path(ingredient.folder) for ingredient in plan.ingredients[: len(plan.recipe.ingredients)]]
+    mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     write_files(stage, generation_config(stage, mixed))
 
 

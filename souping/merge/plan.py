@@ -3,7 +3,7 @@
 A tensor is cut into bands of rows that the same ingredients have (one, unless vocabularies differ). Bands that follow
 each other in all files are joined to a chunk: contiguous bytes, which ranks share. A chunk is mixed block by block, a
 block being what a thread holds at once. A saved plan holds the recipe, the folders and the sizes of their files;
-`alignment.load_plan` works it out again.
+`stored.load_plan` works it out again.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 import numpy as np
 from annotated_types import Interval
 
-from souping.checkpoints import INDEX, SINGLE, Stamp, check_stamps
+from souping.checkpoints import Checkpoint
+from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
+from souping.checkpoints.views import widen
 from souping.core.text import safe, shown
 from souping.core.types import Recipe, UserError
-from souping.merge import Nonfinite, SoupPlan
+from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
     BLOCK,
     Gram,
@@ -37,7 +39,6 @@ from souping.merge.kernels import (
     linear,
     mix_block,
     store,
-    widen,
 )
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class PlanFile(TypedDict):
     folders: dict[str, str]
     files: dict[str, dict[str, int]]
     carry: str
+    like: str | None
+    names: str | None
+    format: Format
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)]
     nonfinite: Nonfinite
 
@@ -101,20 +105,39 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Folder that is read: `files` are (name, size in bytes).
-
-    `stamps` are those of its files and side files when it was opened.
-    """
+    """Checkpoint that is read, under its name in the recipe."""
 
     name: str
-    folder: str
-    files: tuple[tuple[str, int], ...]
-    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
+    checkpoint: Checkpoint
+
+    @property
+    def folder(self) -> str:
+        return str(self.checkpoint.folder.resolve())
+
+    @property
+    def files(self) -> dict[str, int]:
+        """{weight file: its size in bytes}"""
+        return {name: self.checkpoint.stamps[name][0] for name in self.checkpoint.files}
+
+
+class SoupFiles(Protocol):
+    """Files around a soup's weights where they are not those of Hugging Face."""
+
+    def prepare(self, stage: Path) -> None:
+        """Make the files at their full size, with all but the weights in them."""
+        ...
+
+    def finish(self, stage: Path) -> None:
+        """Write what depends on the weights, and what has to be written last."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan(SoupPlan):
-    """Recipe worked out to the byte. With a base model, that is the last ingredient."""
+    """Recipe worked out to the byte. With a base model, that is the last ingredient.
+
+    With a `frame` the shards are its files, and the places of tensors count from their start.
+    """
 
     recipe: Recipe
     method: str
@@ -126,6 +149,7 @@ class MergePlan(SoupPlan):
     ingredients: tuple[Ingredient, ...]
     shards: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
+    frame: SoupFiles | None = None
 
     @property
     def nbytes(self) -> int:
@@ -139,12 +163,14 @@ class MergePlan(SoupPlan):
         return sum(band.count * size_of(source.dtype) for band in bands for source in band.sources)
 
     def header(self, shard: int) -> bytes:
-        """The safetensors header of a shard with its length in front, padded to 8 bytes."""
+        """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""
+        if self.frame is not None:
+            return b""
         return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard)
 
     def index(self) -> bytes | None:
-        """`model.safetensors.index.json`, or None for a single file."""
-        if self.shards == (SINGLE,):
+        """`model.safetensors.index.json`, or None for a single file or a frame."""
+        if self.shards == (SINGLE,) or self.frame is not None:
             return None
         places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
         return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
@@ -162,6 +188,8 @@ class MergePlan(SoupPlan):
         """The plan in a few lines, for people."""
         lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
+        if self.frame is not None:
+            place = f"{len(self.shards)} files in the layout of {self.carrier}"
         read, written = human(self.read_bytes), human(self.nbytes)
         return safe(
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
@@ -173,8 +201,11 @@ class MergePlan(SoupPlan):
             "version": 1,
             "recipe": self.recipe.as_dict(),
             "folders": {each.name: each.folder for each in self.ingredients},
-            "files": {each.name: dict(each.files) for each in self.ingredients},
+            "files": {each.name: each.files for each in self.ingredients},
             "carry": self.carrier,
+            "like": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)), None),
+            "names": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.rules)), None),
+            "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
         }
@@ -185,7 +216,7 @@ class MergePlan(SoupPlan):
 def check_ingredients(ingredients: Iterable[Ingredient]) -> None:
     """Raises UserError where a file of one of them is not the one that was opened."""
     for ingredient in ingredients:
-        check_stamps(Path(ingredient.folder), ingredient.stamps)
+        ingredient.checkpoint.check_unchanged()
 
 
 def carried(carry: str | None, recipe: Recipe) -> str | None:
@@ -336,7 +367,8 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
-        where = f" in {owner.folder}/{owner.files[source.file][0]}"
+        file = "" if owner.checkpoint.assembly is not None else f"/{owner.checkpoint.files[source.file]}"
+        where = f" in {owner.folder}{file}"
     return UserError(f"{what} in tensor {name}{where}")
 
 

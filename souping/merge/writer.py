@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import threading
-import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,17 +26,22 @@ import numpy as np
 
 from souping.checkpoints import (
     GENERATION,
-    INDEX,
-    digest_key,
+    PIECE,
+    Checkpoint,
+    WeightReader,
     eos_token_ids,
-    file_digest,
-    inside,
+    fingerprint_of,
+    hashed_files,
+    hashed_groups,
+    keep_digests,
     settled,
-    small,
+    tensors_key,
 )
-from souping.checkpoints.header import TORCH_NAMES, parse_json, size_of
-from souping.core.files import read_at, reserve, staged, start_writing, write_at, write_files
-from souping.core.types import Json, ProgressCallback, Recipe, UserError, digest
+from souping.checkpoints.folder import INDEX
+from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
+from souping.checkpoints.quantised import plain_config
+from souping.core.files import reserve, staged, start_writing, write_at, write_files
+from souping.core.types import Json, ProgressCallback, Recipe, UserError
 from souping.merge.kernels import Raw, get_method
 from souping.merge.plan import (
     Chunk,
@@ -63,8 +67,6 @@ WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mi
 # ingredients by their content. For a file without a known digest, a stand-in is used until averaging has read the file;
 # the recipe that is written has the digests. A plan reads nothing and keeps stand-ins.
 
-READ_SIZE = 1 << 20
-
 
 class StandIns(ChainMap[str, str]):
     """Known digests, and stand-ins for files that were not hashed yet; `pending` tells whether there are any."""
@@ -88,14 +90,19 @@ class Late:
 
 
 class PassingDigest:
-    """SHA-256 of one file from blocks that several threads feed in the order of the file; missing blocks are read."""
+    """SHA-256 of the tensors of one file from blocks that several threads feed in the order of the file; missing blocks
+    are read."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        """Hash the first `start` bytes, the header, which no block covers."""
-        self._path, self._stamp = path, settled(path)
-        self._hash, self._at, self._promised, self._broken = hashlib.sha256(), 0, start, False
+    def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
+        """Start before the first of the tensors, which are in the order of their bytes."""
+        self._checkpoint, self._group, self._number = checkpoint, group, checkpoint.file_number(group[0])
+        self._stamps = [settled(path) for path in hashed_files(checkpoint, self._number)]
+        self._hashes = [hashlib.sha256() for _ in group]
+        filled = [tensor for tensor in group if tensor.nbytes]
+        self._next = {a.offset + a.nbytes: b.offset for a, b in itertools.pairwise(filled)}
+        self._tensor, self._at = 0, filled[0].offset if filled else 0
+        self._promised, self._broken = self._at, False
         self._turn = threading.Condition()
-        self._read(start)
 
     def promise(self, offset: int, size: int) -> bool:
         """Whether a block continues what is promised so far. If so, the caller has to `feed` it, or to `abandon` all.
@@ -103,7 +110,8 @@ class PassingDigest:
         All files' blocks are promised in one order, so threads never wait for each other in a circle.
         """
         follows = offset == self._promised
-        self._promised += size if follows else 0
+        if follows:
+            self._promised = self._next.get(offset + size, offset + size)
         return follows
 
     def feed(self, offset: int, block: Raw) -> None:
@@ -112,10 +120,25 @@ class PassingDigest:
             self._turn.wait_for(lambda: self._broken or offset == self._at)
             if self._broken:
                 return
-        self._hash.update(block.data)
+        at = self._hash(block)
         with self._turn:
-            self._at += len(block)
+            self._at = at
             self._turn.notify_all()
+
+    def _hash(self, piece: Raw) -> int:
+        """Hash what comes next; where that ends, or the next tensor begins."""
+        at = self._at
+        while len(piece):
+            taken = min(len(piece), self._end(at) - at)
+            self._hashes[self._tensor].update(piece[:taken].data)
+            piece, at = piece[taken:], at + taken
+        return self._next.get(at, at)
+
+    def _end(self, at: int) -> int:
+        """Where the tensor ends that comes next at a place."""
+        while (end := self._group[self._tensor].offset + self._group[self._tensor].nbytes) <= at:
+            self._tensor += 1
+        return end
 
     def abandon(self) -> None:
         """Release the threads that wait for one that failed."""
@@ -125,19 +148,16 @@ class PassingDigest:
 
     def finish(self) -> None:
         """Read and hash what was not fed."""
-        self._read(None)
+        with WeightReader(self._checkpoint) as reader:
+            while self._at < self._group[-1].offset + self._group[-1].nbytes:
+                piece = np.empty(min(PIECE, self._end(self._at) - self._at), np.uint8)
+                reader.read(self._number, piece, self._at)
+                self._at = self._hash(piece)
 
     def keep(self, known: MutableMapping[str, str]) -> None:
-        """Add the finished digest to the known ones, unless the file has changed."""
-        if settled(self._path) == self._stamp and time.time_ns() > self._stamp[2]:
-            known[digest_key(self._path, self._stamp)] = self._hash.hexdigest()
-
-    def _read(self, end: int | None) -> None:
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(self._at)
-            while block := file.read(READ_SIZE if end is None else min(READ_SIZE, end - self._at)):
-                self._hash.update(block)
-                self._at += len(block)
+        """Add the finished digests to the known ones. Raises UserError where the file has changed."""
+        values = [hashing.hexdigest() for hashing in self._hashes]
+        keep_digests(self._checkpoint, self._number, self._stamps, values, known)
 
 
 Digests = Mapping[tuple[int, int], PassingDigest]
@@ -146,25 +166,22 @@ Digests = Mapping[tuple[int, int], PassingDigest]
 
 def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
     """A digest for every file of the plan that is not hashed yet, to be fed with what is read of it."""
-    starts: dict[tuple[int, int], int] = {}
-    for source in (s for tensor in plan.tensors for band in tensor.bands for s in band.sources):
-        place = (source.ingredient, source.file)
-        starts[place] = min(source.offset, starts.get(place, source.offset))
     digests: dict[tuple[int, int], PassingDigest] = {}
-    for place, start in starts.items():
-        owner = plan.ingredients[place[0]]
-        path = Path(owner.folder) / owner.files[place[1]][0]
-        if digest_key(path, settled(path)) not in known:
-            digests[place] = PassingDigest(path, start)
+    for place, each in enumerate(plan.ingredients):
+        stored = each.checkpoint.quantised or each.checkpoint
+        for group in hashed_groups(stored):
+            number = stored.file_number(group[0])
+            stamps = [settled(path) for path in hashed_files(stored, number)]
+            shared = any(a.offset + a.nbytes > b.offset for a, b in itertools.pairwise(group))
+            if tensors_key(stored, number, stamps) not in known and not shared:
+                fed = number if stored is each.checkpoint else ~number  # nothing is fed what was dequantised
+                digests[place, fed] = PassingDigest(stored, group)
     return digests
 
 
 def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
     """The plan with its ingredients' fingerprints, whose files have been hashed."""
-    prints = {
-        each.name: digest({name: file_digest(Path(each.folder) / name, known) for name in each.stamps})
-        for each in plan.ingredients
-    }
+    prints = {each.name: fingerprint_of(each.checkpoint, known) for each in plan.ingredients}
     recipe = replace(plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients))
     return replace(plan, recipe=recipe)
 
@@ -183,11 +200,8 @@ class ShardWriter:
         self._digests: Digests = digests or {}
         raise_file_limit(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
         try:
-            self._inputs = [
-                [self._open(Path(each.folder) / name, os.O_RDONLY, size) for name, size in each.files]
-                for each in plan.ingredients
-            ]
-            self._outputs = [self._open(folder / name, os.O_RDWR, None) for name in plan.shards]
+            self._inputs = [self._stack.enter_context(WeightReader(each.checkpoint)) for each in plan.ingredients]
+            self._outputs = [self._open(folder / name) for name in plan.shards]
         except BaseException:
             self._stack.close()
             raise
@@ -199,11 +213,9 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _open(self, path: Path, flags: int, size: int | None) -> int:
-        descriptor = os.open(path, flags | os.O_CLOEXEC)
+    def _open(self, path: Path) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._stack.callback(os.close, descriptor)
-        if size is not None and os.fstat(descriptor).st_size != size:
-            raise UserError(f"{path} has changed since the plan was made: plan again")
         return descriptor
 
     def fill(
@@ -250,12 +262,10 @@ class ShardWriter:
     def read(self, chunk: Chunk, number: int, into: Raw) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
         source = chunk.sources[number]
-        view, offset = into.data, source.offset
-        while len(view):
-            count = read_at(self._inputs[source.ingredient][source.file], view, offset)
-            if count <= 0:
-                raise complaint(self.plan, chunk, "the file ends early", source)
-            view, offset = view[count:], offset + count
+        try:
+            self._inputs[source.ingredient].read(source.file, into, source.offset)
+        except EOFError:
+            raise complaint(self.plan, chunk, "the file ends early", source) from None
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
         *rows, out = buffers.rows([*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes])
@@ -303,6 +313,9 @@ def prepare(plan: MergePlan, folder: Path) -> None:
     Raises:
         OSError: no space, or no right to write.
     """
+    if plan.frame is not None:
+        plan.frame.prepare(folder)
+        return
     for shard, name in enumerate(plan.shards):
         header = plan.header(shard)
         size = len(header) + sum(tensor.nbytes for tensor in plan.tensors if tensor.shard == shard)
@@ -344,6 +357,8 @@ def write_checkpoint(
         else:
             with ShardWriter(plan, stage, digests) as writer:
                 writer.fill(progress=progress)
+        if plan.frame is not None:
+            plan.frame.finish(stage)
         if late:
             run_tasks([each.finish for each in digests.values()], THREADS)
             for each in digests.values():
@@ -371,14 +386,19 @@ def with_extra(
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
-    folder, weights = Path(carrier.folder), dict(carrier.files)
-    files = {name: small(inside(folder, name)) for name in carrier.stamps if name not in weights}
+    recipe = recipe_text(
+        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, plan.frame is not None
+    ).encode()
+    if plan.frame is not None:
+        return {"recipe.json": recipe}
+    folder = carrier.checkpoint.home
+    files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
     if "config.json" not in files:
         raise UserError(f"{folder} has lost its config.json since the plan was made: plan again")
-    mixed = [Path(ingredient.folder) for ingredient in plan.ingredients[: len(plan.recipe.ingredients)]]
+    mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     files |= generation_config(folder, mixed, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
-    files["recipe.json"] = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size).encode()
+    files["recipe.json"] = recipe
     index = plan.index()
     return {**files, INDEX: index} if index is not None else files
 
@@ -402,20 +422,24 @@ def generation_config(folder: Path, ingredients: Iterable[Path], rows: int | Non
     return {GENERATION: (json.dumps(table, indent=2) + "\n").encode()}
 
 
-def recipe_text(recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None) -> str:
+def recipe_text(
+    recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None, same: bool = False
+) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
     table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
+    if same:
+        table["format"] = "same"
     if nonfinite != "error":
         table["nonfinite"] = nonfinite
     return json.dumps(table, indent=2) + "\n"
 
 
 def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
-    """config.json with the soup's dtype and vocabulary; its very bytes where both are right already."""
+    """config.json with the soup's dtype and vocabulary, not quantised; its very bytes where all are right already."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
-    after = copy.deepcopy(before)
+    after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
     keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]  # as the config names it
     for part in (after, inner) if isinstance(inner, dict) else (after,):

@@ -22,6 +22,7 @@ import numpy as np
 
 from souping.analysis.front import resolve_goals
 from souping.checkpoints.header import ITEM
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
 from souping.core.fields import pick
 from souping.core.files import disk_space
@@ -29,6 +30,7 @@ from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
 from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
+from souping.core.unit import POINTS, unit
 from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
@@ -74,6 +76,7 @@ def _checks(
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
+    yield partial(_check_source, settings)
     yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
@@ -129,6 +132,13 @@ def _check_goals(settings: RunSettings, categories: Sequence[str]) -> None:
     if settings.goals.names and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
     resolve_goals(settings.goals, categories, settings.objective.groups, [one.name for one in settings.also])
+
+
+def _check_source(settings: RunSettings) -> None:
+    """Refuse published scores, which are fractions of 1, for a run with scores of another unit."""
+    own = settings.evaluator.unit
+    if settings.scores.published and (own.higher_is_better, own.scale) != (POINTS.higher_is_better, POINTS.scale):
+        raise UserError(f"scores={named(settings.scores)} has percent, this evaluator {own.name}: use scores=evaluate")
 
 
 def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
@@ -193,6 +203,8 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
     """What a reader of the report must know before anything is evaluated; a plan may lack the pool or the items."""
     notes = [*pool.warnings] if pool is not None else []
+    if settings.pool.trajectory is not None:
+        notes += settings.pool.trajectory.notes
     items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
     if folds is not None:
         notes += [*folds.notes, *settings.objective.notes(list(dict.fromkeys(item.category for item in items)))]
@@ -212,8 +224,8 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        how = f"all {len(scores.models)} models score {100 * value:.1f} %"
-        if value <= CONSTANT:
+        how = f"all {len(scores.models)} models score {unit().level(unit().raw(value))}"
+        if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
     return notes
@@ -346,7 +358,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 def model_sizes(run: RunSettings) -> list[ModelSize]:
     """Sizes of the candidates and, if there is one, of the base model."""
     pickle = run.merge.allow_pickle
-    models = [weigh(candidate, pickle) for candidate in run.pool.resolve()]
+    models = [weigh(candidate, pickle, rules_of(run.merge.names)) for candidate in run.pool.resolve()]
     base = base_of(models, run.merge.base)
     return models if base is None else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
 

@@ -316,15 +316,16 @@ def _block(
 
 
 def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
-    """Scores of the items and how their answers ended, in the items' order."""
-    values = evaluator.item_scores(items, answers)
+    """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
+    values, unit = evaluator.item_scores(items, answers), evaluator.unit
     unanswered = [record.reason for records in answers for record in records if record.outcome == "unanswered"]
     return ItemScores(
         items=tuple(items),
-        values=values,
+        values=unit.inner(values),
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
-        noise=np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
+        noise=unit.factor**2
+        * np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
         reasons=Counter(unanswered),
     )
 
@@ -375,7 +376,7 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    elif evaluator.fractions and not record.statistics and not _is_fraction(record.score):
+    elif evaluator.unit.fractions and not record.statistics and not _is_fraction(record.score):
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
         wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"

@@ -16,28 +16,26 @@ from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import Z95, ItemTable, design, rate
+from souping.analysis.intervals import Z95, ItemTable, design, rate, span
 from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
-from souping.analysis.significance import (
-    MARGIN,
-    Comparison,
-    compare,
-    compare_on_table,
-    holm,
-    over_looks,
-    penalty,
-    verdict,
-)
+from souping.analysis.significance import Comparison, compare, compare_on_table, holm, over_looks, penalty, verdict
+from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
 from souping.core.text import first_line, named, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, UserError
+from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
-Kind = Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+Kind = (
+    Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+    | Literal["last", "scrambled"]
+    | RowKind
+)
+SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
 FALSE_ALARM = 0.01
 """Chance that a gate of any size stops a run whose candidates all score as published (Bonferroni over its checks)."""
 CAUSES = "the chat template, prompt handler, evaluator.stop and max_new_tokens"
@@ -89,19 +87,25 @@ def _check(one: Expectation, scores: ItemScores, objective: Objective, count: in
         mask = table.categories == table.names.index(one.category)
         interval = rate(scores.values[mask], table.groups[mask])
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95  # both arms, from 95 % to one of `count` checks
-    low = max(0.0, interval.mean - factor * (interval.mean - interval.low))
-    high = min(1.0, interval.mean + factor * (interval.high - interval.mean))
+    bottom, top = span(scores.values)
+    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
+    high = min(top, interval.mean + factor * (interval.high - interval.mean))
+    found = unit().raw_table({"mean": interval.mean, "low": low, "high": high})
     return {
         "candidate": one.candidate,
         "category": one.category,
         "expected": one.score,
-        "measured": interval.mean,
-        "low": low,
-        "high": high,
+        "measured": found["mean"],
+        "low": found["low"],
+        "high": found["high"],
         "n": interval.n,
         "groups": interval.groups,
-        "verdict": "too low" if one.score > high else "too high" if one.score < low else "as expected",
+        "verdict": _off(one.score, found["low"], found["high"]),
     }
+
+
+def _off(expected: float, low: float, high: float) -> str:
+    return "too low" if expected > high else "too high" if expected < low else "as expected"
 
 
 def gate_sentence(gate: Mapping[str, Any]) -> str:
@@ -177,12 +181,15 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
     wholes = [design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)]
     family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
+    bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
+    smallest = family.least if bounded else family.critical * family.errors
     tables = []
-    for (pair, name, _), (a, b), g, least in zip(cells, models, groups, family.least, strict=True):
+    for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
         found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        tables.append({"category": name, **asdict(found), "least": float(least), "verdict": shown})
+        least = unit().size(float(beyond))
+        tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
     return tables
 
 
@@ -192,7 +199,7 @@ def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, 
     words = {1: "higher", -1: "lower"}
     return [
         {
-            **asdict(c),
+            **c.as_dict(),
             "p_holm": p,
             "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else UNDECIDED,
         }
@@ -206,14 +213,14 @@ def row(contender: Contender, scores: ItemScores, table: ItemTable) -> dict[str,
     by_category = {}
     for number, name in enumerate(table.names):
         mask = table.categories == number
-        by_category[name] = asdict(rate(values[mask], table.groups[mask]))
+        by_category[name] = rate(values[mask], table.groups[mask]).as_dict()
     total = table.interval(values)
     return {
         "name": contender.name,
         "kind": contender.kind,
         "recipe_id": contender.recipe.id,
         "scores": by_category,
-        "objective": asdict(total),
+        "objective": total.as_dict(),
     }
 
 
@@ -230,7 +237,7 @@ def gather(
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
-    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (fraction of 1)
+    The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
     comparison of the best mixture with a single model that the search keeps, `guarded` why guards make it keep one.
     """
@@ -260,7 +267,7 @@ def gather(
         "losses": losses(pairs[best.kind + best.name]),
         "outcomes": ends,
         "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
-        "verdict": {**asdict(result), "opened": opened, "margin": margin},
+        "verdict": {**asdict(result), "opened": opened, "margin": unit().size(margin)},
     }
 
 
@@ -272,21 +279,23 @@ def compare_on(
     `measured` is {recipe id: scores}. Holm's correction is over the ingredients for the whole benchmark; limits and
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
-    singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
-    rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    table = ItemTable.of(benchmark.items, benchmark.objective)
-    pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
-    return {
-        "name": benchmark.name,
-        "evaluator": benchmark.evaluator.title,
-        "items": len(benchmark.items),
-        "groups": len(np.unique(table.groups)),
-        "coefficients": {} if table.value else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
-        "rows": [row(c, measured[c.recipe.id], table) for c in rows],
-        "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-        "comparisons": judged([pair.whole() for pair in pairs]),
-        "categories": by_category(pairs),
-    }
+    with scores_in(benchmark.evaluator.unit):
+        singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+        rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
+        table = ItemTable.of(benchmark.items, benchmark.objective)
+        pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+        return {
+            "name": benchmark.name,
+            "evaluator": benchmark.evaluator.title,
+            "unit": asdict(unit()),
+            "items": len(benchmark.items),
+            "groups": len(np.unique(table.groups)),
+            "coefficients": {} if table.value else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+            "rows": [row(c, measured[c.recipe.id], table) for c in rows],
+            "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
+            "comparisons": judged([pair.whole() for pair in pairs]),
+            "categories": by_category(pairs),
+        }
 
 
 def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:
@@ -315,10 +324,10 @@ def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> li
     """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
     claim and need no other correction; those with the baselines are secondary and carry Holm's too."""
     corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
-    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind.startswith("uniform")]
+    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS]
     adjusted = dict(zip(baselines, holm([corrected[n] for n in baselines]), strict=True))
     return [
-        {**asdict(p), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
+        {**p.as_dict(), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
         for n, (c, p) in enumerate(pairs)
     ]
 
@@ -328,7 +337,7 @@ def losses(pair: Pair) -> dict[str, Any] | None:
     if pair.same or len(pair.table.names) < 2:
         return None
     tables = by_category([pair])
-    signs = [int(np.sign(round(table["difference"], 12))) for table in tables]
+    signs = [int(np.sign(round(gain(table["difference"]), 12))) for table in tables]
     counts = {"above": signs.count(1), "below": signs.count(-1), "level": signs.count(0)}
     return {"against": pair.other, **counts, "categories": tables}
 
@@ -404,7 +413,9 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
     total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
     answers = min(total, float((share**2 * scores.noise).sum()))
-    return {"objective": total, "items": total - answers, "answers": answers, "flips": float(np.mean(scores.noise > 0))}
+    parts = {"objective": total, "items": total - answers, "answers": answers}
+    flips = float(np.mean(scores.noise > 0))
+    return {**{name: value / unit().factor ** 2 for name, value in parts.items()}, "flips": flips}
 
 
 # ------------------------------------------------------------ analyses

@@ -38,6 +38,7 @@ from souping.core.types import (
     part,
     texts,
 )
+from souping.core.unit import scores_in, unit
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
@@ -76,7 +77,7 @@ def execute(settings: MergeSettings) -> float | None:
     objective: float | None = None
     if isinstance(settings, RunSettings):
         outcome, winner = perform(settings)
-        objective = None if winner is None else winner.result.objective
+        objective = None if winner is None else unit().raw(winner.result.objective)
     else:
         with ExitStack() as parts:
             parts.callback(settings.merge.close)
@@ -272,6 +273,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
             "its store"
         )
     with ExitStack() as parts:
+        parts.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             parts.callback(one.close)
         progress, store = parts.enter_context(Progress()), parts.enter_context(Store(settings.store_path))
@@ -288,7 +290,8 @@ def add_analyses(settings: RunSettings) -> list[Path]:
                 run.analyse(name, stage)
     if settings.plan:
         return []
-    with locked(settings.run_dir):  # another process may have added analyses meanwhile
+    with locked(settings.run_dir), scores_in(settings.evaluator.unit):
+        # another process may have added analyses meanwhile
         report, trials = read_finished(settings.run_dir)
         whole = {**report, "analyses": {**part(report, "analyses"), **run.analyses}}
         return write_report(whole, trials, settings.run_dir)

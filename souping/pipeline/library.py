@@ -17,6 +17,7 @@ from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
+from souping.core.unit import scores_in
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
@@ -53,7 +54,7 @@ class RunTrial:
 class RunResult:
     """Outcome of a run. `report` is report.json's content as far as the run went; `trials` are the soups it tried.
 
-    Scores are fractions of 1. `soup` is the winner's folder, None if none was written.
+    Scores are those of report.json. `soup` is the winner's folder, None if none was written.
     """
 
     report_dir: Path
@@ -99,7 +100,7 @@ def run(
     seed: Seed = 0,
     stop_after: StopAfter | None = None,
     limit: Count | None = None,
-    margin: Margin = 1.0,
+    margin: Margin | None = None,
     guard: float | Mapping[str, float | str] | None = None,
     guard_against: str | None = None,
     pareto: Sequence[str] | None = None,
@@ -154,7 +155,7 @@ def _perform(settings: RunSettings) -> RunResult:
     made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with logged(settings.run_dir, settings.command):
+        with logged(settings.run_dir, settings.command), scores_in(settings.evaluator.unit):
             report, winner = perform(settings)
     except LateError:
         raise
@@ -164,7 +165,8 @@ def _perform(settings: RunSettings) -> RunResult:
     tried = () if winner is None else winner.trials
     trials = tuple(
         RunTrial(
-            weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)), objective=one.result.objective
+            weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)),
+            objective=settings.evaluator.unit.raw(one.result.objective),
         )
         for one in tried
     )

@@ -5,19 +5,22 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
 
 from annotated_types import Interval
 
-from souping.checkpoints import MAX_RECIPE, fingerprint
+from souping.checkpoints import MAX_RECIPE, Checkpoint, describe_names, fingerprint
+from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
 from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
-from souping.merge import Adapters, CandidatePool, MergeBackend, Nonfinite, Vocab
+from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST
@@ -34,11 +37,15 @@ def merge(settings: MergeSettings) -> Path | None:
     """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
     with Store(settings.store_path) as store, ExitStack() as parts:
         candidates, late = settings.pool.resolve(), not settings.plan
-        pool = parts.enter_context(closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late)))
-        for warning in pool.warnings:
-            say(f"note: {warning}")
+        pool = parts.enter_context(
+            closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late, stream=True))
+        )
+        found = settings.pool.trajectory
+        for note in dict.fromkeys([*(found.sentences + found.notes if found else []), *pool.warnings]):
+            say(f"note: {note}")
         if settings.optimiser.count(len(pool.names)) != 1:
-            raise UserError("there are no items to search on: use optimiser=fixed or optimiser=uniform")
+            one = "optimiser=fixed, optimiser=uniform, or optimiser=schedule with optimiser.only=ema"
+            raise UserError(f"there are no items to search on: use {one}")
         space = SearchSpace(ingredients=pool.names, candidates=pool.names)
         cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
@@ -49,6 +56,18 @@ def merge(settings: MergeSettings) -> Path | None:
         for note in notes:
             say(f"note: {note}")
         return soup
+
+
+def show_names(settings: MergeSettings) -> None:
+    """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
+    merge, home = settings.merge, settings.pool.home
+    folder = folder_of(str(home), merge.allow_pickle) if home else None
+    like, shown_before = Like(folder, rules_of(merge.names)), dict[tuple[str, ...], str]()
+    for candidate in settings.pool.resolve(at_least=1):
+        path = folder_of(str(candidate.path), merge.allow_pickle)
+        lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
+        same = shown_before.setdefault(lines, candidate.name)
+        print(f"{candidate.name}: as {same}" if same != candidate.name else "\n  ".join((f"{same}:", *lines)))
 
 
 def rebuild(settings: MergeSettings, path: Path) -> Path | None:
@@ -64,14 +83,15 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         _check_method(recipe)
         backend, hashes = maker(settings.merge, recipe), dict[str, str]()  # every byte is read anew, once
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
+        home = folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
+        like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
         expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        folders = {
-            name: _find(name, content, recipe, given, store, backend, hashes) for name, content in expected.items()
-        }
+        find = partial(_find, recipe=recipe, given=given, store=store, backend=backend, hashes=hashes, like=like)
+        folders = {name: find(name, content) for name, content in expected.items()}
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None
-        with closing(backend.open(folders, hashes)) as pool:
+        with closing(backend.open(folders, hashes, like)) as pool:
             return _write(settings, pool, recipe, folders, backend.base, text)
 
 
@@ -173,6 +193,7 @@ class RecipeFile(RecipeKeys, total=False):
     carried_from: str | None
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
     nonfinite: Nonfinite | None
+    format: Format | None
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
@@ -209,6 +230,7 @@ def _find(
     store: Store,
     backend: MergeBackend,
     hashes: MutableMapping[str, str],
+    like: Like,
 ) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
@@ -221,7 +243,7 @@ def _find(
             "pool.candidates='[{name: " + safe(name) + ", path: DIR}]'"
         )
     path = folder_of(str(path), backend.allow_pickle)
-    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle)
+    held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
     if held != expected:
         raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
     return path
@@ -239,7 +261,7 @@ def _as_written(
     own = {key: recipe.settings[key] for key in ("scale", "vocab", "adapters", "seed") if key in recipe.settings}
     changes: dict[str, Any] = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
     changes |= {"method": recipe.method, "carry": table.get("carried_from"), "dtype": None, "overrides": None}
-    changes |= {key: table[key] for key in ("max_shard_size", "nonfinite") if table.get(key)}
+    changes |= {key: table[key] for key in ("max_shard_size", "nonfinite", "format") if table.get(key)}
     base = recipe.settings.get("base")
     if base is None:
         return backend.with_settings({**changes, "base": None})
@@ -282,8 +304,8 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
     check_space(place, pool.merge_pool.soup_bytes)
     with TemporaryDirectory(prefix=PREFIX, dir=place) as folder, hold_folder(Path(folder)):
         made = pool.merge_pool.write(recipe, Path(folder) / "soup")
-        for path in sorted(made.iterdir()):
-            kept = out / path.name
+        for path in sorted(path for path in made.rglob("*") if path.is_file()):
+            kept = out / path.relative_to(made)
             if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):
                 raise UserError(f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another")
 

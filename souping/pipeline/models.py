@@ -11,15 +11,18 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, small
+from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote
 from souping.checkpoints.compatibility import check_tokenizer, preflight
+from souping.checkpoints.folder import Like
+from souping.checkpoints.header import small
+from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
@@ -30,7 +33,7 @@ from souping.core.types import Candidate, ProgressCallback, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
-from souping.report.progress import Throughput
+from souping.report.progress import Throughput, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,26 +58,33 @@ class OpenPool:
         aside: Aside = nullcontext,
         tokenizers: bool = True,
         late: bool = False,
+        stream: bool = False,
+        more: Sequence[Candidate] = (),
     ) -> None:
-        """Fetch the Hub's models, open every candidate's headers, check them against each other, then take their
-        fingerprints.
+        """Fetch the Hub's models and, unless their weights `stream`, those of buckets, open every candidate's headers,
+        check them against each other, then take their fingerprints.
 
         `store` remembers where they are; digests of files are its own, or those of `hashes`. With `late`,
-        files without a known digest are hashed by `write_late`, if the backend can do that.
+        files without a known digest are hashed by `write_late`, if the backend can do that. `more` are models that can
+        be evaluated like the candidates, but are none.
 
         Raises:
             UserError: a folder is absent or broken, a model cannot be fetched, or the candidates do not fit each other.
         """
         if merge.carry is not None:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
-        candidates, merge, notes = fetch_candidates(candidates, merge, aside, tokenizers=tokenizers)
-        self.base, self.folders = merge.base, {c.name: c.path for c in candidates}
+        here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
+        models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
+        self.base, self.folders = merge.base, {c.name: c.path for c in models}
         late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
-        self.merge_pool = merge.open(self.folders, used)
+        self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
+        self.merge_pool = merge.open(self.folders, used, self._like)
+        self._homes = {c.name: c.home for c in models}
         warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
-        self.candidates = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in candidates)
+        self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
+        self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
         self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
         self._store, self._pickles = store, merge.allow_pickle
@@ -101,7 +111,7 @@ class OpenPool:
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator with what it takes from the candidates' files."""
-        return evaluator.for_pool(self.merge_pool.architecture_folder, self.folders)
+        return evaluator.for_pool(self.merge_pool.architecture_folder, self._homes)
 
     def serving(self, evaluator: Evaluator) -> Callable[[Recipe], LoadedModel]:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
@@ -151,8 +161,13 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._hashes, self._pickles)
+            weights = weights_digest(folder, self._hashes, self._pickles, self._like)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
+
+
+def like_of(candidates: Iterable[Candidate]) -> Path | None:
+    """The folder that sharded candidates have their config and tokenizer from."""
+    return next((candidate.like for candidate in candidates if candidate.like is not None), None)
 
 
 def _mixture(folder: Path) -> str:
@@ -205,30 +220,49 @@ def fetch_candidates(
                 f"{near_folder(c.path)}"
             )
 
+    like = like_of(candidates)
+    if like is not None:
+        like = folder_of(str(like), merge.allow_pickle, aside)
+
     def check(folders: Mapping[str, Path]) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
-            opened = {name: Checkpoint.open(folder, merge.allow_pickle) for name, folder in pool.items()}
+            lent = Like(like, rules_of(merge.names))
+            opened = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
             preflight(opened, vocab=merge.vocab)
-            for name, folder in pool.items() if tokenizers else ():
-                check_tokenizer(name, folder)
+            for name, checkpoint in opened.items() if tokenizers else ():
+                check_tokenizer(name, checkpoint.home)
 
     fetched: Mapping[str, hub.Fetched] = {}
     if names:
         with aside(), Throughput("download") as report:
             fetched = hub.fetch(names, merge.allow_pickle, check, report)
     here = tuple(
-        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name)) if c.name in fetched else c
+        replace(c, path=fetched[c.name].folder, source=str(fetched[c.name].name), like=like)
+        if c.name in fetched
+        else replace(c, like=like)
         for c in candidates
     )
     notes = tuple(model.note for model in fetched.values() if model.note)
     return here, with_base(merge, [c.path for c in here], aside), notes
 
 
+def from_bucket(candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext) -> Candidate:
+    """The candidate in a folder here if it is in a bucket, with its weights unless they `stream`."""
+    url = remote.parse(candidate.path)
+    if url is None:
+        return candidate
+    with aside():
+        say(f"{url}: {'reading headers' if stream else 'fetching'}")
+        return replace(candidate, path=remote.folder_of(url, allow_pickle, not stream), source=url)
+
+
 def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext) -> MergeBackend:
     """The backend with its base model on this disk: `merge.base`, or the one that adapters in `folders` name."""
     base = merge.base
+    if base and (url := remote.parse(base)):
+        return merge.with_settings({"base": str(remote.folder_of(url, merge.allow_pickle, weights=True))})
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
         local = base is not None and base.startswith("~")
@@ -243,6 +277,8 @@ def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullc
 
 def folder_of(name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext) -> Path:
     """The folder of one model, which is fetched if the Hub's name is given."""
+    if url := remote.parse(str(name)):
+        return remote.folder_of(url, allow_pickle)
     parsed = hub.parse(str(name))
     if parsed is None:
         return Path(str(name))
@@ -348,7 +384,10 @@ class ScratchFolder:
             if own is not None:
                 _link(own, folder)
             elif not (self._pool.write(recipe, folder) / "config.json").is_file():
-                raise UserError("an adapter alone cannot be evaluated as a folder: set merge.adapters=merge")
+                raise UserError(
+                    "neither an adapter alone nor a trainer's layout can be evaluated as a folder: set "
+                    "merge.adapters=merge, or merge.format=hf"
+                )
             write_neutral(folder, own or folder, self._pool.eos_token_ids(recipe))
             self._soup = recipe.fingerprint
         assert self._root is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,6 +16,8 @@ from souping.analysis.correlation import pearson, stability
 from souping.analysis.front import NAME
 from souping.analysis.guards import Admission, Guard, check, plan_guards
 from souping.analysis.significance import Power, no_power, power_of
+from souping.analysis.trajectory import CheckpointScores, describe
+from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -30,6 +33,7 @@ from souping.core.types import (
     Trial,
     UserError,
 )
+from souping.core.unit import unit
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
 from souping.pipeline.evidence import (
@@ -53,7 +57,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
-from souping.report.files import as_json, selection_dict, trial_rows
+from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import gate_table
 from souping.report.sections import ended
@@ -79,7 +83,9 @@ class Run(Steps):
         for error in refusals(settings, self.cut.items, pairs):
             raise error
         check_machine(settings, [evaluator for evaluator, _ in pairs])
-        pool = OpenPool(settings.pool.resolve(), settings.merge, store, aside=progress.aside)
+        candidates, found = settings.pool.resolve(), settings.pool.trajectory
+        more = found.models if found else ()
+        pool = OpenPool(candidates, settings.merge, store, aside=progress.aside, more=more)
         check_pool(settings, pool, pairs)
         settings = replace(settings, evaluator=pool.bound(settings.evaluator))
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
@@ -91,7 +97,7 @@ class Run(Steps):
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
             WorkerFactory(
                 home=Path.cwd(),
-                candidates=pool.candidates,
+                candidates=pool.models,
                 merge=settings.merge,
                 evaluators=evaluators,
                 digests=dict(store.hashes),
@@ -102,7 +108,8 @@ class Run(Steps):
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
-        self.best = 0.0
+        self.searched: dict[str, ItemScores] = {}
+        self.best = -math.inf
         self.parts: dict[str, Any] = {}
         self.frozen: Path | None = None
         self.first_card = ""
@@ -111,6 +118,8 @@ class Run(Steps):
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
+        for sentence in found.sentences if found else ():
+            progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
 
     def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
@@ -168,7 +177,7 @@ class Run(Steps):
         self.note(*flat_categories(self.scores))
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None:
-            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.margin / 100)
+            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.inner_margin)
             self.progress.say(self.power.sentence() if self.power else no_power(settings.objective))
         return self.selection
 
@@ -191,7 +200,7 @@ class Run(Steps):
         parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
         self.progress.end_stage()
-        self.progress.say(f"chosen: {soup}, {100 * winner.result.objective:.1f} % on the search fold")
+        self.progress.say(f"chosen: {soup}, {unit().level(unit().raw(winner.result.objective))} on the search fold")
         if words := ended(winner.summary):
             self.progress.say(words)
         if winner.guards:
@@ -215,10 +224,10 @@ class Run(Steps):
         self.progress.stage(SEARCH, items=total, trials=count)
 
     def _log(self, trial: Trial) -> None:
-        self.settings.tracker.log(trial)
+        self.settings.tracker.log(replace(trial, result=raw_result(trial.result)))
         if trial.whole:
             self.best = max(self.best, trial.result.objective)
-            self.progress.trial(self.best)
+            self.progress.trial(unit().raw(self.best))
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission:
         scores, settings = self._by_candidate(stage), self.settings
@@ -244,7 +253,8 @@ class Run(Steps):
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
-        return self._best_of(self._by_candidate(stage))
+        self.searched = self._by_candidate(stage)
+        return self._best_of(self.searched)
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
         merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
@@ -256,6 +266,7 @@ class Run(Steps):
         assert self.scores is not None
         self.parts = {
             "experiment": settings.name,
+            "unit": asdict(unit()),
             "benchmark": {"name": settings.benchmark.label, "note": settings.benchmark.note},
             **({} if settings.limit is None else {"limit": settings.limit}),
             "objective": self._objective(winner),
@@ -264,7 +275,7 @@ class Run(Steps):
             "folds": self.cut.counts(),
             "items": self.cut.content,
             "warnings": self._warnings(),
-            **({} if self.power is None else {"power": asdict(self.power)}),
+            **({} if self.power is None else {"power": self.power.as_dict()}),
         }
         kept = soup_in(settings.out)
         if kept is not None and kept.fingerprint != recipe.fingerprint:
@@ -290,7 +301,7 @@ class Run(Steps):
         names, objective = list(winner.result.categories), self.settings.objective
         weights = objective.coefficients(names).tolist()
         coefficients = dict(zip(names, weights, strict=True)) if objective.linear else {}
-        return {"name": objective.name, "coefficients": coefficients, "search": winner.result.objective}
+        return {"name": objective.name, "coefficients": coefficients, "search": unit().raw(winner.result.objective)}
 
     def _warnings(self) -> list[str]:
         if self.scores is None or not self.scores.published:
@@ -312,7 +323,7 @@ class Run(Steps):
             settings.objective,
             selection.ingredients,
             looks,
-            settings.margin / 100,
+            settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
             guard_sentence(winner) if winner.refused else "",
@@ -321,9 +332,20 @@ class Run(Steps):
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
             own = measured[winner.recipe.id]
             evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
+        if settings.pool.trajectory is not None:
+            evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.parts |= evidence
+
+    def _trajectory(self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int) -> dict[str, Json]:
+        """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
+        objective, soup, trials = self.settings.objective, self.winner.recipe, self.winner.trials
+        search = CheckpointScores.of([self.searched[name] for name in self.pool.names], objective)
+        report = CheckpointScores.of([measured[self.single(name).id] for name in self.pool.names], objective)
+        others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
+        values, weights = measured[soup.id].values, self.weights_of(soup)
+        return describe(found, weights, search, trials, report, values, others, looks)
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
@@ -334,7 +356,7 @@ class Run(Steps):
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
                 evaluator=settings.evaluator.look,
                 objective=settings.objective,
-                margin=settings.margin,
+                margin=settings.least_gain,
                 items=items,
             )
         )

@@ -14,7 +14,8 @@ from annotated_types import Interval
 from souping.analysis.front import Goals
 from souping.analysis.guards import Limit
 from souping.checkpoints.header import TORCH_NAMES
-from souping.checkpoints.pool import Pool
+from souping.checkpoints.layouts import rules_of
+from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
 from souping.core.files import nearby
 from souping.core.protocols import Component
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 StopAfter = Literal["select", "search"]
 GateMode = Literal["error", "warn", "off"]
 Margin = Annotated[float, Interval(ge=0, le=100)]
-"""Percent points."""
+"""In the unit of the evaluator's scores, as they are shown."""
 STORE = Path("outputs/store.sqlite")
 """The default of store.path."""
 KINDS: Mapping[str, Any] = {
-    "pool": Pool,
+    "pool": CandidateSource,
     "benchmark": protocols.BenchmarkItems,
     "scores": protocols.ScoreSource,
     "selector": protocols.Selector,
@@ -69,17 +70,17 @@ class ExtraEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """Published score of a candidate: of one category, or of the objective (`category` None). Fraction of 1."""
+    """Published score of a candidate: of one category, or of the objective (`category` None)."""
 
     candidate: str
     category: str | None
     score: float
 
 
-def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
+def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tuple[Expectation, ...]:
     """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
 
-    If any score is above 1, all are percent.
+    If any score is above 1, all are multiplied by `scale`: percent.
 
     Raises:
         UserError: a value is not a score.
@@ -96,7 +97,7 @@ def expectations(expected: Mapping[str, Any] | None) -> tuple[Expectation, ...]:
             raise UserError(
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
-    scale = 100.0 if any(score > 1 for _, _, score in pairs) else 1.0
+    scale = scale if any(score > 1 for _, _, score in pairs) else 1.0
     return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
 
 
@@ -107,7 +108,7 @@ class MergeSettings:
     `sweep` says that the run is one job of a multirun.
     """
 
-    pool: Pool
+    pool: CandidateSource
     optimiser: protocols.Strategy
     merge: MergeBackend
     tracker: protocols.Tracker
@@ -145,6 +146,10 @@ class MergeSettings:
             settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
         if not str(merge.get("_target_", "souping.")).startswith("souping."):  # a method of the user's
             settings["merge._target_"] = str(merge["_target_"])
+        if file := rules_of(self.merge.names):
+            settings["merge.names"] = nearby(file)
+        if like := part(self.config, "pool").get("like"):
+            settings["pool.like"] = nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
@@ -155,8 +160,8 @@ class MergeSettings:
 class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
-    `margin` is in percent points: a smaller gain is no reason to soup. `limit` makes it a dry run on so many items per
-    category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
+    A gain below `margin`, in the evaluator's unit, is no reason to soup. `limit` makes it a dry run on so many items
+    per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
     the best single model. `goals` are those of the front and of the point on it that is written.
     """
 
@@ -169,7 +174,7 @@ class RunSettings(MergeSettings):
     stop_after: StopAfter | None
     limit: int | None = None
     throughput: float | None = None
-    margin: float = 1.0
+    margin: float | None = None
     gate: GateMode = "error"
     expected: tuple[Expectation, ...] = ()
     also: tuple[ExtraEntry, ...] = ()
@@ -186,6 +191,15 @@ class RunSettings(MergeSettings):
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
         return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
+
+    @property
+    def least_gain(self) -> float:
+        """The margin, as it is typed."""
+        return self.evaluator.unit.margin if self.margin is None else self.margin
+
+    @property
+    def inner_margin(self) -> float:
+        return self.evaluator.unit.inner_margin(self.margin)
 
     @property
     def selects_from_table(self) -> bool:

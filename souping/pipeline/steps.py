@@ -14,11 +14,12 @@ from souping.analysis import RunSoups
 from souping.analysis.guards import Admission, Guard, resolve
 from souping.core.protocols import Evaluator
 from souping.core.scores import Mean
-from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError
+from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError, Weights
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
+from souping.search.schedule import scrambled
 from souping.selection import ranking
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Steps:
         self.freeze(selection, winner)
         contenders = self.contenders(selection.ingredients, winner.recipe, best)
         models = [contender.recipe for contender in contenders]
+        models += [recipe for pair in self.replicates(winner.recipe) for recipe in pair]
         self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
         guarded = {guard.benchmark for guard in guards}
         against = [] if self.admission is None else [self.single(self.admission.against)]
@@ -190,7 +192,31 @@ class Steps:
             top = [n for n in names if n in ranked[: len(ingredients)]]
             rows.append(Contender(name="uniform_selected", kind="uniform_selected", recipe=self.uniform(ingredients)))
             rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
-        return [*rows, Contender(name="soup", kind="soup", recipe=soup)]
+        return [*rows, *self._trajectory_rows(soup), Contender(name="soup", kind="soup", recipe=soup)]
+
+    def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
+        """What the average of a training run is compared with beside its checkpoints."""
+        found, names = self.settings.pool.trajectory, self.recipes.names
+        if found is None:
+            return []
+        rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
+        rows += [Contender(name=one.name, kind=kind, recipe=self.single(one.name)) for kind, one in found.rows]
+        mixed = self.recipes.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
+        same = mixed.id == soup.id or len(soup.ingredients) < 2
+        return rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
+
+    def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
+        """(average by the soup's weights, last checkpoint) of each further training run."""
+        found, weights = self.settings.pool.trajectory, self.weights_of(soup)
+        runs = [[one.name for one in run] for run in found.others] if found else []
+        return [(self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1])) for run in runs]
+
+    def weights_of(self, soup: Recipe) -> Weights:
+        """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
+        known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
+        weights = known if set(known) <= set(names) else {name: float(n) for n, name in enumerate(names, start=1)}
+        total = sum(weights.values())
+        return tuple(weights.get(name, 0.0) / total for name in names)
 
     def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
         """What analyses know of the run before they see scores."""

@@ -14,6 +14,7 @@ from souping.analysis.guards import ADMISSION, TEST, GuardPlan
 from souping.analysis.significance import DISCORDANCE, Power, no_power, power_of
 from souping.core.files import nearby, write_atomically
 from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
+from souping.core.unit import unit
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
 from souping.pipeline.execute import sample
@@ -125,7 +126,7 @@ class Plan:
         """What the report can show; None if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
             return None
-        return power_of(self.scores, self.folds["report"], self.run.objective, self.run.margin / 100)
+        return power_of(self.scores, self.folds["report"], self.run.objective, self.run.inner_margin)
 
 
 def speed(
@@ -149,8 +150,10 @@ def speed(
     ways = max(1, host.gpus) if host else 1
     gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
     operations = GPU * ways if gpu else CORE * machine.cores
-    answer = min(evaluator.answer_tokens or ANSWER, 8 * ANSWER)
-    tokens = sum(len(str(item.prompt)) for item in items) / len(items) / CHARACTERS + answer
+    limit = evaluator.answer_tokens
+    answer = ANSWER if limit is None else min(limit, 8 * ANSWER)
+    read = [f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt) for item in items]
+    tokens = sum(map(len, read)) / len(items) / CHARACTERS + answer
     rate = 1 / (2 * parameters * tokens / operations + OVERHEAD)
     where = f"{ways} GPU{'s' if ways > 1 else ''} at {GPU:.0e}" if gpu else f"{machine.cores} cores at {CORE:.0e}"
     reason = (
@@ -181,7 +184,7 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),
-        "power": asdict(shown) if shown else None,
+        "power": shown.as_dict() if shown else None,
         "guards": [one.as_dict() for one in plan.guards],
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
@@ -396,7 +399,7 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
         (
             format.short(item.id),
             format.clean(item.category),
-            format.percent(record.score, 0),
+            format.score(record.score, more=-1),
             format.count(record.prompt_tokens) if record.prompt_tokens else format.DASH,
             format.count(len(record.tokens)) if record.tokens else format.DASH,
             record.outcome,
@@ -404,7 +407,7 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
         )
         for item, record in zip(items, records, strict=True)
     ]
-    header = ("item", "category", "score %", "prompt tokens", "answer tokens", "ended", "answer")
-    mean = format.percent(fmean(record.score for record in records))
-    line = f"{name} scores {mean} % on {len(rows)} items of the {fold} fold."
+    header = ("item", "category", unit().heading("score"), "prompt tokens", "answer tokens", "ended", "answer")
+    mean = unit().level(fmean(record.score for record in records))
+    line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -365,7 +365,9 @@ class _Planner:
     def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         flat = checks.flat_categories(plan.scores) if plan.scores is not None else []
-        return [*checks.run_notes(self.run, self.opened, folds), *flat]
+        found = self.run.pool.trajectory
+        notes = [*(found.sentences if found else []), *checks.run_notes(self.run, self.opened, folds), *flat]
+        return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
@@ -407,7 +409,9 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes))
+    found = run.pool.trajectory
+    more = found.models if found else ()
+    return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
 
 
 # ------------------------------------------------------------ plan=true and check=true

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.text import first_line
-from souping.core.types import Json, ScoreMatrix, Selection, Trial, UserError, number, part, texts
+from souping.core.types import Json, Result, ScoreMatrix, Selection, Trial, UserError, number, part, texts
+from souping.core.unit import unit, unit_of
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.sections import drawings
 from souping.report.tables import Report, Row, ingredients
+from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
 FORMULA = ("=", "+", "-", "@")
@@ -52,6 +55,7 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
+    made += [trajectory(report), window_bands(report)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
@@ -143,7 +147,7 @@ def csv_cell(value: Json) -> Json:
 
 def write_selection(selection: Row, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
-    return write_atomically(path, as_json(selection).encode())
+    return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
 
 
 def write_job(
@@ -160,6 +164,7 @@ def write_job(
         "overrides": list(overrides),
         "objective": objective,
         "run_dir": run_dir.name,
+        "unit": asdict(unit()),
         "refused": refused,
         **({} if limit is None else {"limit": limit}),
     }
@@ -187,7 +192,7 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
     lines = []
     for job, own in zip(jobs, given, strict=True):
         value = number(job["objective"])
-        shown = "refused" if job["refused"] else "" if value is None else f"{100 * value:.2f}"
+        shown = "refused" if job["refused"] else "" if value is None else unit_of(job).text(value, more=1)
         dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
         lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}{dry}")
     return lines
@@ -214,12 +219,18 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
 
 def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
     """The scores that selection saw, whole."""
-    rows = zip(scores.models, scores.values.tolist(), strict=True)
+    rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
     return {
         "published": scores.published,
         "candidates": list(scores.candidates),
         "scores": {name: dict(zip(scores.categories, row, strict=True)) for name, row in rows},
     }
+
+
+def raw_result(result: Result) -> Result:
+    """A result in the unit of its scores."""
+    categories = {name: unit().raw(score) for name, score in result.categories.items()}
+    return replace(result, objective=unit().raw(result.objective), categories=categories)
 
 
 def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Json]]:
@@ -232,8 +243,8 @@ def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, 
             "number": trial.number,
             "recipe_id": trial.recipe.id,
             "weights": dict(zip(selection.ingredients, trial.weights, strict=True)),
-            "objective": trial.result.objective if trial.whole else None,
-            "categories": dict(trial.result.categories) if trial.whole else {},
+            "objective": raw_result(trial.result).objective if trial.whole else None,
+            "categories": dict(raw_result(trial.result).categories) if trial.whole else {},
             "items": trial.result.items,
             "reused": trial.reused,
             **({"handler": trial.handler} if trial.handler else {}),

@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
+from souping.core.unit import gain, unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
     "uniform_all": "uniform over all",
+    "last": "last checkpoint",
     "best_single": "best single (by search)",
+    "trainer_best": "the trainer's best",
+    "trainer_average": "the trainer's average",
+    "decayed": "decayed branch",
+    "scrambled": "same weights on other checkpoints",
     "ingredient": "ingredient",
     "candidate": "candidate, not selected",
 }
@@ -23,32 +29,49 @@ KINDS: Mapping[str, str] = {
 DASH = "\N{EN DASH}"
 
 
-def percent(value: Json, digits: int = 1, sign: bool = False) -> str:
-    """0.7812 -> `78.1`; with `sign`, differences: 0.012 -> `+1.2`."""
+def percent(value: Json, digits: int = 1) -> str:
+    """0.7812 -> `78.1`"""
     given = number(value)
-    if given is None:
-        return DASH
-    shown = f"{100 * given:{'+' if sign else ''}.{digits}f}"
-    zero = f"{0:.{digits}f}"
-    return zero if shown in (f"-{zero}", f"+{zero}") else minus(shown)
+    return DASH if given is None else _signed(f"{100 * given:.{digits}f}")
+
+
+def score(value: Json, sign: bool = False, more: int = 0) -> str:
+    """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
+    given = number(value)
+    return DASH if given is None else _signed(unit().text(given, sign, more))
+
+
+def _signed(shown: str) -> str:
+    return minus(shown) if re.search("[1-9]", shown) else shown.lstrip("+-")
+
+
+def points(value: Json, sign: bool = False) -> str:
+    """`+1.2 points`"""
+    return f"{score(value, sign)} {unit().name}"
+
+
+def percent_interval(low: Json, high: Json) -> str:
+    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
+    return "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
 
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:
-    """`74.1 to 82.0`, or nothing where there is no interval."""
+    """`74.1 to 82.0` of a score, or nothing where there is no interval."""
     if number(low) is None or number(high) is None:
         return ""
     return f"{_limit(low, sign)} to {_limit(high, sign)}"
 
 
 def _limit(value: Json, sign: bool) -> str:
-    """A limit as percent; that of a difference shows on which side of 0 it is, however near."""
-    shown, given = percent(value, sign=sign), number(value)
-    return f"{'+' if given > 0 else minus('-')}{shown}" if sign and given and shown == "0.0" else shown
+    """A limit; that of a difference shows on which side of 0 it is, however near."""
+    shown, given = score(value, sign), number(value)
+    near = sign and given and not re.search("[1-9]", shown)
+    return f"{'+' if given and given > 0 else minus('-')}{shown}" if near else shown
 
 
 def limits(pair: Mapping[str, Json]) -> str:
     """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
-    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True)}"
+    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True) or 'without limits'}"
 
 
 def level(pair: Mapping[str, Json]) -> str:
@@ -57,19 +80,30 @@ def level(pair: Mapping[str, Json]) -> str:
     return f"{100 * (0.95 if given is None else given):.4g} %"
 
 
-def brackets(score: Json, sign: bool = False) -> str:
+def brackets(found: Json, sign: bool = False) -> str:
     """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
-    if not isinstance(score, Mapping):
-        return percent(score, sign=sign)
-    middle = percent(score.get("mean", score.get("difference")), sign=sign)
-    if number(score.get("low")) is None or number(score.get("high")) is None:
+    if not isinstance(found, Mapping):
+        return score(found, sign)
+    middle = score(found.get("mean", found.get("difference")), sign)
+    if number(found.get("low")) is None or number(found.get("high")) is None:
         return middle
-    return f"{middle} [{between(score['low'], score['high'], sign)}]"
+    return f"{middle} [{between(found['low'], found['high'], sign)}]"
 
 
 def between(low: Json, high: Json, sign: bool = True) -> str:
     """`+0.4, +6.6`: limits of a difference for a cell."""
     return f"{_limit(low, sign)}, {_limit(high, sign)}"
+
+
+def verdict(pair: Mapping[str, Json]) -> str:
+    """The verdict on the soup in a word."""
+    word = clean(pair.get("verdict"))
+    return {"higher": "better", "lower": "worse"}.get(word, word)
+
+
+def worst_limit(pair: Mapping[str, Json]) -> Json:
+    """The limit of a difference at which the soup is worst."""
+    return min((pair.get("low"), pair.get("high")), key=gain)
 
 
 def rho(value: Json) -> str:

@@ -1,6 +1,6 @@
 """Figures of a report, as SVG inside HTML and as PNG: differences, correlation heatmap, search landscape.
 
-Fractions in, percent shown. Equal figures are equal bytes: matplotlib without pyplot, backends or dates.
+Equal figures are equal bytes: matplotlib without pyplot, backends or dates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.types import FloatArray, elements, entries, number, part, texts
-from souping.report.format import clean, in_words, level, p_of, percent, rho, short, weight
+from souping.core.unit import gain, unit
+from souping.report.format import clean, in_words, level, p_of, rho, score, short, weight
 from souping.report.tables import Report, Row, TableCell, compared, ingredients, named
 
 if TYPE_CHECKING:
@@ -154,15 +155,15 @@ def forest(report: Report) -> Drawing | None:
     labels = [_label(named(model)) for model in models]
     colours = [COLOURS.get(str(model.get("kind")), INK) for model in models]
     columns = {
-        "score %": [percent(part(model, "objective").get("mean")) for model in models],
-        "difference": [percent(pair.get("difference"), sign=True) for pair in pairs],
+        unit().heading("score"): [score(part(model, "objective").get("mean")) for model in models],
+        "difference": [score(pair.get("difference"), sign=True) for pair in pairs],
         "p": [p_of(pair) for pair in pairs],
     }
-    below = f"soup minus the other, points ({level(pairs[0])} interval)"
+    below = f"soup minus the other, {unit().name} ({level(pairs[0])} interval)"
     height = 0.4 if any("\n" in label for label in labels) else 0.32
     made = _differences(pairs, labels, colours, below, columns, height)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
-    return Drawing("forest", made, alt, "Right of the line the soup is better.")
+    return Drawing("forest", made, alt, f"{unit().better_side} of the line the soup is better.")
 
 
 def categories(report: Report) -> Drawing | None:
@@ -171,10 +172,10 @@ def categories(report: Report) -> Drawing | None:
     pairs = [pair for pair in entries(losses, "categories") if number(pair.get("difference")) is not None]
     if not pairs:
         return None
-    pairs.sort(key=lambda pair: -(number(pair.get("difference")) or 0.0))
+    pairs.sort(key=lambda pair: -gain(pair.get("difference")))
     names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
-    columns = {"difference": [percent(pair.get("difference"), sign=True) for pair in pairs]}
-    below, labels = f"soup minus {short(against, 40)}, points", [short(name) for name in names]
+    columns = {"difference": [score(pair.get("difference"), sign=True) for pair in pairs]}
+    below, labels = f"soup minus {short(against, 40)}, {unit().name}", [short(name) for name in names]
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
     caption = (
@@ -199,7 +200,7 @@ def _differences(
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
             values = (number(pair.get(key)) for key in ("difference", "low", "high"))
-            middle, *limits = (100 * value for value in values if value is not None)
+            middle, *limits = (unit().scale * value for value in values if value is not None)
             if len(limits) == 2:
                 axes.plot(limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
             face = colour if not filled or filled[y] else PAPER
@@ -233,7 +234,7 @@ def _label(cell: TableCell) -> str:
 
 
 def _winner(pair: Row) -> str:
-    gap = round(number(pair.get("difference")) or 0.0, 12)
+    gap = round(gain(pair.get("difference")), 12)
     return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
 
 
@@ -284,14 +285,15 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
     if len(names) < 2 or len(tried) < 2:
         return None
     weights = np.array([[number(part(t, "weights").get(n)) or 0.0 for n in names] for t in tried])
-    values = np.array([100 * (number(t["objective"]) or 0.0) for t in tried])
-    soup, best = part(report, "recipe").get("id"), int(np.argmax(values))
+    values = np.array([unit().scale * (number(t["objective"]) or 0.0) for t in tried])
+    soup, best = part(report, "recipe").get("id"), int(np.argmax(unit().inner(values)))
     chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == soup), best)
     with canvas():
         if len(names) == 3:
             low, high = float(values.min()), float(values.max())
-            shades = scale(low, high if high > low else low + 1, "viridis")
-            made = triangle(names, weights, values, weights[chosen], shades, "search objective, % (ring: chosen soup)")
+            shades = scale(low, high if high > low else low + 1, unit().colours("viridis"))
+            label = f"search objective, {unit().symbol} (ring: chosen soup)"
+            made = triangle(names, weights, values, weights[chosen], shades, label)
         else:
             made = (_line if len(names) == 2 else _curves)(names, weights, values, chosen)
     top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
@@ -311,7 +313,7 @@ def _line(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen:
     ring(axes, weights[chosen, 0], values[chosen], 6.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})")
-    axes.set_ylabel("search objective, %")
+    axes.set_ylabel(f"search objective, {unit().symbol}")
     return made
 
 
@@ -353,5 +355,5 @@ def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray, chose
     axes.plot(distance, values, "o", color=COLOURS["best_single"], markersize=5.5)
     ring(axes, 0.0, values[chosen], 5.5)
     axes.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
-    axes.set_ylabel("search objective, %")
+    axes.set_ylabel(f"search objective, {unit().symbol}")
     return made

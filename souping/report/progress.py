@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.system import cores, versions
 from souping.core.text import safe
+from souping.core.unit import unit
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Progress:
         self._update()
 
     def trial(self, best: float) -> None:
-        """One more trial; `best` is the best objective so far (a fraction of 1)."""
+        """One more trial; `best` is the best objective so far."""
         self._trials += 1
         self._best = best
         self._update()
@@ -116,7 +117,7 @@ class Progress:
     def _state(self, short: bool = False) -> str:
         parts = [] if short else [self._name, _of(self._done, self._items, "items")]
         if self._trials:
-            parts += [_of(self._trials, self._all_trials, "trials"), f"best {format.percent(self._best, digits=2)} %"]
+            parts += [_of(self._trials, self._all_trials, "trials"), f"best {unit().level(self._best, more=1)}"]
         seconds = time.monotonic() - self._started
         rate = self._done / seconds if seconds > 0.2 else 0.0
         if rate:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, entries, number, part, texts
+from souping.core.unit import gain, unit
 from souping.report import tables
-from souping.report.format import clean, escape_html, escape_markdown, percent
+from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
 from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
 from souping.report.tables import Report, Row, Section, TableCell, TableGrid
@@ -28,7 +29,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
 
 FOOT = (
-    "Scores are fractions of 1 in report.json and percent here; every key is in docs/reference.md."
+    "Percentages are fractions of 1 in report.json; every key is in docs/reference.md."
     '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
 )
 
@@ -307,7 +308,7 @@ def changed(samples: Iterable[Row], base: str, soup: str, better: bool) -> Itera
     """The items that `soup` answers better than `base`, or worse."""
     for sample in samples:
         new, old = (score_of(sample, name) for name in (soup, base))
-        if new is not None and old is not None and (new > old if better else new < old):
+        if new is not None and old is not None and (gain(new) > gain(old) if better else gain(new) < gain(old)):
             yield sample
 
 
@@ -333,7 +334,7 @@ def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
     shown = {name: part(models, name) for name in names if name in models}
     for name, model in shown.items():
         ended = "" if model.get("outcome") == "finished" else f", {model.get('outcome')}"
-        head = Text(clean(f"{name}: {percent(model.get('score'), 0)} %{ended}"))
+        head = Text(clean(f"{name}: {score(model.get('score'), more=-1)} {unit().symbol}{ended}"))
         table.add_column(head, overflow="fold", ratio=1)
     table.add_row(*(Text(_short(_answers(model))) for model in shown.values()))
     console.print(table)

@@ -9,8 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from souping.core.types import elements, entries, number, part, texts
-from souping.report import tables
-from souping.report.format import clean, count, in_words, interval, limits, p_of, percent, rho, share, weight
+from souping.core.unit import gain, unit
+from souping.report import tables, trajectory
+from souping.report.format import (
+    clean,
+    count,
+    in_words,
+    interval,
+    limits,
+    p_of,
+    percent,
+    points,
+    rho,
+    score,
+    share,
+    weight,
+)
 from souping.report.plots import Drawing
 from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, sentences, table
 
@@ -44,9 +58,9 @@ def summary(report: Report) -> list[str]:
     if scores:
         objective = part(report, "objective")
         equal = len(set(part(objective, "coefficients").values())) < 2
-        kind = f"{'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of percent correct"
+        kind = f"{'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of {unit().meaning}"
         if objective and not part(objective, "coefficients"):
-            kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in percent correct"
+            kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in {unit().meaning}"
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
         lines.append(
             f"The score is the {kind}, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
@@ -81,15 +95,15 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     shown = []
     for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
         if kind in rows:
-            score = part(rows[kind], "objective")
+            found = part(rows[kind], "objective")
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
-            small = "; ".join(t for t in (name, interval(score.get("low"), score.get("high"))) if t)
-            shown.append((label, f"{percent(score.get('mean'))} %", small))
+            small = "; ".join(t for t in (name, interval(found.get("low"), found.get("high"))) if t)
+            shown.append((label, f"{score(found.get('mean'))} {unit().symbol}", small))
     single = rows.get("best_single", {}).get("name") or ""
     pairs = [pair for pair in entries(report, "comparisons") if pair.get("b") == single]
     for pair in [pair for pair in pairs if pair.get("kind", "best_single") == "best_single"][:1]:
         small = f"{limits(pair)}; p {p_of(pair)}"
-        shown.append(("soup minus best single", percent(pair.get("difference"), sign=True), small))
+        shown.append(("soup minus best single", score(pair.get("difference"), sign=True), small))
     return shown
 
 
@@ -97,6 +111,7 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     run = (
         _verdict(report),
+        *trajectory.sections(report),
         _gains(report),
         _guards(report),
         _also(report),
@@ -112,9 +127,10 @@ def _verdict(report: Report) -> Section | None:
     if not entries(report, "rows"):
         return None
     dry = bool(report.get("limit"))
-    numbers = "Percent correct on the report fold, which search and selection never saw, with 95 % intervals."
+    meaning = unit().meaning[0].upper() + unit().meaning[1:]
+    numbers = f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
     if dry:
-        numbers = "Percent correct on a few items of the other folds: a dry run, of which no number means anything."
+        numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = (
@@ -142,7 +158,7 @@ def _least(found: Sequence[Row]) -> str:
     sizes = [(size, clean(pair.get("category"))) for pair in found if (size := number(pair.get("least"))) is not None]
     if not sizes:
         return ""
-    low, high = (f"{percent(size)} points ({name})" for size, name in (min(sizes), max(sizes)))
+    low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
     return f"The smallest loss that these items can tell from chance is {low} to {high}."
 
 
@@ -153,15 +169,15 @@ def losses(report: Report) -> list[str]:
     if not pairs:
         return []
     head = (
-        f"Against {clean(lost.get('against'))}, the best single, the soup is above in {count(lost.get('above'))} of "
-        f"{count(len(pairs))} categories, below in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
+        f"Against {clean(lost.get('against'))}, the best single, the soup is better in {count(lost.get('above'))} of "
+        f"{count(len(pairs))} categories, worse in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
     )
     if not number(lost.get("below")):
         return [f"{head} {_least(pairs)}".strip()]
-    worst = min(pairs, key=lambda pair: number(pair.get("difference")) or 0.0)
+    worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
     beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
-    size = f"{percent(worst.get('difference'), sign=True)} points ({limits(worst)})"
+    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
     return [
         f"{head} {beyond}, with limits for {count(len(pairs))} categories at once; "
         f"the largest is {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()
@@ -225,8 +241,9 @@ def _variance(report: Report) -> TableGrid:
     for name, split in ((name, part(variance, name)) for name in variance):
         whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
         of_answers = percent(answers / whole if whole else 0.0)
-        lines.append((clean(name), f"{100 * math.sqrt(whole):.2f}", of_answers, percent(split.get("flips"))))
-    heads = ("model", "standard error, points", "of the variance by answers %", "items whose answers score unlike %")
+        lines.append((clean(name), unit().text(math.sqrt(whole), more=1), of_answers, percent(split.get("flips"))))
+    error = f"standard error, {unit().name}"
+    heads = ("model", error, "of the variance by answers %", "items whose answers score unlike %")
     return grid(heads, lines)
 
 
@@ -342,7 +359,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
     reached = number(part(report, "objective").get("search"))
-    best = f" The chosen recipe reached {percent(reached, 2)} % there." if reached is not None else ""
+    best = f" The chosen recipe reached {unit().level(reached, more=1)} there." if reached is not None else ""
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
     rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (
@@ -396,16 +413,16 @@ def _alternatives(report: Report) -> Section | None:
     if soup is None or not found["router"]:
         return None
     labels = {"router": "the best ingredient of each category", "oracle": "the best answer to each item"}
-    rows = [["soup", percent(soup), "1", "1"]]
+    rows = [["soup", score(soup), "1", "1"]]
     for name, one in found.items():
         cost = [count(one.get("models")), count(one.get("answers"))]
-        rows.append([f"{name}: {labels[name]}", percent(one.get("score")), *cost])
-    optimism = percent(report.get("optimism"), sign=True)
+        rows.append([f"{name}: {labels[name]}", score(one.get("score")), *cost])
+    optimism = points(report.get("optimism"), sign=True)
     lines = (
-        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism} points.",
+        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
         "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
     )
-    header = ("", "score %", "models in memory", "answers per request")
+    header = ("", unit().heading("score"), "models in memory", "answers per request")
     return Section("What the soup is up against", lines, grids=(grid(header, rows),))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from souping.core.types import Json, elements, entries, number, part, texts
+from souping.core.unit import gain, scores_in, unit, unit_of
 from souping.report.format import (
     DASH,
     KINDS,
@@ -20,10 +21,14 @@ from souping.report.format import (
     p_of,
     p_value,
     percent,
+    points,
     rho,
+    score,
     seconds,
     share,
+    verdict,
     weight,
+    worst_limit,
 )
 
 NORMAL = NormalDist()
@@ -156,7 +161,7 @@ def comparisons(report: Report) -> TableGrid:
     lines: list[tuple[str | TableCell, ...]] = [
         (
             named(part(pair, "row")),
-            percent(pair.get("difference"), sign=True),
+            score(pair.get("difference"), sign=True),
             interval(pair.get("low"), pair.get("high"), sign=True),
             p_of(pair),
             *((p_value(pair.get("p_holm")),) if adjusted else ()),
@@ -181,7 +186,7 @@ def summary(report: Report) -> TableGrid:
         difference = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
         lines.append((named(row), brackets(row.get("objective")), *difference))
     minus_it = "soup minus it" if around == "95 %" else f"soup minus it ({around})"
-    return grid(("model", "score %", minus_it, "p"), lines, strong=where(rows, "kind", "soup"))
+    return grid(("model", unit().heading("score"), minus_it, "p"), lines, strong=where(rows, "kind", "soup"))
 
 
 def tested(report: Report) -> str:
@@ -208,9 +213,9 @@ def _is_near(pair: Row) -> bool:
     return min(abs(low), abs(high)) < plain * abs(difference) / 2
 
 
-def _score(score: Json) -> TableCell:
-    found = score if isinstance(score, Mapping) else {"mean": score}
-    return TableCell(percent(found.get("mean")), interval(found.get("low"), found.get("high")))
+def _score(given: Json) -> TableCell:
+    found = given if isinstance(given, Mapping) else {"mean": given}
+    return TableCell(score(found.get("mean")), interval(found.get("low"), found.get("high")))
 
 
 def losses(report: Report) -> TableGrid:
@@ -221,8 +226,8 @@ def losses(report: Report) -> TableGrid:
             clean(pair.get("category")),
             count(pair.get("n")),
             *_figures(pair)[:3],
-            percent(pair.get("least")),
-            clean(pair.get("verdict")),
+            score(pair.get("least")),
+            verdict(pair),
         )
         for pair in found
     ]
@@ -371,17 +376,17 @@ def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
     """The best trials of the search, by objective on the search fold; the chosen soup is stressed."""
     names = ingredients(report, tried)
     tried = [trial for trial in tried if number(trial.get("objective")) is not None]
-    best = sorted(tried, key=lambda t: -(number(t.get("objective")) or 0.0))[:limit]
+    best = sorted(tried, key=lambda t: -gain(t.get("objective")))[:limit]
     lines = [
         (
             count(trial.get("number")),
-            percent(trial.get("objective"), digits=2),
+            score(trial.get("objective"), more=1),
             *(weight(part(trial, "weights").get(name, 0.0)) for name in names),
         )
         for trial in best
     ]
     chosen = where(best, "recipe_id", str(part(report, "recipe").get("id")))
-    return grid(("best trials", "objective %", *(clean(n) for n in names)), lines, left=(), strong=chosen)
+    return grid(("best trials", unit().heading("objective"), *(clean(n) for n in names)), lines, left=(), strong=chosen)
 
 
 def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
@@ -399,15 +404,15 @@ def gate(report: Report) -> TableGrid:
         (
             clean(check.get("candidate")),
             clean(check.get("category")) or "objective",
-            percent(check.get("expected")),
-            percent(check.get("measured")),
+            score(check.get("expected")),
+            score(check.get("measured")),
             interval(check.get("low"), check.get("high")),
             count(check.get("n")),
             clean(check.get("verdict")),
         )
         for check in checks
     ]
-    header = ("candidate", "of", "expected %", "measured %", "allowed", "items", "verdict")
+    header = ("candidate", "of", *map(unit().heading, ("expected", "measured")), "allowed", "items", "verdict")
     missed = [i for i, check in enumerate(checks) if check.get("verdict") != "as expected"]
     return grid(header, lines, left=(0, 1, 6), strong=missed)
 
@@ -419,7 +424,7 @@ def guards(report: Report) -> TableGrid:
         (
             clean(check.get("name")),
             percent(check.get("margin")),
-            percent(check.get("difference"), sign=True),
+            score(check.get("difference"), sign=True),
             interval(check.get("low"), check.get("high")),
             count(check.get("items")),
             clean(check.get("outcome")),
@@ -434,34 +439,41 @@ def guards(report: Report) -> TableGrid:
 def overview(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
     measured = entries(report, "also")
-    scores = [{clean(row.get("name")): row.get("objective") for row in entries(entry, "rows")} for entry in measured]
+    scores = [_objectives(entry) for entry in measured]
     names = list(dict.fromkeys(name for one in scores for name in one))
-    lines: list[tuple[str | TableCell, ...]] = [(name, *(_score(one.get(name)) for one in scores)) for name in names]
+    lines = [(TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names]
     soups = [names.index("soup")] if "soup" in names else []
-    return grid(("model", *(clean(entry.get("name")) for entry in measured)), lines, strong=soups)
+    titles = [unit_of(entry).heading(clean(entry.get("name"))) for entry in measured]
+    return grid(("model", *titles), lines, strong=soups)
+
+
+def _objectives(entry: Row) -> dict[str, TableCell]:
+    with scores_in(unit_of(entry)):
+        return {clean(row.get("name")): _score(row.get("objective")) for row in entries(entry, "rows")}
 
 
 def differences(entry: Row) -> TableGrid:
     """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
-    pairs = entries(entry, "comparisons")
-    pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
-    lines = [
-        (
-            clean(pair.get("b")),
-            clean(pair.get("category")) or "all",
-            *_figures(pair),
-            f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
-            clean(pair.get("verdict")),
-        )
-        for pair in pairs
-    ]
-    header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
-    return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
+    with scores_in(unit_of(entry)):
+        pairs = entries(entry, "comparisons")
+        pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
+        lines = [
+            (
+                clean(pair.get("b")),
+                clean(pair.get("category")) or "all",
+                *_figures(pair),
+                f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
+                verdict(pair),
+            )
+            for pair in pairs
+        ]
+        header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
+        return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
 def _figures(pair: Row) -> tuple[str, ...]:
     return (
-        percent(pair.get("difference"), sign=True),
+        score(pair.get("difference"), sign=True),
         interval(pair.get("low"), pair.get("high"), sign=True),
         p_value(pair.get("p_value")),
         p_value(pair.get("p_holm")),
@@ -471,26 +483,33 @@ def _figures(pair: Row) -> tuple[str, ...]:
 def sentences(report: Report) -> Iterator[str]:
     """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
     for entry in entries(report, "also"):
-        name = clean(entry.get("name"))
-        if entry.get("shared"):
-            seen = f"{count(entry['shared'])} of its {count(entry.get('items'))} prompts"
-            yield f"{name}: {seen} stand in the run's own benchmark too, where the weights were chosen."
-        compared = entries(entry, "comparisons")
-        lost = [pair for pair in compared if pair.get("verdict") == "lower"]
-        for pair in lost:
-            yield f"{name}: the soup is below {clean(pair.get('b'))} by {_points(pair)}."
-        worst = min(compared, key=lambda pair: number(pair.get("low")) or 0.0, default=None)
-        if not lost and worst is not None:
-            least = percent(worst.get("low"), sign=True)
-            yield f"{name}: no regression shown; the intervals reach down to {least} points ({clean(worst.get('b'))})."
-        parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
-        if parts and len(part(entry, "coefficients")) > 1:
-            changes = [percent(pair.get("difference"), sign=True) for pair in parts]
-            names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
-            yield f"{name}: single categories in which the soup is below an ingredient: {names}."
+        with scores_in(unit_of(entry)):
+            lines = list(_sentences(entry))
+        yield from lines
+
+
+def _sentences(entry: Row) -> Iterator[str]:
+    """What `sentences` says of one benchmark."""
+    name = clean(entry.get("name"))
+    if entry.get("shared"):
+        seen = f"{count(entry['shared'])} of its {count(entry.get('items'))} prompts"
+        yield f"{name}: {seen} stand in the run's own benchmark too, where the weights were chosen."
+    compared = entries(entry, "comparisons")
+    lost = [pair for pair in compared if pair.get("verdict") == "lower"]
+    for pair in lost:
+        yield f"{name}: the soup is worse than {clean(pair.get('b'))} by {_points(pair)}."
+    worst = min(compared, key=lambda pair: gain(worst_limit(pair)), default=None)
+    if not lost and worst is not None:
+        least = points(worst_limit(worst), sign=True)
+        yield f"{name}: no regression shown; the intervals reach to {least} ({clean(worst.get('b'))})."
+    parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
+    if parts and len(part(entry, "coefficients")) > 1:
+        changes = [score(pair.get("difference"), sign=True) for pair in parts]
+        names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
+        yield f"{name}: single categories in which the soup is worse than an ingredient: {names}."
 
 
 def _points(pair: Row) -> str:
     limits = interval(pair.get("low"), pair.get("high"), sign=True)
-    size = percent(-(number(pair.get("difference")) or 0.0))
-    return f"{size} points (95 % interval of the difference {limits}, p {p_value(pair.get('p_holm'))})"
+    size = points(abs(number(pair.get("difference")) or 0.0))
+    return f"{size} (95 % interval of the difference {limits}, p {p_value(pair.get('p_holm'))})"

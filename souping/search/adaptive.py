@@ -17,6 +17,7 @@ import numpy as np
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
+from souping.core.unit import unit
 from souping.search.points import Grid, LimitedStrategy, anchors, endings, grid, grid_size, scattered, spread, vertices
 from souping.search.surrogate import LIKELY, TINY, GuardModel, SoupModel, difference_variances, expected_improvement
 
@@ -109,8 +110,10 @@ class AdaptiveSearch(Optimiser):
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._stop_reason = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
+        self._usual = usual_scores(space.singles) if space.singles is not None else np.zeros(len(space.categories))
         if space.singles is not None:
-            for values, vertex in zip(space.singles, vertices(len(space.ingredients)), strict=True):
+            singles = space.singles - self._usual
+            for values, vertex in zip(singles, vertices(len(space.ingredients)), strict=True):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
                     self._model.observe(self._numbers[vertex], slice(None), values)
@@ -157,7 +160,7 @@ class AdaptiveSearch(Optimiser):
             self._looked = self._spent
             gain = self._model.finishing_gain(np.array([leader, *rivals]))
             if gain < ENOUGH:
-                return f"finishing the fold would gain {100 * gain:.2f} points"
+                return f"finishing the fold would gain {unit().text(unit().size(gain), more=1)} {unit().name}"
         return ""
 
     def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
@@ -211,7 +214,7 @@ class AdaptiveSearch(Optimiser):
     def tell(self, cell: Cell, result: Result) -> None:
         self._open.remove(cell)
         items = slice(None) if cell.items is None else list(cell.items)
-        self._model.observe(self._numbers[cell.weights], items, result.values)
+        self._model.observe(self._numbers[cell.weights], items, result.values - self._usual[items])
         if self._guard is not None and len(result.lengths):
             self._guard.observe(self._numbers[cell.weights], items, result.lengths)
         if self._model.known >= GROWTH * self._fitted:
@@ -235,12 +238,23 @@ class AdaptiveSearch(Optimiser):
         lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * difference_variances(cov, pick))
         alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
+        more = unit().size(self._model.finishing_gain(np.array([leader, *rivals])))
         return {
             "stopped": self._stop_reason or "a limit of the run",
             "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
             "indistinguishable_count": len(alike),
-            "finishing_gain": round(100 * self._model.finishing_gain(np.array([leader, *rivals])), 3),
+            "finishing_gain": round(unit().scale * more, 3),
         }
+
+
+def usual_scores(singles: FloatArray) -> FloatArray:
+    """What to take from each item's scores [I], by those of single models [K, I]: their mean, where scores are no
+    fractions of 1.
+
+    Texts differ in their losses far more than models do, and the surrogate's noise is that of right and wrong answers.
+    """
+    inside = singles.min() >= 0 and singles.max() <= 1
+    return np.zeros(singles.shape[1]) if inside else np.asarray(singles.mean(0))
 
 
 def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:

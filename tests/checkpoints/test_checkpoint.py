@@ -233,7 +233,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "shape": ({"model.norm.weight": torch.zeros(34)}, {}, r"model\.norm\.weight is \[33\] in m0 and \[34\] in m1"),
     "float64": ({"odd.weight": torch.ones(3).double()}, {}, r"odd\.weight as F64"),
     "model_type": ({}, {"model_type": "gemma"}, "m0 and m1 differ in model_type: llama and gemma"),
-    "quantised": ({}, {"quantization_config": {"bits": 4}}, "candidate m1 is quantised"),
+    "quantised": ({}, {"quantization_config": {"bits": 4}}, "m1 is quantised"),
     "heads": ({}, {"num_attention_heads": 8}, "num_attention_heads: 4 and 8"),
 }
 

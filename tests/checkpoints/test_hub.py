@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.checkpoints import INDEX, SINGLE, fingerprint
+from souping.checkpoints import fingerprint
 from souping.checkpoints import hub as online
+from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.hub import HubName, parse
 from souping.core.types import UserError
 from tests.conftest import ROOT

@@ -24,6 +24,7 @@ from tests.support.wandb import log_of, of_type
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
 REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
+REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
 CHOSEN = {
     "bfcl_8b": ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"],
@@ -66,6 +67,7 @@ OPEN_KEYS = {
     "objective=tree": "objective.tree={all:[x]}",
     "objective=weighted": "objective.weights={x:1}",
     "pool=folders": "pool.candidates=[a,b]",
+    "pool=trajectory": "pool.path=run",
 }
 SWAPPED = [group for group in groups() if group != "experiment"]
 

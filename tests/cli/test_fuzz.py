@@ -24,6 +24,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 GIVEN = {
     "pool.candidates": ["a", "b", "c"],
+    "pool.path": "runs",
     "scores.path": "board.csv",
     "objective.tree": {"a": ["x", "y"]},
     "objective.weights": {"x": 1.0},

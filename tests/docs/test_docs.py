@@ -34,7 +34,18 @@ PAGES = [
     *(ROOT / name for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
-OPTIONAL = ("limit", "gate", "also", "rebuild", "variance", "search", "selection.clusters", "recipe.s", "cost.lost")
+OPTIONAL = (
+    "limit",
+    "gate",
+    "also",
+    "rebuild",
+    "variance",
+    "search",
+    "selection.clusters",
+    "recipe.s",
+    "cost.lost",
+    "trajectory",
+)
 """Keys of report.json that only some runs have, by their beginning."""
 
 

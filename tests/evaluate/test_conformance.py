@@ -16,13 +16,15 @@ from souping.core.types import Item, Recipe, UserError
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval import HarnessEvaluator
+from souping.evaluate.loss import LossEvaluator
 from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
 from tests.support.live import live
+from tests.support.texts import texts
 
 MODELS = ("python_cook", "java_cook")
-ROWS = ("local", "local in bfloat16", "lm_eval", "bfcl")
+ROWS = ("local", "local in bfloat16", "loss", "lm_eval", "bfcl")
 SINGLE, SOUP = (
     Recipe(ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="float32")
     for names in (MODELS[:1], MODELS)
@@ -54,6 +56,9 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         settings: dict[str, Any] = {} if name == "local" else {"dtype": "bfloat16", "workers": 2}
         evaluator = LocalEvaluator(batch_size=4, max_new_tokens=6, threads=1, device="cpu", **settings)
         items = pantry.PantryBenchmark(path=str(pantry.path("items"))).items()[:6]
+    elif name == "loss":
+        evaluator = LossEvaluator(batch_size=4, threads=1, workers=2, stride=64, device="cpu")
+        items = texts()[:6]
     elif name == "lm_eval":
         if importlib.util.find_spec("lm_eval") is None:
             pytest.skip("needs the extra `lm_eval`")
@@ -76,7 +81,7 @@ def test_it_conforms(row: Row) -> None:
     records = row.evaluator.evaluate(row.models[0], row.items)
     row.evaluator.close()
     row.evaluator.close()
-    assert row.evaluator.evaluate(row.models[0], row.items[:2]) == records[:2]
+    assert row.evaluator.evaluate(row.models[0], row.items) == records
     values = row.evaluator.item_scores(row.items, [[record] for record in records])
     assert values.mean() == pytest.approx(sum(r.score for r in records) / len(records))
 

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from souping.checkpoints.header import FLOATS, size_of
+from souping.checkpoints.views import widen
 from souping.core.types import UserError
 from souping.merge import accelerate, kernels
 from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
-from souping.merge.kernels import METHODS, Raw, delta, linear, mix_block, narrow, slerp_weights, stock_weights, widen
+from souping.merge.kernels import METHODS, Raw, delta, linear, mix_block, narrow, slerp_weights, stock_weights
 from souping.merge.local import LocalMerge
 from tests.merge.test_writer import contents, planned, siblings, staging
 

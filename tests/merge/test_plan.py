@@ -25,10 +25,11 @@ from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
 from souping.merge import plan as merge_plan
 from souping.merge.__main__ import main
-from souping.merge.alignment import load_plan, matcher, plan
+from souping.merge.alignment import matcher, plan
 from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge, to_yaml
+from souping.merge.stored import load_plan
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.conftest import recipe
 from tests.support.checkpoints import expected, family, load, random_tensors, same_bits, save, simple, soup_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ import psutil
 import pytest
 import torch
 
-from souping.checkpoints import fingerprint
+from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints.header import Tensor
 from souping.core.system import package_environment
 from souping.core.types import UserError
 from souping.merge import ERROR, accelerate
@@ -127,7 +129,7 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     script = f"""
         import os, pathlib, signal
         from souping.merge.writer import write_checkpoint
-        from souping.merge.alignment import load_plan
+        from souping.merge.stored import load_plan
         plan = load_plan(pathlib.Path({str(tmp_path / "pool" / "plan.json")!r}))
         out = pathlib.Path({str(tmp_path / "soup")!r})
         write_checkpoint(plan, out, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -162,16 +164,25 @@ def test_buffers_do_not_grow_with_the_number_of_models(count: int, tmp_path: Pat
 CONTENT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
 
 
-def whole(path: Path, start: int, order: Sequence[tuple[int, int]], threads: int = 1) -> str:
+SIZES = (0, 900, 4000, 0, 3, 4997, 0)
+
+
+def passing(path: Path, *, gap: int = 0) -> tuple[PassingDigest, list[str]]:
+    """A digest of tensors in a file, which begin at byte 100, and what it has to be."""
     path.write_bytes(CONTENT.tobytes())
-    digest, known = PassingDigest(path, start), dict[str, str]()
-    with ThreadPoolExecutor(threads) as pool:
-        promised = [(a, b) for a, b in order if digest.promise(a, b - a)]
-        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
-            job.result()
+    ends = list(itertools.accumulate(SIZES, initial=100))
+    group = [Tensor(f"t{i}", "U8", (n,), path.name, ends[i], n) for i, n in enumerate(SIZES)]
+    group[5] = replace(group[5], offset=group[5].offset + gap, nbytes=group[5].nbytes - gap)
+    checkpoint = Checkpoint.of(path.parent, {t.name: t for t in group}, {}, (), {})
+    values = [hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group]
+    return PassingDigest(checkpoint, group), values
+
+
+def kept(digest: PassingDigest) -> list[str]:
+    known = dict[str, str]()
     digest.finish()
     digest.keep(known)
-    return next(iter(known.values()))
+    return next(iter(known.values())).split()
 
 
 ORDERS: dict[str, list[tuple[int, int]]] = {
@@ -185,13 +196,25 @@ ORDERS: dict[str, list[tuple[int, int]]] = {
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("threads", [1, 4])
-def test_it_is_the_digest_of_the_file(tmp_path: Path, order: str, threads: int) -> None:
-    assert whole(tmp_path / "file", 100, ORDERS[order], threads) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+def test_it_is_the_digest_of_every_tensor(tmp_path: Path, order: str, threads: int) -> None:
+    digest, values = passing(tmp_path / "file")
+    with ThreadPoolExecutor(threads) as pool:
+        promised = [(a, b) for a, b in ORDERS[order] if digest.promise(a, b - a)]
+        for job in [pool.submit(digest.feed, a, CONTENT[a:b]) for a, b in promised]:
+            job.result()
+    assert kept(digest) == values
+
+
+def test_bytes_between_tensors_do_not_count(tmp_path: Path) -> None:
+    digest, values = passing(tmp_path / "file", gap=64)
+    for start, end in ((100, 5003), (5067, 6000)):
+        assert digest.promise(start, end - start)
+        digest.feed(start, CONTENT[start:end])
+    assert kept(digest) == values
 
 
 def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(CONTENT.tobytes())
-    digest, known = PassingDigest(tmp_path / "file", 100), dict[str, str]()
+    digest, values = passing(tmp_path / "file")
     assert digest.promise(100, 900)
     assert digest.promise(1000, 500)
     assert not digest.promise(2000, 500)
@@ -199,9 +222,16 @@ def test_nobody_waits_for_a_thread_that_failed(tmp_path: Path) -> None:
         waits = pool.submit(digest.feed, 1000, CONTENT[1000:1500])
         digest.abandon()
         waits.result(timeout=600)
+    assert kept(digest) == values
+
+
+def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
+    digest, known = passing(tmp_path / "file")[0], dict[str, str]()
+    (tmp_path / "file").write_bytes(CONTENT[::-1].tobytes())
     digest.finish()
-    digest.keep(known)
-    assert next(iter(known.values())) == hashlib.sha256(CONTENT.tobytes()).hexdigest()
+    with pytest.raises(UserError, match="has changed"):
+        digest.keep(known)
+    assert known == {}
 
 
 def test_a_first_merge_names_its_ingredients_by_content(family: Path, souping: Cli, tmp_path: Path) -> None:
@@ -365,10 +395,10 @@ def test_a_silent_rank_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> N
 def test_nothing_outlives_a_killed(victim: str, early: bool, pool: Siblings, tmp_path: Path, held: Path) -> None:
     saved = planned(pool).save(tmp_path / "plan.json")
     code = (
-        "import sys; from pathlib import Path; from souping.merge import accelerate, alignment\n"
+        "import sys; from pathlib import Path; from souping.merge import accelerate, stored\n"
         "start, (saved, held, out) = accelerate.launcher, sys.argv[1:]\n"
         "accelerate.launcher = lambda *a: [*start(*a)[:-2], held]\n"
-        "accelerate.AccelerateMerge(num_processes=2).write(alignment.load_plan(Path(saved)), Path(out))\n"
+        "accelerate.AccelerateMerge(num_processes=2).write(stored.load_plan(Path(saved)), Path(out))\n"
     )
     command = [sys.executable, "-c", code, str(saved), str(tmp_path / "held.py"), str(tmp_path / "soup")]
     run = subprocess.Popen(command, env=package_environment(), stderr=subprocess.PIPE, text=True)

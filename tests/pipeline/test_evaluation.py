@@ -22,6 +22,7 @@ import pytest
 from souping.core.files import hold_folder
 from souping.core.protocols import Executor, LoadedModel
 from souping.core.types import Candidate, FloatArray, Item, Recipe, Record, UserError
+from souping.core.unit import Unit
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
 from souping.pipeline import models
@@ -174,7 +175,7 @@ class Own(LocalEvaluator):
 
 
 class Tool(Own):
-    fractions = False
+    unit = Unit(fractions=False)
 
 
 @pytest.mark.parametrize(

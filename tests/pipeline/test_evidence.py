@@ -18,6 +18,7 @@ from souping.analysis.significance import compare
 from souping.cli.config import HARNESS, also_nodes
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
+from souping.core.unit import BITS_PER_BYTE, scores_in, unit
 from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
@@ -201,6 +202,40 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     )
     assert [told["verdict"] for told in found] == ["higher", "no difference shown", "no difference shown"]
     assert found[0]["p_value"] < 0.05
+
+
+def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
+    """The soup's losses are lower by 0.05 bits per byte except in category z: claims, signs, words, the page."""
+    draw = np.random.default_rng(0)
+    base = 1.0 + 0.2 * draw.random(len(ITEMS))
+    shift = np.array([0.03 if item.category == "z" else -0.05 for item in ITEMS])
+    losses_of = {
+        SINGLES["a"].id: base,
+        SINGLES["b"].id: base + 0.4,
+        SOUP.id: base + shift + 0.01 * draw.standard_normal(len(ITEMS)),
+    }
+    with scores_in(BITS_PER_BYTE):
+        measured = {key: ItemScores(items=ITEMS, values=unit().inner(own)) for key, own in losses_of.items()}
+        rows = [evidence.Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+        rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
+        rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
+        found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
+        page = markdown(found, [])
+    means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
+    assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
+    pair = next(one for one in found["comparisons"] if one["b"] == "a")
+    assert pair["difference"] == pytest.approx(means["soup"] - means["a"])
+    assert pair["low"] < pair["difference"] < pair["high"] < 0
+    assert found["verdict"]["claim"] == "better_than_every_candidate"
+    assert found["verdict"]["margin"] == pytest.approx(0.005)
+    assert "−0.03" in found["verdict"]["sentence"]
+    words = {one["category"]: one["verdict"] for one in found["losses"]["categories"]}
+    assert words == {"w": "higher", "x": "higher", "y": "higher", "z": "lower"}
+    assert (found["losses"]["above"], found["losses"]["below"]) == (3, 1)
+    assert "bits per byte" in page
+    assert "better in 3 of 4 categories, worse in 1" in page
+    assert "the largest is z, +0.03" in page
+    assert "%" not in page.split("## ")[0].replace("95 %", "")
 
 
 OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.checkpoints import SINGLE, fingerprint
+from souping.checkpoints import fingerprint
+from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.hub import fetch_one, parse
 from souping.core.types import UserError
 from souping.pipeline import upload
@@ -177,7 +178,7 @@ def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
     assert report["verdict"]["sentence"] in text
-    assert f"above in {report['losses']['above']} of 3 categories, below in {report['losses']['below']}" in text
+    assert f"better in {report['losses']['above']} of 3 categories, worse in {report['losses']['below']}" in text
     assert str(report["objective"]["search"]) not in text
     assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
 

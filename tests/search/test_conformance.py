@@ -26,6 +26,7 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, Nevergrad, Search, Uniform
+from souping.search.schedule import ALPHAS, Schedule, Window, scrambled, windows
 from souping.testing import check_strategy, search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
@@ -42,6 +43,7 @@ ROWS: dict[str, list[Strategy]] = {
     "greedy_soup": [GreedySoup()],
     "uniform": [Uniform()],
     "fixed": [Fixed(weights=[0.5, 0.2, 0.3])],
+    "schedule": [Schedule(), Schedule(trials=4), Schedule(only="minus_sqrt")],
 }
 
 
@@ -110,6 +112,42 @@ def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
         Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
+
+
+def two_digits(weights: Weights) -> list[str]:
+    return [f"{weight:.2f}" for weight in weights if weight]
+
+
+def test_weights_of_a_schedule() -> None:
+    """Each equals what its decay of the learning rate, or its recursion, gives; the oldest checkpoint is the first."""
+    assert two_digits(Window.of("minus_sqrt", 4, 6).weights) == ["0.50", "0.21", "0.16", "0.13"]
+    assert two_digits(Window.of("uniform", 4, 6).weights) == ["0.25"] * 4
+    for kind, decay in {"uniform": lambda t: 1 - t, "minus_sqrt": lambda t: 1 - t**0.5}.items():
+        for size in (2, 5, 12):
+            left = np.cumsum(Window.of(kind, size, size).weights[::-1])[::-1]
+            assert left == pytest.approx([decay(i / size) for i in range(size)])
+    for alpha in ALPHAS:
+        average = np.eye(5)[0]
+        for one in np.eye(5)[1:]:
+            average = alpha * one + (1 - alpha) * average
+        assert Schedule(only="ema", alpha=alpha).known_points(5)[0] == pytest.approx(tuple(average))
+    assert two_digits(Schedule(only="ema").known_points(4)[0]) == ["0.51", "0.13", "0.16", "0.20"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 5), (5, 10), (12, 20), (100, 19)])
+def test_a_schedule_lists_about_twenty_windows_each_once(size: int, count: int) -> None:
+    found = windows(size)
+    assert len({window.weights for window in found}) == len(found) == Schedule().count(size) == count
+    for window in found:
+        assert len(window.weights) == size
+        assert sum(window.weights) == pytest.approx(1)
+        assert [weight > 0 for weight in window.weights] == [False] * (size - window.length) + [True] * window.length
+
+
+def test_scrambled_weights_are_the_same_on_other_checkpoints() -> None:
+    weights = Window.of("minus_sqrt", 4, 12).weights
+    assert sorted(scrambled(weights)) == sorted(weights)
+    assert scrambled(weights) == scrambled(weights) != weights
 
 
 def grown(scores: dict[frozenset[int], float], late: bool) -> tuple[list[Weights], Weights]:

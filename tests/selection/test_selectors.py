@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,11 @@ class TestSelector:
             columns = [matrix.categories.index(category) for category in cluster]
             means = matrix.rows(selection.ingredients)[:, columns].mean(axis=1)
             assert matrix.rows([expert])[0, columns].mean() == pytest.approx(means.max())
+
+    def test_scores_below_zero_choose_as_others_do(self, selector: Selector, matrix: ScoreMatrix) -> None:
+        """Losses are turned round, so that higher is better."""
+        below = replace(matrix, values=matrix.values - 2)
+        assert selector.select(below).ingredients == selector.select(matrix).ingredients
 
     @pytest.mark.parametrize(("models", "candidates", "categories"), [(1, 1, 1), (2, 2, 4), (4, 4, 1), (4, 1, 4)])
     def test_a_check_refuses_in_the_words_of_the_selection(

@@ -37,6 +37,9 @@ class Sink:
         self.sampling = sampling
         return [(prompt[: one["max_tokens"]], "length") for prompt, one in zip(prompts, sampling, strict=True)]
 
+    def logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
+        return [[-float(token) for token in prompt[1:]] for prompt in prompts]
+
     def close(self) -> None:
         self.closed = True
 

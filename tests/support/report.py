@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from souping.core.unit import POINTS
 from souping.search.points import grid, uniform, vertices
 
 CATEGORIES = [
@@ -137,6 +139,7 @@ def sample(
     chosen = selection(rng, names, categories, k)
     report: dict[str, Any] = {
         "experiment": "bfcl",
+        "unit": asdict(POINTS),
         "benchmark": {"name": "pantry", "note": "pantry, BFCL-shaped, not BFCL"},
         "selection": chosen,
         "stability": stability(names, chosen),

@@ -1,4 +1,4 @@
-"""Engines of `evaluator=local`, which turn prompts into texts: `engine={transformers,vllm}`.
+"""Engines, which turn prompts into texts and score texts: `engine={transformers,vllm}`.
 
 Here are what engines have in common, `engine=transformers`, and the functions that load modules and tokenizers.
 """
@@ -6,15 +6,19 @@ Here are what engines have in common, `engine=transformers`, and the functions t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
@@ -47,6 +51,10 @@ def prompt_key(prompt: Sequence[int]) -> str:
     return hashlib.sha256(np.array(prompt, "<i4").tobytes()).hexdigest()
 
 
+LOGITS, SLICE = 1 << 27, 1 << 24
+"""Logits that a model makes at once, and those of them that are turned into fp32 at once."""
+T = TypeVar("T")
+R = TypeVar("R")
 NEW = 1024
 """Tokens that an answer may have by default."""
 
@@ -81,17 +89,35 @@ def left_by(limit: int, prompt: int) -> int:
     return free // step * step
 
 
-class GenerationSettings(Protocol):
-    """Settings of an evaluator that an engine uses: answers end at a text of `stop` or after `max_new_tokens`."""
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Tokens to be scored, after those `before` them, of which there is one at least."""
+
+    before: tuple[int, ...]
+    scored: tuple[int, ...]
+
+    def windows(self, limit: int | None, stride: int | None) -> list[tuple[list[int], int]]:
+        """(tokens, how many at their end are scored) of each window; a model reads all but the last token.
+
+        It reads at most `limit` tokens. The first window scores what fits after `before`; if that is less than half of
+        the limit, `before` loses its beginning. Each later one scores `stride` tokens more (default: the limit) after
+        as many of the tokens before them as fit.
+        """
+        tokens, done = [*self.before, *self.scored], len(self.before)
+        reach, made = limit or len(tokens), list[tuple[list[int], int]]()
+        while done < len(tokens):
+            fresh = stride or reach if made else max(reach + 1 - done, reach // 2, 1)
+            end = min(len(tokens), done + min(fresh, reach))
+            made.append((tokens[max(0, end - 1 - reach) : end], end - done))
+            done = end
+        return made
+
+
+class MachineSettings(Protocol):
+    """Settings of an evaluator that any work of an engine uses."""
 
     @property
-    def max_new_tokens(self) -> int | None: ...
-
-    @property
-    def stop(self) -> list[str]: ...
-
-    @property
-    def decoding(self) -> Decoding: ...
+    def batch_size(self) -> int: ...
 
     @property
     def workers(self) -> int: ...
@@ -101,6 +127,19 @@ class GenerationSettings(Protocol):
 
     @property
     def trust_remote_code(self) -> bool: ...
+
+
+class GenerationSettings(MachineSettings, Protocol):
+    """Settings of an evaluator that generates: answers end at a text of `stop` or after `max_new_tokens`."""
+
+    @property
+    def max_new_tokens(self) -> int | None: ...
+
+    @property
+    def stop(self) -> list[str]: ...
+
+    @property
+    def decoding(self) -> Decoding: ...
 
 
 class Engine(Component, Protocol):
@@ -113,6 +152,12 @@ class Engine(Component, Protocol):
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
+        ...
+
+    def likelihoods(
+        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+    ) -> list[float]:
+        """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
         ...
 
     @property
@@ -191,13 +236,24 @@ class TransformersEngine(Engine):
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
-        workers = min(settings.workers, len(items))
-        if workers < 2:
-            return _share(settings, model, items, replicate)
-        with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
-            shares = (items[worker::workers] for worker in range(workers))
-            parts = list(pool.map(lambda share: _share(settings, model, share, replicate), shares))
-        return [parts[i % workers][i // workers] for i in range(len(items))]
+        return in_shares(settings, items, lambda share: _share(settings, model, share, replicate))
+
+    def likelihoods(
+        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+    ) -> list[float]:
+        if model.module.config.is_encoder_decoder:
+            raise UserError("evaluator=loss needs a model that reads on: this one has an encoder and a decoder")
+        return in_shares(settings, passages, lambda share: _likelihoods(settings, model, share, stride))
+
+
+def in_shares(settings: MachineSettings, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+    """Results of work that `settings.workers` threads share: each does every n-th input."""
+    workers = min(settings.workers, len(inputs))
+    if workers < 2:
+        return work(inputs)
+    with ThreadPoolExecutor(workers, thread_name_prefix="souping-evaluate") as pool:
+        parts = list(pool.map(work, (inputs[worker::workers] for worker in range(workers))))
+    return [parts[i % workers][i // workers] for i in range(len(inputs))]
 
 
 def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int) -> list[Answer]:
@@ -273,6 +329,68 @@ def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcess
     return LogitsProcessorList([sampler(decoding, seeds, width)])  # type: ignore[list-item]  # any callable
 
 
+def _likelihoods(
+    settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+) -> list[float]:
+    """Log-likelihoods of one worker's passages; at most `batch_size` windows are read at once."""
+    import torch
+
+    torch.set_num_threads(settings.resolved_threads)
+    limit = context(model)
+    cut = [passage.windows(limit, stride) for passage in passages]
+    windows = [window for own in cut for window in own]
+    vocabulary = int(model.module.config.get_text_config(decoder=True).vocab_size)
+    longest = max(len(tokens) for tokens, _ in windows)
+    size = max(1, min(settings.batch_size, LOGITS // (vocabulary * longest)))
+    found = list[float]()
+    with torch.inference_mode():
+        for start in range(0, len(windows), size):
+            found += _scored(model.module, windows[start : start + size], pad_id(model), vocabulary)
+    ends = np.cumsum([0, *map(len, cut)]).tolist()
+    return [math.fsum(found[start:end]) for start, end in pairwise(ends)]
+
+
+def _scored(
+    module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int, vocabulary: int
+) -> list[float]:
+    """Log-likelihood of each window's scored tokens.
+
+    Rows are padded on the right, where no token before can see it. A window whose logits would fill the memory is read
+    in parts, with a KV cache.
+    """
+    import torch
+
+    width, device = max(len(tokens) for tokens, _ in windows) - 1, next(module.parameters()).device
+    ids, targets = torch.full((len(windows), width), pad), torch.full((len(windows), width), -1)
+    mask = torch.zeros_like(ids)
+    for number, (tokens, count) in enumerate(windows):
+        end = len(tokens) - 1
+        ids[number, :end], mask[number, :end] = torch.tensor(tokens[:-1]), 1
+        targets[number, end - count : end] = torch.tensor(tokens[len(tokens) - count :])
+    ids, mask, targets = ids.to(device), mask.to(device), targets.to(device)
+    step = max(1, LOGITS // (vocabulary * len(windows)))
+    totals, cache = torch.zeros(len(windows), dtype=torch.float64), _cache(module) if step < width else {}
+    for start in range(0, width, step):
+        part = slice(start, start + step)
+        out = module(input_ids=ids[:, part], attention_mask=mask[:, : start + step], **cache)
+        at = torch.nonzero(targets[:, part] >= 0)
+        row, place = at[:, 0], at[:, 1]
+        wanted = targets[:, part][row, place]
+        for some in torch.arange(len(row), device=device).split(max(1, SLICE // vocabulary)):
+            scores = torch.log_softmax(out.logits[row[some], place[some]].float(), dim=-1)
+            chosen = scores.gather(1, wanted[some, None])[:, 0]
+            totals.index_add_(0, row[some].cpu(), chosen.double().cpu())
+    return [float(total) for total in totals]
+
+
+def _cache(module: PreTrainedModel) -> dict[str, Any]:
+    """An empty KV cache, under the name that this version of transformers has for it."""
+    from transformers import DynamicCache
+
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return {name: DynamicCache(config=module.config), "use_cache": True}
+
+
 def neutral_config(
     module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], new: int, stop: Sequence[str] = ()
 ) -> GenerationConfig:
@@ -324,7 +442,12 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
-        module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+        quantised = vars(config).pop("quantization_config", None)
+        if has_weights(folder) and not quantised:
+            module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
+        else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
+            kind = config.dtype if own else dtype
+            module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:  # configurations, weights and code of others, refused in classes of their own
         raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
     module.generation_config = _neutral(module)

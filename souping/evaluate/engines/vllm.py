@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import multiprocessing
 import os
 from base64 import b64encode
@@ -23,11 +24,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stored_names, stores_head
+from souping.checkpoints.folder import read_config
+from souping.checkpoints.quantised import is_quantised
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
-from souping.evaluate.engines.transformers import Answer, Engine, GenerationSettings, cut, prompt_key, room
+from souping.evaluate.engines.transformers import (
+    Answer,
+    Engine,
+    GenerationSettings,
+    MachineSettings,
+    Passage,
+    cut,
+    prompt_key,
+    room,
+)
 from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
 
@@ -127,12 +139,26 @@ class VllmEngine(Engine):
             for n, prompt in enumerate(prompts)
         ]
 
+    def likelihoods(
+        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+    ) -> list[float]:
+        """As `Engine` has it; a window is two tokens shorter than the context: its last one, and one that is generated.
+
+        Raises:
+            UserError: vLLM is absent or cannot load the model.
+        """
+        engine = self._with(model, settings.trust_remote_code)
+        cut = [passage.windows(engine.context - 2, stride) for passage in passages]
+        found = iter(engine.logprobs([tokens for windows in cut for tokens, _ in windows]))
+        return [math.fsum(value for _, count in windows for value in next(found)[-count:]) for windows in cut]
+
     def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            by_folder = state.by_folder or self.weights == "reload"
+            quantised = is_quantised(read_config(model.architecture_folder))  # soups are not
+            by_folder = state.by_folder or self.weights == "reload" or quantised
             if by_folder or not self._transfer(model, trust):
                 self._reload(model, trust)
             state.served = model.soup
@@ -240,6 +266,8 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) ->
     return {**arguments, **({"weight_transfer_config": {"backend": "ipc"}} if transfer else {})}
 
 
+LIKELIHOOD: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
+"""The keyword arguments of `vllm.SamplingParams` for scoring a prompt: vLLM always generates a token."""
 SAMPLES_WITH = ("repetition_penalty",)
 """Penalties of a generation_config that vLLM has under the same name."""
 
@@ -356,6 +384,15 @@ class Vllm:
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         done = self._llm.generate(inputs, [self._sampling(**one) for one in sampling], use_tqdm=False)
         return [(list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason)) for answer in done]
+
+    def logprobs(self, prompts: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probability of each token of the prompts but their first."""
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        done = self._llm.generate(inputs, self._sampling(**LIKELIHOOD), use_tqdm=False)
+        return [
+            [float(each[token].logprob) for token, each in zip(prompt[1:], answer.prompt_logprobs[1:], strict=True)]
+            for prompt, answer in zip(prompts, done, strict=True)
+        ]
 
     def close(self) -> None:
         """End the workers and give their memory back."""

@@ -22,6 +22,7 @@ from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, ModuleSettings
 from souping.core.text import install, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
+from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
@@ -89,7 +90,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     """
 
     brings_items = True
-    fractions = False  # a task's own metric may count to 100, or below 0
+    unit = Unit(fractions=False)  # a task's own metric may count to 100, or below 0
     length_key = "evaluator.gen_kwargs={max_gen_toks: N}"
 
     logs: dict[str, str] | None = None

@@ -9,6 +9,7 @@ r"""Scorers: an item and a model's output -> a fraction of 1. They never raise o
 - `choice`: the letter that the output settles on (`\boxed{B}`, "the answer is (B)", `B)`, the last letter alone).
 - `f1`: overlap of words with the answer, as SQuAD has it; of several answers the best counts.
 - `math`: numbers, expressions and LaTeX that are equal, by the library math-verify (extra `math`).
+- `loss`: none; the item is a text for `evaluator=loss`.
 - `call`: the calls in the output are the answer's calls, as BFCL's checker compares them (`calls`).
 
 Users add their own, or a `Judge`.
@@ -39,7 +40,7 @@ import regex
 
 from souping.core.fields import pick
 from souping.core.text import first_line, install
-from souping.core.types import Item, Json, UserError, UserScorer
+from souping.core.types import TEXT, Item, Json, UserError, UserScorer
 from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
 
@@ -312,6 +313,10 @@ def _check_library() -> None:
         raise UserError(f"the scorer `math` needs the library math-verify: {install('math')}")
 
 
+def _unanswerable(item: Item, output: str) -> float:
+    raise UserError(f"item {item.id}: a `text` has no answer: use evaluator=loss")
+
+
 SCORERS: dict[str, Scorer] = {
     "exact": Scorer(_exact, _check_texts, lambda _, output: plain(output)),
     "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
@@ -321,6 +326,7 @@ SCORERS: dict[str, Scorer] = {
     "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
     "math": Scorer(_equal, _check_mathematics, _expression),
     "call": Scorer(calls.score, calls.check, calls.reading),
+    TEXT: Scorer(_unanswerable, lambda _: None, lambda _, output: output),
 }
 
 

@@ -16,6 +16,7 @@ import pytest
 from souping.core.types import Candidate, Item, UserError
 from souping.evaluate.engines.vllm import (
     ENVIRONMENT,
+    LIKELIHOOD,
     VllmEngine,
     check_version,
     llm_arguments,
@@ -81,13 +82,15 @@ FIELDS = {
     ("config/weight_transfer.py", "WeightTransferConfig"): {"backend"},
     ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo"): set(UPDATE),
     ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo"): {"packed"},
-    ("sampling_params.py", "SamplingParams"): set(DRAWN),
+    ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
+    ("logprobs.py", "Logprob"): {"logprob"},
     ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
     ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
 }
 TEXTS = {
     ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
     ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
+    ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
     ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
     ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),

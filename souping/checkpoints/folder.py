@@ -1,0 +1,158 @@
+"""Files of a model folder: weights by their headers, and side files."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from souping.checkpoints.archives import read_pickled
+from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
+from souping.checkpoints.sharded import Sharded
+from souping.core.text import shown
+from souping.core.types import Json, UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WEIGHTS = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
+    "target.spm", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
+"""Endings of what is no side file whatever it is called: weights and code."""
+MAX_SIDE = 512_000_000
+TIED = ("lm_head.weight", "output.weight")
+"""Names of output heads, which may be tied to the embedding."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """What a sharded checkpoint has not itself: a folder with config and tokenizer, and a file of rules for its names.
+
+    With `stored`, one without a config is opened all the same, under the names by which it is stored.
+    """
+
+    folder: Path | None = None
+    rules: Path | None = None
+    stored: bool = False
+
+
+Reader = Callable[[Path, str], dict[str, Tensor]]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = inside(folder, "config.json")
+    if not path.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
+        raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
+    config = parse_json(path, small(path))
+    if not isinstance(config, dict):
+        raise broken(path, "config.json is not a JSON object")
+    return config
+
+
+def read_weights(
+    folder: Path,
+    allow_pickle: bool,
+    safe: Sequence[str] = (SINGLE, INDEX),
+    pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
+) -> dict[str, Tensor]:
+    """The tensors of the first of these files that is there: a single file wins over an index, as in transformers.
+
+    Raises:
+        UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
+    """
+    name = next((name for name in (*safe, *pickles) if inside(folder, name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} has no weights: {' or '.join(safe)} is missing")
+    if name in pickles and not allow_pickle:
+        raise UserError(
+            f"{folder / name} holds pickled weights, which can run code when opened. "
+            "Convert them to safetensors, or set merge.allow_pickle=true."
+        )
+    read: Reader = read_pickled if name in pickles else read_header
+    return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
+
+
+def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
+    """The tensors an index lists; index and shards must tell the same story."""
+    path = folder / index
+    places = weight_map(path)
+    tensors: dict[str, Tensor] = {}
+    owners = {file: name for name, file in reversed(places.items())}
+    shards = {file: inside(folder, file, name) for file, name in owners.items()}
+    for file, shard in shards.items():
+        if not shard.is_file():
+            raise broken(path, f"the shard {shown(file)} is missing", owners[file])
+    for file in dict.fromkeys(places.values()):
+        for name, tensor in read(shards[file], file).items():
+            if places.get(name) != file:
+                raise broken(shards[file], f"{index} does not place it here", name)
+            tensors[name] = tensor
+    lost = next((name for name in places if name not in tensors), None)
+    if lost is not None:
+        raise broken(folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost)
+    return tensors
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """{tensor: file} of an index of shards."""
+    table = parse_json(index, small(index))
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+        raise broken(index, "weight_map is not a table of tensor names and file names")
+    return places
+
+
+def side_files(folder: Path) -> tuple[str, ...]:
+    # a link that leads nowhere is a file that is missing
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
+    for name in chosen:
+        if inside(folder, name).stat().st_size > MAX_SIDE:
+            raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
+    templates = folder / "additional_chat_templates"
+    if inside(folder, templates.name).is_dir():
+        extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
+        chosen += [name for name in extra if inside(folder, name).is_file()]
+    return tuple(chosen)
+
+
+def home_of(sharded: Sharded, like: Like) -> Path | None:
+    """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
+    if like.folder is not None:
+        if not (like.folder / "config.json").is_file():
+            raise UserError(f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json")
+        return like.folder
+    folder, root = sharded.folder, sharded.folder / sharded.root
+    for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
+        if (place / "config.json").is_file():
+            return place
+    if like.stored:
+        return None
+    raise UserError(
+        f"{folder} is a sharded checkpoint without a config and tokenizer, as trainers save it: name a folder of the "
+        "same model that has them, pool.like=HF_FOLDER"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as Hugging Face models do."""
+    return any((folder / name).exists() for name in WEIGHTS)
+
+
+def weights_like(home: Path) -> dict[str, Tensor]:
+    """The tensors of the model in a folder; none where it has no weights."""
+    return read_weights(home, True) if has_weights(home) else {}
+
+
+def setting(config: Mapping[str, Any], key: str) -> Json:
+    """A setting of a model's config, or of the text model in it."""
+    nested = config.get("text_config")
+    value: Json = config.get(key, nested.get(key) if isinstance(nested, dict) else None)
+    return value

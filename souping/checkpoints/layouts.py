@@ -1,0 +1,287 @@
+"""Rules for the names and layouts of trainers' tensors: `rules/*.json` and files of users (docs/merging.md)."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+from souping.checkpoints.header import parse_json
+from souping.checkpoints.views import Shape
+from souping.core.fields import load, pick
+from souping.core.files import expanded
+from souping.core.text import shown
+from souping.core.types import Json, UserError
+
+SOURCE = "source"
+"""Axis of the result that counts the native tensors of a rule which has several."""
+SHOW = "show"
+RULES = Path(__file__).with_name("rules")
+PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
+AXIS = re.compile(
+    r"(?P<name>[a-z_]+)(?:=(?P<size>[a-z_0-9+]+))?(?:\[(?P<start>[^:\]]*)(?P<range>:)?(?P<stop>[^\]]*)\])?"
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a layout. `size` and the bounds of its slice are sums of numbers and sizes of the config."""
+
+    name: str
+    size: str
+    start: str
+    stop: str
+    cut: bool
+
+
+Dims = tuple[tuple[Axis, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of tensor is called and laid out on both sides. `layout` None: as it is, whatever its shape."""
+
+    natives: tuple[str, ...]
+    name: str
+    text: str
+    layout: tuple[Dims, Dims] | None
+    types: tuple[str, ...] = ()
+
+    def fits(self, model_type: str) -> bool:
+        wanted = [kind for kind in self.types if not kind.startswith("!")]
+        return f"!{model_type}" not in self.types and (not wanted or model_type in wanted)
+
+    @cached_property
+    def indexes(self) -> tuple[str, ...]:
+        """Placeholders of the Hugging Face name."""
+        return tuple(PLACEHOLDER.findall(self.name))
+
+    @cached_property
+    def stacked(self) -> tuple[str, ...]:
+        """The axes of the result that count native tensors."""
+        numbers = PLACEHOLDER.findall(self.natives[0])
+        return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
+
+    @cached_property
+    def unstacked(self) -> tuple[str, ...]:
+        """The axes of the native tensor that are indexes in Hugging Face names."""
+        numbers = PLACEHOLDER.findall(self.natives[0])
+        return tuple(axis for axis in self.indexes if axis not in numbers)
+
+    def target(self, indexes: Mapping[str, str]) -> str:
+        return PLACEHOLDER.sub(lambda found: indexes[found[1]], self.name)
+
+    def check(self) -> None:
+        """Raises ValueError where an axis of one side is not there once on the other, or a name is no pattern."""
+        for native in self.natives:
+            pattern_of(native)
+        sources = self.stacked if len(self.natives) > 1 else self.stacked[1:]
+        before, after = self.layout or ((), ())
+        have = [*(axis.name for dim in before for axis in dim), *sources]
+        want = [*(axis.name for dim in after for axis in dim), *self.unstacked]
+        if sorted(have) != sorted(want) or len(set(have)) < len(have):
+            odd = sorted(set(have) ^ set(want)) or sorted(name for name in have if have.count(name) > 1)
+            raise ValueError(f"{self.text!r} for {self.name} must have the axis {', '.join(odd)} once on each side")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The rules of one file. `anchors` are names that show where the model begins below prefixes."""
+
+    name: str
+    anchors: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    drop: tuple[str, ...] = ()
+    prefix: str | None = None
+
+
+@cache
+def common() -> dict[str, Any]:
+    table: dict[str, Any] = parse_json(RULES / "common.json", (RULES / "common.json").read_bytes())
+    return table
+
+
+def rules_of(names: str | None) -> Path | None:
+    """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
+    file = (names or "").removeprefix(f"{SHOW}:")
+    if file in ("", SHOW):
+        return None
+    path = expanded(file, "merge.names")
+    if not path.is_file():
+        raise UserError(f"merge.names={names}: {path} is no file: give a file of rules, or {SHOW}")
+    return path
+
+
+def shows(names: str | None) -> bool:
+    """Whether `merge.names` asks for a list of names in place of a merge."""
+    return names is not None and names.partition(":")[0] == SHOW
+
+
+def families(rules: Path | None) -> list[Family]:
+    """The user's file, then all files of the package."""
+    own = [] if rules is None else [rules]
+    return [read_rules(path) for path in (*own, *sorted(RULES.glob("*.json"))) if path != RULES / "common.json"]
+
+
+class RuleFile(TypedDict, total=False):
+    """A file of rules."""
+
+    extends: str
+    anchors: list[str]
+    prefix: str
+    types: dict[str, list[str]]
+    drop: list[str]
+    rules: list[list[str | list[str]]]
+
+
+@cache
+def read_rules(path: Path) -> Family:
+    """The rules of a file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    table: RuleFile = load(path, RuleFile)
+    for key in table:
+        pick(key, RuleFile.__annotations__, f"{path}: keys")
+    try:
+        rules = [rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {}))]
+    except (ValueError, re.error) as error:
+        raise UserError(f"{path}: {error}") from None
+    anchors, drop, named = table.get("anchors", []), table.get("drop", []), {rule.name for rule in rules}
+    if "extends" in table:
+        files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
+        base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
+        rules += [rule for rule in base.rules if rule.name not in named]
+        anchors, drop = [*anchors, *base.anchors], [*drop, *base.drop]
+    return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
+
+
+def _rules(row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+    """The rules of a row: one for each way to write out the optional parts of its native names."""
+    first, *texts = row if row else [""]
+    name, layout, types = (*texts, "") if len(texts) == 2 else texts if len(texts) == 3 else ("", "", "")
+    if not (first and name and isinstance(name, str) and isinstance(layout, str) and isinstance(types, str)):
+        raise ValueError(f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}")
+    kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
+    forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
+    for form in zip(*forms, strict=True):
+        names, text = tuple(native for native, _ in form), form[0][1]
+        rule = Rule(names, name, text, _layout(text, name) if text else None, kinds)
+        rule.check()
+        yield rule
+
+
+def _forms(native: str, layout: str) -> list[tuple[str, str]]:
+    """`[x]` is there or not; an index that is not in the name is an axis in front of the tensor."""
+    found = OPTIONAL.search(native)
+    if found is None:
+        return [(native, layout)]
+    head, axis = native[: found.start()], PLACEHOLDER.search(found[1])
+    tails = _forms(native[found.end() :], layout)
+    numbered = [(f"{head}{found[1]}{tail}", text) for tail, text in tails]
+    return numbered + [(head + tail, f"{axis[1]} {text}" if axis else text) for tail, text in tails]
+
+
+def _layout(text: str, name: str) -> tuple[Dims, Dims]:
+    """Axes of the native tensor and of the Hugging Face tensor; these are the same but for indexes in its name."""
+    before, arrow, after = text.partition("->")
+    dims = _dims(before)
+    if arrow:
+        return dims, _dims(after)
+    indexes = PLACEHOLDER.findall(name)
+    return dims, tuple(dim for dim in dims if not (len(dim) == 1 and dim[0].name in indexes))
+
+
+def _dims(text: str) -> Dims:
+    return tuple(tuple(map(_axis, dim.strip("()").split())) for dim in re.findall(r"\([^()]*\)|[^\s()]+", text))
+
+
+def _axis(text: str) -> Axis:
+    found = AXIS.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]")
+    start, stop = found["start"] or "", found["stop"] or ""
+    return Axis(found["name"], found["size"] or "", start, stop, found["start"] is not None and not found["range"])
+
+
+@cache
+def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
+
+
+@cache
+def pattern_of(native: str) -> re.Pattern[str]:
+    parts = PLACEHOLDER.split(native)
+    groups = ["(?P<rest>.+)" if part == "rest" else f"(?P<{part}>0|[1-9][0-9]{{0,5}})" for part in parts[1::2]]
+    return re.compile("".join(re.escape(text) + group for text, group in zip(parts[::2], [*groups, ""], strict=True)))
+
+
+# Sizes and shapes
+
+
+def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
+    """The sizes that layouts may name, as far as a config has them."""
+    inner = config.get("text_config")
+    tables = [config, inner] if isinstance(inner, dict) else [config]
+    values = {
+        key: value for table in reversed(tables) for key, value in table.items() if type(value) is int and value > 0
+    }
+    keys = common()["sizes"]
+    sizes = {name: next((values[key] for key in keys[name] if key in values), 0) for name in keys}
+    if not sizes["head_dim"] and sizes["heads"]:
+        sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
+    sizes["half"] = sizes["head_dim"] // 2
+    if sizes["kv_heads"]:
+        sizes["queries"] = sizes["heads"] // sizes["kv_heads"]
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _value(text: str, sizes: Mapping[str, int]) -> int:
+    """The sum of numbers and sizes that a text names."""
+    total = 0
+    for term in text.split("+"):
+        if not re.fullmatch(r"-?\d{1,9}", term) and term not in sizes:
+            raise ValueError(f"the config says nothing of {shown(term)}")
+        total += sizes[term] if term in sizes else int(term)
+    return total
+
+
+def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """{axis: (size, stride)} of a native tensor (ValueError: its shape is another)."""
+    if len(dims) != len(shape):
+        raise ValueError(f"it should have {len(dims)} dimensions")
+    table: dict[str, tuple[int, int]] = {}
+    stride = 1
+    for dim, length in zip(reversed(dims), reversed(shape), strict=True):
+        for axis, size in zip(reversed(dim), reversed(_factors(dim, length, sizes)), strict=True):
+            table[axis.name] = (size, stride)
+            stride *= size
+    return table
+
+
+def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
+    """The sizes of the axes that make up a dimension; at most one follows from its length."""
+    known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]
+    rest = math.prod(size for size in known if size)
+    if known.count(0) > 1 or rest < 1:
+        raise ValueError(f"the config has too few of the sizes {', '.join(axis.name for axis in dim)}")
+    if length % rest or (0 not in known and length != rest):
+        text = " x ".join(f"{axis.name} {size or '?'}" for axis, size in zip(dim, known, strict=True))
+        raise ValueError(f"{length} is not {text}")
+    return [size or length // rest for size in known]
+
+
+def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """First index and number of indexes of an axis that a layout takes (ValueError: there are not so many)."""
+    start = _value(axis.start, sizes) if axis.start else 0
+    stop = start + 1 if axis.cut else _value(axis.stop, sizes) if axis.stop else size
+    if not 0 <= start < stop <= size:
+        raise ValueError(f"{axis.name} has {size} of the {stop} that are needed")
+    return start, stop - start

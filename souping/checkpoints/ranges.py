@@ -1,0 +1,161 @@
+"""Weight files on `s3://` and `gs://`, read by range through fsspec: a small pointer file is in their place here."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from souping.core.files import write_atomically
+from souping.core.text import first_line, install
+from souping.core.types import UserError
+
+MARK = b"souping: a weight file that is read by range\n"
+MOST = 4096
+"""Bytes of a pointer at most."""
+BLOCK = 8 << 20
+AHEAD = 1
+KEPT = 3
+"""Blocks of a model that are in memory at once: two threads may be at the two sides of an edge, and one arrives."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """File in a bucket as it was listed: its URL, bytes, and the tag that changes with its content."""
+
+    url: str
+    size: int
+    tag: str
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, MARK + json.dumps(asdict(self)).encode())
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Bytes `start .. end` of the file. Raises UserError where they cannot be had."""
+        with explained(self.url):
+            data: bytes = filesystem(self.url).cat_file(self.url, start=start, end=end)
+        if len(data) != end - start:
+            raise moved(self.url)
+        return data
+
+
+def pointer_in(path: Path) -> Pointer | None:
+    """The pointer in a file; None if that is the very file."""
+    with path.open("rb") as file:
+        if file.read(len(MARK)) != MARK:
+            return None
+        return Pointer(**json.loads(file.read(MOST)))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """(a file here or the one that a pointer names, its size in bytes)."""
+    remote = pointer_in(path)
+    if remote is None:
+        with path.open("rb") as file:
+            yield file, path.stat().st_size
+        return
+    with explained(remote.url):
+        file = filesystem(remote.url).open(remote.url, "rb", block_size=1 << 20, cache_type="readahead")
+    with file:
+        yield file, remote.size
+
+
+def check_pointers(paths: Iterable[Path]) -> None:
+    """Raises UserError where the file that a pointer names is another one by now."""
+    found = [one for path in paths if (one := pointer_in(path)) is not None]
+    for folder in {one.url.rpartition("/")[0] for one in found}:
+        now = listed_files(folder)
+        for one in found:
+            place, _, name = one.url.rpartition("/")
+            if place == folder and now.get(name) != one:
+                raise moved(one.url)
+
+
+def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
+    """{name: file} of what is in a folder of a bucket, and in one folder below it."""
+    with explained(folder):
+        rows = list(filesystem(folder).ls(folder, detail=True, refresh=True))
+        if below and any(str(row["name"]).endswith(f"/{below}") for row in rows):
+            rows += filesystem(folder).ls(f"{folder}/{below}", detail=True, refresh=True)
+    found = {}
+    for row in (row for row in rows if row["type"] == "file"):
+        name = str(row["name"]).removeprefix(folder.partition("://")[2]).strip("/")
+        tag = str(row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified"))
+        found[name] = Pointer(f"{folder}/{name}", int(row["size"]), tag)
+    return found
+
+
+class RangeReader:
+    """Remote files of one model: blocks that are fetched ahead and shared by the threads that read."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1 + AHEAD, thread_name_prefix="souping-ranges")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, remote: Pointer, view: memoryview, offset: int) -> int:
+        """Fill the start of `view`; returns how many bytes, 0 at the end of the file."""
+        if offset >= remote.size:
+            return 0
+        number = offset // BLOCK
+        part = self._block(remote, number)[offset - number * BLOCK :][: len(view)]
+        view[: len(part)] = part
+        return len(part)
+
+    def _block(self, remote: Pointer, number: int) -> bytes:
+        with self._lock:
+            for each in range(number, min(number + AHEAD, (remote.size - 1) // BLOCK) + 1):
+                if (remote.url, each) not in self._blocks:
+                    edges = each * BLOCK, min((each + 1) * BLOCK, remote.size)
+                    self._blocks[remote.url, each] = self._pool.submit(remote.fetch, *edges)
+            wanted = self._blocks[remote.url, number]
+            while len(self._blocks) > KEPT:
+                self._blocks.popitem(last=False)
+        return wanted.result()
+
+
+def filesystem(url: str) -> Any:
+    """fsspec's file system for a URL.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    return _filesystem(url.partition(":")[0])
+
+
+@functools.cache
+def _filesystem(scheme: str) -> Any:
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise UserError(f"{scheme}:// needs a package ({first_line(error)}): {install('remote')}") from None
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Errors of a bucket's client as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{url} is not there, or your credentials do not show it") from None
+    except Exception as error:  # of the clients of each service
+        raise UserError(f"{url} cannot be read: {first_line(error)}") from error
+
+
+def moved(url: str) -> UserError:
+    return UserError(f"{url} has changed since it was listed: start again when nothing writes there")

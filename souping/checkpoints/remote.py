@@ -1,0 +1,79 @@
+"""Models on `s3://` and `gs://`, in a cache beside the Hub's.
+
+Small files are fetched. Weights are read by range where they are needed once, to merge; a run that evaluates reads them
+for every soup, so it fetches them. A folder of the cache belongs to one listing of names, sizes and tags: what changed
+in the bucket is another folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from souping.checkpoints.hub import ADAPTERS, FILE, WORKERS, HubName, Listing, weight_file
+from souping.checkpoints.ranges import BLOCK, Pointer, listed_files
+from souping.core.files import expanded, reserve
+from souping.core.types import UserError, digest
+
+URL = re.compile(r"(s3|gs):/+([^/].*?)/*")
+TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class RemoteName(HubName):
+    """Folder of a bucket, as the Hub's code knows a repository; the revision is a digest of what is in it."""
+
+    @property
+    def cache(self) -> Path:
+        return expanded(constants.HF_HOME) / "souping" / digest(self.repo)[:16]
+
+    def __str__(self) -> str:
+        return self.repo
+
+
+def parse(path: str | Path) -> str | None:
+    """The URL that a path is; None for any other. A path has lost a slash of it."""
+    match = URL.fullmatch(str(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Path:
+    """The folder here of a model in a bucket, with its small files, and its `weights` or pointers to them.
+
+    Raises:
+        UserError: it is not there or has no weights that are read from buckets, or a package is missing.
+    """
+    there = {name: one for name, one in listed_files(url, TEMPLATES).items() if FILE.fullmatch(name)}
+    main = weight_file(there, allow_pickle)
+    if not main:
+        raise UserError(f"{url} has no safetensors of Hugging Face: copy other layouts to a folder here first")
+    revision = digest([[one.url, one.size, one.tag] for _, one in sorted(there.items())])
+    listing = Listing(RemoteName(url, revision), {name: one.size for name, one in there.items()}, main)
+    for name in listing.absent(listing.side):
+        copy(there[name], listing.folder / name)
+    if weights or main in ADAPTERS or not main.endswith((".safetensors", ".safetensors.index.json")):
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(lambda name: copy(there[name], listing.folder / name), listing.missing))
+    for name in listing.missing:
+        if not (listing.folder / name).exists():  # its stamp stays, under which a digest may be known
+            there[name].write(listing.folder / name)
+    return listing.folder
+
+
+def copy(one: Pointer, path: Path) -> None:
+    """Fetch a file, which appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            reserve(file.fileno(), one.size)
+            for start in range(0, one.size, BLOCK):
+                file.write(one.fetch(start, min(start + BLOCK, one.size)))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

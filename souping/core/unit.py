@@ -1,0 +1,140 @@
+"""Units of scores: what an evaluator's scores mean, and which direction is better.
+
+Everything between an evaluator and a report computes with inner scores: higher is better, and 0.01 is the usual margin.
+`Unit.inner` makes them where records become scores, and `Unit.raw` takes them back where numbers are written for
+readers. Nothing in between has to know the unit. What is shown is worded here, in the unit of the current run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from souping.core.text import minus
+from souping.core.types import FloatArray, Json, number
+
+MARGIN = 0.01
+"""The usual margin of inner scores: a gain below it is no reason to soup."""
+TURNED = ("mean", "difference", "value", "low", "high")
+"""Keys of an interval that hold scores."""
+Number = TypeVar("Number", float, FloatArray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Unit of an evaluator's scores.
+
+    A score is shown multiplied by `scale` and with `digits` decimals, followed by `symbol`, or by `name` if it is a
+    difference. `meaning` says what it measures. `margin` is the usual smallest gain that matters, as it is shown.
+    `fractions` says whether all scores lie between 0 and 1.
+    """
+
+    name: str = "points"
+    symbol: str = "%"
+    meaning: str = "percent correct"
+    higher_is_better: bool = True
+    scale: float = 100.0
+    digits: int = 1
+    margin: float = 1.0
+    fractions: bool = True
+
+    @property
+    def factor(self) -> float:
+        """Inner score of a score of 1."""
+        return (1.0 if self.higher_is_better else -1.0) * MARGIN * self.scale / self.margin
+
+    def inner(self, score: Number) -> Number:
+        return score * self.factor
+
+    def raw(self, inner: Number) -> Number:
+        """The score, or difference of scores, of an inner one."""
+        return inner / self.factor + 0.0
+
+    def size(self, inner: float) -> float:
+        """Size of an inner difference, whatever the direction."""
+        return inner / abs(self.factor)
+
+    def inner_margin(self, shown: float | None) -> float:
+        """Inner margin of one that a user typed, or the usual one."""
+        return (self.margin if shown is None else shown) / self.scale * abs(self.factor)
+
+    def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """An interval as a report has it: its numbers are inner scores."""
+        made = {key: self.raw(value) if key in TURNED else value for key, value in table.items()}
+        if not self.higher_is_better:
+            made |= {"low": made["high"], "high": made["low"]}
+        return made
+
+    # ------------------------------------------------------------ words
+
+    def text(self, score: float, sign: bool = False, more: int = 0) -> str:
+        """`78.1`; `sign` is for differences, `more` digits than usual."""
+        return f"{self.scale * score + 0.0:{'+' if sign else ''}.{self.digits + more}f}"
+
+    def level(self, score: float, more: int = 0) -> str:
+        """`78.1 %`"""
+        return f"{minus(self.text(score, more=more))} {self.symbol}"
+
+    def amount(self, score: float) -> str:
+        """`1 point`, `0.25 points`"""
+        shown = f"{self.scale * score:.4g}"
+        return f"{shown} {self.name.removesuffix('s') if shown == '1' else self.name}"
+
+    def heading(self, what: str) -> str:
+        """Title of a column or an axis of scores."""
+        return f"{what}{'' if self.symbol == '%' else ','} {self.symbol}"
+
+    @property
+    def better_side(self) -> str:
+        """Side of 0 on which a difference is a gain."""
+        return "Right" if self.higher_is_better else "Left"
+
+    def colours(self, scheme: str) -> str:
+        """Scheme of matplotlib's in which the better scores have the colours of its upper end."""
+        return scheme if self.higher_is_better else f"{scheme}_r"
+
+
+POINTS = Unit()
+BITS_PER_BYTE = Unit(
+    name="bits per byte",
+    symbol="bits per byte",
+    meaning="bits per byte of text (lower is better)",
+    higher_is_better=False,
+    scale=1.0,
+    digits=4,
+    margin=0.005,
+    fractions=False,
+)
+_CURRENT: ContextVar[Unit] = ContextVar("unit", default=POINTS)
+
+
+def unit() -> Unit:
+    """The unit in which scores are written now."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def scores_in(chosen: Unit) -> Iterator[None]:
+    """Write scores in this unit."""
+    before = _CURRENT.set(chosen)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(before)
+
+
+def unit_of(table: Mapping[str, Json]) -> Unit:
+    """The unit of a report, or of one of its benchmarks."""
+    found = table.get("unit")
+    if not isinstance(found, Mapping):
+        return POINTS
+    known: dict[str, Any] = {each.name: found[each.name] for each in fields(Unit) if each.name in found}
+    return Unit(**known)
+
+
+def gain(score: Json) -> float:
+    """The inner score of a number in a report, to order by; 0 if there is none."""
+    return unit().inner(number(score) or 0.0)

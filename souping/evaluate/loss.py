@@ -1,0 +1,124 @@
+"""Loss on texts: how many bits a model needs for each byte of a text, or of an answer after its prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from souping.core.fields import Count, component
+from souping.core.protocols import LoadedModel
+from souping.core.types import TEXT, Item, Json, Record, UserError
+from souping.core.unit import BITS_PER_BYTE
+from souping.evaluate.engines.transformers import Passage, load_tokenizer, prompt_key
+from souping.evaluate.generate import EngineEvaluator
+from souping.evaluate.templates import as_seen, encode, prompt_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Raise when the same settings would give other scores."""
+
+
+@component
+class LossEvaluator(EngineEvaluator):
+    """Bits per byte, from the log-likelihood of an item's text by `engine`; lower is better.
+
+    An item with a `text` is scored from its first token on, which follows the tokenizer's BOS token (EOS if it has
+    none). Of any other item the answer is scored, after its prompt. A text that is longer than the model's context is
+    read in windows: each after the first scores `stride` further tokens (default: the context), after as much of the
+    text before them as fits. The end of a text is not scored.
+
+    A category's score is the mean over its items, so that each text counts alike; it is not the bits per byte of all
+    texts together. The store keeps both numbers of every item, its bits and its bytes.
+    """
+
+    unit = BITS_PER_BYTE
+
+    batch_size: Count = 16
+    stride: Count | None = None
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        return self.settings_of("loss", VERSION, {"stride": self.stride})
+
+    @property
+    def answer_tokens(self) -> int:
+        return 0
+
+    def banner(self) -> str:
+        return "scores are bits per byte: lower is better, and nothing is generated"
+
+    def length(self, item: Item) -> int:
+        """Characters that the model reads."""
+        return EngineEvaluator.length(self, item) + len(str(item.answer))
+
+    def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
+        """Refuse items without a text to score, as `passage` does (UserError)."""
+        EngineEvaluator.check_tokenizer(self, folder, items)
+        for item in items:
+            scored_text(item)
+
+    def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Texts with characters that the tokenizer does not know: one token then stands for any number of bytes."""
+        tokenizer = load_tokenizer(folder, self.trust_remote_code)
+        unknown = tokenizer.unk_token_id
+        hit = sum(unknown in encode(tokenizer, scored_text(item)) for item in items) if unknown is not None else 0
+        what = f"{hit} of {len(items)} texts have characters that the tokenizer does not know"
+        return [f"{what}: their bits per byte are too low"] if hit else []
+
+    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+        """Bits per byte of every item, in order.
+
+        Raises:
+            UserError: an item has no text to score, or the engine cannot run.
+        """
+        passages = [passage(model.tokenizer, item) for item in items]
+        found = self.engine.likelihoods(self, model, passages, self.stride)
+        return [_record(model, *each) for each in zip(items, passages, found, strict=True)]
+
+
+def _record(model: LoadedModel, item: Item, read: Passage, likelihood: float) -> Record:
+    bits, size = -likelihood / math.log(2), len(scored_text(item).encode())
+    tokens = (*read.before, *read.scored)
+    key = prompt_key(tokens)
+    return Record(
+        item=item.id,
+        score=bits / size,
+        statistics=(bits, float(size)),
+        prompt_tokens=len(tokens),
+        prompt_key=key,
+        prompt=as_seen(model.tokenizer, item, key),
+    )
+
+
+def scored_text(item: Item) -> str:
+    """The text that an item is scored by (UserError if there is none)."""
+    text = item.prompt if item.scorer == TEXT else item.answer
+    if not isinstance(text, str) or not text:
+        raise UserError(f"item {item.id}: evaluator=loss needs a `text`, or an answer that is a text, not {text!r:.40}")
+    return text
+
+
+def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
+    """The tokens of an item.
+
+    An answer is tokenised together with its prompt, and scored from the first token that differs from the prompt's.
+
+    Raises:
+        UserError: there is no token to score, or none that a text's first token could follow.
+    """
+    text, answer = prompt_text(tokenizer, item), scored_text(item)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    whole, alone = encode(tokenizer, text), list[int]()
+    if item.scorer != TEXT:
+        whole, alone = encode(tokenizer, text + answer), whole
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False)))
+    first = [begin] if isinstance(item.prompt, str) or not shared else []
+    if first == [None] or len(whole) == shared:
+        lacking = "a token of the text" if len(whole) == shared else "a BOS or EOS token, which the first token follows"
+        raise UserError(f"item {item.id}: the tokenizer has no {lacking.removeprefix('a ')}")
+    return Passage(before=(*first, *whole[:shared]), scored=tuple(whole[shared:]))

@@ -1,0 +1,212 @@
+"""The report's sections on a training run: its checkpoints, the chosen average, and averages of other windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from souping.core.types import FloatArray, elements, entries, number, part, texts
+from souping.core.unit import unit
+from souping.report.format import KINDS, clean, count, interval, level, limits, p_of, points, score, weight
+from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
+from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
+"""Kinds of the rows that an average of checkpoints is compared with, in this order."""
+SHAPES: Mapping[str, tuple[str, str, str]] = {
+    "uniform": ("equal weights", "o", COLOURS["soup"]),
+    "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
+    "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
+}
+"""{kind of a window: (its name, its mark, its colour)}"""
+SIDES = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
+
+
+def sections(report: Report) -> tuple[Section, ...]:
+    """Nothing if the candidates are no checkpoints of a training run."""
+    data = part(report, "trajectory")
+    windows, members = entries(data, "windows"), entries(data, "members")
+    if not members:
+        return ()
+    folded = nonempty((table("Every checkpoint", _members(members)), table("By category", _categories(data))))
+    line = (
+        f"{count(len(windows))} averages on the search fold. One of them was chosen here, so its numbers are "
+        "optimistic; the report fold has the fair ones. Bands and whiskers hold for all averages at once."
+    )
+    numbers = nonempty((table("The averages in numbers", _windows(windows)),))
+    tried = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
+    rows = (_rows(report, data),)
+    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *tried
+
+
+def _lines(report: Report, data: Row) -> list[str]:
+    lines, spread = texts(data, "sentences"), part(data, "spread")
+    for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
+        lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
+    if number(spread.get("report")) is not None:
+        lines.append(
+            f"The last {count(spread.get('checkpoints'))} checkpoints differ among themselves by a standard deviation "
+            f"of {points(spread.get('report'))}."
+        )
+    further = [score(value, sign=True) for value in elements(part(data, "runs"), "differences")]
+    if further:
+        claim = part(part(data, "runs"), "claim")
+        recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
+        runs = f"{len(further)} further run{'s' * (len(further) > 1)}"
+        lines.append(f"The same weights on {runs}: {', '.join(further)}. {recipe}")
+    return lines
+
+
+def _claimed(pair: Row) -> str:
+    return f"{points(pair.get('difference'), sign=True)} ({limits(pair)}, p {p_of(pair)})"
+
+
+def _rows(report: Report, data: Row) -> TableGrid:
+    """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
+    found = entries(report, "comparisons")
+    pairs = [pair for kind in OTHERS for pair in found if pair.get("kind") == kind]
+    named = [(KINDS[str(pair.get("kind"))], "" if pair.get("b") in OTHERS else pair.get("b")) for pair in pairs]
+    named.append(("mean of its members' scores", ""))
+    spread = score(part(data, "spread").get("report"))
+    lines = [
+        (kind, clean(name), *_difference(pair), p_of(pair), spread)
+        for (kind, name), pair in zip(named, [*pairs, part(data, "members_mean")], strict=True)
+    ]
+    around = f"{level(next(iter(pairs), {}))} interval"
+    header = ("average minus", "checkpoint", f"difference, {unit().name}", around, "p", "SD of the last checkpoints")
+    return grid(header, lines, left=(0, 1))
+
+
+def _difference(pair: Row) -> tuple[str, str]:
+    return score(pair.get("difference"), sign=True), interval(pair.get("low"), pair.get("high"), sign=True)
+
+
+def _members(members: Sequence[Row]) -> TableGrid:
+    lines = [
+        (
+            clean(one.get("name")),
+            *(count(one.get(key)) for key in ("step", "tokens")),
+            weight(one.get("rate")),
+            *(score(one.get(key)) for key in ("search", "report")),
+            weight(one.get("weight")),
+        )
+        for one in members
+    ]
+    scores = [unit().heading(fold) for fold in ("search", "report")]
+    return grid(("checkpoint", "step", "tokens", "learning rate", *scores, "weight"), lines)
+
+
+def _categories(data: Row) -> TableGrid:
+    found = entries(data, "categories")
+    lines = [
+        (clean(one.get("category")), count(last.get("n")), score(one.get("score")), *_difference(last))
+        for one in found
+        for last in [part(one, "last")]
+    ]
+    around = f"{level(part(found[0], 'last') if found else {})} interval, all at once"
+    return grid(("category", "items", unit().heading("average"), "minus the last checkpoint", around), lines)
+
+
+def _windows(found: Sequence[Row]) -> TableGrid:
+    lines = [
+        (
+            SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
+            *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
+            score(one.get("objective")),
+            *(text for side in SIDES for text in _difference(part(one, side))),
+        )
+        for one in found
+    ]
+    sides = [text for side in SIDES.values() for text in (side, "interval")]
+    return grid(("average", "checkpoints", "steps", "tokens", unit().heading("score"), *sides), lines)
+
+
+# ------------------------------------------------------------ pictures
+
+
+def _column(rows: Sequence[Row], key: str, factor: float = 1.0) -> FloatArray:
+    values = [number(row.get(key)) for row in rows]
+    return factor * np.array([np.nan if value is None else value for value in values])
+
+
+def trajectory(report: Report) -> Drawing | None:
+    """Scores of the checkpoints, their learning rate, and the weights of the average over the steps of training."""
+    from matplotlib.figure import Figure
+
+    members = entries(part(report, "trajectory"), "members")
+    if len(members) < 2:
+        return None
+    steps, rates = _column(members, "step"), _column(members, "rate")
+    with canvas():
+        made = Figure(figsize=(7.6, 5.4))
+        scores, rate, weights = made.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
+        _scores(scores, report, members, steps)
+        rate.plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
+        rate.set_ylim(bottom=0)
+        rate.set_ylabel("learning rate")
+        width = 0.6 * float(np.diff(steps).min())
+        weights.bar(steps, _column(members, "weight"), width=width, color=COLOURS["soup"])
+        weights.set_ylabel("weight")
+        weights.set_xlabel("training step")
+        made.align_ylabels()
+    alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
+    return Drawing("trajectory", made, alt, "On the report fold. Bars: the weights of the chosen average.")
+
+
+def _scores(axes: Axes, report: Report, members: Sequence[Row], steps: FloatArray) -> None:
+    values = _column(members, "report", unit().scale)
+    axes.plot(steps, values, "o-", color=COLOURS["best_single"], markersize=5, linewidth=1.0, label="checkpoints")
+    lines = {"soup": ("chosen average", "-", COLOURS["soup"]), "decayed": ("decayed branch", "--", INK)}
+    for row in [row for row in entries(report, "rows") if row.get("kind") in lines]:
+        label, style, colour = lines[str(row.get("kind"))]
+        level_of_row = _column([part(row, "objective")], "mean", unit().scale)[0]
+        axes.axhline(level_of_row, color=colour, linestyle=style, linewidth=1.4, label=label)
+    axes.set_ylabel(unit().symbol)
+    axes.legend()
+
+
+def window_bands(report: Report) -> Drawing | None:
+    """The averages of each window minus the last checkpoint, and minus the mean of their members, by window length."""
+    from matplotlib.figure import Figure
+
+    data = part(report, "trajectory")
+    found = entries(data, "windows")
+    if not found:
+        return None
+    with canvas():
+        made = Figure(figsize=(8.6, 3.4))
+        for axes, (side, title) in zip(made.subplots(1, 2), SIDES.items(), strict=True):
+            _band(axes, found, side)
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel("steps from the oldest to the newest")
+            axes.set_ylabel(f"difference, {unit().name}")
+        spread = number(part(data, "spread").get("search"))
+        if spread is not None:
+            reach, label = unit().scale * spread, "SD of the last checkpoints"
+            made.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
+        made.tight_layout()
+        made.legend(*made.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    alt = f"Differences of {len(found)} averages to the last checkpoint and to the mean of their members."
+    better = "Above" if unit().higher_is_better else "Below"
+    return Drawing("windows", made, alt, f"On the search fold. {better} 0 is better.")
+
+
+def _band(axes: Axes, found: Sequence[Row], side: str) -> None:
+    """Equal weights as a line in a band, the other averages as marks with whiskers."""
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for kind, (label, mark, colour) in SHAPES.items():
+        rows = [one for one in found if one.get("kind") == kind]
+        pairs, steps = [part(one, side) for one in rows], _column(rows, "steps")
+        middle, low, high = (_column(pairs, key, unit().scale) for key in ("difference", "low", "high"))
+        if kind == "uniform":
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(steps, middle, f"{mark}-", color=colour, markersize=4, linewidth=1.2, label=label)
+        elif rows:
+            across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # of one length
+            reach = np.abs(np.stack([middle - low, high - middle]))
+            axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)

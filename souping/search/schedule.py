@@ -1,0 +1,99 @@
+"""Averages of the last checkpoints of a training run: a list of windows and weightings, without a search over weights.
+
+Averaging checkpoints with weights c_j, the oldest first, equals multiplying the updates after the oldest one by
+w_i = c_i + ... + c_k (Tian et al. 2025, arXiv 2507.17634, "WSM"). So an average can stand for a decay of the learning
+rate: equal weights for a linear decay to 0, `minus_sqrt` for a decay by 1 - sqrt(t). The moving average is that of Li
+et al. 2025 (arXiv 2505.12082).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Interval
+
+from souping.core.fields import component
+from souping.core.types import FloatArray, SearchSpace, Weights
+from souping.search.points import LimitedStrategy, Search, endings
+
+Kind = Literal["uniform", "minus_sqrt", "ema"]
+ALPHAS = (0.1, 0.2, 0.4)
+LONGEST = 12
+"""Window lengths that are listed, at most."""
+
+
+def uniform(size: int) -> FloatArray:
+    return np.full(size, 1 / size)
+
+
+def minus_sqrt(size: int) -> FloatArray:
+    """c_j = sqrt((j + 1) / n) - sqrt(j / n), oldest first: the oldest weighs most."""
+    return np.diff(np.sqrt(np.arange(size + 1) / size))
+
+
+def ema(size: int, alpha: float) -> FloatArray:
+    """Weights of the moving average a_j = alpha theta_j + (1 - alpha) a_(j-1) that starts at the oldest checkpoint."""
+    newer = alpha * (1 - alpha) ** np.arange(size - 1.0)[::-1]
+    return np.array([(1 - alpha) ** (size - 1), *newer])
+
+
+SHAPES: Mapping[str, Callable[[int], FloatArray]] = {"uniform": uniform, "minus_sqrt": minus_sqrt}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Weights over all checkpoints, of which the last `length` have some."""
+
+    kind: Kind
+    length: int
+    weights: Weights
+    alpha: float | None = None
+
+    @classmethod
+    def of(cls, kind: Kind, length: int, size: int, alpha: float | None = None) -> Window:
+        shares = ema(length, alpha) if alpha is not None else SHAPES[kind](length)
+        return cls(kind=kind, length=length, weights=(0.0,) * (size - length) + tuple(shares.tolist()), alpha=alpha)
+
+
+def windows(size: int) -> list[Window]:
+    """About twenty averages of `size` checkpoints: equal weights over the last 1, 2, 3, ..., moving averages of all,
+    and `minus_sqrt` for every other length from the longest down."""
+    lengths = np.unique(np.round(np.geomspace(1, size, LONGEST)).astype(int)) if size > LONGEST else range(1, size + 1)
+    ordered = [int(length) for length in lengths]
+    equal = [Window.of("uniform", length, size) for length in ordered]
+    moving = [Window.of("ema", size, size, alpha) for alpha in ALPHAS] if size > 1 else []
+    return equal + moving + [Window.of("minus_sqrt", length, size) for length in ordered[::-1][::2] if length > 2]
+
+
+def scrambled(weights: Weights) -> Weights:
+    """The same weights on other checkpoints, drawn once and for all."""
+    order = np.random.default_rng(0).permutation(len(weights))
+    return tuple(weights[int(place)] for place in order)
+
+
+@component
+class Schedule(LimitedStrategy):
+    """Averages of the last checkpoints, evaluated on the whole search fold; `only` makes one of all checkpoints."""
+
+    only: Kind | None = None
+    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+
+    def known_points(self, size: int) -> list[Weights]:
+        if self.only is None:
+            return [window.weights for window in windows(size)]
+        return [Window.of(self.only, size, size, self.alpha if self.only == "ema" else None).weights]
+
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients))[: self.trials])
+
+    def count(self, size: int) -> int | None:
+        return len(self.known_points(size)[: self.trials])
+
+    def describe(self, size: int) -> str:
+        if self.only is not None:
+            return f"schedule: one soup, {self.only}{f' (alpha {self.alpha:g})' if self.only == 'ema' else ''}"
+        made = f"schedule: {len(windows(size))} averages of the last 1 to {size} checkpoints"
+        return ", ".join([made, *endings(self)])

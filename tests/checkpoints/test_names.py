@@ -1,0 +1,342 @@
+"""Trainers' tensors by Hugging Face's names: bit-equal to each tool's own export, or refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from souping.checkpoints.names import Mapped, map_names
+from souping.core.types import UserError
+from tests.support.trainers import TOOLS, opened_case, tensors_of, unpacked
+
+Array = NDArray[np.float32]
+LOOSE = {"torchtitan_qwen3_moe": 0.05}
+"""Tools whose logits are less exact than float32: torchtitan multiplies experts in bfloat16."""
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the real tools wrote, unpacked."""
+    return unpacked(tmp_path_factory.mktemp("trainers"), *TOOLS)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tensors_are_those_of_the_tools_own_export(written: Path, tool: str) -> None:
+    table = {
+        name: [list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        for name, array in tensors_of(opened_case(written / tool)).items()
+    }
+    assert table == json.loads((written / tool / "export.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+def test_logits_in_transformers_are_the_tools_own(written: Path, tmp_path: Path, tool: str) -> None:
+    import torch
+    from safetensors.numpy import save_file
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    save_file(tensors_of(opened_case(written / tool)), tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((written / tool / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    known = load_file(written / tool / "logits.safetensors")
+    with torch.no_grad():
+        logits = model(known["tokens"]).logits
+    assert torch.allclose(logits, known["logits"], atol=LOOSE.get(tool, 1e-5), rtol=0)
+
+
+# Layouts that no tool wrote here, against the same moves in numpy
+
+SIZES = {
+    "model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
+    "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 5,
+}  # fmt: skip
+MOE = {"num_experts": 3, "moe_intermediate_size": 6}
+LAYER = "model.layers.0."
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def headers(arrays: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: ("F32", array.shape) for name, array in arrays.items()}
+
+
+def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
+    parts = []
+    for view in tensor.views():
+        flat = arrays[view.source].reshape(-1)[view.offset :]
+        parts.append(as_strided(flat, view.shape, [4 * stride for stride in view.strides]).reshape(-1))
+    return np.concatenate(parts).reshape(tensor.shape)
+
+
+def halves(rows: Array, heads: int) -> Array:
+    """Rows of pairs as rotary embeddings of transformers have them: first halves, then second halves of each head."""
+    return rows.reshape(heads, 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def groups(fused: Array) -> Array:
+    return fused.reshape(2, 4, 4, 8)
+
+
+Made = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+TITAN = {"tok_embeddings.weight": (5, 8)}
+QKV = "layers.0.attention.qkv_linear.wqkv.weight"
+EMBEDDED = {"model.embed_tokens.weight": (5, 8)}
+EXPERTS = f"{LAYER}mlp.experts."
+SPLIT = f"{LAYER}feed_forward.experts."
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
+    "torchtitan 0.2": (
+        {},
+        {**TITAN, "layers.0.attention.wk.weight": (8, 8), "output.weight": (5, 8)},
+        lambda a: {
+            f"{LAYER}self_attn.k_proj.weight": halves(a["layers.0.attention.wk.weight"], 2),
+            "lm_head.weight": a["output.weight"],
+        },
+    ),
+    "torchtitan, fused attention, llama": (
+        {},
+        {**TITAN, QKV: (32, 8)},
+        lambda a: {
+            f"{LAYER}self_attn.q_proj.weight": halves(groups(a[QKV])[:, :2].reshape(16, 8), 4),
+            f"{LAYER}self_attn.k_proj.weight": halves(groups(a[QKV])[:, 2].reshape(8, 8), 2),
+            f"{LAYER}self_attn.v_proj.weight": groups(a[QKV])[:, 3].reshape(8, 8),
+        },
+    ),
+    "torchtitan, fused attention, qwen3": (
+        {"model_type": "qwen3"},
+        {**TITAN, QKV: (32, 8)},
+        lambda a: {f"{LAYER}self_attn.q_proj.weight": groups(a[QKV])[:, :2].reshape(16, 8)},
+    ),
+    "torchtitan, deepseek": (
+        {"model_type": "deepseek_v3", "n_routed_experts": 3, **MOE},
+        {**TITAN, "layers.0.moe.experts.w1": (3, 6, 8), "layers.0.moe.expert_bias": (3,)},
+        lambda a: {
+            f"{EXPERTS}2.gate_proj.weight": a["layers.0.moe.experts.w1"][2],
+            f"{LAYER}mlp.gate.e_score_correction_bias": a["layers.0.moe.expert_bias"],
+        },
+    ),
+    "torchtitan, gpt-oss": (
+        {"model_type": "gpt_oss", **MOE},
+        {**TITAN, "layers.0.moe.routed_experts.inner_experts.mlp1_weight_EGD": (3, 12, 8)},
+        lambda a: {f"{EXPERTS}gate_up_proj": a[list(a)[-1]].swapaxes(1, 2)},
+    ),
+    "OLMo-core, experts on rows": (
+        {"model_type": "flex_olmo", **MOE},
+        {
+            "embeddings.weight": (7, 8),
+            "blocks.0.feed_forward_moe.experts.mlp.w1": (24, 6),
+            "blocks.0.feed_forward_moe.experts.mlp.w2": (18, 8),
+            "blocks.0.feed_forward_moe.router.weight": (24,),
+        },
+        lambda a: {
+            "model.embed_tokens.weight": a["embeddings.weight"][:5],
+            f"{EXPERTS}1.gate_proj.weight": a["blocks.0.feed_forward_moe.experts.mlp.w1"][8:16].T,
+            f"{EXPERTS}1.down_proj.weight": a["blocks.0.feed_forward_moe.experts.mlp.w2"][6:12].T,
+            f"{LAYER}mlp.gate.weight": a["blocks.0.feed_forward_moe.router.weight"].reshape(3, 8),
+        },
+    ),
+    "Megatron-Core, mixtral": (
+        {"model_type": "mixtral", "num_local_experts": 3},
+        {
+            "model.embedding.word_embeddings.weight": (8, 8),
+            "model.decoder.layers.mlp.experts.experts.linear_fc1.weight": (1, 3, 12, 8),
+        },
+        lambda a: {
+            f"{LAYER}block_sparse_moe.experts.1.w3.weight": a[
+                "model.decoder.layers.mlp.experts.experts.linear_fc1.weight"
+            ][0, 1, 6:]
+        },
+    ),
+    "transformers in memory": (
+        {"model_type": "qwen3_moe", **MOE},
+        {**EMBEDDED, f"{EXPERTS}gate_up_proj": (3, 12, 8), f"{EXPERTS}down_proj": (3, 8, 6)},
+        lambda a: {
+            f"{EXPERTS}0.up_proj.weight": a[f"{EXPERTS}gate_up_proj"][0, 6:],
+            f"{EXPERTS}2.down_proj.weight": a[f"{EXPERTS}down_proj"][2],
+        },
+    ),
+    "llama4, listed": (
+        {"model_type": "llama4_text", "num_local_experts": 2},
+        {
+            **EMBEDDED,
+            **{f"{SPLIT}{e}.{part}_proj.weight": (6, 8) for e in range(2) for part in ("gate", "up")},
+            **{f"{SPLIT}{e}.down_proj.weight": (8, 6) for e in range(2)},
+        },
+        lambda a: {
+            f"{SPLIT}gate_up_proj": np.stack(
+                [np.concatenate([a[f"{SPLIT}{e}.{p}_proj.weight"].T for p in ("gate", "up")], 1) for e in range(2)]
+            ),
+            f"{SPLIT}down_proj": np.stack([a[f"{SPLIT}{e}.down_proj.weight"].T for e in range(2)]),
+        },
+    ),
+    "gpt-oss, listed": (
+        {"model_type": "gpt_oss", "num_local_experts": 2},
+        {
+            **EMBEDDED,
+            **{f"{EXPERTS}gate_up_projs.{e}.weight": (12, 8) for e in range(2)},
+            **{f"{EXPERTS}gate_up_projs.{e}.bias": (12,) for e in range(2)},
+        },
+        lambda a: {
+            f"{EXPERTS}gate_up_proj": np.stack([a[f"{EXPERTS}gate_up_projs.{e}.weight"].T for e in range(2)]),
+            f"{EXPERTS}gate_up_proj_bias": np.stack([a[f"{EXPERTS}gate_up_projs.{e}.bias"] for e in range(2)]),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_elements_are_where_the_model_has_them(case: str) -> None:
+    config, shapes, expected = LAYOUTS[case]
+    arrays = drawn(shapes)
+    mapped = map_names(headers(arrays), SIZES | config)
+    for name, array in expected(arrays).items():
+        assert np.array_equal(taken(mapped[name], arrays), array), name
+
+
+PLAIN = {
+    "model.embed_tokens.weight": (5, 8),
+    "model.layers.0.mlp.down_proj.weight": (8, 6),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (5, 8),
+}
+WRAPS: dict[str, Callable[[str], str]] = {
+    "bare": lambda name: name,
+    "Accelerate": lambda name: f"model.{name}",
+    "apps": lambda name: f"app.model.{name}",
+    "wrappers": lambda name: f"module._orig_mod.{name}".replace("layers.0", "layers.0._fsdp_wrapped_module"),
+}
+
+
+@pytest.mark.parametrize("like", [None, PLAIN])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_hugging_face_names_below_any_prefix(wrap: str, like: dict[str, tuple[int, ...]] | None) -> None:
+    native = {WRAPS[wrap](name): ("F32", shape) for name, shape in PLAIN.items()}
+    extra = {"app.optim.state.model.norm.weight.exp_avg": ("F32", (8,)), "dataloader.x": ("F32", (1,))}
+    mapped = map_names(native | extra, SIZES, like)
+    assert {name: tensor.shape for name, tensor in mapped.items()} == PLAIN
+
+
+def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
+    tied, headless = SIZES | {"tie_word_embeddings": True}, {k: v for k, v in PLAIN.items() if k != "lm_head.weight"}
+    arrays = drawn(headless)
+    assert set(map_names(headers(drawn(PLAIN)), tied)) == set(headless)
+    assert set(map_names(headers(drawn(PLAIN)), tied, headless)) == set(headless)
+    head = map_names(headers(arrays), tied, PLAIN)["lm_head.weight"]
+    assert np.array_equal(taken(head, arrays), arrays["model.embed_tokens.weight"])
+
+
+MEGATRON = {
+    "embedding.word_embeddings.weight": (8, 8),
+    "decoder.layers.mlp.linear_fc1.weight": (1, 12, 8),
+    "decoder.layers.self_attention.linear_proj.weight": (1, 8, 16),
+}
+REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, tuple[int, ...]] | None, str]] = {
+    "no family": ({"encoder.x": (1,)}, {}, None, "encoder.x"),
+    "no rule": (MEGATRON | {"decoder.layers.self_attention.gate": (1,)}, {}, None, "self_attention.gate"),
+    "no rule for the model": ({**TITAN, "layers.0.attention.wq.weight": (16, 8)}, {"model_type": "x"}, None, "wq"),
+    "another shape": (MEGATRON, {"intermediate_size": 5}, None, "linear_fc1.weight"),
+    "another vocabulary": (MEGATRON, {"vocab_size": 9}, None, "word_embeddings"),
+    "a stacked layer less": (MEGATRON, {"num_hidden_layers": 2}, None, "decoder.layers"),
+    "a numbered layer less": (PLAIN, {"num_hidden_layers": 2}, None, "layer 1"),
+    "a layer more": (PLAIN | {"model.layers.1.x": (1,)}, {}, None, "layer 1"),
+    "an expert less": (
+        {**EMBEDDED, f"{SPLIT}0.down_proj.weight": (8, 6)},
+        {"model_type": "llama4", **MOE},
+        None,
+        "expert",
+    ),
+    "two of one name": (MEGATRON | {"decoder.layers.0.mlp.linear_fc1.weight": (12, 8)}, {}, None, "gate_proj"),
+    "not in the model": (PLAIN | {"model.x": (1,)}, {}, PLAIN, "model.x"),
+    "lacking": (PLAIN, {}, PLAIN | {"model.x": (1,)}, "model.x"),
+    "another shape than the model": (PLAIN, {}, PLAIN | {"model.norm.weight": (9,)}, "model.norm.weight"),
+    "a billion tensors": (
+        {"tok_embeddings.weight": (5, 8), "layers.0.moe.experts.w1": (10**9, 6, 8)},
+        {"model_type": "deepseek_v3"},
+        None,
+        "layers.0.moe.experts.w1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_by_name_in_one_line(case: str) -> None:
+    shapes, config, like, word = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        map_names({name: ("F32", shape) for name, shape in shapes.items()}, SIZES | config, like)
+    assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Rules of one's own
+
+
+def written_rules(folder: Path, **table: Any) -> Path:
+    path = folder / "rules.json"
+    path.write_text(json.dumps(table))
+    return path
+
+
+def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -> None:
+    arrays = drawn({"net.wte": (5, 8), "net.h.0.swiglu": (8, 12), "net.rng": (3,)})
+    rules = [
+        ["wte", "model.embed_tokens.weight", "vocab hidden"],
+        ["h.{layer}.swiglu", "model.layers.{layer}.mlp.up_proj.weight", "hidden (ffn part=2) -> (part[1] ffn) hidden"],
+        [
+            "h.{layer}.swiglu",
+            "model.layers.{layer}.mlp.gate_proj.weight",
+            "hidden (ffn part=2) -> (part[0] ffn) hidden",
+        ],
+    ]
+    path = written_rules(tmp_path, prefix="net.", drop=["net.rng"], rules=rules)
+    mapped = map_names(headers(arrays), SIZES, rules=path)
+    up = taken(mapped["model.layers.0.mlp.up_proj.weight"], arrays)
+    assert np.array_equal(up, arrays["net.h.0.swiglu"].reshape(8, 6, 2)[:, :, 1].T)
+    extended = tmp_path / "extended.json"
+    row = ["decoder.layers.[{layer}.]extra", "model.layers.{layer}.extra", "hidden"]
+    extended.write_text(json.dumps({"extends": "megatron", "rules": [row]}))
+    native = {name: ("F32", shape) for name, shape in (MEGATRON | {"decoder.layers.extra": (1, 8)}).items()}
+    assert "model.layers.0.extra" in map_names(native, SIZES, rules=extended)
+
+
+def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    table = json.loads(page.partition("```yaml\n")[2].partition("```")[0])
+    arrays = drawn({"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)})
+    arrays |= drawn({"net.moe.w1": (1, 3, 8, 6)})
+    mapped = map_names(headers(arrays), SIZES | MOE, rules=written_rules(tmp_path, **table))
+    query = taken(mapped[f"{LAYER}self_attn.q_proj.weight"], arrays)
+    assert np.array_equal(query, halves(arrays["net.h.0.q"], 4))
+    assert np.array_equal(taken(mapped[f"{EXPERTS}1.gate_proj.weight"], arrays), arrays["net.moe.w1"][0, 1].T)
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "a key": {"rule": []},
+    "no list": {"rules": 3},
+    "a row": {"rules": [["a", "b"]]},
+    "an axis": {"rules": [["a", "b", "x!"]]},
+    "an axis lost": {"rules": [["a", "b", "x y -> x"]]},
+    "an axis twice": {"rules": [["a", "b", "x x"]]},
+    "an index": {"rules": [["a", "b.{layer}", "x"]]},
+    "a placeholder twice": {"rules": [["a.{n}.{n}", "b.{n}", "x"]]},
+    "a prefix": {"prefix": 3},
+    "another file": {"extends": "megatro"},
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_file_of_rules_that_makes_no_sense_is_refused(tmp_path: Path, case: str) -> None:
+    path = written_rules(tmp_path, **BAD[case])
+    with pytest.raises(UserError, match=r"rules\.json"):
+        map_names({"a": ("F32", (1,))}, SIZES, rules=path)

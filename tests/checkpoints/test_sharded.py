@@ -1,0 +1,377 @@
+"""Sharded checkpoints that torch wrote from two ranks: read, averaged and written back as what they stand for.
+
+`tests/data/sharded` was written by `python -m tests.support.sharded`; slow tests run that anew and read all layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from transformers import LlamaForCausalLM
+
+from souping.checkpoints import Checkpoint, WeightReader, fingerprint
+from souping.checkpoints.folder import Like
+from souping.checkpoints.pickles import METADATA, RANK, pickled, unpickle
+from souping.checkpoints.views import Part, StoredTensor, View, read, row_major
+from souping.core.types import UserError
+from souping.merge import Format
+from souping.merge.accelerate import AccelerateMerge
+from souping.merge.local import LocalMerge
+from tests.conftest import ROOT, Cli
+from tests.support.checkpoints import expected, load, same_bits
+
+DATA = ROOT / "tests" / "data" / "sharded"
+LAYOUTS = [("fsdp/checkpoint-10", "0"), ("tp/step-1", "1")]
+MORE = [
+    ("fsdp/checkpoint-20", "1"), ("model/0", "0"), ("model/1", "1"), ("tp/step-0", "0"), ("shards/0", "0"),
+    ("shards/1", "1"), ("inner/0", "0"), ("inner/1", "1"), ("ranks/global_step_0", "0"), ("ranks/global_step_1", "1"),
+    ("fsdp1", "0"), ("tied", "tied"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All layouts, written by torch from two ranks."""
+    out = tmp_path_factory.mktemp("sharded")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.sharded", str(out)]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, timeout=600)
+    return out
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    found = {}
+    with WeightReader(checkpoint) as reader:
+        for name, tensor in checkpoint.tensors.items():
+            raw = np.empty(tensor.nbytes, np.uint8)
+            reader.read(checkpoint.file_number(tensor), raw, tensor.offset)
+            found[name] = torch.from_numpy(raw).view(torch.bfloat16).reshape(tensor.shape)
+    return found
+
+
+def check_is_plain(root: Path, layout: str, seed: str) -> None:
+    """A layout holds the very tensors that `save_pretrained` wrote, and is the same model."""
+    plain = root / "plain" / seed
+    opened = Checkpoint.open(root / layout, allow_pickle=True, like=Like(plain))
+    found, wanted = tensors(opened), load(plain)
+    assert set(found) == set(wanted)
+    assert all(same_bits(found[name], wanted[name]) for name in wanted)
+    assert fingerprint(root / layout, None, True, Like(plain)) == fingerprint(plain)
+
+
+@pytest.mark.parametrize(("layout", "seed"), LAYOUTS)
+def test_a_layout_is_what_save_pretrained_writes(layout: str, seed: str) -> None:
+    check_is_plain(DATA, layout, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "seed"), [*LAYOUTS, *MORE])
+def test_every_layout_of_torch_is_what_save_pretrained_writes(written: Path, layout: str, seed: str) -> None:
+    check_is_plain(written, layout, seed)
+
+
+def soup(pool: dict[str, Path], out: Path, like: Path | None = None, **settings: Any) -> Path:
+    lent = Like(like, stored=settings.get("format") == "same")
+    opened = LocalMerge(allow_pickle=True, **settings).open(pool, like=lent)
+    return opened.write(opened.recipe({"a": 0.3, "b": 0.7}), out)
+
+
+@pytest.fixture
+def pool() -> dict[str, Path]:
+    return {"a": DATA / LAYOUTS[0][0], "b": DATA / LAYOUTS[1][0]}
+
+
+def average(root: Path) -> dict[str, torch.Tensor]:
+    a, b = load(root / "plain" / "0"), load(root / "plain" / "1")
+    return {name: expected([a[name], b[name]], (0.3, 0.7), torch.bfloat16) for name in a}
+
+
+def test_a_soup_of_other_shardings_is_byte_for_byte_that_of_the_folders(tmp_path: Path, pool: dict[str, Path]) -> None:
+    plain = {"a": DATA / "plain" / "0", "b": DATA / "plain" / "1"}
+    mixed = {"a": pool["a"], "b": plain["b"]}
+    made = [soup(p, tmp_path / str(i), plain["a"]) for i, p in enumerate((plain, pool, mixed))]
+    names = sorted(path.name for path in made[0].iterdir())
+    for other in made[1:]:
+        assert sorted(path.name for path in other.iterdir()) == names
+        assert all((other / name).read_bytes() == (made[0] / name).read_bytes() for name in names)
+
+
+def read_by_torch(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    dcp_to_torch_save(str(folder), str(tmp_path / "whole.pt"))
+    state: dict[str, Any] = torch.load(tmp_path / "whole.pt", weights_only=True)
+    return state
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("carry", ["a", "b", None])
+def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
+    tmp_path: Path, pool: dict[str, Path], carry: str | None
+) -> None:
+    bare = Path(shutil.copytree(pool["a"] / "pytorch_model_fsdp_0", tmp_path / "bare"))
+    strip_prefix(bare)
+    made = soup({"a": bare, "b": pool["b"]}, tmp_path / "soup", format="same", carry=carry)
+    whole = read_by_torch(made, tmp_path)
+    assert all(same_bits(whole[name], value) for name, value in average(DATA).items())
+    assert len(list(made.glob("*.distcp"))) == 2
+    newest = bare if carry == "a" else pool["b"]  # the one with a step in its path, if none is named
+    chunks = [unpickle((f / ".metadata").read_bytes(), METADATA, f)["state_dict_metadata"] for f in (made, newest)]
+    assert all(pickled(chunks[0][name]) == pickled(chunks[1][name]) for name in chunks[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_weight_is_the_newest_s_and_no_optimiser_state_is_left(
+    tmp_path: Path, pool: dict[str, Path]
+) -> None:
+    later = Path(shutil.copytree(pool["a"], tmp_path / "checkpoint-30"))
+    (later / "trainer_state.json").write_text("{}")
+    (later / "optimizer.pt").write_text("")
+    made = soup({"a": later, "b": pool["a"]}, tmp_path / "soup", format="same")
+    state = read_by_torch(made / "pytorch_model_fsdp_0", tmp_path)
+    assert all(same_bits(state["model"][n], value) for n, value in load(DATA / "plain" / "0").items())
+    assert (state["train_state"].item(), state["rng"], "optimizer" in state) == (0, {"seed": 0}, False)
+    assert sorted(path.name for path in made.iterdir()) == ["pytorch_model_fsdp_0", "recipe.json", "trainer_state.json"]
+
+
+def strip_prefix(folder: Path) -> None:
+    """Name the weights in a DCP folder as the tensor-parallel one does."""
+    table = unpickle((folder / ".metadata").read_bytes(), METADATA, folder)
+    for section in ("state_dict_metadata", "planner_data"):
+        own = {name: value for name, value in table[section].items() if name.startswith("model.")}
+        table.state[section] = {name.removeprefix("model."): value for name, value in own.items()}
+    kept = {key: info for key, info in table["storage_data"].items() if key["fqn"].startswith("model.")}
+    for key in kept:
+        key.state["fqn"] = key["fqn"].removeprefix("model.")
+    for key, path in table["planner_data"].items():
+        table["planner_data"][key] = (key,) if isinstance(path, tuple) else path
+    table.state["storage_data"] = kept
+    (folder / ".metadata").write_bytes(pickled(table))
+
+
+def test_checksums_are_those_of_the_new_bytes(tmp_path: Path, pool: dict[str, Path]) -> None:
+    import io
+    import zipfile
+
+    pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
+    made = soup(pool, tmp_path / "soup", format="same")
+    table = unpickle((made / ".metadata").read_bytes(), METADATA, made)
+    for info in table["storage_data"].values():
+        data = (made / info["relative_path"]).read_bytes()[info["offset"] : info["offset"] + info["length"]]
+        assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+
+
+@pytest.mark.slow
+def test_a_whole_merge_by_the_command_line_and_its_rebuild(souping: Cli, tmp_path: Path, pool: dict[str, Path]) -> None:
+    words = [f"pool.candidates=[{pool['a']},{pool['b']}]", f"pool.like={DATA / 'plain' / '0'}"]
+    done = souping("+experiment=merge", *words, "optimiser.weights=[0.3,0.7]", "out=soup")
+    assert done.code == 0, done.err
+    assert all(same_bits(value, average(DATA)[name]) for name, value in load(tmp_path / "soup").items())
+    again = souping("+experiment=rebuild", "recipe=soup/recipe.json", words[1], "out=again")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "soup" / "model.safetensors"
+    ).read_bytes()
+    lone = souping("+experiment=merge", words[0], "optimiser.weights=[0.3,0.7]", "out=other")
+    assert (lone.code, "pool.like=" in lone.err) == (2, True)
+
+
+def test_a_live_module_becomes_the_soup(pool: dict[str, Path]) -> None:
+    opened = LocalMerge().open(pool, like=Like(DATA / "plain" / "0"))
+    module = LlamaForCausalLM.from_pretrained(DATA / "plain" / "0", dtype=torch.bfloat16)
+    opened.live(module).pour(opened.recipe({"a": 0.3, "b": 0.7}))
+    assert all(same_bits(module.state_dict()[name], value) for name, value in average(DATA).items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_layout_is_souped_and_written_back_where_it_can_be(written: Path, tmp_path: Path) -> None:
+    wanted = average(written)
+    for first, second, key in (
+        ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "model"), ("tp/step-0", "tp/step-1", None),
+        ("model/0", "model/1", "model"), ("shards/0", "shards/1", ""), ("inner/0", "inner/1", "hf"),
+        ("ranks/global_step_0", "ranks/global_step_1", "hf"),
+    ):  # fmt: skip
+        pool, name = {"a": written / first, "b": written / second}, first.partition("/")[0]
+        made = load(soup(pool, tmp_path / name / "hf", written / "plain" / "0"))
+        assert all(same_bits(made[n], value) for n, value in wanted.items())
+        if key == "hf":
+            with pytest.raises(UserError, match=r"merge\.format=hf"):
+                soup(pool, tmp_path / name / "same", format="same")
+            continue
+        same = soup(pool, tmp_path / name / "same", format="same")
+        if key == "":
+            again = tensors(Checkpoint.open(same, like=Like(stored=True)))
+            assert all(same_bits(again[n], value) for n, value in wanted.items())
+            continue
+        inner = same / "pytorch_model_fsdp_0" if name == "fsdp" else same
+        state = read_by_torch(inner, tmp_path)
+        state = state[key] if key else state
+        assert all(same_bits(state[n], value) for n, value in wanted.items())
+    assert not list(tmp_path.rglob("*.part-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["hf", "same"])
+def test_two_ranks_write_the_very_bytes_of_one(tmp_path: Path, pool: dict[str, Path], layout: Format) -> None:
+    pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
+    made = []
+    for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
+        opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
+        made.append(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / f"soup{len(made)}"))
+    files = sorted(path.name for path in made[0].iterdir())
+    assert files == sorted(path.name for path in made[1].iterdir())
+    assert all((made[0] / name).read_bytes() == (made[1] / name).read_bytes() for name in files)
+
+
+@pytest.mark.slow
+def test_a_run_on_sharded_checkpoints_finds_every_answer_of_the_run_on_folders(souping: Cli, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    models = [ROOT / "souping" / "pantry" / "models" / name for name in ("python_cook", "java_cook", "banquet_cook")]
+    for model in models:
+        dcp.save({"model": load(model)}, checkpoint_id=tmp_path / model.name, no_dist=True)
+    words = ["+experiment=demo", "pool=folders", f"pool.like={models[0]}", "limit=1", "optimiser=uniform"]
+    plain, sharded = (
+        souping(*words, f"pool.candidates=[{','.join(map(str, pool))}]", f"out={out}")
+        for pool, out in ((models, "first"), ([tmp_path / model.name for model in models], "second"))
+    )
+    assert (plain.code, sharded.code) == (0, 0), plain.err + sharded.err
+    costs = [json.loads(path.read_text())["cost"] for path in sorted(tmp_path.rglob("report.json"))]
+    assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize("allowed", [METADATA, RANK], ids=["metadata", "ranks"])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_pickle_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: set[str], protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        unpickle(pickle.dumps({"a": Evil()}, protocol), allowed, tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_metadata_that_is_written_again_is_the_same_to_torch() -> None:
+    raw = (DATA / "tp" / "step-1" / ".metadata").read_bytes()
+    assert pickle.loads(pickled(unpickle(raw, METADATA, DATA))) == pickle.loads(raw)
+
+
+def broken_copy(tmp_path: Path, change: str) -> Path:
+    folder = tmp_path / "step-1"
+    shutil.copytree(DATA / "tp" / "step-1", folder)
+    if change in ("missing", "half", "zarr", "rank metadata", "zero"):
+        files = {"missing": "", "half": "x.distcp", "zarr": "w/.zarray", "rank metadata": "__0.metadata"}
+        for path in folder.iterdir():
+            path.unlink()
+        target = folder / (files.get(change) or "zero_to_fp32.py")
+        target.parent.mkdir(exist_ok=True)
+        if change != "missing":
+            target.write_text("")
+        return folder
+    table = unpickle((folder / ".metadata").read_bytes(), METADATA, folder)
+    name = "model.layers.0.mlp.up_proj.weight"
+    entry = table["state_dict_metadata"][name]
+    key = next(key for key in table["storage_data"] if key["fqn"] == name)
+    if change == "hole":
+        entry["chunks"].pop()
+    elif change == "overlap":
+        entry["chunks"].append(entry["chunks"][0])
+    elif change == "compressed":
+        table["storage_data"][key].state["transform_descriptors"] = ["stream.zstd/1"]
+    elif change == "outside":
+        table["storage_data"][key].state["relative_path"] = "../../x"
+    elif change == "beyond":
+        table["storage_data"][key].state["offset"] = 1 << 40
+    elif change == "other box":
+        entry["size"].args = ((7, 6),)
+    (folder / ".metadata").write_bytes(pickled(table))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("hole", r"up_proj.*hole"),
+        ("overlap", r"up_proj.*overlap"),
+        ("compressed", r"up_proj.*zstd"),
+        ("outside", "leaves the folder"),
+        ("beyond", r"up_proj.*beyond"),
+        ("other box", "up_proj"),
+        ("missing", "config"),
+        ("half", "half-written"),
+        ("zarr", "older Megatron-Core"),
+        ("rank metadata", "use_collectives"),
+        ("zero", r"zero_to_fp32\.py"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
+
+
+def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: dict[str, Path]) -> None:
+    like = Path(shutil.copytree(DATA / "plain" / "1", tmp_path / "like"))
+    from safetensors.torch import save_file
+
+    whole = load(like)
+    for change in ({"model.norm.weight": torch.zeros(7)}, {"model.more.weight": torch.zeros(7)}):
+        save_file({**whole, **change}, like / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match=next(iter(change))):
+            Checkpoint.open(pool["b"], like=Like(like))
+
+
+def test_any_boxes_and_any_views_give_the_elements_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, numbers = random.Random(0), np.random.default_rng(0)
+    for _ in range(150):
+        monkeypatch.setattr("souping.checkpoints.views.SMALL", rng.choice([2, 1 << 15]))
+        monkeypatch.setattr("souping.checkpoints.views.SCRATCH", rng.choice([64, 1 << 20]))
+        shape = tuple(rng.randint(1, 7) for _ in range(rng.randint(0, 4)))
+        whole = numbers.integers(0, 60_000, shape).astype(np.uint16)
+        files, parts = cut(whole, rng)
+        stored = {"w": StoredTensor("U16", shape, parts)}
+
+        def fetch(file: str, into: Any, offset: int, files: dict[str, bytes] = files) -> None:
+            into[:] = np.frombuffer(files[file], np.uint8)[offset : offset + len(into)]
+
+        order = rng.sample(range(len(shape)), len(shape))
+        steps = row_major(shape)
+        turned = View("w", 0, tuple(shape[d] for d in order), tuple(steps[d] for d in order))
+        wanted = np.concatenate([whole.transpose(order).ravel(), whole.ravel()])
+        start = rng.randrange(len(wanted))
+        count = rng.randint(1, len(wanted) - start)
+        out = np.empty(2 * count, np.uint8)
+        read([turned, View.of("w", shape)], start, out, stored, fetch)
+        assert np.array_equal(out.view(np.uint16), wanted[start : start + count])
+
+
+def cut(whole: Any, rng: random.Random) -> tuple[dict[str, bytes], list[Part]]:
+    """An array as boxes of a random grid, in up to four files."""
+    import itertools
+
+    grid = [sorted({0, n, *(rng.randint(0, n) for _ in range(rng.randint(0, 2)))}) for n in whole.shape]
+    files: dict[str, bytes] = {}
+    parts = []
+    for box in itertools.product(*(list(itertools.pairwise(edges)) for edges in grid)):
+        name = f"f{rng.randint(0, 3)}"
+        before = files.get(name, b"zz" * rng.randint(0, 3))
+        low, sizes = tuple(a for a, _ in box), tuple(b - a for a, b in box)
+        parts.append(Part(name, len(before), low, sizes))
+        files[name] = before + whole[tuple(slice(a, b) for a, b in box)].tobytes()
+    rng.shuffle(parts)
+    return files, parts

@@ -1,0 +1,85 @@
+"""A training run in, one average out: the rows, the windows, and the same weights on further runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from souping.core.unit import unit_of
+from tests.conftest import ROOT, Cli
+from tests.support.trajectory import STEPS, make_run, save_at, save_items
+
+CHOICE = "_target_: tests.support.trajectory.Bowl\n"
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.syspath_prepend(str(ROOT))
+    make_run(tmp_path / "one", 1)
+    save_at(tmp_path / "one" / "ema", 0.45)
+    save_at(tmp_path / "decayed", 0.52)
+    save_items(tmp_path / "items.jsonl")
+    (tmp_path / "own" / "evaluator").mkdir(parents=True)
+    (tmp_path / "own" / "evaluator" / "bowl.yaml").write_text(CHOICE)
+    settings = ["evaluator=bowl", "benchmark.path=items.jsonl", "pool.decayed=decayed", "hydra.run.dir=run"]
+    return ["--config-dir", str(tmp_path / "own"), "+experiment=trajectory", *settings]
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
+    words: list[str], souping: Cli, tmp_path: Path
+) -> None:
+    done = souping(*words, "pool.path=one", drawn=True)
+    assert done.code == 0, done.err
+    report = report_of(tmp_path / "run")
+    found = report["trajectory"]
+    assert [(one["step"], one["rate"], one["tokens"]) for one in found["members"]] == [
+        (step, 0.001, 1000 * step) for step in STEPS
+    ]
+    assert sum(one["weight"] for one in found["members"]) == pytest.approx(1)
+    kinds = {pair["kind"]: pair for pair in report["comparisons"]}
+    assert {"last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled"} <= kinds.keys()
+    assert kinds["trainer_best"]["b"] == "checkpoint-300"
+    assert unit_of(report).higher_is_better is False
+    assert kinds["last"]["high"] < 0  # fewer bits: the average is better
+    assert found["members_mean"]["high"] < 0
+    assert report["verdict"]["claim"] == "better_than_every_candidate"
+    assert {one["kind"] for one in found["windows"]} == {"uniform", "minus_sqrt", "ema"}
+    assert len(found["windows"]) == report["cost"]["trials"] - 1  # the last checkpoint alone is no window
+    assert [one["steps"] for one in found["windows"]] == sorted(one["steps"] for one in found["windows"])
+    assert {one["category"] for one in found["categories"]} == {"web", "code"}
+    assert found["runs"]["differences"] == []
+    text = (tmp_path / "run" / "report.md").read_text()
+    for words_ in ("For this run", "plots/trajectory.png", "plots/windows.png", "8 checkpoints (Trainer)"):
+        assert words_ in text
+    shown = souping(*words, "pool.path=one", "plan=true")
+    assert "steps 100 to 800" in shown.out
+    assert "The learning rate is 0.001." in shown.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [1, 2])
+def test_the_same_weights_are_tested_on_further_runs(more: int, words: list[str], souping: Cli, tmp_path: Path) -> None:
+    paths = ["one", *(make_run(tmp_path / f"more{n}", 2 + n).name for n in range(more))]
+    done = souping(*words, f"pool.path=[{','.join(paths)}]")
+    assert done.code == 0, done.err
+    found = report_of(tmp_path / "run")["trajectory"]["runs"]
+    assert len(found["differences"]) == more
+    assert ("claim" in found) == (more > 1)
+
+
+def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: Path) -> None:
+    settings = ["pool=trajectory", "pool.path=one", "optimiser=schedule", "optimiser.only=ema", "out=soup"]
+    done = souping("+experiment=merge", *settings, "pool.last=4")
+    assert done.code == 0, done.err
+    recipe = json.loads((tmp_path / "soup" / "recipe.json").read_text())
+    assert recipe["ingredients"] == [f"checkpoint-{step}" for step in STEPS[-4:]]
+    assert recipe["weights"] == pytest.approx([0.512, 0.128, 0.16, 0.2])
+    souping("+experiment=merge", *settings[:3], "out=more").refused("optimiser.only=ema")

@@ -1,0 +1,122 @@
+"""The sections and pictures of a training run, and the claim over several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from souping.analysis.intervals import ItemTable
+from souping.analysis.significance import compare
+from souping.analysis.trajectory import CheckpointScores, describe, over_runs
+from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.trajectory import Member, TrainingRun
+from souping.core.scores import Mean
+from souping.core.types import Item, Result, Trial
+from souping.core.unit import BITS_PER_BYTE, scores_in
+from souping.report.files import draw
+from souping.report.render import markdown, page
+from souping.report.trajectory import sections
+from souping.search.schedule import windows
+from tests.conftest import recipe
+from tests.support.report import sample
+
+SIZE, ITEMS = 6, 80
+TABLE = ItemTable.of([Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean())
+
+
+@pytest.fixture(autouse=True)
+def bits() -> Iterator[None]:
+    with scores_in(BITS_PER_BYTE):
+        yield
+
+
+def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
+    """A run whose average is better than its checkpoints by about a tenth of a bit."""
+    dice = np.random.default_rng(0)
+    values = BITS_PER_BYTE.inner(1.2 + 0.05 * dice.standard_normal((SIZE, 1)) + 0.1 * dice.standard_normal(ITEMS))
+    members = [
+        Member(name=f"c{n}", folder=Path(f"c{n}"), weights=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
+        for n in range(1, SIZE + 1)
+    ]
+    run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members), left_out={})
+    found = Trajectory(runs=(run,), rows=(), others=())
+    scores = CheckpointScores(values=values, table=TABLE)
+    better = BITS_PER_BYTE.inner(-0.1)
+    trials = [
+        Trial(
+            number=n,
+            recipe=recipe(0.5, 0.5),
+            weights=one.weights,
+            result=Result(
+                objective=0.0, categories={}, items=ITEMS, values=np.array(one.weights) @ values + n * better / 10
+            ),
+        )
+        for n, one in enumerate(windows(SIZE))
+    ]
+    weights = windows(SIZE)[3].weights
+    soup = np.array(weights) @ values + better
+    others = [(soup + dice.normal(0, 1), soup) for _ in range(runs)]
+    return describe(found, weights, scores, trials, scores, soup, others, 1)
+
+
+@pytest.mark.parametrize("rates", [True, False])
+def test_the_page_shows_the_run(rates: bool) -> None:
+    report, trials = sample()
+    report["trajectory"] = measured(rates)
+    report["comparisons"].append({**report["comparisons"][0], "b": f"c{SIZE}", "kind": "last"})
+    pictures = draw(report, trials)
+    assert {"trajectory", "windows"} <= {one.name for one in pictures}
+    assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
+    text, html = markdown(report, trials), page(report, trials, pictures)
+    for section in sections(report):
+        assert section.title in text
+        assert f"plots/{section.picture}.png" in text
+        assert section.title in html
+    (rows,) = sections(report)[0].grids
+    assert [row[0].text for row in rows.rows] == [
+        "last checkpoint",
+        "best single (by search)",
+        "mean of its members' scores",
+    ]
+    assert rows.rows[-1][2].text == "−0.1000"
+    (table,) = sections(report)[1].folded[0].grids
+    assert len(table.rows) == len(windows(SIZE)) - 1
+    assert ("learning rates are not known" in text) is not rates
+
+
+def test_other_candidates_have_no_such_section() -> None:
+    assert sections(sample()[0]) == ()
+
+
+def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
+    found = measured(True)["windows"]
+    steps = {(one["kind"], one["checkpoints"]): one["steps"] for one in found}
+    assert steps["uniform", 2] == 100
+    assert steps["ema", SIZE] == 100 * (SIZE - 1)
+    assert [one["steps"] for one in found] == sorted(one["steps"] for one in found)
+    assert all(one["last"]["low"] <= one["last"]["difference"] <= one["last"]["high"] for one in found)
+
+
+def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
+    assert ["claim" in measured(True, runs)["runs"] for runs in (0, 1, 2)] == [False, False, True]
+
+
+def test_the_run_is_the_unit() -> None:
+    """Of runs without a true difference, few are called different; items alone would call many."""
+    dice, over, alone, draws = np.random.default_rng(1), 0, 0, 400
+    for _ in range(draws):
+        deltas = dice.standard_normal((3, 1)) * 0.3 + dice.standard_normal(ITEMS) * 0.5
+        deltas = deltas + dice.standard_normal((3, ITEMS))
+        over += over_runs(deltas, TABLE).p_value < 0.05
+        alone += _items_alone(deltas.mean(axis=0)) < 0.05
+    assert over <= 0.025 * draws
+    assert alone > 0.1 * draws
+
+
+def _items_alone(values: np.ndarray) -> float:
+    table = (TABLE.categories, TABLE.groups, TABLE.coefficients)
+    return compare("a", "b", values, np.zeros(ITEMS), *table, draws=199).p_value
