@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from pipelines import Answers, Layout, Pool, World, alone
 
-from souping.analysis.front import Front, read_goals, resolve_goals
+from souping.analysis.front import Front, resolve_goals
 from souping.analysis.guards import Admission, Guard, plan_guards
-from souping.analysis.intervals import ItemTable
 from souping.core.scores import Mean
 from souping.core.types import Item, Recipe
+from souping.core.unit import POINTS
+from souping.pipeline.goals import admitted, best_first
 from souping.search.adaptive import Adaptive
 from souping.search.loop import find_weights
 
@@ -68,9 +69,8 @@ def covered(seed: int, number: int) -> tuple[float, float]:
     trials = find_weights(
         Adaptive(), Mean(), number, pool, Answers(world, items, rng), world.names, items, lambda trial: None
     ).trials
-    goals = resolve_goals(read_goals(["c0", "c1"], None), ["c0", "c1"], {}, [])
-    scores = {trial.weights: trial.result.values for trial in trials}
-    front = Front.of(goals, items, ItemTable.of(items, Mean()), Adaptive().points(3), scores, {})
+    goals = resolve_goals(["c0", "c1"], None, ["c0", "c1"], {}, {"": POINTS})
+    front = Front(goals, items, Adaptive().points(3), trials)
     truth = np.array([world.rates(pool.recipe(dict(zip(world.names, point, strict=True)))) for point in front.points])
     inside = (front.low <= truth) & (truth <= front.high)
     return float(inside.mean()), float(inside[front.on].mean())
@@ -96,10 +96,11 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, float]:
     known, search = items[:count], items[count:]
     guards = (Guard(name="c1", margin=MARGIN / 100, categories=("c1",)),)
     singles = {name: answers.scores(pool.recipe({name: 1.0}), known) for name in world.names}
-    planned = next(iter(plan_guards(guards, {"": search}, {"": ()}, singles))).share(len(search) // 2, 0.05)
-    reference = answers.scores(pool.recipe({"model0": 1.0}), search)
-    admission = Admission(guards=guards, against="model0", reference=reference)
+    planned = plan_guards(guards, {"search": {"": search}}, singles)[0]["share"]
+    reference = pool.recipe({"model0": 1.0})
+    admission = Admission(guards=guards, against="model0", reference=answers.scores(reference, search))
     found = find_weights(Adaptive(), Mean(), number, pool, answers, world.names, search, lambda trial: None, admission)
+    found = admitted(found, best_first(found), admission, reference, Mean())
     return len(found.recipe.ingredients) > 1, planned or 0.0
 
 

@@ -16,6 +16,7 @@ from annotated_types import Interval
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record
 
+SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
 """Setting that counts random draws."""
 ALONE = "one ingredient was selected, so that no soup was searched"
@@ -44,8 +45,9 @@ class RunScores:
 
     `trials` are the soups that the search evaluated, each once; `parts` are the scores [I] of those that answered part
     of the search fold, nan for missing items. `correlation` is the selector's, named `metric`. `answers` is the number
-    per item. `read` gives a model's first answers on a fold, {item id: record}. `search_again` finds the best
-    soup of some ingredients within a budget, from their scores on some items, and `score` evaluates one.
+    per item. `read` gives a model's first answers on a fold, {item id: record}. `spent` are the items that the search's
+    soups answered. `search_again` searches a soup of some ingredients, from their scores on some items and within a
+    budget, and gives its scores on others.
     """
 
     soups: RunSoups
@@ -58,18 +60,11 @@ class RunScores:
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
-    search_again: Callable[[tuple[str, ...], Sequence[ItemScores], int], Recipe] | None = None
-    score: Callable[[Recipe, tuple[Item, ...]], ItemScores] | None = None
+    spent: int = 0
+    search_again: SearchAgain = lambda names, known, budget, items: np.full(len(items), np.nan)
 
     def single(self, name: str) -> Recipe:
         return self.soups.candidates[name]
-
-    @property
-    def spent(self) -> int:
-        """Items that the search's soups of two or more parents answered."""
-        soups = [soup.id for soup in self.trials if len(soup.ingredients) > 1]
-        whole = sum(len(self.search[key].items) for key in soups if key in self.search)
-        return whole + sum(int(np.isfinite(self.parts[key]).sum()) for key in soups if key in self.parts)
 
     def mixtures(self) -> list[Recipe]:
         """The soups of two or more parents that answered the whole search fold."""

@@ -1,116 +1,113 @@
 """Guards: losses that a soup must not have, beside the goal that a search maximises.
 
-A guard watches some items: those of a category, of a group of categories or of another benchmark, or the length of all
-answers. A soup is admissible if, for each guard, the one-sided 95 % limit of its difference to the reference lies above
-minus the margin: with a flat prior, a larger loss then has a probability below 5 %. The items of a guard are pooled,
-and nothing is carried over from one guard to another. The report tests every guard anew on the report fold.
+A guard watches the items of a category, of a group of categories or of another benchmark, or the length of all answers.
+A soup is admissible if, for each guard, the one-sided 95 % limit of its difference to the reference lies above minus
+the margin: with a flat prior, a larger loss then has a probability below 5 %. The items of a guard are pooled, and
+nothing is carried over from one guard to another. The report tests every guard anew on the report fold.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL, design
-from souping.analysis.sign_flip import ALPHA, invert
-from souping.analysis.significance import DISCORDANCE, POWER, penalty
+from souping.analysis.intervals import NORMAL
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import pick
-from souping.core.types import BoolArray, FloatArray, IntArray, Item, ItemScores, Json, UserError
+from souping.core.types import Bound, FloatArray, Fold, Item, ItemScores, Json, UserError, entries
+from souping.core.unit import POINTS, Unit, scores_in, unit_of
+from souping.report.format import brackets, clean, count, share
+from souping.report.sections import DISPLAYS, Display
+from souping.report.tables import Row, Section, grid
 
-TOKENS = "tokens"
+NAME, TOKENS = "guards", "tokens"
 ADMISSION = 0.05
 """Largest probability of a loss above the margin with which a soup is admitted."""
-TEST = ALPHA / 2
-"""One-sided level of the report's test."""
+LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
+"""One-sided levels of admission, and of all tests of the report together."""
 FORM = "guard={CATEGORY: POINTS} or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
+LONGER = Unit(name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False)
 Outcome = Literal["held", "broken", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
-    """Largest loss that a user would bear: a fraction of 1 in the scores of some `categories`, all if there are none,
-    or, with `lengths`, a share by which answers may get longer. `benchmark` names the extra benchmark it is about."""
+class Guard(Bound):
+    """Bound of a user's, in the `unit` of its benchmark's scores; `benchmark` names an extra one."""
 
-    name: str
-    margin: float
-    categories: tuple[str, ...] = ()
     benchmark: str = ""
-    lengths: bool = False
+    unit: Unit = POINTS
 
-    def covers(self, items: Sequence[Item]) -> BoolArray:
-        """Which items it watches [I]."""
-        return np.array([not self.categories or item.category in self.categories for item in items])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """`guard` as written: a number of points, or a share of the reference's length."""
-
-    name: str
-    amount: float
+    @property
+    def borne(self) -> str:
+        """`3 points`, `10 %`"""
+        return self.unit.amount(self.unit.size(self.margin))
 
 
-def read_guards(guard: Json) -> tuple[Limit, ...]:
-    """The root key `guard`: points for every category, or {category, group, extra benchmark or `tokens`: loss}.
+def read_guards(guard: Json) -> dict[str, float]:
+    """The root key `guard`: a loss for every category (named ""), or {category, group, extra benchmark or `tokens`:
+    loss}, in percent for `tokens`.
 
     Raises:
         UserError: it is neither, or a loss is not above 0.
     """
     if guard is None:
-        return ()
+        return {}
     table = guard if isinstance(guard, Mapping) else {"": guard}
-    return tuple(Limit(name=str(name), amount=_amount(str(name), value)) for name, value in table.items())
+    return {str(name): _amount(str(name), value) for name, value in table.items()}
 
 
 def _amount(name: str, value: Json) -> float:
-    where = f"guard.{name}" if name else "guard"
-    text = str(value).strip()
-    share = text.endswith("%")
-    if share != (name == TOKENS):
-        form = 'a share such as "+10%"' if name == TOKENS else "a number of points such as 3"
-        raise UserError(f"{where}={text:.40} must be {form}: {FORM}")
+    where, text = f"guard.{name}" if name else "guard", str(value).strip()
     try:
-        amount = float("nan" if isinstance(value, bool) else text.removesuffix("%"))
+        wrong = isinstance(value, bool) or text.endswith("%") != (name == TOKENS)
+        amount = math.nan if wrong else float(text.removesuffix("%"))
     except ValueError:
         amount = math.nan
     if amount == 0:
         raise UserError(f"{where}=0: no number of items can show that nothing is lost: name the loss you would bear")
-    if not 0 < amount <= (1000 if share else 100):
-        raise UserError(f"{where}={text:.40} must be above 0 and at most {'1000%' if share else 100}: {FORM}")
-    return amount / 100
+    if not 0 < amount < math.inf:
+        form = 'a share such as "+10%"' if name == TOKENS else "a number above 0 such as 3"
+        raise UserError(f"{where}={text:.40} must be {form}: {FORM}")
+    return amount
 
 
 def resolve(
-    limits: Sequence[Limit],
+    limits: Mapping[str, float],
     categories: Sequence[str],
     groups: Mapping[str, Sequence[str]],
-    benchmarks: Sequence[str],
+    units: Mapping[str, Unit],
     key: str = "guard",
 ) -> tuple[Guard, ...]:
-    """What the names stand for: an extra benchmark, a category, a group of the objective's tree, or a pattern.
+    """What the names stand for: `tokens`, an extra benchmark, a group of the objective's tree, a category or a pattern.
+
+    `units` are {extra benchmark: unit of its scores}, the run's own under an empty name.
 
     Raises:
         UserError: a name is none of them.
     """
     found = list[Guard]()
-    for one in limits:
-        if one.name == "":
-            found += [Guard(name=name, margin=one.amount, categories=(name,)) for name in categories]
-            continue
-        inside = tuple(groups.get(one.name, ())) or tuple(c for c in categories if fnmatchcase(c, one.name))
-        if one.name == TOKENS:
-            found.append(Guard(name=one.name, margin=one.amount, lengths=True))
-        elif one.name in benchmarks:
-            found.append(Guard(name=one.name, margin=one.amount, benchmark=one.name))
-        elif inside:
-            found.append(Guard(name=one.name, margin=one.amount, categories=inside))
-        else:
-            pick(one.name, [*categories, *groups, *benchmarks, TOKENS], key)
+    for name, amount in (dict.fromkeys(categories, limits[""]) if "" in limits else limits).items():
+        benchmark, inside = name if name in units else "", tuple(groups.get(name, ()))
+        inside = inside or tuple(c for c in categories if c == name or fnmatchcase(c, name))
+        if not (benchmark or inside or name == TOKENS):
+            pick(name, [*categories, *groups, *filter(None, units), TOKENS], key)
+        own = LONGER if name == TOKENS else units[benchmark]
+        found.append(
+            Guard(
+                name=name,
+                margin=own.inner_margin(amount),
+                categories=() if benchmark or name == TOKENS else inside,
+                lengths=name == TOKENS,
+                benchmark=benchmark,
+                unit=own,
+            )
+        )
     return tuple(found)
 
 
@@ -119,202 +116,182 @@ def resolve(
 
 @dataclass(frozen=True, kw_only=True)
 class GuardCheck:
-    """Soup minus reference under one guard, with its interval: fractions of 1, or minus the relative growth of answers.
-    `margin` is the loss that is borne."""
+    """Soup minus reference under one guard."""
 
-    name: str
-    margin: float
-    difference: float
-    low: float
-    high: float
-    level: float
-    items: int
-    groups: int
+    guard: Guard
+    found: Comparison
 
     @property
     def admits(self) -> bool:
-        return self.low > -self.margin
+        return self.found.low > -self.guard.margin
 
     @property
     def outcome(self) -> Outcome:
-        return "held" if self.admits else "broken" if self.high < -self.margin else "undecided"
+        return "held" if self.admits else "broken" if self.found.high < -self.guard.margin else "undecided"
 
     def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return {**asdict(self), "outcome": self.outcome}
+        own, found = self.guard.unit, self.found
+        shown = {"difference": found.difference, "low": found.low, "high": found.high, "level": found.level}
+        borne = {"name": self.guard.name, "unit": asdict(own), "margin": own.size(self.guard.margin)}
+        return {**borne, **own.raw_table(shown), "items": found.n, "groups": found.groups, "outcome": self.outcome}
 
 
-def check(guard: Guard, soup: ItemScores, reference: ItemScores, alpha: float = 2 * ADMISSION) -> GuardCheck:
-    """Compare two models under a guard by the sign-flip test and its inverse; `alpha` is two-sided."""
-    inside = guard.covers(soup.items)
-    deltas, groups = differences(guard, soup, reference)[inside], _groups(soup.items, inside)
-    scale = float(np.abs(deltas).max()) + guard.margin if guard.lengths else 1.0
-    whole = design(deltas, np.zeros(len(deltas), dtype=int), groups, np.ones(1))
-    low, high, _ = invert(whole, scale, alpha=alpha)
-    return GuardCheck(
-        name=guard.name,
-        margin=guard.margin,
-        difference=whole.objective,
-        low=low,
-        high=high,
-        level=1 - alpha,
-        items=len(deltas),
-        groups=int(groups.max()) + 1,
-    )
+def check(
+    guard: Guard, soup: ItemScores, reference: ItemScores, *, looks: int = 1, tests: float = ALPHA / 2 / ADMISSION
+) -> GuardCheck:
+    """Compare two models under a guard by the sign-flip test and its inverse: one-sided, 2.5 % divided by `tests`."""
+    inside, (a, b) = guard.covers([item.category for item in soup.items]), _sides(guard, soup, reference)
+    groups = _groups(soup.items)[inside]
+    found = compare("", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests)
+    return GuardCheck(guard=guard, found=found)
 
 
-def differences(guard: Guard, soup: ItemScores, reference: ItemScores) -> FloatArray:
-    """Soup minus reference on each item [I] in the unit of the guard.
+def lead(guard: Guard, soup: ItemScores, reference: ItemScores) -> float:
+    """Mean gain of the soup on the items of a guard."""
+    a, b = _sides(guard, soup, reference)
+    return float((a - b)[guard.covers([item.category for item in soup.items])].mean())
+
+
+def _sides(guard: Guard, soup: ItemScores, reference: ItemScores) -> tuple[FloatArray, FloatArray]:
+    """Scores whose mean difference is the soup's gain [I], [I].
 
     Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
     and the variance of the bound itself counts.
     """
     if not guard.lengths:
-        return soup.values - reference.values
-    unit = max(float(reference.lengths.mean()), 1e-9)
-    return ((1 + guard.margin) * reference.lengths - soup.lengths) / unit - guard.margin
+        return soup.values, reference.values
+    mean = max(float(reference.lengths.mean()), 1e-9)
+    return -soup.lengths / mean, guard.margin - (1 + guard.margin) * reference.lengths / mean
 
 
-def _groups(items: Sequence[Item], inside: BoolArray) -> IntArray:
-    """Numbers of the groups of some items."""
-    names = [item.group for item, own in zip(items, inside, strict=True) if own]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+def _groups(items: Sequence[Item]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
 
 
-def judge(
-    guards: Sequence[Guard], soup: Sequence[ItemScores], reference: Sequence[ItemScores], looks: int = 1
-) -> list[GuardCheck]:
+def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[GuardCheck]:
     """Every guard on the report fold at Holm's levels, one-sided 2.5 % for all of them, corrected for the looks.
 
-    `soup` and `reference` are the scores on the items of each guard.
+    `pairs` are the scores of soup and reference on the items of each guard.
     """
-    left, done = list(range(len(guards))), dict[int, GuardCheck]()
+    left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, GuardCheck]()
     while left:
-        alpha = 2 * TEST / penalty(looks) / len(left)
-        found = {n: check(guards[n], soup[n], reference[n], alpha) for n in left}
-        decided = [n for n in left if found[n].outcome != "undecided"]
-        done |= found if not decided else {n: found[n] for n in decided}
-        left = [n for n in left if n not in decided] if decided else []
+        found = {n: check(guard, *pair, looks=looks, tests=len(left)) for n, (guard, pair) in left.items()}
+        done |= {n: one for n, one in found.items() if one.outcome != "undecided"} or found
+        left = {n: rest for n, rest in left.items() if n not in done}
     return [done[n] for n in range(len(guards))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """Guards on the items of a fold, with the scores of the model that soups must not fall behind."""
+    """Guards on the items of a fold, with the scores of the model `against` which soups are compared."""
 
     guards: tuple[Guard, ...]
     against: str
     reference: ItemScores
 
     @property
-    def own(self) -> list[Guard]:
-        """The guards on the items of the run's own benchmark."""
-        return [guard for guard in self.guards if not guard.benchmark]
-
-    def checks(self, soup: ItemScores) -> list[GuardCheck]:
-        """A soup that has answered the whole fold under each guard on its items."""
-        return [check(guard, soup, self.reference) for guard in self.own]
-
-    def likely(self, soup: ItemScores) -> bool:
-        """Whether the losses on the fold itself are within the margins."""
-        losses = [
-            (guard.margin, differences(guard, soup, self.reference)[guard.covers(soup.items)]) for guard in self.own
-        ]
-        return all(float(lost.mean()) > -margin for margin, lost in losses)
+    def bounds(self) -> tuple[Guard, ...]:
+        """The guards on the run's own items."""
+        return tuple(guard for guard in self.guards if not guard.benchmark)
 
 
 # ------------------------------------------------------------ planning
 
 
-@dataclass(frozen=True, kw_only=True)
-class GuardPlan:
-    """What a guard can do with so many items: `needed` items for 80 % of equal soups to pass, and the `share` of equal
-    soups that will, at the search's level of 5 % and at the report's of 2.5 %.
-
-    `discordance` is the mean squared difference of two equal models' scores on one item; None where it is not known.
-    """
-
-    name: str
-    margin: float
-    search: int
-    report: int
-    discordance: float | None
-    lengths: bool = False
-
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `plan.json`."""
-        levels = {"search": (self.search, ADMISSION), "report": (self.report, TEST)}
-        shares = {f"{fold}_pass": self.share(*where) for fold, where in levels.items()}
-        return {
-            **asdict(self),
-            **shares,
-            **{f"{fold}_needed": self.needed(level) for fold, (_, level) in levels.items()},
-        }
-
-    def needed(self, level: float) -> int | None:
-        """Items for which 80 % of equal soups pass a one-sided test at this level."""
-        if self.discordance is None:
-            return None
-        return round(self.discordance * ((quantile(1 - level) + quantile(POWER)) / self.margin) ** 2)
-
-    def share(self, items: int, level: float) -> float | None:
-        """Equal soups that pass a one-sided test on so many items."""
-        if self.discordance is None or not items:
-            return None
-        error = math.sqrt(max(self.discordance, 1e-12) / items)
-        return NORMAL.cdf(self.margin / error - quantile(1 - level))
-
-    def warnings(self) -> list[str]:
-        """What to say before a search whose guard even an equal soup will often not pass."""
-        share = self.share(self.search, ADMISSION)
-        if share is None or share >= 0.5:
-            return []
-        return [
-            f"guard {self.name}: on {self.search:,} search items {100 * share:.0f} % of soups that lose nothing "
-            f"will pass; {self.needed(ADMISSION):,} items would let 80 % pass"
-        ]
-
-
-def quantile(share: float) -> float:
-    return NORMAL.inv_cdf(share)
-
-
 def plan_guards(
     guards: Sequence[Guard],
-    search: Mapping[str, Sequence[Item]],
-    report: Mapping[str, Sequence[Item]],
+    folds: Mapping[Fold, Mapping[str, Sequence[Item]]],
     known: Mapping[str, ItemScores] | None = None,
-) -> Iterator[GuardPlan]:
-    """A plan for each guard; items are {extra benchmark: items}, the run's own under an empty name.
+) -> list[dict[str, Any]]:
+    """What each guard can do on each fold: the `share` of equal soups that pass, and the items `needed` for 80 %.
 
-    `known` are scores of candidates on other items of the run's benchmark. Without them two equal models differ on
-    10 % of the items, and nothing is known of lengths.
+    Items are {extra benchmark: items}, the run's own under an empty name. `known` are scores of candidates on other
+    items of the run's benchmark. Without them two equal models differ on 10 % of the items, and nothing is known of
+    lengths and losses.
     """
+    rows = []
     for guard in guards:
-        sizes = (int(guard.covers(fold.get(guard.benchmark, ())).sum()) for fold in (search, report))
-        assumed = None if guard.lengths else DISCORDANCE
-        measured = _discordance(guard, known) if known and not guard.benchmark else None
-        yield GuardPlan(
-            name=guard.name,
-            margin=guard.margin,
-            search=next(sizes),
-            report=next(sizes),
-            discordance=assumed if measured is None else measured,
-            lengths=guard.lengths,
-        )
+        apart = DISCORDANCE if guard.unit.fractions else None
+        apart = (_discordance(guard, known) if known and not guard.benchmark else None) or apart
+        for fold, items in folds.items():
+            size = int(guard.covers([item.category for item in items.get(guard.benchmark, ())]).sum())
+            row = {"name": guard.name, "borne": guard.borne, "fold": fold, "level": LEVELS[fold], "items": size}
+            rows.append({**row, **_passing(guard.margin, apart, size, LEVELS[fold])})
+    return rows
+
+
+def _passing(margin: float, apart: float | None, items: int, level: float) -> dict[str, Any]:
+    """Of a one-sided test: `apart` is the mean squared difference of two equal models on an item; None if unknown."""
+    if apart is None or not items:
+        return {"share": None, "needed": None}
+    least, most = NORMAL.inv_cdf(1 - level), NORMAL.inv_cdf(POWER)
+    share_passing = NORMAL.cdf(margin / math.sqrt(apart / items) - least)
+    return {"share": share_passing, "needed": round(apart * ((least + most) / margin) ** 2)}
+
+
+def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say before a search with guards that even an equal soup will often not pass."""
+    return [
+        f"guard {one['name']}: on {one['items']:,} search items {100 * one['share']:.0f} % of soups that lose nothing "
+        f"will pass; {one['needed']:,} items would let 80 % pass"
+        for one in plans
+        if one["fold"] == "search" and (one["share"] or 1) < 0.5
+    ]
 
 
 def _discordance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     """Variance of the mean difference of two candidates, over groups, times the guard's items; None if unknown."""
     items = next(iter(known.values())).items
-    inside = guard.covers(items)
+    inside = guard.covers([item.category for item in items])
     if len(known) < 2 or inside.sum() < 2:
         return None
-    groups = _groups(items, inside)
-    tables = [(s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values) for s in known.values()]
-    wholes = [
-        design((a - b)[inside], np.zeros_like(groups), groups, np.ones(1))
-        for n, a in enumerate(tables)
-        for b in tables[:n]
+    tables = [s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values for s in known.values()]
+    groups = _groups(items)[inside]
+    sums = np.stack([np.bincount(groups, table[inside] - table[inside].mean()) for table in tables])
+    return pair_variance(sums @ sums.T / inside.sum()) or None
+
+
+# ------------------------------------------------------------ how they are shown
+
+
+def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
+    """The section of a plan."""
+    if not plans:
+        return None
+    keys = ("name", "borne", "fold")
+    rows = [
+        (*(one[key] for key in keys), count(one["items"]), share(one["share"]), count(one["needed"])) for one in plans
     ]
-    return float(np.mean([whole.variances().sum() for whole in wholes]) * inside.sum()) or None
+    header = ("guard", "loss borne", "fold", "items", "equal soups that pass", "items for 80 %")
+    lines = (
+        "The search admits a soup if a larger loss has a probability below 5 %; the report tests at 2.5 %. If no "
+        f"answers are known, two models differ on {100 * DISCORDANCE:.0f} % of the items.",
+        *(f"{warning}." for warning in warnings_of(plans)),
+    )
+    return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),))
+
+
+def section(data: Row) -> Section:
+    checks = entries(data, "checks")
+    lines = [f"Losses that the soup must not have: {clean(data.get('sentence'))}."]
+    lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(checks)
+    header = ("guard", "loss borne", "soup minus reference", "items", "outcome")
+    broken = [n for n, one in enumerate(checks) if one.get("outcome") == "broken"]
+    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=broken)
+    return Section("Guards", tuple(lines), grids=(table,) if checks else ())
+
+
+def _row(one: Row) -> tuple[str, ...]:
+    own = unit_of(one)
+    with scores_in(own):
+        return (
+            clean(one.get("name")),
+            own.amount(float(str(one.get("margin")))),
+            f"{brackets(one, sign=True)} {own.name}",
+            count(one.get("items")),
+            clean(one.get("outcome")),
+        )
+
+
+DISPLAYS[NAME] = Display(section, place=-1)

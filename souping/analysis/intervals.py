@@ -284,33 +284,29 @@ class ItemTable:
         of noisy means is below that of the true ones. Where the categories that decide show no variation, Jeffreys'
         limits for what was not seen.
         """
-        assert self.value is not None
-        (bottom, top), tail = span(scores[0]), alpha / 2
-        wholes = [design(values, self.categories, self.groups, self.coefficients) for values in scores]
+        tail, wholes = alpha / 2, [design(one, self.categories, self.groups, self.coefficients) for one in scores]
+
+        def contrast(means: Sequence[FloatArray]) -> FloatArray:
+            assert self.value is not None
+            first, *second = map(self.value, means)
+            return np.asarray(first - sum(second))
+
         rows, stratum, number = distinct(np.hstack([*(w.sums for w in wholes), wholes[0].counts]), wholes[0].stratum)
         sums = np.einsum("dr,rc->dc", resample(stratum, number, draws, np.random.default_rng(SALT)), rows)
         *parts, counts = np.split(sums, len(scores) + 1, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = self._contrast([part / counts for part in parts])
-        drawn, found = drawn[np.isfinite(drawn)], float(self._contrast([whole.means for whole in wholes]))
+            drawn = contrast([part / counts for part in parts])
+        drawn, found = drawn[np.isfinite(drawn)], float(contrast([whole.means for whole in wholes]))
         below = float(((drawn < found - 1e-12).mean() + (drawn <= found + 1e-12).mean()) / 2)
-        plain = (tail, 1 - tail)
         bias = 2 * NORMAL.inv_cdf(min(max(below, 0.01), 0.99))
-        turned = [NORMAL.cdf(bias + NORMAL.inv_cdf(share)) for share in plain]
-        low, high = np.quantile(drawn, [min(plain[0], turned[0]), max(plain[1], turned[1])])
+        turned = [NORMAL.cdf(bias + NORMAL.inv_cdf(share)) for share in (tail, 1 - tail)]
+        low, high = np.quantile(drawn, [min(tail, turned[0]), max(1 - tail, turned[1])])
         steps = 1e-6 * np.eye(len(self.names))
-        slopes = np.array([[float(self.value(w.means) - self.value(w.means - step)) for step in steps] for w in wholes])
-        decides = np.maximum(slopes.sum(0), 0.0) / max(float(slopes.clip(0).sum()), 1e-12)
-        if len(scores) == 1:
-            down, up = flat_margins(design(scores[0], self.categories, self.groups, decides), bottom, top)
-        else:
-            down, up = unseen_margins(design(scores[0] - scores[1], self.categories, self.groups, decides), tail)
+        slopes = [[float(contrast([w.means]) - contrast([w.means - step])) for step in steps] for w in wholes]
+        decides = np.clip(np.mean(slopes, axis=0) / 1e-6, 0, None)
+        apart = design(scores[0] - sum(scores[1:]), self.categories, self.groups, decides)
+        down, up = unseen_margins(apart, tail) if len(scores) > 1 else flat_margins(apart, *span(scores[0]))
         return found - float(np.hypot(found - low, down)), found + float(np.hypot(high - found, up))
-
-    def _contrast(self, means: Sequence[FloatArray]) -> FloatArray:
-        assert self.value is not None
-        first, *second = map(self.value, means)
-        return np.asarray(first - second[0] if second else first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,25 +96,17 @@ def compare(
 
 
 def compare_on_table(
-    names: tuple[str, str],
-    a: FloatArray,
-    b: FloatArray,
-    table: ItemTable,
-    *,
-    looks: int = 1,
-    same_model: bool = False,
+    names: tuple[str, str], a: FloatArray, b: FloatArray, table: ItemTable, *, looks: int = 1, same_model: bool = False
 ) -> Comparison:
     """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
     claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
-    whole = compare(
-        *names, a, b, table.categories, table.groups, table.coefficients, looks=looks, same_model=same_model
-    )
+    categories, groups = table.categories, table.groups
+    whole = compare(*names, a, b, categories, groups, table.coefficients, looks=looks, same_model=same_model)
     if table.value is None or same_model:
         return whole
     low, high = table.limits(a, b, alpha=1 - whole.level)
-    places = [np.flatnonzero(table.categories == number) for number in range(len(table.names))]
-    one, none = np.ones(1), [np.zeros_like(place) for place in places]
-    each = [compare(*names, a[p], b[p], z, table.groups[p], one) for p, z in zip(places, none, strict=True)]
+    places = [np.flatnonzero(categories == number) for number in range(len(table.names))]
+    each = [compare(*names, a[p], b[p], 0 * groups[p], groups[p], np.ones(1)) for p in places]
     difference, p_value = table.score(a) - table.score(b), better_than_every(each)
     return replace(whole, difference=difference, low=low, high=high, p_value=p_value, test=EVERY)
 
@@ -344,13 +336,6 @@ def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, 
     return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
 
 
-def no_power(objective: Objective) -> str:
-    """Why `power_of` gave nothing."""
-    if objective.linear:
-        return "all candidates gave the same answers"
-    return f"objective {objective.name}: better is claimed only in every category; its power is not estimated"
-
-
 def measured_power(
     scores: Mapping[str, ItemScores], report: Sequence[Item], objective: Objective, margin: float
 ) -> Power | None:
@@ -365,7 +350,7 @@ def measured_power(
     means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
     apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]
     covariance = apart @ apart.T
-    pair = _pair_variance(covariance)
+    pair = pair_variance(covariance)
     if len(wholes) < 2 or pair <= 0:
         return None
     levels = np.array([w.objective for w in wholes])
@@ -384,7 +369,7 @@ def _power(
     root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
     true = levels.mean() + reliable * (levels - levels.mean())
     true = true + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
-    own = math.sqrt(scale * _pair_variance(covariance) * (count + 1) / (2 * count))  # of the soup, around the mean
+    own = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))  # of the soup, around the mean
     error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
     error += own * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
     wanted = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
@@ -401,7 +386,7 @@ def _power(
     return Power(gain=gain(1.0), items=items, margin=margin, needed=rounded_up(items * math.exp(many)), assumed=assumed)
 
 
-def _pair_variance(covariance: FloatArray) -> float:
+def pair_variance(covariance: FloatArray) -> float:
     """Mean variance of the difference of two models."""
     count = len(covariance)
     return float(2 * (covariance.trace() - covariance.sum() / count) / max(count - 1, 1))

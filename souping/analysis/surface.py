@@ -23,7 +23,6 @@ from souping.report.format import count, in_words, points, short, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
-from souping.search.adaptive import usual_scores
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 
@@ -78,12 +77,10 @@ def band(
     `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
     objective's, or its `value` where it is not linear.
     """
-    inside = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
-    scores = scores - usual_scores(scores[np.isfinite(scores).all(1)])
     model = fitted(points, scores, categories, coefficients, value=value)
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
-    most = 1.0 if inside else np.inf
+    most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
     return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
 
@@ -97,7 +94,8 @@ def fitted(
     value: Callable[[FloatArray], FloatArray] | None = None,
 ) -> SoupModel:
     """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none."""
-    model = SoupModel(points, _blocks(np.isfinite(scores), categories, len(coefficients)), coefficients, rise, value)
+    blocks, whole = _blocks(np.isfinite(scores), categories, len(coefficients)), np.isfinite(scores).all(1)
+    model = SoupModel(points, blocks, coefficients, rise, value, scores[whole])
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
     model.asked = np.isfinite(model.score)

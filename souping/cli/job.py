@@ -25,7 +25,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from souping.analysis.front import read_goals
 from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
 from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
@@ -236,11 +235,10 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
         return MergeSettings(**common)
     return RunSettings(
         **common,
-        **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate")},
+        **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate", "guard_against", "pick")},
         expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
         guard=read_guards(plain["guard"]),
-        guard_against=plain["guard_against"],
-        goals=read_goals(plain["pareto"], plain["pick"]),
+        pareto=tuple(plain["pareto"] or ()),
     )
 
 

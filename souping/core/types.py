@@ -334,10 +334,6 @@ class Recipe:
     def id(self) -> str:
         return self.fingerprint[:12]
 
-    @property
-    def label(self) -> str:
-        return self.ingredients[0] if len(self.ingredients) == 1 else f"soup {self.id}"
-
     def as_dict(self) -> dict[str, Json]:
         """The JSON form, which `report.json`, the model card and `recipe.json` show."""
         sources = {name: self.sources[name] for name in self.ingredients if name in self.sources}
@@ -409,8 +405,8 @@ class Result:
     """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
     `values` are the items' scores, `lengths` their answers' tokens: in the cell's order where `tell` gets them, in a
-    trial those of the whole fold with nan where there is none. `objective` is nan where
-    a category has no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
+    trial those of the whole fold with nan where there is none. `objective` is nan if a category has no item here.
+    `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 
     objective: float
@@ -424,27 +420,28 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Loss that a search must keep to: minus `margin` on the mean difference to a `reference` over some items [I].
+    """Loss that a soup may have at most: `margin` on the mean of inner scores over some `categories`, or all if there
+    are none. With `lengths` it is the share by which answers may get longer."""
 
-    `reference` are that model's scores or, with `lengths`, the tokens of its answers, which may grow by a share.
-    """
-
-    items: BoolArray
+    name: str
     margin: float
-    reference: FloatArray
+    categories: tuple[str, ...] = ()
     lengths: bool = False
+
+    def covers(self, categories: Sequence[str]) -> BoolArray:
+        """Which items it is about [I], by their categories."""
+        return np.array([not self.categories or name in self.categories for name in categories], dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
-    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}, which is
-    the `value` of category means [..., C] where it is not linear. `singles`
-    [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] their answers' tokens. A
-    soup has to keep to the `bounds`; `against` is the ingredient that it is held against, None if it is none of them.
-    Fewer than `full_batch` items at a time are slow. With `whole`
-    only whole folds may be evaluated (several prompt handlers, corpus metrics).
+    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `value`
+    is an objective of category means [..., C] that is not linear. `singles` [K, I] are the ingredients' own scores, if
+    they are known, `lengths` [K, I] the tokens of their answers. Soups keep to the `bounds` against the scores
+    `reference`, which are those of ingredient number `against`, if it is one. Fewer than `full_batch` items at a time
+    are slow. With `whole` only whole folds may be evaluated (several prompt handlers, corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -456,6 +453,7 @@ class SearchSpace:
     singles: FloatArray | None = None
     lengths: FloatArray | None = None
     bounds: tuple[Bound, ...] = ()
+    reference: ItemScores | None = None
     against: int | None = None
     full_batch: int = 1
     whole: bool = False
@@ -465,9 +463,8 @@ class SearchSpace:
         """The ingredients' own objectives [K], where their scores are known."""
         if self.singles is None:
             return None
-        names = np.array(self.categories)
-        means = np.stack([self.singles[:, names == name].mean(1) for name in self.coefficients], 1)
-        return np.asarray(self.value(means) if self.value else means @ np.array([*self.coefficients.values()]))
+        means = np.stack([self.singles[:, np.array(self.categories) == c].mean(1) for c in self.coefficients], 1)
+        return np.asarray(self.value(means) if self.value else means @ [*self.coefficients.values()])
 
 
 @dataclass(frozen=True, kw_only=True)

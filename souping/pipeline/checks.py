@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from souping.analysis.front import resolve_goals
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
@@ -129,9 +128,12 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
 
 
 def _check_goals(settings: RunSettings, categories: Sequence[str]) -> None:
-    if settings.goals.names and settings.optimiser.count(2) == 1:
+    if settings.pareto and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
-    resolve_goals(settings.goals, categories, settings.objective.groups, [one.name for one in settings.also])
+    if settings.optimiser.scales and settings.merge.method != "task_arithmetic":
+        raise UserError("optimiser.scales needs merge.method=task_arithmetic and merge.base=FOLDER")
+    settings.goals_on(categories)
+    settings.guards_on(categories)
 
 
 def _check_source(settings: RunSettings) -> None:

@@ -281,6 +281,26 @@ class Evaluation(RecipeEvaluator):
             return ItemScores(items=(), values=np.zeros(0))
         return item_scores(evaluator, known, [answers[item.id] for item in known])
 
+    def all_found(
+        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]
+    ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
+        """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere.
+
+        Of several handlers the first counts.
+        """
+        whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
+        place = {item.id: n for n, item in enumerate(items)}
+        for recipe, handler in asks:
+            if recipe.id in whole:
+                continue
+            found = self.found(recipe, items, handler)
+            if len(found.items) == len(items):
+                whole[recipe.id] = found
+            elif found.items and recipe.id not in parts:
+                parts[recipe.id] = np.full(len(items), np.nan)
+                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
+        return whole, {key: values for key, values in parts.items() if key not in whole}
+
     def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored, ends = self._store.load(recipe.fingerprint, evaluator.fingerprint), list(self._ends(recipe))

@@ -1,124 +1,155 @@
-"""After a run's search: the front of several goals, the point that `pick` writes, and searches of an analysis."""
+"""Goals of a run beside its objective: guards, the front and the point that `pick` writes, searches of an analysis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
-
-from souping.analysis.front import Front, resolve_goals
-from souping.analysis.intervals import ItemTable
-from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError, Weights
-from souping.pipeline.evaluation import Evaluation
+from souping.analysis.front import NAME, Front
+from souping.analysis.guards import Admission, check, judge, lead
+from souping.core.fields import pick
+from souping.core.protocols import Objective
+from souping.core.types import Candidate, FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError, part
+from souping.core.unit import unit
 from souping.pipeline.steps import Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
 
 
-def with_front(
-    run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
-) -> tuple[SearchResult, dict[str, Json]]:
-    """The search with its confirmed points as trials, with the soup that `pick` names; and the front's data."""
-    settings, items = run.settings, run.folds["search"]
-    goals = resolve_goals(settings.goals, run.categories, settings.objective.groups, list(run.extra))
-    strategy = settings.optimiser if isinstance(settings.optimiser, Adaptive) else Adaptive()
-    points, fold = strategy.points(len(ingredients)), ItemTable.of(items, settings.objective)
-    trials = [trial for trial in winner.trials if trial.handler in ("", winner.handler)]
+def reference_of(named: str | None, config: Mapping[str, Json], candidates: Sequence[Candidate], best: str) -> str:
+    """The candidate that soups are compared with: `guard_against`, by default the best on the search fold.
 
-    def front() -> Front:
-        scores = {trial.weights: trial.result.values for trial in trials}
-        lengths = {trial.weights: trial.result.lengths for trial in trials}
-        if any(goal.lengths for goal in goals) and not any((row > 0).any() for row in lengths.values()):
-            raise UserError("pareto: this evaluator does not count the tokens of its answers")
-        return Front.of(goals, items, fold, points, scores, lengths)
-
-    first = front()
-    done = {tuple(map(float, point)) for point in first.points[first.whole]}
-    wanted = [point for point in first.candidates(settings.goals.pick) if point not in done]
-    soups = {point: run.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in wanted}
-    measured = run.evaluate_stage(run.front_stage(soups.values(), winner.handler)) if soups else {}
-    for weights, recipe in soups.items():
-        found = measured[recipe.id]
-        result = replace(result_of(found, settings.objective), values=found.values, lengths=found.lengths)
-        place = next((n for n, one in enumerate(trials) if one.weights == weights), len(trials))
-        trial = Trial(number=place, recipe=recipe, weights=weights, result=result, handler=winner.handler)
-        trials[place:] = [trial, *trials[place + 1 :]]
-        log(trial)
-    whole, winner = front(), replace(winner, trials=tuple(trials))
-    if settings.goals.pick is not None:
-        winner = _picked(run, winner, whole.by_pick(settings.goals.pick))
-    chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    return winner, whole.as_dict(ingredients, chosen, settings.goals)
-
-
-def _picked(run: Steps, winner: SearchResult, order: Sequence[Weights]) -> SearchResult:
-    """The first point in this order, with guards the first that seems to keep to them; the reference if it is refused.
-
-    As in a search no second one is tested.
+    Raises:
+        UserError: it is no candidate.
     """
-    trials = {trial.weights: trial for trial in winner.trials}
-    chosen, admission = trials[order[0]], run.admission
-    if admission is None:
-        return _of(winner, chosen)
-    answers = {
-        point: ItemScores(
-            items=run.folds["search"], values=trials[point].result.values, lengths=trials[point].result.lengths
-        )
-        for point in order
-    }
+    if named == "base":
+        base = str(part(config, "merge").get("base") or "")
+        found = [one.name for one in candidates if base and base in (one.name, str(one.path), one.source)]
+        if not found:
+            raise UserError(f"guard_against=base: merge.base={base or 'null'} is no candidate: add it to the pool")
+        return found[0]
+    return best if named is None else pick(named, [one.name for one in candidates], "guard_against")
+
+
+def best_first(winner: SearchResult) -> list[Trial]:
+    """The soups that answered the whole search fold: the winner, then the others by their objective."""
+    whole = sorted((trial for trial in winner.trials if trial.whole), key=lambda trial: trial.result.objective)
+    each = {trial.recipe.id: trial for trial in whole}  # of several handlers the best
+    return sorted(each.values(), key=lambda one: (one.recipe.id != winner.recipe.id, -one.result.objective))
+
+
+def admitted(
+    winner: SearchResult,
+    order: Sequence[Trial],
+    admission: Admission,
+    reference: Recipe,
+    objective: Objective,
+    elsewhere: Callable[[Recipe], bool] = lambda recipe: True,
+) -> SearchResult:
+    """The first soup in this order that has not lost more than the guards bear, if it is admissible, also by
+    `elsewhere`; else the reference. No second one is tested: of many soups that lose too much some would pass by luck.
+    """
+    items, bounds = admission.reference.items, admission.bounds
+    answers = [ItemScores(items=items, values=t.result.values, lengths=t.result.lengths) for t in order]
+    likely = [
+        (trial, scores)
+        for trial, scores in zip(order, answers, strict=True)
+        if all(lead(guard, scores, admission.reference) > -guard.margin for guard in bounds)
+    ]
+    chosen, result = None, result_of(admission.reference, objective)
+    for trial, scores in likely[:1]:
+        holds = all(check(guard, scores, admission.reference).admits for guard in bounds)
+        if trial.recipe.id == reference.id or (holds and elsewhere(trial.recipe)):
+            chosen, result = trial, trial.result
+    cost = unit().size(max(trial.result.objective for trial in order) - result.objective)
+    end = f"keeping to them costs {unit().text(cost)} {unit().name} on the search fold"
+    if chosen is None:
+        end = "the best of them may lose more, so no soup is admissible" if likely else "no soup is admissible"
+    soups = f"{len(likely)} of {len(order)} soups that answered the whole search fold lost less than the guards bear"
+    facts: dict[str, Json] = {"against": admission.against, "cost": cost, "refused": chosen is None}
+    facts["sentence"] = f"{soups} against {admission.against}; {end}"
+    recipe, handler = (reference, "") if chosen is None else (chosen.recipe, chosen.handler)
+    return replace(winner, recipe=recipe, result=result, handler=handler, guards=facts)
+
+
+def with_goals(
+    run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
+) -> tuple[SearchResult, dict[str, Mapping[str, Json]]]:
+    """The soup that `pick` or the objective chooses under the guards, and the front's data for the report."""
+    weights, front = run.settings.pick, None
+    if run.settings.pareto:
+        winner, front = confirmed(run, winner, ingredients, log)
+    order = best_first(winner)
+    if front is not None and weights is not None:
+        merits = front.merits(weights)
+        order = sorted(order, key=lambda trial: -merits[trial.weights])
+    if run.admission is not None:
+        against = run.single(run.admission.against)
+        elsewhere = partial(admits_elsewhere, run, run.admission)
+        winner = admitted(winner, order, run.admission, against, run.settings.objective, elsewhere)
+    elif weights is not None:
+        winner = replace(winner, recipe=order[0].recipe, result=order[0].result, handler=order[0].handler)
+    chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
+    return winner, {} if front is None else {NAME: front.as_dict(ingredients, chosen, weights)}
+
+
+def confirmed(
+    run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
+) -> tuple[SearchResult, Front]:
+    """The search with points of its front among its trials, which answer the whole search fold, and the front."""
+    settings, items = run.settings, run.folds["search"]
+    goals = settings.goals_on(run.categories)
+    strategy = settings.optimiser if isinstance(settings.optimiser, Adaptive) else Adaptive()
+    points = strategy.points(len(ingredients))
+    trials = {one.weights: one for one in winner.trials if one.handler in ("", winner.handler)}
+    others = [one for one in winner.trials if one.handler not in ("", winner.handler)]
+    first = Front(goals, items, points, trials.values())
+    wanted = first.candidates(settings.pick)
+    lacking = [point for point in wanted if point not in trials or not trials[point].whole]
+    recipes = {point: run.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in lacking}
+    measured = run.evaluate_stage(run.front_stage(recipes.values(), winner.handler)) if recipes else {}
+    for point, recipe in recipes.items():
+        number = trials[point].number if point in trials else len(trials) + len(others)
+        result = result_of(measured[recipe.id], settings.objective)
+        trials[point] = Trial(number=number, recipe=recipe, weights=point, result=result, handler=winner.handler)
+        log(trials[point])
+    every = tuple(sorted([*trials.values(), *others], key=lambda trial: trial.number))
+    return replace(winner, trials=every), Front(goals, items, points, trials.values())
+
+
+def admits_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> bool:
+    """Whether a soup keeps to the guards on other benchmarks, by their items of the search fold."""
     reference = run.single(admission.against)
-    likely = (p for p in order if trials[p].recipe.id == reference.id or admission.likely(answers[p]))
-    point = next(likely, None)
-    if point is not None:
-        checks = [] if trials[point].recipe.id == reference.id else admission.checks(answers[point])
-        facts = {**winner.guards, "tested": [one.as_dict() for one in checks]}
-        if all(one.admits for one in checks) and (not checks or run.admits_elsewhere(trials[point].recipe)):
-            return replace(_of(winner, trials[point]), guards=facts, refused=False)
-    result = result_of(admission.reference, run.settings.objective)
-    return replace(winner, recipe=reference, result=result, handler="", refused=True)
+    for guard in (guard for guard in admission.guards if guard.benchmark):
+        scores = run.evaluate_stage(run.guard_stage(guard, [reference, soup]))
+        if not check(guard, scores[soup.id], scores[reference.id]).admits:
+            return False
+    return True
 
 
-def _of(winner: SearchResult, trial: Trial) -> SearchResult:
-    return replace(winner, recipe=trial.recipe, result=trial.result, handler=trial.handler)
+def judged_guards(
+    run: Steps, winner: SearchResult, measured: Mapping[str, Mapping[str, ItemScores]], looks: int
+) -> dict[str, Json]:
+    """What the guards did to the search, and their tests by {benchmark: {recipe id: scores}} on the report's items."""
+    assert run.admission is not None
+    soup, reference, guards = winner.recipe.id, run.single(run.admission.against).id, run.admission.guards
+    pairs = [(measured[guard.benchmark][soup], measured[guard.benchmark][reference]) for guard in guards]
+    checks = judge(guards, pairs, looks) if soup != reference else []
+    return {**winner.guards, "checks": [one.as_dict() for one in checks]}
 
 
 def search_again(
-    run: Steps, evaluation: RecipeEvaluator, names: tuple[str, ...], known: Sequence[ItemScores], budget: int
-) -> Recipe:
-    """The best soup of some ingredients by a search of its own, which has their scores on its items."""
-    settings, items = run.settings, known[0].items
-    strategy = replace(settings.optimiser, budget=budget) if isinstance(settings.optimiser, Adaptive) else None
-    found = find_weights(
-        strategy or Adaptive(budget=budget),
-        settings.objective,
-        settings.seed,
-        run.recipes,
-        evaluation,
-        names,
-        items,
-        lambda trial: None,
-        known=known,
-    )
-    return found.recipe
-
-
-def searched(
-    stored: Evaluation, items: Sequence[Item], asks: Sequence[tuple[Recipe, str]]
-) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
-    """Models that answered the whole search fold, and those that answered a part: scores [I], nan elsewhere.
-
-    Of several handlers the first counts.
-    """
-    whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
-    place = {item.id: n for n, item in enumerate(items)}
-    for recipe, handler in asks:
-        if recipe.id in whole:
-            continue
-        found = stored.found(recipe, items, handler)
-        if len(found.items) == len(items):
-            whole[recipe.id] = found
-        elif found.items and recipe.id not in parts:
-            parts[recipe.id] = np.full(len(items), np.nan)
-            parts[recipe.id][[place[item.id] for item in found.items]] = found.values
-    return whole, {key: values for key, values in parts.items() if key not in whole}
+    run: Steps,
+    evaluation: RecipeEvaluator,
+    names: tuple[str, ...],
+    known: Sequence[ItemScores],
+    budget: int,
+    items: tuple[Item, ...],
+) -> FloatArray:
+    """Scores on `items` of the best soup of some ingredients, which a search of its own finds on other items."""
+    settings, own, half = run.settings, run.settings.optimiser, known[0].items
+    own = replace(own, budget=budget) if isinstance(own, Adaptive) else Adaptive(budget=budget)
+    objective, seed = settings.objective, settings.seed
+    found = find_weights(own, objective, seed, run.recipes, evaluation, names, half, known=known)
+    return evaluation.scores(found.recipe, items).values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
-from souping.analysis.front import NAME, read_goals
+from souping.analysis.front import NAME
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
@@ -140,7 +140,8 @@ def run(
         margin=margin,
         guard=read_guards(guard),
         guard_against=guard_against,
-        goals=read_goals(pareto, pick),
+        pareto=tuple(pareto or ()),
+        pick=pick,
         analyses=_analyses() if analyses is None else analyses,
         command=f"souping.run(name={name!r}, out={str(folder)!r}, seed={seed})",
     )

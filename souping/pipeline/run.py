@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import pearson, stability
-from souping.analysis.front import NAME
-from souping.analysis.guards import Admission, Guard, check, plan_guards
-from souping.analysis.significance import Power, no_power, power_of
+from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
+from souping.analysis.significance import Power, power_of
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     FOLDS,
+    TOLERANCE,
     Fold,
     Item,
     ItemScores,
@@ -48,8 +48,7 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import search_again, searched, with_front
-from souping.pipeline.guarded import admission_of, guard_sentence, reference_of, tested
+from souping.pipeline.goals import judged_guards, reference_of, search_again, with_goals
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import RECIPE, soup_in, verify
 from souping.pipeline.models import OpenPool
@@ -114,7 +113,6 @@ class Run(Steps):
         self.frozen: Path | None = None
         self.first_card = ""
         self.measured: dict[str, dict[str, ItemScores]] = {}
-        self.looks = 1
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
@@ -146,7 +144,8 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers_per_item)
         measured = evaluation.all_scores(stage.asks, stage.items)
-        by_model = {recipe.label: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
+        names = [r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r, _ in stage.asks]
+        by_model = dict(zip(names, measured, strict=True))
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
         return {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
 
@@ -176,9 +175,9 @@ class Run(Steps):
         self.scores = settings.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
         self.note(*flat_categories(self.scores))
         self.selection = choose(settings, self.scores, self.progress)
-        if settings.limit is None:
+        if settings.limit is None and settings.objective.linear:
             self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.inner_margin)
-            self.progress.say(self.power.sentence() if self.power else no_power(settings.objective))
+            self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
         return self.selection
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
@@ -190,10 +189,11 @@ class Run(Steps):
             if (stage := self.ingredient_stage(ingredients)) is not None:
                 self.evaluate_stage(stage)
             self._announce(ingredients, items)
-        self.winner = winner = self.find_weights(self.evaluation, ingredients, items, self._log)
-        if self.settings.goals.names and len(ingredients) > 1:
-            self.winner, self.analyses[NAME] = with_front(self, winner, ingredients, self._log)
-            winner = self.winner
+        winner = self.find_weights(self.evaluation, ingredients, items, self._log)
+        if len(ingredients) > 1:
+            winner, found = with_goals(self, winner, ingredients, self._log)
+            self.analyses |= found
+        self.winner = winner
         handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
         if len(handlers) > 1:
             self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
@@ -204,7 +204,7 @@ class Run(Steps):
         if words := ended(winner.summary):
             self.progress.say(words)
         if winner.guards:
-            self.note(guard_sentence(winner))
+            self.note(str(winner.guards["sentence"]))
         return winner
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -232,24 +232,10 @@ class Run(Steps):
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission:
         scores, settings = self._by_candidate(stage), self.settings
         against = reference_of(settings.guard_against, settings.config, self.pool.candidates, self._best_of(scores))
-        admission = admission_of(guards, against, scores[against])
-        for one in plan_guards(guards, self.guarded_items("search"), self.guarded_items("report"), scores):
-            self.note(*one.warnings())
-        return admission
-
-    def admits_elsewhere(self, recipe: Recipe) -> bool:
-        assert self.admission is not None
-        reference = self.single(self.admission.against)
-        for guard in (guard for guard in self.admission.guards if guard.benchmark):
-            scores = self.evaluate_stage(self.guard_stage(guard, [reference, recipe]))
-            if not check(guard, scores[recipe.id], scores[reference.id]).admits:
-                return False
-        return True
-
-    def judge_guards(self, guards: tuple[Guard, ...]) -> None:
-        assert self.admission is not None
-        reference = self.single(self.admission.against)
-        self.parts["guards"] = tested(guards, self.winner, reference, self.measured, self.looks)
+        if any(guard.lengths for guard in guards) and not scores[against].lengths.any():
+            raise UserError("guard.tokens: this evaluator does not count the tokens of its answers")
+        self.note(*warnings_of(plan_guards(guards, self.guarded_items, scores)))
+        return Admission(guards=guards, against=against, reference=scores[against])
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate that the search would have deployed; the first of equals."""
@@ -315,7 +301,6 @@ class Run(Steps):
         looks = 1 if dry else self._count_looks(winner.recipe, items)
         self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
         measured = self.measured[""] = self.evaluate_stage(replace(stage, items=items))
-        self.looks = looks
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
             contenders,
@@ -326,7 +311,7 @@ class Run(Steps):
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            guard_sentence(winner) if winner.refused else "",
+            str(winner.guards["sentence"]) if winner.guards.get("refused") else "",
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -434,9 +419,8 @@ class Run(Steps):
         winner, selection, settings = self.winner, self.selection, self.settings
         stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
         trials = [(trial.recipe, trial.handler) for trial in winner.trials]
-        whole, parts = searched(
-            stored, self.folds["search"], [*((self.single(name), "") for name in self.pool.names), *trials, *own]
-        )
+        asks = [*((self.single(name), "") for name in self.pool.names), *trials, *own]
+        whole, parts = stored.all_found(asks, self.folds["search"])
 
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
             alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
@@ -446,7 +430,7 @@ class Run(Steps):
 
         return RunScores(
             soups=self.soups(selection.ingredients, winner),
-            trials=tuple({recipe.id: recipe for recipe, _ in trials}.values()),
+            trials=tuple({one.id: one for one, _ in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()),
             objective=settings.objective,
             correlation=settings.selector.measure or pearson,
             metric=selection.metric or "pearson",
@@ -459,14 +443,16 @@ class Run(Steps):
             },
             answers=stored.answers_per_item,
             read=read,
+            spent=winner.spent,
             search_again=partial(search_again, self, self.evaluation),
-            score=self.evaluation.scores,
         )
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
         assert self.scores is not None
         trials = trial_rows(self.winner.trials, self.selection)
+        if self.admission is not None:
+            self.analyses[NAME] = judged_guards(self, self.winner, self.measured, self.parts["verdict"]["opened"])
         if self.winner.summary:
             self.parts["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Interval
 
-from souping.analysis.front import Goals
-from souping.analysis.guards import Limit
+from souping.analysis.front import resolve_goals
+from souping.analysis.guards import Guard, resolve
 from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
@@ -21,6 +21,7 @@ from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.system import __version__
 from souping.core.types import Json, UserError, part
+from souping.core.unit import Unit
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -162,7 +163,8 @@ class RunSettings(MergeSettings):
 
     A gain below `margin`, in the evaluator's unit, is no reason to soup. `limit` makes it a dry run on so many items
     per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
-    the best single model. `goals` are those of the front and of the point on it that is written.
+    the best single model. `pareto` are the goals of a front, `pick` the weights
+    of the goals by which a point of it is written.
     """
 
     benchmark: protocols.BenchmarkItems
@@ -179,9 +181,10 @@ class RunSettings(MergeSettings):
     expected: tuple[Expectation, ...] = ()
     also: tuple[ExtraEntry, ...] = ()
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
-    guard: tuple[Limit, ...] = ()
+    guard: Mapping[str, float] = field(default_factory=dict)
     guard_against: str | None = None
-    goals: Goals = field(default_factory=Goals)
+    pareto: tuple[str, ...] = ()
+    pick: Mapping[str, float] | None = None
 
     @property
     def parts(self) -> list[Component]:
@@ -200,6 +203,19 @@ class RunSettings(MergeSettings):
     @property
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
+
+    def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
+        """The guards (UserError if a name is no category, group or extra benchmark)."""
+        return resolve(self.guard, categories, self.objective.groups, self._units)
+
+    def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
+        """The goals of `pareto` (UserError as above)."""
+        return resolve_goals(self.pareto, self.pick, categories, self.objective.groups, self._units)
+
+    @property
+    def _units(self) -> dict[str, Unit]:
+        extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
+        return {"": self.evaluator.unit, **extra}
 
     @property
     def selects_from_table(self) -> bool:

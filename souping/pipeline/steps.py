@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
-from souping.analysis.guards import Admission, Guard, resolve
+from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.scores import Mean
 from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError, Weights
@@ -106,7 +106,7 @@ class Steps:
         if settings.stop_after == "select":
             return
         singles = self._candidates("best single: every candidate", "search")
-        guards = self.guards() if len(selection.ingredients) > 1 else ()
+        guards = settings.guards_on(self.categories) if len(selection.ingredients) > 1 else ()
         if guards:
             self.admission = self.open_guards(guards, singles)
         winner = self.search(selection.ingredients)
@@ -125,8 +125,6 @@ class Steps:
             # the search has chosen on the rest
             seen = two_folds(items)["report"] if name in guarded else items
             self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name))
-        if guards:
-            self.judge_guards(guards)
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
@@ -144,13 +142,8 @@ class Steps:
         raise NotImplementedError
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission | None:
-        """The guards with the scores of the model that soups must not fall behind; None where nothing is measured."""
-        self.evaluate_stage(stage)
-        return None
-
-    def admits_elsewhere(self, recipe: Recipe) -> bool:
-        """Whether a soup keeps to the guards on other benchmarks, by their items of the search fold."""
-        return True
+        """The guards with the scores of the model that soups must not fall behind; None if nothing is measured."""
+        raise NotImplementedError
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         """The best weights of the ingredients on the search fold."""
@@ -171,9 +164,6 @@ class Steps:
     def extra_benchmark(self, stage: Stage) -> None:
         """Score the frozen soup and its ingredients on another benchmark."""
         self.evaluate_stage(stage)
-
-    def judge_guards(self, guards: tuple[Guard, ...]) -> None:
-        """Test each guard on the report fold."""
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Make one analysis; the soups that it needs answer the search fold in `stage`."""
@@ -257,7 +247,6 @@ class Steps:
             items=items,
             log=log,
             admission=self.admission,
-            elsewhere=self.admits_elsewhere,
         )
 
     def front_stage(self, models: Iterable[Recipe], handler: str = "") -> Stage:
@@ -268,13 +257,12 @@ class Steps:
     def categories(self) -> list[str]:
         return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
 
-    def guards(self) -> tuple[Guard, ...]:
-        """The guards by the names of categories and benchmarks (UserError: a name is neither)."""
-        return resolve(self.settings.guard, self.categories, self.settings.objective.groups, list(self.extra))
-
-    def guarded_items(self, fold: Fold) -> dict[str, tuple[Item, ...]]:
-        """{extra benchmark: its items}, the run's own under an empty name; others are cut by the same rule."""
-        return {"": self.folds.get(fold, ()), **{name: two_folds(items)[fold] for name, items in self.extra.items()}}
+    @property
+    def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
+        """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
+        cut: Mapping[str, Mapping[Fold, tuple[Item, ...]]] = {name: two_folds(own) for name, own in self.extra.items()}
+        folds: tuple[Fold, ...] = ("search", "report")
+        return {fold: {"": self.folds.get(fold, ()), **{n: own[fold] for n, own in cut.items()}} for fold in folds}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from souping.analysis.guards import ADMISSION, TEST, GuardPlan
-from souping.analysis.significance import DISCORDANCE, Power, no_power, power_of
+from souping.analysis.guards import planned
+from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
 from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
 from souping.core.unit import unit
@@ -86,7 +86,7 @@ class Plan:
     folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
-    guards: Sequence[GuardPlan] = ()
+    guards: Sequence[Mapping[str, Any]] = ()
     stages: Sequence[PlannedStage] = ()
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     requirements: Sequence[Requirement] = ()
@@ -185,7 +185,7 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),
         "power": shown.as_dict() if shown else None,
-        "guards": [one.as_dict() for one in plan.guards],
+        "guards": list(plan.guards),
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
     }
@@ -193,16 +193,8 @@ def as_dict(plan: Plan) -> dict[str, Json]:
 
 def sections(plan: Plan) -> list[Section]:
     """The plan's sections in reading order."""
-    made = (
-        _selection(plan),
-        _work(plan),
-        _time(plan),
-        _report(plan),
-        _guards(plan),
-        _models(plan),
-        _space(plan),
-        _missing(plan),
-    )
+    first = (_selection(plan), _work(plan), _time(plan), _report(plan), planned(plan.guards))
+    made = (*first, _models(plan), _space(plan), _missing(plan))
     return [section for section in made if section is not None]
 
 
@@ -290,32 +282,8 @@ def _report(plan: Plan) -> Section | None:
     shown = plan.power()
     later = "Known after selection, from the candidates' answers on the select fold."
     if not plan.run.objective.linear:
-        later = f"{no_power(plan.run.objective)}."
-    return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
-
-
-def _guards(plan: Plan) -> Section | None:
-    if not plan.guards:
         return None
-    rows = [guard_row(one) for one in plan.guards]
-    header = ("guard", "loss borne", "search items", "pass", "80 % need", "report items", "pass", "80 % need")
-    lines = (
-        "The search admits a soup if a larger loss has a probability below 5 %; the report tests at 2.5 %. "
-        "'pass' is the share of soups that lose nothing and pass, '80 % need' the items for 80 % of them. Where no "
-        f"answers are known, two models differ on {100 * DISCORDANCE:.0f} % of the items.",
-        *(f"{warning}." for one in plan.guards for warning in one.warnings()),
-    )
-    return Section("Guards", lines, grids=(grid(header, rows),))
-
-
-def guard_row(one: GuardPlan) -> tuple[str, ...]:
-    """A guard's line: what so many items can admit and show."""
-    cells = [one.name, f"{100 * one.margin:g} {'%' if one.lengths else 'points'}"]
-    for items, level in ((one.search, ADMISSION), (one.report, TEST)):
-        share, needed = one.share(items, level), one.needed(level)
-        cells += [f"{items:,}", format.DASH if share is None else f"{100 * share:.0f} %"]
-        cells += [format.DASH if needed is None else f"{needed:,}"]
-    return tuple(cells)
+    return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
 
 
 def _models(plan: Plan) -> Section:

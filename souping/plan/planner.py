@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from souping.analysis.front import CONFIRMED
-from souping.analysis.guards import Guard, GuardPlan, plan_guards
+from souping.analysis.guards import Guard, plan_guards
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.text import safe
@@ -95,7 +95,7 @@ class CountedSteps(Steps):
         super().__init__(plan.run, pool, plan.folds, extra)
         self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
         self.stages: list[PlannedStage] = []
-        self.guard_plans: list[GuardPlan] = []
+        self.plan = plan
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
@@ -125,15 +125,15 @@ class CountedSteps(Steps):
             todo = (0, 0) if stored else (expected * answers, most * answers)
             self._add(stage, folds, (expected, most), todo, in_parts=True)
         self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
-        if self.settings.goals.names and size > 1:
+        if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
             self.evaluate_stage(self.front_stage(points, winner.handler))
         return winner
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
         self.evaluate_stage(stage)
-        known = {} if self.scores is None else self.scores.items
-        self.guard_plans = list(plan_guards(guards, self.guarded_items("search"), self.guarded_items("report"), known))
+        known = None if self.scores is None else self.scores.items
+        self.plan.guards = plan_guards(guards, self.guarded_items, known)
         for guard in (guard for guard in guards if guard.benchmark):
             reference = self.single(self.recipes.names[0])
             self.evaluate_stage(self.guard_stage(guard, [reference, _unknown(reference, "the soup that may win")]))
@@ -380,7 +380,6 @@ class _Planner:
             try:
                 steps.walk()
                 counted.append(steps.stages)
-                plan.guards = steps.guard_plans
             except UserError as error:  # the paper's grid ends at ten ingredients
                 errors.append(error)
         if not counted and errors:

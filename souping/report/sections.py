@@ -113,7 +113,6 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
         _verdict(report),
         *trajectory.sections(report),
         _gains(report),
-        _guards(report),
         _also(report),
         _landscape(report, trials),
         _alternatives(report),
@@ -313,23 +312,6 @@ def _stability(report: Report) -> list[str]:
     return lines
 
 
-def _guards(report: Report) -> Section | None:
-    found = part(report, "guards")
-    if not found:
-        return None
-    against = clean(found.get("against"))
-    lines = [
-        f"Losses that the soup must not have against {against}. Of {count(found.get('evaluated'))} soups that answered "
-        f"the whole search fold {count(found.get('likely'))} lost less than that there; keeping to the guards cost "
-        f"{percent(found.get('cost'))} points on it."
-    ]
-    if found.get("refused"):
-        lines.append(f"No soup was admissible, so {against} is kept.")
-    if entries(found, "checks"):
-        lines.append("Tested on the report fold, one-sided 2.5 % for all guards together (Holm).")
-    return Section("Guards", tuple(lines), grids=(tables.guards(report),) if entries(found, "checks") else ())
-
-
 def _also(report: Report) -> Section | None:
     measured = entries(report, "also")
     if not measured:
@@ -433,6 +415,7 @@ MODULES = (
     "souping.analysis.wins",
     "souping.analysis.shapley",
     "souping.analysis.surface",
+    "souping.analysis.guards",
     "souping.analysis.front",
     "souping.analysis.size",
     "souping.paper.reproduction",

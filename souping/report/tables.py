@@ -417,25 +417,6 @@ def gate(report: Report) -> TableGrid:
     return grid(header, lines, left=(0, 1, 6), strong=missed)
 
 
-def guards(report: Report) -> TableGrid:
-    """One line per guard: the loss that is borne, and soup minus reference on the report fold."""
-    checks = entries(part(report, "guards"), "checks")
-    lines = [
-        (
-            clean(check.get("name")),
-            percent(check.get("margin")),
-            score(check.get("difference"), sign=True),
-            interval(check.get("low"), check.get("high")),
-            count(check.get("items")),
-            clean(check.get("outcome")),
-        )
-        for check in checks
-    ]
-    header = ("guard", "loss borne", "difference", "interval", "items", "outcome")
-    broken = [n for n, check in enumerate(checks) if check.get("outcome") == "broken"]
-    return grid(header, lines, left=(0, 5), strong=broken)
-
-
 def overview(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
     measured = entries(report, "also")

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from souping.core.fields import component
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, FloatArray, IntArray, Json, Result, SearchSpace, UserError, Weights
 from souping.core.unit import unit
 from souping.search.points import Grid, LimitedStrategy, anchors, endings, grid, grid_size, scattered, spread, vertices
-from souping.search.surrogate import LIKELY, TINY, GuardModel, SoupModel, difference_variances, expected_improvement
+from souping.search.surrogate import LIKELY, BoundModel, SoupModel, difference_variances, expected_improvement
 
 FIRST, BLOCKS = 12, 4
 """Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
@@ -44,11 +46,13 @@ class Adaptive(LimitedStrategy):
     """Surrogate over the grid's points that chooses soups and items.
 
     `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `step` below 0.1 searches between the
-    grid's points; of more than 240 points those are taken that cover the simplex.
+    grid's points; of more than 240 points those are taken that cover the simplex. `scales` adds each soup of the grid
+    with its distance from the base model multiplied (`merge.method=task_arithmetic`).
     """
 
     step: float = 0.1
     stop: Literal["auto", "never"] = "auto"
+    scales: list[Annotated[float, Interval(gt=0, le=10)]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         Grid(step=self.step)
@@ -61,7 +65,14 @@ class Adaptive(LimitedStrategy):
         return AdaptiveSearch(points, space, seed, stops=self.stop == "auto", budget=self.budget)
 
     def points(self, size: int, merits: FloatArray | None = None) -> list[Weights]:
-        """Soups to search, the anchors first; of many ingredients those with the better `merits` [K] more often."""
+        """Soups to search, the anchors first; weights that do not sum to one leave the rest to the base model."""
+        plain = self._simplex(size, merits)
+        mixed = [point for point in plain if max(point) < 1]
+        scaled = [tuple(round(scale * w, 12) for w in point) for scale in self.scales for point in mixed]
+        return list(dict.fromkeys([*anchors(size), *spread([*plain, *scaled])]))[:POINTS] if scaled else plain
+
+    def _simplex(self, size: int, merits: FloatArray | None) -> list[Weights]:
+        """Of many ingredients those with the better `merits` [K] come more often."""
         bounds = self.step, self.step, round(1 - self.step, 12)
         inner = spread(grid(size, *bounds)) if grid_size(size, *bounds) <= LISTED else []
         points = dict.fromkeys(anchors(size) + inner[: POINTS // 2 if size >= MANY else None])
@@ -105,27 +116,25 @@ class AdaptiveSearch(Optimiser):
         self._numbers = {point: number for number, point in enumerate(self._points)}
         self._space, self._stops, self._budget = space, stops, budget
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
-        self._model = SoupModel(np.array(self._points), item_blocks(space, seed), coefficients, value=space.value)
-        self._guard = None if not space.bounds else GuardModel(self._model, space, self._points)
+        table, blocks = np.array(self._points), item_blocks(space, seed)
+        self._model = SoupModel(table, blocks, coefficients, value=space.value, singles=space.singles)
+        self._bounds = BoundModel(self._model, space, self._points) if space.bounds else None
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
         self._stop_reason = ""  # set once exploring ends; from then on only the finalists' remaining items are asked
-        self._usual = usual_scores(space.singles) if space.singles is not None else np.zeros(len(space.categories))
         if space.singles is not None:
-            singles = space.singles - self._usual
-            for values, vertex in zip(singles, vertices(len(space.ingredients)), strict=True):
+            lengths = np.zeros_like(space.singles) if space.lengths is None else space.lengths
+            for vertex, values, tokens in zip(vertices(len(space.ingredients)), space.singles, lengths, strict=True):
                 if vertex in self._numbers:
                     self._model.ask_rest(self._numbers[vertex])
-                    self._model.observe(self._numbers[vertex], slice(None), values)
-                    if self._guard is not None and space.lengths is not None:
-                        self._guard.observe(self._numbers[vertex], slice(None), space.lengths[vertex.index(1.0)])
+                    self._observe(vertex, slice(None), values, tokens)
         self._refit()
 
     def _refit(self) -> None:
         self._fitted = self._model.known
         self._model.fit()
-        if self._guard is not None:
-            self._guard.fit()
+        if self._bounds is not None:
+            self._bounds.fit()
 
     def ask(self) -> Cell | None:
         if not self._stop_reason and (cell := self._next()) is not None:
@@ -170,7 +179,7 @@ class AdaptiveSearch(Optimiser):
         for c, (weight, *weights) in enumerate(slopes.T):
             _, _, cross, spread, _ = model.posterior(c)
             apart = np.array(weights)[:, None] * cross[rivals] - weight * cross[leader]
-            worth[:, c] = urgency @ (apart**2 / np.maximum(spread, TINY))
+            worth[:, c] = urgency @ (apart**2 / np.maximum(spread, 1e-12))
         price = model.size[np.arange(left.shape[1]), left.argmax(2)]
         worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
         order = np.argsort(-worth / price, 1, kind="stable")
@@ -181,9 +190,9 @@ class AdaptiveSearch(Optimiser):
         soup = int(np.argmax(ratio.max(1)))
         return soup, sorted(int(c) for c in order[soup, : ratio[soup].argmax() + 1])
 
-    def _odds(self) -> FloatArray | None:
-        """Probability [S] of keeping to all bounds; None where there are none."""
-        return None if self._guard is None else self._guard.odds()
+    def _odds(self) -> FloatArray:
+        """Probability [S] of keeping to all bounds."""
+        return np.ones(len(self._points)) if self._bounds is None else self._bounds.odds()
 
     def _confirm(self) -> Cell | None:
         """The rest of the fold for the best soup that the budget lets finish; None once the best has answered all."""
@@ -200,7 +209,7 @@ class AdaptiveSearch(Optimiser):
     def _by_promise(self) -> list[int]:
         """Soups that may still win, the posterior's best first."""
         order, odds = np.argsort(-self._model.objective()[0], kind="stable"), self._odds()
-        return [int(soup) for soup in order if odds is None or odds[soup] >= LIKELY]
+        return [int(soup) for soup in order if odds[soup] >= LIKELY]
 
     def _affords(self, items: int) -> bool:
         return self._budget is None or self._spent + items <= self._budget
@@ -214,11 +223,14 @@ class AdaptiveSearch(Optimiser):
     def tell(self, cell: Cell, result: Result) -> None:
         self._open.remove(cell)
         items = slice(None) if cell.items is None else list(cell.items)
-        self._model.observe(self._numbers[cell.weights], items, result.values - self._usual[items])
-        if self._guard is not None and len(result.lengths):
-            self._guard.observe(self._numbers[cell.weights], items, result.lengths)
+        self._observe(cell.weights, items, result.values, result.lengths)
         if self._model.known >= GROWTH * self._fitted:
             self._refit()
+
+    def _observe(self, soup: Weights, items: slice | list[int], values: FloatArray, lengths: FloatArray) -> None:
+        self._model.observe(self._numbers[soup], items, values)
+        if self._bounds is not None:
+            self._bounds.observe(self._numbers[soup], items, lengths)
 
     def best(self) -> Weights:
         """The posterior's best of those that answered the whole fold; of all, where the search was cut short."""
@@ -226,9 +238,8 @@ class AdaptiveSearch(Optimiser):
         if not known.any():
             raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
         done = np.flatnonzero(known.all(1) if self._stop_reason and known.all(1).any() else known.any(1))
-        odds = self._odds()
-        if odds is not None and (odds[done] >= LIKELY).any():
-            done = done[odds[done] >= LIKELY]
+        odds = self._odds()[done]
+        done = done[odds >= LIKELY] if (odds >= LIKELY).any() else done
         mean, size = self._model.objective()[0], (self._model.table[done] > 0).sum(1)
         return self._points[int(done[np.lexsort((size, -mean[done].round(9)))[0]])]
 
@@ -245,16 +256,6 @@ class AdaptiveSearch(Optimiser):
             "indistinguishable_count": len(alike),
             "finishing_gain": round(unit().scale * more, 3),
         }
-
-
-def usual_scores(singles: FloatArray) -> FloatArray:
-    """What to take from each item's scores [I], by those of single models [K, I]: their mean, where scores are no
-    fractions of 1.
-
-    Texts differ in their losses far more than models do, and the surrogate's noise is that of right and wrong answers.
-    """
-    inside = singles.min() >= 0 and singles.max() <= 1
-    return np.zeros(singles.shape[1]) if inside else np.asarray(singles.mean(0))
 
 
 def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:

@@ -15,7 +15,7 @@ from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.scores import value, value_of
 from souping.core.text import named
 from souping.core.types import (
-    Bound,
+    TOLERANCE,
     Cell,
     FloatArray,
     Item,
@@ -57,8 +57,7 @@ class SearchCost:
 class SearchResult:
     """Winner of a search and every trial that led to it; `handler` prompted the winner.
 
-    `summary` is what the optimiser says of its search. `guards` says what they did to it; `refused` that no soup was
-    admissible, so that the winner is the model they were held against.
+    `summary` is what the optimiser says of its search, `guards` what guards did to it: empty if there are none.
     """
 
     recipe: Recipe
@@ -68,7 +67,6 @@ class SearchResult:
     cost: SearchCost = field(default_factory=SearchCost)
     summary: Mapping[str, Json] = field(default_factory=dict)
     guards: Mapping[str, Json] = field(default_factory=dict)
-    refused: bool = False
 
     @property
     def spent(self) -> int:
@@ -78,7 +76,8 @@ class SearchResult:
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
     categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
-    return Result(objective=value(objective, categories), categories=categories, items=len(scores.items))
+    result = Result(objective=value(objective, categories), categories=categories, items=len(scores.items))
+    return replace(result, values=scores.values, lengths=scores.lengths)
 
 
 def check_budget(strategy: Strategy, items: int) -> None:
@@ -140,15 +139,14 @@ def find_weights(
     evaluation: RecipeEvaluator,
     ingredients: tuple[str, ...],
     items: tuple[Item, ...],
-    log: Callable[[Trial], None],
+    log: Callable[[Trial], None] = lambda trial: None,
     admission: Admission | None = None,
-    elsewhere: Callable[[Recipe], bool] = lambda recipe: True,
     known: Sequence[ItemScores] | None = None,
 ) -> SearchResult:
     """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
 
-    With `admission` the winner is admissible, and so by `elsewhere`, which evaluates other benchmarks. `known` are the
-    ingredients' own scores, where they need not be asked.
+    With `admission` the search prefers soups that keep to the guards. `known` are the ingredients' own scores, if they
+    need not be evaluated.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
@@ -168,8 +166,9 @@ def find_weights(
         value=value_of(objective, names),
         singles=np.array([scores.values for scores in known]) if known else None,
         lengths=np.array([scores.lengths for scores in known]) if known else None,
-        bounds=_bounds(admission),
-        against=ingredients.index(against) if (against := admission and admission.against) in ingredients else None,
+        bounds=() if admission is None else admission.bounds,
+        reference=None if admission is None else admission.reference,
+        against=ingredients.index(admission.against) if admission and admission.against in ingredients else None,
         full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
     )
@@ -183,40 +182,23 @@ def find_weights(
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
-    run = SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores)
-    found = run.run()
-    if admission is None:
-        return found
-    return run.guarded(found, admission, pool.recipe({admission.against: 1.0}), elsewhere)
-
-
-def _bounds(admission: Admission | None) -> tuple[Bound, ...]:
-    """The guards on the run's own items, as an optimiser sees them."""
-    if admission is None:
-        return ()
-    reference = admission.reference
-    return tuple(
-        Bound(
-            items=guard.covers(reference.items),
-            margin=guard.margin,
-            reference=reference.lengths if guard.lengths else reference.values,
-            lengths=guard.lengths,
-        )
-        for guard in admission.guards
-        if not guard.benchmark
-    )
+    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
 
 
 @dataclass(kw_only=True)
 class SearchedSoup:
-    """Soup of a search: its scores [I], nan where there is none yet, and its trial once it has answered all items."""
+    """Soup of a search: scores and tokens of its answers [2, I], nan where there is none yet, and its trial once it has
+    answered all items."""
 
     recipe: Recipe
     weights: Weights
-    values: FloatArray
-    lengths: FloatArray
+    answers: FloatArray
     trial: Trial | None = None
     reused: int = 0
+
+    @property
+    def values(self) -> FloatArray:
+        return np.asarray(self.answers[0])
 
 
 @dataclass(kw_only=True)
@@ -262,8 +244,8 @@ class SearchRun:
         """Ask and tell to the end, or to the first limit; results come in any order."""
         for weights, known in self._known.items():
             soup = self._soup(weights)
-            soup.values, soup.lengths, soup.reused = known.values, known.lengths, len(known.values)
-            self._note(soup, self._result(soup.values))
+            soup.answers, soup.reused = np.array([known.values, known.lengths]), len(known.values)
+            self._note(soup, self._result(soup.answers))
         self._ask()
         while self._open:
             self._take()
@@ -271,7 +253,7 @@ class SearchRun:
         winner = self._winner()
         for soup in self._soups.values():
             if soup.trial is None and np.isfinite(soup.values).any():
-                self._note(soup, self._result(soup.values), whole=False)
+                self._note(soup, self._result(soup.answers), whole=False)
         return SearchResult(
             recipe=winner.recipe,
             result=winner.result,
@@ -287,7 +269,7 @@ class SearchRun:
             cell = self._optimiser.ask()
             if cell is None:
                 return
-            _check_cell(cell, self._name, len(self._items))
+            _check_cell(cell, self._name, len(self._items), self._strategy.scales)
             if not self._admits(cell):
                 self._ended = True
                 return
@@ -295,8 +277,8 @@ class SearchRun:
 
     def _soup(self, weights: Weights) -> SearchedSoup:
         if weights not in self._soups:
-            recipe, unknown = self._recipe_of(weights), np.full(len(self._items), np.nan)
-            self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, values=unknown, lengths=unknown.copy())
+            recipe, unknown = self._recipe_of(weights), np.full((2, len(self._items)), np.nan)
+            self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, answers=unknown)
         return self._soups[weights]
 
     def _admits(self, cell: Cell) -> bool:
@@ -350,22 +332,16 @@ class SearchRun:
     def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
         """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
         cell, soup = entry.cell, entry.soup
-        spread, tokens = np.full((2, len(self._items)), np.nan)
+        spread = np.full((2, len(self._items)), np.nan)
         places = list(range(len(self._items)) if cell.items is None else cell.items)
-        spread[places], tokens[places] = scores.values, scores.lengths
+        spread[:, places] = scores.values, scores.lengths
         whole = cell.items is None
-        soup.values = spread if whole else np.where(np.isfinite(spread), spread, soup.values)
-        soup.lengths = tokens if whole else np.where(np.isfinite(tokens), tokens, soup.lengths)
+        soup.answers = spread if whole else np.where(np.isfinite(spread), spread, soup.answers)
         soup.reused = scores.reused + (0 if whole else soup.reused)
         if whole or (soup.trial is None and np.isfinite(soup.values).all()):
-            self._note(soup, self._result(soup.values), request.handler)
-        return replace(
-            self._result(spread),
-            values=scores.values,
-            lengths=scores.lengths,
-            seconds=scores.seconds,
-            tokens=scores.generated,
-        )
+            self._note(soup, self._result(soup.answers), request.handler)
+        result = replace(self._result(spread), values=scores.values, lengths=scores.lengths)
+        return replace(result, seconds=scores.seconds, tokens=scores.generated)
 
     def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
@@ -374,7 +350,7 @@ class SearchRun:
             number=number,
             recipe=soup.recipe,
             weights=soup.weights,
-            result=replace(result, lengths=soup.lengths),
+            result=result,
             reused=soup.reused,
             handler=handler,
             whole=whole,
@@ -384,15 +360,16 @@ class SearchRun:
         if soup.trial is None or result.objective > soup.trial.result.objective:
             soup.trial = trial
 
-    def _result(self, values: FloatArray) -> Result:
-        """The means of scores [I] that are nan where there is none."""
+    def _result(self, answers: FloatArray) -> Result:
+        """The means of scores and tokens [2, I] that are nan where there is none."""
+        values, lengths = answers
         known = np.flatnonzero(np.isfinite(values))
         means: dict[str, list[float]] = {name: [] for name in self._categories}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
         objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
-        return Result(objective=objective, categories=categories, items=len(known), values=values)
+        return Result(objective=objective, categories=categories, items=len(known), values=values, lengths=lengths)
 
     def _winner(self) -> Trial:
         """The soup that the optimiser holds for the best, on the whole fold.
@@ -412,48 +389,18 @@ class SearchRun:
         assert soup.trial is not None, "its whole fold is answered now"
         return soup.trial
 
-    def guarded(
-        self, found: SearchResult, admission: Admission, reference: Recipe, elsewhere: Callable[[Recipe], bool]
-    ) -> SearchResult:
-        """The search's winner if it is admissible, else the reference.
 
-        The soup that is tested is the optimiser's pick or, where that has lost more than the margin on the fold itself,
-        the best soup that has not. No second one is tested: of many soups that lose too much some would pass by luck.
-        """
-        whole = {soup.recipe.id: soup for soup in self._soups.values() if soup.trial is not None and soup.trial.whole}
-        order = sorted(whole.values(), key=lambda soup: (soup.recipe.id != found.recipe.id, -_reached(soup)))
-        answers = {
-            name: ItemScores(items=self._items, values=soup.values, lengths=soup.lengths)
-            for name, soup in whole.items()
-        }
-        likely = [one for one in order if one.recipe.id == reference.id or admission.likely(answers[one.recipe.id])]
-        best, pick = max(map(_reached, order)), likely[0] if likely else None
-        facts: dict[str, Json] = {"against": admission.against, "evaluated": len(order), "likely": len(likely)}
-        if pick is not None and pick.trial is not None:
-            checks = admission.checks(answers[pick.recipe.id]) if pick.recipe.id != reference.id else []
-            facts["tested"] = [one.as_dict() for one in checks]
-            if pick.recipe.id == reference.id or (all(one.admits for one in checks) and elsewhere(pick.recipe)):
-                facts["cost"] = best - _reached(pick)
-                trial = pick.trial
-                return replace(found, recipe=pick.recipe, result=trial.result, handler=trial.handler, guards=facts)
-        result = self._result(admission.reference.values)
-        facts["cost"] = best - result.objective
-        return replace(found, recipe=reference, result=result, handler="", guards=facts, refused=True)
-
-
-def _reached(soup: SearchedSoup) -> float:
-    return -math.inf if soup.trial is None else soup.trial.result.objective
-
-
-def _check_cell(cell: Cell, name: str, items: int) -> None:
+def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> None:
     """Refuse what no search, which may be the user's, can evaluate.
 
     Raises:
-        UserError: it is no cell, its weights are no point of the simplex, or a position is none of the fold's.
+        UserError: it is no cell, its weights are no point of the simplex or of a scaled one, or a position is none of
+            the fold's.
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    check_weights(cell.weights, f"{name}: weights")
+    if not any(math.isclose(sum(cell.weights), scale, abs_tol=TOLERANCE) for scale in scales):
+        check_weights(cell.weights, f"{name}: weights")
 
 
 def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:

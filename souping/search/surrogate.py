@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from souping.core.types import BoolArray, Bound, FloatArray, IntArray, SearchSpace, Weights
+from souping.core.types import TOLERANCE, BoolArray, FloatArray, IntArray, SearchSpace, Weights
 from souping.search.points import vertices
 
 LEVEL, PLANE, BEND, LENGTH = 0.3, 0.25, 0.17, 0.75
@@ -47,9 +47,16 @@ class SoupModel:
         coefficients: FloatArray,
         rise: float = RISE,
         value: Callable[[FloatArray], FloatArray] | None = None,
+        singles: FloatArray | None = None,
     ) -> None:
         """Weights `table` [S, K] of soups, positions `blocks[c][b]` of items, `coefficients` [C] of the objective, or
-        its `value` of category means [..., C] where it is not linear."""
+        its `value` of category means [..., C] where it is not linear. `singles` [K, I] are single models' scores,
+        of which `usual_scores` are taken.
+
+        If weights do not sum to one, the rest is the weight of the base model, which may be negative.
+        """
+        rest = 1 - table.sum(1, keepdims=True)
+        table = np.hstack([table, rest]) if (np.abs(rest) > TOLERANCE).any() else table
         self.table, self.blocks, self.weights, self.rise, self.value = table, blocks, coefficients, rise, value
         self._apart = np.sqrt(((table[:, None] - table) ** 2).sum(-1))
         self._inside = 1 - (table**2).sum(1)
@@ -58,13 +65,15 @@ class SoupModel:
         self.asked: BoolArray = np.zeros((len(table), *self.size.shape), dtype=bool)
         self.score = np.full(self.asked.shape, np.nan)
         self.values = np.full((len(table), sum(len(block) for row in blocks for block in row)), np.nan)
+        self._usual = np.zeros(self.values.shape[1]) if singles is None else usual_scores(singles)
+        self._offset = [float(self._usual[np.concatenate(row)].mean()) for row in blocks]
         self._cache = dict[int, tuple[bytes, tuple[FloatArray, ...]]]()
 
     # ---------------------------------------------------------------- answers
 
     def observe(self, soup: int, items: slice | list[int], values: FloatArray) -> None:
         """Take in a soup's scores on some items of the fold."""
-        self.values[soup, items] = values
+        self.values[soup, items] = values - self._usual[items]
         for c, row in enumerate(self.blocks):
             self.score[soup, c, : len(row)] = [self.values[soup, block].mean() for block in row]
 
@@ -141,7 +150,7 @@ class SoupModel:
         residual = (value - self.level[c][soup])[known]
         pull = np.linalg.solve(joint[np.ix_(known, known)], residual)
         spread = np.diag(signal) + np.diag(noise) / self.size[c, coming] - (cell**2).sum(0)
-        mean = self.level[c] + signal[:, soup[known]] @ pull
+        mean = self._offset[c] + (self.level[c] + signal[:, soup[known]] @ pull)
         return mean, signal - seen.T @ seen, signal - seen.T @ cell, spread, np.array([residual @ pull, len(pull)])
 
     def objective(self) -> tuple[FloatArray, FloatArray]:
@@ -149,12 +158,21 @@ class SoupModel:
         if self.value is not None:
             found = self.value(self.samples())
             return found.mean(0), np.asarray(np.cov(found, rowvar=False), dtype=float)
+        return self.total(self.weights)
+
+    def total(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Posterior mean [S] and covariance [S, S] of a weighted sum of the category means, which are independent."""
         parts = [self.posterior(c) for c in range(len(self.blocks))]
-        mean = np.sum([w * part[0] for w, part in zip(self.weights, parts, strict=True)], 0)
-        return mean, np.sum([w**2 * part[1] for w, part in zip(self.weights, parts, strict=True)], 0)
+        mean = np.sum([w * part[0] for w, part in zip(weights, parts, strict=True)], 0)
+        return mean, np.sum([w**2 * part[1] for w, part in zip(weights, parts, strict=True)], 0)
+
+    def shares(self, items: BoolArray) -> FloatArray:
+        """Share of each category in the mean over some items [I]."""
+        counts = np.array([items[np.concatenate(row)].sum() for row in self.blocks])
+        return np.asarray(counts / counts.sum())
 
     def samples(self, count: int = DRAWS, wider: float = 1.0) -> FloatArray:
-        """Draws of all category means [D, S, C], which are independent; `wider` is a factor on their variances."""
+        """Draws of all category means [D, S, C]; `wider` is a factor on their variances."""
         parts = [self.posterior(c) for c in range(len(self.blocks))]
         return np.stack([part[0] + draws(wider * part[1], count, c) for c, part in enumerate(parts)], -1)
 
@@ -183,64 +201,60 @@ class SoupModel:
         return float((1 + total) / (1 + count))
 
 
-class GuardModel:
-    """How likely each soup keeps to the bounds of a search: the surrogate's categories, and a second one of lengths.
+class BoundModel:
+    """How likely each soup keeps to the bounds of a search, by the surrogate of the scores and a second one of lengths.
 
-    Both see the same blocks. Lengths count as multiples of the reference's mean.
+    Lengths count as minus multiples of the reference's mean, so that more is better and a margin is a share.
     """
 
     def __init__(self, scores: SoupModel, space: SearchSpace, points: Sequence[Weights]) -> None:
-        self._scores, self._losses = scores, space.bounds
-        inside = [loss.items for loss in self._losses if loss.lengths]
-        self._unit = max([float(loss.reference.mean()) for loss in self._losses if loss.lengths], default=1.0) or 1.0
-        self._lengths = (
-            SoupModel(scores.table, scores.blocks, np.ones(len(scores.blocks)), rise=0.0) if inside else None
-        )
-        corners = vertices(len(space.ingredients))
-        corner = None if space.against is None else corners[space.against]
+        assert space.reference is not None
+        self._scores, self._bounds, self._reference = scores, space.bounds, space.reference
+        self._masks = [bound.covers(space.categories) for bound in space.bounds]
+        self._unit = float(space.reference.lengths.mean()) or 1.0
+        singles = None if space.lengths is None else -space.lengths / self._unit
+        self._lengths = SoupModel(scores.table, scores.blocks, scores.weights, rise=0.0, singles=singles)
+        corner = None if space.against is None else vertices(len(space.ingredients))[space.against]
         self._vertex = points.index(corner) if corner in points else None
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
         """Take in the tokens of a soup's answers to some items of the fold."""
-        if self._lengths is not None:
-            self._lengths.observe(soup, items, lengths / self._unit)
+        if any(bound.lengths for bound in self._bounds):
+            self._lengths.observe(soup, items, -lengths / self._unit)
 
     def fit(self) -> None:
-        if self._lengths is not None:
+        if self._lengths.known:
             self._lengths.fit()
 
     def odds(self) -> FloatArray:
         """Probability [S] that a soup's true loss is within all bounds."""
         made = np.ones(len(self._scores.table))
-        for loss in self._losses:
-            model = self._lengths if loss.lengths else self._scores
-            if model is not None:
-                model.asked = self._scores.asked
-                mean, variance = self._difference(model, loss)
-                z = (loss.margin + (-mean if loss.lengths else mean)) / np.sqrt(variance)
-                made *= [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z]
-        return np.asarray(made)
-
-    def _difference(self, model: SoupModel, loss: Bound) -> tuple[FloatArray, FloatArray]:
-        """Posterior mean [S] and variance [S] of a soup's mean minus the reference's over the items of a bound."""
-        mean, variance = np.zeros(len(model.table)), np.zeros(len(model.table))
-        for c, blocks in enumerate(model.blocks):
-            own = np.concatenate(blocks)
-            own = own[loss.items[own]]
-            if not len(own):
-                continue
-            share, (middle, cov, *_) = len(own) / loss.items.sum(), model.posterior(c)
+        for bound, mask in zip(self._bounds, self._masks, strict=True):
+            model = self._lengths if bound.lengths else self._scores
+            model.asked = self._scores.asked
+            mean, cov = model.total(model.shares(mask))
             if self._vertex is None:
-                mean += share * (middle - loss.reference[own].mean() / (self._unit if loss.lengths else 1.0))
-                variance += share**2 * np.diag(cov)
+                known = -self._reference.lengths / self._unit if bound.lengths else self._reference.values
+                lead, variance = mean - known[mask].mean(), np.diag(cov)
             else:
-                mean += share * (middle - middle[self._vertex])
-                variance += share**2 * difference_variances(cov, self._vertex)
-        return mean, model.surprise() * np.maximum(variance, TINY)
+                lead, variance = mean - mean[self._vertex], difference_variances(cov, self._vertex)
+            z = (bound.margin + lead) / np.sqrt(model.surprise() * np.maximum(variance, TINY))
+            made *= [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z]
+        return made
+
+
+def usual_scores(singles: FloatArray) -> FloatArray:
+    """What to take from each item's scores [I], by those of single models [K, I]: their mean, where scores are no
+    fractions of 1.
+
+    Texts differ in their losses far more than models do, and the surrogate's noise is that of right and wrong answers.
+    """
+    inside = singles.min() >= 0 and singles.max() <= 1
+    return np.zeros(singles.shape[1]) if inside else np.asarray(singles.mean(0))
 
 
 def expected_improvement(
-    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray | None = None
+    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray | float = 1.0
 ) -> tuple[int, IntArray, FloatArray]:
     """Leader, its rivals by expected improvement over it, and the derivative of each one's to the variance of its
     difference (Jones et al. 1998: EI = s (phi(z) + z Phi(z)), so dEI / ds^2 = phi(z) / 2s).
@@ -248,14 +262,13 @@ def expected_improvement(
     With `odds` [S] of being admissible the leader is likely to be, and improvements are weighed by them (Gardner et
     al. 2014).
     """
-    likely = None if odds is None or odds.max() < LIKELY else odds >= LIKELY
-    leader = int(np.argmax(mean if likely is None else np.where(likely, mean, -np.inf)))
+    likely = odds >= min(LIKELY, np.max(odds))
+    leader = int(np.argmax(np.where(likely, mean, -np.inf)))
     sd = np.sqrt(difference_variances(cov, leader))
     z = (mean - mean[leader]) / sd
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     improvement = sd * (density + z * [(1 + math.erf(value / math.sqrt(2))) / 2 for value in z])
-    if odds is not None:
-        improvement, density = improvement * odds, density * odds
+    improvement, density = improvement * odds, density * odds
     improvement[leader] = -1
     rivals: IntArray = np.argsort(-improvement, kind="stable")[: min(most, len(mean) - 1)]
     return leader, rivals, density[rivals] / (2 * sd[rivals])

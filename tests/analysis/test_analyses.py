@@ -73,7 +73,7 @@ class TestAnalysis:
         run = run_of(asked=analysis.asks)
         single = {r.id: run.search[r.id] for r in run.soups.candidates.values()}
         with pytest.raises(NotEstimableError, match=r"takes|again"):
-            analysis.analyse(replace(run, search=single, report={}, trials=()))
+            analysis.analyse(replace(run, search=single, report={}, trials=(), spent=0))
 
     @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
@@ -292,7 +292,7 @@ def test_ten_players_drawn_orders_lie_within_their_errors_of_the_exact_values() 
 def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:
     run = run_of(3, weights=(0.2, 0.5, 0.3))
     data: Any = Size().analyse(replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search))
-    whole = {len(row["ingredients"]): row["mean"] for row in data["sizes"]}
+    whole = {len(row["ingredients"]): row["score"]["mean"] for row in data["sizes"]}
     items = next(iter(run.search.values())).items
     pair = voting(recipe_of({"ant": 0.5, "bee": 0.5}), items)
     assert list(whole) == [1, 2, 3]

@@ -7,49 +7,56 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.front import Front, draw, read_goals, resolve_goals, section, undominated
-from souping.analysis.intervals import ItemTable
-from souping.core.scores import Mean
-from souping.core.types import Item, UserError
+from souping.analysis.front import Front, draw, resolve_goals, section, undominated
+from souping.core.types import Item, Recipe, Result, Trial, UserError
+from souping.core.unit import POINTS
 from souping.search.adaptive import Adaptive
 
+UNITS = {"": POINTS}
 ITEMS = [Item(id=f"{c}{n}", category=c, group=f"{c}{n}", prompt="", answer="") for c in "ab" for n in range(150)]
+
+
+def trial(number: int, point: tuple[float, ...], values: Any, lengths: Any) -> Trial:
+    recipe = Recipe(ingredients=("x", "y"), fingerprints=("x", "y"), weights=point, dtype="F32")
+    result = Result(objective=float(values.mean()), categories={}, items=300, values=values, lengths=lengths)
+    return Trial(number=number, recipe=recipe, weights=point, result=result)
 
 
 @pytest.mark.parametrize(
     ("pareto", "pick", "words"),
     [
-        (["a"], None, "two goals"), ("ab", None, "two goals"), (["a", "a"], None, "each once"),
-        (None, {"a": 1}, "pareto=None"), (["a", "b"], {"c": 1}, "pick: goal=c"), (["a", "b"], {"a": 0}, "above 0"),
-        (["a", "b"], {"a": -1, "b": 2}, "above 0"), (["a", "b"], 3, "pick=3"), (["a", "bb"], None, "pareto=bb"),
+        (["a"], None, "two goals"), (["a", "a"], None, "each once"), ([], {"a": 1}, "two goals"),
+        (["a", "b"], {"c": 1}, "pick: goal=c"), (["a", "b"], {"a": 0}, "above 0"),
+        (["a", "b"], {"a": -1, "b": 2}, "above 0"), (["a", "b"], {}, "above 0"), (["a", "bb"], None, "pareto=bb"),
         (["a", "mgsm"], None, "guard="),
     ],
 )  # fmt: skip
 def test_what_is_refused(pareto: Any, pick: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        resolve_goals(read_goals(pareto, pick), ["a", "b"], {}, ["mgsm"])
+        resolve_goals(pareto, pick, ["a", "b"], {}, UNITS | {"mgsm": POINTS})
 
 
 def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     values = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.5], [1, 0]])
     assert undominated(values).tolist() == [True, True, True, False, True]
-    given = read_goals(["a", "b", "tokens"], {"a": 3, "b": 1})
-    assert given.pick == {"a": 0.75, "b": 0.25}
     rng, points = np.random.default_rng(1), Adaptive().points(2)
     rates = {point: np.repeat([0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]], 150) for point in points}
     scores = {point: (rng.random(300) < rates[point]).astype(float) for point in points[::2]}
     lengths = {point: rng.poisson(100 * (1 + point[0]), 300).astype(float) for point in points[::2]}
-    goals = resolve_goals(given, ["a", "b"], {}, [])
-    front = Front.of(goals, ITEMS, ItemTable.of(ITEMS, Mean()), points, scores, lengths)
+    pick = {"a": 0.75, "b": 0.25}
+    goals = resolve_goals(["a", "b", "tokens"], pick, ["a", "b"], {}, UNITS)
+    front = Front(goals, ITEMS, points, [trial(n, p, scores[p], lengths[p]) for n, p in enumerate(scores)])
     assert ((front.low <= front.means) & (front.means <= front.high)).all()
     true = {point: (0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]) for point in points}
     truth = np.array([true[tuple(point)] for point in front.points])
     assert ((front.low[:, :2] <= truth) & (truth <= front.high[:, :2])).mean() > 0.8
-    assert front.by_pick({"a": 1.0})[0] in scores
+    merits = front.merits({"a": 1.0})
+    assert max(merits, key=lambda point: merits[point]) == (1.0, 0.0)
     assert len(front.candidates(None)) <= 3
-    data = front.as_dict(["x", "y"], {"x": 1.0}, given)
+    data = front.as_dict(["x", "y"], {"x": 1.0}, pick)
     chosen = data["chosen"]
     assert chosen["weights"] == [1.0, 0.0]
-    assert chosen["low"]["tokens"] < chosen["means"]["tokens"] < chosen["high"]["tokens"]
+    tokens = chosen["goals"]["tokens"]
+    assert 100 < tokens["low"] < tokens["mean"] < tokens["high"] < 300
     assert "the largest 0.75 a" in section(data).lines[1]
     assert draw(data) is not None

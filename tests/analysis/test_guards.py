@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.guards import Guard, check, judge, plan_guards, read_guards, resolve
+from souping.analysis.guards import LONGER, Guard, check, judge, plan_guards, read_guards, resolve, warnings_of
 from souping.core.types import Item, ItemScores, UserError
+from souping.core.unit import POINTS
 
 CATEGORIES = ("safe", "live_a", "live_b")
 GROUPS = {"live": ("live_a", "live_b")}
+UNITS = {"": POINTS, "mgsm": POINTS}
 
 
 def scores(values: Any, lengths: Any = None, group: int = 1) -> ItemScores:
@@ -34,7 +36,7 @@ def scores(values: Any, lengths: Any = None, group: int = 1) -> ItemScores:
 def test_names_stand_for_categories_groups_benchmarks_and_lengths(
     guard: Any, names: dict[str, tuple[str, ...]]
 ) -> None:
-    found = resolve(read_guards(guard), CATEGORIES, GROUPS, ["mgsm"])
+    found = resolve(read_guards(guard), CATEGORIES, GROUPS, UNITS)
     assert {one.name: one.categories for one in found} == names
     assert [one.benchmark for one in found if one.name == "mgsm"] == ["mgsm"] * ("mgsm" in names)
     assert all(one.lengths == (one.name == "tokens") for one in found)
@@ -50,7 +52,7 @@ def test_names_stand_for_categories_groups_benchmarks_and_lengths(
 )  # fmt: skip
 def test_what_is_refused(guard: Any, words: str) -> None:
     with pytest.raises(UserError) as refused:
-        resolve(read_guards(guard), CATEGORIES, GROUPS, ["mgsm"])
+        resolve(read_guards(guard), CATEGORIES, GROUPS, UNITS)
     assert words in str(refused.value)
 
 
@@ -62,13 +64,14 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
     assert check(guard, scores(reference), scores(reference)).admits
     assert check(guard, scores(worse), scores(reference)).outcome == "broken"
     lost = check(guard, scores(worse), scores(reference))
-    assert lost.low < lost.difference < lost.high < -guard.margin
+    assert lost.found.low < lost.found.difference < lost.found.high < -guard.margin
     tokens = rng.integers(20, 200, n).astype(float)
-    length = Guard(name="tokens", margin=0.1, lengths=True)
+    length = Guard(name="tokens", margin=0.1, lengths=True, unit=LONGER)
     for factor, outcome in ((1.0, "held"), (1.05, "held"), (1.3, "broken")):
         found = check(length, scores(reference, factor * tokens), scores(reference, tokens))
         assert found.outcome == outcome
-        assert found.difference == pytest.approx(1 - factor)
+        assert found.found.difference == pytest.approx(1 - factor)
+        assert found.as_dict()["difference"] == pytest.approx(factor - 1)
 
 
 def test_the_report_tests_all_guards_at_holms_levels() -> None:
@@ -76,23 +79,22 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
     reference = scores((rng.random(300) < 0.7).astype(float))
     soup = scores(np.where(rng.random(300) < 0.06, 1 - reference.values, reference.values))
     guards = [Guard(name=name, margin=margin) for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))]
-    wide, near, narrow = judge(guards, [soup] * 3, [reference] * 3)
+    wide, near, narrow = judge(guards, [(soup, reference)] * 3)
     assert (wide.outcome, narrow.outcome) == ("held", "undecided")
-    assert wide.level == pytest.approx(1 - 0.05 / 3)
-    assert near.level > 0.95
-    assert judge(guards[:1], [soup], [reference], looks=2)[0].level == pytest.approx(1 - 0.05 / 6)
+    assert wide.found.level == pytest.approx(1 - 0.05 / 3)
+    assert near.found.level > 0.95
+    assert judge(guards[:1], [(soup, reference)], looks=2)[0].found.level == pytest.approx(1 - 0.05 / 6)
 
 
 def test_a_plan_says_how_many_items_a_guard_needs() -> None:
     """10 % discordance, 80 % of equal soups: the formula's figures for 3, 2 and 1 points at both levels."""
     guards = [Guard(name=str(points), margin=points / 100) for points in (3, 2, 1)]
     items = scores(np.zeros(687)).items
-    plans = list(plan_guards(guards, {"": items}, {"": items}))
-    assert [one.needed(0.05) for one in plans] == [687, 1546, 6183]
-    assert [one.needed(0.025) for one in plans] == [872, 1962, 7849]
-    assert plans[0].share(687, 0.05) == pytest.approx(0.8, abs=0.001)
-    assert not plans[0].warnings()
-    assert "6,183" in plans[2].warnings()[0]
+    plans = plan_guards(guards, {"search": {"": items}, "report": {"": items}})
+    assert [one["needed"] for one in plans] == [687, 872, 1546, 1962, 6183, 7849]
+    assert plans[0]["share"] == pytest.approx(0.8, abs=0.001)
+    assert not warnings_of(plans[:1])
+    assert "6,183" in warnings_of(plans)[-1]
 
 
 def test_known_answers_give_the_discordance_with_its_groups() -> None:
@@ -102,6 +104,7 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     tied = {f"m{n}": scores(np.repeat(luck[n, :, 0], 5), group=5) for n in range(3)}
     guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
     fold = {"": next(iter(alone.values())).items}
-    single, grouped = (next(iter(plan_guards(guard, fold, fold, known))).discordance for known in (alone, tied))
-    assert single == pytest.approx(0.48, abs=0.06)
-    assert grouped == pytest.approx(5 * 0.48, abs=0.6)
+    single, grouped = (plan_guards(guard, {"search": fold}, known)[0]["needed"] for known in (alone, tied))
+    factor = ((1.6449 + 0.8416) / 0.03) ** 2
+    assert single == pytest.approx(0.48 * factor, rel=0.12)
+    assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)
