@@ -31,6 +31,9 @@ ADMISSION = 0.05
 """Largest probability of a loss above the margin with which a soup is admitted."""
 LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
 """One-sided levels of admission, and of all tests of the report together."""
+NEARER = 0.7
+"""How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
+median of the recorded tables, benchmarks/guards.py --soups."""
 FORM = "guard={CATEGORY: POINTS} or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
 LONGER = Unit(name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False)
 Outcome = Literal["held", "broken", "undecided"]
@@ -206,9 +209,9 @@ def plan_guards(
 ) -> list[dict[str, Any]]:
     """What each guard can do on each fold: the `share` of equal soups that pass, and the items `needed` for 80 %.
 
-    Items are {extra benchmark: items}, the run's own under an empty name. `known` are scores of candidates on other
-    items of the run's benchmark. Without them two equal models differ on 10 % of the items, and nothing is known of
-    lengths and losses.
+    Items are {extra benchmark: items}, the run's own under an empty name. `known` are scores of candidates on some
+    items of the run's benchmark. Without them a soup and the reference differ on 10 % of the items, and nothing is
+    known of lengths and losses.
     """
     rows = []
     for guard in guards:
@@ -222,7 +225,7 @@ def plan_guards(
 
 
 def _passing(margin: float, apart: float | None, items: int, level: float) -> dict[str, Any]:
-    """Of a one-sided test: `apart` is the mean squared difference of two equal models on an item; None if unknown."""
+    """Of a one-sided test: `apart` is the mean squared difference of two equal models on an item, if it is known."""
     if apart is None or not items:
         return {"share": None, "needed": None}
     least, most = NORMAL.inv_cdf(1 - level), NORMAL.inv_cdf(POWER)
@@ -241,7 +244,7 @@ def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _discordance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Variance of the mean difference of two candidates, over groups, times the guard's items; None if unknown."""
+    """Variance of the mean difference of soup and reference, over groups, times the guard's items; None if unknown."""
     items = next(iter(known.values())).items
     inside = guard.covers([item.category for item in items])
     if len(known) < 2 or inside.sum() < 2:
@@ -249,7 +252,7 @@ def _discordance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     tables = [s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values for s in known.values()]
     groups = _groups(items)[inside]
     sums = np.stack([np.bincount(groups, table[inside] - table[inside].mean()) for table in tables])
-    return pair_variance(sums @ sums.T / inside.sum()) or None
+    return (1.0 if guard.lengths else NEARER) * pair_variance(sums @ sums.T / inside.sum()) or None
 
 
 # ------------------------------------------------------------ how they are shown
@@ -265,8 +268,8 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     ]
     header = ("guard", "loss borne", "fold", "items", "equal soups that pass", "items for 80 %")
     lines = (
-        "The search admits a soup if a larger loss has a probability below 5 %; the report tests at 2.5 %. If no "
-        f"answers are known, two models differ on {100 * DISCORDANCE:.0f} % of the items.",
+        "The search admits a soup if a larger loss has a probability below 5 %; the report tests at 2.5 %. Without "
+        f"stored answers the plan assumes that soup and reference differ on {100 * DISCORDANCE:.0f} % of the items.",
         *(f"{warning}." for warning in warnings_of(plans)),
     )
     return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),))

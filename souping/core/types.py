@@ -458,14 +458,6 @@ class SearchSpace:
     full_batch: int = 1
     whole: bool = False
 
-    @property
-    def objectives(self) -> FloatArray | None:
-        """The ingredients' own objectives [K], where their scores are known."""
-        if self.singles is None:
-            return None
-        means = np.stack([self.singles[:, np.array(self.categories) == c].mean(1) for c in self.coefficients], 1)
-        return np.asarray(self.value(means) if self.value else means @ [*self.coefficients.values()])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

@@ -80,8 +80,7 @@ class NamedPool:
 class CountedSteps(Steps):
     """Steps that count what a run would evaluate, with a selection that is known or assumed.
 
-    An answer that an earlier stage needs too is counted once. `evaluations` are {extra benchmark: evaluation}, the
-    run's own under an empty name.
+    Each answer counts once. `evaluations` are {extra benchmark: evaluation}, the run's own under an empty name.
     """
 
     def __init__(
@@ -132,11 +131,10 @@ class CountedSteps(Steps):
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
         self.evaluate_stage(stage)
-        known = None if self.scores is None else self.scores.items
-        self.plan.guards = plan_guards(guards, self.guarded_items, known)
+        self.plan.guards = plan_guards(guards, self.guarded_items, self.scores.items if self.scores else None)
+        single = self.single(self.recipes.names[0])
         for guard in (guard for guard in guards if guard.benchmark):
-            reference = self.single(self.recipes.names[0])
-            self.evaluate_stage(self.guard_stage(guard, [reference, _unknown(reference, "the soup that may win")]))
+            self.evaluate_stage(self.guard_stage(guard, [single, _unknown(single, "the soup that may win")]))
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.asks:

@@ -58,7 +58,7 @@ class Adaptive(LimitedStrategy):
         Grid(step=self.step)
 
     def start(self, space: SearchSpace, seed: int) -> AdaptiveSearch:
-        return self.over(self.points(len(space.ingredients), space.objectives), space, seed)
+        return self.over(self.points(len(space.ingredients), merits_of(space)), space, seed)
 
     def over(self, points: Sequence[Weights], space: SearchSpace, seed: int) -> AdaptiveSearch:
         """A search over these points."""
@@ -256,6 +256,15 @@ class AdaptiveSearch(Optimiser):
             "indistinguishable_count": len(alike),
             "finishing_gain": round(unit().scale * more, 3),
         }
+
+
+def merits_of(space: SearchSpace) -> FloatArray | None:
+    """The ingredients' own objectives [K], if their scores are known."""
+    if space.singles is None:
+        return None
+    names, coefficients = np.array(space.categories), np.array([*space.coefficients.values()])
+    means = np.stack([space.singles[:, names == name].mean(1) for name in space.coefficients], 1)
+    return np.asarray(space.value(means) if space.value else means @ coefficients)
 
 
 def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:

@@ -9,7 +9,7 @@ import pytest
 
 from souping.analysis.front import Front, draw, resolve_goals, section, undominated
 from souping.core.types import Item, Recipe, Result, Trial, UserError
-from souping.core.unit import POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.search.adaptive import Adaptive
 
 UNITS = {"": POINTS}
@@ -60,3 +60,18 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     assert 100 < tokens["low"] < tokens["mean"] < tokens["high"] < 300
     assert "the largest 0.75 a" in section(data).lines[1]
     assert draw(data) is not None
+
+
+def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
+    rng, points = np.random.default_rng(2), Adaptive().points(2)
+    texts, categories = 1 + rng.random(300), np.repeat([0, 1], 150)
+    losses = {point: texts + 0.1 * np.array(point)[categories] for point in points}
+    trials = [trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)]
+    goals = resolve_goals(["a", "b"], None, ["a", "b"], {}, {"": BITS_PER_BYTE})
+    data = Front(goals, ITEMS, points, trials).as_dict(["x", "y"], {"x": 1.0}, None)
+    first = {goal: data["chosen"]["goals"][goal] for goal in ("a", "b")}
+    for number, goal in enumerate(("a", "b")):
+        assert first[goal]["mean"] == pytest.approx(losses[1.0, 0.0][categories == number].mean(), abs=0.02)
+        assert first[goal]["low"] < first[goal]["mean"] < first[goal]["high"]
+    assert len(data["points"]) == len(points)  # each gives up one category for the other
+    assert "bits per byte" in section(data).grids[0].header[1]

@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.guards import LONGER, Guard, check, judge, plan_guards, read_guards, resolve, warnings_of
+from souping.analysis.guards import (
+    LONGER,
+    NEARER,
+    Guard,
+    check,
+    judge,
+    plan_guards,
+    read_guards,
+    resolve,
+    section,
+    warnings_of,
+)
 from souping.core.types import Item, ItemScores, UserError
-from souping.core.unit import POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS
 
 CATEGORIES = ("safe", "live_a", "live_b")
 GROUPS = {"live": ("live_a", "live_b")}
@@ -74,6 +85,20 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
         assert found.as_dict()["difference"] == pytest.approx(factor - 1)
 
 
+def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
+    (guard,) = resolve(read_guards(0.01), ["safe"], {}, {"": BITS_PER_BYTE})
+    assert guard.borne == "0.01 bits per byte"
+    losses = 1 + 0.2 * np.random.default_rng(3).standard_normal(200)
+    reference = scores(BITS_PER_BYTE.inner(losses))
+    for rise, outcome in ((0.0, "held"), (-0.1, "held"), (0.03, "broken")):
+        made = check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference).as_dict()
+        assert (made["outcome"], made["margin"]) == (outcome, pytest.approx(0.01))
+        assert made["difference"] == pytest.approx(rise, abs=1e-9)
+    page = section({"sentence": "none", "checks": [made]})
+    assert [cell.text for cell in page.grids[0].rows[0]][1] == "0.01 bits per byte"
+    assert "bits per byte" in page.grids[0].rows[0][2].text
+
+
 def test_the_report_tests_all_guards_at_holms_levels() -> None:
     rng = np.random.default_rng(1)
     reference = scores((rng.random(300) < 0.7).astype(float))
@@ -105,6 +130,6 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
     fold = {"": next(iter(alone.values())).items}
     single, grouped = (plan_guards(guard, {"search": fold}, known)[0]["needed"] for known in (alone, tied))
-    factor = ((1.6449 + 0.8416) / 0.03) ** 2
+    factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)

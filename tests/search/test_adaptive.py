@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from souping.core.types import FloatArray, SearchSpace
+from souping.core.types import FloatArray, Result, SearchSpace
 from souping.search import points as simplex
-from souping.search.adaptive import Adaptive, item_blocks
+from souping.search.adaptive import Adaptive, item_blocks, merits_of
 from souping.search.points import Grid, anchors
 from souping.search.surrogate import SoupModel, draws
 from tests.conftest import ROOT
@@ -89,8 +89,8 @@ def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, si
         ingredients=tuple(map(str, range(size))), categories=("a", "a", "b"), groups=("1", "2", "3"),
         coefficients={"a": 0.5, "b": 0.5}, singles=np.linspace(0, 1, 3 * size).reshape(size, 3).clip(0.1, 0.9),
     )  # fmt: skip
-    points = Adaptive(step=step).points(size, space.objectives)
-    assert points == Adaptive(step=step).points(size, space.objectives)
+    points = Adaptive(step=step).points(size, merits_of(space))
+    assert points == Adaptive(step=step).points(size, merits_of(space))
     assert points[: size + 1] == anchors(size)
     assert len(set(points)) == len(points) <= 240
     assert all(sum(point) == pytest.approx(1) and min(point) >= 0 for point in points)
@@ -253,3 +253,45 @@ def test_groups_stay_in_one_block_and_the_seed_decides_the_order() -> None:
         assert not owners[0] & owners[1]
     orders = [np.concatenate([b for row in item_blocks(of, seed) for b in row]).tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
+    """Texts differ more than soups; what is taken from each item's score is put back before the minimum is taken."""
+    rng, points = np.random.default_rng(4), Adaptive().points(2)
+    texts, blocks = rng.random(80) + np.repeat([1.0, 1.3], 40), [[np.arange(40)], [np.arange(40, 80)]]
+    losses = texts + 0.2 * np.array([np.repeat(point, 40) for point in points])
+    singles = -2 * losses[[points.index(corner) for corner in simplex.vertices(2)]]
+    model = SoupModel(np.array(points), blocks, np.full(2, 0.5), value=lambda means: means.min(-1), singles=singles)
+    for number, row in enumerate(-2 * losses):
+        model.observe(number, slice(None), row)
+    model.asked[:] = True
+    model.fit()
+    found, worst = model.objective()[0], -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0)
+    assert found == pytest.approx(worst, abs=0.03)
+    assert points[int(found.argmax())] == (1.0, 0.0)
+
+
+def test_scales_search_beyond_the_models_around_their_base() -> None:
+    scaled = Adaptive(scales=[0.5, 1.5])
+    points = scaled.points(2)
+    assert {round(sum(point), 9) for point in points} == {0.5, 1.0, 1.5}
+    assert points[:3] == anchors(2)
+    assert all(len(np.flatnonzero(point)) > 1 for point in points if abs(sum(point) - 1) > 1e-9)
+    assert len(set(points)) == len(points)
+    table, categories = np.array(points), np.repeat([0, 1], 60)
+    rng = np.random.default_rng(5)
+    skill = 0.4 + 0.3 * table.sum(1)  # the farther from the base, the better
+    values = (rng.random((len(points), 120)) < skill[:, None]).astype(float)
+    space = SearchSpace(
+        ingredients=("x", "y"),
+        categories=tuple(f"c{c}" for c in categories),
+        groups=tuple(map(str, range(120))),
+        coefficients={"c0": 0.5, "c1": 0.5},
+        singles=values[1:3],
+    )
+    search = scaled.start(space, 0)
+    while (cell := search.ask()) is not None:
+        row = values[points.index(cell.weights)]
+        row = row if cell.items is None else row[list(cell.items)]
+        search.tell(cell, Result(objective=float(row.mean()), categories={}, items=len(row), values=row))
+    assert sum(search.best()) == pytest.approx(1.5)
