@@ -24,9 +24,7 @@ from souping.search.surrogate import RISE
 
 NAME, CONFIRMED, DRAWS, LISTED = "front", 3, 400, 15
 """Key under `analyses`, points that answer the whole search fold, draws of the posterior, and points in the table."""
-LENGTH = Unit(
-    name=TOKENS, symbol=TOKENS, meaning="tokens", higher_is_better=False, scale=1.0, digits=0, fractions=False
-)
+LENGTH = Unit(name=TOKENS, symbol=TOKENS, meaning=TOKENS, higher_is_better=False, scale=1.0, digits=0, fractions=False)
 
 
 def resolve_goals(

@@ -197,14 +197,13 @@ def verdict(
     margin: float = MARGIN,
     unmeasured: str = "",
     mixture: Comparison | None = None,
-    guarded: str = "",
 ) -> Verdict:
     """The strongest claim that holds, in this order.
 
     1. `nothing_to_soup`: one ingredient was selected (K = 1); nothing was searched or tested.
     2. `not_measured`: too many answers of a compared model were cut off or are missing; `unmeasured` says whose.
     3. `keep_single` by the search: the winning recipe is a single model. A decision, no test; it is shown with the
-       interval of the best `mixture` minus that model on the search fold, or with why guards left no soup (`guarded`).
+       interval of the best `mixture` minus that model on the search fold.
     4. `better_than_every_candidate`: the soup is above every candidate and the largest of the p-values, corrected for
        the looks, is below 0.05 (intersection-union, `better_than_every`).
     5. `better_than_best_single`: as 4, but only against the candidate that the search fold would have had deployed. It
@@ -226,8 +225,6 @@ def verdict(
     if unmeasured:
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
-        if guarded:
-            return Verdict(claim="keep_single", sentence=f"Keep {recipe[0]}, do not soup: {guarded}.")
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
         tried = (
             f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""

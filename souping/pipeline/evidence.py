@@ -233,13 +233,12 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
-    guarded: str = "",
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps, `guarded` why guards make it keep one.
+    comparison of the best mixture with a single model that the search keeps.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
@@ -259,7 +258,6 @@ def gather(
         margin=margin,
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
-        guarded=guarded,
     )
     return {
         "rows": [row(c, scores[c.recipe.id], table) for c in contenders],

@@ -11,7 +11,7 @@ from souping.analysis.guards import Admission, check, judge, lead
 from souping.core.fields import pick
 from souping.core.protocols import Objective
 from souping.core.types import Candidate, FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError, part
-from souping.core.unit import unit
+from souping.core.unit import gain, unit
 from souping.pipeline.steps import Steps
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
@@ -60,15 +60,16 @@ def admitted(
     chosen, result = None, result_of(admission.reference, objective)
     for trial, scores in likely[:1]:
         holds = all(check(guard, scores, admission.reference).admits for guard in bounds)
-        if trial.recipe.id == reference.id or (holds and elsewhere(trial.recipe)):
+        if trial.recipe.id != reference.id and holds and elsewhere(trial.recipe):
             chosen, result = trial, trial.result
-    cost = unit().size(max(trial.result.objective for trial in order) - result.objective)
-    end = f"keeping to them costs {unit().text(cost)} {unit().name} on the search fold"
-    if chosen is None:
-        end = "the best of them may lose more, so no soup is admissible" if likely else "no soup is admissible"
-    soups = f"{len(likely)} of {len(order)} soups that answered the whole search fold lost less than the guards bear"
+    best = max(trial.result.objective for trial in order)
+    without = winner.summary.get("without_guards")
+    best = best if without is None else max(best, gain(without))
+    cost, end = unit().size(best - result.objective), "one is admissible" if chosen else "no soup is admissible"
+    models = f"{len(likely)} of {len(order)} models that answered the whole search fold lost less than the guards bear"
+    price = f"keeping to the guards costs {unit().text(cost)} {unit().name} on the search fold"
     facts: dict[str, Json] = {"against": admission.against, "cost": cost, "refused": chosen is None}
-    facts["sentence"] = f"{soups} against {admission.against}; {end}"
+    facts["sentence"] = f"{models} against {admission.against}; {end}; {price}"
     recipe, handler = (reference, "") if chosen is None else (chosen.recipe, chosen.handler)
     return replace(winner, recipe=recipe, result=result, handler=handler, guards=facts)
 

@@ -113,9 +113,8 @@ def run(
     `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `limit` makes it a dry run on so many items per
-    category and fold. `guard` are losses that a soup must not have, by category, group or benchmark, in the unit of the
-    scores. `RunResult.front` is that of the goals `pareto`, of which `pick`, {goal: weight}, writes a point. `analyses`
-    are {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
+    category and fold. `guard`, `pareto` and `pick` are losses, goals and their weights as on the command line.
+    `analyses` are {name: analysis}, by default those that need no further answers. Defaults: SoCE with Pearson's
     correlation, the adaptive search, the mean over categories, `LocalEvaluator`, `LocalMerge`.
 
     Raises:

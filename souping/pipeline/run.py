@@ -311,7 +311,6 @@ class Run(Steps):
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            str(winner.guards["sentence"]) if winner.guards.get("refused") else "",
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -319,6 +318,8 @@ class Run(Steps):
             evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
+        if winner.guards.get("refused") and evidence["verdict"]["claim"] == "keep_single":
+            evidence["verdict"]["sentence"] = f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.parts |= evidence

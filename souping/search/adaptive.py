@@ -167,7 +167,7 @@ class AdaptiveSearch(Optimiser):
             return "every soup has answered the whole fold"
         if self._stops and self._spent >= self._looked + len(self._space.categories) // 3:
             self._looked = self._spent
-            gain = self._model.finishing_gain(np.array([leader, *rivals]))
+            gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
             if gain < ENOUGH:
                 return f"finishing the fold would gain {unit().text(unit().size(gain), more=1)} {unit().name}"
         return ""
@@ -249,12 +249,13 @@ class AdaptiveSearch(Optimiser):
         lead = (mean[pick] - mean) / np.sqrt(self._model.surprise() * difference_variances(cov, pick))
         alike = [s for s in np.argsort(-mean, kind="stable") if s != pick and lead[s] < 1.645]
         leader, rivals, _ = expected_improvement(mean, cov, RIVALS)
-        more = unit().size(self._model.finishing_gain(np.array([leader, *rivals])))
+        more = unit().size(self._model.finishing_gain(np.array([leader, *rivals]), self._odds()))
         return {
             "stopped": self._stop_reason or "a limit of the run",
             "indistinguishable": [list(self._points[s]) for s in alike[:SHOWN]],
             "indistinguishable_count": len(alike),
             "finishing_gain": round(unit().scale * more, 3),
+            **({} if self._bounds is None else {"without_guards": unit().raw(float(mean.max()))}),
         }
 
 

@@ -183,17 +183,20 @@ class SoupModel:
         at, steps = self.samples()[:, soups], STEP * np.eye(len(self.weights))
         return np.stack([(self.value(at + step) - self.value(at)).mean(0) / STEP for step in steps], -1)
 
-    def finishing_gain(self, soups: IntArray) -> float:
-        """Expected gain of the pick (fractions of 1) if these soups, the leader first, answered the rest of the fold.
+    def finishing_gain(self, soups: IntArray, odds: FloatArray | None = None) -> float:
+        """Expected gain of the pick (inner scores) if these soups, the leader first, answered the rest of the fold.
 
-        Their posterior means will move by a normal of the variance that the answers take away.
+        Their posterior means will move by a normal of the variance that the answers take away. A lead counts by its
+        `odds` [S] of being admissible.
         """
         (mean, cov), asked = self.objective(), self.asked
         self.asked = np.where(np.isin(np.arange(len(asked)), soups)[:, None, None], np.isfinite(self.size), asked)
         after = self.objective()[1]
         self.asked = asked
         moved = mean[soups] + draws((cov - after)[np.ix_(soups, soups)], 512)
-        return float((moved.max(1) - moved[:, 0]).mean())
+        shares = np.ones(len(soups)) if odds is None else odds[soups]
+        now = ((mean[soups] - mean[soups[0]]) * shares).max()
+        return float(((moved - moved[:, :1]) * shares).max(1).mean() - now)
 
     def surprise(self) -> float:
         """How much more than believed the answers vary: a factor on variances, 1 where nothing was answered."""

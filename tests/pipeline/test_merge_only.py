@@ -267,6 +267,21 @@ def test_the_command_however_it_was_merged(case: str, family: Path, souping: Cli
     check_commands(tmp_path / "run", done.out, tmp_path)
 
 
+def test_a_soup_at_a_scale_around_its_base_is_rebuilt(family: Path, souping: Cli, tmp_path: Path) -> None:
+    folders = {name: family / name for name in ("ant", "bee")}
+    backend = LocalMerge(method="task_arithmetic", base=str(family / "base"), dtype="float32")
+    with closing(backend.open(folders)) as pool:
+        made = pool.write(pool.recipe({"ant": 0.9, "bee": 0.6}), tmp_path / "soup")
+    base, ant, bee, soup = (load_file(one / "model.safetensors") for one in (family / "base", *folders.values(), made))
+    for name, tensor in soup.items():
+        moved = 0.9 * (ant[name].double() - base[name].double()) + 0.6 * (bee[name].double() - base[name].double())
+        assert torch.allclose(tensor.double(), base[name].double() + moved, atol=1e-5)
+    pool_words = f"pool.candidates=[{','.join(map(str, folders.values()))}]"
+    words = (f"recipe={made / 'recipe.json'}", pool_words, f"merge.base={family / 'base'}", "out=again")
+    souping("+experiment=rebuild", *words).ok()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
 def pickled(folder: Path, out: Path) -> Path:
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(load_file(folder / "model.safetensors"), out / "pytorch_model.bin")
