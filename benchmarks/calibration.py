@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import detectable
 from souping.comparison import estimate
-from souping.comparison.api import detectable
 from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, best_set, pool, step_down
 from souping.comparison.verdict import verdict_of
 from souping.logs.match import MatchedMetric
@@ -46,7 +46,7 @@ def metric(
     none = {name: np.full(s.shape, np.nan) for name, s in full.items()}
     return MatchedMetric(
         task=task, metric="acc", higher_is_better=True, is_mean=True, items=items,
-        groups=items if groups is None else tuple(f"g{g}" for g in groups), reported={},
+        groups=("",) * len(items) if groups is None else tuple(f"g{g}" for g in groups), reported={},
         values={"score": full, "missing": more.get("missing", none), "cut": none, "tokens": none, "characters": none},
     )  # fmt: skip
 
