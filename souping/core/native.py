@@ -1,4 +1,4 @@
-"""Machine code from LLVM assembly, which llvmlite makes in about ten milliseconds. It imports faster than torch or numba."""
+"""Machine code from LLVM assembly: llvmlite makes it in about ten milliseconds and imports faster than torch."""
 
 from __future__ import annotations
 

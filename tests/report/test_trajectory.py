@@ -42,7 +42,7 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
         Member(name=f"c{n}", folder=Path(f"c{n}"), weights=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
         for n in range(1, SIZE + 1)
     ]
-    run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members), left_out={})
+    run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
     found = Trajectory(runs=(run,), rows=(), others=())
     scores = CheckpointScores(values=values, table=TABLE)
     better = BITS_PER_BYTE.inner(-0.1)
