@@ -123,7 +123,11 @@ def test_copies_rotated_checkpoints_and_the_root_are_said(tmp_path: Path) -> Non
     }
     assert {one.path for one in pool.trajectory.models} == set(rows.values())
     notes = "\n".join(pool.trajectory.notes)
-    for line in ("checkpoint-900: .* as checkpoint-1000", "6 .* steps 100 to 800 are gone", "holds checkpoint-200, not"):
+    for line in (
+        "checkpoint-900: .* as checkpoint-1000",
+        "6 .* steps 100 to 800 are gone",
+        "holds checkpoint-200, not",
+    ):
         assert re.search(line, notes), line
 
 
