@@ -22,6 +22,17 @@ def features() -> Mapping[str, bool]:
         return _engine()[1]
 
 
+def constant(width: int, kind: str, value: int | str) -> str:
+    """A vector of equal elements."""
+    return "<" + ", ".join([f"{kind} {value}"] * width) + ">"
+
+
+def splat(value: str, name: str) -> str:
+    """`%name$W` = a vector of `$W` times the float `value`."""
+    return f"""  %{name}.one$W = insertelement <$W x float> undef, float {value}, i32 0
+  %{name}$W = shufflevector <$W x float> %{name}.one$W, <$W x float> undef, <$W x i32> zeroinitializer"""
+
+
 @functools.cache
 def _compiled(assembly: str) -> int | None:
     engine, _ = _engine()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from souping.checkpoints.header import TORCH_DTYPES
 from souping.checkpoints.views import widen
 from souping.core.fields import pick
-from souping.core.native import compiled, features
+from souping.core.native import compiled, constant, features, splat
 from souping.core.text import named
 from souping.core.types import UserError, Weights
 
@@ -250,7 +250,7 @@ row$W:
   {part}
   %wplace$W = getelementptr float, ptr %weights, i64 %k$W
   %weight$W = load float, ptr %wplace$W
-{_splat(w, "%weight$W", "c")}
+{splat("%weight$W", "c")}
   %acc$W = call {f} @llvm.fma.v{w}f32({f} %c$W, {f} {"%part$W" if delta else "%x$W"}, {f} %sum$W)
   %k.next$W = add i64 %k$W, 1
   %more$W = icmp slt i64 %k.next$W, %K
@@ -258,8 +258,8 @@ row$W:
 done$W:
   {finish}
 {_narrow(w, value, "soup", dtype)}
-  %flags$W = and <{w} x i32> %soup$W, {_all(w, EXPONENT[dtype])}
-  %wrong$W = icmp eq <{w} x i32> %flags$W, {_all(w, EXPONENT[dtype])}
+  %flags$W = and <{w} x i32> %soup$W, {constant(w, "i32", EXPONENT[dtype])}
+  %wrong$W = icmp eq <{w} x i32> %flags$W, {constant(w, "i32", EXPONENT[dtype])}
   %mark$W = zext <{w} x i1> %wrong$W to <{w} x i32>
   %seen.next$W = or <{w} x i32> %seen$W, %mark$W
 {_store(w, dtype, stored)}
@@ -267,16 +267,6 @@ done$W:
 end$W:
   %found$W = call i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32> %seen$W)
 """
-
-
-def _all(w: int, value: int) -> str:
-    """A constant vector of 32-bit integers."""
-    return "<" + ", ".join([f"i32 {value}"] * w) + ">"
-
-
-def _splat(w: int, value: str, name: str) -> str:
-    return f"""  %{name}.one$W = insertelement <{w} x float> undef, float {value}, i32 0
-  %{name}$W = shufflevector <{w} x float> %{name}.one$W, <{w} x float> undef, <{w} x i32> zeroinitializer"""
 
 
 def _load(w: int, name: str, dtype: str, row: str) -> str:
@@ -293,7 +283,7 @@ def _load(w: int, name: str, dtype: str, row: str) -> str:
 
 
 def _from_bf16(w: int, bits: str, name: str) -> str:
-    return f"""  %{name}.up$W = shl <{w} x i32> %{bits}$W, {_all(w, 16)}
+    return f"""  %{name}.up$W = shl <{w} x i32> %{bits}$W, {constant(w, "i32", 16)}
   %{name}$W = bitcast <{w} x i32> %{name}.up$W to <{w} x float>"""
 
 
@@ -308,14 +298,14 @@ def _narrow(w: int, value: str, name: str, dtype: str) -> str:
         body = f"  %{name}.got$W = bitcast {f} {value} to {i}"
     else:
         body = f"""  %{name}.bits$W = bitcast {f} {value} to {i}
-  %{name}.high$W = lshr {i} %{name}.bits$W, {_all(w, 16)}
-  %{name}.odd$W = and {i} %{name}.high$W, {_all(w, 1)}
-  %{name}.bias$W = add {i} %{name}.odd$W, {_all(w, 0x7FFF)}
+  %{name}.high$W = lshr {i} %{name}.bits$W, {constant(w, "i32", 16)}
+  %{name}.odd$W = and {i} %{name}.high$W, {constant(w, "i32", 1)}
+  %{name}.bias$W = add {i} %{name}.odd$W, {constant(w, "i32", 0x7FFF)}
   %{name}.sum$W = add {i} %{name}.bits$W, %{name}.bias$W
-  %{name}.got$W = lshr {i} %{name}.sum$W, {_all(w, 16)}"""
+  %{name}.got$W = lshr {i} %{name}.sum$W, {constant(w, "i32", 16)}"""
     return f"""{body}
   %{name}.nan$W = fcmp uno {f} {value}, zeroinitializer
-  %{name}$W = select <{w} x i1> %{name}.nan$W, {i} {_all(w, NAN[dtype])}, {i} %{name}.got$W"""
+  %{name}$W = select <{w} x i1> %{name}.nan$W, {i} {constant(w, "i32", NAN[dtype])}, {i} %{name}.got$W"""
 
 
 def _store(w: int, dtype: str, stored: str) -> str:
