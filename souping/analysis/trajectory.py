@@ -55,8 +55,8 @@ class CheckpointScores:
         where = (self.table.categories, self.table.groups, self.table.coefficients)
         others = {LAST: self.values[-1], "members_mean": np.asarray(weights) @ self.values}
         return {
-            name: _shown(compare(AVERAGE, name, average, theirs, *where, looks=looks, tests=tests), looks)
-            for name, theirs in others.items()
+            name: _shown(compare(AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks)
+            for name, other in others.items()
         }
 
 
@@ -76,8 +76,8 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
 
     count, alpha = len(deltas), ALPHA / penalty(looks)
     rest = [_grouped(run, table) for run in deltas - deltas.mean(axis=0)]
-    whole, own = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
-    items, runs = float(whole.variances().sum()), float(np.var(own, ddof=1)) / count
+    whole, means = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
+    items, runs = float(whole.variances().sum()), float(np.var(means, ddof=1)) / count
     both = sum(float(one.variances().sum()) for one in rest) / (count - 1) / count
     total = max(items, runs, items + runs - both)
     error = math.sqrt(total)
@@ -103,7 +103,7 @@ def _grouped(values: FloatArray, table: ItemTable) -> GroupedScores:
 
 def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:
     """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
-    deltas = np.array([ours - theirs for ours, theirs in others])
+    deltas = np.array([average - last for average, last in others])
     claim = {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
     return {"differences": [report.objective(one) for one in deltas], **claim}
 

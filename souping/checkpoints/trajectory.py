@@ -193,8 +193,7 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
     if not distance or any(step % distance for step in steps[:-1]):
         return []
     gone = sorted(set(range(distance, steps[-1], distance)) - set(steps))
-    span = f"{gone[0]} to {gone[-1]}" if gone else ""
-    return [f"{len(gone)} checkpoints at steps {span} are gone (save_total_limit?)"] * bool(gone)
+    return [f"{len(gone)} checkpoints are gone (save_total_limit?), steps {listed(map(str, gone))}"] * bool(gone)
 
 
 # ------------------------------------------------------------ learning rates

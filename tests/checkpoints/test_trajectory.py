@@ -125,7 +125,7 @@ def test_copies_rotated_checkpoints_and_the_root_are_said(tmp_path: Path) -> Non
     notes = "\n".join(pool.trajectory.notes)
     for line in (
         "checkpoint-900: .* as checkpoint-1000",
-        "6 .* steps 100 to 800 are gone",
+        "6 checkpoints are gone .* steps 100, 400",
         "holds checkpoint-200, not",
     ):
         assert re.search(line, notes), line
