@@ -7,7 +7,6 @@ have neither scales nor a `quantization_config`. Other kinds of quantisation are
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
 from souping.checkpoints.views import Assembly, Fetch, Part, Raw, StoredTensor, View, scratch_of, widen
-from souping.core.native import compiled, constant, splat
+from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
 
@@ -35,10 +34,6 @@ ADVICE = {
     "gguf": "load it in transformers with gguf_file=FILE, which dequantises it, and save that",
 }
 FLOAT = "give the float model that it was made from"
-MASK, POWER = -0x78100000, "0x4770000000000000"
-"""Bits of fp32 that a number of E4M3 has; at their places they stand for a 2^120th of it, subnormals too."""
-WIDTH = 32
-"""Elements at a time."""
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
 
@@ -217,7 +212,7 @@ class ScaledTensor(StoredTensor):
 
 def dequantise(numbers: Raw, ends: NDArray[np.int64], scales: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Fill `out` [I] with FP8 numbers [I], each times the scale [R] of the run that it is in; `ends` [R] are theirs."""
-    address = compiled(assembly())
+    address = compiled(ASSEMBLY)
     if address is None:
         import torch
 
@@ -229,11 +224,8 @@ def dequantise(numbers: Raw, ends: NDArray[np.int64], scales: NDArray[np.float32
     call(numbers.ctypes.data, ends.ctypes.data, scales.ctypes.data, len(ends), out.ctypes.data)
 
 
-@functools.cache
-def assembly() -> str:
-    """LLVM assembly of `void kernel(numbers, ends, scales, R, out)`: one pass, where numpy takes five."""
-    return f"""
-define void @kernel(ptr %numbers, ptr %ends, ptr %scales, i64 %R, ptr noalias %out) {{
+ASSEMBLY = """
+define void @kernel(ptr noalias %numbers, ptr noalias %ends, ptr noalias %scales, i64 %R, ptr noalias %out) {
 entry:
   br label %run
 run:
@@ -243,38 +235,31 @@ run:
   %end = load i64, ptr %end.at
   %scale.at = getelementptr float, ptr %scales, i64 %r
   %scale = load float, ptr %scale.at
-  br label %head{WIDTH}
-{_loop(WIDTH, "run", "%start", "head1")}{_loop(1, f"head{WIDTH}", f"%i{WIDTH}", "done")}done:
+  %some = icmp slt i64 %start, %end
+  br i1 %some, label %element, label %done
+element:
+  %i = phi i64 [ %start, %run ], [ %next, %element ]
+  %from = getelementptr i8, ptr %numbers, i64 %i
+  %number = load i8, ptr %from
+  %wide = sext i8 %number to i32
+  %up = shl i32 %wide, 20
+  %bits = and i32 %up, -2014314496      ; of E4M3, at their places in fp32: a 2^120th of the number, subnormals too
+  %small = bitcast i32 %bits to float
+  %value = fmul float %small, 0x4770000000000000
+  %scaled = fmul float %value, %scale
+  %size = and i8 %number, 127
+  %nan = icmp eq i8 %size, 127
+  %made = select i1 %nan, float 0x7FF8000000000000, float %scaled
+  %to = getelementptr float, ptr %out, i64 %i
+  store float %made, ptr %to
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %end
+  br i1 %more, label %element, label %done
+done:
   %following = add i64 %r, 1
   %rest = icmp slt i64 %following, %R
   br i1 %rest, label %run, label %exit
 exit:
   ret void
-}}
+}
 """
-
-
-def _loop(w: int, before: str, start: str, after: str) -> str:
-    """The loop over `w` elements at a time from `start`, up to `%end`."""
-    return f"""head$W:
-  %i$W = phi i64 [ {start}, %{before} ], [ %next$W, %body$W ]
-  %next$W = add i64 %i$W, $W
-  %fits$W = icmp sle i64 %next$W, %end
-  br i1 %fits$W, label %body$W, label %{after}
-body$W:
-  %from$W = getelementptr i8, ptr %numbers, i64 %i$W
-  %raw$W = load <$W x i8>, ptr %from$W, align 1
-  %wide$W = sext <$W x i8> %raw$W to <$W x i32>
-  %up$W = shl <$W x i32> %wide$W, {constant(w, "i32", 20)}
-  %bits$W = and <$W x i32> %up$W, {constant(w, "i32", MASK)}
-  %small$W = bitcast <$W x i32> %bits$W to <$W x float>
-  %value$W = fmul <$W x float> %small$W, {constant(w, "float", POWER)}
-{splat("%scale", "scales")}
-  %scaled$W = fmul <$W x float> %value$W, %scales$W
-  %size$W = and <$W x i8> %raw$W, {constant(w, "i8", 0x7F)}
-  %nan$W = icmp eq <$W x i8> %size$W, {constant(w, "i8", 0x7F)}
-  %made$W = select <$W x i1> %nan$W, <$W x float> {constant(w, "float", "0x7FF8000000000000")}, <$W x float> %scaled$W
-  %to$W = getelementptr float, ptr %out, i64 %i$W
-  store <$W x float> %made$W, ptr %to$W, align 1
-  br label %head$W
-""".replace("$W", str(w))

@@ -19,23 +19,12 @@ def compiled(assembly: str) -> int | None:
 def features() -> Mapping[str, bool]:
     """What this processor can do, by LLVM's names; empty if LLVM cannot help."""
     with LOCK:
-        return _engine()[1]
-
-
-def constant(width: int, kind: str, value: int | str) -> str:
-    """A vector of equal elements."""
-    return "<" + ", ".join([f"{kind} {value}"] * width) + ">"
-
-
-def splat(value: str, name: str) -> str:
-    """`%name$W` = a vector of `$W` times the float `value`."""
-    return f"""  %{name}.one$W = insertelement <$W x float> undef, float {value}, i32 0
-  %{name}$W = shufflevector <$W x float> %{name}.one$W, <$W x float> undef, <$W x i32> zeroinitializer"""
+        return _engine()[2]
 
 
 @functools.cache
 def _compiled(assembly: str) -> int | None:
-    engine, _ = _engine()
+    engine, machine, _ = _engine()
     if engine is None:
         return None
     from llvmlite import binding
@@ -43,14 +32,16 @@ def _compiled(assembly: str) -> int | None:
     name = f"kernel{abs(hash(assembly))}"
     module = binding.parse_assembly(assembly.replace("@kernel(", f"@{name}("))
     module.verify()
+    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(module, passes)  # which makes loops of vectors of loops
     engine.add_module(module)
     engine.finalize_object()
     return int(engine.get_function_address(name))
 
 
 @functools.cache
-def _engine() -> tuple[Any, Mapping[str, bool]]:
-    """(llvmlite's engine or None, the features of this processor)."""
+def _engine() -> tuple[Any, Any, Mapping[str, bool]]:
+    """(llvmlite's engine or None, the machine that it compiles for, the features of this processor)."""
     try:
         from llvmlite import binding
 
@@ -61,6 +52,6 @@ def _engine() -> tuple[Any, Mapping[str, bool]]:
         machine = target.create_target_machine(binding.get_host_cpu_name(), known.flatten(), opt=3, jit=True)
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     except (ImportError, RuntimeError, AttributeError, OSError):
-        return None, {}
+        return None, None, {}
     fused = known.get("fma") or target.name.startswith("aarch64")
-    return (engine, dict(known)) if fused else (None, {})
+    return (engine, machine, dict(known)) if fused else (None, None, {})
