@@ -33,7 +33,7 @@ ADVICE = {
     "bitsandbytes": "load it in transformers, call model.dequantize() and save that",
     "gguf": "load it in transformers with gguf_file=FILE, which dequantises it, and save that",
 }
-FLOAT = "give the float model that it was made from"
+FLOAT = "give the float model from which it was quantised"
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
 
@@ -249,9 +249,9 @@ element:
   %scaled = fmul float %value, %scale
   %size = and i8 %number, 127
   %nan = icmp eq i8 %size, 127
-  %made = select i1 %nan, float 0x7FF8000000000000, float %scaled
+  %result = select i1 %nan, float 0x7FF8000000000000, float %scaled
   %to = getelementptr float, ptr %out, i64 %i
-  store float %made, ptr %to
+  store float %result, ptr %to
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %end
   br i1 %more, label %element, label %done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 LOCK = threading.Lock()
@@ -16,19 +15,14 @@ def compiled(assembly: str) -> int | None:
         return _compiled(assembly)
 
 
-def features() -> Mapping[str, bool]:
-    """What this processor can do, by LLVM's names; empty if LLVM cannot help."""
-    with LOCK:
-        return _engine()[2]
-
-
 @functools.cache
 def _compiled(assembly: str) -> int | None:
-    engine, machine, _ = _engine()
-    if engine is None:
+    compiler = _compiler()
+    if compiler is None:
         return None
     from llvmlite import binding
 
+    engine, machine = compiler
     name = f"kernel{abs(hash(assembly))}"
     module = binding.parse_assembly(assembly.replace("@kernel(", f"@{name}("))
     module.verify()
@@ -40,18 +34,17 @@ def _compiled(assembly: str) -> int | None:
 
 
 @functools.cache
-def _engine() -> tuple[Any, Any, Mapping[str, bool]]:
-    """(llvmlite's engine or None, the machine that it compiles for, the features of this processor)."""
+def _compiler() -> tuple[Any, Any] | None:
+    """(llvmlite's engine, the machine that it compiles for), if that has fused multiply-add and converts fp16."""
     try:
         from llvmlite import binding
 
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
-        known = binding.get_host_cpu_features()
-        target = binding.Target.from_default_triple()
-        machine = target.create_target_machine(binding.get_host_cpu_name(), known.flatten(), opt=3, jit=True)
+        features, target = binding.get_host_cpu_features(), binding.Target.from_default_triple()
+        machine = target.create_target_machine(binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True)
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     except (ImportError, RuntimeError, AttributeError, OSError):
-        return None, None, {}
-    fused = known.get("fma") or target.name.startswith("aarch64")
-    return (engine, machine, dict(known)) if fused else (None, None, {})
+        return None
+    usable = target.name.startswith("aarch64") or all(features.get(name) for name in ("fma", "f16c"))
+    return (engine, machine) if usable else None

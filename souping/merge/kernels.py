@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from souping.checkpoints.header import TORCH_DTYPES, size_of
 from souping.checkpoints.views import widen
 from souping.core.fields import pick
-from souping.core.native import compiled, features
+from souping.core.native import compiled
 from souping.core.text import named
 from souping.core.types import UserError, Weights
 
@@ -171,9 +171,8 @@ def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
 
 
 # Compiled by LLVM, which makes a loop of vectors of it: widen, multiply-add in the order of the plan, round, check and
-# store happen in registers. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
+# store happen in registers. Without llvmlite, or on a processor without fma or f16c, numpy does the work.
 
-FLOAT16 = ("f16c", "fullfp16", "fp16")
 MOST = 500
 """Rows that a kernel can take."""
 Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
@@ -186,8 +185,6 @@ def native(delta: bool, rows: int, source: str, dtype: str, stored: str) -> Nati
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    if "F16" in (source, dtype, stored) and not any(features().get(name) for name in FLOAT16):
-        return None
     address = compiled(assembly(delta, rows, source, dtype, stored)) if rows <= MOST else None
     if address is None:
         return None

@@ -121,8 +121,8 @@ def trajectory(report: Report) -> Drawing | None:
         return None
     steps, scale = _column(members, "step"), unit().scale
     with canvas():
-        made = Figure(figsize=(7.6, 5.4))
-        scores, rate, weights = made.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
+        figure = Figure(figsize=(7.6, 5.4))
+        scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
         scores.plot(steps, _column(members, "report", scale), "o-", color=COLOURS["best_single"], label="checkpoints")
         for row in [row for row in entries(report, "rows") if row.get("kind") in ("soup", "decayed")]:
             kind, height = str(row.get("kind")), scale * (number(part(row, "objective").get("mean")) or 0.0)
@@ -133,11 +133,11 @@ def trajectory(report: Report) -> Drawing | None:
         rate.set_ylim(bottom=0)
         weights.bar(steps, _column(members, "weight"), width=0.6 * np.diff(steps).min(), color=COLOURS["soup"])
         weights.set_xlabel("training step")
-        for axes, label in zip(made.axes, (unit().symbol, "learning rate", "weight"), strict=True):
+        for axes, label in zip(figure.axes, (unit().symbol, "learning rate", "weight"), strict=True):
             axes.set_ylabel(label)
-        made.align_ylabels()
+        figure.align_ylabels()
     alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
-    return Drawing("trajectory", made, alt, "On the report fold. Bars: the weights of the chosen average.")
+    return Drawing("trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average.")
 
 
 def window_bands(report: Report) -> Drawing | None:
@@ -149,8 +149,8 @@ def window_bands(report: Report) -> Drawing | None:
     if not found:
         return None
     with canvas():
-        made = Figure(figsize=(8.6, 3.4))
-        for axes, (side, title) in zip(made.subplots(1, 2), SIDES.items(), strict=True):
+        figure = Figure(figsize=(8.6, 3.4))
+        for axes, (side, title) in zip(figure.subplots(1, 2), SIDES.items(), strict=True):
             axes.axhline(0, color=INK, linewidth=0.8)
             for kind in SHAPES:
                 _band(axes, kind, [one for one in found if one.get("kind") == kind], side)
@@ -159,12 +159,14 @@ def window_bands(report: Report) -> Drawing | None:
             axes.set_ylabel(f"difference, {unit().name}")
         if spread is not None:
             reach, label = unit().scale * spread, "SD of the last checkpoints"
-            made.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
-        made.tight_layout()
-        made.legend(*made.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+            figure.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
+        figure.tight_layout()
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4
+        )
     alt = f"Differences of {len(found)} averages to the last checkpoint and to the mean of their members."
     better = "Above" if unit().higher_is_better else "Below"
-    return Drawing("windows", made, alt, f"On the search fold. {better} 0 is better.")
+    return Drawing("windows", figure, alt, f"On the search fold. {better} 0 is better.")
 
 
 def _band(axes: Axes, kind: str, rows: Sequence[Row], side: str) -> None:
