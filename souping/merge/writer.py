@@ -58,7 +58,7 @@ from souping.merge.plan import (
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
-LINE = 64  # bytes of a line of the cache, at which rows begin
+LINE = 64  # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
 LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
@@ -301,7 +301,7 @@ class Buffers:
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
         """Arrays of so many bytes, one behind the other; those of the block before are gone."""
-        starts = [0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes)]
+        starts = [0, *itertools.accumulate((-(-size // LINE) + 1) * LINE for size in sizes)]
         if starts[-1] > len(self._slab):
             self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
         return [self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)]
