@@ -135,10 +135,9 @@ def mix_block(
     the bytes are the same either way.
     """
     if function in DIFFERENCES:
-        source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
-        kernel = native(DIFFERENCES[function], len(rows), source, dtype, stored)
+        kernel = native(DIFFERENCES[function], tuple(dtypes), dtype, stored)
         if kernel is not None:
-            return kernel(alike(rows, dtypes), weights, out)
+            return kernel(rows, weights, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
     total = _plain(function(tensors, weights), function, tensors[0].shape)
     return store(narrow(total, dtype), dtype, out, stored)
@@ -154,13 +153,6 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
         made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
         raise UserError(f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors")
     return soup.astype(np.float32, copy=False)
-
-
-def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
-    """The rows as they are, or widened to fp32 if their dtypes differ."""
-    if len(set(dtypes)) == 1:
-        return list(rows)
-    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
 
 
 def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
@@ -180,29 +172,29 @@ Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 
 
 @functools.cache
-def native(delta: bool, rows: int, source: str, dtype: str, stored: str) -> Native | None:
-    """A kernel for so many rows of `source`, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
+def native(delta: bool, sources: tuple[str, ...], dtype: str, stored: str) -> Native | None:
+    """A kernel for rows of these dtypes, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    address = compiled(assembly(delta, rows, source, dtype, stored)) if rows <= MOST else None
+    address = compiled(assembly(delta, sources, dtype, stored)) if len(sources) <= MOST else None
     if address is None:
         return None
-    arguments = [ctypes.c_void_p, ctypes.c_float] * rows
+    arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
     call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments, ctypes.c_int64, ctypes.c_void_p)(address)
     size = size_of(stored)
 
-    def run(raws: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
-        pairs = zip([raw.ctypes.data for raw in raws], weights, strict=True)
+    def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
+        pairs = zip([row.ctypes.data for row in rows], weights, strict=True)
         return bool(call(*itertools.chain(*pairs), out.nbytes // size, out.ctypes.data) == 0)
 
     return run
 
 
-def assembly(delta: bool, rows: int, source: str, dtype: str, stored: str) -> str:
+def assembly(delta: bool, sources: Sequence[str], dtype: str, stored: str) -> str:
     """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
-    lines, total = [_load(k, source) for k in range(rows)], "0.0"
-    for k in range(int(delta), rows):
+    lines, total = [_load(k, source) for k, source in enumerate(sources)], "0.0"
+    for k in range(int(delta), len(sources)):
         value = f"%x{k}"
         if delta:
             lines.append(f"  %d{k} = fsub float %x{k}, %x0")
@@ -213,7 +205,7 @@ def assembly(delta: bool, rows: int, source: str, dtype: str, stored: str) -> st
         lines.append(f"  %moved = fadd float %x0, {total}")
         total = "%moved"
     body = "\n".join([*lines, _narrow(total, "soup", dtype), _store(dtype, stored)])
-    arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(rows))
+    arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(len(sources)))
     return f"""declare float @llvm.fma.f32(float, float, float)
 define i32 @kernel({arguments}, i64 %count, ptr noalias %out) {{
 entry:
@@ -240,14 +232,10 @@ exit:
 def _load(k: int, dtype: str) -> str:
     """`%x<k>` = the fp32 value of row k at `%i`."""
     cell = {"F32": "float", "F16": "half", "BF16": "i16"}[dtype]
-    widened = {
-        "F32": f"%x{k} = bitcast float %raw{k} to float",
-        "F16": f"%x{k} = fpext half %raw{k} to float",
-        "BF16": f"%bits{k} = zext i16 %raw{k} to i32\n{_from_bf16(f'bits{k}', f'x{k}')}",
-    }
-    return f"""  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i
-  %raw{k} = load {cell}, ptr %at{k}, align 1
-  {widened[dtype]}"""
+    loaded = f"  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i\n  %raw{k} = load {cell}, ptr %at{k}, align 1\n"
+    if dtype == "BF16":
+        return f"{loaded}  %bits{k} = zext i16 %raw{k} to i32\n{_from_bf16(f'bits{k}', f'x{k}')}"
+    return f"{loaded}  %x{k} = {'fpext' if dtype == 'F16' else 'bitcast'} {cell} %raw{k} to float"
 
 
 def _from_bf16(bits: str, name: str) -> str:

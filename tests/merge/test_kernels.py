@@ -40,23 +40,23 @@ def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
     return made
 
 
-@pytest.mark.skipif(kernels.native(False, 1, "F32", "F32", "F32") is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
     combine = linear if function is linear else delta
-    for source, rows in zip(TAGS, (2, 3, 20), strict=True):
+    for sources in (("F32",) * 2, ("BF16",) * 3, ("F16",) * 20, TAGS):
         for stored in TAGS:
             for count in (1, 31, 2049):
-                raw = random_rows(count + rows, count, rows, source)
-                weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
+                raw = [random_rows(count + k, count, 1, source)[0] for k, source in enumerate(sources)]
+                weights = np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
                 size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert kernels.native(combine is delta, rows, source, dtype, stored) is not None
-                good = mix_block(combine, raw, [source] * rows, weights, dtype, fast, stored)
-                total = combine([widen(r, source) for r in raw], weights)
+                assert kernels.native(combine is delta, tuple(sources), dtype, stored) is not None
+                good = mix_block(combine, raw, sources, weights, dtype, fast, stored)
+                total = combine([widen(r, source) for r, source in zip(raw, sources, strict=True)], weights)
                 assert kernels.store(narrow(total, dtype), dtype, plain, stored) == good
-                assert fast.tobytes() == plain.tobytes(), (source, stored, count)
+                assert fast.tobytes() == plain.tobytes(), (sources, stored, count)
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
