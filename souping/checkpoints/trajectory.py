@@ -209,18 +209,17 @@ def _state(found: Sequence[Member]) -> Mapping[str, Json]:
 
 
 def read_rates(path: Path) -> list[Mapping[str, Json]]:
-    """Learning rates by step as a trainer logs them: a CSV with the columns step and lr, or JSON: a list of such
-    objects, or {step: rate}.
+    """Learning rates as a trainer logs them, from a CSV with the columns step and lr, or from JSON {step: rate}.
 
     Raises:
         UserError: it is neither.
     """
     text = text_of(path)
     try:
-        table = read_json(text) if path.suffix == ".json" else list(csv.DictReader(text.splitlines()))
-        rows = [{"step": step, "lr": lr} for step, lr in table.items()] if isinstance(table, dict) else table
-        return [{"step": int(row["step"]), "learning_rate": float(row["lr"])} for row in rows]
-    except (ValueError, TypeError, LookupError) as error:
+        rows = csv.DictReader(text.splitlines())
+        pairs = read_json(text).items() if path.suffix == ".json" else [(row["step"], row["lr"]) for row in rows]
+        return [{"step": int(step), "learning_rate": float(rate)} for step, rate in pairs]
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         form = "a CSV with the columns step and lr, or JSON {step: rate}"
         raise UserError(f"pool.lr={path} must be {form}: {first_line(error)}") from error
 

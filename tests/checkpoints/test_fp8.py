@@ -131,16 +131,13 @@ def test_accelerate_and_a_live_module_give_the_same_bytes(tmp_path: Path, pool: 
 
 def test_experts_one_by_one_are_averaged_and_refused_beside_fused_ones(tmp_path: Path) -> None:
     pool = {name: Path(shutil.copytree(DATA / f"block-{n}", tmp_path / name)) for n, name in enumerate("ab")}
-    parts = [UP.replace("up_proj.weight", f"experts.{n}.up_proj.weight{end}") for n in "01" for end in ("", "_scale")]
+    parts = {UP.replace("up_proj", f"experts.{n}.up_proj") + end: UP + end for n in "01" for end in ("", "_scale")}
     for folder in pool.values():
-        tensors = load(folder)
-        rewrite(folder, {part: tensors[UP + ("_scale" if "_scale" in part else "")].clone() for part in parts})
+        rewrite(folder, {part: load(folder)[source].clone() for part, source in parts.items()})
     opened = LocalMerge().open(pool)
     made = load(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / "soup"))
-    assert all(same_bits(made[part], made[UP]) for part in parts[::2])
-    rewrite(
-        pool["b"], {**dict.fromkeys(parts), UP.replace("up_proj.weight", "experts.up_proj"): torch.ones(2, 200, 16)}
-    )
+    assert all(same_bits(made[part], made[UP]) for part, source in parts.items() if source == UP)
+    rewrite(pool["b"], dict.fromkeys(parts) | {"model.layers.0.mlp.experts.up_proj": torch.ones(2, 200, 16)})
     with pytest.raises(UserError, match=r"same tensors: .*experts\.0\.up_proj"):
         LocalMerge().open(pool).write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / "refused")
 

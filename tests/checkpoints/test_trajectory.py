@@ -148,7 +148,6 @@ def test_rates_and_tokens_are_the_trainers_and_a_fall_is_said(tmp_path: Path) ->
     [
         ("lr.csv", "step,lr\n0,0.001\n200,0.002\n"),
         ("lr.json", '{"0": 0.001, "200": 0.002}'),
-        ("list.json", '[{"step": 0, "lr": 0.001}, {"step": 200, "lr": 0.002}]'),
     ],
 )
 def test_rates_of_a_file(name: str, text: str, tmp_path: Path) -> None:

@@ -28,16 +28,12 @@ TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
 
 
-def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
-    rng = np.random.default_rng(seed)
-    half = count // 2
-    made = []
-    for _ in range(rows):
-        values = (rng.standard_normal(count) * 0.02).astype(np.float32)
-        values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
-        values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
-        made.append(narrow(values, dtype))
-    return made
+def random_row(seed: int, count: int, dtype: str) -> Raw:
+    rng, half = np.random.default_rng(seed), count // 2
+    values = (rng.standard_normal(count) * 0.02).astype(np.float32)
+    values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
+    values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
+    return narrow(values, dtype)
 
 
 @pytest.mark.skipif(kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed")
@@ -48,7 +44,7 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
     for sources in (("F32",) * 2, ("BF16",) * 3, ("F16",) * 20, TAGS):
         for stored in TAGS:
             for count in (1, 31, 2049):
-                raw = [random_rows(count + k, count, 1, source)[0] for k, source in enumerate(sources)]
+                raw = [random_row(count + k, count, source) for k, source in enumerate(sources)]
                 weights = np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
                 size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
