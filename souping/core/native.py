@@ -1,4 +1,4 @@
-"""Machine code from LLVM assembly: llvmlite makes it in about ten milliseconds and imports faster than torch."""
+"""Machine code from LLVM assembly, by llvmlite: tens of milliseconds, and a faster import than that of torch or numba."""
 
 from __future__ import annotations
 
