@@ -1,4 +1,4 @@
-"""Machine code from LLVM assembly, by llvmlite: tens of milliseconds, and a faster import than that of torch or numba."""
+"""Machine code from LLVM assembly, by llvmlite: tens of milliseconds, and a faster import than that of torch."""
 
 from __future__ import annotations
 
