@@ -44,7 +44,7 @@ from souping.checkpoints.header import (
     stamp,
     stamps_in,
 )
-from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
+from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
 from souping.checkpoints.sharded import Sharded, read_sharded
@@ -96,8 +96,10 @@ class Checkpoint:
             like = like or Like()
             home = home_of(sharded, like)
             if home is None:
-                return cls.viewed(sharded, *sharded.as_stored(), {}, None)
-            return cls.assembled(sharded, home, like.rules)
+                return cls.viewed(sharded, sharded.as_stored(), {}, None)
+            config = read_config(home)
+            views = views_of(map_stored(sharded.tensors, config, home, like.rules, folder))
+            return replace(cls.viewed(sharded, views, config, home), rules=like.rules)
         refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
@@ -119,8 +121,7 @@ class Checkpoint:
             return opened
         stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
         sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
-        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
-        return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
+        return replace(cls.viewed(sharded, views_of(mapped), opened.config, opened.folder), stamps=opened.stamps)
 
     @classmethod
     def of(
@@ -137,25 +138,10 @@ class Checkpoint:
         return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
 
     @classmethod
-    def assembled(cls, sharded: Sharded, home: Path, rules: Path | None = None) -> Checkpoint:
-        """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
-
-        `rules` is a file of the user's own.
-
-        Raises:
-            UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
-        """
-        config = read_config(home)
-        mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
-        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
-        return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
-
-    @classmethod
     def viewed(
         cls,
         sharded: Sharded,
-        views: Mapping[str, Sequence[View]],
-        shapes: Mapping[str, Shape],
+        views: Mapping[str, View],
         config: dict[str, Any],
         home: Path | None,
     ) -> Checkpoint:
@@ -165,7 +151,7 @@ class Checkpoint:
             UserError: a view does not fit what is stored.
         """
         try:
-            assembly = Assembly.of(sharded.tensors, views, shapes)
+            assembly = Assembly.of(sharded.tensors, views)
         except ValueError as error:
             raise UserError(f"{sharded.folder}: {error}") from None
         side = side_files(home) if home is not None else ()
@@ -234,12 +220,16 @@ class Checkpoint:
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
-def _map_stored(
+def map_stored(
     stored: Mapping[str, StoredTensor], config: Mapping[str, Json], home: Path, rules: Path | None, folder: Path
 ) -> dict[str, Mapped]:
     """The tensors of a sharded checkpoint as the model in `home` has them."""
     like = {name: tensor.shape for name, tensor in weights_like(home).items()}
     return map_names(headers_of(stored), config, like or None, rules, where=folder)
+
+
+def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:
+    return {name: tensor.view for name, tensor in mapped.items()}
 
 
 def describe_names(checkpoint: Checkpoint) -> list[str]:
@@ -249,7 +239,7 @@ def describe_names(checkpoint: Checkpoint) -> list[str]:
     stored, folder = checkpoint.assembly.stored, checkpoint.folder
     mapped = regrouped(headers_of(stored), checkpoint.config, folder) if checkpoint.like is None else None
     if mapped is None:
-        mapped = _map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
+        mapped = map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
     return described(mapped, stored)
 
 

@@ -7,6 +7,7 @@ state, random number generators, objects) stays unread.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import time
@@ -16,14 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from souping.checkpoints.archives import Archive, Extent, file_slice, sizes, tag_of
+from souping.checkpoints.archives import FAILURES, Archive, Extent, read_pieces, sizes, tag_of
 from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
-from souping.checkpoints.pickles import MAX_PICKLE, METADATA, RANK, TENSORS, Data, Made, unpickle
-from souping.checkpoints.views import Part, StoredTensor, View
+from souping.checkpoints.pickles import MAX_PICKLE, Data, Made, unpickle
+from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import UserError
 
-META = ".metadata"
+META, ZIP = ".metadata", b"PK\x03\x04"
 PLACES = (
     "", "pytorch_model_fsdp_0", "model_and_optim", "actor", "actor/dist_ckpt", "actor/model/dist_ckpt", "dist_ckpt",
     "model/dist_ckpt", "policy/weights", "policy/weights/model", "sharded",
@@ -36,23 +37,8 @@ NO_WEIGHTS = re.compile(
     r"train_state|rng_state|rerun_state_machine\w*|common_state)(?:[./].*)?|.*\._extra_state(?:[./].*)?"
 )
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
-ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
-SAME = 1 << 20
 FRESH = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored box of a tensor: `length` bytes from `offset` of a file, relative to the checkpoint's folder."""
-
-    name: str
-    dtype: str
-    start: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -75,19 +61,18 @@ class Sharded:
         for name, (dtype, shape, parts) in boxes.items():
             try:
                 tensors[name] = StoredTensor(dtype, shape, parts)
-            except ERRORS as error:
+            except FAILURES as error:
                 raise broken(folder / root, str(error)[:200], name) from None
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
         return cls(folder, root, layout, tensors, tuple(files))
 
-    def as_stored(self) -> tuple[dict[str, list[View]], dict[str, tuple[int, ...]]]:
-        """Views of all float tensors by their stored names, and their shapes."""
-        shapes = {name: tensor.shape for name, tensor in self.tensors.items() if tensor.dtype in FLOATS}
-        return {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes
+    def as_stored(self) -> dict[str, View]:
+        """All float tensors by their stored names."""
+        return {name: View.of(name, one.shape) for name, one in self.tensors.items() if one.dtype in FLOATS}
 
 
-Boxes = dict[str, tuple[str, tuple[int, ...], list[Part]]]
+Boxes = dict[str, tuple[str, Shape, list[Part]]]
 """{name: (dtype, shape, parts)}"""
 
 
@@ -148,107 +133,78 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
 def _read(folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]) -> Sharded:
     """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
-    if layout == "dcp":
-        return _read_dcp(folder, place, prefix)
-    return (_read_shards if layout == "safetensors" else _read_ranks)(folder, place, prefix)
+    readers = {"dcp": _read_dcp, "safetensors": _read_shards, "ranks": _read_ranks}
+    return Sharded.of(folder, place, layout, *readers[layout](folder, prefix))
 
 
 # torch.distributed.checkpoint
 
 
-def metadata(folder: Path, root: str) -> Data:
-    """The `.metadata` of a checkpoint, as data."""
-    path = inside(folder, f"{root}/{META}" if root else META)
-    table = unpickle(small(path, MAX_PICKLE), METADATA, path)
-    if not isinstance(table, Made) or not table.kind.endswith("Metadata") or not isinstance(table.state, dict):
+@dataclass(frozen=True)
+class Entry:
+    """What a `.metadata` names: `length` bytes from `offset` of a file, which are a box of a tensor, or an object."""
+
+    name: str
+    file: str
+    offset: int
+    length: int
+    dtype: str
+    shape: Shape
+    start: Shape
+    sizes: Shape
+
+    @property
+    def is_weight(self) -> bool:
+        return bool(self.dtype) and 0 not in self.sizes and not NO_WEIGHTS.fullmatch(self.name)
+
+
+def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
+    """The `.metadata` of a checkpoint as data, and all that it names."""
+    path, name, entries = inside(folder, prefix + META), None, list[Entry]()
+    table = unpickle(small(path, MAX_PICKLE), path)
+    if not isinstance(table, Made) or not table.kind.endswith("Metadata"):
         raise broken(path, "no metadata of torch.distributed.checkpoint")
-    return table
-
-
-def _read_dcp(folder: Path, root: str, prefix: str) -> Sharded:
-    table = metadata(folder, root)
-    boxes: Boxes = {}
-    entries = [e for e in entries_of(table, folder / root, prefix) if not NO_WEIGHTS.fullmatch(e.name)]
-    for entry, part in places(folder, entries):
-        boxes.setdefault(entry.name, (entry.dtype, shape_of(table, entry.name), []))[2].append(part)
-    files = [f"{prefix}{META}", *sorted({entry.file for entry in entries})]
-    return Sharded.of(folder, root, "dcp", boxes, files)
-
-
-def shape_of(table: Data, name: str) -> tuple[int, ...]:
-    return sizes(table["state_dict_metadata"][name]["size"])
-
-
-def entries_of(table: Data, root: Path, prefix: str) -> list[Entry]:
-    """The stored boxes of all tensors that a `.metadata` names."""
-    name = None
     try:
         stored = {}
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
             stored[key["fqn"], None if offset is None else sizes(offset)] = info
-        entries: list[Entry] = []
         for name, entry in table["state_dict_metadata"].items():
-            if entry.kind.endswith(".TensorStorageMetadata"):
-                entries += _entries(name, entry, stored, prefix)
-            elif not entry.kind.endswith(".BytesStorageMetadata"):
-                raise TypeError(f"it is a {entry.kind}")
-    except ERRORS as error:
-        raise broken(root / META, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name) from None
-    return entries
+            entries += _entries(name, entry, stored, prefix)
+    except FAILURES as error:
+        raise broken(path, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name) from None
+    return table, entries
 
 
 def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str) -> Iterator[Entry]:
-    dtype, layout = entry["properties"].state[:2]
-    tag, shape = tag_of(dtype), sizes(entry["size"])
-    if layout.args != ("torch.strided",):
-        raise TypeError(f"its layout is {layout.args}")
-    for chunk in entry["chunks"]:
-        start, size = sizes(chunk["offsets"]), sizes(chunk["sizes"])
-        if len(start) != len(shape) or len(size) != len(shape):
-            raise ValueError("a part of it has another number of dimensions")
-        if 0 in size:
-            continue
+    tag, shape, boxes = "", (), [(None, ())]
+    if entry.kind.endswith(".TensorStorageMetadata"):
+        dtype, layout = entry["properties"].state[:2]
+        if layout.args != ("torch.strided",):
+            raise TypeError(f"its layout is {layout.args}")
+        tag, shape = tag_of(dtype), sizes(entry["size"])
+        boxes = [(sizes(chunk["offsets"]), sizes(chunk["sizes"])) for chunk in entry["chunks"]]
+    elif not entry.kind.endswith(".BytesStorageMetadata"):
+        raise TypeError(f"it is a {entry.kind}")
+    for start, size in boxes:
         info = stored[name, start]
         if info.state.get("transform_descriptors"):
             raise ValueError(f"it is stored as {info['transform_descriptors']}, which is not read")
         file, offset, length = info["relative_path"], info["offset"], info["length"]
         if not isinstance(file, str) or type(offset) is not int or type(length) is not int or min(offset, length) < 0:
             raise TypeError("its place is no file and bytes")
-        yield Entry(name, tag, start, size, f"{prefix}{file}", offset, length)
+        yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 
-@dataclass(frozen=True)
-class Slice:
-    """What a `.metadata` names in a file: a box of a tensor, or an object."""
-
-    name: str
-    file: str
-    offset: int
-    length: int
+def _read_dcp(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
+    boxes: Boxes = {}
+    entries = [entry for entry in metadata(folder, prefix)[1] if entry.is_weight]
+    for entry, part in located(folder, entries):
+        boxes.setdefault(entry.name, (entry.dtype, entry.shape, []))[2].append(part)
+    return boxes, [prefix + META, *sorted({entry.file for entry in entries})]
 
 
-def stored_slices(table: Data, sharded: Sharded, prefix: str) -> list[Slice]:
-    """All that a `.metadata` names, in archives of torch.save.
-
-    Raises:
-        UserError: it is broken, or a file is of another kind.
-    """
-    try:
-        slices = [
-            Slice(key["fqn"], f"{prefix}{info['relative_path']}", info["offset"], info["length"])
-            for key, info in table["storage_data"].items()
-        ]
-    except ERRORS as error:
-        raise broken(sharded.folder / sharded.root / META, f"an entry is wrong ({error})"[:200]) from None
-    for file in sorted({one.file for one in slices}):
-        with inside(sharded.folder, file).open("rb") as opened:
-            if opened.read(4) != b"PK\x03\x04":
-                raise UserError(f"{file} of {sharded.folder} is of a kind that is not written: use merge.format=hf")
-    return slices
-
-
-def places(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
+def located(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
     """Where the bytes of stored boxes are in their files."""
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
     for name, group in itertools.groupby(ordered, key=lambda entry: entry.file):
@@ -256,62 +212,52 @@ def places(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part
         if not path.is_file():
             raise broken(folder, f"its file {shown(name)} is missing")
         with path.open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                for entry in group:
-                    yield entry, place_in(path, file, entry)[0]
-            else:
-                yield from _in_safetensors(path, group)
+            header = None if file.read(4) == ZIP else read_header(path)  # serialization_format=SAFETENSORS
+            for entry in group:
+                if header is None:
+                    dtype, shape, offset = _in_archive(path, file, entry)
+                else:
+                    tensor = header.get(entry.name)
+                    dtype, shape, offset = (tensor.dtype, tensor.shape, tensor.offset) if tensor else ("", (), 0)
+                if (dtype, shape) != (entry.dtype, entry.sizes):
+                    raise broken(path, f"a stored part is {dtype} {list(shape)}, {META} differs", entry.name)
+                yield entry, Part(name, offset, entry.start, entry.sizes)
 
 
-def place_in(path: Path, file: BinaryIO, entry: Entry) -> tuple[Part, Extent]:
-    """Where a box is in the file, and its record in the archive that begins at the entry's offset."""
+def _in_archive(path: Path, file: BinaryIO, entry: Entry) -> tuple[str, Shape, int]:
+    """dtype, shape and place of the tensor in an entry, which is an archive of `torch.save`."""
     if entry.offset + entry.length > path.stat().st_size:
         raise broken(path, "truncated: its bytes are beyond the end", entry.name)
-    archive = Archive.open(path, file_slice(file, entry.offset), entry.length)
-    dtype, shape, record = archive.place(archive.unpickled(TENSORS), entry.name)
-    if (dtype, shape) != (entry.dtype, entry.sizes) or record.nbytes != archive.entries["data/0"].nbytes:
-        raise broken(path, f"a stored part is {dtype} {list(shape)}, the metadata says otherwise", entry.name)
-    return Part(entry.file, entry.offset + record.offset, entry.start, entry.sizes), record
+    archive = Archive.open(path, file, entry.offset, entry.length)
+    dtype, shape, found = archive.place(archive.unpickled(), entry.name)
+    return dtype, shape, found.offset
 
 
-def _in_safetensors(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
-    """Boxes in a file that `serialization_format=SAFETENSORS` wrote: one box of a tensor in each file."""
-    header = read_header(path)
-    for entry in entries:
-        tensor = header.get(entry.name)
-        if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.sizes):
-            raise broken(path, "a stored part is not what the metadata says", entry.name)
-        yield entry, Part(entry.file, tensor.offset, entry.start, entry.sizes)
-
-
-def _read_shards(folder: Path, root: str, prefix: str) -> Sharded:
+def _read_shards(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
-    files = sorted(path.name for path in (folder / root).iterdir() if SHARD_FILE.fullmatch(path.name))
+    files = sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name))
     boxes: Boxes = {}
-    for name in files:
-        path = inside(folder, prefix + name)
+    for file in files:
+        path = inside(folder, file)
         starts = _starts(path)
-        for tensor in read_header(path, prefix + name).values():
+        for tensor in read_header(path, file).values():
             start = starts.get(tensor.name)
             if start is None or len(start) != len(tensor.shape):
                 raise broken(path, "DCP_SHARDING_INFO does not say where it begins", tensor.name)
-            part = Part(tensor.file, tensor.offset, start, tensor.shape)
-            dtype, shape, parts = boxes.setdefault(tensor.name, (tensor.dtype, tensor.shape, []))
-            if dtype != tensor.dtype:
+            dtype, shape, parts = boxes.get(tensor.name, (tensor.dtype, tensor.shape, []))
+            if dtype != tensor.dtype or len(shape) != len(start):
                 raise broken(path, f"{tensor.dtype} here, {dtype} in another file", tensor.name)
-            ends = (max(n, a + m) for n, a, m in zip(shape, start, tensor.shape, strict=True))
-            boxes[tensor.name] = (dtype, tuple(ends), [*parts, part])
-    boxes = {name: box for name, box in boxes.items() if not NO_WEIGHTS.fullmatch(name)}
-    return Sharded.of(folder, root, "safetensors", boxes, [prefix + name for name in files])
+            ends = tuple(max(n, a + m) for n, a, m in zip(shape, start, tensor.shape, strict=True))
+            boxes[tensor.name] = (dtype, ends, [*parts, Part(file, tensor.offset, start, tensor.shape)])
+    return {name: box for name, box in boxes.items() if not NO_WEIGHTS.fullmatch(name)}, files
 
 
-def _starts(path: Path) -> dict[str, tuple[int, ...]]:
+def _starts(path: Path) -> dict[str, Shape]:
     text = read_metadata(path).get("DCP_SHARDING_INFO")
-    table = parse_json(path, text.encode("utf-8", "replace")) if isinstance(text, str) else None
     try:
-        assert table is not None
+        table = parse_json(path, text.encode("utf-8", "replace"))
         return {name: sizes(tuple(entry["saved_offsets"])) for name, entry in table.items()}
-    except (*ERRORS, AssertionError):
+    except FAILURES:
         raise broken(path, "its DCP_SHARDING_INFO is missing or wrong") from None
 
 
@@ -320,116 +266,104 @@ def _starts(path: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Local:
-    """What one rank holds of a tensor: `start` is None where every rank holds the whole."""
+    """What one rank holds of a tensor. `start` is where, if it says so; `dim` is the dimension that is cut over the
+    ranks. With neither, every rank holds the whole."""
 
     dtype: str
-    shape: tuple[int, ...]
-    size: tuple[int, ...]
-    record: Extent
+    shape: Shape
+    size: Shape
+    place: Extent
     dim: int | None = None
-    start: tuple[int, ...] | None = None
+    start: Shape | None = None
 
 
-def _read_ranks(folder: Path, root: str, prefix: str) -> Sharded:
+def _read_ranks(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
-    found = [(match, path.name) for path in (folder / root).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
+    found = [(match, path.name) for path in (folder / prefix).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
     ranks = {int(match[2]): prefix + name for match, name in found}
     world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
     if len(world) != 1 or sorted(ranks) != list(range(*world)):
-        raise UserError(f"{folder / root} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing")
+        raise UserError(
+            f"{folder / prefix} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing"
+        )
     files = [ranks[rank] for rank in sorted(ranks)]
-    held = [dict(_locals(inside(folder, name))) for name in files]
+    held = [_locals(inside(folder, name)) for name in files]
     boxes: Boxes = {}
-    for name in held[0]:
-        if any(name not in one for one in held):
-            raise broken(folder / root, "some ranks lack it", name)
-        mine = [one[name] for one in held]
-        if len({(one.dtype, one.shape, one.dim) for one in mine}) != 1:
-            raise broken(folder / root, "ranks differ in its dtype, shape or placement", name)
-        boxes[name] = (mine[0].dtype, mine[0].shape, _parts(folder, name, mine, files))
-    return Sharded.of(folder, root, "ranks", boxes, files)
+    for name, first in held[0].items():
+        mine = [one[name] for one in held if name in one]
+        if len(mine) < len(held) or len({(one.dtype, one.shape, one.dim) for one in mine}) != 1:
+            raise broken(folder / prefix, "ranks differ in its dtype, shape or placement, or lack it", name)
+        boxes[name] = (first.dtype, first.shape, _parts(folder, name, mine, files))
+    return boxes, files
 
 
 def _parts(folder: Path, name: str, held: Sequence[Local], files: Sequence[str]) -> list[Part]:
-    first = held[0]
-    pairs = list(zip(held, files, strict=True))
-    if first.start is not None:
-        return [Part(file, one.record.offset, one.start, one.size) for one, file in pairs if one.start is not None]
-    if first.dim is None:
-        for one, file in pairs[1:]:
-            if not _equal(folder / files[0], first.record, folder / file, one.record):
-                raise broken(folder / file, "replicated, but not the same in every rank", name)
-        return [Part(files[0], first.record.offset, (0,) * len(first.shape), first.shape)]
-    parts, at = [], 0
+    pairs, dim, shape = list(zip(held, files, strict=True)), held[0].dim, held[0].shape
+    if held[0].start is not None:
+        return [Part(file, one.place.offset, one.start, one.size) for one, file in pairs if one.start is not None]
+    if dim is None:
+        if len({_digest(folder / file, one.place) for one, file in pairs}) > 1:
+            raise broken(folder, "replicated, but not the same in every rank", name)
+        return [Part(files[0], held[0].place.offset, (0,) * len(shape), shape)]
+    parts, at = list[Part](), 0
     for one, file in pairs:
-        start = tuple(at if d == first.dim else 0 for d in range(len(first.shape)))
-        if at < first.shape[first.dim] and one.size[first.dim]:  # further ranks hold copies (HSDP)
-            parts.append(Part(file, one.record.offset, start, one.size))
-            at += one.size[first.dim]
+        if at < shape[dim]:  # further ranks hold copies (HSDP)
+            parts.append(Part(file, one.place.offset, (0,) * dim + (at,) + (0,) * (len(shape) - dim - 1), one.size))
+            at += one.size[dim]
     return parts
 
 
-def _equal(a: Path, left: Extent, b: Path, right: Extent) -> bool:
-    with a.open("rb") as one, b.open("rb") as other:
-        one.seek(left.offset)
-        other.seek(right.offset)
-        rest = left.nbytes if left.nbytes == right.nbytes else -1
-        while rest > 0:
-            if one.read(min(rest, SAME)) != other.read(min(rest, SAME)):
-                return False
-            rest -= SAME
-    return left.nbytes == right.nbytes
-
-
-def _locals(path: Path) -> Iterator[tuple[str, Local]]:
+def _digest(path: Path, place: Extent) -> bytes:
+    value = hashlib.sha256()
     with path.open("rb") as file:
-        archive = Archive.open(path, file_slice(file), path.stat().st_size)
-        state = archive.unpickled(RANK)
-        if not isinstance(state, dict):
-            raise broken(path, "not a table of tensors")
-        for name, value in state.items():
-            if not isinstance(name, str):
-                raise broken(path, "not a table of tensors by name")
-            if not NO_WEIGHTS.fullmatch(name):
-                try:
-                    yield name, _local(archive, name, value)
-                except ERRORS as error:
-                    raise broken(path, f"it cannot be read ({error})"[:200], name) from None
+        for piece in read_pieces(file, place):
+            value.update(piece)
+    return value.digest()
+
+
+def _locals(path: Path) -> dict[str, Local]:
+    found, name = dict[str, Local](), None
+    with path.open("rb") as file:
+        archive = Archive.open(path, file)
+        try:
+            for name, value in archive.tensors().items():
+                if not NO_WEIGHTS.fullmatch(name):
+                    found[name] = _local(archive, name, value)
+        except FAILURES as error:
+            raise broken(path, f"it cannot be read ({error})"[:200], name) from None
+    return found
 
 
 def _local(archive: Archive, name: str, value: Data) -> Local:
-    if not isinstance(value, Made):
-        raise TypeError(f"it is a {type(value).__name__}")
-    if value.kind == "torch._tensor._rebuild_from_type_v2":
-        made = Made(value.args[1].name, (), state=value.args[3])
-        if made.kind.endswith(".DTensor"):
-            dtype, size, record = archive.place(made["_local_tensor"], name)
-            return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(made["_spec"]))
-        return _shard(archive, name, *made.state[:2])
-    dtype, size, record = archive.place(value, name)
-    return Local(dtype, size, size, record)
-
-
-def _shard(archive: Archive, name: str, shards: Data, table: Data) -> Local:
-    """What a rank holds of a ShardedTensor, which may be nothing."""
+    if value.kind != "torch._tensor._rebuild_from_type_v2":
+        dtype, size, place = archive.place(value, name)
+        return Local(dtype, size, size, place)
+    made = Made(value.args[1].name, (), state=value.args[3])
+    if made.kind.endswith(".DTensor"):
+        dtype, size, place = archive.place(made["_local_tensor"], name)
+        shape = sizes(value.args[2][2])
+        if len(size) != len(shape):
+            raise ValueError("a part of it has another number of dimensions")
+        return Local(dtype, shape, size, place, _dimension(made["_spec"], len(shape)))
+    shards, table = made.state[:2]  # of a ShardedTensor
     shape = sizes(table["size"])
     if not shards:
         nothing = (0,) * len(shape)
-        return Local(tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0, (0, 0)), start=nothing)
+        return Local(tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0), start=nothing)
     if len(shards) != 1:
         raise ValueError("a rank holds several shards of it")
-    dtype, size, record = archive.place(shards[0]["tensor"], name)
-    return Local(dtype, shape, size, record, start=sizes(tuple(shards[0]["metadata"]["shard_offsets"])))
+    dtype, size, place = archive.place(shards[0]["tensor"], name)
+    return Local(dtype, shape, size, place, start=sizes(tuple(shards[0]["metadata"]["shard_offsets"])))
 
 
-def _dimension(spec: Data) -> int | None:
+def _dimension(spec: Data, rank: int) -> int | None:
     """The dimension that is cut over the ranks, None for a tensor that each holds whole."""
     kinds = [one.kind.rpartition(".")[2] for one in spec["placements"]]
-    if kinds in (["Shard"], ["Replicate", "Shard"]):
-        dim = spec["placements"][-1]["dim"]
-        if type(dim) is not int or dim < 0:
-            raise TypeError("its placement has no dimension")
-        return int(dim)
     if set(kinds) == {"Replicate"}:
         return None
-    raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
+    if kinds not in (["Shard"], ["Replicate", "Shard"]):
+        raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
+    dim = spec["placements"][-1]["dim"]
+    if type(dim) is not int or not 0 <= dim < rank:
+        raise TypeError("its placement has no dimension")
+    return int(dim)
