@@ -292,7 +292,7 @@ class Assignment:
             raise UserError(f"{self.where}: the parts of {shown(target)} differ in shape or dtype ({listed(names, 3)})")
         if rule.layout is None:
             return Mapped(rule, View.of(names[0], self.native[names[0]][1]))
-        table = self._counts(target, found) | self._extents(rule, names[0])
+        table = {**self._counts(target, found), **self._extents(rule, names[0])}
         try:
             return Mapped(rule, _arranged(found, names, rule.layout[1], table, self.sizes))
         except ValueError as error:

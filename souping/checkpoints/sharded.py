@@ -11,11 +11,12 @@ import hashlib
 import itertools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from souping.checkpoints.archives import FAILURES, Archive, Extent, read_pieces, sizes, tag_of
 from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
@@ -55,25 +56,34 @@ class Sharded:
     files: tuple[str, ...]
 
     @classmethod
-    def of(cls, folder: Path, root: str, layout: str, boxes: Boxes, files: Iterable[str]) -> Sharded:
-        """Raises UserError for boxes that do not tile their tensor."""
+    def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
+        """Raises UserError for parts that do not tile their tensor."""
+        found: dict[str, tuple[str, Shape | None, list[Part]]] = {}
+        for name, dtype, shape, part in pieces:
+            kind, size, parts = found.setdefault(name, (dtype, shape, []))
+            parts.append(part)
+            if (kind, size) != (dtype, shape):
+                raise broken(folder / part.file, f"{dtype} {shape or ''} here, {kind} {size or ''} in another", name)
         tensors = {}
-        for name, (dtype, shape, parts) in boxes.items():
+        for name, (dtype, shape, parts) in found.items():
             try:
-                tensors[name] = StoredTensor(dtype, shape, parts)
+                ends = ([a + n for a, n in zip(one.start, one.sizes, strict=True)] for one in parts)
+                whole = tuple(map(max, zip(*ends, strict=True))) if shape is None else shape
+                tensors[name] = StoredTensor(dtype, whole, parts)
             except FAILURES as error:
                 raise broken(folder / root, str(error)[:200], name) from None
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
-        return cls(folder, root, layout, tensors, tuple(files))
+        files = sorted({part.file for _, _, parts in found.values() for part in parts})
+        return cls(folder, root, layout, tensors, (*[f"{root}/{META}".lstrip("/")] * (layout == "dcp"), *files))
 
     def as_stored(self) -> dict[str, View]:
         """All float tensors by their stored names."""
         return {name: View.of(name, one.shape) for name, one in self.tensors.items() if one.dtype in FLOATS}
 
 
-Boxes = dict[str, tuple[str, Shape, list[Part]]]
-"""{name: (dtype, shape, parts)}"""
+Piece: TypeAlias = tuple[str, str, Shape | None, Part]
+"""(name, dtype, shape, part) of a tensor; without a shape, it ends where its last part does."""
 
 
 def find(folder: Path) -> tuple[str, str] | None:
@@ -134,7 +144,7 @@ def _read(folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, 
     """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
     readers = {"dcp": _read_dcp, "safetensors": _read_shards, "ranks": _read_ranks}
-    return Sharded.of(folder, place, layout, *readers[layout](folder, prefix))
+    return Sharded.of(folder, place, layout, readers[layout](folder, prefix))
 
 
 # torch.distributed.checkpoint
@@ -177,7 +187,7 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
 
 
 def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str) -> Iterator[Entry]:
-    tag, shape, boxes = "", (), [(None, ())]
+    tag, shape, boxes = "", Shape(), list[tuple[Shape | None, Shape]]([(None, ())])
     if entry.kind.endswith(".TensorStorageMetadata"):
         dtype, layout = entry["properties"].state[:2]
         if layout.args != ("torch.strided",):
@@ -196,12 +206,10 @@ def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], pr
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 
-def _read_dcp(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
-    boxes: Boxes = {}
-    entries = [entry for entry in metadata(folder, prefix)[1] if entry.is_weight]
-    for entry, part in located(folder, entries):
-        boxes.setdefault(entry.name, (entry.dtype, entry.shape, []))[2].append(part)
-    return boxes, [prefix + META, *sorted({entry.file for entry in entries})]
+def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
+    weights = (entry for entry in metadata(folder, prefix)[1] if entry.is_weight)
+    for entry, part in located(folder, weights):
+        yield entry.name, entry.dtype, entry.shape, part
 
 
 def located(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
@@ -233,29 +241,22 @@ def _in_archive(path: Path, file: BinaryIO, entry: Entry) -> tuple[str, Shape, i
     return dtype, shape, found.offset
 
 
-def _read_shards(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
+def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
-    files = sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name))
-    boxes: Boxes = {}
-    for file in files:
+    for file in sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)):
         path = inside(folder, file)
         starts = _starts(path)
         for tensor in read_header(path, file).values():
-            start = starts.get(tensor.name)
-            if start is None or len(start) != len(tensor.shape):
+            if tensor.name not in starts:
                 raise broken(path, "DCP_SHARDING_INFO does not say where it begins", tensor.name)
-            dtype, shape, parts = boxes.get(tensor.name, (tensor.dtype, tensor.shape, []))
-            if dtype != tensor.dtype or len(shape) != len(start):
-                raise broken(path, f"{tensor.dtype} here, {dtype} in another file", tensor.name)
-            ends = tuple(max(n, a + m) for n, a, m in zip(shape, start, tensor.shape, strict=True))
-            boxes[tensor.name] = (dtype, ends, [*parts, Part(file, tensor.offset, start, tensor.shape)])
-    return {name: box for name, box in boxes.items() if not NO_WEIGHTS.fullmatch(name)}, files
+            if not NO_WEIGHTS.fullmatch(tensor.name):
+                part = Part(file, tensor.offset, starts[tensor.name], tensor.shape)
+                yield tensor.name, tensor.dtype, None, part
 
 
 def _starts(path: Path) -> dict[str, Shape]:
-    text = read_metadata(path).get("DCP_SHARDING_INFO")
     try:
-        table = parse_json(path, text.encode("utf-8", "replace"))
+        table = parse_json(path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace"))
         return {name: sizes(tuple(entry["saved_offsets"])) for name, entry in table.items()}
     except FAILURES:
         raise broken(path, "its DCP_SHARDING_INFO is missing or wrong") from None
@@ -277,7 +278,7 @@ class Local:
     start: Shape | None = None
 
 
-def _read_ranks(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
+def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
     found = [(match, path.name) for path in (folder / prefix).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
     ranks = {int(match[2]): prefix + name for match, name in found}
@@ -286,31 +287,23 @@ def _read_ranks(folder: Path, prefix: str) -> tuple[Boxes, list[str]]:
         raise UserError(
             f"{folder / prefix} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing"
         )
-    files = [ranks[rank] for rank in sorted(ranks)]
-    held = [_locals(inside(folder, name)) for name in files]
-    boxes: Boxes = {}
-    for name, first in held[0].items():
-        mine = [one[name] for one in held if name in one]
-        if len(mine) < len(held) or len({(one.dtype, one.shape, one.dim) for one in mine}) != 1:
-            raise broken(folder / prefix, "ranks differ in its dtype, shape or placement, or lack it", name)
-        boxes[name] = (first.dtype, first.shape, _parts(folder, name, mine, files))
-    return boxes, files
-
-
-def _parts(folder: Path, name: str, held: Sequence[Local], files: Sequence[str]) -> list[Part]:
-    pairs, dim, shape = list(zip(held, files, strict=True)), held[0].dim, held[0].shape
-    if held[0].start is not None:
-        return [Part(file, one.place.offset, one.start, one.size) for one, file in pairs if one.start is not None]
-    if dim is None:
-        if len({_digest(folder / file, one.place) for one, file in pairs}) > 1:
-            raise broken(folder, "replicated, but not the same in every rank", name)
-        return [Part(files[0], held[0].place.offset, (0,) * len(shape), shape)]
-    parts, at = list[Part](), 0
-    for one, file in pairs:
-        if at < shape[dim]:  # further ranks hold copies (HSDP)
-            parts.append(Part(file, one.place.offset, (0,) * dim + (at,) + (0,) * (len(shape) - dim - 1), one.size))
-            at += one.size[dim]
-    return parts
+    held: dict[str, list[tuple[str, Local]]] = defaultdict(list)
+    for rank in sorted(ranks):
+        for name, local in _locals(inside(folder, ranks[rank])).items():
+            held[name].append((ranks[rank], local))
+    for name, locals_ in held.items():
+        at, first = 0, locals_[0][1]
+        if first.start is None and first.dim is None:
+            if len({_digest(folder / file, one.place) for file, one in locals_}) > 1:
+                raise broken(folder / prefix, "replicated, but not the same in every rank", name)
+            locals_ = locals_[:1]
+        for file, one in locals_:
+            start = one.start
+            if start is None:
+                start = tuple(at if d == one.dim else 0 for d in range(len(one.shape)))
+            if one.dim is None or at < one.shape[one.dim]:  # further ranks hold copies (HSDP)
+                yield name, one.dtype, one.shape, Part(file, one.place.offset, start, one.size)
+            at += one.size[one.dim] if one.dim is not None else 0
 
 
 def _digest(path: Path, place: Extent) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,7 @@ Fetch = Callable[[str, Raw, int], None]
 """fetch(file, buffer to fill, byte offset)"""
 SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
-WASTE = 16
-"""Elements that may be read for one that is wanted, before a view is read in smaller pieces."""
-SMALL = 1 << 15
-"""Bytes that are as quickly read as a second request is made."""
 MAX_PARTS = 1 << 16
-KEPT = threading.local()
 
 
 @dataclass(frozen=True)
@@ -219,7 +213,7 @@ class StoredTensor:
             if target.flags.c_contiguous:
                 fetch(part.file, target.reshape(-1).view(np.uint8), offset)
                 continue
-            scratch = scratch_of("box", target.size * self.size)
+            scratch = np.empty(target.size * self.size, np.uint8)
             fetch(part.file, scratch, offset)
             target[...] = elements(scratch, self.size).reshape(target.shape)
 
@@ -231,8 +225,8 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
         return
     reach = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
     span = sum(reach) + 1
-    if span * source.size <= SCRATCH and (span <= WASTE * out.size or span * source.size <= SMALL):
-        scratch = scratch_of("view", span * source.size)
+    if span * source.size <= SCRATCH or out.size == 1:
+        scratch = np.empty(span * source.size, np.uint8)
         source.read(first, scratch, fetch)
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
@@ -242,14 +236,6 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
     for begin, end in ((0, half), (half, out.shape[widest])):
         place = (*[slice(None)] * widest, slice(begin, end))
         gather(source, first + begin * steps[widest], steps, out[place], fetch)
-
-
-def scratch_of(use: str, nbytes: int) -> Raw:
-    """Memory of this thread for one use, which the next use of that kind overwrites."""
-    kept: dict[str, Raw] = vars(KEPT)
-    if use not in kept or len(kept[use]) < nbytes:
-        kept[use] = np.empty(nbytes, np.uint8)
-    return kept[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:

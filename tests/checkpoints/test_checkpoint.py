@@ -138,7 +138,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match="do not trust it"):
         Checkpoint.open(folder, allow_pickle=True)
     (folder / "pytorch_model.bin").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match="or is broken"):
+    with pytest.raises(UserError, match="no archive"):
         Checkpoint.open(folder, allow_pickle=True)
     assert not (tmp_path / "pwned").exists()
 

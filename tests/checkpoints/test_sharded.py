@@ -336,7 +336,6 @@ def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: di
 def test_any_boxes_and_any_views_give_the_elements_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, numbers = random.Random(0), np.random.default_rng(0)
     for _ in range(150):
-        monkeypatch.setattr("souping.checkpoints.views.SMALL", rng.choice([2, 1 << 15]))
         monkeypatch.setattr("souping.checkpoints.views.SCRATCH", rng.choice([64, 1 << 20]))
         shape = tuple(rng.randint(1, 7) for _ in range(rng.randint(0, 4)))
         whole = numbers.integers(0, 60_000, shape).astype(np.uint16)
