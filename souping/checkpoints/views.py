@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from souping.checkpoints.header import Tensor, size_of
 
@@ -27,6 +28,11 @@ Fetch = Callable[[str, Raw, int], None]
 SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
 MAX_PARTS = 1 << 16
+ROW = 1 << 15
+"""Elements of a row that is as quickly read whole."""
+FEW = 16
+"""Parts that are as quickly looked through one by one."""
+KEPT = threading.local()
 
 
 @dataclass(frozen=True)
@@ -174,28 +180,29 @@ class StoredTensor:
             raise ValueError("its parts leave a hole, or overlap")
         if len(self.parts) > MAX_PARTS:
             raise ValueError("it has too many parts")
-        for number in range(len(self.parts) if len(self.parts) > 1 else 0):
-            if len(self._meeting(self._low[number], self._ends[number])) > 1:
-                raise ValueError("its parts overlap")
+        if any(len(self._near(low, high)) > 1 for low, high in zip(*self._edges, strict=True)):
+            raise ValueError("its parts overlap")
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.array(self._low, np.int64) + np.array(self._sizes, np.int64)
+    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        low = np.array(self._low, np.int64).reshape(-1, len(self._shape))
+        return low, low + np.array(self._sizes, np.int64).reshape(-1, len(self._shape))
 
-    @cached_property
-    def _begins(self) -> NDArray[np.int64]:
-        return np.array(self._low, np.int64)
-
-    def _meeting(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
+    def _near(self, low: ArrayLike, high: ArrayLike) -> list[int]:
         """The numbers of the parts that have something of a box."""
-        if len(self.parts) == 1:
-            return [0]
-        found: list[int] = np.flatnonzero(((self._begins < high) & (self._ends > low)).all(axis=1)).tolist()
+        found: list[int] = np.flatnonzero(((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)).tolist()
         return found
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> None:
         """Fill `into` with the elements from `start` on."""
-        for low, high in boxes(self._shape, start, len(into) // self.size):
+        width, count, rest = math.prod(self._shape[1:]), len(into) // self.size, (0,) * (len(self._shape) - 1)
+        if 1 < width <= ROW and (start % width or count % width):  # the edges would be boxes of their own
+            first, last = start // width, -(-(start + count) // width)
+            whole = scratch_of("rows", (last - first) * width * self.size)
+            self._read_box((first, *rest), (last, *self._shape[1:]), whole, fetch)
+            into[:] = whole[(start - first * width) * self.size :][: len(into)]
+            return
+        for low, high in boxes(self._shape, start, count):
             taken = math.prod(b - a for a, b in zip(low, high, strict=True)) * self.size
             self._read_box(low, high, into[:taken], fetch)
             into = into[taken:]
@@ -203,17 +210,19 @@ class StoredTensor:
     def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> None:
         """A box of `boxes`: what a part has of it is contiguous in the part's file."""
         whole = elements(into, self.size).reshape([b - a for a, b in zip(low, high, strict=True)])
-        for number in self._meeting(low, high):
+        for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
             part, begin, sizes = self.parts[number], self._low[number], self._sizes[number]
             first = [max(a, b) for a, b in zip(begin, low, strict=True)]
             last = [min(a + n, b) for a, n, b in zip(begin, sizes, high, strict=True)]
+            if any(a >= b for a, b in zip(first, last, strict=True)):
+                continue
             steps = zip(first, begin, row_major(sizes), strict=True)
             offset = part.offset + sum((a - b) * step for a, b, step in steps) * self.size
             target = whole[tuple(slice(a - c, b - c) for a, b, c in zip(first, last, low, strict=True))]
             if target.flags.c_contiguous:
                 fetch(part.file, target.reshape(-1).view(np.uint8), offset)
                 continue
-            scratch = np.empty(target.size * self.size, np.uint8)
+            scratch = scratch_of("box", target.size * self.size)
             fetch(part.file, scratch, offset)
             target[...] = elements(scratch, self.size).reshape(target.shape)
 
@@ -226,7 +235,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
     reach = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
     span = sum(reach) + 1
     if span * source.size <= SCRATCH or out.size == 1:
-        scratch = np.empty(span * source.size, np.uint8)
+        scratch = scratch_of("view", span * source.size)
         source.read(first, scratch, fetch)
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
@@ -236,6 +245,14 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
     for begin, end in ((0, half), (half, out.shape[widest])):
         place = (*[slice(None)] * widest, slice(begin, end))
         gather(source, first + begin * steps[widest], steps, out[place], fetch)
+
+
+def scratch_of(use: str, nbytes: int) -> Raw:
+    """Memory of this thread for one use, which the next use of that kind overwrites."""
+    kept: dict[str, Raw] = vars(KEPT)
+    if len(kept.get(use, ())) < nbytes:
+        kept[use] = np.empty(nbytes, np.uint8)
+    return kept[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:
