@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,7 @@ from souping.checkpoints.folder import (
     side_files,
     weights_like,
 )
-from souping.checkpoints.header import (
-    BITS,
-    FLOATS,
-    ITEM,
-    TORCH_NAMES,
-    Stamp,
-    Tensor,
-    broken,
-    changed,
-    check_stamp,
-    inside,
-    parse_json,
-    small,
-    stamp,
-    stamps_in,
-)
+from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
 from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
@@ -58,6 +44,32 @@ MAX_RECIPE = 10_000_000
 GENERATION = "generation_config.json"
 PIECE = 1 << 20
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
+Stamp = tuple[int, int, int, int]
+"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
+
+
+def stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def stamps_in(folder: Path) -> dict[str, Stamp]:
+    """The stamps of the files of a folder, to be taken before they are read."""
+    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
+
+
+def check_stamp(path: Path, known: Stamp) -> None:
+    """Raises UserError where a file is not what its stamp says."""
+    try:
+        same = stamp(path) == known
+    except OSError:
+        same = False
+    if not same:
+        raise changed(path)
+
+
+def changed(path: Path) -> UserError:
+    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +190,7 @@ class Checkpoint:
         """Where one of its files is."""
         return (self.home if name in self.side else self.folder) / name
 
-    @property
+    @cached_property
     def dtype(self) -> str:
         """Its float dtypes by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
         present = {tensor.soup_dtype for tensor in self.tensors.values()}
@@ -415,8 +427,7 @@ def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
         return cache[key]
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    if stamp(path) != before:
-        raise changed(path)
+    check_stamp(path, before)
     if cache is not None and time.time_ns() > before[2]:  # a clock that went back tells nothing
         cache[key] = value
     return value

@@ -38,11 +38,8 @@ TORCH_NAMES = {TORCH_DTYPES[tag]: tag for tag in FLOATS}
 """{torch's name: tag} of what is souped."""
 ITEM = {name: BITS[tag] // 8 for name, tag in TORCH_NAMES.items()}
 """{torch's name: bytes of an element} of what is souped."""
-
-
-def size_of(tag: str) -> int:
-    """Bytes of an element."""
-    return BITS[tag] // 8
+size_of = {tag: bits // 8 for tag, bits in BITS.items()}.__getitem__
+"""Bytes of an element of a dtype; called for every chunk."""
 
 
 def widest(tags: Iterable[str]) -> str:
@@ -58,8 +55,6 @@ def widest(tags: Iterable[str]) -> str:
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_RANK = 64
 MAX_JSON = 200_000_000
-Stamp = tuple[int, int, int, int]
-"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
 
 @dataclass(frozen=True)
@@ -217,27 +212,3 @@ def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> N
         start += tensor.nbytes
     if start != size:
         raise broken(path, f"truncated, or with a rest: its tensors end at byte {start}, the file at {size}")
-
-
-def stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def stamps_in(folder: Path) -> dict[str, Stamp]:
-    """The stamps of the files of a folder, to be taken before they are read."""
-    return {path.name: stamp(path) for path in folder.iterdir() if path.is_file()}
-
-
-def check_stamp(path: Path, known: Stamp) -> None:
-    """Raises UserError where a file is not what its stamp says."""
-    try:
-        same = stamp(path) == known
-    except OSError:
-        same = False
-    if not same:
-        raise changed(path)
-
-
-def changed(path: Path) -> UserError:
-    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, weights_of
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in, weights_of
 from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
-from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small, stamps_in
+from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest

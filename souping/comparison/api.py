@@ -20,28 +20,9 @@ from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import POWER, Comparison, items_for, penalty
 from souping.comparison import estimate
-from souping.comparison.estimate import (
-    BEST,
-    SCORE,
-    WORST,
-    JointFlips,
-    PooledScores,
-    pool,
-    task_weights,
-    variance_parts,
-)
+from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
-from souping.comparison.verdict import (
-    FAIL_ON,
-    HEADLINE,
-    Limits,
-    Margin,
-    Policy,
-    Word,
-    decide,
-    read_policy,
-    verdict_of,
-)
+from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
 from souping.core.fields import load, pick, text_of
 from souping.core.files import expanded, seen_from
 from souping.core.text import first_line

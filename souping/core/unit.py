@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 from souping.core.text import minus
@@ -41,7 +42,7 @@ class Unit:
     margin: float = 1.0
     fractions: bool = True
 
-    @property
+    @cached_property
     def factor(self) -> float:
         """Inner score of a score of 1."""
         return (1.0 if self.higher_is_better else -1.0) * MARGIN * self.scale / self.margin

@@ -98,7 +98,7 @@ class Pending:
 
 
 class Evaluation(RecipeEvaluator):
-    """Evaluator of recipes with the store that remembers; this process alone writes to it.
+    """Evaluator of recipes through the store. Workers never write to the store; this process does.
 
     `evaluated` and `reused` count answers. Block requests to the workers have numbers of their own; those of the caller
     stay with `Pending.request`. `serve` is called only for soups with missing answers, unless `workers`, which know the
@@ -313,14 +313,14 @@ def _block(
 
 def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
     """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
-    values, unit = evaluator.item_scores(items, answers), evaluator.unit
+    values, factor = evaluator.item_scores(items, answers), evaluator.unit.factor
     unanswered = [record.reason for records in answers for record in records if record.outcome == "unanswered"]
     return ItemScores(
         items=tuple(items),
-        values=unit.inner(values),
+        values=values * factor,
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
-        noise=unit.factor**2
+        noise=factor**2
         * np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
         reasons=Counter(unanswered),
     )
