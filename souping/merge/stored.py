@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.archives import Archive
+from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
 from souping.checkpoints.header import FLOATS, inside, small
 from souping.checkpoints.pickles import Made, pickled
@@ -27,9 +28,9 @@ from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata,
 from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
 from souping.core.files import reserve
-from souping.core.text import listed, shown
+from souping.core.text import shown
 from souping.core.types import Recipe, UserError
-from souping.merge.alignment import Alignment, open_alignment
+from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
 STEP = re.compile(r"(?:checkpoint[-_]|step[-_]?|iter_|global_step_?)(\d+)")
@@ -137,7 +138,7 @@ def stored_plan(
     base = {base_name(models.checkpoints): models.base} if models.base is not None else {}
     stored = {name: _opened(name, one, allow_pickle) for name, one in (opened | base).items()}
     chosen = newest({name: opened[name].folder for name in opened}, carry)
-    _check_alike(chosen, stored)
+    align({name: Checkpoint.viewed(one, one.as_stored(), {}, None) for name, one in stored.items()}, "error")
     frame, boxes = framed(stored[chosen])
     seen = {
         name: replace(Checkpoint.viewed(one, boxes, {}, None), like=(opened | base)[name].like)
@@ -161,24 +162,10 @@ def stored_plan(
 
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
-    plain = checkpoint.assembly is None or checkpoint.quantised is not None
-    sharded = None if plain else read_sharded(checkpoint.folder, allow_pickle)
+    sharded = read_sharded(checkpoint.folder, allow_pickle)
     if sharded is None:
         raise UserError(f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder: use hf")
     return sharded
-
-
-def _check_alike(chosen: str, stored: Mapping[str, Sharded]) -> None:
-    """Refuse checkpoints whose weights are not those of the newest."""
-    first = stored[chosen].as_stored()
-    for other, sharded in stored.items():
-        views = sharded.as_stored()
-        if lost := sorted(set(first) ^ set(views)):
-            raise UserError(f"candidates {chosen} and {other} do not have the same tensors: {listed(lost)}")
-        for name, view in views.items():
-            if view != first[name]:
-                where = f"{list(first[name].shape)} in {chosen} and {list(view.shape)} in {other}"
-                raise UserError(f"shapes differ: {shown(name)} is {where}; merge.format=same cannot align them")
 
 
 # The frame of a layout
@@ -260,10 +247,11 @@ def load_plan(path: Path) -> MergePlan:
     try:
         recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
-        base = next((folder for name, folder in folders.items() if name not in recipe.ingredients), None)
         carry, same = table["carry"], table["format"] == "same"
         home, rules = (Path(each) if each else None for each in (table["like"], table["names"]))
-        opened = open_alignment(recipe, folders, base, pickled_files, Like(home, rules, same))
+        models = {n: Checkpoint.open(folder, pickled_files, Like(home, rules, same)) for n, folder in folders.items()}
+        ingredients = {name: models.pop(name) for name in recipe.ingredients}
+        opened = Alignment(ingredients, next(iter(models.values()), None))
         make = partial(stored_plan, models=opened, allow_pickle=pickled_files) if same else opened.plan
         made = make(recipe, max_shard_size=table["max_shard_size"], nonfinite=table["nonfinite"], carry=carry)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

@@ -17,9 +17,8 @@ from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import preflight
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
-from souping.merge.alignment import plan
 from souping.merge.local import LocalMerge
-from tests.support.checkpoints import family, opened, random_tensors, raw_file, save, simple, soup_of
+from tests.support.checkpoints import family, opened, plan, random_tensors, raw_file, save, simple, soup_of
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES: dict[str, tuple[Any, bytes, str]] = {
