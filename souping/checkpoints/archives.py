@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from souping.checkpoints.header import TAGS, Tensor, broken, size_of
-from souping.checkpoints.pickles import MAX_PICKLE, Data, Made, Named, unpickle
+from souping.checkpoints.layouts import common
+from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, Named, unpickle
 from souping.checkpoints.views import in_order
 
 MOST = 50_000_000
@@ -27,13 +28,6 @@ SMALL = 2048
 PIECE = 1 << 20
 CHECKSUM_BEFORE_NAME = 30
 LOCAL = struct.Struct("<4s22x2H")
-FAILURES = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, struct.error)
-STORAGES = {
-    "torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16",
-    "torch.DoubleStorage": "F64", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
-    "torch.CharStorage": "I8", "torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
-}  # fmt: skip
-"""{class of a storage: dtype}"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class Archive:
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
-        dtype = STORAGES[storage.args[1].name]
+        dtype = common()["storages"][storage.args[1].name.removeprefix("torch.").removesuffix("Storage")]
         found, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
         count = math.prod(shape)
         if first < 0 or (first + count) * item > found.nbytes:

@@ -108,6 +108,12 @@ def common() -> dict[str, Any]:
     return table
 
 
+def is_weight(name: str) -> bool:
+    """Whether a trainer's tensor may belong to the model, by its name."""
+    drop = any_of(tuple(common()["drop"]))
+    return not any(drop.fullmatch(part) for part in re.split(r"[./]", name))
+
+
 def rules_of(names: str | None) -> Path | None:
     """The file in `merge.names`: FILE, or show:FILE (UserError: there is none)."""
     file = (names or "").removeprefix(f"{SHOW}:")

@@ -24,6 +24,7 @@ from souping.checkpoints.layouts import (
     common,
     extents,
     families,
+    is_weight,
     pattern_of,
     read_rules,
     sizes_of,
@@ -56,7 +57,7 @@ def map_names(
     rules: Path | None = None,
     where: str | Path = "the checkpoint",
 ) -> dict[str, Mapped]:
-    """The tensors of a Hugging Face model that a checkpoint holds, by name.
+    """The tensors of a Hugging Face model that a checkpoint holds, by name, from the rules that name every tensor.
 
     Args:
         native: the headers of the checkpoint's tensors.
@@ -68,7 +69,24 @@ def map_names(
     Raises:
         UserError: no rules fit, a tensor has none, or a name or shape is not what the config or `like` has.
     """
-    plan = choose(native, config, like, rules, where)
+    clean = _cleaned(native, where)
+    plans, failures = list[Assignment](), list[UserError]()
+    for family in families(rules):
+        for prefix in _prefixes(family, clean, like):
+            try:
+                plans.append(Assignment(family, prefix, native, clean, config, like, where))
+            except UserError as error:  # another trainer's rules may fit
+                failures.append(error)
+    if failures and all(plan.unknown for plan in plans):
+        raise failures[0]
+    if not plans:
+        raise UserError(
+            f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}). "
+            "Give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
+        )
+    plan = min(plans, key=lambda plan: len(plan.unknown))
+    plan = plans[0] if plan.unknown and rules else plan  # what the user's own rules lack comes first
+    plan.check()
     mapped = {name: plan.build(name, plan.found[name]) for name in sorted(plan.found)}
     if lacking := [name for name in like or () if name not in mapped]:
         raise UserError(f"{where} holds nothing for {listed(lacking, 5)}, which pool.like has")
@@ -105,44 +123,11 @@ def regrouped(stored: Headers, config: Mapping[str, Json], where: str | Path) ->
     return map_names(stored, config, where=where)
 
 
-def choose(
-    native: Headers, config: Mapping[str, Json], like: Mapping[str, Shape] | None, rules: Path | None, where: str | Path
-) -> Assignment:
-    """The family whose rules name every tensor, with what they say of each.
-
-    Raises:
-        UserError: there is none; what the user's own rules lack comes first.
-    """
-    clean = _cleaned(native, where)
-    plans, failures = list[Assignment](), list[UserError]()
-    for family in families(rules):
-        for prefix in _prefixes(family, clean, like):
-            try:
-                plans.append(Assignment(family, prefix, native, clean, config, like, where))
-            except UserError as error:  # another trainer's rules may fit
-                failures.append(error)
-    if failures and all(plan.unknown for plan in plans):
-        raise failures[0]
-    if not plans:
-        raise UserError(
-            f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}). "
-            "Give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
-        )
-    best = min(plans, key=lambda plan: len(plan.unknown))
-    if best.unknown and rules is not None:
-        best = plans[0]
-    best.check()
-    return best
-
-
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
     """{name without wrappers: name} of what may belong to the model."""
-    wrappers, drop, table = set(common()["wrappers"]), any_of(tuple(common()["drop"])), dict[str, str]()
-    for name in native:
-        parts = [part for part in re.split(r"[./]", name) if part not in wrappers]
-        if any(drop.fullmatch(part) for part in parts):
-            continue
-        short = ".".join(parts)
+    wrappers, table = set(common()["wrappers"]), dict[str, str]()
+    for name in filter(is_weight, native):
+        short = ".".join(part for part in re.split(r"[./]", name) if part not in wrappers)
         if short in table:
             raise UserError(f"{where}: {shown(name)} and {shown(table[short])} are both {shown(short)}")
         table[short] = name

@@ -1,7 +1,7 @@
 """Pickles of torch's checkpoints read as plain data, and written again. Nothing is imported or called.
 
 Python's own unpickler reads the operations that torch's files need. For a class or a function it gets its name
-(`Named`), and for an object what it is made of (`Made`). Names outside a list are refused.
+(`Named`), and for an object what it is made of (`Made`). Names outside the list in `rules/common.json` are refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from souping.checkpoints.header import TAGS, broken
+from souping.checkpoints.layouts import common
 from souping.core.text import shown
 from souping.core.types import UserError
 
@@ -24,47 +25,8 @@ MAX_PICKLE = 512_000_000
 OPERATIONS = b"()]}.BCGJKMNQRTUXabcehjqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
 """Those that allocate, hash or call by themselves are left out."""
 KEYS = (str, int, float, bytes, type(None))
-ERRORS = (
-    pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error,
-    OverflowError,
-)  # fmt: skip
-DCP, SHARDED = "torch.distributed.checkpoint", "torch.distributed._shard"
-CLASSES = {
-    f"{DCP}.metadata": "Metadata TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata MetadataIndex "
-    "TensorProperties _MEM_FORMAT_ENCODING StorageMeta",
-    f"{DCP}.filesystem": "_StorageInfo",
-    f"{DCP}.planner": "SavePlan WriteItem WriteItemType TensorWriteData",
-    "olmo_core.distributed.checkpoint.filesystem": "_StorageInfo",
-    "megatron.core.dist_checkpointing.strategies.torch": "MCoreMetadata MCoreSavePlan",
-    "pathlib": "PosixPath",
-    "pathlib._local": "PosixPath",
-    "collections": "OrderedDict",
-    "builtins": "getattr slice",
-    "__builtin__": "getattr",
-    "torch": "Size device",
-    "torch.serialization": "_get_layout",
-    "torch._utils": "_rebuild_tensor_v2 _rebuild_parameter _rebuild_wrapper_subclass",
-    "torch._tensor": "_rebuild_from_type_v2",
-    "torch.distributed": "remote_device",
-    "torch.distributed.remote_device": "_remote_device",
-    "torch.distributed.device_mesh": "DeviceMesh",
-    "torch.distributed._mesh_layout": "_MeshLayout _FlatLayout",
-    "torch.distributed.tensor": "DTensor",
-    "torch.distributed.tensor._api": "DTensor",
-    "torch.distributed._tensor.api": "DTensor",
-    "torch.distributed._tensor.placement_types": "DTensorSpec TensorMeta Shard Replicate Partial _StridedShard",
-    "torch.distributed.tensor.placement_types": "Shard Replicate Partial _StridedShard",
-    "torch.distributed.tensor._dtensor_spec": "DTensorSpec TensorMeta ShardOrderEntry",
-    f"{SHARDED}.metadata": "ShardMetadata",
-    f"{SHARDED}.sharded_tensor.api": "ShardedTensor ShardedTensor.ProcessGroupState",
-    f"{SHARDED}.sharded_tensor.shard": "Shard",
-    f"{SHARDED}.sharded_tensor.metadata": "ShardedTensorMetadata TensorProperties MEM_FORMAT_ENCODING",
-    f"{SHARDED}.sharding_spec.api": "EnumerableShardingSpec",
-    f"{SHARDED}.sharding_spec.chunk_sharding_spec": "ChunkShardingSpec",
-}
-"""{module: what a checkpoint may name of it}: metadata of torch 2.2 and later, Megatron-Core and OLMo-core, and tensors
-that are plain, DTensor or ShardedTensor."""
-KNOWN = {f"{module}.{name}" for module, names in CLASSES.items() for name in names.split()}
+FAILURES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error)
+"""What reading wrong data raises."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +61,7 @@ def unpickle(data: bytes, path: Path) -> Data:
     """
     try:
         return DataUnpickler(data, path).load()
-    except ERRORS as error:
+    except (*FAILURES, pickle.UnpicklingError, EOFError) as error:
         raise broken(path, f"its pickle is wrong ({type(error).__name__}: {shown(str(error))[:100]})") from None
 
 
@@ -113,8 +75,8 @@ class DataUnpickler(pickle._Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Named:
-        full = f"{module}.{name}"
-        if full not in KNOWN and not (module == "torch" and (name in TAGS or name.endswith("Storage"))):
+        full, known = f"{module}.{name}", common()["classes"].get(module, "").split()
+        if name not in known and not (module == "torch" and (name in TAGS or name.endswith("Storage"))):
             raise UserError(f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it")
         return Named(full)
 
@@ -147,15 +109,11 @@ class DataUnpickler(pickle._Unpickler):
                 raise TypeError(f"a {type(key).__name__} is no key")
             table[key] = value
 
-    def load_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.load_items((key, value))
-
     dispatch |= {
         pickle.REDUCE[0]: load_call,
         pickle.NEWOBJ[0]: lambda self: self.load_call(bare=True),
         pickle.BUILD[0]: load_state,
-        pickle.SETITEM[0]: load_item,
+        pickle.SETITEM[0]: lambda self: self.load_items((self.stack.pop(-2), self.stack.pop())),
         pickle.SETITEMS[0]: lambda self: self.load_items(self.pop_mark()),
     }
 

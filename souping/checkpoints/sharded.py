@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
-from souping.checkpoints.archives import FAILURES, Archive, Extent, read_pieces, sizes, tag_of
+from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
 from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
-from souping.checkpoints.pickles import MAX_PICKLE, Data, Made, unpickle
+from souping.checkpoints.layouts import is_weight
+from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import UserError
@@ -33,10 +34,6 @@ PLACES = (
 """Where trainers put the weights below a checkpoint's folder."""
 RANK_FILE = re.compile(r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)")
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-NO_WEIGHTS = re.compile(
-    r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+|lr_schedulers?|scheduler|opt_param_scheduler|dataloader|"
-    r"train_state|rng_state|rerun_state_machine\w*|common_state)(?:[./].*)?|.*\._extra_state(?:[./].*)?"
-)
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
 FRESH = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
@@ -165,7 +162,7 @@ class Entry:
 
     @property
     def is_weight(self) -> bool:
-        return bool(self.dtype) and 0 not in self.sizes and not NO_WEIGHTS.fullmatch(self.name)
+        return bool(self.dtype) and 0 not in self.sizes and is_weight(self.name)
 
 
 def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
@@ -207,13 +204,7 @@ def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], pr
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
-    weights = (entry for entry in metadata(folder, prefix)[1] if entry.is_weight)
-    for entry, part in located(folder, weights):
-        yield entry.name, entry.dtype, entry.shape, part
-
-
-def located(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
-    """Where the bytes of stored boxes are in their files."""
+    entries = (entry for entry in metadata(folder, prefix)[1] if entry.is_weight)
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
     for name, group in itertools.groupby(ordered, key=lambda entry: entry.file):
         path = inside(folder, name)
@@ -222,23 +213,17 @@ def located(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Par
         with path.open("rb") as file:
             header = None if file.read(4) == ZIP else read_header(path)  # serialization_format=SAFETENSORS
             for entry in group:
-                if header is None:
-                    dtype, shape, offset = _in_archive(path, file, entry)
-                else:
+                if header is not None:
                     tensor = header.get(entry.name)
-                    dtype, shape, offset = (tensor.dtype, tensor.shape, tensor.offset) if tensor else ("", (), 0)
-                if (dtype, shape) != (entry.dtype, entry.sizes):
-                    raise broken(path, f"a stored part is {dtype} {list(shape)}, {META} differs", entry.name)
-                yield entry, Part(name, offset, entry.start, entry.sizes)
-
-
-def _in_archive(path: Path, file: BinaryIO, entry: Entry) -> tuple[str, Shape, int]:
-    """dtype, shape and place of the tensor in an entry, which is an archive of `torch.save`."""
-    if entry.offset + entry.length > path.stat().st_size:
-        raise broken(path, "truncated: its bytes are beyond the end", entry.name)
-    archive = Archive.open(path, file, entry.offset, entry.length)
-    dtype, shape, found = archive.place(archive.unpickled(), entry.name)
-    return dtype, shape, found.offset
+                    found = (tensor.dtype, tensor.shape, tensor) if tensor else None
+                elif entry.offset + entry.length > path.stat().st_size:
+                    raise broken(path, "truncated: its bytes are beyond the end", entry.name)
+                else:
+                    archive = Archive.open(path, file, entry.offset, entry.length)
+                    found = archive.place(archive.unpickled(), entry.name)
+                if found is None or found[:2] != (entry.dtype, entry.sizes):
+                    raise broken(path, f"a stored part is not what {META} says", entry.name)
+                yield entry.name, entry.dtype, entry.shape, Part(name, found[2].offset, entry.start, entry.sizes)
 
 
 def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
@@ -249,7 +234,7 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
         for tensor in read_header(path, file).values():
             if tensor.name not in starts:
                 raise broken(path, "DCP_SHARDING_INFO does not say where it begins", tensor.name)
-            if not NO_WEIGHTS.fullmatch(tensor.name):
+            if is_weight(tensor.name):
                 part = Part(file, tensor.offset, starts[tensor.name], tensor.shape)
                 yield tensor.name, tensor.dtype, None, part
 
@@ -265,17 +250,9 @@ def _starts(path: Path) -> dict[str, Shape]:
 # Files by rank
 
 
-@dataclass(frozen=True)
-class Local:
-    """What one rank holds of a tensor. `start` is where, if it says so; `dim` is the dimension that is cut over the
-    ranks. With neither, every rank holds the whole."""
-
-    dtype: str
-    shape: Shape
-    size: Shape
-    place: Extent
-    dim: int | None = None
-    start: Shape | None = None
+Local: TypeAlias = tuple[str, Shape, Shape, Extent, Shape | int | None]
+"""(dtype, shape, size, place, cut) of what a rank holds: `cut` is where that begins in the tensor, the dimension that is
+cut over the ranks, or None if every rank holds the whole."""
 
 
 def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
@@ -291,19 +268,16 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     for rank in sorted(ranks):
         for name, local in _locals(inside(folder, ranks[rank])).items():
             held[name].append((ranks[rank], local))
-    for name, locals_ in held.items():
-        at, first = 0, locals_[0][1]
-        if first.start is None and first.dim is None:
-            if len({_digest(folder / file, one.place) for file, one in locals_}) > 1:
-                raise broken(folder / prefix, "replicated, but not the same in every rank", name)
-            locals_ = locals_[:1]
-        for file, one in locals_:
-            start = one.start
-            if start is None:
-                start = tuple(at if d == one.dim else 0 for d in range(len(one.shape)))
-            if one.dim is None or at < one.shape[one.dim]:  # further ranks hold copies (HSDP)
-                yield name, one.dtype, one.shape, Part(file, one.place.offset, start, one.size)
-            at += one.size[one.dim] if one.dim is not None else 0
+    for name, mine in held.items():
+        whole = all(cut is None for _, (*_, cut) in mine)
+        if whole and len({_digest(folder / file, place) for file, (_, _, _, place, _) in mine}) > 1:
+            raise broken(folder / prefix, "replicated, but not the same in every rank", name)
+        at = 0
+        for file, (dtype, shape, size, place, cut) in mine[:1] if whole else mine:
+            start = cut if isinstance(cut, tuple) else tuple(at if d == cut else 0 for d in range(len(shape)))
+            if not isinstance(cut, int) or at < shape[cut]:  # further ranks hold copies (HSDP)
+                yield name, dtype, shape, Part(file, place.offset, start, size)
+            at += size[cut] if isinstance(cut, int) else 0
 
 
 def _digest(path: Path, place: Extent) -> bytes:
@@ -320,7 +294,7 @@ def _locals(path: Path) -> dict[str, Local]:
         archive = Archive.open(path, file)
         try:
             for name, value in archive.tensors().items():
-                if not NO_WEIGHTS.fullmatch(name):
+                if is_weight(name):
                     found[name] = _local(archive, name, value)
         except FAILURES as error:
             raise broken(path, f"it cannot be read ({error})"[:200], name) from None
@@ -330,23 +304,23 @@ def _locals(path: Path) -> dict[str, Local]:
 def _local(archive: Archive, name: str, value: Data) -> Local:
     if value.kind != "torch._tensor._rebuild_from_type_v2":
         dtype, size, place = archive.place(value, name)
-        return Local(dtype, size, size, place)
+        return dtype, size, size, place, None
     made = Made(value.args[1].name, (), state=value.args[3])
     if made.kind.endswith(".DTensor"):
         dtype, size, place = archive.place(made["_local_tensor"], name)
         shape = sizes(value.args[2][2])
         if len(size) != len(shape):
             raise ValueError("a part of it has another number of dimensions")
-        return Local(dtype, shape, size, place, _dimension(made["_spec"], len(shape)))
+        return dtype, shape, size, place, _dimension(made["_spec"], len(shape))
     shards, table = made.state[:2]  # of a ShardedTensor
     shape = sizes(table["size"])
     if not shards:
         nothing = (0,) * len(shape)
-        return Local(tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0), start=nothing)
+        return tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0), nothing
     if len(shards) != 1:
         raise ValueError("a rank holds several shards of it")
     dtype, size, place = archive.place(shards[0]["tensor"], name)
-    return Local(dtype, shape, size, place, start=sizes(tuple(shards[0]["metadata"]["shard_offsets"])))
+    return dtype, shape, size, place, sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
 
 
 def _dimension(spec: Data, rank: int) -> int | None:

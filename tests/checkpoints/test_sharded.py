@@ -171,21 +171,6 @@ def test_checksums_are_those_of_the_new_bytes(tmp_path: Path, pool: dict[str, Pa
         assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
 
 
-@pytest.mark.slow
-def test_a_whole_merge_by_the_command_line_and_its_rebuild(souping: Cli, tmp_path: Path, pool: dict[str, Path]) -> None:
-    words = [f"pool.candidates=[{pool['a']},{pool['b']}]", f"pool.like={DATA / 'plain' / '0'}"]
-    done = souping("+experiment=merge", *words, "optimiser.weights=[0.3,0.7]", "out=soup")
-    assert done.code == 0, done.err
-    assert all(same_bits(value, average(DATA)[name]) for name, value in load(tmp_path / "soup").items())
-    again = souping("+experiment=rebuild", "recipe=soup/recipe.json", words[1], "out=again")
-    assert again.code == 0, again.err
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
-        tmp_path / "soup" / "model.safetensors"
-    ).read_bytes()
-    lone = souping("+experiment=merge", words[0], "optimiser.weights=[0.3,0.7]", "out=other")
-    assert (lone.code, "pool.like=" in lone.err) == (2, True)
-
-
 def test_a_live_module_becomes_the_soup(pool: dict[str, Path]) -> None:
     opened = LocalMerge().open(pool, like=Like(DATA / "plain" / "0"))
     module = LlamaForCausalLM.from_pretrained(DATA / "plain" / "0", dtype=torch.bfloat16)

@@ -28,6 +28,7 @@ def test_a_run_of_torchtitan_becomes_a_soup_that_can_be_rebuilt(souping: Cli, tm
     texts = write(tmp_path / "texts.jsonl")
     words = [f"benchmark.path={texts}", "evaluator.device=cpu", "evaluator.threads=1", "hydra.run.dir=run"]
     source = ["pool.path=train", f"pool.like={HOME}"]
+    souping("+experiment=trajectory", source[0], *words).refused("pool.like=")
     done = souping("+experiment=trajectory", *source, *words)
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
