@@ -159,15 +159,8 @@ class Checkpoint:
     def viewed(
         cls, sharded: Sharded, views: Mapping[str, View], config: dict[str, Any], home: Path | None
     ) -> Checkpoint:
-        """Tensors as views of what is stored; without `home` there are no side files.
-
-        Raises:
-            UserError: a view does not fit what is stored.
-        """
-        try:
-            assembly = Assembly.of(sharded.tensors, views)
-        except ValueError as error:
-            raise UserError(f"{sharded.folder}: {error}") from None
+        """Tensors as views of what is stored; without `home` there are no side files."""
+        assembly = Assembly.of(sharded.tensors, views)
         tensors, side = {tensor.name: tensor for tensor in assembly.tensors}, side_files(home) if home else ()
         like = home if home != sharded.folder else None
         return replace(cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like), assembly=assembly)

@@ -230,29 +230,22 @@ def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
     for file in sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)):
         path = inside(folder, file)
-        starts = _starts(path)
-        for tensor in read_header(path, file).values():
-            if tensor.name not in starts:
-                raise broken(path, "DCP_SHARDING_INFO does not say where it begins", tensor.name)
-            if is_weight(tensor.name):
-                part = Part(file, tensor.offset, starts[tensor.name], tensor.shape)
-                yield tensor.name, tensor.dtype, None, part
-
-
-def _starts(path: Path) -> dict[str, Shape]:
-    try:
-        table = parse_json(path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace"))
-        return {name: sizes(tuple(entry["saved_offsets"])) for name, entry in table.items()}
-    except FAILURES:
-        raise broken(path, "its DCP_SHARDING_INFO is missing or wrong") from None
+        header = read_header(path, file)
+        try:
+            table = parse_json(path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace"))
+            starts = {name: sizes(tuple(table[name]["saved_offsets"])) for name in filter(is_weight, header)}
+        except FAILURES:
+            raise broken(path, "its DCP_SHARDING_INFO does not say where its tensors begin") from None
+        for name, start in starts.items():
+            yield name, header[name].dtype, None, Part(file, header[name].offset, start, header[name].shape)
 
 
 # Files by rank
 
 
 Local: TypeAlias = tuple[str, Shape, Shape, Extent, Shape | int | None]
-"""(dtype, shape, size, place, cut) of what a rank holds: `cut` is where that begins in the tensor, the dimension that is
-cut over the ranks, or None if every rank holds the whole."""
+"""(dtype, shape, size, place, cut) of what a rank holds: `cut` is where that begins in the tensor, the dimension that
+is cut over the ranks, or None if every rank holds the whole."""
 
 
 def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:

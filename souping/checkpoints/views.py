@@ -62,19 +62,6 @@ class View:
     def contiguous(self) -> bool:
         return len(self.sources) == 1 and in_order(self.sizes, tuple(step for _, step, _ in self.axes))
 
-    def check(self, stored: Mapping[str, StoredTensor]) -> str:
-        """Its dtype (ValueError: it does not fit the stored tensors, or mixes dtypes)."""
-        for source in self.sources:
-            if source not in stored:
-                raise ValueError(f"there is no tensor {source}")
-            last = self.offset + sum((size - 1) * step for size, step, _ in self.axes)
-            if math.prod(self.sizes) and last >= stored[source].count:
-                raise ValueError(f"{source} {list(stored[source].shape)} is too small for it")
-        dtypes = {stored[source].dtype for source in self.sources}
-        if len(dtypes) != 1:
-            raise ValueError(f"it would mix {' and '.join(sorted(dtypes)) or 'nothing'}")
-        return dtypes.pop()
-
     def read(self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
         """Fill `into` with the elements from `start` on."""
         first = stored[self.sources[0]]
@@ -279,10 +266,10 @@ class Assembly:
 
     @classmethod
     def of(cls, stored: Mapping[str, StoredTensor], views: Mapping[str, View]) -> Assembly:
-        """The tensors of `views` in the order of their names (ValueError: a view does not fit the stored tensors)."""
+        """The tensors of `views` in the order of their names."""
         tensors, offset = [], 0
         for name in sorted(views):
-            dtype, shape = views[name].check(stored), views[name].shape
+            dtype, shape = stored[views[name].sources[0]].dtype, views[name].shape
             nbytes = math.prod(shape) * size_of(dtype)
             tensors.append(Tensor(name, dtype, shape, "", offset, nbytes))
             offset += nbytes
