@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
@@ -190,37 +190,32 @@ class Assignment:
     def _place(self, short: str, name: str) -> bool:
         """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
         for pattern, rules in self._groups.items():
-            match = pattern_of(pattern).fullmatch(short)
-            targets = dict[str, tuple[Found, Shape]]()
+            match, wanted = pattern_of(pattern).fullmatch(short), False
             for rule, number in rules if match else ():
-                targets |= self._targets(rule, number, name, match.groupdict() if match else {})
-            if self._omits_head and list(targets) == [HEAD]:
-                return True
-            wanted = [target for target in targets if self.like is None or target in self.like]
-            for target in wanted:
-                self._add(target, *targets[target], name)
+                for target, indexes in self._targets(rule, name, match.groupdict() if match else {}):
+                    left_out = self._omits_head and target == HEAD
+                    if not left_out and (self.like is None or target in self.like):
+                        self._add(target, rule, number, indexes, name)
+                        wanted = True
+                    wanted |= left_out
             if wanted:
                 return True
         return False
 
-    def _targets(
-        self, rule: Rule, number: int, name: str, indexes: Mapping[str, str]
-    ) -> dict[str, tuple[Found, Shape]]:
-        """What comes of a native tensor by Hugging Face name: what makes it, and this tensor's place in that."""
-        place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
+    def _targets(self, rule: Rule, name: str, indexes: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """What comes of a native tensor: Hugging Face names, and the indexes of all axes."""
         table = self._extents(rule, name) if rule.unstacked else {}
         counts = [table[axis][0] for axis in rule.unstacked]
         if math.prod(counts) > MAX_TENSORS:
             raise UserError(f"{self.where}: {shown(name)} would be {math.prod(counts)} tensors")
-        targets = {}
         for values in product(*map(range, counts)):
             every = {**indexes, **dict(zip(rule.unstacked, map(str, values), strict=True))}
-            targets[rule.target(every)] = (Found(rule, {axis: every[axis] for axis in rule.indexes}), place)
-        return targets
+            yield rule.target(every), every
 
-    def _add(self, target: str, found: Found, place: Shape, name: str) -> None:
-        known = self.found.setdefault(target, found)
-        if known.rule != found.rule or place in known.sources:
+    def _add(self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str) -> None:
+        place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
+        known = self.found.setdefault(target, Found(rule, {axis: indexes[axis] for axis in rule.indexes}))
+        if known.rule != rule or place in known.sources:
             other = next(iter(known.sources.values()))
             raise UserError(f"{self.where}: {shown(other)} and {shown(name)} would both be {shown(target)}")
         known.sources[place] = name
