@@ -31,6 +31,7 @@ from souping.merge.accelerate import AccelerateMerge
 from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
+from tests.support.texts import write
 
 DATA = ROOT / "tests" / "data" / "sharded"
 LAYOUTS = [("fsdp/checkpoint-10", "0"), ("tp/step-1", "1")]
@@ -234,6 +235,31 @@ def test_a_run_on_sharded_checkpoints_finds_every_answer_of_the_run_on_folders(s
     assert (plain.code, sharded.code) == (0, 0), plain.err + sharded.err
     costs = [json.loads(path.read_text())["cost"] for path in sorted(tmp_path.rglob("report.json"))]
     assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(souping: Cli, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    home, dice = ROOT / "souping" / "pantry" / "models" / "base_cook", torch.Generator().manual_seed(0)
+    for step in (10, 20, 30):
+        moved = {name: t + 0.003 * torch.randn(t.shape, generator=dice).bfloat16() for name, t in load(home).items()}
+        state = {"model": moved, "optimizer": {"state": torch.zeros(3)}, "train_state": {"step": step}}
+        dcp.save(state, checkpoint_id=tmp_path / "train" / f"step-{step}", no_dist=True)
+    write(tmp_path / "texts.jsonl")
+    words = ["+experiment=trajectory", "pool.path=train", "benchmark.path=texts.jsonl", "hydra.run.dir=run"]
+    souping(*words).refused("pool.like=")
+    steps = [
+        souping(*words, f"pool.like={home}"),
+        souping("run=run", "analysis=[parents]"),
+        souping("+experiment=rebuild", "recipe=run/soup/recipe.json", f"pool.like={home}", "out=again"),
+    ]
+    assert [done.code for done in steps] == [0, 0, 0], steps
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [one["step"] for one in report["trajectory"]["members"]] == [10, 20, 30]
+    made, again = (load(tmp_path / place) for place in ("run/soup", "again"))
+    assert all(same_bits(made[name], again[name]) for name in load(home))
 
 
 class Evil:

@@ -99,30 +99,6 @@ def wrapped(rank: int, out: Path) -> None:
         torch.save(model.state_dict(), folder / f"model_world_size_2_rank_{rank}.pt")
 
 
-TITAN = {
-    "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "model.layers": "layers", "self_attn": "attention",
-    "q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo", "mlp": "feed_forward", "gate_proj": "w1",
-    "up_proj": "w3", "down_proj": "w2", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-    "lm_head": "output",
-}  # fmt: skip
-"""{Hugging Face's name: torchtitan's} of the parts of a Llama's names."""
-
-
-def save_step(folder: Path, whole: dict[str, torch.Tensor], heads: int, kv_heads: int) -> None:
-    """The tensors of a Llama as torchtitan saves a step of its training."""
-    import torch.distributed.checkpoint as dcp
-
-    state: dict[str, Any] = {"train_state": {"step": 1}, "optimizer": {"state": torch.zeros(3)}}
-    for name, tensor in whole.items():
-        count = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
-        if count:  # the two halves of a head are in turn
-            tensor = tensor.unflatten(0, (count, 2, -1)).transpose(1, 2).reshape(tensor.shape)
-        for theirs, ours in TITAN.items():
-            name = name.replace(theirs, ours)
-        state[name] = tensor
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
-
-
 def main(out: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
