@@ -119,9 +119,12 @@ class DataUnpickler(pickle._Unpickler):
 
 
 def pickled(value: Data) -> bytes:
-    """The pickle of plain data and of objects that `unpickle` made."""
+    """The pickle of plain data and of objects that `unpickle` made. Raises UserError if it is nested without end."""
     file = io.BytesIO()
-    DataPickler(file, protocol=2).dump(value)
+    try:
+        DataPickler(file, protocol=2).dump(value)
+    except RecursionError:
+        raise UserError("a pickle is nested too deeply to be written again: use merge.format=hf") from None
     return file.getvalue()
 
 

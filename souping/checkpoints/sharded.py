@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
-from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
+from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, read_header, read_metadata, small
 from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
@@ -169,7 +169,7 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
     """The `.metadata` of a checkpoint as data, and all that it names."""
     path, name, entries = inside(folder, prefix + META), None, list[Entry]()
     table = unpickle(small(path, MAX_PICKLE), path)
-    if not isinstance(table, Made) or not table.kind.endswith("Metadata"):
+    if not isinstance(table, Made) or not table.kind.endswith("Metadata") or not isinstance(table.state, dict):
         raise broken(path, "no metadata of torch.distributed.checkpoint")
     try:
         stored = {}
@@ -213,6 +213,7 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
         with path.open("rb") as file:
             header = None if file.read(4) == ZIP else read_header(path)  # serialization_format=SAFETENSORS
             for entry in group:
+                found: tuple[str, Shape, Extent | Tensor] | None
                 if header is not None:
                     tensor = header.get(entry.name)
                     found = (tensor.dtype, tensor.shape, tensor) if tensor else None

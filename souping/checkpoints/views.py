@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from souping.checkpoints.header import Tensor, size_of
 
@@ -175,7 +175,7 @@ class StoredTensor:
         low = np.array(self._low, np.int64).reshape(-1, len(self._shape))
         return low, low + np.array(self._sizes, np.int64).reshape(-1, len(self._shape))
 
-    def _near(self, low: ArrayLike, high: ArrayLike) -> list[int]:
+    def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
         """The numbers of the parts that have something of a box."""
         found: list[int] = np.flatnonzero(((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)).tolist()
         return found

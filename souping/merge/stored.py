@@ -116,8 +116,8 @@ def newest(names: Mapping[str, Path], carry: str | None) -> str:
     """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
     if carry in names and carry is not None:
         return carry
-    steps = {name: [int(n) for n in STEP.findall("/".join(path.parts))] for name, path in names.items()}
-    return max(names, key=lambda name: steps[name][-1] if steps[name] else -1) if any(steps.values()) else [*names][-1]
+    steps = {name: int(("-1", *STEP.findall("/".join(path.parts)))[-1]) for name, path in names.items()}
+    return max(reversed([*names]), key=steps.__getitem__)
 
 
 def stored_plan(
@@ -222,12 +222,12 @@ def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> M
     """The metadata without optimiser state, with new places."""
     state = {key: value for key, value in table.state.items() if key != "all_local_plans"}
     for key in ("state_dict_metadata", "planner_data"):
-        if isinstance(state[key], dict):
+        if isinstance(state.get(key), dict):
             state[key] = {name: value for name, value in state[key].items() if not OPTIMISER.fullmatch(name)}
     state["storage_data"] = {}
     for key, info in table["storage_data"].items():
-        if not OPTIMISER.fullmatch(key["fqn"]):
-            place = places[f"{prefix}{info['relative_path']}", info["offset"]]
+        place = places.get((f"{prefix}{info['relative_path']}", info["offset"]))
+        if place is not None:
             state["storage_data"][key] = replace(info, state={**info.state, "offset": place})
     return replace(table, state=state)
 
