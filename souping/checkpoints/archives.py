@@ -38,7 +38,7 @@ class Extent:
     nbytes: int
 
 
-class Section:
+class FileSlice:
     """Part of an open file as `zipfile` reads it."""
 
     def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
@@ -80,7 +80,7 @@ class Archive:
         """Read a directory. Raises UserError if there is none."""
         nbytes = path.stat().st_size - start if nbytes is None else nbytes
         try:
-            opened = zipfile.ZipFile(Section(file, start, nbytes))
+            opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
         except (*FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
             raise broken(path, f"no archive of torch.save where one should be ({error})") from None
         entries = {entry.filename.partition("/")[2]: entry for entry in opened.infolist()}
