@@ -182,12 +182,14 @@ class StoredTensor:
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> None:
         """Fill `into` with the elements from `start` on."""
-        width, count, rest = math.prod(self._shape[1:]), len(into) // self.size, (0,) * (len(self._shape) - 1)
-        if 1 < width <= ROW and (start % width or count % width):  # the edges would be boxes of their own
-            first, last = start // width, -(-(start + count) // width)
-            whole = scratch_of("rows", (last - first) * width * self.size)
-            self._read_box((first, *rest), (last, *self._shape[1:]), whole, fetch)
-            into[:] = whole[(start - first * width) * self.size :][: len(into)]
+        width, count = math.prod(self._shape[1:]), len(into) // self.size
+        if width <= ROW:  # as whole rows, with their neighbours at the edges
+            first, last, rest = start // width, -(-(start + count) // width), self._shape[1:]
+            even = count == (last - first) * width
+            whole = into if even else scratch_of("rows", (last - first) * width * self.size)
+            self._read_box((first, *(0 for _ in rest)), (last, *rest), whole, fetch)
+            if not even:
+                into[:] = whole[(start - first * width) * self.size :][: len(into)]
             return
         for low, high in boxes(self._shape, start, count):
             taken = math.prod(b - a for a, b in zip(low, high, strict=True)) * self.size

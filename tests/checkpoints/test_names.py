@@ -295,11 +295,7 @@ def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -
     rules = [
         ["wte", "model.embed_tokens.weight", "vocab hidden"],
         ["h.{layer}.swiglu", "model.layers.{layer}.mlp.up_proj.weight", "hidden (ffn part=2) -> (part[1] ffn) hidden"],
-        [
-            "h.{layer}.swiglu",
-            "model.layers.{layer}.mlp.gate_proj.weight",
-            "hidden (ffn part=2) -> (part[0] ffn) hidden",
-        ],
+        ["h.{layer}.swiglu", "model.layers.{layer}.mlp.gate_proj.weight", "hidden (ffn p=2) -> (p[0] ffn) hidden"],
     ]
     path = written_rules(tmp_path, prefix="net.", drop=["net.rng"], rules=rules)
     mapped = map_names(headers(arrays), SIZES, rules=path)
