@@ -1,4 +1,4 @@
-"""Machine code from LLVM assembly, which llvmlite makes in about ten milliseconds. It imports faster than torch or numba."""
+"""Machine code from LLVM assembly, by llvmlite: ten milliseconds, and a faster import than that of torch or numba."""
 
 from __future__ import annotations
 
