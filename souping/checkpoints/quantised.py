@@ -140,8 +140,7 @@ def dequantised(folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> 
         elif name not in scales and not UNUSED.fullmatch(name):
             _check_plain(folder, tensor)
             stored[name] = StoredTensor.of(tensor)
-    shapes = {name: one.shape for name, one in stored.items()}
-    assembly = Assembly.of(stored, {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes)
+    assembly = Assembly.of(stored, {name: View.of(name, one.shape) for name, one in stored.items()})
     return assembly, {t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors}
 
 
