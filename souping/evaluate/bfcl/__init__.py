@@ -127,7 +127,7 @@ class BfclEvaluator(Evaluator):
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""
-        notes = generation_notes(folders, instead="")
+        notes = generation_notes(folders)
         if self.host.url is not None:
             notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
         return notes

@@ -123,7 +123,6 @@ class VllmEngine(Engine):
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        check_decoding(settings.decoding)
         engine = self._with(model, settings.trust_remote_code)
         prompts = [render(model.tokenizer, item) for item in items]
         rooms = [room(prompt, settings.max_new_tokens, engine.context) for prompt in prompts]
@@ -268,15 +267,6 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) ->
 
 LIKELIHOOD: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
 """The keyword arguments of `vllm.SamplingParams` for scoring a prompt: vLLM always generates a token."""
-SAMPLES_WITH = ("repetition_penalty",)
-"""Penalties of a generation_config that vLLM has under the same name."""
-
-
-def check_decoding(decoding: Decoding) -> None:
-    """Refuse what vLLM's sampling does not know (UserError)."""
-    odd = [key for key in decoding.penalties if key not in SAMPLES_WITH]
-    if odd:
-        raise UserError(f"engine=vllm has no {odd[0]} (evaluator.generation=model): use engine=transformers")
 
 
 def sampling_arguments(
@@ -284,7 +274,6 @@ def sampling_arguments(
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
     common: dict[str, Json] = {"max_tokens": new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
-    common |= dict(decoding.penalties)
     if not decoding.samples:
         return {**common, "temperature": 0.0}
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}

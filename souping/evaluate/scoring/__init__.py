@@ -67,11 +67,10 @@ Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], User
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, to check an answer when items are read, and to read what an output says."""
+    """Way to score outputs, and to check an answer when items are read."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
-    read: Callable[[Item, str], str]
 
 
 def score(item: Item, output: str) -> float:
@@ -81,11 +80,6 @@ def score(item: Item, output: str) -> float:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
     return graded(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
-
-
-def reading(item: Item, output: str) -> str:
-    """What the item's scorer reads in an output: outputs with the same reading say the same."""
-    return plain(output) if item.user_scorer is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -279,13 +273,6 @@ def _check_mathematics(item: Item) -> None:
         raise _refused(item, "a number or an expression")
 
 
-def _expression(item: Item, output: str) -> str:
-    """The last expression of an output, in words that equal ones share."""
-    _check_library()
-    said = _expressions(output)
-    return str(said[0]) if said else ""
-
-
 def _references(item: Item) -> list[tuple[object, ...]]:
     return [_expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)]
 
@@ -318,15 +305,15 @@ def _unanswerable(item: Item, output: str) -> float:
 
 
 SCORERS: dict[str, Scorer] = {
-    "exact": Scorer(_exact, _check_texts, lambda _, output: plain(output)),
-    "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
-    "contains": Scorer(_contains, _check_texts, lambda _, output: plain(output).casefold()),
-    "regex": Scorer(_matches, _check_pattern, lambda _, output: plain(output)),
-    "choice": Scorer(_choice, _check_choice, lambda _, output: chosen(output)),
-    "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
-    "math": Scorer(_equal, _check_mathematics, _expression),
-    "call": Scorer(calls.score, calls.check, calls.reading),
-    TEXT: Scorer(_unanswerable, lambda _: None, lambda _, output: output),
+    "exact": Scorer(_exact, _check_texts),
+    "number": Scorer(_number, _check_number),
+    "contains": Scorer(_contains, _check_texts),
+    "regex": Scorer(_matches, _check_pattern),
+    "choice": Scorer(_choice, _check_choice),
+    "f1": Scorer(_f1, _check_texts),
+    "math": Scorer(_equal, _check_mathematics),
+    "call": Scorer(calls.score, calls.check),
+    TEXT: Scorer(_unanswerable, lambda _: None),
 }
 
 

@@ -62,7 +62,7 @@ def method(path: str, name: str, function: str) -> ast.FunctionDef:
 
 
 UPDATE = update([("a", SimpleNamespace(dtype="torch.float32", shape=(2, 3)))], [24], {"GPU-1": ("handle",)})  # type: ignore[list-item]
-DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repetition_penalty": 1.1}), 3, (7,))
+DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6), 3, (7,))
 OFFLINE = ("entrypoints/rl/offline.py", "RLOfflineMixin")
 
 
