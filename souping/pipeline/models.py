@@ -119,10 +119,7 @@ class OpenPool:
         def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe)
             # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-            if evaluator.model_form == "folder":
-                _ = model.folder
-            elif evaluator.model_form == "module":
-                _ = model.module
+            _ = model.folder if evaluator.model_form == "folder" else model.module
             return model
 
         return serve

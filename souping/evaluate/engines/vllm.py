@@ -27,7 +27,7 @@ from souping.checkpoints import stored_names, stores_head
 from souping.checkpoints.folder import read_config
 from souping.checkpoints.quantised import is_quantised
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
+from souping.core.protocols import LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -61,7 +61,6 @@ class EngineState:
         self.engine: Vllm | None = None
         self.served: str | None = None
         self.config = ""
-        self.by_folder = False
         self.in_place = True
 
     def close(self) -> None:
@@ -75,13 +74,10 @@ class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
 
     `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup reaches the
-    workers by `weights`: `transfer` pours it into a module in main memory and sends that through CUDA IPC, `reload`
-    writes a folder (to shared memory if it fits) that the workers read, `auto` transfers unless the module's tensors
-    are not the checkpoint's or a transfer fails. All give the same weights, so `weights` and the GPU fraction are not
-    part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
+    workers by `weights`: `reload` writes a folder (to shared memory if it fits) that the workers read, `transfer` pours
+    the soup into a module in main memory and sends that through CUDA IPC. Both give the same weights, so `weights` and
+    the GPU fraction are not part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
     """
-
-    model_form = "either"
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
@@ -90,7 +86,7 @@ class VllmEngine(Engine):
     enforce_eager: bool = False
     seed: Seed = 0
     speculative: dict[str, Any] | None = None
-    weights: Literal["auto", "transfer", "reload"] = "auto"
+    weights: Literal["reload", "transfer"] = "reload"
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     @property
@@ -98,6 +94,10 @@ class VllmEngine(Engine):
         """What answers depend on beside the evaluator's settings."""
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def model_form(self) -> ModelForm:
+        return "folder" if self.weights == "reload" else "module"
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """Soups are poured in main memory: the GPUs are vLLM's."""
@@ -156,32 +156,28 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            quantised = is_quantised(read_config(model.architecture_folder))  # soups are not
-            by_folder = state.by_folder or self.weights == "reload" or quantised
-            if by_folder or not self._transfer(model, trust):
-                self._reload(model, trust)
+            deliver = self._reload if self.weights == "reload" else self._transfer
+            deliver(model, trust)
             state.served = model.soup
         assert state.engine is not None
         return state.engine
 
-    def _transfer(self, model: LoadedModel, trust: bool) -> bool:
-        """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
-        state = self.running
+    def _transfer(self, model: LoadedModel, trust: bool) -> None:
+        """Send the poured module's tensors.
+
+        Raises:
+            UserError: the module's tensors are not the checkpoint's, the checkpoint is quantised, or vLLM fails.
+        """
+        state, folder = self.running, model.architecture_folder
         if state.engine is None:
-            self._start(model.architecture_folder, trust, transfer=True)
+            self._start(folder, trust, transfer=True)
         assert state.engine is not None
         try:
-            tensors = checkpoint_tensors(model.module, stored_names(model.architecture_folder))
-            if tensors is None:
-                raise UserError("the module's tensors are not the checkpoint's")
-            state.engine.send(tensors)
+            if is_quantised(read_config(folder)):  # soups are not
+                raise UserError("the candidates are quantised")
+            state.engine.send(checkpoint_tensors(model.module, stored_names(folder)))
         except Exception as error:
-            if self.weights == "transfer":
-                raise UserError(f"engine.weights=transfer failed: {first_line(error)}; try reload") from error
-            log.warning("vLLM's weight transfer failed (%s): soups are passed as folders", first_line(error))
-            state.by_folder = True
-            return False
-        return True
+            raise UserError(f"engine.weights=transfer failed ({first_line(error)}): use reload") from error
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
@@ -398,10 +394,11 @@ class Vllm:
 Named = tuple[str, "torch.Tensor"]
 
 
-def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[Named] | None:
+def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[Named]:
     """(name, tensor) of everything that a checkpoint holds of this module; a tied weight once, under a stored name.
 
-    None where the module's names are not the checkpoint's, as for experts that transformers stacks when it loads them.
+    Raises:
+        UserError: the module's names are not the checkpoint's, as for experts that transformers stacks.
     """
     groups: dict[tuple[int, tuple[int, ...]], list[Named]] = {}
     for name, tensor in module.state_dict().items():
@@ -410,7 +407,7 @@ def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[
     for group in groups.values():
         known = [(name, tensor) for name, tensor in group if name in stored]
         if not known:
-            return None
+            raise UserError("the module's tensors are not the checkpoint's")
         tensors.append(known[0])
     return tensors
 
