@@ -18,11 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from annotated_types import Interval
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
+from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.text import safe
@@ -31,7 +33,7 @@ from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
-from souping.evaluate.templates import Decoding, check_sampling, generation_notes
+from souping.evaluate.templates import generation_notes
 
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
@@ -56,10 +58,8 @@ class BfclEvaluator(Evaluator):
     `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
     evaluate, `limit` the first so many of each category.
 
-    Above bfcl-eval's own `temperature` answers are drawn: `samples` of each item, each by a seed that the server gets
-    (from `sampling_seed`, the item and the number of the answer), and `aggregate` says how they become the item's
-    score, their `mean` or `pass` (the best). `replicates` repeats greedy answers in another order. A server that
-    answers nothing for `timeout` seconds counts as stuck.
+    Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `replicates` repeats them in
+    another order. A server that answers nothing for `timeout` seconds counts as stuck.
     """
 
     brings_items = True
@@ -74,12 +74,7 @@ class BfclEvaluator(Evaluator):
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
-    temperature: Temperature = GREEDY
-    top_p: Share = 1.0
-    top_k: Count | None = None
-    samples: Count = 1
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass"] = "mean"
+    temperature: Annotated[float, Interval(ge=0, le=GREEDY)] = GREEDY
     replicates: Count = 1
     max_tokens: Count | None = None
     timeout: Seconds = 3600.0
@@ -90,12 +85,6 @@ class BfclEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         chosen(self.version, self.categories)
-        check_sampling(self.decoding.temperature, self.samples, self.replicates)
-        if self.decoding.samples and not self.server.draws:
-            raise UserError(
-                f"evaluator.temperature={self.temperature}: {self.server.title} draws no answer by a seed of its own: "
-                f"server=vllm does, or leave the temperature at {GREEDY}"
-            )
         if len(set(self.soup_handlers)) < len(self.soup_handlers):
             raise UserError("evaluator.soup_handlers names a handler twice")
 
@@ -110,20 +99,13 @@ class BfclEvaluator(Evaluator):
             "handler": self.handler,
             **{key: value for key, value in choice.items() if value},
             "temperature": self.temperature,
-            **({"top_p": self.top_p, "top_k": self.top_k, "seed": self.sampling_seed} if self.decoding.samples else {}),
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
         }
 
     @property
-    def decoding(self) -> Decoding:
-        """How tokens are picked; bfcl-eval's own temperature is as good as greedy."""
-        drawn = 0.0 if 0 <= self.temperature <= GREEDY else self.temperature
-        return Decoding(temperature=drawn, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
-
-    @property
     def answers_per_item(self) -> int:
-        return max(self.samples, self.replicates)
+        return self.replicates
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""
@@ -219,7 +201,15 @@ class BfclEvaluator(Evaluator):
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._serve(model.folder)
-        request = {"url": running.url, "model": running.model, **self._request(model.folder, items, replicate)}
+        request = {
+            "url": running.url,
+            "model": running.model,
+            "folder": str(model.folder),
+            "threads": self.threads,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "request": dict(self.server.request),
+        }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
             call(self.environment, Path(root), self.handler, self._ids(items), request, self.timeout)
             name = self.handler.replace("/", "_")
@@ -236,18 +226,6 @@ class BfclEvaluator(Evaluator):
             self.close()
             self._running[folder] = self.server.start(folder, folder.name)
         return self._running[folder]
-
-    def _request(self, folder: Path, items: Sequence[Item], replicate: int) -> dict[str, Json]:
-        drawn = self.decoding.samples
-        request: dict[str, Json] = {"top_p": self.top_p, "top_k": self.top_k or 0} if drawn else {}
-        return {
-            "folder": str(folder),
-            "threads": self.threads,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "request": {**self.server.request, **request},
-            "seeds": {item.id: self.decoding.seed_of(item, replicate) for item in items} if drawn else {},
-        }
 
     def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
         ids: dict[str, list[str]] = {}

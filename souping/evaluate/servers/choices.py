@@ -73,8 +73,6 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
-    draws: ClassVar[bool] = False
-    """Whether a drawn answer depends on the request's own seed alone."""
 
     url: Url | None = None
     port: Port | None = None
@@ -236,7 +234,6 @@ class VllmServer(Server):
     decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
-    draws = True
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.9
