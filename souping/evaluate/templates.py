@@ -260,7 +260,7 @@ class Decoding:
 def check_sampling(temperature: float, samples: int, replicates: int) -> None:
     """Refuse several answers to an item that would all be the same (UserError)."""
     if samples > 1 and temperature == 0:
-        raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
+        raise UserError(f"evaluator.samples={samples} needs a temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from souping.checkpoints import stores_head
-from souping.core.fields import Count, Form, Port, Precision, Seconds, Seed, Share, Threads, component
+from souping.core.fields import Count, Form, Port, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
@@ -231,7 +231,7 @@ class VllmServer(Server):
     title = "vllm serve"
     kind = extra = "vllm"
     version = 2
-    decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
 
@@ -239,8 +239,6 @@ class VllmServer(Server):
     gpu_memory_utilization: Share = 0.9
     max_model_len: Count | None = None
     dtype: Precision | Literal["auto"] = "auto"
-    enforce_eager: bool = False
-    seed: Seed = 0
 
     @property
     def request(self) -> dict[str, Json]:
@@ -252,12 +250,11 @@ class VllmServer(Server):
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
     def command(self, folder: Path, port: int) -> list[str]:
-        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
         flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
-        flags += ["--enforce-eager"] if self.enforce_eager else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
 
@@ -283,7 +280,7 @@ class VllmServer(Server):
 
 @component
 class TransformersServer(Server):
-    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+    """transformers' own OpenAI-compatible server, one request at a time unless `extra_args` has --continuous-batching.
 
     `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
     without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
@@ -292,15 +289,13 @@ class TransformersServer(Server):
     title = "transformers serve"
     kind = "transformers"
     version = 2
-    decisive = ("dtype", "attn_implementation", "continuous_batching")
+    decisive = ("dtype",)
     packages = NEEDS
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attn_implementation: str | None = None
-    continuous_batching: bool = False
 
     @property
     def settings(self) -> Mapping[str, Json]:
@@ -314,8 +309,6 @@ class TransformersServer(Server):
 
     def command(self, folder: Path, port: int) -> list[str]:
         flags = ["--host", HOST, "--port", str(port), "--device", self.device, "--dtype", self.dtype]
-        flags += ["--attn-implementation", self.attn_implementation] if self.attn_implementation else []
-        flags += ["--continuous-batching"] if self.continuous_batching else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]

@@ -77,7 +77,7 @@ METHODS = {
     ("platforms/interface.py", "Platform", "is_cpu"): set(),
     ("v1/engine/core_client.py", "EngineCoreClient", "shutdown"): set(),
 }
-ASKED = {*VllmServer().request, "seed", "temperature"}
+ASKED = {*VllmServer().request, "temperature"}
 FIELDS = {
     ("config/weight_transfer.py", "WeightTransferConfig"): {"backend"},
     ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo"): set(UPDATE),
@@ -113,7 +113,7 @@ def test_the_arguments_of_llm_and_the_servers_flags() -> None:
     settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
     assert set(llm_arguments(Path("/m"), settings, transfer=True)) <= known
     text = (HOME / "engine/arg_utils.py").read_text()
-    command = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True).command(Path("/m"), 1)
+    command = VllmServer(max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True).command(Path("/m"), 1)
     flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
     assert [flag for flag in flags if f'"{flag}"' not in text] == []
 
@@ -201,7 +201,9 @@ def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[I
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
-    command = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128).command(models / "apart" / "ant", port)
+    command = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128).command(
+        models / "apart" / "ant", port
+    )
     more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
         yield address
@@ -228,7 +230,7 @@ def test_a_found_server_takes_one_model_after_another(found: str, models: Path, 
 @real
 @serves
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
-    server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
+    server = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
     check_served(running, folder, items)
