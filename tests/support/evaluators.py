@@ -79,7 +79,7 @@ def bfcl_place(place: Path, count: int = 6) -> Path:
     answers.mkdir(parents=True)
     (package / "constants").mkdir()
     (package / "constants" / "model_config.py").write_text("local_inference_model_map = {}\n")
-    for name in (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search"):
+    for name in (*SINGLE_TURN, *MULTI_TURN):
         (package / "data" / f"BFCL_v4_{name}.json").write_text("")
     document = {"name": "add", "parameters": {"type": "dict", "properties": {}, "required": []}}
     rows = [

@@ -30,7 +30,7 @@ from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.text import safe
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
+from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
@@ -67,7 +67,6 @@ class BfclEvaluator(Evaluator):
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server
-    version: Version = "v3"
     categories: list[str] | None = None
     ids: list[str] = field(default_factory=list)
     limit: Count | None = None
@@ -84,7 +83,7 @@ class BfclEvaluator(Evaluator):
     _running: dict[Path, RunningServer] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        chosen(self.version, self.categories)
+        chosen(self.categories)
         if len(set(self.soup_handlers)) < len(self.soup_handlers):
             raise UserError("evaluator.soup_handlers names a handler twice")
 
@@ -136,7 +135,7 @@ class BfclEvaluator(Evaluator):
 
     @cached_property
     def environment(self) -> Environment:
-        full = needs_full(chosen(self.version, self.categories))
+        full = needs_full(chosen(self.categories))
         try:
             return find(place_of(self.dir), full=bool(full))
         except UserError as error:
@@ -155,9 +154,7 @@ class BfclEvaluator(Evaluator):
         check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
     def outline(self) -> tuple[Item, ...]:
-        """Items without content, of the categories whose sizes are known."""
-        names = chosen(self.version, self.categories)
-        sizes = {name: SIZES[name] for name in names} if set(names) <= set(SIZES) else {}
+        sizes = {name: SIZES[name] for name in chosen(self.categories)}
         return outline_items(sizes, self.limit, shared=MULTI_TURN)
 
     @property
@@ -165,7 +162,7 @@ class BfclEvaluator(Evaluator):
         """Its own items: their folds and groups do not depend on the categories that are evaluated."""
         return BfclBenchmark(
             data=self.environment.data,
-            categories=chosen(self.version, self.categories),
+            categories=chosen(self.categories),
             ids=tuple(self.ids),
             limit=self.limit,
         )
@@ -201,6 +198,9 @@ class BfclEvaluator(Evaluator):
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._serve(model.folder)
+        ids: dict[str, list[str]] = {}
+        for item in items:
+            ids.setdefault(item.category, []).append(item.id)
         request = {
             "url": running.url,
             "model": running.model,
@@ -211,7 +211,7 @@ class BfclEvaluator(Evaluator):
             "request": dict(self.server.request),
         }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            call(self.environment, Path(root), self.handler, self._ids(items), request, self.timeout)
+            call(self.environment, Path(root), self.handler, ids, request, self.timeout)
             name = self.handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(scored):
@@ -226,12 +226,6 @@ class BfclEvaluator(Evaluator):
             self.close()
             self._running[folder] = self.server.start(folder, folder.name)
         return self._running[folder]
-
-    def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
-        ids: dict[str, list[str]] = {}
-        for item in items:
-            ids.setdefault(item.category, []).append(item.id)
-        return {name: [*prerequisites(self.environment.data, name, own), *own] for name, own in ids.items()}
 
     def close(self) -> None:
         while self._running:
@@ -300,7 +294,7 @@ def find(place: Path, full: bool = False) -> Environment:
     if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
         raise UserError(f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}")
     if full and environment.level == "minimal":
-        raise UserError(f"bfcl-eval in {place} lacks its multi-turn and agentic packages: {command('full', place)}")
+        raise UserError(f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}")
     return environment
 
 

@@ -203,7 +203,7 @@ def evaluate(handler: str, categories: list[str]) -> None:
     from bfcl_eval.__main__ import evaluate as bfcl_evaluate
     from bfcl_eval.eval_checker import eval_runner
 
-    for name in ("ast_checker", "agentic_checker", "multi_turn_checker"):
+    for name in ("ast_checker", "multi_turn_checker"):
         setattr(eval_runner, name, _guarded(getattr(eval_runner, name)))
     eval_runner.generate_leaderboard_csv = lambda table, folder: None
     bfcl_evaluate(model=[handler], test_category=categories, result_dir=None, score_dir=None, partial_eval=True)
