@@ -22,7 +22,7 @@ from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable, objective_interval
 from souping.core.fields import component
 from souping.core.types import FloatArray, Json, Recipe, elements, entries, number, part
-from souping.core.unit import gain, unit
+from souping.core.unit import unit
 from souping.report.format import clean, interval, score, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.report.sections import DISPLAYS, Display
@@ -63,7 +63,7 @@ class Shapley(Analysis):
         return {
             "fold": "search",
             "players": list(game.names),
-            "whole": unit().raw(values.worth(game.everybody)),
+            "whole": unit().raw(values.whole),
             "levels": [_level(game, values, own) for own in sizes],
             "coalitions": [values.row(members) for members in game.coalitions()],
         }
@@ -100,40 +100,29 @@ class _Values:
     """Item scores of coalitions, and the objective of any linear combination of them."""
 
     def __init__(self, run: RunScores, game: _Game) -> None:
-        needed = {game.recipe(members).id for members in game.coalitions()}
-        lacking = needed - set(run.search)
+        soups = {members: game.recipe(members).id for members in game.coalitions()}
+        lacking = set(soups.values()) - set(run.search)
         if lacking:
             raise NotEstimableError(
-                f"{len(lacking)} of {len(needed)} coalitions have not answered the whole search fold: make this "
+                f"{len(lacking)} of {len(soups)} coalitions have not answered the whole search fold: make this "
                 "analysis again to evaluate the rest"
             )
         self.run, self.game = run, game
-        self.first = run.search[game.recipe(game.everybody).id]
-        self._scores, self._worth = {Members(): 0 * self.first.values}, dict[Members, float]()
-
-    def scores(self, members: Members) -> FloatArray:
-        """Scores [I] of a coalition's soup. A recipe's id is a hash of its text: too slow for every coefficient."""
-        if members not in self._scores:
-            self._scores[members] = self.run.search[self.game.recipe(members).id].values
-        return self._scores[members]
-
-    def worth(self, members: Members) -> float:
-        """v of a coalition."""
-        if members not in self._worth:
-            self._worth[members] = self.objective(self.scores(members))
-        return self._worth[members]
+        self.first = run.search[soups[game.everybody]]
+        self.scores = {members: run.search[soup].values for members, soup in soups.items()}
+        self.whole = self.objective(self.first.values)
 
     def row(self, members: Members) -> dict[str, Json]:
         """A coalition with its soup and value."""
-        names, recipe = self.game.in_order(members), self.game.recipe(members)
-        return {"members": names, "recipe_id": recipe.id, "value": unit().raw(self.worth(members))}
+        names, value = self.game.in_order(members), self.objective(self.scores[members])
+        return {"members": names, "recipe_id": self.game.recipe(members).id, "value": unit().raw(value)}
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
         total = np.zeros(len(self.first.values))
         for members, share in coefficients.items():
-            if abs(share) > 1e-15:
-                total += share * self.scores(members)
+            if members:  # nobody is worth nothing
+                total += share * self.scores[members]
         return total
 
     def objective(self, values: FloatArray) -> float:
@@ -158,7 +147,7 @@ def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
         "size": size,
         "kind": SIZES[size],
         "players": [{"members": game.in_order(player), **values.summary(scores)} for player, scores in found.items()],
-        "efficiency_gap": unit().size(abs(sum(map(values.objective, found.values())) - values.worth(game.everybody))),
+        "efficiency_gap": unit().size(abs(sum(map(values.objective, found.values())) - values.whole)),
     }
 
 
@@ -220,7 +209,7 @@ def draw(data: Row) -> Drawing | None:
     from matplotlib.patches import Patch
 
     levels = [level for level in entries(data, "levels") if len(entries(level, "players")) > 1]
-    rows = [(int(number(level.get("size")) or 1), row) for level in levels for row in _best(level)]
+    rows = [(int(number(level.get("size")) or 1), row) for level in levels for row in entries(level, "players")]
     if not rows:
         return None
     with canvas():
@@ -236,12 +225,6 @@ def draw(data: Row) -> Drawing | None:
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0)
     alt = "Bars of Shapley values: " + "; ".join(f"{_name(row)} {_value(row).text}" for _, row in rows[:20])
     return Drawing("shapley", made, alt)
-
-
-def _best(level: Row, limit: int = 10) -> list[Row]:
-    """The players of a size in their order; of many, those worth most."""
-    rows = entries(level, "players")
-    return rows if len(rows) <= limit else sorted(rows, key=lambda row: -gain(row.get("value")))[:limit]
 
 
 DISPLAYS["shapley"] = Display(section, (draw,), place=2)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in, weights_of
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in
 from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
@@ -113,21 +113,11 @@ def content(
     return fingerprint(folder, cache, allow_pickle, like)
 
 
-def weights_digest(
-    folder: Path,
-    cache: MutableMapping[str, str] | None = None,
-    allow_pickle: bool = False,
-    like: Like | None = None,
-) -> str:
-    """SHA-256 (hex) over the tensors of a model or adapter folder alone.
-
-    Raises:
-        UserError: as Adapter.open, or as Checkpoint.open.
-    """
-    adapter = is_adapter(folder)
-    if adapter:
-        return weights_of(Adapter.open(folder, allow_pickle).checkpoint, cache)
-    return weights_of(Checkpoint.open(folder, allow_pickle, like), cache)
+def opened(folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+    """A model or adapter folder (UserError as `Adapter.open` and `Checkpoint.open`)."""
+    if is_adapter(folder):
+        return Adapter.open(folder, allow_pickle).checkpoint
+    return Checkpoint.open(folder, allow_pickle, like)
 
 
 def is_adapter(folder: Path) -> bool:

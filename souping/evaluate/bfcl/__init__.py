@@ -201,7 +201,7 @@ class BfclEvaluator(Evaluator):
         ids: dict[str, list[str]] = {}
         for item in items:
             ids.setdefault(item.category, []).append(item.id)
-        request = {
+        request: dict[str, Json] = {
             "url": running.url,
             "model": running.model,
             "folder": str(model.folder),

@@ -87,8 +87,7 @@ class HarnessSettings:
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
-    batch_size: Count | Annotated[str, Form(r"auto(:\d+(\.\d+)?)?", "auto or auto:N")] = 16
-    max_batch_size: Count | None = 64
+    batch_size: Count = 16
     max_length: Count | None = None
     truncation: bool = False
     logits_cache: bool = True
@@ -113,16 +112,14 @@ class HarnessSettings:
 
     def __post_init__(self) -> None:
         check_sampling(float(self.samples > 1), self.samples, self.replicates)  # each task's own is checked with it
-        if self.replicates > 1 and isinstance(self.batch_size, str):
-            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
 
     @property
     def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
 
     def batch_of(self, replicate: int) -> int:
-        """Rows of a batch, at most."""
-        size = self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64
+        """Rows of a batch; a greedy replicate has batches of another size."""
+        size = self.batch_size
         if replicate and self.replicates > 1:
             return size // 2 if size > 1 else 2
         return size

@@ -39,7 +39,7 @@ from typing import Any
 import regex
 
 from souping.core.fields import pick
-from souping.core.text import first_line, install
+from souping.core.text import first_line, install, named
 from souping.core.types import TEXT, Item, Json, UserError, UserScorer
 from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
@@ -381,19 +381,12 @@ def graded(item: Item, output: str) -> float:
         raise
     except Exception as error:  # the user's code
         raise UserError(
-            f"scorer {own.name} ({_place(own)}) fails on item {item.id}: {type(error).__name__}: {first_line(error)}"
+            f"scorer {own.name}: {named(own.function)} fails on item {item.id}: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}, not 0 to 1")
+        raise UserError(f"scorer {own.name}: {named(own.function)} gives {value!r:.60} for item {item.id}, not 0 to 1")
     return float(value)
-
-
-def _place(own: UserScorer) -> str:
-    part = _definition(own.function)
-    try:
-        return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
-    except (OSError, TypeError):
-        return "no source"
 
 
 def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:

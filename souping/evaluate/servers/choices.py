@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from souping.checkpoints import stores_head
-from souping.core.fields import Count, Form, Port, Precision, Seconds, Share, Threads, component
+from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
@@ -56,8 +56,8 @@ class RunningServer:
 class Server(ABC):
     """Settings of a server; `start` makes it serve one model.
 
-    `url` is a server that somebody else runs. Without it, one is started on `port` (default: a free one) by `python`
-    (the interpreter of another environment; default: this one), which has `timeout` seconds to load a model.
+    `url` is a server that somebody else runs. Without it, one is started on a free port by `python` (the interpreter of
+    another environment; default: this one), which has `timeout` seconds to load a model.
     `extra_args` go to its command line unchanged.
     """
 
@@ -75,7 +75,6 @@ class Server(ABC):
     """How somebody must have started a server for `url`."""
 
     url: Url | None = None
-    port: Port | None = None
     timeout: Seconds = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
@@ -143,7 +142,7 @@ class Server(ABC):
         ends in any case when the caller's process does.
 
         Raises:
-            UserError: as `check`, the port is taken, or the model does not load.
+            UserError: as `check`, or the model does not load.
         """
         self.check()
         folder = folder.absolute()
@@ -155,10 +154,7 @@ class Server(ABC):
                     f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
                     f"start it {self.how_to_start}, or leave server.url out"
                 ) from error
-        try:
-            port = free_port(self.port or 0)
-        except OSError:
-            raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
+        port = free_port()
         logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
         log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
         process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from souping import pantry
+from souping.core.fields import component
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.servers.choices import RunningServer, VllmServer
@@ -63,9 +64,11 @@ def server() -> Iterator[Completions]:
         made.status = made.status or 500
 
 
+@component
 class There(VllmServer):
     """Server that runs already, on `port`."""
 
+    port: int
     settings = {"name": "there"}  # noqa: RUF012
     request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
 
