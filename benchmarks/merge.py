@@ -17,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,8 @@ WEIGHTS = {2: (0.4, 0.6), 4: (0.1, 0.2, 0.3, 0.4), 8: (0.125,) * 8}
 class Bench:
     """Runs processes in turn and keeps what they cost."""
 
-    def __init__(self, folder: Path, mergekit: str | None) -> None:
-        self.folder, self.mergekit = folder, mergekit
+    def __init__(self, folder: Path, mergekit: str | None, olmo: list[str] | None) -> None:
+        self.folder, self.mergekit, self.olmo = folder, mergekit, olmo
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
@@ -71,6 +71,14 @@ class Bench:
             subprocess.run(script, check=True, capture_output=True)
         return out
 
+    def trained(self, sharded: Path) -> Path:
+        """A sharded checkpoint as a step of OLMo-core's trainer has it."""
+        out = sharded.with_name(f"{sharded.name}-step")
+        out.mkdir(exist_ok=True)
+        if not (out / "model_and_optim").exists():
+            (out / "model_and_optim").symlink_to(sharded)
+        return out
+
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
         out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
@@ -81,12 +89,19 @@ class Bench:
             config.write_text(json.dumps({**table, "dtype": "bfloat16"}))  # JSON is YAML
             flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "--lazy-unpickle", "--async-write"]
             return [str(self.mergekit), str(config), out, *flags]
+        if what == "convert":
+            like = str(self.folder / "inputs" / folders["m0"].parent.name / "m0")
+            script = [sys.executable, "-P", str(HERE / "merge_convert.py"), str(self.mergekit)]
+            return [*script, out, _text(weights), like, *paths]
+        if what == "olmo":
+            assert self.olmo
+            return [*self.olmo, *(f"--model={path}" for path in paths), f"--output={out}", "--skip-optimizer-state"]
         if what.startswith("ours"):
             pool, shares = ",".join(paths), ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
             words += [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"] if "_like_" in what else []
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
-        return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, ",".join(map(str, weights)), *paths]
+        return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, _text(weights), *paths]
 
     def cost(self, what: str, folders: dict[str, Path]) -> tuple[float, float, float]:
         """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
@@ -97,7 +112,7 @@ class Bench:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(exist_ok=True)
         os.sync()
-        own = {} if what == "mergekit" else {"PYTHONPATH": str(HERE.parent)}
+        own = {"PYTHONPATH": str(HERE.parent)} if what.startswith("ours") or what == "naive" else {}
         environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody types that
         log = self.folder / "log"
@@ -116,6 +131,10 @@ class Bench:
             for name, folders in pools.items():
                 costs[name].append(self.cost(name, folders))
         return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
+
+
+def _text(weights: Sequence[float]) -> str:
+    return ",".join(map(str, weights))
 
 
 def processes(bench: Bench, rounds: int, naive: int) -> None:
@@ -143,17 +162,28 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
 
 
 def shards(bench: Bench, rounds: int, size: str) -> None:
-    """The same merge from the folders of Hugging Face and from DCP of two ranks, in interleaved rounds."""
+    """The same merge from safetensors and from checkpoints that two ranks wrote, in interleaved rounds, then what
+    others do with the latter: convert and merge, and OLMo-core's own script."""
     plain = bench.inputs(size, 4, 4)
     pools = {"ours": plain, "ours_empty": plain}
     for cut in ("rows", "columns"):
         pools[f"ours_like_{size}_{cut}"] = {name: bench.shards(folder, cut) for name, folder in plain.items()}
-    pools[f"ours_like_{size}_empty"] = pools[f"ours_like_{size}_rows"]
+    rows = pools[f"ours_like_{size}_rows"]
+    pools[f"ours_like_{size}_empty"] = rows
     bench.say(f"\n## Sharded checkpoints in, 4 x {size} GB, warm cache\n")
     twins = {name: "ours_empty" if name.endswith("empty") else "ours" for name in pools}
-    beside(bench, rounds, pools, twins, "safetensors")
-    same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in pools)
-    bench.say(f"\nBytes of all of them: {'equal' if same else 'DIFFERENT'}.")
+    beside(bench, rounds, pools, twins, "safetensors in")
+    written = [name for name in pools if name != "ours"]
+    others = {"convert": rows} if bench.mergekit else {}
+    if bench.olmo:
+        others["olmo"] = {name: bench.trained(folder) for name, folder in rows.items()}
+    if others:
+        contenders = {**others, f"ours_like_{size}_empty": rows}
+        bench.say("")
+        beside(bench, 1, contenders, dict.fromkeys(contenders, next(iter(others))), next(iter(others)))
+        written += ["convert"] if bench.mergekit else []
+    same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in written)
+    bench.say(f"\nBytes of {', '.join(['ours', *written])}: {'equal' if same else 'DIFFERENT'}.")
 
 
 def fp8(bench: Bench, rounds: int, size: str) -> None:
@@ -165,7 +195,7 @@ def fp8(bench: Bench, rounds: int, size: str) -> None:
             in_fp8(plain[name], out)
     pools = {"ours": plain, "ours_fp8": packed, "ours_empty": plain, "ours_fp8_empty": packed}
     bench.say(f"\n## FP8 in, 4 models that are {size} GB in bf16, warm cache\n")
-    beside(bench, rounds, pools, {name: name.replace("_fp8", "") for name in pools}, "bf16")
+    beside(bench, rounds, pools, {name: name.replace("_fp8", "") for name in pools}, "bf16 in")
 
 
 def beside(
@@ -173,7 +203,7 @@ def beside(
 ) -> None:
     """A row for each pool, with its wall time over that of its twin, which reads `what`."""
     found = bench.contest(pools, rounds)
-    bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} in |\n|---|---|---|---|---|")
+    bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} |\n|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
         bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |")
 
@@ -233,6 +263,9 @@ def main() -> None:
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
+    parser.add_argument(
+        "--olmo", nargs="+", metavar="WORD", help="with --shards: python and OLMo-core's merge_core_checkpoints.py"
+    )
     parser.add_argument("--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4")
     parser.add_argument("--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4")
     parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
@@ -241,7 +274,7 @@ def main() -> None:
     if options.folder.exists() and any(options.folder.iterdir()):
         raise SystemExit(f"{options.folder} is not empty")
     options.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.folder.resolve(), options.mergekit)
+    bench = Bench(options.folder.resolve(), options.mergekit, options.olmo)
     today = datetime.date.today().isoformat()
     load = os.getloadavg()[0]
     bench.say(f"# Merge benchmark, {today}\n")

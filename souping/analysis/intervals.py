@@ -156,8 +156,7 @@ def unseen_margins(whole: GroupedScores, tail: float) -> tuple[float, float]:
     Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001). What that goes beyond the normal limit
     is what no resampling of the groups shows: all of it where k is 0, next to nothing where k is large.
     """
-    pull = (whole.weights * whole.sums / whole.counts.sum(axis=0)).sum(axis=1)
-    moves = whole.shares().sum(axis=1)
+    pull, moves = whole.pulls(), whole.shares().sum(axis=1)
     least = FLAT * moves.max()
     seen = (np.bincount(whole.stratum, side * pull > least, whole.strata).astype(float) for side in (-1, 1))
     down, up = (_unseen(whole, moves, k, tail) for k in seen)
@@ -305,6 +304,10 @@ class GroupedScores:
         inside = np.isin(stratum, self.stratum[(self.counts[:, small] > 0).any(axis=1)])
         total, number = (np.einsum("dr,r->d", drawn[:, inside], part[inside].sum(axis=1)) for part in (sums, counts))
         return np.where(small, (total / number)[:, None], means)
+
+    def pulls(self) -> FloatArray:
+        """What each group adds to T, [G]."""
+        return np.asarray((self.weights * self.sums / self.counts.sum(axis=0)).sum(axis=1))
 
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios over groups, [G]."""

@@ -21,7 +21,7 @@ ALPHA = 0.05
 DRAWS, MOST_DRAWS = 9_999, 99_999
 EXACT_STATES = 20_000
 TIE = 1e-9
-STEPS = 30
+STEPS = 20
 CHUNK = 4_000_000
 MANY_GROUPS, FEW_ALIKE = 2000, 32
 """From so many groups on, of which so few are alike, signs are drawn by the byte."""
@@ -282,13 +282,14 @@ def drawn_sums(rows: FloatArray, number: IntArray, stratum: IntArray, strata: in
 def _drawn_rows(
     rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
 ) -> FloatArray:
-    order = np.argsort(number > 1, kind="stable")
-    single, sums = int((number == 1).sum()), list[FloatArray]()
+    single, sums = number == 1, list[FloatArray]()
+    steps = {int(n): np.cumsum(_fair(int(n))) for n in np.unique(number[~single])}
     for start in range(0, draws, max(1, CHUNK // len(number))):
         size = min(draws - start, max(1, CHUNK // len(number)))
         plus = np.empty((size, len(number)), dtype=np.int64)
-        plus[:, order[:single]] = rng.integers(0, 2, size=(size, single), dtype=np.int8)
-        plus[:, order[single:]] = rng.binomial(number[order[single:]], 0.5, size=(size, len(number) - single))
+        plus[:, single] = rng.integers(0, 2, size=(size, int(single.sum())), dtype=np.int8)
+        for row in np.flatnonzero(~single):  # by the inverse of their distribution, much faster than rng.binomial
+            plus[:, row] = np.minimum(np.searchsorted(steps[int(number[row])], rng.random(size)), number[row])
         sums.append(_stratum_sums(plus, rows, number, stratum, strata))
     return np.concatenate(sums)
 

@@ -25,7 +25,8 @@ class Comparison:
     """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
 
     The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level. `n` items in `groups` groups;
-    `discordant` is the share of items on which the two scores differ.
+    `discordant` is the share of items on which the two scores differ. `step` is half the distance of the values that
+    the statistic of the test can take, 0 unless all groups that differ do so by as much.
     """
 
     a: str
@@ -39,10 +40,11 @@ class Comparison:
     n: int
     groups: int
     discordant: float
+    step: float = 0.0
 
     def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return unit().raw_table(asdict(self))
+        return unit().raw_table({name: value for name, value in asdict(self).items() if name != "step"})
 
 
 def compare(
@@ -78,6 +80,8 @@ def compare(
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
     alpha, same = ALPHA / penalty(looks) / tests, (0.0, 0.0, 1.0)
     low, high, p_value = same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
+    pulls = np.abs(whole.pulls())
+    largest = float(pulls.max())
     return Comparison(
         a=a_name,
         b=b_name,
@@ -90,6 +94,7 @@ def compare(
         n=len(deltas),
         groups=len(np.unique(groups)),
         discordant=float((np.abs(deltas) > TIE).mean()),
+        step=largest if ((pulls <= TIE * largest) | (pulls >= (1 - TIE) * largest)).all() else 0.0,
     )
 
 
@@ -141,10 +146,21 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
 
     The difference that was observed plays no part: power for it says nothing that its p-value does not.
     """
-    quantile = NORMAL.inv_cdf((1 + comparison.level) / 2)
-    error = (comparison.high - comparison.low) / 2 / quantile
-    ratio = (quantile + NORMAL.inv_cdf(POWER)) * error / margin if margin > 0 else math.inf
-    return rounded_up(comparison.n * ratio**2)
+    if margin <= 0:
+        return rounded_up(math.inf)
+    wide = detectable(comparison) - comparison.step  # falls with the root of the items, the step with their number
+    root = (wide + math.sqrt(wide**2 + 4 * margin * comparison.step)) / (2 * margin)
+    return rounded_up(comparison.n * root**2)
+
+
+def detectable(shown: Comparison) -> float:
+    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
+    interval (not by the difference that was seen).
+
+    Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
+    """
+    quantile = NORMAL.inv_cdf((1 + shown.level) / 2)
+    return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile + shown.step
 
 
 Claim = Literal[

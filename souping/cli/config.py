@@ -109,7 +109,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _how(key: str) -> str:
     examples = {
-        "pool.candidates": "try +experiment=demo, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
+        "pool.candidates": "try +experiment=bfcl, or pool.candidates='[DIR_A,DIR_B,DIR_C]' (more: souping help)",
         "pool.path": "give the folder of a training run, pool.path=runs/sft",
         "scores.path": "give a CSV: scores.path=FILE.csv (header model,<category>,...)",
         "recipe": "give the recipe beside a soup, recipe=soup/recipe.json",

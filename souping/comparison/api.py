@@ -16,32 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA, TIE
-from souping.analysis.significance import POWER, Comparison, items_for, penalty
+from souping.analysis.significance import Comparison, detectable, items_for, penalty
 from souping.comparison import estimate
-from souping.comparison.estimate import (
-    BEST,
-    SCORE,
-    WORST,
-    JointFlips,
-    PooledScores,
-    pool,
-    task_weights,
-    variance_parts,
-)
+from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
-from souping.comparison.verdict import (
-    FAIL_ON,
-    HEADLINE,
-    Limits,
-    Margin,
-    Policy,
-    Word,
-    decide,
-    read_policy,
-    verdict_of,
-)
+from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
 from souping.core.fields import load, pick, text_of
 from souping.core.files import expanded, seen_from
 from souping.core.text import first_line
@@ -394,13 +374,6 @@ def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
         if not stopped and shown.p_value >= 1 - shown.level:
             stopped = needed[name]
     return needed
-
-
-def detectable(shown: Comparison) -> float:
-    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
-    interval (not by the difference that was seen)."""
-    quantile = NORMAL.inv_cdf((1 + shown.level) / 2)
-    return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile
 
 
 def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]) -> Iterator[Flip]:

@@ -213,7 +213,7 @@ def recipes(pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: Floa
         below, above = (min(margin, max(reach, size * (1 - TIE))) for margin in (below, above))
     test = f"t over items and training runs, {parts.degrees:.1f} degrees of freedom"
     low, high = found.difference - below, found.difference + above
-    return replace(found, low=low, high=high, p_value=p_value, test=test)
+    return replace(found, low=low, high=high, p_value=p_value, test=test, step=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +288,7 @@ class JointFlips:
         pooled = pooled.scored()
         means = [pooled.values[name][SCORE].mean(axis=0) for name in models]
         wholes = [pooled.paired(one, means[0]) for one in means]
-        pull = np.stack([(w.weights * w.sums / w.counts.sum(axis=0)).sum(axis=1) for w in wholes], axis=1)
+        pull = np.stack([whole.pulls() for whole in wholes], axis=1)
         stratum, sizes = wholes[0].stratum, wholes[0].sizes
         unit = np.abs(pull).max() or 1.0
         rows, where, number = distinct(pull / unit, stratum)

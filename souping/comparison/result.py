@@ -16,7 +16,7 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
 from souping.report.files import plain
-from souping.report.format import between, escape_html, level, limits, p_value, score, short
+from souping.report.format import between, escape_html, level, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
 
@@ -164,15 +164,10 @@ def _pairs(result: CompareResult) -> Section:
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
     line = f"{best} Row minus column, in {_unit(head)}:"
     rows = [
-        [one, *(_pair(head, *row[other]) if other in row else "" for other in result.models[1:])]
+        [one, *(_pair(head, row[other]) if other in row else "" for other in result.models[1:])]
         for one, row in result.pairs.items()
     ]
     return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
-
-
-def _pair(head: RowVerdict, difference: float, low: float, high: float) -> str:
-    around = between(low, high) if head.fraction else f"{amount(head, low, True)}, {amount(head, high, True)}"
-    return f"{amount(head, difference, True)} [{around}]"
 
 
 def _flip(flip: Flip) -> Section:
@@ -190,7 +185,7 @@ def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
         "items": f"{row.items:,}",
         "base": amount(row, row.base),
         "mean": amount(row, row.mean),
-        "difference": TableCell(amount(row, row.difference, True), _limits(row)),
+        "difference": TableCell(amount(row, row.difference, True), _limits(row, row.low, row.high)),
         "p": p_value(row.p_value),
         "margin": amount(row, row.margin),
         "verdict": row.verdict + (f": {row.reason}" if row.reason else ""),
@@ -203,16 +198,15 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
 
 
-def _around(row: RowVerdict) -> str:
+def _pair(row: RowVerdict, found: Difference) -> str:
+    return f"{amount(row, found[0], True)} [{_limits(row, *found[1:])}]"
+
+
+def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
+    """Limits of a difference; in points they show on which side of 0 they are, however near."""
     if row.fraction:
-        return limits(vars(row))
-    return f"{level(vars(row))} interval {amount(row, row.low, True)} to {amount(row, row.high, True)}"
-
-
-def _limits(row: RowVerdict) -> str:
-    return (
-        between(row.low, row.high) if row.fraction else f"{amount(row, row.low, True)}, {amount(row, row.high, True)}"
-    )
+        return between(low, high, middle=middle)
+    return f"{amount(row, low, True)}{middle}{amount(row, high, True)}"
 
 
 def _unit(row: RowVerdict) -> str:
@@ -234,7 +228,8 @@ def sentence(row: RowVerdict) -> str:
     }.get(row.verdict, f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""))
     shown = p_value(row.p_value)
     equal = "" if shown.startswith("<") else "= "
-    return f"{said}. Difference {_points(row, row.difference, True)} ({_around(row)}, p {equal}{shown})."
+    around = f"{level(vars(row))} interval {_limits(row, row.low, row.high, ' to ')}"
+    return f"{said}. Difference {_points(row, row.difference, True)} ({around}, p {equal}{shown})."
 
 
 def power_sentence(row: RowVerdict) -> str:

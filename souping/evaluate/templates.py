@@ -66,7 +66,7 @@ atexit.register(PROCESS.close)
 
 
 def _chat_in_child(
-    template: str, special_tokens: Mapping[str, str], messages: list[str], options: dict[str, str], seconds: float
+    template: str, special_tokens: Mapping[str, str], messages: list[Json], options: dict[str, Json], seconds: float
 ) -> tuple[str, str]:
     """A chat template as transformers renders it, without the tokenizer, of which it needs the special tokens."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # slow to import, and of no use to a template

@@ -126,8 +126,9 @@ class MergeBackend(Component, Protocol):
     overrides: Mapping[str, Sequence[float]] | None = None
     carry: str | None = None
     format: Format = "hf"
-    names: str | None = None
     """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
+    names: str | None = None
+    """File of rules for the tensor names of sharded checkpoints, or `show`."""
 
     @property
     def hashes_while_reading(self) -> bool:

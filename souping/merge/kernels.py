@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from souping.checkpoints.header import TORCH_DTYPES
 from souping.checkpoints.views import widen
 from souping.core.fields import pick
+from souping.core.native import compiled, features
 from souping.core.text import named
 from souping.core.types import UserError, Weights
 
@@ -170,36 +170,26 @@ def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
 
 
 # Compiled by LLVM: widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at
-# a time. llvmlite makes machine code of the assembly below in about ten milliseconds and imports faster than torch or
-# numba. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
+# a time. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
 
 WIDTH = 32
-LOCK = threading.Lock()
 FLOAT16 = ("f16c", "fullfp16", "fp16")
 Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 """native(rows, weights, out) -> whether all is finite"""
 
 
+@functools.cache
 def native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
     """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
 
-    `delta` adds weighted differences to the first row, else rows are summed. Each is compiled once.
+    `delta` adds weighted differences to the first row, else rows are summed.
     """
-    with LOCK:
-        return _native(delta, source, dtype, stored)
-
-
-@functools.cache
-def _native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
-    engine = _engine()
-    if engine is None:
+    if "F16" in (source, dtype, stored) and not any(features().get(name) for name in FLOAT16):
         return None
-    compiler, features = engine
-    if "F16" in (source, dtype, stored) and not any(features.get(name) for name in FLOAT16):
-        return None
-    text = assembly(delta, source, dtype, stored)
-    address = compiler(text)
     pointer, long = ctypes.c_void_p, ctypes.c_int64
+    address = compiled(assembly(delta, source, dtype, stored))
+    if address is None:
+        return None
     call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, long, long, pointer)(address)
     size = {"F32": 4}.get(stored, 2)
 
@@ -212,39 +202,8 @@ def _native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
     return run
 
 
-@functools.cache
-def _engine() -> tuple[Callable[[str], int], dict[str, bool]] | None:
-    """(compile, features of this processor), or None."""
-    try:
-        from llvmlite import binding
-    except ImportError:
-        return None
-    try:
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        features = binding.get_host_cpu_features()
-        target = binding.Target.from_default_triple()
-        machine = target.create_target_machine(binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True)
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    except (RuntimeError, AttributeError, OSError):
-        return None
-    if not (features.get("fma") or target.name.startswith("aarch64")):
-        return None
-
-    def address(text: str) -> int:
-        """The address of `mix` in the module `text`."""
-        name = f"mix{abs(hash(text))}"
-        module = binding.parse_assembly(text.replace("@mix(", f"@{name}("))
-        module.verify()
-        engine.add_module(module)
-        engine.finalize_object()
-        return int(engine.get_function_address(name))
-
-    return address, dict(features)
-
-
 def assembly(delta: bool, source: str, dtype: str, stored: str) -> str:
-    """LLVM assembly of `i32 mix(rows, weights, K, count, out)`, which returns 0 where all is finite."""
+    """LLVM assembly of `i32 kernel(rows, weights, K, count, out)`, which returns 0 if everything is finite."""
     loops, before, start = [], "entry", "0"
     for w in (WIDTH, 1):
         loops.append(_loop(w, before, start, delta, source, dtype, stored).replace("$W", str(w)))
@@ -255,7 +214,7 @@ def assembly(delta: bool, source: str, dtype: str, stored: str) -> str:
         for w in (WIDTH, 1)
     )
     return f"""{declared}
-define i32 @mix(ptr %rows, ptr %weights, i64 %K, i64 %count, ptr noalias %out) {{
+define i32 @kernel(ptr %rows, ptr %weights, i64 %K, i64 %count, ptr noalias %out) {{
 entry:
   %first = load ptr, ptr %rows
   br label %head{WIDTH}

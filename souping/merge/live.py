@@ -76,10 +76,9 @@ class LiveModule(Pourable):
         work = self._known.get(weighted.shape)
         if work is None or not work.fits(weighted) or not self._targets.unchanged(work.snapshot):
             work = self._prepare(weighted)
-            if work is None:
-                return
-        plan = replace(work.plan, recipe=recipe)
-        run_tasks(self._tasks(plan, weighted, work), 1 if plan.nbytes < SMALL else THREADS)
+        if work is not None:  # else transformers has filled the module
+            plan = replace(work.plan, recipe=recipe)
+            run_tasks(self._tasks(plan, weighted, work), 1 if plan.nbytes < SMALL else THREADS)
 
     def _prepare(self, weighted: WeightedLayout) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""

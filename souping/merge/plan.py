@@ -443,7 +443,7 @@ def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: 
 
 
 def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
-    """`methods.gram` of the chunk's sources without holding them: fp64 sums of blocks, in order."""
+    """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that they are never all in memory."""
     size = len(chunk.sources) - base
     total: Gram = np.zeros((size, size))
     for start in range(0, chunk.count, STEP):

@@ -57,8 +57,8 @@ class PantryBenchmark(Benchmark):
     @property
     def banner(self) -> str:
         if self.bundled:
-            return "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
+            return "bundled tiny models with BFCL-style questions (not BFCL)"
         return (
-            "note: these are not the pantry's items: leave +experiment=demo or bfcl out, whose batch size, threads and "
+            "note: these are not the pantry's items: leave +experiment=bfcl out, whose batch size, threads and "
             "48 new tokens are for the pantry's tiny models"
         )

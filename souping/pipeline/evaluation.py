@@ -98,7 +98,7 @@ class Pending:
 
 
 class Evaluation(RecipeEvaluator):
-    """Evaluator of recipes with the store that remembers; this process alone writes to it.
+    """Evaluator of recipes through the store. Workers never write to the store; this process does.
 
     `evaluated` and `reused` count answers. Block requests to the workers have numbers of their own; those of the caller
     stay with `Pending.request`. `serve` is called only for soups with missing answers, unless `workers`, which know the

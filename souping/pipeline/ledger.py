@@ -28,7 +28,8 @@ DEEP = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a report is about to claim of a frozen soup. `candidates` are fingerprints, `margin` is in points."""
+    """What a report is about to claim of a frozen soup. `candidates` are fingerprints, `margin` is in the unit of the
+    scores."""
 
     soup: Recipe
     candidates: tuple[str, ...]

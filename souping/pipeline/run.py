@@ -62,7 +62,7 @@ from souping.search.loop import SearchResult, result_of, trial_limit
 
 
 class Run(Steps):
-    """Run that evaluates. What came of its steps is in its attributes, which a step that was not taken leaves unset."""
+    """Run that evaluates. Each step keeps its result in an attribute, which does not exist before."""
 
     selection: Selection
     winner: SearchResult
@@ -220,7 +220,7 @@ class Run(Steps):
             self.progress.trial(unit().raw(self.best))
 
     def best_candidate(self, stage: Stage) -> str:
-        """The candidate that the search would have deployed; the first of equals."""
+        """The candidate with the best objective on the search fold; of equals, the first of the pool."""
         self.searched = scores = self._by_candidate(stage)
         merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
         return max(merits, key=lambda name: round(merits[name], 12))
@@ -342,7 +342,7 @@ class Run(Steps):
             UserError: a category has none left.
         """
         items = self.folds["report"]
-        if self.settings.limit is not None:  # a dry run holds none of the report fold's items
+        if self.settings.limit is not None:  # "report" holds items of the other folds then
             return items
         chosen_on = self.ledger.chosen_on(recipe)
         unseen = tuple(item for item in items if item.identity not in chosen_on)
@@ -372,7 +372,7 @@ class Run(Steps):
         self.parts.setdefault("also", []).append(compared)
 
     def analyse(self, name: str, stage: Stage) -> None:
-        """Evaluate what an analysis needs, then keep what it finds. Whatever goes wrong, the run goes on without it."""
+        """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
         try:
             if asks := self.lacking(stage):
                 self.evaluate_stage(replace(stage, asks=asks))

@@ -57,9 +57,7 @@ def percent_interval(low: Json, high: Json) -> str:
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:
     """`74.1 to 82.0` of a score, or nothing where there is no interval."""
-    if number(low) is None or number(high) is None:
-        return ""
-    return f"{_limit(low, sign)} to {_limit(high, sign)}"
+    return "" if number(low) is None or number(high) is None else between(low, high, sign, " to ")
 
 
 def _limit(value: Json, sign: bool) -> str:
@@ -90,9 +88,9 @@ def brackets(found: Json, sign: bool = False) -> str:
     return f"{middle} [{between(found['low'], found['high'], sign)}]"
 
 
-def between(low: Json, high: Json, sign: bool = True) -> str:
+def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str:
     """`+0.4, +6.6`: limits of a difference for a cell."""
-    return f"{_limit(low, sign)}, {_limit(high, sign)}"
+    return f"{_limit(low, sign)}{middle}{_limit(high, sign)}"
 
 
 def verdict(pair: Mapping[str, Json]) -> str:

@@ -188,7 +188,7 @@ def test_a_whole_run_on_fp8_candidates(souping: Cli, tmp_path: Path) -> None:
         packed = {name: (value / scales[name]).to(torch.float8_e4m3fn) for name, value in projections.items()}
         named = {f"{name}_scale_inv": scale for name, scale in scales.items()}
         pool.append(rewrite(folder, {**packed, **named}, {"quant_method": "fp8", "fmt": "e4m3"}))
-    words = ["+experiment=demo", "pool=folders", f"pool.candidates=[{','.join(map(str, pool))}]", "limit=1"]
+    words = ["+experiment=bfcl", "pool=folders", f"pool.candidates=[{','.join(map(str, pool))}]", "limit=1"]
     done = souping(*words, "optimiser=uniform", "out=soup")
     assert done.code == 0, done.err
     assert {value.dtype for value in load(tmp_path / "soup").values()} <= {torch.bfloat16, torch.float32}

@@ -241,7 +241,7 @@ def test_a_run_on_sharded_checkpoints_finds_every_answer_of_the_run_on_folders(s
     models = [ROOT / "souping" / "pantry" / "models" / name for name in ("python_cook", "java_cook", "banquet_cook")]
     for model in models:
         dcp.save({"model": load(model)}, checkpoint_id=tmp_path / model.name, no_dist=True)
-    words = ["+experiment=demo", "pool=folders", f"pool.like={models[0]}", "limit=1", "optimiser=uniform"]
+    words = ["+experiment=bfcl", "pool=folders", f"pool.like={models[0]}", "limit=1", "optimiser=uniform"]
     plain, sharded = (
         souping(*words, f"pool.candidates=[{','.join(map(str, pool))}]", f"out={out}")
         for pool, out in ((models, "first"), ([tmp_path / model.name for model in models], "second"))

@@ -248,7 +248,7 @@ def test_words_that_are_no_command_or_group_are_refused(souping: Cli) -> None:
     souping("--help", "selectr").refused("selectr", "did you mean selector?")
     souping("help", "shwo").refused("shwo", "show")
     souping("shows").refused("shows", "did you mean show?", "KEY=VALUE")
-    souping().refused("pool.candidates is not set", "+experiment=demo", "souping help")
+    souping().refused("pool.candidates is not set", "+experiment=bfcl", "souping help")
 
 
 def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.comparison.api import detectable
+from souping.analysis.significance import detectable
 from souping.comparison.estimate import SCORE, JointFlips, best_set, contrast, step_down, task_weights, variance_parts
 from souping.core.types import UserError
 from souping.logs.records import Group

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import widen
+from souping.core.native import features
 from souping.core.types import UserError
 from souping.merge import accelerate, kernels
 from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
@@ -40,7 +41,7 @@ def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
     return made
 
 
-@pytest.mark.skipif(kernels._engine() is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(not features(), reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:

@@ -59,12 +59,11 @@ def test_plain_transformers_loads_them() -> None:
         assert known == (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id)
 
 
-@pytest.mark.parametrize("name", ["demo", pytest.param("bfcl", marks=pytest.mark.slow)])
-def test_the_first_line_says_what_it_is(name: str, souping: Cli) -> None:
-    first = "this is the pantry, an embedded family of tiny models with items of its own: BFCL-shaped, not BFCL"
+def test_the_first_line_says_what_it_is(souping: Cli) -> None:
+    first = "bundled tiny models with BFCL-style questions (not BFCL)"
     for more in (["plan=true"], ["expected={python_cook: 1}", "out=/"]):
-        assert souping(f"+experiment={name}", *more).out.splitlines()[0] == first
-    assert "leave +experiment=demo or bfcl out" in souping(f"+experiment={name}", "benchmark.path=x.jsonl").out
+        assert souping("+experiment=bfcl", *more).out.splitlines()[0] == first
+    assert "leave +experiment=bfcl out" in souping("+experiment=bfcl", "benchmark.path=x.jsonl").out
 
 
 TASKS = items.make(items.SEED, items.PER_CATEGORY)

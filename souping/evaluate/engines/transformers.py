@@ -190,7 +190,7 @@ def answer_of(
     """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
     tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < new) or stop:
+    if (end is None and len(row) < new) or stop:  # `generate` pads rows that end before the longest one
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
     text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))

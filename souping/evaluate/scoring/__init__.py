@@ -301,7 +301,7 @@ def _check_library() -> None:
 
 
 def _unanswerable(item: Item, output: str) -> float:
-    raise UserError(f"item {item.id}: a `text` has no answer: use evaluator=loss")
+    raise UserError(f'item {item.id}: scorer "loss" marks a text without an answer: use evaluator=loss')
 
 
 SCORERS: dict[str, Scorer] = {
