@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
-from souping.checkpoints import Checkpoint, hub, remote
+from souping.checkpoints import hub, remote
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
-from souping.checkpoints.lora import Adapter, is_adapter, read_settings
+from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
@@ -237,15 +237,14 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
 def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
     if not folder.is_dir():
         raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
-    adapter = is_adapter(folder)
-    opened = Adapter.open(folder, allow_pickle).checkpoint if adapter else Checkpoint.open(folder, allow_pickle, like)
+    model = opened(folder, allow_pickle, like)
     return ModelSize(
         name=name,
         path=str(folder),
         basis="headers",
-        nbytes=opened.nbytes,
-        parameters=opened.parameters,
-        adapter=adapter,
+        nbytes=model.nbytes,
+        parameters=model.parameters,
+        adapter=is_adapter(folder),
     )
 
 

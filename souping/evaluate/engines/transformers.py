@@ -143,9 +143,6 @@ class GenerationSettings(MachineSettings, Protocol):
 class Engine(Component, Protocol):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
-    model_form: ModelForm = "module"
-    """Form of the soups: poured into a module that the engine generates with, or `either` form, on demand."""
-
     def generate(
         self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
     ) -> list[Answer]:
@@ -163,6 +160,11 @@ class Engine(Component, Protocol):
         """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
         settings of the machine (dtype, device, threads, workers) are not used."""
         return None
+
+    @property
+    def model_form(self) -> ModelForm:
+        """Form in which it takes soups: a live module, or a folder."""
+        return "module"
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """How the live module is loaded; `default` is how the evaluator would load it."""
