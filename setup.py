@@ -17,7 +17,7 @@ CORE = [
     "nevergrad>=1.0.8",
     "numpy>=2,<2.4",  # with 2.4 Nevergrad's MetaModel raises TypeError
     "scipy>=1.13",
-    "llvmlite>=0.44",  # compiles the averaging kernel in milliseconds; numpy does the same slower
+    "llvmlite>=0.45",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
     "psutil>=6",
     "rich>=13",
@@ -41,7 +41,7 @@ DEV = [
 ]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
 SERVING = ["transformers[serving]>=5.6,<6"]  # from 5.6 on it serves one folder and answers /v1/completions
-VLLM = ["vllm>=0.32,<0.34"]  # its weight transfer changes with versions: souping/evaluate/engines/vllm.py
+VLLM = ["vllm>=0.32,<0.34"]  # its Python interface changes with versions: souping/evaluate/engines/vllm.py
 
 setup(
     name="souping",

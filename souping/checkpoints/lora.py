@@ -1,30 +1,25 @@
-r"""Adapter folder, read from its headers: the factors A and B of each adapted module, and their scaling.
+"""Adapter folder, read from its headers: the factors A and B of each adapted module, and their scaling.
 
-The rules are PEFT's own (LoraConfig and get_pattern_key): a module's alpha is that of the first key of alpha_pattern
-that matches its name as `(.*\.)?(key)$`, else `lora_alpha`; the product B*A is scaled by alpha / rank, or with
-use_rslora by alpha / sqrt(rank). The rank is that of A.
+The rules are PEFT's own: a module's alpha is that of the first key of alpha_pattern with which its name ends, else
+`lora_alpha`; the product B*A is scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank). The rank is that of
+A. PEFT takes these keys for regular expressions; one that is more than a name is refused.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in, weights_of
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in
 from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
-
-if TYPE_CHECKING:
-    from regex import Pattern
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -118,21 +113,11 @@ def content(
     return fingerprint(folder, cache, allow_pickle, like)
 
 
-def weights_digest(
-    folder: Path,
-    cache: MutableMapping[str, str] | None = None,
-    allow_pickle: bool = False,
-    like: Like | None = None,
-) -> str:
-    """SHA-256 (hex) over the tensors of a model or adapter folder alone.
-
-    Raises:
-        UserError: as Adapter.open, or as Checkpoint.open.
-    """
-    adapter = is_adapter(folder)
-    if adapter:
-        return weights_of(Adapter.open(folder, allow_pickle).checkpoint, cache)
-    return weights_of(Checkpoint.open(folder, allow_pickle, like), cache)
+def opened(folder: Path, allow_pickle: bool = False, like: Like | None = None) -> Checkpoint:
+    """A model or adapter folder (UserError as `Adapter.open` and `Checkpoint.open`)."""
+    if is_adapter(folder):
+        return Adapter.open(folder, allow_pickle).checkpoint
+    return Checkpoint.open(folder, allow_pickle, like)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -167,15 +152,10 @@ def _sort(
             raise UserError(f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped")
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
-    end = time.monotonic() + MATCHING
-    try:
-        return {module: _part(folder, module, pair, settings, end) for module, pair in sorted(sides.items())}, whole
-    except TimeoutError:
-        what = f"its alpha_pattern takes more than {MATCHING:g} s to match: name the modules in full"
-        raise broken(folder / CONFIG, what) from None
+    return {module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())}, whole
 
 
-def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings, end: float) -> FactorPair:
+def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
@@ -187,7 +167,7 @@ def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Adapt
         raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other", module)
     if {a.dtype, b.dtype} - set(FLOATS):
         raise broken(path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module)
-    return FactorPair(module, embedding, a, b, settings.scaling_of(module, a.shape[0], end))
+    return FactorPair(module, embedding, a, b, settings.scaling_of(module, a.shape[0]))
 
 
 CONFIG = "adapter_config.json"
@@ -201,9 +181,6 @@ PLAIN = {
 """Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
-MAX_PATTERN = 500
-MATCHING = 20.0
-"""Seconds for all patterns on all names of an adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,32 +196,11 @@ class AdapterSettings:
     task_type: str | None
     auto_mapping: Json
 
-    def scaling_of(self, module: str, rank: int, end: float) -> float:
-        """What PEFT multiplies the product B*A of a module with; `end` as in `first_match`."""
-        alpha = self.alpha_pattern.get(first_match(self.alpha_pattern, module, end), self.alpha)
+    def scaling_of(self, module: str, rank: int) -> float:
+        """What PEFT multiplies the product B*A of a module with."""
+        named = (alpha for key, alpha in self.alpha_pattern.items() if f".{module}".endswith(f".{key}"))
+        alpha = next(named, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
-
-
-def first_match(patterns: Iterable[str], module: str, end: float) -> str:
-    """The first pattern that matches a module's name, or that name itself, as PEFT's get_pattern_key.
-
-    Raises:
-        TimeoutError: it is not found by `end` (time.monotonic): patterns may backtrack for years.
-    """
-    for key in patterns:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        if _compiled(key).match(module, timeout=min(left, MATCHING)):
-            return key
-    return module
-
-
-@lru_cache(maxsize=4096)
-def _compiled(key: str) -> Pattern[str]:
-    import regex
-
-    return regex.compile(rf"(.*\.)?({key})$")
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -259,10 +215,11 @@ def read_settings(folder: Path) -> AdapterSettings:
         raise broken(path, f"{CONFIG} is not a JSON object")
     _refuse(folder, config)
     try:
+        alphas = _typed(config, "alpha_pattern", dict) or {}
         return AdapterSettings(
             alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
             rslora=_typed(config, "use_rslora", bool) or False,
-            alpha_pattern={key: _number(key, value) for key, value in _patterns(config).items()},
+            alpha_pattern={_name(key): _number(key, value) for key, value in alphas.items()},
             transposed=_typed(config, "fan_in_fan_out", bool) or False,
             base=_typed(config, "base_model_name_or_path", str) or None,
             revision=_typed(config, "revision", str),
@@ -305,16 +262,7 @@ def _number(key: str, value: Json) -> float:
     return float(value)
 
 
-def _patterns(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of regular expressions. Repetition counts are refused: they can fill the memory when compiled."""
-    import regex
-
-    table = _typed(config, "alpha_pattern", dict) or {}
-    for pattern in table:
-        try:
-            if len(pattern) > MAX_PATTERN or "{" in pattern:
-                raise ValueError("too complex")
-            _compiled(pattern)
-        except (regex.error, ValueError, RecursionError, OverflowError) as error:
-            raise ValueError(f"the pattern {pattern} of alpha_pattern: {error}") from None
-    return table
+def _name(key: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", key):
+        raise ValueError(f"alpha_pattern has the regular expression {key}: name the modules in full")
+    return key

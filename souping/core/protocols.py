@@ -40,7 +40,7 @@ from souping.core.unit import POINTS, Unit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ModelForm = Literal["module", "folder", "either"]
+ModelForm = Literal["module", "folder"]
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
 
@@ -364,7 +364,7 @@ class Evaluator(Component, Protocol):
 
     @property
     def model_form(self) -> ModelForm:
-        """Form in which it takes soups: a live module, a folder, or either."""
+        """Form in which it takes soups: a live module, or a folder."""
         return "module"
 
     def module_settings(self) -> ModuleSettings:

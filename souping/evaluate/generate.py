@@ -9,23 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-import numpy as np
-
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.folder import has_weights, read_config, setting
 from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import TEXT, FloatArray, Item, Json, Missing, Record, UserError
+from souping.core.types import TEXT, Item, Json, Missing, Record
 from souping.evaluate.engines.transformers import NEW, Answer, Engine, TransformersEngine
-from souping.evaluate.scoring import reading, score
+from souping.evaluate.scoring import score
 from souping.evaluate.templates import (
     PROCESS,
     Decoding,
     as_seen,
     check_sampling,
-    common_decoding,
     generation_notes,
     no_template,
 )
@@ -40,7 +37,6 @@ SMALL = 50_000_000
 class CheckpointDefaults:
     """What an evaluator's settings leave to the checkpoints; `small` models gain nothing from a second thread."""
 
-    decoding: Decoding | None = None
     dtype: str = "auto"
     small: bool = False
 
@@ -97,7 +93,7 @@ class EngineEvaluator(Evaluator):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
-        """This evaluator with the candidates' own dtype and, for `generation=model`, their own decoding."""
+        """This evaluator with the candidates' own dtype."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         dtype, small = "float32", False
         if has_weights(architecture_folder):
@@ -106,14 +102,9 @@ class EngineEvaluator(Evaluator):
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copy = replace(self)
-        dtype = "float32" if on_cpu else dtype
-        known = CheckpointDefaults(decoding=self.own_decoding(folders), dtype=dtype, small=small)
+        known = CheckpointDefaults(dtype="float32" if on_cpu else dtype, small=small)
         object.__setattr__(copy, "_defaults", known)
         return copy
-
-    def own_decoding(self, folders: Mapping[str, Path]) -> Decoding | None:
-        """The decoding that the candidates' files set, if it is used."""
-        return None
 
     @property
     def model_form(self) -> ModelForm:
@@ -169,10 +160,8 @@ class LocalEvaluator(EngineEvaluator):
     (default: 1,024, or what the context leaves).
 
     `temperature` 0 is greedy. Above it, `samples` answers per item are drawn, each from (`sampling_seed`, item, number
-    of the answer), and `aggregate` combines their scores: their `mean`, `pass` (the best) or `majority` (the score of
-    the most frequent answer). `replicates` repeats greedy answers in batches of another size, which shows how often
-    rounding changes an answer. `generation=model` decodes as the candidates' generation_config says; by default it is
-    not used.
+    of the answer), and `aggregate` combines their scores: their `mean`, or `pass` (the best). `replicates` repeats
+    greedy answers in batches of another size, which shows how often rounding changes an answer.
 
     With `engine=transformers`, `dtype` is what the module computes in, whatever the soup is stored in (default: the
     checkpoint's own on a GPU, float32 on a CPU), and `workers` share a batch, each generating for every n-th item with
@@ -188,38 +177,29 @@ class LocalEvaluator(EngineEvaluator):
     top_k: Count | None = None
     samples: Count = 1
     sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass", "majority"] = "mean"
+    aggregate: Literal["mean", "pass"] = "mean"
     replicates: Count = 1
-    generation: Literal["settings", "model"] = "settings"
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.samples, self.replicates)
-        if self.generation == "model" and (self.temperature, self.top_p, self.top_k) != (0.0, 1.0, None):
-            raise UserError("evaluator.generation=model takes temperature, top_p and top_k from the models: leave them")
 
     @property
     def settings(self) -> dict[str, Json]:
+        decoding: dict[str, Json] = asdict(self.decoding) if self.decoding.samples else {"temperature": 0.0}
         own: dict[str, Json] = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
-            "decoding": decoding_settings(self.decoding),
-            "generation": self.generation,
+            "decoding": decoding,
         }
         return self.settings_of("local", VERSION, own)
 
     @cached_property
     def decoding(self) -> Decoding:
-        own = self._defaults.decoding
-        if self.generation == "model" and own is not None:
-            return own
         return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
 
     @property
     def answers_per_item(self) -> int:
         return max(self.samples, self.replicates)
-
-    def own_decoding(self, folders: Mapping[str, Path]) -> Decoding | None:
-        return common_decoding(folders, self.sampling_seed) if self.generation == "model" else None
 
     @property
     def answer_tokens(self) -> int:
@@ -238,8 +218,6 @@ class LocalEvaluator(EngineEvaluator):
         return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
-        if self.generation == "model":
-            return [f"answers are decoded as the candidates' generation_config sets: {self.decoding.describe()}"]
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
@@ -287,26 +265,10 @@ class LocalEvaluator(EngineEvaluator):
         """A stored answer, scored by the item's present scorer; nan if the user's scorer has still to be called."""
         return replace(answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
 
-    def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        if self.aggregate != "majority":
-            return super().item_scores(items, records)
-        return np.array([_of_majority(item, answers) for item, answers in zip(items, records, strict=True)])
-
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
     return math.nan if item.user_scorer is not None else score(item, output)
-
-
-def _of_majority(item: Item, answers: Sequence[Record]) -> float:
-    readings = [reading(item, record.output) for record in answers] if len(answers) > 1 else [""]
-    return answers[readings.index(max(readings, key=readings.count))].score  # the first of equals
-
-
-def decoding_settings(decoding: Decoding) -> dict[str, Json]:
-    """The decoding as settings; a greedy one has no seed."""
-    table: dict[str, Json] = asdict(decoding)
-    return table if decoding.samples else {"temperature": 0.0, "penalties": dict(decoding.penalties)}
 
 
 def compute_dtype(model: Checkpoint) -> str:

@@ -237,7 +237,7 @@ class Decoding:
 
     Sampling is among the `top_k` likeliest tokens (0: all), those of them that make up `top_p`, and those of them that
     are at least `min_p` times as likely as the likeliest. `penalties` are further keys of a generation_config, which
-    only `generation=model` fills.
+    a task of lm_eval may set.
     """
 
     temperature: Temperature = 0.0
@@ -251,11 +251,6 @@ class Decoding:
     def samples(self) -> bool:
         return self.temperature > 0
 
-    def describe(self) -> str:
-        rule = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
-        changes = {key: value for key, value in {**rule, **self.penalties}.items() if value != NEUTRAL.get(key)}
-        return ", ".join(f"{key}={value}" for key, value in changes.items()) if self.samples or changes else "greedy"
-
     def seed_of(self, item: Item, replicate: int) -> int:
         """Seed of one answer, 63 bits."""
         text = f"{self.seed}\0{item.question}\0{replicate}".encode()
@@ -265,7 +260,7 @@ class Decoding:
 def check_sampling(temperature: float, samples: int, replicates: int) -> None:
     """Refuse several answers to an item that would all be the same (UserError)."""
     if samples > 1 and temperature == 0:
-        raise UserError(f"evaluator.samples={samples} needs evaluator.temperature above 0: greedy answers are alike")
+        raise UserError(f"evaluator.samples={samples} needs a temperature above 0: greedy answers are alike")
     if replicates > 1 and temperature > 0:
         raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
 
@@ -284,14 +279,14 @@ def generation_overrides(folder: Path) -> dict[str, Json]:
     return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
 
 
-def generation_notes(folders: Mapping[str, Path], instead: str = " (evaluator.generation=model does)") -> list[str]:
-    """Notes on generation_configs that are not used; `instead` says what would use them."""
+def generation_notes(folders: Mapping[str, Path]) -> list[str]:
+    """Notes on generation_configs, which are not used."""
     notes = []
     for name, folder in folders.items():
         own = generation_overrides(folder)
         if own:
             listed = ", ".join(f"{key}={json.dumps(value)[:40]}" for key, value in own.items())
-            notes.append(f"{name}: its generation_config sets {listed}; not used{instead}")
+            notes.append(f"{name}: its generation_config sets {listed}; not used")
     return notes
 
 
@@ -302,39 +297,6 @@ def write_neutral(folder: Path, source: Path, ends: Sequence[int]) -> None:
     path = folder / "generation_config.json"
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(ids, indent=2), encoding="utf-8")
-
-
-def common_decoding(folders: Mapping[str, Path], seed: int) -> Decoding:
-    """Decoding that the generation_configs of all candidates set.
-
-    Raises:
-        UserError: they disagree, so that a soup has no decoding of its own.
-    """
-    first, *others = folders
-    own = generation_overrides(folders[first])
-    for name in others:
-        other = generation_overrides(folders[name])
-        key = next((key for key in (*own, *other) if own.get(key) != other.get(key)), None)
-        if key is not None:
-            raise UserError(
-                f"evaluator.generation=model: {first} and {name} differ in {key} ({own.get(key)}, {other.get(key)}), "
-                "so a soup of them has no decoding of its own: set evaluator.temperature and the like instead"
-            )
-    return Decoding(
-        temperature=_number(own, "temperature", 1.0) if own.get("do_sample") else 0.0,
-        top_p=_number(own, "top_p", 1.0),
-        top_k=int(_number(own, "top_k", 0)),
-        min_p=_number(own, "min_p", 0.0),
-        seed=seed,
-        penalties={key: value for key, value in own.items() if key not in SAMPLING},
-    )
-
-
-def _number(table: Mapping[str, Json], key: str, default: float) -> float:
-    value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"generation_config.json: {key} must be a number, not {value!r:.40}")
-    return float(value)
 
 
 Draw = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]

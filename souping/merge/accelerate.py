@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
@@ -61,15 +60,14 @@ class AccelerateMerge(LocalMerge):
     """`LocalMerge` whose soups are written by ranks on this machine, each on its own GPU if there are GPUs.
 
     The bytes are those of `LocalMerge`. With `num_processes=None` there is one rank per GPU, or two without GPUs; a
-    single rank works inside the run. `main_process_port` is where the ranks meet (0: any free port). `timeout` is how
-    long, in seconds, a rank waits for the others at the start and at the end.
+    single rank works inside the run. `timeout` is how long, in seconds, a rank waits for the others at the start and at
+    the end.
 
     Raises:
         UserError: a value is out of its range; the message names `merge.<key>`.
     """
 
     num_processes: Threads | None = None
-    main_process_port: Annotated[int, Interval(ge=0, lt=2**16)] = 0
     timeout: Seconds = 600.0
 
     @property
@@ -98,7 +96,7 @@ class AccelerateMerge(LocalMerge):
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             saved = plan.save(Path(folder) / "plan.json")
             work = [str(saved), str(stage), "--fill", "--num-processes", str(count), "--timeout", str(self.timeout)]
-            text, status = launch([*launcher(count, self.main_process_port), *work], Path(folder) / "log")
+            text, status = launch([*launcher(count), *work], Path(folder) / "log")
         for warning in dict.fromkeys(re.findall(f"^{WARNING}(.*)$", text, re.MULTILINE)):
             log.warning("%s", warning)
         if status:
@@ -130,7 +128,7 @@ def rank_count(asked: int | None) -> int:
     return asked
 
 
-def launcher(count: int, port: int) -> list[str]:
+def launcher(count: int) -> list[str]:
     """The start of a command line that runs `souping.merge` in `count` ranks, whatever the user's own settings.
 
     `souping.core.system` ends the launcher when this process is gone, and the ranks watch the launcher.
@@ -138,7 +136,7 @@ def launcher(count: int, port: int) -> list[str]:
     watched = [sys.executable, "-m", "souping.core.system", str(os.getpid()), "accelerate.commands.launch"]
     ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]  # on CPUs too: it starts gloo ranks
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*watched, *ranks, *fixed, "--main_process_port", str(port), "-m", "souping.merge"]
+    return [*watched, *ranks, *fixed, "--main_process_port", "0", "-m", "souping.merge"]
 
 
 def launch(command: list[str], log_file: Path) -> tuple[str, int]:

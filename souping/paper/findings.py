@@ -1,12 +1,11 @@
 """Figures of arXiv 2511.13254v1 that can be recomputed from published ones, compared with what the paper prints.
 
-The published figures are the CSV files in this folder, and leaderboards by path.
+The published figures are the CSV files in this folder.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,16 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
-from souping.core.fields import text_of
-from souping.core.files import expanded
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
 
 DATA = Path(__file__).resolve().parent
-ASIDE = ("rank", "overall", "cost", "latency", "link", "organization", "license")
-"""Words in the names of leaderboard columns that do not hold scores of a category."""
 
 
 def published(name: str) -> list[dict[str, str]]:
@@ -92,60 +87,12 @@ def recipes() -> dict[str, dict[str, float]]:
     return found
 
 
-def leaderboard(path: str | None) -> ScoreMatrix:
-    """Scores of many models: a leaderboard's own CSV (percent signs, N/A and columns of other things allowed), or the
-    shipped rows of the 8B and the 70B candidates.
-
-    Models with a score missing are left out.
-
-    Raises:
-        UserError: there is no column `model`, or fewer than three models or two columns of scores are left.
-    """
-    if path is None:
-        parts = [table.scores for table in TABLES[:2]]
-        names = tuple(name for part in parts for name in part.models)
-        values = np.vstack([part.values for part in parts])
-        return ScoreMatrix(models=names, categories=parts[0].categories, values=values, published=True)
-    return _from_csv(expanded(path))
-
-
-def _from_csv(path: Path) -> ScoreMatrix:
-    rows = [row for row in csv.reader(io.StringIO(text_of(path).removeprefix("\ufeff"), newline="")) if row]
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    names = [header.index(cell) for cell in header if cell.lower() == "model"]
-    if not names:
-        raise UserError(f"{path}:1: a leaderboard needs a column `model`")
-    body = [row for row in rows[1:] if len(row) == len(header)]
-    numbers = np.array([[_percent(cell) for cell in row] for row in body]).reshape(len(body), len(header))
-    labels = [_column(name) for name in header]
-    kept = [c for c, name in enumerate(labels) if labels.index(name) == c and _is_score(name, numbers[:, c])]
-    whole = np.isfinite(numbers[:, kept]).all(axis=1)
-    if whole.sum() < 3 or len(kept) < 2:
-        raise UserError(f"{path}: {whole.sum()} models with {len(kept)} scores each: it takes 3 models and 2 scores")
-    models = [row[names[0]].strip() for row, use in zip(body, whole, strict=True) if use]
-    unique = [name if name not in models[:at] else f"{name} ({at + 1})" for at, name in enumerate(models)]
-    values = numbers[whole][:, kept] / 100
-    return ScoreMatrix(models=tuple(unique), categories=tuple(labels[c] for c in kept), values=values, published=True)
-
-
-def _percent(cell: str) -> float:
-    try:
-        return float(cell.strip().rstrip("%"))
-    except ValueError:
-        return np.nan
-
-
-def _is_score(name: str, values: FloatArray) -> bool:
-    """Whether a column holds scores: its name is none of other things, and most of its cells are from 0 to 100."""
-    known = [value for value in values if np.isfinite(value)]
-    other = any(word in name.split("_") for word in ASIDE)
-    return not other and 2 * len(known) > len(values) and all(0 <= value <= 100 for value in known)
-
-
-def _column(name: str) -> str:
-    """`Multi Turn Base` -> `multi_turn_base`; `Live Acc` -> `live`, the mean of a group."""
-    words = name.replace("-", " ").replace("_", " ").lower().split()
-    return "_".join(word for word in words if word not in ("acc", "ast")) or name
+def leaderboard() -> ScoreMatrix:
+    """The rows of the leaderboard that the paper prints: those of its 8B and 70B candidates."""
+    parts = [table.scores for table in TABLES[:2]]
+    names = tuple(name for part in parts for name in part.models)
+    values = np.vstack([part.values for part in parts])
+    return ScoreMatrix(models=names, categories=parts[0].categories, values=values, published=True)
 
 
 # ------------------------------------------------------------ comparison
@@ -176,9 +123,9 @@ class Finding:
     note: str = ""
 
 
-def findings(board: ScoreMatrix) -> list[Finding]:
-    """All findings in the paper's order; `board` is the leaderboard of Figure 1."""
-    return [*_figure1(board), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *OPEN]
+def findings() -> list[Finding]:
+    """All findings in the paper's order."""
+    return [*_figure1(), *_selections(), *_weights(), *_gains(), _table3(), *_flores(), *OPEN]
 
 
 def _printed() -> dict[str, dict[str, str]]:
@@ -194,32 +141,18 @@ def _compared(key: str, ours: str, agrees: bool, note: str = "") -> Finding:
     return _finding(row["of"], row["what"], row["printed"], ours, agrees, note)
 
 
-def _figure1(board: ScoreMatrix) -> Iterator[Finding]:
-    turns = [column for column, name in enumerate(board.categories) if name.startswith("multi_turn_")]
+def _figure1() -> Iterator[Finding]:
+    board = leaderboard()
+    note = f"over {len(board.models)} shipped rows of 109"
+    column = dict(zip(board.categories, board.values.T, strict=True))
+    turns = [place for place, name in enumerate(board.categories) if name.startswith("multi_turn_")]
     among = pearson(board.values).rho[np.ix_(turns, turns)][np.triu_indices(len(turns), 1)]
-    whole = board.models != leaderboard(None).models
-    note = f"over {len(board.models)} {'models' if whole else 'shipped rows of 109'}"
-    if among.size:
-        low, high = among.min(), among.max()
-        yield _compared(
-            "multi_turn", f"{low:.2f} to {high:.2f}", round(low, 2) >= 0.96 and round(high, 2) <= 0.98, note
-        )
-    live = _live(board)
-    if live is not None and "multi_turn_base" in board.categories:
-        base = board.values[:, board.categories.index("multi_turn_base")]
-        value = float(np.corrcoef(base, live[0])[0, 1])
-        yield _compared("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; {live[1]}")
-
-
-def _live(board: ScoreMatrix) -> tuple[FloatArray, str] | None:
-    """Live Accuracy of every model: its own column, or what the columns of its files give."""
-    if "live" in board.categories:
-        return board.values[:, board.categories.index("live")], "the column Live Acc"
-    if not set(LIVE) <= set(board.categories):
-        return None
-    columns = [board.categories.index(name) for name in LIVE]
-    sizes = np.array([*LIVE.values()], dtype=float)
-    return board.values[:, columns] @ (sizes / sizes.sum()), "live columns weighted by their items"
+    low, high = among.min(), among.max()
+    agrees = round(low, 2) >= 0.96 and round(high, 2) <= 0.98
+    yield _compared("multi_turn", f"{low:.2f} to {high:.2f}", agrees, note)
+    live = np.sum([size * column[name] for name, size in LIVE.items()], axis=0)
+    value = float(np.corrcoef(column["multi_turn_base"], live)[0, 1])
+    yield _compared("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; live columns weighted by their items")
 
 
 def _selections() -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Analysis `paper`: the paper's tables and figures, recomputed from published figures and compared with its numbers.
 
-The published figures are the CSV files of this package, or a leaderboard given by path. What the paper shows of its
-soups, the other analyses show of the run's: other models, so the numbers differ.
+The published figures are the CSV files of this package. What the paper shows of its soups, the other analyses show of
+the run's: other models, so the numbers differ.
 """
 
 from __future__ import annotations
@@ -29,20 +29,17 @@ SENTENCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class PaperFigures(Analysis):
-    """The paper's numbers beside ours. `leaderboard` is the CSV of Figure 1; null takes the rows that ship."""
-
-    leaderboard: str | None = None
+    """The paper's numbers beside ours."""
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        board = leaderboard(self.leaderboard)
-        found = findings(board)
+        found = findings()
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
         head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
         return {
             "sentences": [head, *SENTENCES],
             "findings": [asdict(one) for one in found],
-            "figure1": _figure1(board),
+            "figure1": _figure1(leaderboard()),
             "selections": [selections(table) for table in TABLES],
         }
 

@@ -317,7 +317,7 @@ def requirements_of(
         return []
     size = largest_bytes(models, run.merge.dtype)
     place = scratch_place(size)
-    scratch = size if any(evaluator.model_form != "module" for evaluator in evaluators) else 0
+    scratch = size if any(evaluator.model_form == "folder" for evaluator in evaluators) else 0
     in_memory = {
         "program": PROGRAM,
         "one model": max((_in_memory(one, models, machine) for one in evaluators), default=0),
@@ -404,7 +404,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
     host = evaluator.host
     if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
-        return largest_bytes(models, host.dtype) if evaluator.model_form == "either" or not machine.gpus else 0
+        return largest_bytes(models, host.dtype) if evaluator.model_form == "module" or not machine.gpus else 0
     return largest_bytes(models, evaluator.module_settings().dtype)
 
 

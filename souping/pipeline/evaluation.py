@@ -355,7 +355,7 @@ def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray
 
 
 def _noise(scores: Sequence[float], value: float) -> float:
-    """Variance of an item's score over the draw of its answers; nan if it is not their mean (pass@k, a majority)."""
+    """Variance of an item's score over the draw of its answers; nan if it is not their mean (pass@k)."""
     if len(scores) < 2 or not math.isclose(value, np.mean(scores), abs_tol=1e-9):
         return math.nan
     return float(np.var(scores, ddof=1) / len(scores))

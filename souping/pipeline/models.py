@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote
+from souping.checkpoints import MAX_RECIPE, Checkpoint, eos_token_ids, hub, remote, weights_of
 from souping.checkpoints.compatibility import check_tokenizer, preflight
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import small
 from souping.checkpoints.layouts import rules_of
-from souping.checkpoints.lora import is_adapter, read_settings, weights_digest
+from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
@@ -119,10 +119,7 @@ class OpenPool:
         def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe)
             # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-            if evaluator.model_form == "folder":
-                _ = model.folder
-            elif evaluator.model_form == "module":
-                _ = model.module
+            _ = model.folder if evaluator.model_form == "folder" else model.module
             return model
 
         return serve
@@ -161,7 +158,7 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_digest(folder, self._hashes, self._pickles, self._like)
+            weights = weights_of(opened(folder, self._pickles, self._like), self._hashes)
             self._store.remember_folder(content, folder, weights, _mixture(folder))
 
 
@@ -229,9 +226,9 @@ def fetch_candidates(
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
             lent = Like(like, rules_of(merge.names))
-            opened = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
-            preflight(opened, vocab=merge.vocab)
-            for name, checkpoint in opened.items() if tokenizers else ():
+            models = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
+            preflight(models, vocab=merge.vocab)
+            for name, checkpoint in models.items() if tokenizers else ():
                 check_tokenizer(name, checkpoint.home)
 
     fetched: Mapping[str, hub.Fetched] = {}

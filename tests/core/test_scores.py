@@ -91,7 +91,7 @@ ROWS: dict[str, list[Objective]] = {
     "worst_category": [Worst()],
     "weighted": [Weighted(weights={"multiple": 3.0, "irrelevance": 1.0})],
     "tree": [Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})],
-    "bfcl": [Bfcl(), Bfcl(version="v4")],
+    "bfcl": [Bfcl()],
 }
 
 

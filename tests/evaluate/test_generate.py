@@ -167,9 +167,6 @@ def test_no_generation_config_decodes_anything(
     odd = live(folder, LOCAL.module_settings())
     assert tokens(LOCAL.evaluate(odd, items[:24])) == plain
     assert LOCAL.pool_notes({"ant": folder, "bee": family})[0].startswith("ant: ")
-    greedy = copy(family, tmp_path, "bee", {**PENALTY, "do_sample": False})
-    bound = replace(LOCAL, generation="model").for_pool(greedy, {"bee": greedy})
-    assert tokens(bound.evaluate(odd, items[:24])) != plain  # type: ignore[arg-type]
 
 
 def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, tmp_path: Path) -> None:
@@ -189,19 +186,6 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
             assert serve(pool.recipe(weights)).eos_token_ids == ends
         assert serve(pool.recipe({"bee": 1.0})).folder == family / "bee"
         pool.close()
-
-
-def test_the_models_own_decoding_must_be_one(family: Path, tmp_path: Path) -> None:
-    own = replace(LOCAL, generation="model")
-    folders = {name: copy(family, tmp_path, name, PENALTY) for name in ("ant", "bee")}
-    bound = own.for_pool(folders["ant"], folders)
-    assert isinstance(bound, LocalEvaluator)
-    assert (bound.decoding.temperature, bound.decoding.top_k) == (1.0, 3)
-    assert bound.decoding.penalties == {"repetition_penalty": 1.7, "suppress_tokens": [23, 91]}
-    assert bound.fingerprint != LOCAL.fingerprint
-    assert "top_k=3" in bound.pool_notes(folders)[0]
-    with pytest.raises(UserError, match="ant and cat differ in"):
-        own.for_pool(family / "cat", {**folders, "cat": family / "cat"})
 
 
 def test_a_sampled_answer_knows_no_neighbours(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
@@ -241,7 +225,7 @@ def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert DRAWN.fingerprint == replace(DRAWN, samples=9, aggregate="pass").fingerprint != LOCAL.fingerprint
     assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint  # greedy: no part of it
     assert DRAWN.fingerprint != replace(DRAWN, sampling_seed=5).fingerprint
-    assert len({replace(DRAWN, aggregate=how).look for how in ("mean", "pass", "majority")}) == 3  # type: ignore[arg-type]
+    assert len({replace(DRAWN, aggregate=how).look for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 
 
 def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -> None:
@@ -257,7 +241,7 @@ def test_how_answers_become_a_score() -> None:
     one = Item(id="i", category="c", prompt="p", answer="7", scorer="number")
     said = ["it is 7", "3", "no: 3", "7.0", "so 3"]
     records = [[Record(item="i", score=float("7" in text), output=text) for text in said]]
-    for how, score in (("mean", 0.4), ("pass", 1.0), ("majority", 0.0)):
+    for how, score in (("mean", 0.4), ("pass", 1.0)):
         found = replace(DRAWN, aggregate=how).item_scores([one], records)  # type: ignore[arg-type]
         assert found.tolist() == [pytest.approx(score)]
 

@@ -64,13 +64,6 @@ def test_other_texts_of_a_block_and_their_order_change_the_last_digits_alone(mod
         assert [found[item.id] for item in TEXTS[:12]] == pytest.approx(alone, abs=CLOSE)
 
 
-def test_a_window_that_is_read_in_parts_has_the_same_bits(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = LOSS.evaluate(model, TEXTS[:3])
-    monkeypatch.setattr("souping.evaluate.engines.transformers.LOGITS", 877 * 40)
-    parts = LOSS.evaluate(model, TEXTS[:3])
-    assert [record.score for record in parts] == pytest.approx([record.score for record in whole], abs=CLOSE)
-
-
 @pytest.mark.parametrize(
     ("before", "scored", "stride", "windows"),
     [
@@ -112,7 +105,7 @@ class TestVllm:
     def test_a_window_leaves_room_for_the_token_that_is_generated(
         self, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings, transfer: Sink(folder))
+        monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings: Sink(folder))
         engine = VllmEngine()
         read = Passage(before=(0,), scored=tuple(range(1, 300)))
         assert engine.likelihoods(LOSS, model, [read, read], None) == [-sum(range(300))] * 2
@@ -137,7 +130,7 @@ class TestVllm:
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given))
         monkeypatch.setattr("souping.evaluate.engines.vllm.check_version", lambda: None)
         settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-        assert Vllm(Path(), settings, transfer=False).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
+        assert Vllm(Path(), settings).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]
 
 

@@ -24,7 +24,6 @@ from souping.paper.findings import (
     Verdict,
     findings,
     gains,
-    leaderboard,
     reading,
     spans,
 )
@@ -46,7 +45,7 @@ def data() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str], Finding]:
-    return {(one.of, one.what): one for one in findings(leaderboard(None))}
+    return {(one.of, one.what): one for one in findings()}
 
 
 def roles(benchmark: str, scale: str) -> dict[str, dict[str, str]]:

@@ -18,18 +18,13 @@ from souping.evaluate.servers.choices import RunningServer, Server
 class Sink:
     """Stands where vLLM's engine would, and keeps what reaches it. It answers with the prompt's own first tokens."""
 
-    def __init__(self, folder: Path, fails: str = "") -> None:
+    def __init__(self, folder: Path, fails: bool = False) -> None:
         self.got: list[Any] = [folder]
         self.fails, self.closed, self.context = fails, False, 128
         self.sampling: list[dict[str, Any]] = []
 
-    def send(self, tensors: list[Any]) -> None:
-        if "send" in self.fails:
-            raise RuntimeError("no IPC here")
-        self.got.append({name: tensor.clone() for name, tensor in tensors})
-
     def reload(self, folder: Path) -> None:
-        if "reload" in self.fails:
+        if self.fails:
             raise RuntimeError("cannot reload")
         self.got.append(folder)
 
@@ -79,7 +74,7 @@ def bfcl_place(place: Path, count: int = 6) -> Path:
     answers.mkdir(parents=True)
     (package / "constants").mkdir()
     (package / "constants" / "model_config.py").write_text("local_inference_model_map = {}\n")
-    for name in (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search"):
+    for name in (*SINGLE_TURN, *MULTI_TURN):
         (package / "data" / f"BFCL_v4_{name}.json").write_text("")
     document = {"name": "add", "parameters": {"type": "dict", "properties": {}, "required": []}}
     rows = [

@@ -18,20 +18,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from annotated_types import Interval
 
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
-from souping.core.fields import Count, Seconds, Seed, Share, Temperature, Threads, component, pick
+from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
 from souping.core.text import safe
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, Version, chosen, needs_full, prerequisites
+from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
-from souping.evaluate.templates import Decoding, check_sampling, generation_notes
+from souping.evaluate.templates import generation_notes
 
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
@@ -56,10 +58,8 @@ class BfclEvaluator(Evaluator):
     `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
     evaluate, `limit` the first so many of each category.
 
-    Above bfcl-eval's own `temperature` answers are drawn: `samples` of each item, each by a seed that the server gets
-    (from `sampling_seed`, the item and the number of the answer), and `aggregate` says how they become the item's
-    score, their `mean` or `pass` (the best). `replicates` repeats greedy answers in another order. A server that
-    answers nothing for `timeout` seconds counts as stuck.
+    Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `replicates` repeats them in
+    another order. A server that answers nothing for `timeout` seconds counts as stuck.
     """
 
     brings_items = True
@@ -67,19 +67,13 @@ class BfclEvaluator(Evaluator):
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server
-    version: Version = "v3"
     categories: list[str] | None = None
     ids: list[str] = field(default_factory=list)
     limit: Count | None = None
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
     soup_handlers: list[str] = field(default_factory=list)
-    temperature: Temperature = GREEDY
-    top_p: Share = 1.0
-    top_k: Count | None = None
-    samples: Count = 1
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass"] = "mean"
+    temperature: Annotated[float, Interval(ge=0, le=GREEDY)] = GREEDY
     replicates: Count = 1
     max_tokens: Count | None = None
     timeout: Seconds = 3600.0
@@ -89,13 +83,7 @@ class BfclEvaluator(Evaluator):
     _running: dict[Path, RunningServer] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        chosen(self.version, self.categories)
-        check_sampling(self.decoding.temperature, self.samples, self.replicates)
-        if self.decoding.samples and not self.server.draws:
-            raise UserError(
-                f"evaluator.temperature={self.temperature}: {self.server.title} draws no answer by a seed of its own: "
-                f"server=vllm does, or leave the temperature at {GREEDY}"
-            )
+        chosen(self.categories)
         if len(set(self.soup_handlers)) < len(self.soup_handlers):
             raise UserError("evaluator.soup_handlers names a handler twice")
 
@@ -110,24 +98,17 @@ class BfclEvaluator(Evaluator):
             "handler": self.handler,
             **{key: value for key, value in choice.items() if value},
             "temperature": self.temperature,
-            **({"top_p": self.top_p, "top_k": self.top_k, "seed": self.sampling_seed} if self.decoding.samples else {}),
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
         }
 
     @property
-    def decoding(self) -> Decoding:
-        """How tokens are picked; bfcl-eval's own temperature is as good as greedy."""
-        drawn = 0.0 if 0 <= self.temperature <= GREEDY else self.temperature
-        return Decoding(temperature=drawn, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
-
-    @property
     def answers_per_item(self) -> int:
-        return max(self.samples, self.replicates)
+        return self.replicates
 
     def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""
-        notes = generation_notes(folders, instead="")
+        notes = generation_notes(folders)
         if self.host.url is not None:
             notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
         return notes
@@ -154,7 +135,7 @@ class BfclEvaluator(Evaluator):
 
     @cached_property
     def environment(self) -> Environment:
-        full = needs_full(chosen(self.version, self.categories))
+        full = needs_full(chosen(self.categories))
         try:
             return find(place_of(self.dir), full=bool(full))
         except UserError as error:
@@ -173,9 +154,7 @@ class BfclEvaluator(Evaluator):
         check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
 
     def outline(self) -> tuple[Item, ...]:
-        """Items without content, of the categories whose sizes are known."""
-        names = chosen(self.version, self.categories)
-        sizes = {name: SIZES[name] for name in names} if set(names) <= set(SIZES) else {}
+        sizes = {name: SIZES[name] for name in chosen(self.categories)}
         return outline_items(sizes, self.limit, shared=MULTI_TURN)
 
     @property
@@ -183,7 +162,7 @@ class BfclEvaluator(Evaluator):
         """Its own items: their folds and groups do not depend on the categories that are evaluated."""
         return BfclBenchmark(
             data=self.environment.data,
-            categories=chosen(self.version, self.categories),
+            categories=chosen(self.categories),
             ids=tuple(self.ids),
             limit=self.limit,
         )
@@ -219,9 +198,20 @@ class BfclEvaluator(Evaluator):
         """
         _check_code(model.folder, self.server.trust_remote_code)
         running = self._serve(model.folder)
-        request = {"url": running.url, "model": running.model, **self._request(model.folder, items, replicate)}
+        ids: dict[str, list[str]] = {}
+        for item in items:
+            ids.setdefault(item.category, []).append(item.id)
+        request: dict[str, Json] = {
+            "url": running.url,
+            "model": running.model,
+            "folder": str(model.folder),
+            "threads": self.threads,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "request": dict(self.server.request),
+        }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
-            call(self.environment, Path(root), self.handler, self._ids(items), request, self.timeout)
+            call(self.environment, Path(root), self.handler, ids, request, self.timeout)
             name = self.handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(scored):
@@ -236,24 +226,6 @@ class BfclEvaluator(Evaluator):
             self.close()
             self._running[folder] = self.server.start(folder, folder.name)
         return self._running[folder]
-
-    def _request(self, folder: Path, items: Sequence[Item], replicate: int) -> dict[str, Json]:
-        drawn = self.decoding.samples
-        request: dict[str, Json] = {"top_p": self.top_p, "top_k": self.top_k or 0} if drawn else {}
-        return {
-            "folder": str(folder),
-            "threads": self.threads,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "request": {**self.server.request, **request},
-            "seeds": {item.id: self.decoding.seed_of(item, replicate) for item in items} if drawn else {},
-        }
-
-    def _ids(self, items: Sequence[Item]) -> dict[str, list[str]]:
-        ids: dict[str, list[str]] = {}
-        for item in items:
-            ids.setdefault(item.category, []).append(item.id)
-        return {name: [*prerequisites(self.environment.data, name, own), *own] for name, own in ids.items()}
 
     def close(self) -> None:
         while self._running:
@@ -322,7 +294,7 @@ def find(place: Path, full: bool = False) -> Environment:
     if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
         raise UserError(f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}")
     if full and environment.level == "minimal":
-        raise UserError(f"bfcl-eval in {place} lacks its multi-turn and agentic packages: {command('full', place)}")
+        raise UserError(f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}")
     return environment
 
 

@@ -1,15 +1,13 @@
 """BFCL's items, read from the data files of an installed bfcl-eval.
 
 An item's category is its file. Items are in one group if they share content, directly or through others: single-turn
-items a function document, in whatever files; multi-turn items a scenario (the four files tell each in a variant);
-memory items the conversation that they remember; web searches the question. Groups are taken over all files, whatever
-categories are evaluated, so that they never move.
+items a function document, in whatever files; multi-turn items a scenario (the four files tell each in a variant).
+Groups are taken over all files, whatever categories are evaluated, so that they never move.
 
-BFCL's categories, and its overall accuracy as an objective.
-
-The trees follow bfcl-eval 2026.3.23 (Apache-2.0) for v4 and the leaderboard of 2025 for v3. Both are linear in the
-categories' accuracies, so they are objectives like any other. bfcl-eval's own "Overall Acc" counts a category that was
-not evaluated as 0; here the categories that are there share the weight of their group.
+BFCL's categories are those of v3, and its overall accuracy is that of the leaderboard of 2025: linear in the accuracies
+of the categories, so an objective like any other. bfcl-eval's own "Overall Acc" counts a category that was not
+evaluated as 0; here the categories that are there share the weight of their group. What v4 adds (memory, web search) is
+not read.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -60,33 +58,26 @@ class BfclBenchmark(BenchmarkItems):
         return tuple(known[name] for name in dict.fromkeys(self.ids))
 
 
-def chosen(version: Version, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Categories by their names and the names of collections, in the version's order; all of them if none is named.
+def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Categories by their names and the names of collections, in BFCL's order; all of them if none is named.
 
     Raises:
-        UserError: a name that the version does not know.
+        UserError: there is no such category.
     """
-    known = CATEGORIES[version]
     if names is None:
-        return known
-    collections = {key: set(value) for key, value in COLLECTIONS.items() if set(value) <= set(known)}
+        return tuple(SIZES)
     named: set[str] = set()
     for name in names:
-        pick(name, [*known, *collections], f"BFCL {version}: evaluator.categories")
-        named |= collections.get(name, {name})
+        pick(name, [*SIZES, *COLLECTIONS], "evaluator.categories")
+        named |= set(COLLECTIONS.get(name, (name,)))
     if not named:
         raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
-    return tuple(name for name in known if name in named)
+    return tuple(name for name in SIZES if name in named)
 
 
 def needs_full(categories: Sequence[str]) -> list[str]:
     """The categories that the minimal environment cannot evaluate."""
     return [name for name in categories if name not in SINGLE_TURN]
-
-
-def _file_of(category: str) -> str:
-    """Web searches and memory questions have one file for all of their categories."""
-    return "web_search" if category in WEB_SEARCH else "memory" if category in MEMORY else category
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -95,12 +86,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
-    name = _file_of(category)
-    rows = list(_lines(data / f"BFCL_v4_{name}.json"))
+    rows = list(_lines(data / f"BFCL_v4_{category}.json"))
     if category in NO_ANSWER:
         answers = [NO_ANSWER[category]] * len(rows)
     else:
-        answers = [row["ground_truth"] for row in _lines(data / "possible_answer" / f"BFCL_v4_{name}.json")]
+        answers = [row["ground_truth"] for row in _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")]
     return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
 
 
@@ -109,7 +99,7 @@ def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[s
     single = category in SINGLE_TURN
     rest = {key: row[key] for key in ("initial_config", "involved_classes", "missed_function") if key in row}
     return Item(
-        id=row["id"].replace(_file_of(category), category, 1),
+        id=row["id"],
         category=category,
         prompt=turns,
         answer={"calls": answer, "functions": row["function"]} if single else {"turns": answer, **rest},
@@ -122,8 +112,7 @@ def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[s
 @lru_cache(maxsize=4)
 def _groups(data: Path) -> Mapping[str, str]:
     """{id in its file: group}."""
-    names = (*SINGLE_TURN, *MULTI_TURN, "memory", "web_search")
-    rows = ((name, row) for name in names for row in _lines(data / f"BFCL_v4_{name}.json"))
+    rows = ((name, row) for name in SIZES for row in _lines(data / f"BFCL_v4_{name}.json"))
     return groups_of((row["id"], _shared(name, row)) for name, row in rows)
 
 
@@ -131,25 +120,12 @@ def _shared(name: str, row: Mapping[str, Any]) -> Iterator[str]:
     """What an item has that others may have too, as texts."""
     if name in SINGLE_TURN:
         yield from (f"function {json.dumps(doc, sort_keys=True)}" for doc in row["function"])
-    elif name in MULTI_TURN:  # one number is one scenario in all four files
+    else:  # one number is one scenario in all four files
         yield f"story {row['id'].rsplit('_', 1)[1]}"
         yield f"state {json.dumps(row['initial_config'], sort_keys=True)}"
         yield f"question {json.dumps(row['question'][0], sort_keys=True)}"
-    elif name == "memory":
-        yield f"conversation {row['scenario']}"
 
 
-def prerequisites(data: Path, category: str, ids: Sequence[str]) -> list[str]:
-    """Ids of the conversations that memory questions are about; they come before the questions."""
-    if category not in MEMORY:
-        return []
-    folder = data / "memory_prereq_conversation"
-    scenarios = dict.fromkeys(name.rsplit("-", 2)[1] for name in ids)
-    rows = [row for scenario in scenarios for row in _lines(folder / f"memory_{scenario}.json")]
-    return [row["id"].replace("memory", category, 1) for row in rows]
-
-
-Version = Literal["v3", "v4"]
 NON_LIVE = {
     "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
     "parallel_multiple": 200, "irrelevance": 240,
@@ -160,23 +136,14 @@ LIVE = {
 }  # fmt: skip
 """Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
-WEB_SEARCH = ("web_search_base", "web_search_no_snippet")
-MEMORY = ("memory_kv", "memory_vector", "memory_rec_sum")
 SINGLE_TURN = (*NON_LIVE, *LIVE)
 SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
-"""Items of v3's 17 files, 4,441 together."""
+"""Items of the 17 files, 4,441 together."""
 COLLECTIONS: Mapping[str, tuple[str, ...]] = {
     "non_live": tuple(NON_LIVE),
     "live": tuple(LIVE),
     "single_turn": SINGLE_TURN,
     "multi_turn": MULTI_TURN,
-    "web_search": WEB_SEARCH,
-    "memory": MEMORY,
-    "agentic": (*MEMORY, *WEB_SEARCH),
-}
-CATEGORIES: Mapping[Version, tuple[str, ...]] = {
-    "v3": (*SINGLE_TURN, *MULTI_TURN),
-    "v4": (*SINGLE_TURN, *MULTI_TURN, *MEMORY, *WEB_SEARCH),
 }
 
 Node = str | tuple[tuple[float, "Node"], ...]
@@ -187,50 +154,35 @@ def _mean(*parts: Node) -> Node:
     return tuple((1.0, part) for part in parts)
 
 
-def _items(*names: str) -> Node:
-    return tuple((float(LIVE[name]), name) for name in names)
-
-
 _SIMPLE = _mean("simple_python", "simple_java", "simple_javascript")
-_AST = (_SIMPLE, "multiple", "parallel", "parallel_multiple")
-TREES: Mapping[Version, Node] = {
-    "v3": _mean(_mean(*_AST, "irrelevance"), _items(*LIVE), _mean(*MULTI_TURN)),
-    "v4": (
-        (10.0, _mean(*_AST)),
-        (10.0, _items("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")),
-        (10.0, _mean("irrelevance", "live_irrelevance")),
-        (30.0, _mean(*MULTI_TURN)),
-        (40.0, _mean(_mean(*WEB_SEARCH), _mean(*MEMORY))),
-    ),
-}
+TREE = _mean(
+    _mean(_SIMPLE, "multiple", "parallel", "parallel_multiple", "irrelevance"),
+    tuple((float(size), name) for name, size in LIVE.items()),
+    _mean(*MULTI_TURN),
+)
 
 
 @component
 class Bfcl(Objective):
-    """BFCL's overall accuracy: v3's mean of non-live, live and multi-turn, or v4's weighted mean of five groups.
+    """BFCL's overall accuracy: the mean of non-live, live and multi-turn.
 
     Of the categories that the benchmark lacks, the weight goes to their siblings; a group that is missing as a whole
-    leaves its weight to the other groups. In v4 live_relevance is shown and weighs nothing.
+    leaves its weight to the other groups.
     """
 
-    version: Version = "v3"
-
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
-        known = CATEGORIES["v4"]
         for name in categories:
-            pick(name, known, "objective=bfcl: category")
-        shares = _shares(TREES[self.version], frozenset(categories))
-        if not shares:
-            raise UserError(f"objective=bfcl: none of {', '.join(categories)} counts in BFCL {self.version}'s overall")
-        return np.array([shares.get(name, 0.0) for name in categories])
+            pick(name, SIZES, "objective=bfcl: category")
+        shares = _shares(TREE, frozenset(categories))
+        return np.array([shares[name] for name in categories])
 
     def notes(self, categories: Sequence[str]) -> list[str]:
         """A note if categories are missing: the overall is then not the leaderboard's."""
-        lacking = [name for name in _leaves(TREES[self.version]) if name not in categories]
+        lacking = [name for name in SIZES if name not in categories]
         if not lacking:
             return []
         return [
-            f"BFCL {self.version}'s overall without {listed(lacking)}: their weight went to the others of their group; "
+            f"BFCL's overall without {listed(lacking)}: their weight went to the others of their group; "
             "do not compare it with the leaderboard's"
         ]
 
@@ -242,7 +194,3 @@ def _shares(node: Node, there: frozenset[str]) -> dict[str, float]:
     parts = [(weight, _shares(child, there)) for weight, child in node]
     total = sum(weight for weight, shares in parts if shares)
     return {name: weight / total * share for weight, shares in parts for name, share in shares.items()}
-
-
-def _leaves(node: Node) -> list[str]:
-    return [node] if isinstance(node, str) else [leaf for _, child in node for leaf in _leaves(child)]

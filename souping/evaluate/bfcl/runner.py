@@ -5,9 +5,9 @@
 The request is an object with `root` (a folder of its own, bfcl-eval's project root), `handler` (a name of its model
 registry, `chat-template` or `plain`), `ids` ({category: [id, ...]}) and `generate`: null to score the result files
 that are below `root` already, else `url` and `model` of the server, `folder` (config and tokenizer), `threads`,
-`temperature`, `max_tokens` (null: bfcl-eval's own 4096), `request` (further fields of every request), `seeds` ({item:
-seed}, empty for greedy answers) and `alive`, a file that grows with every response. Results are in bfcl-eval's own
-files below `root`; `outcome.json` next to them holds `error`: null, or the line that stopped the run.
+`temperature`, `max_tokens` (null: bfcl-eval's own 4096), `request` (further fields of every request) and `alive`, a
+file that grows with every response. Results are in bfcl-eval's own files below `root`; `outcome.json` next to them
+holds `error`: null, or the line that stopped the run.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ BAD_REQUEST = (400, 413, 422)
 
 
 class RequestState(threading.local):
-    """What a thread requests: its item, which step of it, whether the limit of tokens has cut any of its texts, and
-    that limit in the last request."""
+    """What a thread requests: whether the limit of tokens has cut any of its item's texts, and that limit in the last
+    request."""
 
-    item = ""
-    step = 0
     cut = False
     limit: int | None = None
 
@@ -141,7 +139,7 @@ def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) 
     def inference(entry: dict[str, Any], log_input: bool, no_state: bool) -> Any:
         if failures:
             raise StopError(failures[0])
-        now.item, now.step, now.cut = entry["id"], 0, False
+        now.cut = False
         try:
             result, metadata = answer(entry, log_input, no_state)
         except openai.APIError as error:
@@ -171,7 +169,6 @@ def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: Request
             setattr(holder, key, text.encode("utf-8", "replace").decode())
         now.cut |= choice.finish_reason == "length"
         now.cut |= now.limit is not None and response.usage.completion_tokens >= now.limit
-        now.step += 1
         return parse(response)
 
     return watched
@@ -187,8 +184,6 @@ def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) ->
         body = options.json_data
         assert isinstance(body, dict)
         body |= {"model": settings["model"], **settings["request"]}
-        if settings["seeds"]:
-            body["seed"] = (settings["seeds"].get(now.item, 0) + now.step) % 2**63
         limits = [n for n in (body.get("max_tokens"), settings["max_tokens"]) if n is not None]
         now.limit = min(limits, default=None)
         if now.limit is not None:
@@ -208,7 +203,7 @@ def evaluate(handler: str, categories: list[str]) -> None:
     from bfcl_eval.__main__ import evaluate as bfcl_evaluate
     from bfcl_eval.eval_checker import eval_runner
 
-    for name in ("ast_checker", "agentic_checker", "multi_turn_checker"):
+    for name in ("ast_checker", "multi_turn_checker"):
         setattr(eval_runner, name, _guarded(getattr(eval_runner, name)))
     eval_runner.generate_leaderboard_csv = lambda table, folder: None
     bfcl_evaluate(model=[handler], test_category=categories, result_dir=None, score_dir=None, partial_eval=True)

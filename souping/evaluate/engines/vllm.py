@@ -3,10 +3,7 @@
 Everything that depends on vLLM's Python interface is here, for the versions in `VERSIONS` (the range of setup.py's
 extra).
 
-Weights go into a running engine in four steps: `init_weight_transfer_engine` once, then `start_weight_update`,
-`update_weights` chunk by chunk and `finish_weight_update` for every soup. The transport is CUDA IPC: a chunk is copied
-to one buffer on every GPU that a worker uses, and the workers get the handles. The alternative is `reload_weights`,
-with which the workers read a folder.
+A soup is written as a folder, which the workers of the running engine read (`reload_weights`).
 """
 
 from __future__ import annotations
@@ -16,18 +13,15 @@ import logging
 import math
 import multiprocessing
 import os
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from souping.checkpoints import stored_names, stores_head
-from souping.checkpoints.folder import read_config
-from souping.checkpoints.quantised import is_quantised
+from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
+from souping.core.protocols import LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -44,11 +38,8 @@ from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
 
 if TYPE_CHECKING:
-    import torch
     from vllm import LLM, SamplingParams
 
-Handle = tuple[object, ...]
-"""A buffer's IPC handle, as torch makes and vLLM takes it."""
 VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
 log = logging.getLogger("souping.evaluate")
@@ -61,7 +52,6 @@ class EngineState:
         self.engine: Vllm | None = None
         self.served: str | None = None
         self.config = ""
-        self.by_folder = False
         self.in_place = True
 
     def close(self) -> None:
@@ -74,14 +64,10 @@ class EngineState:
 class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs, of each of which it takes the fraction `gpu_memory_utilization`.
 
-    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup reaches the
-    workers by `weights`: `transfer` pours it into a module in main memory and sends that through CUDA IPC, `reload`
-    writes a folder (to shared memory if it fits) that the workers read, `auto` transfers unless the module's tensors
-    are not the checkpoint's or a transfer fails. All give the same weights, so `weights` and the GPU fraction are not
-    part of the fingerprint. `speculative` is vLLM's own `speculative_config`.
+    `max_model_len` (tokens) bounds prompt and answer together; by default the model's own context. A soup's folder is
+    written to shared memory if it fits. The GPU fraction is not part of the fingerprint. `speculative` is vLLM's own
+    `speculative_config`.
     """
-
-    model_form = "either"
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
@@ -90,7 +76,6 @@ class VllmEngine(Engine):
     enforce_eager: bool = False
     seed: Seed = 0
     speculative: dict[str, Any] | None = None
-    weights: Literal["auto", "transfer", "reload"] = "auto"
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     @property
@@ -99,8 +84,12 @@ class VllmEngine(Engine):
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
+    @property
+    def model_form(self) -> ModelForm:
+        return "folder"
+
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
-        """Soups are poured in main memory: the GPUs are vLLM's."""
+        """The GPUs are vLLM's."""
         return replace(default, device="cpu", dtype=self.dtype)
 
     @property
@@ -123,7 +112,6 @@ class VllmEngine(Engine):
         Raises:
             UserError: vLLM is absent or cannot load the model.
         """
-        check_decoding(settings.decoding)
         engine = self._with(model, settings.trust_remote_code)
         prompts = [render(model.tokenizer, item) for item in items]
         rooms = [room(prompt, settings.max_new_tokens, engine.context) for prompt in prompts]
@@ -157,32 +145,10 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is None or state.served != model.soup:
             state.served = None  # until the weights are all there
-            quantised = is_quantised(read_config(model.architecture_folder))  # soups are not
-            by_folder = state.by_folder or self.weights == "reload" or quantised
-            if by_folder or not self._transfer(model, trust):
-                self._reload(model, trust)
+            self._reload(model, trust)
             state.served = model.soup
         assert state.engine is not None
         return state.engine
-
-    def _transfer(self, model: LoadedModel, trust: bool) -> bool:
-        """Send the poured module's tensors. Returns whether that worked; with `weights=transfer` it must."""
-        state = self.running
-        if state.engine is None:
-            self._start(model.architecture_folder, trust, transfer=True)
-        assert state.engine is not None
-        try:
-            tensors = checkpoint_tensors(model.module, stored_names(model.architecture_folder))
-            if tensors is None:
-                raise UserError("the module's tensors are not the checkpoint's")
-            state.engine.send(tensors)
-        except Exception as error:
-            if self.weights == "transfer":
-                raise UserError(f"engine.weights=transfer failed: {first_line(error)}; try reload") from error
-            log.warning("vLLM's weight transfer failed (%s): soups are passed as folders", first_line(error))
-            state.by_folder = True
-            return False
-        return True
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
@@ -196,13 +162,8 @@ class VllmEngine(Engine):
                 log.warning("vLLM cannot reload weights (%s): it is restarted for every soup", first_line(error))
                 state.in_place = False
         state.close()
-        self._start(folder, trust, transfer=False)
-
-    def _start(self, folder: Path, trust: bool, transfer: bool) -> None:
         own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
-        settings = {**own, "trust_remote_code": trust}
-        self.running.engine = Vllm(folder, settings, transfer)
-        self.running.config = (folder / "config.json").read_text(encoding="utf-8")
+        state.engine, state.config = Vllm(folder, {**own, "trust_remote_code": trust}), config
 
 
 def _answer(
@@ -222,11 +183,8 @@ PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dt
 """Settings that `vllm.LLM` takes under the same names."""
 VERSIONS = ((0, 32), (0, 34))
 """First version that fits, first that does not."""
-CHUNK = 1 << 30
-"""Bytes of soup that pass at once. On each GPU this much is needed beside what vLLM takes."""
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # IPC handles travel pickled, from this process to its own children
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
@@ -254,29 +212,19 @@ def check_version() -> None:
     raise UserError(f"engine=vllm needs vLLM: {wanted}")
 
 
-def llm_arguments(folder: Path, settings: Mapping[str, Json], transfer: bool) -> dict[str, Json]:
+def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]:
     """The keyword arguments of `vllm.LLM`."""
-    arguments: dict[str, Json] = {
+    return {
         "model": str(folder),
         **{name: settings[name] for name in (*PASSED, "trust_remote_code")},
         "speculative_config": settings["speculative"],
         "disable_log_stats": True,
         "generation_config": "vllm",  # the settings decode, not the folder's own file
     }
-    return {**arguments, **({"weight_transfer_config": {"backend": "ipc"}} if transfer else {})}
 
 
 LIKELIHOOD: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
 """The keyword arguments of `vllm.SamplingParams` for scoring a prompt: vLLM always generates a token."""
-SAMPLES_WITH = ("repetition_penalty",)
-"""Penalties of a generation_config that vLLM has under the same name."""
-
-
-def check_decoding(decoding: Decoding) -> None:
-    """Refuse what vLLM's sampling does not know (UserError)."""
-    odd = [key for key in decoding.penalties if key not in SAMPLES_WITH]
-    if odd:
-        raise UserError(f"engine=vllm has no {odd[0]} (evaluator.generation=model): use engine=transformers")
 
 
 def sampling_arguments(
@@ -284,82 +232,39 @@ def sampling_arguments(
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
     common: dict[str, Json] = {"max_tokens": new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
-    common |= dict(decoding.penalties)
     if not decoding.samples:
         return {**common, "temperature": 0.0}
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
     return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
 
 
-def update(run: Sequence[Named], sizes: Sequence[int], handles: Mapping[str, Handle]) -> dict[str, Json]:
-    """One chunk as `update_weights` takes it; `handles` maps a GPU's UUID to its buffer's IPC handle."""
-    import pickle
-
-    return {
-        "names": [name for name, _ in run],
-        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in run],
-        "shapes": [list(tensor.shape) for _, tensor in run],
-        "tensor_sizes": list(sizes),
-        "ipc_handles_pickled": b64encode(pickle.dumps(dict(handles))).decode(),
-    }
-
-
 class Vllm:
     """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Json], transfer: bool) -> None:
-        """Load the model in `folder`; `transfer` makes ready for `send`.
+    def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
+        """Load the model in `folder`.
 
         Raises:
             UserError: vLLM cannot load it (its reason is given).
         """
         check_version()
-        self._gpus = int(str(settings["tensor_parallel_size"]))
         for name, value in ENVIRONMENT.items():  # it reads them for as long as it lives
             os.environ.setdefault(name, value)
         before = {child.pid for child in multiprocessing.active_children()}
         try:
             import vllm
 
-            self._llm: LLM = vllm.LLM(**llm_arguments(folder, settings, transfer))
+            self._llm: LLM = vllm.LLM(**llm_arguments(folder, settings))
         except (RuntimeError, ValueError, OSError, ImportError, AssertionError) as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
         own = {child.pid for child in multiprocessing.active_children()} - before
         self._guard = PidGuard([pid for pid in own if pid])
         self._sampling: type[SamplingParams] = vllm.SamplingParams
-        if transfer:
-            try:
-                self._llm.init_weight_transfer_engine({"init_info": {"packed": True}})
-            except BaseException:
-                self.close()
-                raise
 
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return int(self._llm.model_config.max_model_len)
-
-    def send(self, tensors: Sequence[Named]) -> None:
-        """Give the running engine these weights, by CUDA IPC through one buffer a GPU."""
-        import torch
-        from torch.multiprocessing import reductions
-
-        export: Callable[[torch.Tensor], tuple[Callable[..., torch.Tensor], Handle]] = reductions.reduce_tensor
-        sizes = [tensor.nbytes for _, tensor in tensors]
-        size = max(min(CHUNK, sum(sizes)), *sizes)
-        buffers = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in range(self._gpus)]
-        names = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in range(self._gpus)]
-        exported = {name: export(buffer)[1] for name, buffer in zip(names, buffers, strict=True)}
-        self._llm.start_weight_update()
-        for run in chunks(tensors, size):
-            for gpu, buffer in enumerate(buffers):
-                sizes = pack(run, buffer)
-                torch.cuda.synchronize(gpu)
-            self._llm.update_weights({"update_info": update(run, sizes, exported)})
-        self._llm.finish_weight_update()
-        self._llm.reset_prefix_cache()
-        del buffers, exported
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
     def reload(self, folder: Path) -> None:
         """Let the workers read the weights of a folder of the same architecture.
@@ -404,53 +309,3 @@ class Vllm:
             del engine
             gc.collect()
             self._guard.stop()
-
-
-Named = tuple[str, "torch.Tensor"]
-
-
-def checkpoint_tensors(module: torch.nn.Module, stored: frozenset[str]) -> list[Named] | None:
-    """(name, tensor) of everything that a checkpoint holds of this module; a tied weight once, under a stored name.
-
-    None where the module's names are not the checkpoint's, as for experts that transformers stacks when it loads them.
-    """
-    groups: dict[tuple[int, tuple[int, ...]], list[Named]] = {}
-    for name, tensor in module.state_dict().items():
-        groups.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append((name, tensor))
-    tensors: list[Named] = []
-    for group in groups.values():
-        known = [(name, tensor) for name, tensor in group if name in stored]
-        if not known:
-            return None
-        tensors.append(known[0])
-    return tensors
-
-
-def chunks(tensors: Iterable[Named], size: int) -> Iterator[list[Named]]:
-    """Runs of tensors of one dtype (so that each starts where its dtype may) of at most `size` bytes together; a
-    larger tensor is a run by itself.
-    """
-    run: list[Named] = []
-    total = 0
-    for name, tensor in tensors:
-        if run and (total + tensor.nbytes > size or tensor.dtype != run[0][1].dtype):
-            yield run
-            run, total = [], 0
-        run.append((name, tensor))
-        total += tensor.nbytes
-    if run:
-        yield run
-
-
-def pack(run: Iterable[Named], buffer: torch.Tensor) -> list[int]:
-    """Copy the tensors one after another into a buffer of bytes; the sizes in bytes."""
-    import torch
-
-    sizes: list[int] = []
-    start = 0
-    for _, tensor in run:
-        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        buffer[start : start + flat.numel()].copy_(flat)
-        start += flat.numel()
-        sizes.append(flat.numel())
-    return sizes

@@ -50,7 +50,7 @@ BATCHES = 8
 IN_ITEMS = (
     "tasks", "include_path", "include_defaults", "metadata", "name", "limit", "samples", "metric", "filter", "category",
     "group", "num_fewshot", "gen_kwargs", "fewshot_random_seed", "confirm_run_unsafe_code", "allow_code", "dtype",
-    "temperature", "top_p", "top_k", "sampling_seed", "aggregate", "replicates", "logs",
+    "aggregate", "replicates", "logs",
 )  # fmt: skip
 """Settings that are no part of the evaluator's fingerprint by themselves: they choose and label items, are in an item's
 own, are in the fingerprint under another name, or change no answer."""
@@ -167,12 +167,9 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         }
         own = self._machine
         known |= {"threads": own.resolved_threads, "device": own.resolved_device, "dtype": own.resolved_dtype}
-        decoding: dict[str, Json] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        if self.temperature != 0:  # a task may sample by itself
-            decoding["seed"] = self.sampling_seed
         require()
         own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
-        return {**known, "decoding": decoding, "evaluator": "lm_eval", **own_version}
+        return {**known, "evaluator": "lm_eval", **own_version}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of like length together, in an order that only the items decide.

@@ -7,12 +7,10 @@ model's generation_config, and a row goes on until the last of its batch ends. P
 from __future__ import annotations
 
 import copy
-import io
 import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache, lru_cache
 from types import SimpleNamespace
@@ -39,8 +37,8 @@ STEP = 0x9E3779B97F4A7C15
 CUT = "the prompt was cut on the left to fit the context of {} tokens"
 EMPTY = "the tokenizer makes no token of the prompt"
 HFLM_KEYS = (
-    "backend", "truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "batch_size",
-    "max_batch_size", "add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args",
+    "backend", "truncation", "logits_cache", "max_length", "softmax_dtype", "mixed_precision_dtype", "add_bos_token",
+    "prefix_token_id", "think_end_token", "enable_thinking", "chat_template_args",
 )  # fmt: skip
 """Arguments of HFLM that the evaluator passes on; the others load a checkpoint, which is loaded already."""
 
@@ -130,19 +128,17 @@ def run(
     torch.manual_seed(evaluator.torch_random_seed)
     tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in documents}
     try:
-        # HFLM prints how it finds a batch size
-        with redirect_stdout(io.StringIO()):
-            results = evaluate(
-                lm=lm,
-                task_dict={"tasks": tasks, "groups": {}},
-                samples={name: list(numbers) for name, numbers in documents.items()},
-                bootstrap_iters=0,
-                log_samples=True,
-                system_instruction=evaluator.system_instruction,
-                apply_chat_template=evaluator.apply_chat_template,
-                fewshot_as_multiturn=evaluator.fewshot_as_multiturn,
-                confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
-            )
+        results = evaluate(
+            lm=lm,
+            task_dict={"tasks": tasks, "groups": {}},
+            samples={name: list(numbers) for name, numbers in documents.items()},
+            bootstrap_iters=0,
+            log_samples=True,
+            system_instruction=evaluator.system_instruction,
+            apply_chat_template=evaluator.apply_chat_template,
+            fewshot_as_multiturn=evaluator.fewshot_as_multiturn,
+            confirm_run_unsafe_code=evaluator.confirm_run_unsafe_code,
+        )
     except TemplateStoppedError as error:
         raise UserError(
             f"evaluator=lm_eval: a template stops {', '.join(documents):.100}: {first_line(error)}"
@@ -215,9 +211,7 @@ def build(
     module, tokenizer = served.module, served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
-    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS}
-    if isinstance(evaluator.batch_size, int):
-        arguments["batch_size"] = evaluator.batch_of(replicate)
+    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS} | {"batch_size": evaluator.batch_of(replicate)}
     quiet()
     model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
     model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}

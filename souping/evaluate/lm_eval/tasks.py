@@ -25,8 +25,6 @@ from souping.core.fields import (
     Form,
     Precision,
     Seed,
-    Share,
-    Temperature,
     Threads,
     TokenId,
     component,
@@ -67,8 +65,7 @@ class HarnessSettings:
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
     describes those of souping (`metric`, `filter`, `category`, `group`) and the harness's that are fixed.
-    `temperature` to `replicates` are those of `LocalEvaluator`; None leaves them to each task, and `samples` may be the
-    harness's own {task: documents} instead of a number of answers.
+    `samples` to `replicates` are those of `LocalEvaluator`; each task and `gen_kwargs` say how answers are drawn.
     """
 
     tasks: list[str | dict[str, Any]]
@@ -77,24 +74,20 @@ class HarnessSettings:
     metadata: dict[str, Any] | None = None
     name: str = "lm_eval"
     limit: Annotated[float, Interval(gt=0)] | None = None
-    samples: Count | dict[str, list[int]] | None = None
     metric: str | dict[str, str] | None = None
     filter: str | dict[str, str] | None = None
     category: Annotated[str, Form("task|entry|column:.*", "task, entry or column:NAME")] = "task"
     group: Annotated[str, Form("item|doc|column:.*", "item, doc or column:NAME")] = "item"
     num_fewshot: Annotated[int, Interval(ge=0)] | None = None
     gen_kwargs: dict[str, Any] | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: Count | None = None
+    samples: Count = 1
     sampling_seed: Seed = 0
     aggregate: Literal["mean", "pass"] = "mean"
     replicates: Count = 1
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
-    batch_size: Count | Annotated[str, Form(r"auto(:\d+(\.\d+)?)?", "auto or auto:N")] = 16
-    max_batch_size: Count | None = 64
+    batch_size: Count = 16
     max_length: Count | None = None
     truncation: bool = False
     logits_cache: bool = True
@@ -118,30 +111,15 @@ class HarnessSettings:
     fewshot_random_seed: Seed = 1234
 
     def __post_init__(self) -> None:
-        left_to_tasks = float(self.drawn > 1)  # checked with each task
-        check_sampling(left_to_tasks if self.temperature is None else self.temperature, self.drawn, self.replicates)
-        if self.limit is not None and self.documents is not None:
-            raise UserError(f"evaluator.limit={self.limit}: evaluator.samples names documents: leave one of them out")
-        if self.replicates > 1 and isinstance(self.batch_size, str):
-            raise UserError(f"evaluator.replicates={self.replicates} needs a number as evaluator.batch_size")
-
-    @property
-    def documents(self) -> dict[str, list[int]] | None:
-        """The documents by task, if `samples` lists them."""
-        return self.samples if isinstance(self.samples, dict) else None
-
-    @property
-    def drawn(self) -> int:
-        """Answers drawn for each item, if `samples` is a number."""
-        return self.samples if isinstance(self.samples, int) else 1
+        check_sampling(float(self.samples > 1), self.samples, self.replicates)  # each task's own is checked with it
 
     @property
     def answers_per_item(self) -> int:
-        return max(self.drawn, self.replicates)
+        return max(self.samples, self.replicates)
 
     def batch_of(self, replicate: int) -> int:
-        """Rows of a batch, at most."""
-        size = self.batch_size if isinstance(self.batch_size, int) else self.max_batch_size or 64
+        """Rows of a batch; a greedy replicate has batches of another size."""
+        size = self.batch_size
         if replicate and self.replicates > 1:
             return size // 2 if size > 1 else 2
         return size
@@ -298,7 +276,7 @@ def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: t
         entry=entry,
         task=task,
         docs=docs,
-        ids=_ids(evaluator, name, docs),
+        ids=_ids(evaluator, docs),
         shots=_shots(task, docs, evaluator.fewshot_random_seed),
         metric=choose(name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)),
         code=code,
@@ -316,14 +294,9 @@ def _prepare(task: Task, evaluator: HarnessSettings) -> None:
         task.set_config(key="num_fewshot", value=0)
 
 
-def _ids(evaluator: HarnessSettings, name: str, docs: Sequence[Document]) -> Sequence[int]:
-    """The documents in use: all, those that `samples` lists, or `limit` of them: the first of each category in turn."""
+def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
+    """The documents in use: all, or `limit` of them: the first of each category in turn."""
     count = len(docs)
-    if evaluator.documents is not None:
-        ids = sorted(set(evaluator.documents.get(name, [])))
-        if ids and not 0 <= ids[0] <= ids[-1] < count:
-            raise UserError(f"evaluator.samples: {name} has documents 0 to {count - 1}, not {ids[-1]}")
-        return ids
     if evaluator.limit is None:
         return range(count)
     first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
@@ -355,22 +328,21 @@ def _of(setting: str | Mapping[str, str] | None, name: str, entry: str) -> str |
 
 def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
     known = {*loaded, *(one.entry for one in loaded.values())}
-    for key in ("metric", "filter", "samples"):
+    for key in ("metric", "filter"):
         setting = getattr(evaluator, key)
         for name in setting if isinstance(setting, Mapping) else ():
             pick(name, sorted(known), f"evaluator.{key}: task")
 
 
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
-    """Decoding by a task's generation_kwargs; the evaluator's settings come first."""
+    """Decoding by a task's generation_kwargs, in which the evaluator's `gen_kwargs` are."""
     own = float(kwargs.get("temperature") or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0))
     if kwargs.get("do_sample") is False:
         own = 0.0
-    top_p, top_k = evaluator.top_p, evaluator.top_k
     return Decoding(
-        temperature=own if evaluator.temperature is None else evaluator.temperature,
-        top_p=float(kwargs.get("top_p") or 1.0) if top_p is None else top_p,
-        top_k=int(kwargs.get("top_k") or 0) if top_k is None else top_k,
+        temperature=own,
+        top_p=float(kwargs.get("top_p") or 1.0),
+        top_k=int(kwargs.get("top_k") or 0),
         min_p=float(kwargs.get("min_p") or 0.0),
         seed=evaluator.sampling_seed,
         penalties={key: kwargs[key] for key in PENALTIES if kwargs.get(key) is not None},
@@ -385,16 +357,15 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
     """
     where = f"evaluator.tasks: {name}"
     if task.OUTPUT_TYPE != "generate_until":
-        if evaluator.temperature or evaluator.drawn > 1:
-            key = f"temperature={evaluator.temperature}" if evaluator.temperature else f"samples={evaluator.drawn}"
-            raise UserError(f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.{key}")
+        if evaluator.samples > 1:
+            raise UserError(f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.samples")
         return
     kwargs = task.get_config("generation_kwargs") or {}
     for key in kwargs:
         pick(key, KNOWN, f"{where}: generation_kwargs")
     try:
         decoding = decoding_of(kwargs, evaluator)
-        check_sampling(decoding.temperature, evaluator.drawn, evaluator.replicates)
+        check_sampling(decoding.temperature, evaluator.samples, evaluator.replicates)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)

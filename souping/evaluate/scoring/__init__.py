@@ -39,7 +39,7 @@ from typing import Any
 import regex
 
 from souping.core.fields import pick
-from souping.core.text import first_line, install
+from souping.core.text import first_line, install, named
 from souping.core.types import TEXT, Item, Json, UserError, UserScorer
 from souping.evaluate.scoring import calls
 from souping.evaluate.scoring.judge import Judge
@@ -67,11 +67,10 @@ Grade = Callable[[Sequence[Item], Sequence[str], Known], tuple[list[float], User
 
 @dataclass(frozen=True)
 class Scorer:
-    """Way to score outputs, to check an answer when items are read, and to read what an output says."""
+    """Way to score outputs, and to check an answer when items are read."""
 
     score: Callable[[Item, str], float]
     check: Callable[[Item], None]
-    read: Callable[[Item, str], str]
 
 
 def score(item: Item, output: str) -> float:
@@ -81,11 +80,6 @@ def score(item: Item, output: str) -> float:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
     return graded(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
-
-
-def reading(item: Item, output: str) -> str:
-    """What the item's scorer reads in an output: outputs with the same reading say the same."""
-    return plain(output) if item.user_scorer is not None else _scorer(item).read(item, output)
 
 
 def check(item: Item) -> None:
@@ -279,13 +273,6 @@ def _check_mathematics(item: Item) -> None:
         raise _refused(item, "a number or an expression")
 
 
-def _expression(item: Item, output: str) -> str:
-    """The last expression of an output, in words that equal ones share."""
-    _check_library()
-    said = _expressions(output)
-    return str(said[0]) if said else ""
-
-
 def _references(item: Item) -> list[tuple[object, ...]]:
     return [_expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)]
 
@@ -318,15 +305,15 @@ def _unanswerable(item: Item, output: str) -> float:
 
 
 SCORERS: dict[str, Scorer] = {
-    "exact": Scorer(_exact, _check_texts, lambda _, output: plain(output)),
-    "number": Scorer(_number, _check_number, lambda _, output: str(last_number(output))),
-    "contains": Scorer(_contains, _check_texts, lambda _, output: plain(output).casefold()),
-    "regex": Scorer(_matches, _check_pattern, lambda _, output: plain(output)),
-    "choice": Scorer(_choice, _check_choice, lambda _, output: chosen(output)),
-    "f1": Scorer(_f1, _check_texts, lambda _, output: " ".join(_words(output))),
-    "math": Scorer(_equal, _check_mathematics, _expression),
-    "call": Scorer(calls.score, calls.check, calls.reading),
-    TEXT: Scorer(_unanswerable, lambda _: None, lambda _, output: output),
+    "exact": Scorer(_exact, _check_texts),
+    "number": Scorer(_number, _check_number),
+    "contains": Scorer(_contains, _check_texts),
+    "regex": Scorer(_matches, _check_pattern),
+    "choice": Scorer(_choice, _check_choice),
+    "f1": Scorer(_f1, _check_texts),
+    "math": Scorer(_equal, _check_mathematics),
+    "call": Scorer(calls.score, calls.check),
+    TEXT: Scorer(_unanswerable, lambda _: None),
 }
 
 
@@ -394,19 +381,12 @@ def graded(item: Item, output: str) -> float:
         raise
     except Exception as error:  # the user's code
         raise UserError(
-            f"scorer {own.name} ({_place(own)}) fails on item {item.id}: {type(error).__name__}: {first_line(error)}"
+            f"scorer {own.name}: {named(own.function)} fails on item {item.id}: {type(error).__name__}: "
+            f"{first_line(error)}"
         ) from error
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"scorer {own.name} ({_place(own)}) gives {value!r:.60} for item {item.id}, not 0 to 1")
+        raise UserError(f"scorer {own.name}: {named(own.function)} gives {value!r:.60} for item {item.id}, not 0 to 1")
     return float(value)
-
-
-def _place(own: UserScorer) -> str:
-    part = _definition(own.function)
-    try:
-        return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
-    except (OSError, TypeError):
-        return "no source"
 
 
 def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:

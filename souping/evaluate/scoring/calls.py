@@ -217,14 +217,6 @@ def score(item: Item, output: str) -> float:
     return float(len(calls) == len(expected) and _matched(calls, expected, item.language))
 
 
-def reading(item: Item, output: str) -> str:
-    """The calls of an output, with any spelling of the text around them; the output itself if none can be read."""
-    try:
-        return repr(parse(output, item.language))
-    except Unparsable:
-        return " ".join(output.split())
-
-
 def check(item: Item) -> None:
     """Refuse an answer of another form, and an unknown language (UserError)."""
     pick(item.language, LANGUAGES, f"item {item.id}: language")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from souping.checkpoints import stores_head
-from souping.core.fields import Count, Form, Port, Precision, Seconds, Seed, Share, Threads, component
+from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads, component
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
@@ -56,8 +56,8 @@ class RunningServer:
 class Server(ABC):
     """Settings of a server; `start` makes it serve one model.
 
-    `url` is a server that somebody else runs. Without it, one is started on `port` (default: a free one) by `python`
-    (the interpreter of another environment; default: this one), which has `timeout` seconds to load a model.
+    `url` is a server that somebody else runs. Without it, one is started on a free port by `python` (the interpreter of
+    another environment; default: this one), which has `timeout` seconds to load a model.
     `extra_args` go to its command line unchanged.
     """
 
@@ -73,11 +73,8 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
-    draws: ClassVar[bool] = False
-    """Whether a drawn answer depends on the request's own seed alone."""
 
     url: Url | None = None
-    port: Port | None = None
     timeout: Seconds = 1800.0
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
@@ -145,7 +142,7 @@ class Server(ABC):
         ends in any case when the caller's process does.
 
         Raises:
-            UserError: as `check`, the port is taken, or the model does not load.
+            UserError: as `check`, or the model does not load.
         """
         self.check()
         folder = folder.absolute()
@@ -157,10 +154,7 @@ class Server(ABC):
                     f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
                     f"start it {self.how_to_start}, or leave server.url out"
                 ) from error
-        try:
-            port = free_port(self.port or 0)
-        except OSError:
-            raise UserError(f"server.port={self.port} is taken: leave it out for a free one, or name another") from None
+        port = free_port()
         logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
         log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
         process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log")
@@ -233,17 +227,14 @@ class VllmServer(Server):
     title = "vllm serve"
     kind = extra = "vllm"
     version = 2
-    decisive = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed")
+    decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
-    draws = True
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.9
     max_model_len: Count | None = None
     dtype: Precision | Literal["auto"] = "auto"
-    enforce_eager: bool = False
-    seed: Seed = 0
 
     @property
     def request(self) -> dict[str, Json]:
@@ -255,12 +246,11 @@ class VllmServer(Server):
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
     def command(self, folder: Path, port: int) -> list[str]:
-        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype, "--seed", str(self.seed)]
+        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
         flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
-        flags += ["--enforce-eager"] if self.enforce_eager else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
 
@@ -286,7 +276,7 @@ class VllmServer(Server):
 
 @component
 class TransformersServer(Server):
-    """transformers' own OpenAI-compatible server, one request at a time, or several with `continuous_batching`.
+    """transformers' own OpenAI-compatible server, one request at a time unless `extra_args` has --continuous-batching.
 
     `dtype` auto is the model's own; `device` auto spreads a model over all GPUs. A server for `url` must be started
     without a model (`transformers serve --port P`) and see this machine's files: it loads the requested folder.
@@ -295,15 +285,13 @@ class TransformersServer(Server):
     title = "transformers serve"
     kind = "transformers"
     version = 2
-    decisive = ("dtype", "attn_implementation", "continuous_batching")
+    decisive = ("dtype",)
     packages = NEEDS
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attn_implementation: str | None = None
-    continuous_batching: bool = False
 
     @property
     def settings(self) -> Mapping[str, Json]:
@@ -317,8 +305,6 @@ class TransformersServer(Server):
 
     def command(self, folder: Path, port: int) -> list[str]:
         flags = ["--host", HOST, "--port", str(port), "--device", self.device, "--dtype", self.dtype]
-        flags += ["--attn-implementation", self.attn_implementation] if self.attn_implementation else []
-        flags += ["--continuous-batching"] if self.continuous_batching else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]

@@ -160,15 +160,11 @@ def watch() -> None:
     _end(processes)
 
 
-def free_port(port: int = 0) -> int:
-    """A port that is free (a given one, if it is).
-
-    Raises:
-        OSError: it is taken.
-    """
+def free_port() -> int:
+    """A port that is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, port))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 

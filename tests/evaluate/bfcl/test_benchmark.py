@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from souping.core.scores import value
@@ -19,16 +17,14 @@ from souping.evaluate import scoring
 from souping.evaluate.benchmark import split_folds
 from souping.evaluate.bfcl import (
     HERE,
-    RUNNER,
     VERSION,
     Environment,
     find,
 )
 from souping.evaluate.bfcl.benchmark import (
-    CATEGORIES,
-    LIVE,
     MULTI_TURN,
     SINGLE_TURN,
+    SIZES,
     Bfcl,
     BfclBenchmark,
 )
@@ -42,11 +38,10 @@ def items(bfcl: Environment) -> tuple[Item, ...]:
 
 
 def test_the_files_are_whole(bfcl: Environment) -> None:
-    counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items())
-    assert sum(counts[name] for name in CATEGORIES["v3"]) == 4441
-    assert len(CATEGORIES["v3"]) == 17
-    assert {name: counts[name] for name in LIVE} == LIVE
-    assert sum(counts.values()) == 4441 + 3 * 155 + 2 * 100
+    counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=tuple(SIZES)).items())
+    assert counts == SIZES
+    assert sum(counts.values()) == 4441
+    assert len(counts) == 17
 
 
 def test_items_over_one_function_document_share_a_group(bfcl: Environment, items: Sequence[Item]) -> None:
@@ -65,7 +60,7 @@ def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
         found = split_folds(BfclBenchmark(data=bfcl.data, categories=categories).items())
         return {item.id: fold for fold, members in found.items.items() for item in members}
 
-    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(CATEGORIES["v3"])
+    few, all_of_them = fold_of(("simple_python", "parallel")), fold_of(tuple(SIZES))
     assert len(few) == 600
     assert few == {name: all_of_them[name] for name in few}
 
@@ -128,36 +123,8 @@ def _named(call: str) -> bool:
     return isinstance(tree, ast.Call) and not tree.args
 
 
-LEADERBOARD = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-from runner import _Finder
-sys.meta_path.append(_Finder())
-os.environ["BFCL_PROJECT_ROOT"] = sys.argv[2]
-from pathlib import Path
-from bfcl_eval.eval_checker.eval_runner_helper import generate_leaderboard_csv
-scores = json.loads(Path(sys.argv[3]).read_text())
-found = {name: {"accuracy": a, "total_count": n} for name, (a, n) in scores.items()}
-generate_leaderboard_csv({"watt-ai_watt-tool-8B": found}, Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.slow
-def test_v4_is_what_bfcl_eval_computes(bfcl: Environment, tmp_path: Path) -> None:
-    found = BfclBenchmark(data=bfcl.data, categories=CATEGORIES["v4"]).items()
-    counts, rng = Counter(item.category for item in found), np.random.default_rng(0)
-    accuracy = {name: float(rng.uniform()) for name in CATEGORIES["v4"]}
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps({name: (accuracy[name], counts[name]) for name in accuracy}))
-    command = [str(bfcl.python), "-c", LEADERBOARD, str(RUNNER.parent), str(tmp_path), str(table)]
-    subprocess.run(command, check=True, capture_output=True)
-    head, row = (tmp_path / "data_overall.csv").read_text().splitlines()
-    theirs = dict(zip(head.split(","), row.split(","), strict=False))["Overall Acc"]
-    assert 100 * value(Bfcl(version="v4"), accuracy) == pytest.approx(float(theirs.rstrip("%")), abs=0.0051)
-
-
-def test_v3_by_hand() -> None:
-    scores = dict.fromkeys(CATEGORIES["v3"], 0.0)
+def test_the_overall_by_hand() -> None:
+    scores = dict.fromkeys(SIZES, 0.0)
     assert value(Bfcl(), scores | {"simple_java": 0.9}) == pytest.approx(0.9 / 3 / 5 / 3)
     assert value(Bfcl(), scores | {"irrelevance": 0.5}) == pytest.approx(0.5 / 5 / 3)
     assert value(Bfcl(), scores | {"live_multiple": 1.0}) == pytest.approx(1053 / 2251 / 3)
@@ -171,7 +138,7 @@ def test_what_was_not_evaluated_is_not_zero() -> None:
     assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx((0.5 + 0.5 + 0.5 * 258 / 2251) / 2)
     (note,) = Bfcl().notes(SINGLE_TURN)
     assert "without multi_turn_base, multi_turn_miss_func" in note
-    assert Bfcl().notes(CATEGORIES["v3"]) == []
+    assert Bfcl().notes(list(SIZES)) == []
 
 
 LEVELS = ("minimal", "full")

@@ -157,9 +157,7 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
         ({"handlers": {"java_cok": "plain"}}, r"evaluator\.handlers=java_cok .*did you mean java_cook"),
         ({"soup_handlers": ["plaid"]}, r"evaluator\.handler=plaid"),
         ({"soup_handlers": ["plain", "plain"]}, "names a handler twice"),
-        ({"temperature": 0.6}, "temperature=0.6: transformers serve draws no answer by a seed .*vllm"),
-        ({"samples": 2}, "samples=2 needs evaluator.temperature above 0"),  # 0.001 is as good as 0
-        ({"server": VllmServer(), "temperature": 0.6, "replicates": 2}, "replicates=2 is for greedy answers"),
+        ({"temperature": 0.6}, "temperature=0.6"),
     ],
 )
 def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
@@ -183,19 +181,15 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
     plain, chat = EVALUATOR.with_handler("plain"), EVALUATOR.with_handler("chat-template")
     assert plain.fingerprint == digest(plain.settings)
     assert len({plain.fingerprint, chat.fingerprint, EVALUATOR.fingerprint}) == 3
-    greedy, drawn = (BfclEvaluator(server=VllmServer(), temperature=t) for t in (0.001, 0.6))
-    table: list[tuple[BfclEvaluator, dict[str, Any], bool]] = [
-        *((drawn, change, True) for change in ({"top_p": 0.9}, {"top_k": 5}, {"sampling_seed": 3})),
-        *((drawn, change, False) for change in ({"samples": 4}, {"samples": 4, "aggregate": "pass"})),
-        (greedy, {"top_p": 0.9, "sampling_seed": 3}, False),
-        *((greedy, change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"})),
-        (greedy, {"server": SERVER}, True),
-        *((greedy, change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
-        (greedy, {"categories": ["live"]}, False),
+    evaluator = BfclEvaluator(server=VllmServer())
+    table: list[tuple[dict[str, Any], bool]] = [
+        *((change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": SERVER})),
+        *((change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
+        *((change, False) for change in ({"categories": ["live"]}, {"replicates": 2})),
     ]
-    for evaluator, change, differs in table:
+    for change, differs in table:
         assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
-    assert replace(drawn, samples=4).look != drawn.look
+    assert replace(evaluator, replicates=2).look != evaluator.look
 
 
 @served

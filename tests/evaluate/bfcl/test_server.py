@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from souping import pantry
+from souping.core.fields import component
 from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.servers.choices import RunningServer, VllmServer
@@ -63,9 +64,11 @@ def server() -> Iterator[Completions]:
         made.status = made.status or 500
 
 
+@component
 class There(VllmServer):
     """Server that runs already, on `port`."""
 
+    port: int
     settings = {"name": "there"}  # noqa: RUF012
     request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
 
@@ -115,20 +118,12 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item, ...]) -> None:
-    asking = evaluator(server, temperature=0.6, samples=2, top_p=0.9, top_k=4)
-    for replicate in (0, 1, 0):
-        found = asking.evaluate(TABLE, items, replicate)
-        assert [record.replicate for record in found] == [replicate] * 2
-    for body in server.asked:
-        assert (body["top_p"], body["top_k"], body["min_p"], body["temperature"]) == (0.9, 4, 0.0, 0.6)
-        assert (body["model"], body["prompt"][-6:]) == ("served-name", "\nCall:")
-    seeds = [body["seed"] for body in server.asked]
-    assert seeds[:2] == seeds[4:]
-    assert len(set(seeds)) == 4
-    assert set(seeds) == {asking.decoding.seed_of(item, n) for item in items for n in (0, 1)}
-    found = evaluator(server, max_tokens=7).evaluate(TABLE, items)
+    found = evaluator(server, max_tokens=7).evaluate(TABLE, items, 1)
     assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2  # no call was to be made
-    assert ("seed" in server.asked[-1], server.asked[-1]["max_tokens"]) == (False, 7)
+    assert [record.replicate for record in found] == [1, 1]
+    for body in server.asked:
+        assert (body["top_p"], body["min_p"], body["temperature"], body["max_tokens"]) == (1.0, 0.0, 0.001, 7)
+        assert (body["model"], body["prompt"][-6:]) == ("served-name", "\nCall:")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Engines: what the protocol promises, fingerprints, and how soups and tensors reach vLLM (a stand-in)."""
+"""Engines: what the protocol promises, fingerprints, and how soups reach vLLM (a stand-in)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from typing import Any
 import pytest
 
 from souping import pantry
-from souping.checkpoints import stored_names, stores_head
 from souping.core.protocols import ModuleSettings
 from souping.core.text import install
 from souping.core.types import Candidate, Item, UserError, digest
 from souping.evaluate.engines.transformers import (
     Answer,
     TransformersEngine,
-    load_module,
     prompt_key,
 )
 from souping.evaluate.engines.vllm import (
     VERSIONS,
     VllmEngine,
     check_version,
-    checkpoint_tensors,
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
@@ -36,7 +33,6 @@ from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store
 from tests.conftest import ROOT, Cli, pool_of
 from tests.support.evaluators import Sink
-from tests.support.family import save_model
 from tests.support.live import live
 
 FOLDER = pantry.path("python_cook")
@@ -47,7 +43,7 @@ ITEMS = [Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer
 @pytest.fixture(params=[TransformersEngine, VllmEngine], ids=["transformers", "vllm"])
 def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LocalEvaluator:
     """An evaluator with the engine, as the engine is asked by it."""
-    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings, transfer: Sink(folder))
+    monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings: Sink(folder))
     return LocalEvaluator(max_new_tokens=4, threads=1, device="cpu", engine=request.param())
 
 
@@ -83,7 +79,7 @@ def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, pantry
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
     ended = SimpleNamespace(**{**vars(pantry_model), "eos_token_ids": (told.tokens[1],)})
     (short,) = answers(asked, ended, ITEMS[:1])
-    assert pantry_model.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.model_form == "either"
+    assert pantry_model.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.model_form == "folder"
 
 
 def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_model: Any) -> None:
@@ -125,7 +121,7 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     changed = [replace(VLLM, engine=VllmEngine(**change)) for change in engines]
     changed += [replace(VLLM, **change) for change in evaluators]
     assert len({one.fingerprint for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
-    engine = VllmEngine(weights="reload", gpu_memory_utilization=0.3)
+    engine = VllmEngine(gpu_memory_utilization=0.3)
     assert replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint == VLLM.fingerprint
 
 
@@ -145,24 +141,11 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
     souping(*pool_of(family), "engine=vllm").refused(f"the package vllm is not installed: {install('vllm')}")
 
 
-def test_every_stored_name_is_sent_once_of_tied_and_untied_models(family: Path, tmp_path: Path) -> None:
-    untied = tmp_path / "untied"
-    save_model(untied, 3, tie_word_embeddings=False)
-    for folder in (family / "ant", untied):
-        module, stored = load_module(folder, LOCAL.module_settings()), stored_names(folder)
-        found = checkpoint_tensors(module, stored)
-        assert found is not None
-        assert sorted(name for name, _ in found) == sorted(stored)
-        assert stores_head(folder) == (folder == untied)
-        other = frozenset(name.replace("mlp.up_proj", "mlp.experts.0.up_proj") for name in stored)
-        assert checkpoint_tensors(module, other) is None  # the module's names are not the checkpoint's
-
-
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    found = SimpleNamespace(all=[], fails="")
+    found = SimpleNamespace(all=[], fails=False)
 
-    def start(folder: Path, settings: dict[str, Any], transfer: bool) -> Sink:
+    def start(folder: Path, settings: dict[str, Any]) -> Sink:
         found.all.append(Sink(folder, found.fails))
         return found.all[-1]
 
@@ -170,65 +153,39 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def soups_of(family: Path, tmp_path: Path, engine: VllmEngine) -> list[Any]:
-    evaluator = replace(LOCAL, engine=engine)
+def two_soups(family: Path, tmp_path: Path) -> None:
+    evaluator = replace(LOCAL, engine=VllmEngine())
     items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
     with Store(tmp_path / "s") as store:
         pool = [Candidate(name=name, path=family / name) for name in ("ant", "bee")]
         opened = OpenPool(pool, LocalMerge(), store)
-        soups = []
         for weights in ({"ant": 0.5, "bee": 0.5}, {"bee": 1.0}):
             recipe = opened.recipe(weights)
-            opened.merge_pool.write(recipe, tmp_path / recipe.id)
-            settings = replace(LOCAL, dtype="bfloat16").module_settings()
-            soups.append(load_module(tmp_path / recipe.id, settings).state_dict())
             for batch in (items[:2], items[2:]):
                 records = evaluator.evaluate(opened.serving(evaluator)(recipe), batch)
                 assert [r.output for r in records] == ["red "] * len(batch)
         evaluator.close()
         opened.close()
-    return soups
 
 
-def test_the_very_numbers_that_are_written_are_sent_once(family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
-    import torch
-
-    soups = soups_of(family, tmp_path, VllmEngine())
+def test_soups_reach_the_workers_as_folders(family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
+    two_soups(family, tmp_path)
     (sink,) = sinks.all
-    assert sink.got[0] == family / "ant"
-    assert len(sink.got) == 3
-    for sent, soup in zip(sink.got[1:], soups, strict=True):
-        assert all(
-            torch.equal(tensor, soup[name]) and tensor.dtype == soup[name].dtype for name, tensor in sent.items()
-        )
-        assert len(sent) == len(stored_names(family / "ant"))
-    assert sink.closed
-
-
-def test_a_failed_transfer_turns_to_folders(
-    family: Path, tmp_path: Path, sinks: SimpleNamespace, caplog: pytest.LogCaptureFixture
-) -> None:
-    sinks.fails = "send"
-    soups_of(family, tmp_path, VllmEngine())
-    (sink,) = sinks.all
-    assert len(sink.got) == 3
-    assert sink.got[2] == family / "bee"  # a candidate's own
-    assert not sink.got[1].exists()  # a soup's is gone when the run is over
-    assert caplog.text.count("no IPC here") <= 1
+    assert len(sink.got) == 2
+    assert sink.got[1] == family / "bee"  # a candidate's own
+    assert not sink.got[0].exists()  # a soup's is gone when the run is over
     sinks.all.clear()
-    sinks.fails = "send reload"
-    for name, weights in (("again", "reload"), ("must", "transfer")):
-        (tmp_path / name).mkdir()
-        with nullcontext() if name == "again" else pytest.raises(UserError, match=r"engine\.weights=transfer"):
-            soups_of(family, tmp_path / name, VllmEngine(weights=weights))  # type: ignore[arg-type]
-    assert [len(sink.got) for sink in sinks.all] == [1, 1, 1]  # started anew for each soup
+    sinks.fails = True
+    (tmp_path / "again").mkdir()
+    two_soups(family, tmp_path / "again")
+    assert [len(sink.got) for sink in sinks.all] == [1, 1]  # started anew for each soup
 
 
 def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace) -> None:
     served = live(family / "ant")
     served.eos_token_ids = (1, 3)
     items = [Item(id=str(i), category="c", prompt="a" * length, answer="") for i, length in enumerate((9, 127))]
-    engine = VllmEngine(weights="reload")
+    engine = VllmEngine()
     replace(LOCAL, engine=engine).evaluate(served, items)
     (sink,) = sinks.all
     plain = {"stop": None, "stop_token_ids": [1, 3], "temperature": 0.0}

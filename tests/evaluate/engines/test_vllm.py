@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from souping.evaluate.engines.vllm import (
     check_version,
     llm_arguments,
     sampling_arguments,
-    update,
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import RunningServer, VllmServer
@@ -61,15 +59,10 @@ def method(path: str, name: str, function: str) -> ast.FunctionDef:
     return next(n for n in named(path, name).body if isinstance(n, ast.FunctionDef) and n.name == function)
 
 
-UPDATE = update([("a", SimpleNamespace(dtype="torch.float32", shape=(2, 3)))], [24], {"GPU-1": ("handle",)})  # type: ignore[list-item]
-DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6, penalties={"repetition_penalty": 1.1}), 3, (7,))
-OFFLINE = ("entrypoints/rl/offline.py", "RLOfflineMixin")
+DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6), 3, (7,))
 
 
 METHODS = {
-    (*OFFLINE, "init_weight_transfer_engine"): {"request"},
-    (*OFFLINE, "start_weight_update"): set(),
-    (*OFFLINE, "update_weights"): {"request"},
     ("v1/worker/gpu_model_runner.py", "GPUModelRunner", "reload_weights"): {"weights_path"},
     ("v1/worker/gpu_worker.py", "Worker", "reload_weights"): set(),
     ("entrypoints/llm.py", "LLM", "reset_prefix_cache"): set(),
@@ -77,18 +70,14 @@ METHODS = {
     ("platforms/interface.py", "Platform", "is_cpu"): set(),
     ("v1/engine/core_client.py", "EngineCoreClient", "shutdown"): set(),
 }
-ASKED = {*VllmServer().request, "seed", "temperature"}
+ASKED = {*VllmServer().request, "temperature"}
 FIELDS = {
-    ("config/weight_transfer.py", "WeightTransferConfig"): {"backend"},
-    ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferUpdateInfo"): set(UPDATE),
-    ("distributed/weight_transfer/ipc_engine.py", "IPCWeightTransferInitInfo"): {"packed"},
     ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
     ("logprobs.py", "Logprob"): {"logprob"},
     ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
     ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
 }
 TEXTS = {
-    ("distributed/weight_transfer/factory.py", '"ipc",\n    "vllm.distributed.weight_transfer.ipc_engine"'),
     ("sampling_params.py", "self.top_k < -1"),  # so -1 is all
     ("outputs.py", "self.prompt_logprobs = prompt_logprobs"),
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
@@ -111,30 +100,11 @@ def test_the_arguments_of_llm_and_the_servers_flags() -> None:
         *fields("engine/arg_utils.py", "EngineArgs"),
     }
     settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
-    assert set(llm_arguments(Path("/m"), settings, transfer=True)) <= known
+    assert set(llm_arguments(Path("/m"), settings)) <= known
     text = (HOME / "engine/arg_utils.py").read_text()
-    command = VllmServer(max_model_len=9, enforce_eager=True, trust_remote_code=True).command(Path("/m"), 1)
+    command = VllmServer(max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True).command(Path("/m"), 1)
     flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
     assert [flag for flag in flags if f'"{flag}"' not in text] == []
-
-
-def test_a_packed_chunk_is_what_its_workers_unpack() -> None:
-    import torch
-
-    from souping.evaluate.engines.vllm import pack
-
-    code = (HOME / "distributed/weight_transfer/packed_tensor.py").read_text()
-    found = next(n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == "unpack_tensor")
-    space: dict[str, Any] = {"torch": torch}
-    exec(compile(ast.Module([found], []), "packed_tensor.py", "exec"), space)
-    run = [("a", torch.randn(3, 5).bfloat16()), ("b", torch.randn(7).bfloat16())]
-    buffer = torch.zeros(100, dtype=torch.uint8)
-    sizes = pack(run, buffer)
-    told = update(run, sizes, {})
-    dtypes = [getattr(torch, name) for name in told["dtype_names"]]
-    unpacked = space["unpack_tensor"](buffer[: sum(sizes)], told["names"], told["shapes"], dtypes, sizes)
-    assert [name for name, _ in unpacked] == ["a", "b"]
-    assert all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in zip(run, unpacked, strict=True))
 
 
 def installed(name: str) -> bool:
@@ -201,7 +171,9 @@ def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[I
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
-    command = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128).command(models / "apart" / "ant", port)
+    command = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128).command(
+        models / "apart" / "ant", port
+    )
     more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
         yield address
@@ -228,7 +200,7 @@ def test_a_found_server_takes_one_model_after_another(found: str, models: Path, 
 @real
 @serves
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
-    server = VllmServer(dtype="float32", enforce_eager=True, max_model_len=128, timeout=400)
+    server = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400)
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
     check_served(running, folder, items)

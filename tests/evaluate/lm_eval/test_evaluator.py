@@ -132,11 +132,9 @@ def test_category_and_group(evaluator: HarnessEvaluator, settings: dict[str, Any
     assert own.fingerprint == evaluator.fingerprint
 
 
-def test_limit_and_samples_choose_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
+def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
     first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
     assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]
-    some = replace(evaluator, tasks=["pick", "write"], samples={"pick": [5, 2]})
-    assert [i.id for i in some.benchmark.items()] == ["pick/2", "pick/5"]
     data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
     lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
     own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
@@ -278,7 +276,7 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(free: HarnessE
 
 @pytest.fixture
 def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
-    return replace(free, temperature=1.5, samples=3)
+    return replace(free, gen_kwargs={"do_sample": True, "temperature": 1.5}, samples=3)
 
 
 def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
@@ -291,14 +289,15 @@ def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, s
     assert texts(ask(drawn, served, 1, slice(2, 5))) == texts(second)[2:5]
     assert texts(ask(replace(drawn, sampling_seed=1), served)) != texts(first)
     for greedy in ({"top_k": 1}, {"top_p": 1e-6}):
-        assert texts(ask(replace(drawn, **greedy), served)) == texts(ask(free, served))  # type: ignore[arg-type]
+        likeliest = replace(drawn, gen_kwargs={**(drawn.gen_kwargs or {}), **greedy})
+        assert texts(ask(likeliest, served)) == texts(ask(free, served))
 
 
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        ("pick", {"temperature": 0.5}, "pick compares likelihoods, .* leave out evaluator.temperature=0.5"),
-        ("free", {"samples": 2}, "free: evaluator.samples=2 needs evaluator.temperature above 0"),
+        ("pick", {"samples": 2}, "pick compares likelihoods, .* leave out evaluator.samples"),
+        ("free", {"samples": 2}, "free: evaluator.samples=2 needs a temperature above 0"),
         ("dice", {"replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
         ("dice", {"gen_kwargs": {"num_beams": 2}}, "dice: .*num_beams=2"),
         ("free", {"gen_kwargs": {"custom_generate": "somebody/code"}}, "custom_generate is not one of"),

@@ -184,7 +184,6 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
         (["less"], {}, "less has no metric to maximise: exact_match is better when lower"),
         (["pick"], {"category": "column:topik"}, "did you mean topic?"),
         (["pick"], {"category": "column:choices"}, "there, no category"),
-        (["pick"], {"samples": {"pick": [9]}}, "pick has documents 0 to 3, not 9"),
     ],
 )
 def test_tasks_metrics_and_items(folder: Path, tasks: list[Any], settings: dict[str, Any], words: str) -> None:

@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: s
 @pytest.mark.parametrize(("name", "told"), [("broken", "IndexError"), ("beyond", "gives 2 for item 1")])
 def test_a_fault_names_the_scorer_its_file_and_the_item(module: Path, tmp_path: Path, name: str, told: str) -> None:
     (one,) = Benchmark(path=str(written(tmp_path / "i.jsonl", name)), scorers={name: f"my_scorers.{name}"}).items()
-    with pytest.raises(UserError, match=rf"scorer {name} \(.*my_scorers.py:\d+\).*{told}"):
+    with pytest.raises(UserError, match=rf"scorer {name}: .*my_scorers.py:\d+.*{told}"):
         score(one, "x")
 
 

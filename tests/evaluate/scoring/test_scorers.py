@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from souping.core.types import Item, UserError
-from souping.evaluate.scoring import SCORERS, check, chosen, last_number, reading, score
+from souping.evaluate.scoring import SCORERS, check, chosen, last_number, score
 
 
 def item(answer: Any, scorer: str = "call", language: str = "python") -> Item:
@@ -162,7 +162,6 @@ def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
     for scorer in SCORERS.keys() - {"math", "call", "loss"}:
         one = item(1 if scorer == "number" else "A", scorer)
         assert 0.0 <= score(one, output) <= 1.0
-        assert isinstance(reading(one, output), str)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,6 @@ def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
 def test_the_letter_that_an_output_settles_on(output: str, letter: str) -> None:
     assert chosen(output) == letter
     assert score(item("(B)", "choice"), output) == float(letter == "B")
-    assert reading(item("B", "choice"), output) == letter
 
 
 @pytest.mark.parametrize(

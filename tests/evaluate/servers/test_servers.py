@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,12 +35,12 @@ def server(request: pytest.FixtureRequest) -> Any:
 
 def test_what_changes_answers_changes_the_settings_and_nothing_else_does(server: Any) -> None:
     assert json.loads(json.dumps(server.settings)) == server.settings
-    assert replace(server, port=5, timeout=3.0, python="/usr/bin/python3").settings == server.settings
+    assert replace(server, timeout=3.0, python="/usr/bin/python3").settings == server.settings
     for change in ({"dtype": "float16"}, {"extra_args": ["--x"]}, {"url": "http://127.0.0.1:1"}):
         assert digest(replace(server, **change).settings) != digest(server.settings)
 
 
-@pytest.mark.parametrize("change", [{"port": 70000}, {"timeout": 0.0}, {"url": "http://u:key@h"}], ids=str)
+@pytest.mark.parametrize("change", [{"timeout": 0.0}, {"url": "http://u:key@h"}], ids=str)
 def test_values_out_of_range_are_refused(server: Any, change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"server\.\w+=|Server\(\w+="):
         replace(server, **change)
@@ -268,13 +267,6 @@ class TestStart:
         with pytest.raises(KeyboardInterrupt):
             Scripted(code="import time; time.sleep(60)").start(Path("/m"), "m")
         assert len(list(logs.glob("souping-server-*"))) == 1
-
-    def test_a_port_that_is_taken(self) -> None:
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            other.listen()
-            port = other.getsockname()[1]
-            self.refused(Scripted(port=port), f"server.port={port} is taken")
 
     def test_one_that_takes_too_long(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def never(*_: object) -> str:

@@ -98,7 +98,7 @@ CASES: dict[str, dict[str, Settings]] = {
     },
     "patterns": {
         "a": {"r": 2, "lora_alpha": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 3}, **QV},
-        "b": {"r": 3, "rank_pattern": {r"layers\.0\..*": 1}, "alpha_pattern": {"^model.layers.1.*": 9}, **QV},
+        "b": {"r": 3, "rank_pattern": {r"layers\.0\..*": 1}, "alpha_pattern": {"layers.1.self_attn.q_proj": 9}, **QV},
         "c": {"r": 4, "use_rslora": True, "rank_pattern": {"1.self_attn.(q|v)_proj": 5}, **QV},
     },
     "targets": {
