@@ -13,7 +13,7 @@ import numpy as np
 
 from souping.analysis.guards import TOKENS, Guard, resolve
 from souping.analysis.surface import FITTED, fitted
-from souping.core.fields import pick
+from souping.core.fields import fits, pick
 from souping.core.types import BoolArray, FloatArray, Item, Json, Trial, UserError, Weights, elements, entries, part
 from souping.core.unit import Unit, scores_in, unit_of
 from souping.report.format import brackets, clean, count, in_words, percent, short, weight
@@ -39,14 +39,16 @@ def resolve_goals(
     Raises:
         UserError: there is one goal, a name is no category, group or `tokens`, or `pick` has no weights of goals.
     """
-    if not names and weights is None:
+    if not names and not weights:
         return ()
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"pareto={[*names]!r:.60} needs two goals or more, each once, as in pareto=[math,safety]")
-    for name in weights or ():
+    table = weights if isinstance(weights, Mapping) else {}
+    for name in table:
         pick(name, names, "pick: goal")
-    if weights is not None and not (min(weights.values(), default=-1) >= 0 and 0 < sum(weights.values()) < np.inf):
-        raise UserError(f"pick={dict(weights)!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
+    fine = all(fits(one, float) and 0 <= one < np.inf for one in table.values())
+    if weights and not (fine and sum(table.values())):
+        raise UserError(f"pick={weights!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
     found = resolve(dict.fromkeys(names, 1.0), categories, groups, units, "pareto")
     for one in found:
         if one.benchmark:
@@ -89,21 +91,16 @@ class Front:
         self.low, self.high = np.quantile(draws, (0.025, 0.975), axis=0)
         self.odds, self.on = np.mean([undominated(draw) for draw in draws], axis=0), undominated(self.means)
 
-    def total(self, pick: Mapping[str, float]) -> FloatArray:
-        """The weighted sum of the goals [S]."""
-        return np.asarray(self.means @ np.array([pick.get(goal.name, 0.0) for goal in self.goals]))
-
     def merits(self, pick: Mapping[str, float]) -> dict[Weights, float]:
         """{point: weighted sum of its goals}"""
-        return {
-            tuple(map(float, point)): total for point, total in zip(self.points, self.total(pick).tolist(), strict=True)
-        }
+        totals = (self.means @ np.array([pick.get(goal.name, 0.0) for goal in self.goals])).tolist()
+        return {tuple(map(float, point)): total for point, total in zip(self.points, totals, strict=True)}
 
     def candidates(self, pick: Mapping[str, float] | None) -> list[Weights]:
         """Points of the front to be confirmed: the best by `pick`, else the middle and the best of each goal."""
         on = np.flatnonzero(self.on)
         if pick is not None:
-            order = on[np.argsort(-self.total(pick)[on], kind="stable")]
+            order = on[np.argsort(-np.array([*self.merits(pick).values()])[on], kind="stable")]
         else:
             spread = self.means[on] - self.means[on].min(0)
             spread = spread / np.maximum(spread.max(0), 1e-12)

@@ -36,7 +36,6 @@ NEARER = 0.7
 median of the recorded tables, benchmarks/guards.py --soups."""
 FORM = "guard={CATEGORY: POINTS} or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
 LONGER = Unit(name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False)
-Outcome = Literal["held", "broken", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,7 @@ class GuardCheck:
         return self.found.low > -self.guard.margin
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Literal["held", "broken", "undecided"]:
         return "held" if self.admits else "broken" if self.found.high < -self.guard.margin else "undecided"
 
     def as_dict(self) -> dict[str, Json]:

@@ -62,7 +62,6 @@ class RootKeys:
     margin: Margin | None = None
     guard_against: str | None = None
     pareto: list[str] | None = None
-    pick: dict[str, float] | None = None
     store: StoreConfig = field(default_factory=StoreConfig)
     also: list[Any] = field(default_factory=list)
     analysis: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +69,10 @@ class RootKeys:
 
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
 """Root keys with a closed choice, which is no type of Hydra's."""
-FREE = {**dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard")), "gate": "error"}
+FREE = {
+    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pick")),
+    "gate": "error",
+}
 """Root keys whose types Hydra cannot check, with their defaults."""
 Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
 CHECKED: dict[str, Any] = {}

@@ -63,8 +63,7 @@ def admitted(
         if trial.recipe.id != reference.id and holds and elsewhere(trial.recipe):
             chosen, result = trial, trial.result
     best = max(trial.result.objective for trial in order)
-    without = winner.summary.get("without_guards")
-    best = best if without is None else max(best, gain(without))
+    best = max(best, gain(winner.summary["without_guards"])) if "without_guards" in winner.summary else best
     cost, end = unit().size(best - result.objective), "one is admissible" if chosen else "no soup is admissible"
     models = f"{len(likely)} of {len(order)} models that answered the whole search fold lost less than the guards bear"
     price = f"keeping to the guards costs {unit().text(cost)} {unit().name} on the search fold"
@@ -78,7 +77,7 @@ def with_goals(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, dict[str, Mapping[str, Json]]]:
     """The soup that `pick` or the objective chooses under the guards, and the front's data for the report."""
-    weights, front = run.settings.pick, None
+    weights, front = run.settings.pick or None, None
     if run.settings.pareto:
         winner, front = confirmed(run, winner, ingredients, log)
     order = best_first(winner)
@@ -106,7 +105,7 @@ def confirmed(
     trials = {one.weights: one for one in winner.trials if one.handler in ("", winner.handler)}
     others = [one for one in winner.trials if one.handler not in ("", winner.handler)]
     first = Front(goals, items, points, trials.values())
-    wanted = first.candidates(settings.pick)
+    wanted = first.candidates(settings.pick or None)
     lacking = [point for point in wanted if point not in trials or not trials[point].whole]
     recipes = {point: run.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in lacking}
     measured = run.evaluate_stage(run.front_stage(recipes.values(), winner.handler)) if recipes else {}
@@ -151,6 +150,5 @@ def search_again(
     """Scores on `items` of the best soup of some ingredients, which a search of its own finds on other items."""
     settings, own, half = run.settings, run.settings.optimiser, known[0].items
     own = replace(own, budget=budget) if isinstance(own, Adaptive) else Adaptive(budget=budget)
-    objective, seed = settings.objective, settings.seed
-    found = find_weights(own, objective, seed, run.recipes, evaluation, names, half, known=known)
+    found = find_weights(own, settings.objective, settings.seed, run.recipes, evaluation, names, half, known=known)
     return evaluation.scores(found.recipe, items).values
