@@ -47,7 +47,7 @@ def resolve_goals(
     for name in table:
         pick(name, names, "pick: goal")
     fine = all(fits(one, float) and 0 <= one < np.inf for one in table.values())
-    if weights and not (fine and sum(table.values())):
+    if weights and not (fine and any(table.values())):
         raise UserError(f"pick={weights!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
     found = resolve(dict.fromkeys(names, 1.0), categories, groups, units, "pareto")
     for one in found:
