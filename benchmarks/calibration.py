@@ -46,7 +46,7 @@ def metric(
     none = {name: np.full(s.shape, np.nan) for name, s in full.items()}
     return MatchedMetric(
         task=task, metric="acc", higher_is_better=True, is_mean=True, items=items,
-        groups=items if groups is None else tuple(f"g{g}" for g in groups), reported={},
+        groups=("",) * len(items) if groups is None else tuple(f"g{g}" for g in groups), reported={},
         values={"score": full, "missing": more.get("missing", none), "cut": none, "tokens": none, "characters": none},
     )  # fmt: skip
 

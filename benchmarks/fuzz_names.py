@@ -60,8 +60,6 @@ def tensors(rng: random.Random, _: Path) -> None:
     like = {key: shape(rng, value) if rng.random() < 0.1 else value for key, value in PLAIN.items()}
     native = {key: (rng.choice(["F32", "F32", "F32", "BF16"]), value) for key, value in shapes.items()}
     mapped = map_names(native, config, like if rng.random() < 0.3 else None)
-    for tensor in mapped.values():
-        tensor.views()
     described(mapped, native)
 
 

@@ -25,7 +25,7 @@ from merge_inputs import generate, in_fp8, sparse_70b
 from merge_phases import averaging, cold, pouring, recipe_of, timed
 
 from souping.checkpoints import Checkpoint
-from souping.merge.alignment import plan
+from souping.merge.local import LocalMerge
 
 HERE = Path(__file__).resolve().parent
 LAUNCHER = """
@@ -233,7 +233,7 @@ def memory(bench: Bench) -> None:
 def phases(bench: Bench, rounds: int) -> None:
     """Inside one process: arithmetic against no arithmetic, warm and cold, and pouring."""
     folders, stage = bench.inputs("1.2", 4, 4), bench.folder / "stage"
-    made = plan(recipe_of(folders, WEIGHTS[4]), folders)
+    made = LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4]))
     bench.say("\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|")
     warm = averaging(made, stage, rounds)
     _line(bench, "averaging, warm, no fsync", warm["averaging"], "same reads and writes, no arithmetic", warm["raw"])
@@ -252,7 +252,7 @@ def _line(bench: Bench, what: str, seconds: float, limit: str, floor: float) -> 
 def planning(bench: Bench) -> None:
     """Four checkpoints of 70B parameters: headers over files that are holes."""
     folders = {name: sparse_70b(bench.folder / "70b" / name) for name in "abcd"}
-    seconds = timed(lambda: plan(recipe_of(folders, WEIGHTS[4]), folders))
+    seconds = timed(lambda: LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4])))
     bench.say(f"\nPlan of 4 x 70B from headers: {seconds:.3f} s.")
     shutil.rmtree(bench.folder / "70b")
 

@@ -15,7 +15,7 @@ import numpy as np
 from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
 from souping.merge import writer
-from souping.merge.alignment import plan
+from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 
 
@@ -97,7 +97,7 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
     recipe = recipe_of(folders, weights)
     module = _module(next(iter(folders.values())))
     live = LiveModule(checkpoints, module)
-    made = plan(recipe, folders)
+    made = LocalMerge().open(folders).plan(recipe)
     half = (made.read_bytes + 2 * made.nbytes) // 2  # a copy reads and writes each byte
     source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)
     times = interleaved(

@@ -39,7 +39,7 @@ def make(base: str, out: Path, steps: int, seed: int) -> str:
     write_texts(out / "texts.jsonl", texts)
     return (
         f"python -m souping +experiment=trajectory pool.path={out}/run benchmark.path={out}/texts.jsonl "
-        f"pool.decayed={out}/decayed/checkpoint-{steps}"
+        f"pool.decayed={out}/decayed/checkpoint-{steps} evaluator.batch_size=128"
     )
 
 

@@ -150,7 +150,7 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
         return rounded_up(math.inf)
     wide = detectable(comparison) - comparison.step  # falls with the root of the items, the step with their number
     root = (wide + math.sqrt(wide**2 + 4 * margin * comparison.step)) / (2 * margin)
-    return rounded_up(comparison.n * root**2)
+    return rounded_up(comparison.n * root * root)
 
 
 def detectable(shown: Comparison) -> float:

@@ -52,29 +52,12 @@ class CheckpointScores:
     def beside(self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0) -> dict[str, Json]:
         """The average [I] minus the `last` checkpoint, and minus the mean of the checkpoints' scores by the same
         weights [K]: `members_mean`."""
-        table, found = self.table, dict[str, Json]()
-        others = {"last": self.values[-1], "members_mean": np.asarray(weights) @ self.values}
-        for name, theirs in others.items():
-            where = (table.categories, table.groups, table.coefficients)
-            one = compare(AVERAGE, name, average, theirs, *where, looks=looks, tests=tests)
-            found[name] = _shown(one, looks)
-        return found
-
-    def by_category(self, average: FloatArray, looks: int) -> list[Mapping[str, Json]]:
-        """The average minus the last checkpoint in each category; the intervals hold for all of them at once."""
-        names, found = self.table.names, list[Mapping[str, Json]]()
-        for number, name in enumerate(names):
-            place = self.table.categories == number
-            part = ItemTable(
-                names=(name,),
-                categories=np.zeros(int(place.sum()), dtype=np.int64),
-                groups=self.table.groups[place],
-                coefficients=np.ones(1),
-            )
-            inside = CheckpointScores(values=self.values[-1:, place], table=part)
-            last = inside.beside(average[place], (1.0,), looks, len(names))["last"]
-            found.append({"category": name, "score": inside.objective(average[place]), "last": last})
-        return found
+        where = (self.table.categories, self.table.groups, self.table.coefficients)
+        others = {LAST: self.values[-1], "members_mean": np.asarray(weights) @ self.values}
+        return {
+            name: _shown(compare(AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks)
+            for name, other in others.items()
+        }
 
 
 def _shown(one: Comparison, looks: int) -> Mapping[str, Json]:
@@ -93,8 +76,8 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
 
     count, alpha = len(deltas), ALPHA / penalty(looks)
     rest = [_grouped(run, table) for run in deltas - deltas.mean(axis=0)]
-    whole, own = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
-    items, runs = float(whole.variances().sum()), float(np.var(own, ddof=1)) / count
+    whole, means = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
+    items, runs = float(whole.variances().sum()), float(np.var(means, ddof=1)) / count
     both = sum(float(one.variances().sum()) for one in rest) / (count - 1) / count
     total = max(items, runs, items + runs - both)
     error = math.sqrt(total)
@@ -120,7 +103,7 @@ def _grouped(values: FloatArray, table: ItemTable) -> GroupedScores:
 
 def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:
     """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
-    deltas = np.array([ours - theirs for ours, theirs in others])
+    deltas = np.array([average - last for average, last in others])
     claim = {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
     return {"differences": [report.objective(one) for one in deltas], **claim}
 
@@ -158,7 +141,6 @@ def describe(
         "members": members,
         "windows": _windows(found.runs[0].members, search, trials),
         **report.beside(soup, weights, looks),
-        "categories": report.by_category(soup, looks),
         "runs": _further_runs(report, others, looks),
         "spread": {"checkpoints": min(NEIGHBOURS, len(members)), "search": search.spread(), "report": report.spread()},
     }

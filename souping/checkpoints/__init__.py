@@ -30,7 +30,7 @@ from souping.checkpoints.folder import (
     weights_like,
 )
 from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
-from souping.checkpoints.names import Mapped, ViewTable, described, map_names, regrouped
+from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
 from souping.checkpoints.sharded import Sharded, read_sharded
@@ -79,7 +79,8 @@ class Checkpoint:
     `tensors` are in file order, `files` are the weight files, relative to `folder`. `side` are the files that a soup
     carries over, relative to `home`: that is `like` where a sharded checkpoint borrows another folder's config and
     tokenizer. `stamps` tell whether one of them has changed since. If there is an `assembly`, the tensors' places are
-    in it, not in a file. `quantised` is the same folder as it is stored, if weights are dequantised when read.
+    in it, not in a file. `mapped` says how tensors got their names, with the file of `rules` if the user gave one.
+    `quantised` is the same folder as it is stored, if weights are dequantised when read.
     """
 
     folder: Path
@@ -90,6 +91,7 @@ class Checkpoint:
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
     rules: Path | None = None
+    mapped: Mapping[str, Mapped] | None = field(default=None, compare=False, repr=False)
     assembly: Assembly | None = field(default=None, compare=False, repr=False)
     quantised: Checkpoint | None = field(default=None, compare=False, repr=False)
 
@@ -108,8 +110,10 @@ class Checkpoint:
             like = like or Like()
             home = home_of(sharded, like)
             if home is None:
-                return cls.viewed(sharded, *sharded.as_stored(), {}, None)
-            return cls.assembled(sharded, home, like.rules)
+                return cls.viewed(sharded, sharded.as_stored(), {}, None)
+            config, shapes = read_config(home), {name: tensor.shape for name, tensor in weights_like(home).items()}
+            mapped = map_names(headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder)
+            return replace(cls.viewed(sharded, views_of(mapped), config, home), rules=like.rules, mapped=mapped)
         refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
@@ -131,8 +135,8 @@ class Checkpoint:
             return opened
         stored = {name: StoredTensor.of(tensor) for name, tensor in opened.tensors.items()}
         sharded = Sharded(opened.folder, "", "safetensors", stored, opened.files)
-        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
-        return replace(cls.viewed(sharded, views, shapes, opened.config, opened.folder), stamps=opened.stamps)
+        made = cls.viewed(sharded, views_of(mapped), opened.config, opened.folder)
+        return replace(made, stamps=opened.stamps, mapped=mapped)
 
     @classmethod
     def of(
@@ -142,58 +146,24 @@ class Checkpoint:
         config: dict[str, Any],
         side: tuple[str, ...],
         before: Mapping[str, Stamp],
+        files: tuple[str, ...] = (),
+        like: Path | None = None,
     ) -> Checkpoint:
         """A folder that was read; `before` are the stamps of its files from before that."""
-        files = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        stamps = {name: before[name] if name in before else stamp(folder / name) for name in (*files, *side)}
-        return cls(folder=folder, tensors=tensors, config=config, files=files, side=side, stamps=stamps)
-
-    @classmethod
-    def assembled(cls, sharded: Sharded, home: Path, rules: Path | None = None) -> Checkpoint:
-        """The model in a sharded checkpoint, by the names of transformers, with the config and side files of `home`.
-
-        `rules` is a file of the user's own.
-
-        Raises:
-            UserError: as `map_names`; `home` says which names and shapes there are where it has weights.
-        """
-        config = read_config(home)
-        mapped = _map_stored(sharded.tensors, config, home, rules, sharded.folder)
-        views, shapes = ViewTable(mapped), {name: tensor.shape for name, tensor in mapped.items()}
-        return replace(cls.viewed(sharded, views, shapes, config, home), rules=rules)
+        files = files or tuple(sorted({tensor.file for tensor in tensors.values()}))
+        opened = cls(folder=folder, tensors=tensors, config=config, files=files, side=side, like=like)
+        stamps = {name: before[name] if name in before else stamp(opened.path(name)) for name in (*files, *side)}
+        return replace(opened, stamps=stamps)
 
     @classmethod
     def viewed(
-        cls,
-        sharded: Sharded,
-        views: Mapping[str, Sequence[View]],
-        shapes: Mapping[str, Shape],
-        config: dict[str, Any],
-        home: Path | None,
+        cls, sharded: Sharded, views: Mapping[str, View], config: dict[str, Any], home: Path | None
     ) -> Checkpoint:
-        """Tensors as views of what is stored; without `home` there are no side files.
-
-        Raises:
-            UserError: a view does not fit what is stored.
-        """
-        try:
-            assembly = Assembly.of(sharded.tensors, views, shapes)
-        except ValueError as error:
-            raise UserError(f"{sharded.folder}: {error}") from None
-        side = side_files(home) if home is not None else ()
-        stamps = {name: stamp(sharded.folder / name) for name in sharded.files}
-        if home is not None:
-            stamps |= {name: stamp(home / name) for name in side}
-        return cls(
-            folder=sharded.folder,
-            tensors={tensor.name: tensor for tensor in assembly.tensors},
-            config=config,
-            files=sharded.files,
-            side=side,
-            stamps=stamps,
-            like=home if home != sharded.folder else None,
-            assembly=assembly,
-        )
+        """Tensors as views of what is stored; without `home` there are no side files."""
+        assembly = Assembly.of(sharded.tensors, views)
+        tensors, side = {tensor.name: tensor for tensor in assembly.tensors}, side_files(home) if home else ()
+        like = home if home != sharded.folder else None
+        return replace(cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like), assembly=assembly)
 
     @property
     def home(self) -> Path:
@@ -246,23 +216,15 @@ class Checkpoint:
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
-def _map_stored(
-    stored: Mapping[str, StoredTensor], config: Mapping[str, Json], home: Path, rules: Path | None, folder: Path
-) -> dict[str, Mapped]:
-    """The tensors of a sharded checkpoint as the model in `home` has them."""
-    like = {name: tensor.shape for name, tensor in weights_like(home).items()}
-    return map_names(headers_of(stored), config, like or None, rules, where=folder)
+def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:
+    return {name: tensor.view for name, tensor in mapped.items()}
 
 
 def describe_names(checkpoint: Checkpoint) -> list[str]:
     """One line for each kind of tensor: how it is stored, and what comes of it."""
-    if checkpoint.assembly is None:
+    if checkpoint.assembly is None or checkpoint.mapped is None:
         return [f"{len(checkpoint.tensors)} tensors, as they are"]
-    stored, folder = checkpoint.assembly.stored, checkpoint.folder
-    mapped = regrouped(headers_of(stored), checkpoint.config, folder) if checkpoint.like is None else None
-    if mapped is None:
-        mapped = _map_stored(stored, checkpoint.config, checkpoint.home, checkpoint.rules, folder)
-    return described(mapped, stored)
+    return described(checkpoint.mapped, checkpoint.assembly.stored)
 
 
 def headers_of(tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> dict[str, tuple[str, Shape]]:
@@ -378,8 +340,8 @@ def tensor_digests(
 ) -> list[str]:
     """SHA-256 (hex) of each tensor of a group of `hashed_groups`; read once where a `cache` keeps them."""
     number = checkpoint.file_number(group[0])
-    before = [settled(path) for path in hashed_files(checkpoint, number)]
-    key = tensors_key(checkpoint, number, before)
+    before = hashed_files(checkpoint, number)
+    key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
         known = cache[key].split()
         return known if len(known) == len(group) else [cache[key]] * len(group)  # a stand-in until it is read
@@ -392,36 +354,30 @@ def tensor_digests(
                 reader.read(number, piece, tensor.offset + start)
                 hashing.update(piece.data)
             values.append(hashing.hexdigest())
-    keep_digests(checkpoint, number, before, values, cache)
+    keep_digest(key, before, " ".join(values), cache)
     return values
 
 
-def hashed_files(checkpoint: Checkpoint, number: int) -> list[Path]:
-    """The files that the tensors of a group are in."""
+def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
+    """The files that the tensors of a group are in, with their stamps."""
     files = checkpoint.files if checkpoint.assembly is not None else checkpoint.files[number : number + 1]
-    return [checkpoint.folder / name for name in files]
+    return {path: settled(path) for path in (checkpoint.folder / name for name in files)}
 
 
-def tensors_key(checkpoint: Checkpoint, number: int, stamps: Sequence[Stamp]) -> str:
+def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     """Under what the digests of a group are kept: for assembled tensors the views of the files count too."""
-    keys = [digest_key(p, state) for p, state in zip(hashed_files(checkpoint, number), stamps, strict=True)]
+    keys = [digest_key(path, state) for path, state in files.items()]
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}"
     return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
 
 
-def keep_digests(
-    checkpoint: Checkpoint,
-    number: int,
-    before: Sequence[Stamp],
-    values: Sequence[str],
-    cache: MutableMapping[str, str] | None,
-) -> None:
-    """Note the digests of a group in the cache. Raises UserError where a file has changed since `before`."""
-    for path, state in zip(hashed_files(checkpoint, number), before, strict=True):
+def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: MutableMapping[str, str] | None) -> None:
+    """Note a digest in the cache. Raises UserError where a file has changed since `before`."""
+    for path, state in before.items():
         check_stamp(path, state)
-    if cache is not None and time.time_ns() > max(state[2] for state in before):  # a clock that went back tells nothing
-        cache[tensors_key(checkpoint, number, before)] = " ".join(values)
+    if cache is not None and time.time_ns() > max(state[2] for state in before.values()):
+        cache[key] = value  # a clock that went back tells nothing
 
 
 def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
@@ -432,9 +388,7 @@ def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
         return cache[key]
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    check_stamp(path, before)
-    if cache is not None and time.time_ns() > before[2]:  # a clock that went back tells nothing
-        cache[key] = value
+    keep_digest(key, {path: before}, value, cache)
     return value
 
 

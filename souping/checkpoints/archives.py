@@ -9,103 +9,137 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable, Collection, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from souping.checkpoints.header import TAGS, Tensor, broken, size_of
-from souping.checkpoints.pickles import MAX_PICKLE, TENSORS, Data, Made, Named, unpickle
-from souping.checkpoints.views import row_major
-from souping.core.types import UserError
+from souping.checkpoints.layouts import common
+from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, Named, unpickle
+from souping.checkpoints.views import in_order
 
-MAX_DIRECTORY = 50_000_000
-END, FAR_END, ENTRY = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4s6H3I5H2I")
-LOCATOR, LOCAL = 20, 30
-WINDOW = 2048
-FULL = 0xFFFFFFFF
-STORAGES = {
-    "torch.FloatStorage": "F32", "torch.BFloat16Storage": "BF16", "torch.HalfStorage": "F16",
-    "torch.DoubleStorage": "F64", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
-    "torch.CharStorage": "I8", "torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
-}  # fmt: skip
-"""{class of a storage: dtype}"""
-Slice = Callable[[int, int], bytes]
-"""slice(offset, size) -> so many bytes of the archive from there on, fewer at its end"""
+MOST = 50_000_000
+"""Bytes of a directory at most."""
+SMALL = 2048
+PIECE = 1 << 20
+CHECKSUM_BEFORE_NAME = 30
+LOCAL = struct.Struct("<4s22x2H")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Entry of an archive: where its bytes are, and where its checksum is written down (twice)."""
+    """Bytes of a file from `offset` on."""
 
     offset: int
     nbytes: int
-    checksums: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Entry as the directory lists it: its bytes follow its header, before `end`."""
+class FileSlice:
+    """Part of an open file as `zipfile` reads it."""
 
-    header: int
-    nbytes: int
-    checksum: int
-    end: int
+    def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
+        self._file, self._start, self._nbytes, self._at = file, start, nbytes, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._nbytes)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        rest = self._nbytes - self._at
+        piece = os.pread(self._file.fileno(), min(size if size >= 0 else rest, rest, MOST), self._start + self._at)
+        self._at += len(piece)
+        return piece
+
+
+def read_pieces(file: BinaryIO, place: Extent) -> Iterator[bytes]:
+    """The bytes of a place in a file, piece by piece."""
+    for start in range(0, place.nbytes, PIECE):
+        yield os.pread(file.fileno(), min(PIECE, place.nbytes - start), place.offset + start)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Zip archive whose directory was read; offsets count from its start."""
+    """Archive of `nbytes` from `start` of an open file, with its directory {name below the first folder: entry}."""
 
     path: Path
-    read: Slice
-    entries: Mapping[str, Listed]
+    file: BinaryIO
+    start: int
+    nbytes: int
+    entries: Mapping[str, zipfile.ZipInfo]
+    directory: int
 
     @classmethod
-    def open(cls, path: Path, read: Slice, size: int) -> Archive:
-        """Read the directory of an archive of so many bytes in a file. Raises UserError where it is none."""
+    def open(cls, path: Path, file: BinaryIO, start: int = 0, nbytes: int | None = None) -> Archive:
+        """Read a directory. Raises UserError if there is none."""
+        nbytes = path.stat().st_size - start if nbytes is None else nbytes
         try:
-            windowed = windows(read, size)
-            return cls(path, windowed, _directory(windowed, size))
-        except (struct.error, ValueError, IndexError) as error:
+            opened = zipfile.ZipFile(FileSlice(file, start, nbytes))
+        except (*FAILURES, zipfile.BadZipFile, NotImplementedError, OSError) as error:
             raise broken(path, f"no archive of torch.save where one should be ({error})") from None
+        entries = {entry.filename.partition("/")[2]: entry for entry in opened.infolist()}
+        return cls(path, file, start, nbytes, entries, opened.start_dir)
 
     def extent(self, name: str) -> Extent:
-        """Where an entry's bytes are (KeyError or ValueError: nowhere)."""
+        """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
         entry = self.entries[name]
-        local = self.read(entry.header, LOCAL)
-        if len(local) < LOCAL or local[:4] != b"PK\x03\x04":
+        begin = entry.header_offset + LOCAL.size
+        if entry.compress_type or not 0 <= entry.header_offset <= self.nbytes - LOCAL.size - entry.file_size:
+            raise ValueError("an entry is compressed, or outside")
+        mark, *more = LOCAL.unpack(os.pread(self.file.fileno(), LOCAL.size, self.start + entry.header_offset))
+        if mark != b"PK\x03\x04" or begin + sum(more) + entry.file_size > self.nbytes:
             raise ValueError("an entry is not where it should be")
-        offset = entry.header + LOCAL + sum(struct.unpack_from("<2H", local, 26))
-        if offset + entry.nbytes > entry.end:
-            raise ValueError("an entry stands out")
-        late = local[6] & 8  # its checksum comes after the bytes
-        return Extent(offset, entry.nbytes, (offset + entry.nbytes + 4 if late else entry.header + 14, entry.checksum))
+        return Extent(self.start + begin + sum(more), entry.file_size)
+
+    def sign(self) -> None:
+        """Write the checksums of storages that were changed to both of their places."""
+        directory = os.pread(self.file.fileno(), self.nbytes - self.directory, self.start + self.directory)
+        for name, entry in self.entries.items():
+            if not name.startswith("data/"):
+                continue
+            found, value = self.extent(name), 0
+            for piece in read_pieces(self.file, found):
+                value = zlib.crc32(piece, value)
+            listed = self.directory + directory.index(entry.filename.encode()) - CHECKSUM_BEFORE_NAME
+            late = entry.flag_bits & 8  # it comes after the bytes
+            header = found.offset + found.nbytes + 4 if late else self.start + entry.header_offset + 14
+            for place in (header, self.start + listed):
+                os.pwrite(self.file.fileno(), value.to_bytes(4, "little"), place)
 
     def content(self, name: str) -> bytes:
         try:
-            record = self.extent(name)
-        except (KeyError, ValueError) as error:
+            found = self.extent(name)
+        except FAILURES as error:
             raise broken(self.path, f"its archive has no {name} that can be read ({error})") from None
-        if record.nbytes > MAX_PICKLE:
+        if found.nbytes > MAX_PICKLE:
             raise broken(self.path, f"its {name} is larger than {MAX_PICKLE} bytes")
-        return self.read(record.offset, record.nbytes)
+        return os.pread(self.file.fileno(), found.nbytes, found.offset)
 
-    def unpickled(self, allowed: Collection[str]) -> Data:
+    def unpickled(self) -> Data:
         """What the archive's pickle holds."""
         if "byteorder" in self.entries and self.content("byteorder") != b"little":
             raise broken(self.path, "its numbers are not little-endian")
         data = self.content("data.pkl")
-        if len(data) > WINDOW:
-            return unpickle(data, allowed, self.path)
-        return _unpickled(data, frozenset(allowed), self.path)
+        return _unpickled(data, self.path) if len(data) < SMALL else unpickle(data, self.path)
+
+    def tensors(self) -> Mapping[str, Data]:
+        """The pickled tensors by name. Raises UserError if it holds anything else."""
+        state = self.unpickled()
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise broken(self.path, "not a table of tensors")
+        return state
 
     def place(self, value: Data, name: str) -> tuple[str, tuple[int, ...], Extent]:
         """(dtype, shape, place) of a contiguous tensor that its pickle makes. Raises UserError for anything else."""
         try:
             return self._place(value)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        except FAILURES as error:
             raise broken(self.path, f"no contiguous tensor of a known dtype ({error})"[:200], name) from None
 
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
@@ -115,27 +149,25 @@ class Archive:
             raise TypeError(f"it is a {value.kind if isinstance(value, Made) else type(value).__name__}")
         storage, first, shape, strides = value.args[:4]
         shape = sizes(shape)
-        if any(n > 1 and a != b for n, a, b in zip(shape, sizes(strides), row_major(shape), strict=True)):
+        if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
-        dtype = STORAGES[storage.args[1].name]
-        record, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
+        dtype = common()["storages"][storage.args[1].name.removeprefix("torch.").removesuffix("Storage")]
+        found, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
         count = math.prod(shape)
-        if first < 0 or (first + count) * item > record.nbytes:
+        if first < 0 or (first + count) * item > found.nbytes:
             raise ValueError("its elements are beyond the end of its storage")
-        return dtype, shape, Extent(record.offset + first * item, count * item, record.checksums)
+        return dtype, shape, Extent(found.offset + first * item, count * item)
 
 
 @lru_cache(maxsize=256)
-def _unpickled(data: bytes, allowed: frozenset[str], path: Path) -> Data:
+def _unpickled(data: bytes, path: Path) -> Data:
     """What a small pickle holds: boxes of one shape have the same."""
-    return unpickle(data, allowed, path)
+    return unpickle(data, path)
 
 
 def sizes(value: Data) -> tuple[int, ...]:
     """A `torch.Size`, or a tuple of numbers (TypeError or ValueError for anything else)."""
-    numbers = value.args[0] if isinstance(value, Made) and value.kind == "torch.Size" else value
-    if isinstance(value, Made) and not value.args:
-        return ()
+    numbers = (*value.args, ())[0] if isinstance(value, Made) and value.kind == "torch.Size" else value
     if not isinstance(numbers, tuple | list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
         raise TypeError("a size is not a tuple of numbers")
     if len(numbers) > 16 or math.prod(numbers) >= 1 << 48:
@@ -148,72 +180,6 @@ def tag_of(dtype: Data) -> str:
     return TAGS[dtype.name.removeprefix("torch.") if isinstance(dtype, Named) else ""]
 
 
-def windows(read: Slice, size: int) -> Slice:
-    """The reader with the first and last bytes of an archive kept, where all but large storages are."""
-    edge = max(0, size - WINDOW)
-    head, tail = read(0, min(WINDOW, size)), read(edge, size - edge)
-
-    def windowed(offset: int, nbytes: int) -> bytes:
-        if offset >= 0 and nbytes >= 0 and offset + nbytes <= len(head):
-            return head[offset : offset + nbytes]
-        if edge <= offset and nbytes >= 0:
-            return tail[offset - edge : offset - edge + nbytes]
-        return read(offset, nbytes)
-
-    return windowed
-
-
-def _directory(read: Slice, size: int) -> dict[str, Listed]:
-    tail = read(max(0, size - END.size), END.size)
-    mark, *_, count, length, start, comment = END.unpack(tail)
-    if mark != b"PK\x05\x06" or comment:
-        raise ValueError("no end of a directory")
-    if FULL in (length, start) or count == 0xFFFF:
-        far = read(size - END.size - LOCATOR - FAR_END.size, FAR_END.size)
-        mark, *_, count, length, start = FAR_END.unpack(far)
-        if mark != b"PK\x06\x06":
-            raise ValueError("no end of a large directory")
-    if length > MAX_DIRECTORY or start + length > size:
-        raise ValueError("its directory stands out")
-    raw, at, entries = read(start, length), 0, dict[str, Listed]()
-    for _ in range(count):
-        entry = ENTRY.unpack_from(raw, at)
-        nlen, xlen, clen = entry[10:13]
-        name = raw[at + ENTRY.size : at + ENTRY.size + nlen].decode("utf-8", "replace").partition("/")[2]
-        extra = raw[at + ENTRY.size + nlen : at + ENTRY.size + nlen + xlen]
-        nbytes, header = _far(extra, entry[9], entry[16])
-        if entry[0] != b"PK\x01\x02" or entry[4] or name in entries:
-            raise ValueError("an entry is compressed, or there twice")
-        entries[name] = Listed(header, nbytes, start + at + 16, start)
-        at += ENTRY.size + nlen + xlen + clen
-    return entries
-
-
-def _far(extra: bytes, nbytes: int, header: int) -> tuple[int, int]:
-    """Size and place of an entry, which are in its extra field where they need more than 32 bits."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            values = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            nbytes = values.pop(0) if nbytes == FULL else nbytes
-            if header == FULL:
-                header = values[-1]
-        at += 4 + length
-    return nbytes, header
-
-
-def file_slice(file: BinaryIO, start: int = 0) -> Slice:
-    """Reader of an open file, or of what begins at `start` in it."""
-
-    def read(offset: int, size: int) -> bytes:
-        if offset < 0 or size < 0:
-            raise ValueError("a place before the start")
-        return os.pread(file.fileno(), size, start + offset)
-
-    return read
-
-
 def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     """The tensors of a pickled file and where their bytes are.
 
@@ -221,15 +187,6 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
         UserError: it holds more than plain, contiguous tensors, or it is truncated.
     """
     with path.open("rb") as file:
-        try:
-            archive = Archive.open(path, file_slice(file), path.stat().st_size)
-            state = archive.unpickled(TENSORS)
-        except UserError as error:
-            raise UserError(f"{error}. It holds more than plain tensors, or is broken.") from None
-        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise broken(path, "not a table of tensors")
-        tensors = {}
-        for name, value in state.items():
-            dtype, shape, record = archive.place(value, name)
-            tensors[name] = Tensor(name, dtype, shape, label, record.offset, record.nbytes)
-    return tensors
+        archive = Archive.open(path, file)
+        places = {name: archive.place(value, name) for name, value in archive.tensors().items()}
+    return {name: Tensor(name, dtype, shape, label, e.offset, e.nbytes) for name, (dtype, shape, e) in places.items()}

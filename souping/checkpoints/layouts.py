@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from souping.checkpoints.header import parse_json
-from souping.checkpoints.views import Shape
+from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load, pick
 from souping.core.files import expanded
 from souping.core.text import shown
@@ -37,10 +37,11 @@ class Axis:
     size: str
     start: str
     stop: str
-    cut: bool
 
 
 Dims = tuple[tuple[Axis, ...], ...]
+Axes = Mapping[str, tuple[int, int, int]]
+"""{axis: (size, step in a native tensor, step from native tensor to native tensor)}"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ class Family:
 def common() -> dict[str, Any]:
     table: dict[str, Any] = parse_json(RULES / "common.json", (RULES / "common.json").read_bytes())
     return table
+
+
+def is_weight(name: str) -> bool:
+    """Whether a trainer's tensor may belong to the model, by its name."""
+    drop = any_of(tuple(common()["drop"]))
+    return not any(drop.fullmatch(part) for part in re.split(r"[./]", name))
 
 
 def rules_of(names: str | None) -> Path | None:
@@ -208,7 +215,7 @@ def _axis(text: str) -> Axis:
     if found is None:
         raise ValueError(f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]")
     start, stop = found["start"] or "", found["stop"] or ""
-    return Axis(found["name"], found["size"] or "", start, stop, found["start"] is not None and not found["range"])
+    return Axis(found["name"], found["size"] or "", start, stop if found["range"] or not start else f"{start}+1")
 
 
 @cache
@@ -229,41 +236,30 @@ def pattern_of(native: str) -> re.Pattern[str]:
 def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
     """The sizes that layouts may name, as far as a config has them."""
     inner = config.get("text_config")
-    tables = [config, inner] if isinstance(inner, dict) else [config]
-    values = {
-        key: value for table in reversed(tables) for key, value in table.items() if type(value) is int and value > 0
-    }
-    keys = common()["sizes"]
-    sizes = {name: next((values[key] for key in keys[name] if key in values), 0) for name in keys}
-    if not sizes["head_dim"] and sizes["heads"]:
-        sizes["head_dim"] = sizes["hidden"] // sizes["heads"]
-    sizes["half"] = sizes["head_dim"] // 2
-    if sizes["kv_heads"]:
-        sizes["queries"] = sizes["heads"] // sizes["kv_heads"]
+    tables = [inner, config] if isinstance(inner, dict) else [config]
+    known = {key: value for table in tables for key, value in table.items() if type(value) is int and value > 0}
+    sizes = {name: next((known[key] for key in keys if key in known), 0) for name, keys in common()["sizes"].items()}
+    if sizes["heads"]:
+        sizes["head_dim"] = sizes["head_dim"] or sizes["hidden"] // sizes["heads"]
+    sizes["half"], sizes["queries"] = sizes["head_dim"] // 2, sizes["heads"] // (sizes["kv_heads"] or 1)
     return {name: size for name, size in sizes.items() if size}
 
 
 def _value(text: str, sizes: Mapping[str, int]) -> int:
     """The sum of numbers and sizes that a text names."""
-    total = 0
-    for term in text.split("+"):
-        if not re.fullmatch(r"-?\d{1,9}", term) and term not in sizes:
-            raise ValueError(f"the config says nothing of {shown(term)}")
-        total += sizes[term] if term in sizes else int(term)
-    return total
+    terms = text.split("+")
+    if odd := [term for term in terms if term not in sizes and not re.fullmatch(r"-?\d{1,9}", term)]:
+        raise ValueError(f"the config says nothing of {shown(odd[0])}")
+    return sum(sizes[term] if term in sizes else int(term) for term in terms)
 
 
-def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """{axis: (size, stride)} of a native tensor (ValueError: its shape is another)."""
+def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
+    """The axes of a native tensor (ValueError: its shape is another)."""
     if len(dims) != len(shape):
         raise ValueError(f"it should have {len(dims)} dimensions")
-    table: dict[str, tuple[int, int]] = {}
-    stride = 1
-    for dim, length in zip(reversed(dims), reversed(shape), strict=True):
-        for axis, size in zip(reversed(dim), reversed(_factors(dim, length, sizes)), strict=True):
-            table[axis.name] = (size, stride)
-            stride *= size
-    return table
+    axes = [axis.name for dim in dims for axis in dim]
+    counts = [size for dim, length in zip(dims, shape, strict=True) for size in _factors(dim, length, sizes)]
+    return {axis: (n, step, 0) for axis, n, step in zip(axes, counts, row_major(tuple(counts)), strict=True)}
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
@@ -280,8 +276,7 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
     """First index and number of indexes of an axis that a layout takes (ValueError: there are not so many)."""
-    start = _value(axis.start, sizes) if axis.start else 0
-    stop = start + 1 if axis.cut else _value(axis.stop, sizes) if axis.stop else size
+    start, stop = _value(axis.start or "0", sizes), _value(axis.stop, sizes) if axis.stop else size
     if not 0 <= start < stop <= size:
         raise ValueError(f"{axis.name} has {size} of the {stop} that are needed")
     return start, stop - start

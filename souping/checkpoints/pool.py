@@ -14,7 +14,7 @@ from souping.checkpoints import hub, remote
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import is_adapter, opened, read_settings
-from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence, run_sentences
+from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
@@ -54,7 +54,7 @@ class Trajectory:
     def notes(self) -> list[str]:
         """What a reader of the report must know."""
         rate = rate_sentence(self.runs[0].members)
-        return [line for run in self.runs for line in run_sentences(run)] + [rate] * (FELL in rate)
+        return [note for run in self.runs for note in run.notes] + [rate] * (FELL in rate)
 
 
 class CandidateSource(Protocol):
@@ -135,7 +135,7 @@ class TrajectoryPool(CandidateSource):
         if len(members) < at_least:
             left = "".join(f"; {line}" for line in self.trajectory.notes[:1])
             raise UserError(f"pool.path={self.path} gives {len(members)} checkpoint(s): souping needs two{left}")
-        return tuple(self._candidate(one.name, one.folder) for one in members)
+        return tuple(self._candidate(one.name, one.model) for one in members)
 
     @cached_property
     def trajectory(self) -> Trajectory:
@@ -147,14 +147,14 @@ class TrajectoryPool(CandidateSource):
         paths = [self.path] if isinstance(self.path, str) else self.path
         rates = expanded(self.lr, "pool.lr") if self.lr else None
         found = [find_run(expanded(path, "pool.path"), rates) for path in paths]
-        runs = [run.kept(self.steps, self.until, self.every, self.last) for run in found]
+        runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in found]
         if not runs:
             raise UserError("pool.path is empty: give the folder of a training run")
         for run in runs[1:]:
             if [one.step for one in run.members] != [one.step for one in runs[0].members]:
                 raise UserError(f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps")
         others = [
-            tuple(self._candidate(f"run{n}-{one.name}", one.folder) for one in run.members)
+            tuple(self._candidate(f"run{n}-{one.name}", one.model) for one in run.members)
             for n, run in enumerate(runs[1:], start=2)
         ]
         return Trajectory(runs=tuple(runs), rows=tuple(self._rows(runs[0])), others=tuple(others))
@@ -164,7 +164,7 @@ class TrajectoryPool(CandidateSource):
 
     def _rows(self, run: TrainingRun) -> Iterator[tuple[RowKind, Candidate]]:
         if run.best is not None:
-            yield "trainer_best", self._candidate(run.best.name, run.best.folder)
+            yield "trainer_best", self._candidate(run.best.name, run.best.model)
         if run.average is not None:
             yield "trainer_average", self._candidate(run.average.name, run.average)
         if self.decayed is not None:

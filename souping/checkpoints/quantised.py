@@ -7,7 +7,6 @@ have neither scales nor a `quantization_config`. Other kinds of quantisation are
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ ADVICE = {
     "bitsandbytes": "load it in transformers, call model.dequantize() and save that",
     "gguf": "load it in transformers with gguf_file=FILE, which dequantises it, and save that",
 }
-FLOAT = "give the float model that it was made from"
+FLOAT = "give the float model from which it was quantised"
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
 
@@ -141,8 +140,7 @@ def dequantised(folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> 
         elif name not in scales and not UNUSED.fullmatch(name):
             _check_plain(folder, tensor)
             stored[name] = StoredTensor.of(tensor)
-    shapes = {name: one.shape for name, one in stored.items()}
-    assembly = Assembly.of(stored, {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes)
+    assembly = Assembly.of(stored, {name: View.of(name, one.shape) for name, one in stored.items()})
     return assembly, {t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors}
 
 
@@ -168,23 +166,19 @@ class ScaledTensor(StoredTensor):
             )
         if scale.dtype not in FLOATS:
             raise refused(folder, f"fp8, {shown(scale.name)} is {scale.dtype}")
-        columns = weight.shape[-1] if weight.shape else 1
         self._weight, self._scale, self._folder = weight, scale, folder
-        self._matrix = (math.prod(weight.shape[:-1]), columns)
-        self._grid, self._block = self._layout(scheme.block)
+        self._columns = weight.shape[-1] if weight.shape else 1
+        self._block = self._block_of(scheme.block)
 
-    def _layout(self, block: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(rows and columns of scales, rows and columns of elements that share one)."""
-        rows, columns = self._matrix
-        shape = self._scale.shape
+    def _block_of(self, block: tuple[int, int] | None) -> tuple[int, int]:
+        """Rows and columns of elements that share a scale, of the weight as a matrix."""
+        shape, rows, columns = self._scale.shape, math.prod(self.shape[:-1]), self._columns
         if self._scale.count == 1:
-            return (1, 1), (max(rows, 1), max(columns, 1))
+            return max(rows, 1), max(columns, 1)
         if shape == (*self.shape[:-1], 1):
-            return (rows, 1), (1, max(columns, 1))
-        if block is not None and len(self.shape) == 2:
-            grid = (-(-rows // block[0]), -(-columns // block[1]))
-            if shape == grid:
-                return grid, block
+            return 1, max(columns, 1)
+        if block is not None and len(self.shape) == 2 and shape == (-(-rows // block[0]), -(-columns // block[1])):
+            return block
         size = f"blocks of {block[0]} x {block[1]}" if block else "a scale for each tensor or row"
         why = f"its shape {list(shape)} does not fit a weight {list(self.shape)} with {size}"
         raise broken(self._folder / self._scale.file, why, self._scale.name)
@@ -198,54 +192,39 @@ class ScaledTensor(StoredTensor):
 
     def _shared(self, start: int, count: int, fetch: Fetch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Where the runs of elements that share a scale end, counted from `start`, and their scales."""
-        columns, (height, width) = self._matrix[1], self._block
+        columns, (height, width) = self._columns, self._block
         rows = np.arange(start // columns, -(-(start + count) // columns))
-        top = rows[0] // height
-        scales = self._scales(top, rows[-1] // height + 1, fetch)[rows // height - top]
-        edges = np.minimum(np.arange(1, self._grid[1] + 1) * width, columns)
+        top, edges = rows[0] // height, np.minimum(np.arange(width, columns + width, width), columns)
+        scales = self._scales(top, rows[-1] // height + 1, len(edges), fetch)[rows // height - top]
         return np.clip((rows[:, None] * columns + edges).ravel() - start, 0, count), scales.ravel()
 
-    def _scales(self, top: int, bottom: int, fetch: Fetch) -> NDArray[np.float32]:
-        """The scales [rows, columns of the grid] of some rows of the grid."""
-        wide = self._grid[1]
-        raw = np.empty((bottom - top) * wide * size_of(self._scale.dtype), np.uint8)
-        fetch(self._scale.file, raw, self._scale.offset + top * wide * size_of(self._scale.dtype))
-        scales = widen(raw, self._scale.dtype).reshape(-1, wide)
+    def _scales(self, top: int, bottom: int, width: int, fetch: Fetch) -> NDArray[np.float32]:
+        """The scales [rows, columns] of some rows of their grid, which is `width` columns wide."""
+        size = size_of(self._scale.dtype)
+        raw = np.empty((bottom - top) * width * size, np.uint8)
+        fetch(self._scale.file, raw, self._scale.offset + top * width * size)
+        scales = widen(raw, self._scale.dtype).reshape(-1, width)
         if not np.isfinite(scales).all():
             raise broken(self._folder / self._scale.file, "a scale is NaN or infinite", self._scale.name)
         return scales
 
 
-def _e4m3() -> NDArray[np.float32]:
-    """The values of the 256 numbers: in fp32, their bits at the places of its own stand for a 2^120th of them."""
-    bits = (np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int32) << 20) & MASK
-    values = bits.view(np.float32) * np.float32(2.0**120)
-    values[[0x7F, 0xFF]] = np.nan
-    return values
-
-
-MASK = -0x78100000
-"""Bits of fp32 that a number of E4M3 has."""
-NUMBERS = _e4m3()
-WIDTH = 32
-
-
 def dequantise(numbers: Raw, ends: NDArray[np.int64], scales: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Fill `out` [I] with FP8 numbers [I], each times the scale [R] of the run that it is in; `ends` [R] are theirs."""
-    address = compiled(assembly())
+    address = compiled(ASSEMBLY)
     if address is None:
-        np.multiply(NUMBERS[numbers], np.repeat(scales, np.diff(ends, prepend=0)), out=out)
+        import torch
+
+        values = torch.from_numpy(numbers).view(torch.float8_e4m3fn).float().numpy()
+        np.multiply(values, np.repeat(scales, np.diff(ends, prepend=0)), out=out)
         return
     pointer = ctypes.c_void_p
     call = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, ctypes.c_int64, pointer)(address)
     call(numbers.ctypes.data, ends.ctypes.data, scales.ctypes.data, len(ends), out.ctypes.data)
 
 
-@functools.cache
-def assembly() -> str:
-    """LLVM assembly of `void kernel(numbers, ends, scales, R, out)`: one pass, where numpy takes five."""
-    return f"""
-define void @kernel(ptr %numbers, ptr %ends, ptr %scales, i64 %R, ptr noalias %out) {{
+ASSEMBLY = """
+define void @kernel(ptr noalias %numbers, ptr noalias %ends, ptr noalias %scales, i64 %R, ptr noalias %out) {
 entry:
   br label %run
 run:
@@ -255,44 +234,31 @@ run:
   %end = load i64, ptr %end.at
   %scale.at = getelementptr float, ptr %scales, i64 %r
   %scale = load float, ptr %scale.at
-  br label %head{WIDTH}
-{_loop(WIDTH, "run", "%start", "head1")}{_loop(1, f"head{WIDTH}", f"%i{WIDTH}", "done")}done:
+  %some = icmp slt i64 %start, %end
+  br i1 %some, label %element, label %done
+element:
+  %i = phi i64 [ %start, %run ], [ %next, %element ]
+  %from = getelementptr i8, ptr %numbers, i64 %i
+  %number = load i8, ptr %from
+  %wide = sext i8 %number to i32
+  %up = shl i32 %wide, 20
+  %bits = and i32 %up, -2014314496      ; of E4M3, at their places in fp32: a 2^120th of the number, subnormals too
+  %small = bitcast i32 %bits to float
+  %value = fmul float %small, 0x4770000000000000
+  %scaled = fmul float %value, %scale
+  %size = and i8 %number, 127
+  %nan = icmp eq i8 %size, 127
+  %result = select i1 %nan, float 0x7FF8000000000000, float %scaled
+  %to = getelementptr float, ptr %out, i64 %i
+  store float %result, ptr %to
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %end
+  br i1 %more, label %element, label %done
+done:
   %following = add i64 %r, 1
   %rest = icmp slt i64 %following, %R
   br i1 %rest, label %run, label %exit
 exit:
   ret void
-}}
+}
 """
-
-
-def _loop(w: int, before: str, start: str, after: str) -> str:
-    """The loop over `w` elements at a time from `start`, up to `%end`."""
-    return f"""head$W:
-  %i$W = phi i64 [ {start}, %{before} ], [ %next$W, %body$W ]
-  %next$W = add i64 %i$W, $W
-  %fits$W = icmp sle i64 %next$W, %end
-  br i1 %fits$W, label %body$W, label %{after}
-body$W:
-  %from$W = getelementptr i8, ptr %numbers, i64 %i$W
-  %raw$W = load <$W x i8>, ptr %from$W, align 1
-  %wide$W = sext <$W x i8> %raw$W to <$W x i32>
-  %up$W = shl <$W x i32> %wide$W, {_all(w, "i32", 20)}
-  %bits$W = and <$W x i32> %up$W, {_all(w, "i32", MASK)}
-  %small$W = bitcast <$W x i32> %bits$W to <$W x float>
-  %value$W = fmul <$W x float> %small$W, {_all(w, "float", "0x4770000000000000")}
-  %one$W = insertelement <$W x float> undef, float %scale, i32 0
-  %scales$W = shufflevector <$W x float> %one$W, <$W x float> undef, <$W x i32> zeroinitializer
-  %scaled$W = fmul <$W x float> %value$W, %scales$W
-  %size$W = and <$W x i8> %raw$W, {_all(w, "i8", 0x7F)}
-  %nan$W = icmp eq <$W x i8> %size$W, {_all(w, "i8", 0x7F)}
-  %made$W = select <$W x i1> %nan$W, <$W x float> {_all(w, "float", "0x7FF8000000000000")}, <$W x float> %scaled$W
-  %to$W = getelementptr float, ptr %out, i64 %i$W
-  store <$W x float> %made$W, ptr %to$W, align 1
-  br label %head$W
-""".replace("$W", str(w))
-
-
-def _all(w: int, kind: str, value: int | str) -> str:
-    """A constant vector."""
-    return "<" + ", ".join([f"{kind} {value}"] * w) + ">"

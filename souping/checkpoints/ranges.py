@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 from collections import OrderedDict
@@ -126,16 +125,12 @@ class RangeReader:
 
 
 def filesystem(url: str) -> Any:
-    """fsspec's file system for a URL.
+    """fsspec's file system for a URL, which fsspec keeps.
 
     Raises:
         UserError: a package is missing.
     """
-    return _filesystem(url.partition(":")[0])
-
-
-@functools.cache
-def _filesystem(scheme: str) -> Any:
+    scheme = url.partition(":")[0]
     try:
         import fsspec
 

@@ -7,23 +7,26 @@ state, random number generators, objects) stays unread.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeAlias
 
-from souping.checkpoints.archives import Archive, Extent, file_slice, sizes, tag_of
-from souping.checkpoints.header import FLOATS, broken, inside, parse_json, read_header, read_metadata, small
-from souping.checkpoints.pickles import MAX_PICKLE, METADATA, RANK, TENSORS, Data, Made, unpickle
-from souping.checkpoints.views import Part, StoredTensor, View
+from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
+from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, read_header, read_metadata, small
+from souping.checkpoints.layouts import is_weight
+from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
+from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import UserError
 
-META = ".metadata"
+META, ZIP = ".metadata", b"PK\x03\x04"
 PLACES = (
     "", "pytorch_model_fsdp_0", "model_and_optim", "actor", "actor/dist_ckpt", "actor/model/dist_ckpt", "dist_ckpt",
     "model/dist_ckpt", "policy/weights", "policy/weights/model", "sharded",
@@ -31,28 +34,9 @@ PLACES = (
 """Where trainers put the weights below a checkpoint's folder."""
 RANK_FILE = re.compile(r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)")
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-NO_WEIGHTS = re.compile(
-    r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+|lr_schedulers?|scheduler|opt_param_scheduler|dataloader|"
-    r"train_state|rng_state|rerun_state_machine\w*|common_state)(?:[./].*)?|.*\._extra_state(?:[./].*)?"
-)
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
-ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
-SAME = 1 << 20
 FRESH = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored box of a tensor: `length` bytes from `offset` of a file, relative to the checkpoint's folder."""
-
-    name: str
-    dtype: str
-    start: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -69,26 +53,34 @@ class Sharded:
     files: tuple[str, ...]
 
     @classmethod
-    def of(cls, folder: Path, root: str, layout: str, boxes: Boxes, files: Iterable[str]) -> Sharded:
-        """Raises UserError for boxes that do not tile their tensor."""
+    def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
+        """Raises UserError for parts that do not tile their tensor."""
+        found: dict[str, tuple[str, Shape | None, list[Part]]] = {}
+        for name, dtype, shape, part in pieces:
+            kind, size, parts = found.setdefault(name, (dtype, shape, []))
+            parts.append(part)
+            if (kind, size) != (dtype, shape):
+                raise broken(folder / part.file, f"{dtype} {shape or ''} here, {kind} {size or ''} in another", name)
         tensors = {}
-        for name, (dtype, shape, parts) in boxes.items():
+        for name, (dtype, shape, parts) in found.items():
             try:
-                tensors[name] = StoredTensor(dtype, shape, parts)
-            except ERRORS as error:
+                ends = ([a + n for a, n in zip(one.start, one.sizes, strict=True)] for one in parts)
+                whole = tuple(map(max, zip(*ends, strict=True))) if shape is None else shape
+                tensors[name] = StoredTensor(dtype, whole, parts)
+            except FAILURES as error:
                 raise broken(folder / root, str(error)[:200], name) from None
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
-        return cls(folder, root, layout, tensors, tuple(files))
+        files = sorted({part.file for _, _, parts in found.values() for part in parts})
+        return cls(folder, root, layout, tensors, (*[f"{root}/{META}".lstrip("/")] * (layout == "dcp"), *files))
 
-    def as_stored(self) -> tuple[dict[str, list[View]], dict[str, tuple[int, ...]]]:
-        """Views of all float tensors by their stored names, and their shapes."""
-        shapes = {name: tensor.shape for name, tensor in self.tensors.items() if tensor.dtype in FLOATS}
-        return {name: [View.of(name, shape)] for name, shape in shapes.items()}, shapes
+    def as_stored(self) -> dict[str, View]:
+        """All float tensors by their stored names."""
+        return {name: View.of(name, one.shape) for name, one in self.tensors.items() if one.dtype in FLOATS}
 
 
-Boxes = dict[str, tuple[str, tuple[int, ...], list[Part]]]
-"""{name: (dtype, shape, parts)}"""
+Piece: TypeAlias = tuple[str, str, Shape | None, Part]
+"""(name, dtype, shape, part) of a tensor; without a shape, it ends where its last part does."""
 
 
 def find(folder: Path) -> tuple[str, str] | None:
@@ -148,288 +140,191 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
 def _read(folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]) -> Sharded:
     """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
-    if layout == "dcp":
-        return _read_dcp(folder, place, prefix)
-    return (_read_shards if layout == "safetensors" else _read_ranks)(folder, place, prefix)
+    readers = {"dcp": _read_dcp, "safetensors": _read_shards, "ranks": _read_ranks}
+    return Sharded.of(folder, place, layout, readers[layout](folder, prefix))
 
 
 # torch.distributed.checkpoint
 
 
-def metadata(folder: Path, root: str) -> Data:
-    """The `.metadata` of a checkpoint, as data."""
-    path = inside(folder, f"{root}/{META}" if root else META)
-    table = unpickle(small(path, MAX_PICKLE), METADATA, path)
+@dataclass(frozen=True)
+class Entry:
+    """What a `.metadata` names: `length` bytes from `offset` of a file, which are a box of a tensor, or an object."""
+
+    name: str
+    file: str
+    offset: int
+    length: int
+    dtype: str
+    shape: Shape
+    start: Shape
+    sizes: Shape
+
+    @property
+    def is_weight(self) -> bool:
+        return bool(self.dtype) and 0 not in self.sizes and is_weight(self.name)
+
+
+def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
+    """The `.metadata` of a checkpoint as data, and all that it names."""
+    path, name, entries = inside(folder, prefix + META), None, list[Entry]()
+    table = unpickle(small(path, MAX_PICKLE), path)
     if not isinstance(table, Made) or not table.kind.endswith("Metadata") or not isinstance(table.state, dict):
         raise broken(path, "no metadata of torch.distributed.checkpoint")
-    return table
-
-
-def _read_dcp(folder: Path, root: str, prefix: str) -> Sharded:
-    table = metadata(folder, root)
-    boxes: Boxes = {}
-    entries = [e for e in entries_of(table, folder / root, prefix) if not NO_WEIGHTS.fullmatch(e.name)]
-    for entry, part in places(folder, entries):
-        boxes.setdefault(entry.name, (entry.dtype, shape_of(table, entry.name), []))[2].append(part)
-    files = [f"{prefix}{META}", *sorted({entry.file for entry in entries})]
-    return Sharded.of(folder, root, "dcp", boxes, files)
-
-
-def shape_of(table: Data, name: str) -> tuple[int, ...]:
-    return sizes(table["state_dict_metadata"][name]["size"])
-
-
-def entries_of(table: Data, root: Path, prefix: str) -> list[Entry]:
-    """The stored boxes of all tensors that a `.metadata` names."""
-    name = None
     try:
         stored = {}
         for key, info in table["storage_data"].items():
             offset = key.state.get("offset")
             stored[key["fqn"], None if offset is None else sizes(offset)] = info
-        entries: list[Entry] = []
         for name, entry in table["state_dict_metadata"].items():
-            if entry.kind.endswith(".TensorStorageMetadata"):
-                entries += _entries(name, entry, stored, prefix)
-            elif not entry.kind.endswith(".BytesStorageMetadata"):
-                raise TypeError(f"it is a {entry.kind}")
-    except ERRORS as error:
-        raise broken(root / META, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name) from None
-    return entries
+            entries += _entries(name, entry, stored, prefix)
+    except FAILURES as error:
+        raise broken(path, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name) from None
+    return table, entries
 
 
 def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str) -> Iterator[Entry]:
-    dtype, layout = entry["properties"].state[:2]
-    tag, shape = tag_of(dtype), sizes(entry["size"])
-    if layout.args != ("torch.strided",):
-        raise TypeError(f"its layout is {layout.args}")
-    for chunk in entry["chunks"]:
-        start, size = sizes(chunk["offsets"]), sizes(chunk["sizes"])
-        if len(start) != len(shape) or len(size) != len(shape):
-            raise ValueError("a part of it has another number of dimensions")
-        if 0 in size:
-            continue
+    tag, shape, boxes = "", Shape(), list[tuple[Shape | None, Shape]]([(None, ())])
+    if entry.kind.endswith(".TensorStorageMetadata"):
+        dtype, layout = entry["properties"].state[:2]
+        if layout.args != ("torch.strided",):
+            raise TypeError(f"its layout is {layout.args}")
+        tag, shape = tag_of(dtype), sizes(entry["size"])
+        boxes = [(sizes(chunk["offsets"]), sizes(chunk["sizes"])) for chunk in entry["chunks"]]
+    elif not entry.kind.endswith(".BytesStorageMetadata"):
+        raise TypeError(f"it is a {entry.kind}")
+    for start, size in boxes:
         info = stored[name, start]
         if info.state.get("transform_descriptors"):
             raise ValueError(f"it is stored as {info['transform_descriptors']}, which is not read")
         file, offset, length = info["relative_path"], info["offset"], info["length"]
         if not isinstance(file, str) or type(offset) is not int or type(length) is not int or min(offset, length) < 0:
             raise TypeError("its place is no file and bytes")
-        yield Entry(name, tag, start, size, f"{prefix}{file}", offset, length)
+        yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
 
-@dataclass(frozen=True)
-class Slice:
-    """What a `.metadata` names in a file: a box of a tensor, or an object."""
-
-    name: str
-    file: str
-    offset: int
-    length: int
-
-
-def stored_slices(table: Data, sharded: Sharded, prefix: str) -> list[Slice]:
-    """All that a `.metadata` names, in archives of torch.save.
-
-    Raises:
-        UserError: it is broken, or a file is of another kind.
-    """
-    try:
-        slices = [
-            Slice(key["fqn"], f"{prefix}{info['relative_path']}", info["offset"], info["length"])
-            for key, info in table["storage_data"].items()
-        ]
-    except ERRORS as error:
-        raise broken(sharded.folder / sharded.root / META, f"an entry is wrong ({error})"[:200]) from None
-    for file in sorted({one.file for one in slices}):
-        with inside(sharded.folder, file).open("rb") as opened:
-            if opened.read(4) != b"PK\x03\x04":
-                raise UserError(f"{file} of {sharded.folder} is of a kind that is not written: use merge.format=hf")
-    return slices
-
-
-def places(folder: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
-    """Where the bytes of stored boxes are in their files."""
+def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
+    entries = (entry for entry in metadata(folder, prefix)[1] if entry.is_weight)
     ordered = sorted(entries, key=lambda entry: (entry.file, entry.offset))
     for name, group in itertools.groupby(ordered, key=lambda entry: entry.file):
         path = inside(folder, name)
         if not path.is_file():
             raise broken(folder, f"its file {shown(name)} is missing")
         with path.open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                for entry in group:
-                    yield entry, place_in(path, file, entry)[0]
-            else:
-                yield from _in_safetensors(path, group)
+            header = None if file.read(4) == ZIP else read_header(path)  # serialization_format=SAFETENSORS
+            for entry in group:
+                found: tuple[str, Shape, Extent | Tensor] | None
+                if header is not None:
+                    tensor = header.get(entry.name)
+                    found = (tensor.dtype, tensor.shape, tensor) if tensor else None
+                elif entry.offset + entry.length > path.stat().st_size:
+                    raise broken(path, "truncated: its bytes are beyond the end", entry.name)
+                else:
+                    archive = Archive.open(path, file, entry.offset, entry.length)
+                    found = archive.place(archive.unpickled(), entry.name)
+                if found is None or found[:2] != (entry.dtype, entry.sizes):
+                    raise broken(path, f"a stored part is not what {META} says", entry.name)
+                yield entry.name, entry.dtype, entry.shape, Part(name, found[2].offset, entry.start, entry.sizes)
 
 
-def place_in(path: Path, file: BinaryIO, entry: Entry) -> tuple[Part, Extent]:
-    """Where a box is in the file, and its record in the archive that begins at the entry's offset."""
-    if entry.offset + entry.length > path.stat().st_size:
-        raise broken(path, "truncated: its bytes are beyond the end", entry.name)
-    archive = Archive.open(path, file_slice(file, entry.offset), entry.length)
-    dtype, shape, record = archive.place(archive.unpickled(TENSORS), entry.name)
-    if (dtype, shape) != (entry.dtype, entry.sizes) or record.nbytes != archive.entries["data/0"].nbytes:
-        raise broken(path, f"a stored part is {dtype} {list(shape)}, the metadata says otherwise", entry.name)
-    return Part(entry.file, entry.offset + record.offset, entry.start, entry.sizes), record
-
-
-def _in_safetensors(path: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Part]]:
-    """Boxes in a file that `serialization_format=SAFETENSORS` wrote: one box of a tensor in each file."""
-    header = read_header(path)
-    for entry in entries:
-        tensor = header.get(entry.name)
-        if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.sizes):
-            raise broken(path, "a stored part is not what the metadata says", entry.name)
-        yield entry, Part(entry.file, tensor.offset, entry.start, entry.sizes)
-
-
-def _read_shards(folder: Path, root: str, prefix: str) -> Sharded:
+def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
-    files = sorted(path.name for path in (folder / root).iterdir() if SHARD_FILE.fullmatch(path.name))
-    boxes: Boxes = {}
-    for name in files:
-        path = inside(folder, prefix + name)
-        starts = _starts(path)
-        for tensor in read_header(path, prefix + name).values():
-            start = starts.get(tensor.name)
-            if start is None or len(start) != len(tensor.shape):
-                raise broken(path, "DCP_SHARDING_INFO does not say where it begins", tensor.name)
-            part = Part(tensor.file, tensor.offset, start, tensor.shape)
-            dtype, shape, parts = boxes.setdefault(tensor.name, (tensor.dtype, tensor.shape, []))
-            if dtype != tensor.dtype:
-                raise broken(path, f"{tensor.dtype} here, {dtype} in another file", tensor.name)
-            ends = (max(n, a + m) for n, a, m in zip(shape, start, tensor.shape, strict=True))
-            boxes[tensor.name] = (dtype, tuple(ends), [*parts, part])
-    boxes = {name: box for name, box in boxes.items() if not NO_WEIGHTS.fullmatch(name)}
-    return Sharded.of(folder, root, "safetensors", boxes, [prefix + name for name in files])
-
-
-def _starts(path: Path) -> dict[str, tuple[int, ...]]:
-    text = read_metadata(path).get("DCP_SHARDING_INFO")
-    table = parse_json(path, text.encode("utf-8", "replace")) if isinstance(text, str) else None
-    try:
-        assert table is not None
-        return {name: sizes(tuple(entry["saved_offsets"])) for name, entry in table.items()}
-    except (*ERRORS, AssertionError):
-        raise broken(path, "its DCP_SHARDING_INFO is missing or wrong") from None
+    for file in sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)):
+        path = inside(folder, file)
+        header = read_header(path, file)
+        try:
+            table = parse_json(path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace"))
+            starts = {name: sizes(tuple(table[name]["saved_offsets"])) for name in filter(is_weight, header)}
+        except FAILURES:
+            raise broken(path, "its DCP_SHARDING_INFO does not say where its tensors begin") from None
+        for name, start in starts.items():
+            yield name, header[name].dtype, None, Part(file, header[name].offset, start, header[name].shape)
 
 
 # Files by rank
 
 
-@dataclass(frozen=True)
-class Local:
-    """What one rank holds of a tensor: `start` is None where every rank holds the whole."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    size: tuple[int, ...]
-    record: Extent
-    dim: int | None = None
-    start: tuple[int, ...] | None = None
+Local: TypeAlias = tuple[str, Shape, Shape, Extent, Shape | int | None]
+"""(dtype, shape, size, place, cut) of what a rank holds: `cut` is where that begins in the tensor, the dimension that
+is cut over the ranks, or None if every rank holds the whole."""
 
 
-def _read_ranks(folder: Path, root: str, prefix: str) -> Sharded:
+def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
-    found = [(match, path.name) for path in (folder / root).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
+    found = [(match, path.name) for path in (folder / prefix).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
     ranks = {int(match[2]): prefix + name for match, name in found}
     world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
     if len(world) != 1 or sorted(ranks) != list(range(*world)):
-        raise UserError(f"{folder / root} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing")
-    files = [ranks[rank] for rank in sorted(ranks)]
-    held = [dict(_locals(inside(folder, name))) for name in files]
-    boxes: Boxes = {}
-    for name in held[0]:
-        if any(name not in one for one in held):
-            raise broken(folder / root, "some ranks lack it", name)
-        mine = [one[name] for one in held]
-        if len({(one.dtype, one.shape, one.dim) for one in mine}) != 1:
-            raise broken(folder / root, "ranks differ in its dtype, shape or placement", name)
-        boxes[name] = (mine[0].dtype, mine[0].shape, _parts(folder, name, mine, files))
-    return Sharded.of(folder, root, "ranks", boxes, files)
+        raise UserError(
+            f"{folder / prefix} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing"
+        )
+    held: dict[str, list[tuple[str, Local]]] = defaultdict(list)
+    for rank in sorted(ranks):
+        for name, local in _locals(inside(folder, ranks[rank])).items():
+            held[name].append((ranks[rank], local))
+    for name, mine in held.items():
+        whole = all(cut is None for _, (*_, cut) in mine)
+        if whole and len({_digest(folder / file, place) for file, (_, _, _, place, _) in mine}) > 1:
+            raise broken(folder / prefix, "replicated, but not the same in every rank", name)
+        at = 0
+        for file, (dtype, shape, size, place, cut) in mine[:1] if whole else mine:
+            start = cut if isinstance(cut, tuple) else tuple(at if d == cut else 0 for d in range(len(shape)))
+            if not isinstance(cut, int) or at < shape[cut]:  # further ranks hold copies (HSDP)
+                yield name, dtype, shape, Part(file, place.offset, start, size)
+            at += size[cut] if isinstance(cut, int) else 0
 
 
-def _parts(folder: Path, name: str, held: Sequence[Local], files: Sequence[str]) -> list[Part]:
-    first = held[0]
-    pairs = list(zip(held, files, strict=True))
-    if first.start is not None:
-        return [Part(file, one.record.offset, one.start, one.size) for one, file in pairs if one.start is not None]
-    if first.dim is None:
-        for one, file in pairs[1:]:
-            if not _equal(folder / files[0], first.record, folder / file, one.record):
-                raise broken(folder / file, "replicated, but not the same in every rank", name)
-        return [Part(files[0], first.record.offset, (0,) * len(first.shape), first.shape)]
-    parts, at = [], 0
-    for one, file in pairs:
-        start = tuple(at if d == first.dim else 0 for d in range(len(first.shape)))
-        if at < first.shape[first.dim] and one.size[first.dim]:  # further ranks hold copies (HSDP)
-            parts.append(Part(file, one.record.offset, start, one.size))
-            at += one.size[first.dim]
-    return parts
-
-
-def _equal(a: Path, left: Extent, b: Path, right: Extent) -> bool:
-    with a.open("rb") as one, b.open("rb") as other:
-        one.seek(left.offset)
-        other.seek(right.offset)
-        rest = left.nbytes if left.nbytes == right.nbytes else -1
-        while rest > 0:
-            if one.read(min(rest, SAME)) != other.read(min(rest, SAME)):
-                return False
-            rest -= SAME
-    return left.nbytes == right.nbytes
-
-
-def _locals(path: Path) -> Iterator[tuple[str, Local]]:
+def _digest(path: Path, place: Extent) -> bytes:
+    value = hashlib.sha256()
     with path.open("rb") as file:
-        archive = Archive.open(path, file_slice(file), path.stat().st_size)
-        state = archive.unpickled(RANK)
-        if not isinstance(state, dict):
-            raise broken(path, "not a table of tensors")
-        for name, value in state.items():
-            if not isinstance(name, str):
-                raise broken(path, "not a table of tensors by name")
-            if not NO_WEIGHTS.fullmatch(name):
-                try:
-                    yield name, _local(archive, name, value)
-                except ERRORS as error:
-                    raise broken(path, f"it cannot be read ({error})"[:200], name) from None
+        for piece in read_pieces(file, place):
+            value.update(piece)
+    return value.digest()
+
+
+def _locals(path: Path) -> dict[str, Local]:
+    found, name = dict[str, Local](), None
+    with path.open("rb") as file:
+        archive = Archive.open(path, file)
+        try:
+            for name, value in archive.tensors().items():
+                if is_weight(name):
+                    found[name] = _local(archive, name, value)
+        except FAILURES as error:
+            raise broken(path, f"it cannot be read ({error})"[:200], name) from None
+    return found
 
 
 def _local(archive: Archive, name: str, value: Data) -> Local:
-    if not isinstance(value, Made):
-        raise TypeError(f"it is a {type(value).__name__}")
-    if value.kind == "torch._tensor._rebuild_from_type_v2":
-        made = Made(value.args[1].name, (), state=value.args[3])
-        if made.kind.endswith(".DTensor"):
-            dtype, size, record = archive.place(made["_local_tensor"], name)
-            return Local(dtype, sizes(value.args[2][2]), size, record, _dimension(made["_spec"]))
-        return _shard(archive, name, *made.state[:2])
-    dtype, size, record = archive.place(value, name)
-    return Local(dtype, size, size, record)
-
-
-def _shard(archive: Archive, name: str, shards: Data, table: Data) -> Local:
-    """What a rank holds of a ShardedTensor, which may be nothing."""
+    if value.kind != "torch._tensor._rebuild_from_type_v2":
+        dtype, size, place = archive.place(value, name)
+        return dtype, size, size, place, None
+    made = Made(value.args[1].name, (), state=value.args[3])
+    if made.kind.endswith(".DTensor"):
+        dtype, size, place = archive.place(made["_local_tensor"], name)
+        shape = sizes(value.args[2][2])
+        if len(size) != len(shape):
+            raise ValueError("a part of it has another number of dimensions")
+        return dtype, shape, size, place, _dimension(made["_spec"], len(shape))
+    shards, table = made.state[:2]  # of a ShardedTensor
     shape = sizes(table["size"])
     if not shards:
         nothing = (0,) * len(shape)
-        return Local(tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0, (0, 0)), start=nothing)
+        return tag_of(table["tensor_properties"].state[0]), shape, nothing, Extent(0, 0), nothing
     if len(shards) != 1:
         raise ValueError("a rank holds several shards of it")
-    dtype, size, record = archive.place(shards[0]["tensor"], name)
-    return Local(dtype, shape, size, record, start=sizes(tuple(shards[0]["metadata"]["shard_offsets"])))
+    dtype, size, place = archive.place(shards[0]["tensor"], name)
+    return dtype, shape, size, place, sizes(tuple(shards[0]["metadata"]["shard_offsets"]))
 
 
-def _dimension(spec: Data) -> int | None:
+def _dimension(spec: Data, rank: int) -> int | None:
     """The dimension that is cut over the ranks, None for a tensor that each holds whole."""
     kinds = [one.kind.rpartition(".")[2] for one in spec["placements"]]
-    if kinds in (["Shard"], ["Replicate", "Shard"]):
-        dim = spec["placements"][-1]["dim"]
-        if type(dim) is not int or dim < 0:
-            raise TypeError("its placement has no dimension")
-        return int(dim)
     if set(kinds) == {"Replicate"}:
         return None
-    raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
+    if kinds not in (["Shard"], ["Replicate", "Shard"]):
+        raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
+    dim = spec["placements"][-1]["dim"]
+    if type(dim) is not int or not 0 <= dim < rank:
+        raise TypeError("its placement has no dimension")
+    return int(dim)

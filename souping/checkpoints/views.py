@@ -1,7 +1,7 @@
-"""Tensors that lie in pieces: boxes of a tensor in several files, and views that move its elements.
+"""Tensors that are stored in pieces: boxes of a tensor in several files, and views that move its elements.
 
-Sharded checkpoints store a tensor as boxes, each row-major in some file. A model's tensor is a list of views of stored
-tensors whose elements, one after the other, are the wanted ones. Both are read by range, so memory stays small.
+Sharded checkpoints store a tensor as boxes, each row-major in some file. A model's tensor is a view of the elements of
+stored tensors. Both are read by range, so memory stays small.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -27,40 +27,67 @@ Fetch = Callable[[str, Raw, int], None]
 """fetch(file, buffer to fill, byte offset)"""
 SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
-WASTE = 16
-"""Elements that may be read for one that is wanted, before a view is read in smaller pieces."""
-SMALL = 1 << 15
-"""Bytes that are as quickly read as a second request is made."""
-MAX_CELLS = 1 << 22
+MAX_PARTS = 1 << 16
+ROW = 1 << 15
+"""Elements of a row that is as quickly read whole."""
 FEW = 16
-"""Parts of a tensor that are as quickly looked through one by one."""
+"""Parts that are as quickly looked through one by one."""
 KEPT = threading.local()
 
 
 @dataclass(frozen=True)
 class View:
-    """Elements of a stored tensor in another order.
+    """Tensor made of the elements of stored ones.
 
-    All numbers are in elements of the row-major `source`: element (i, j, ..) is at offset + i * strides[0] + ...
+    An axis is (size, step in a source, step from source to source): element (i, j, ..) of the axes is element
+    `offset` + i * axes[0][1] + j * axes[1][1] + .. of source number i * axes[0][2] + .., each source being row-major.
     """
 
-    source: str
-    offset: int
     shape: Shape
-    strides: Shape
+    sources: tuple[str, ...]
+    offset: int
+    axes: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, source: str, shape: Shape) -> View:
-        """A whole tensor as it is."""
-        return cls(source, 0, shape, row_major(shape))
+    def of(cls, source: str, shape: Shape, offset: int = 0, whole: Shape | None = None) -> View:
+        """A tensor as it is, or a box of the `whole` of it."""
+        steps = row_major(whole or shape)
+        return cls(shape, (source,), offset, tuple((n, step, 0) for n, step in zip(shape, steps, strict=True)))
 
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
+    @cached_property
+    def sizes(self) -> Shape:
+        return tuple(size for size, _, _ in self.axes)
 
-    @property
+    @cached_property
     def contiguous(self) -> bool:
-        return all(n == 1 or a == b for n, a, b in zip(self.shape, self.strides, row_major(self.shape), strict=True))
+        return len(self.sources) == 1 and in_order(self.sizes, tuple(step for _, step, _ in self.axes))
+
+    def read(self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
+        """Fill `into` with the elements from `start` on."""
+        first = stored[self.sources[0]]
+        if self.contiguous:
+            first.read(self.offset + start, into, fetch)
+            return
+        for low, high in boxes(self.sizes, start, len(into) // first.size):
+            sizes = [b - a for a, b in zip(low, high, strict=True)]
+            taken = math.prod(sizes) * first.size
+            self._read_box(low, elements(into[:taken], first.size).reshape(sizes), stored, fetch)
+            into = into[taken:]
+
+    def _read_box(self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
+        """Fill `out` with the box from `low` on, source by source."""
+        steps = tuple(step for _, step, _ in self.axes)
+        ranges = [
+            range(a, a + n) if jump else (a,) for a, n, (_, _, jump) in zip(low, out.shape, self.axes, strict=True)
+        ]
+        for at in itertools.product(*ranges):
+            source = self.sources[sum(i * jump for i, (_, _, jump) in zip(at, self.axes, strict=True))]
+            place = tuple(
+                slice(i - a, i - a + 1) if jump else slice(None)
+                for i, a, (_, _, jump) in zip(at, low, self.axes, strict=True)
+            )
+            begin = self.offset + sum(i * step for i, step in zip(at, steps, strict=True))
+            gather(stored[source], begin, steps, out[place], fetch)
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,11 @@ def row_major(shape: Shape) -> Shape:
     return tuple(itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1] if shape else ()
 
 
+def in_order(shape: Shape, steps: Shape) -> bool:
+    """Whether steps through an array are those of a contiguous one."""
+    return all(n == 1 or a == b for n, a, b in zip(shape, steps, row_major(shape), strict=True))
+
+
 def boxes(shape: Shape, start: int, count: int) -> Iterator[tuple[Shape, Shape]]:
     """Elements `start .. start + count` of a row-major array as boxes (low, high), in order.
 
@@ -101,91 +133,78 @@ class StoredTensor:
     """Tensor as a training program stored it: boxes that tile it, in any number of files.
 
     Raises:
-        ValueError: they leave a hole, overlap or stand out.
+        ValueError: they leave a hole, overlap or are outside.
     """
 
     def __init__(self, dtype: str, shape: Shape, parts: Sequence[Part]) -> None:
         self.dtype, self.shape, self.size = dtype, shape, size_of(dtype)
         self.parts = tuple(part for part in parts if part.count)
-        self._shape = shape or (1,)
-        self._boxes = [(part.start or (0,), part.sizes or (1,)) for part in self.parts]
-        if any(len(low) != len(self._shape) or len(sizes) != len(self._shape) for low, sizes in self._boxes):
-            raise ValueError("a part of it has another number of dimensions")
-        self._low = np.array([low for low, _ in self._boxes], np.int64).reshape(-1, len(self._shape))
-        self._high = self._low + np.array([s for _, s in self._boxes], np.int64).reshape(-1, len(self._shape))
+        places = [(part.start or (0,), part.sizes or (1,)) for part in self.parts]
+        whole = shape or (1,)
+        for low, sizes in places:
+            if len(low) != len(whole) or any(a < 0 or a + n > m for a, n, m in zip(low, sizes, whole, strict=True)):
+                raise ValueError("a part of it is outside of its shape")
+        # A dimension that no part cuts is joined to the one before: most tensors are one run of elements then.
+        edges = [d for d, size in enumerate(whole) if not d or any(sizes[d] != size for _, sizes in places)]
+        groups = list(itertools.pairwise([*edges, len(whole)]))
+        self._shape = tuple(math.prod(whole[a:b]) for a, b in groups)
+        self._low = [tuple(low[a] * math.prod(whole[a + 1 : b]) for a, b in groups) for low, _ in places]
+        self._sizes = [tuple(math.prod(sizes[a:b]) for a, b in groups) for _, sizes in places]
         self._check_cover()
-        self._runs = self._contiguous()
-        self._starts = [run[0] for run in self._runs]
 
     @classmethod
     def of(cls, tensor: Tensor) -> StoredTensor:
         """A tensor that is whole in one file."""
-        return cls(
-            tensor.dtype, tensor.shape, [Part(tensor.file, tensor.offset, (0,) * len(tensor.shape), tensor.shape)]
-        )
+        part = Part(tensor.file, tensor.offset, (0,) * len(tensor.shape), tensor.shape)
+        return cls(tensor.dtype, tensor.shape, [part])
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def files(self) -> set[str]:
-        return {part.file for part in self.parts}
-
     def _check_cover(self) -> None:
-        if any((self._low < 0).ravel()) or any((self._high > np.array(self._shape)).ravel()):
-            raise ValueError("a part of it lies outside its shape")
         if sum(part.count for part in self.parts) != self.count:
             raise ValueError("its parts leave a hole, or overlap")
-        if len(self.parts) < 2:
-            return
-        edges = [np.unique(np.concatenate([self._low[:, d], self._high[:, d]])) for d in range(len(self._shape))]
-        if math.prod(len(edge) - 1 for edge in edges) > MAX_CELLS:
-            raise ValueError("its parts form no grid")
-        seen = np.zeros([len(edge) - 1 for edge in edges], np.uint8)
-        for low, high in zip(self._low, self._high, strict=True):
-            places = (slice(*np.searchsorted(edge, (a, b))) for edge, a, b in zip(edges, low, high, strict=True))
-            cell = seen[tuple(places)]
-            if cell.any():
-                raise ValueError("its parts overlap")
-            cell[...] = 1
+        if len(self.parts) > MAX_PARTS:
+            raise ValueError("it has too many parts")
+        if any(len(self._near(low, high)) > 1 for low, high in zip(*self._edges, strict=True)):
+            raise ValueError("its parts overlap")
 
-    def _contiguous(self) -> list[tuple[int, int, str, int]]:
-        """The parts as runs (first element, end, file, byte offset) in order; empty unless all are contiguous."""
-        runs = []
-        steps = row_major(self._shape)
-        for part, (low, sizes) in zip(self.parts, self._boxes, strict=True):
-            split = next((d for d, size in enumerate(sizes) if size > 1), len(sizes) - 1)
-            if sizes[split + 1 :] != self._shape[split + 1 :]:
-                return []
-            first = sum(a * step for a, step in zip(low, steps, strict=True))
-            runs.append((first, first + part.count, part.file, part.offset))
-        return sorted(runs)
+    @cached_property
+    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        low = np.array(self._low, np.int64).reshape(-1, len(self._shape))
+        return low, low + np.array(self._sizes, np.int64).reshape(-1, len(self._shape))
+
+    def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
+        """The numbers of the parts that have something of a box."""
+        found: list[int] = np.flatnonzero(((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)).tolist()
+        return found
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> None:
         """Fill `into` with the elements from `start` on."""
-        if self._runs:
-            self._read_runs(start, into, fetch)
+        width, count = math.prod(self._shape[1:]), len(into) // self.size
+        if width <= ROW:  # as whole rows, with their neighbours at the edges
+            first, last, rest = start // width, -(-(start + count) // width), self._shape[1:]
+            even = count == (last - first) * width
+            whole = into if even else scratch_of("rows", (last - first) * width * self.size)
+            self._read_box((first, *(0 for _ in rest)), (last, *rest), whole, fetch)
+            if not even:
+                into[:] = whole[(start - first * width) * self.size :][: len(into)]
             return
-        for low, high in boxes(self._shape, start, len(into) // self.size):
+        for low, high in boxes(self._shape, start, count):
             taken = math.prod(b - a for a, b in zip(low, high, strict=True)) * self.size
             self._read_box(low, high, into[:taken], fetch)
             into = into[taken:]
 
-    def _read_runs(self, start: int, into: Raw, fetch: Fetch) -> None:
-        number = bisect_right(self._starts, start) - 1
-        while len(into):
-            first, end, file, offset = self._runs[number]
-            taken = min(len(into), (end - start) * self.size)
-            fetch(file, into[:taken], offset + (start - first) * self.size)
-            start, into, number = end, into[taken:], number + 1
-
     def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> None:
         """A box of `boxes`: what a part has of it is contiguous in the part's file."""
         whole = elements(into, self.size).reshape([b - a for a, b in zip(low, high, strict=True)])
-        for part, begin, sizes in self._meeting(low, high):
+        for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
+            part, begin, sizes = self.parts[number], self._low[number], self._sizes[number]
             first = [max(a, b) for a, b in zip(begin, low, strict=True)]
             last = [min(a + n, b) for a, n, b in zip(begin, sizes, high, strict=True)]
+            if any(a >= b for a, b in zip(first, last, strict=True)):
+                continue
             steps = zip(first, begin, row_major(sizes), strict=True)
             offset = part.offset + sum((a - b) * step for a, b, step in steps) * self.size
             target = whole[tuple(slice(a - c, b - c) for a, b, c in zip(first, last, low, strict=True))]
@@ -196,28 +215,38 @@ class StoredTensor:
             fetch(part.file, scratch, offset)
             target[...] = elements(scratch, self.size).reshape(target.shape)
 
-    def _meeting(self, low: Shape, high: Shape) -> Iterator[tuple[Part, Shape, Shape]]:
-        """(part, its start, its sizes) of those that have something of a box."""
-        numbers: Iterable[int] = range(len(self.parts))
-        if len(self.parts) > FEW:
-            numbers = np.flatnonzero(((self._low < high) & (self._high > low)).all(axis=1)).tolist()
-        for number in numbers:
-            begin, sizes = self._boxes[number]
-            if all(a < h and a + n > b for a, n, b, h in zip(begin, sizes, low, high, strict=True)):
-                yield self.parts[number], begin, sizes
+
+def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fetch: Fetch) -> None:
+    """Fill an array whose element (i, ..) is at first + i * steps[0] + .. of the stored tensor."""
+    if out.flags.c_contiguous and in_order(out.shape, steps):
+        source.read(first, out.reshape(-1).view(np.uint8), fetch)
+        return
+    reach = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
+    span = sum(reach) + 1
+    if span * source.size <= SCRATCH or out.size == 1:
+        scratch = scratch_of("view", span * source.size)
+        source.read(first, scratch, fetch)
+        strides = tuple(step * source.size for step in steps)
+        out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
+        return
+    widest = reach.index(max(reach))
+    half = out.shape[widest] // 2
+    for begin, end in ((0, half), (half, out.shape[widest])):
+        place = (*[slice(None)] * widest, slice(begin, end))
+        gather(source, first + begin * steps[widest], steps, out[place], fetch)
 
 
 def scratch_of(use: str, nbytes: int) -> Raw:
     """Memory of this thread for one use, which the next use of that kind overwrites."""
     kept: dict[str, Raw] = vars(KEPT)
-    if use not in kept or len(kept[use]) < nbytes:
+    if len(kept.get(use, ())) < nbytes:
         kept[use] = np.empty(nbytes, np.uint8)
     return kept[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:
     """Bytes as elements of so many bytes."""
-    return raw.view(f"u{size}") if size <= 8 else raw.view("V16")
+    return raw.view(f"u{size}")
 
 
 def widen(raw: Raw, dtype: str) -> NDArray[np.float32]:
@@ -235,106 +264,29 @@ class Assembly:
 
     stored: Mapping[str, StoredTensor]
     tensors: Sequence[Tensor]
-    views: Mapping[str, Sequence[View]]
+    views: Mapping[str, View]
 
     @classmethod
-    def of(
-        cls, stored: Mapping[str, StoredTensor], views: Mapping[str, Sequence[View]], shapes: Mapping[str, Shape]
-    ) -> Assembly:
-        """The tensors of `views` in the order of their names.
-
-        Raises:
-            ValueError: a view reads beyond its tensor, mixes dtypes, or the elements are not as many as the shape's.
-        """
+    def of(cls, stored: Mapping[str, StoredTensor], views: Mapping[str, View]) -> Assembly:
+        """The tensors of `views` in the order of their names."""
         tensors, offset = [], 0
         for name in sorted(views):
-            dtype = check_views(views[name], stored, shapes[name])
-            nbytes = math.prod(shapes[name]) * size_of(dtype)
-            tensors.append(Tensor(name, dtype, shapes[name], "", offset, nbytes))
+            dtype, shape = stored[views[name].sources[0]].dtype, views[name].shape
+            nbytes = math.prod(shape) * size_of(dtype)
+            tensors.append(Tensor(name, dtype, shape, "", offset, nbytes))
             offset += nbytes
         return cls(stored, tuple(tensors), views)
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensors[-1].offset + self.tensors[-1].nbytes if self.tensors else 0
 
     @cached_property
     def _places(self) -> list[int]:
         return [tensor.offset for tensor in self.tensors]
 
-    @cached_property
-    def _as_stored(self) -> list[tuple[StoredTensor, int] | None]:
-        """For each tensor, where its elements are in a row: a stored tensor, and an element of that."""
-        views = (self.views[tensor.name] for tensor in self.tensors)
-        alone = [own[0] if len(own) == 1 and own[0].contiguous else None for own in views]
-        return [None if view is None else (self.stored[view.source], view.offset) for view in alone]
-
     def fetch(self, into: Raw, offset: int, fetch: Fetch) -> None:
         """Fill `into` with the bytes from `offset` on."""
         number = bisect_right(self._places, offset) - 1
         while len(into):
-            tensor, row = self.tensors[number], self._as_stored[number]
+            tensor = self.tensors[number]
             first = offset - tensor.offset
             taken = min(len(into), tensor.nbytes - first)
-            start = first // size_of(tensor.dtype)
-            if row is not None:
-                row[0].read(row[1] + start, into[:taken], fetch)
-            else:
-                read(self.views[tensor.name], start, into[:taken], self.stored, fetch)
+            self.views[tensor.name].read(first // size_of(tensor.dtype), into[:taken], self.stored, fetch)
             offset, into, number = offset + taken, into[taken:], number + 1
-
-
-def check_views(views: Sequence[View], stored: Mapping[str, StoredTensor], shape: Shape) -> str:
-    """The dtype of a tensor made of views (ValueError: they do not fit the stored tensors, or the shape)."""
-    for view in views:
-        if view.source not in stored:
-            raise ValueError(f"there is no tensor {view.source}")
-        last = view.offset + sum((n - 1) * step for n, step in zip(view.shape, view.strides, strict=True))
-        if min((view.offset, *view.shape, *view.strides)) < 0 or (view.count and last >= stored[view.source].count):
-            raise ValueError(f"{view.source} {list(stored[view.source].shape)} is too small for it")
-    dtypes = {stored[view.source].dtype for view in views}
-    if len(dtypes) != 1:
-        raise ValueError(f"it would mix {' and '.join(sorted(dtypes)) or 'nothing'}")
-    if sum(view.count for view in views) != math.prod(shape):
-        raise ValueError(f"{sum(view.count for view in views)} elements are not those of the shape {list(shape)}")
-    return dtypes.pop()
-
-
-def read(views: Sequence[View], start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
-    """Fill `into` with the elements from `start` on of the views, taken one after the other."""
-    for view in views:
-        source = stored[view.source]
-        taken = min(max(view.count - start, 0), len(into) // source.size)
-        if taken:
-            _read_view(view, source, start, into[: taken * source.size], fetch)
-            into = into[taken * source.size :]
-        start = max(start - view.count, 0)
-
-
-def _read_view(view: View, source: StoredTensor, start: int, into: Raw, fetch: Fetch) -> None:
-    if view.contiguous:
-        source.read(view.offset + start, into, fetch)
-        return
-    for low, high in boxes(view.shape, start, len(into) // source.size):
-        sizes = [b - a for a, b in zip(low, high, strict=True)]
-        taken = math.prod(sizes) * source.size
-        first = view.offset + sum(a * step for a, step in zip(low, view.strides, strict=True))
-        _gather(source, first, view.strides, elements(into[:taken], source.size).reshape(sizes), fetch)
-        into = into[taken:]
-
-
-def _gather(source: StoredTensor, first: int, strides: Shape, out: NDArray[Any], fetch: Fetch) -> None:
-    """Fill an array whose element (i, ..) is at first + i * strides[0] + .. of the stored tensor."""
-    reach = [(n - 1) * step for n, step in zip(out.shape, strides, strict=True)]
-    span = sum(reach) + 1
-    if span * source.size <= SCRATCH and (span <= WASTE * out.size or span * source.size <= SMALL):
-        scratch = scratch_of("view", span * source.size)
-        source.read(first, scratch, fetch)
-        steps = tuple(step * source.size for step in strides)
-        out[...] = as_strided(elements(scratch, source.size), out.shape, steps)
-        return
-    widest = reach.index(max(reach))
-    half = out.shape[widest] // 2
-    for begin, end in ((0, half), (half, out.shape[widest])):
-        place = (*[slice(None)] * widest, slice(begin, end))
-        _gather(source, first + begin * strides[widest], strides, out[place], fetch)

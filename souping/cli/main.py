@@ -49,7 +49,8 @@ def _do() -> None:
     if first == "compare":
         from souping.cli import compare
 
-        stop("", compare.main(rest))
+        FAILURES.extend(filter(None, [compare.main(rest)]))
+        return
     if answered(sys.argv[1:]):
         return
     if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, detectable, items_for, penalty
@@ -22,7 +23,7 @@ from souping.comparison import estimate
 from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
 from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
-from souping.core.fields import load, pick, text_of
+from souping.core.fields import Count, check_arguments, load, pick, text_of
 from souping.core.files import expanded, seen_from
 from souping.core.text import first_line
 from souping.core.types import Json, UserError, digest, entries, part
@@ -48,8 +49,8 @@ def compare(
     policy: str | Path | None = None,
     average: str = "task",
     group: str = "",
-    looks: int = 1,
-    pass_at: int = 0,
+    looks: Count = 1,
+    pass_at: Annotated[int, Interval(ge=0)] = 0,
     same_prompts: bool = False,
     fail_on: Sequence[Word] = FAIL_ON,
     store: str | Path | None = None,
@@ -71,14 +72,15 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
+    check_arguments(compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on})
     found = _read(logs, baseline, group)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
     table = matched(found, same_prompts=same_prompts)
     weights = task_weights(table, average, given)
-    settings = [average, given, repr(gate.margin), sorted(map(repr, gate.margins.items()))]
-    rows = list(_rows(table, weights, pass_at))
+    settings = [average, given, group, pass_at, gate.description]
+    rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
     looks, notes = looks_of(found, table, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
@@ -103,7 +105,7 @@ def compare(
 
 def _read(logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
-    several = {name: source if isinstance(source, list) else [source] for name, source in logs.items()}
+    several = {name: list(source) if isinstance(source, list | tuple) else [source] for name, source in logs.items()}
     if empty := [name for name, sources in several.items() if not sources]:
         raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
     if len(logs) < 2:
@@ -204,8 +206,9 @@ def _check(rows: Sequence[RowScores], policy: Policy) -> None:
     policy.check([row.name for row in rows if row.kind != "average"])
 
 
-def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Iterator[RowScores]:
-    """The headline, groups that were asked for, tasks, other metrics, length and cut answers."""
+def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]) -> Iterator[RowScores]:
+    """The headline, groups that were asked for, tasks, other metrics, length and cut answers. A task or group that is
+    all there is has a row of its own if the policy names it."""
     first = {name: found[0] for name, found in matched.metrics.items()}
     averaged = {name: first[name] for name in weights}
     whole = pool(averaged, weights, pass_at)
@@ -215,13 +218,13 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int) -> Itera
     if not one.is_mean:
         head = replace(head, metric=one.metric, higher_is_better=one.higher_is_better, fraction=False)
     yield head
-    if len(weights) > 1:
-        for group in matched.groups.values():
-            inside = [name for name in group.members if name in share]
-            if 1 < len(inside) < len(weights):
-                part = sum(share[name] for name in inside)
-                yield replace(head, name=group.name, kind="group", pooled=whole.only(inside), weight=part)
-        for name in whole.names:
+    for group in matched.groups.values():
+        inside = [name for name in group.members if name in share]
+        if 1 < len(inside) < len(weights) or (inside and group.name in named):
+            part = sum(share[name] for name in inside)
+            yield replace(head, name=group.name, kind="group", pooled=whole.only(inside), weight=part)
+    for name in whole.names:
+        if len(weights) > 1 or name in named:
             yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
     for name, found in matched.metrics.items():
         for one in found[name in weights :]:
@@ -288,7 +291,7 @@ class RowTest:
 
     @property
     def missing(self) -> int:
-        """Items of a run with a missing answer, of both models."""
+        """Items with a missing answer, in all runs of both models."""
         tables = [self.row.pooled.values[name] for name in (self.model, self.baseline)]
         return sum(int((table[BEST] != table[WORST]).sum()) for table in tables)
 
@@ -435,6 +438,6 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
             yield (
-                f"Missing answers of {row.model} and {row.baseline}: {row.missing:,}. Verdicts hold with all of them "
-                "right and with all of them wrong."
+                f"Items of {row.model} and {row.baseline} with a missing answer: {row.missing:,}. Verdicts hold with "
+                "these answers all right and all wrong."
             )

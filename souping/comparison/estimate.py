@@ -40,7 +40,7 @@ def task_weights(matched: Matched, average: str, given: Mapping[str, float] | No
     first = {name: found[0] for name, found in matched.metrics.items()}
     means = {name: one for name, one in first.items() if one.is_mean}
     if not means and len({one.unit for one in first.values()}) == 1:
-        means = {name: one for name, one in first.items() if one.unit}
+        means = {name: one for name, one in first.items() if one.unit or len(first) == 1}
     sizes = {name: float(len(one.items)) for name, one in means.items()}
     if not sizes:
         raise UserError("no task has a metric that is a mean of scores from 0 to 1, so there is nothing to average")
@@ -125,11 +125,7 @@ def pool(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float], pas
     """
     found = list(metrics.values())
     numbers: dict[str | tuple[str, str], int] = {}
-    keys = [
-        (one.task, item) if item == group else group
-        for one in found
-        for item, group in zip(one.items, one.groups, strict=True)
-    ]
+    keys = [group or (one.task, item) for one in found for item, group in zip(one.items, one.groups, strict=True)]
     whole = PooledScores(
         names=tuple(metrics),
         weights=np.array([weights[name] for name in metrics]),
@@ -203,14 +199,18 @@ def recipes(pooled: PooledScores, a: str, b: str, ours: FloatArray, theirs: Floa
     from scipy.special import stdtr, stdtrit
 
     one, other = ours.mean(axis=0), theirs.mean(axis=0)
-    found = compare(a, b, one, other, pooled.categories, pooled.groups, pooled.weights, tests=tests, same_model=True)
     whole, alpha, parts = pooled.paired(one, other), ALPHA / tests, _split(pooled, ours, theirs)
-    error, size = math.sqrt(parts.total), abs(found.difference)
-    p_value = float(2 * stdtr(parts.degrees, -size / error)) if error else 1.0
+    error, table = math.sqrt(parts.total), (pooled.categories, pooled.groups, pooled.weights)
+    found = compare(a, b, one, other, *table, tests=tests, same_model=error > 0)
+    if not error:  # every item of every run differs alike
+        return found
+    size = abs(found.difference)
+    p_value = float(2 * stdtr(parts.degrees, -size / error))
     reach = float(-stdtrit(parts.degrees, alpha / 2)) * error
     below, above = (float(np.hypot(reach, more)) for more in unseen_margins(whole, alpha / 2))
     if p_value < alpha:  # widened, but not so far that the interval contradicts the test
-        below, above = (min(margin, max(reach, size * (1 - TIE))) for margin in (below, above))
+        towards = min(below if found.difference > 0 else above, max(reach, size * (1 - TIE)))
+        below, above = (towards, above) if found.difference > 0 else (below, towards)
     test = f"t over items and training runs, {parts.degrees:.1f} degrees of freedom"
     low, high = found.difference - below, found.difference + above
     return replace(found, low=low, high=high, p_value=p_value, test=test, step=0.0)

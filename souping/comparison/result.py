@@ -64,7 +64,7 @@ class RowVerdict:
     decides: bool = field(metadata={"doc": "whether the exit status depends on it"})
     detectable: float = field(metadata={"doc": "smallest true difference with 80 % power"})
     items_needed: int | None = field(metadata={"doc": "items with which a difference of the margin has 80 % power"})
-    missing: int = field(metadata={"doc": "answers of both models that were requested and not scored"})
+    missing: int = field(metadata={"doc": "items of both models with an answer that was requested and not scored"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,8 @@ def _flip(flip: Flip) -> Section:
 
 
 def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
-    metric = row.metric if row.kind == "task" and row.metric != "score" else ""
+    plain = row.metric == "score" or row.name.endswith(f" {row.metric}") or row.kind in ("average", "length", "cut")
+    metric = "" if plain else row.metric
     return {
         "name": row.name,
         "metric": metric if row.higher_is_better or not metric else f"{metric} (lower is better)",

@@ -52,9 +52,18 @@ class Policy:
     margins: Mapping[str, Margin] = field(default_factory=dict)
     critical: frozenset[str] = frozenset()
 
+    @property
+    def named(self) -> frozenset[str]:
+        return self.critical.union(self.margins)
+
+    @property
+    def description(self) -> str:
+        """What a claim by this policy is about."""
+        return repr((self.margin, sorted(self.margins.items(), key=str), sorted(self.critical)))
+
     def check(self, rows: Collection[str]) -> None:
         """Raises a UserError for a task that is not there."""
-        for name in (*self.margins, *self.critical):
+        for name in self.named:
             pick(name, rows, "policy: task")
 
     def margin_of(self, name: str, base: float, is_mean: bool, averaged: bool = False) -> float | None:
@@ -72,7 +81,7 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
     for key in table:
         pick(key, ("margin", "tasks"), f"{path}: key")

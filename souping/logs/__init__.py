@@ -32,19 +32,23 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
     enabled = gc.isenabled()
     gc.disable()  # many small objects that all stay: to look for circles among them takes a third of the time
     try:
-        return _read(source, group)
+        logs = _read(source, group)
     finally:
         if enabled:
             gc.enable()
+    metrics = (metric for log in logs for task in log.tasks.values() for metric in task.metrics.values())
+    if group and not any(answer.group for metric in metrics for answer in metric.answers):
+        raise UserError(f"{logs[0].path}: no item has a field {group!r} to group by")
+    return logs
 
 
 def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
         return read_frame(source, group)
     path, name = expanded(str(source)), ""
-    if not path.exists() and ":" in path.name:
-        head, _, name = str(path).rpartition(":")
-        path = Path(head)
+    heads = [str(path)[:place] for place, letter in enumerate(str(path)) if letter == ":"]
+    if not path.exists() and (known := [head for head in heads if Path(head).exists()]):
+        path, name = Path(known[-1]), str(path)[len(known[-1]) + 1 :]
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
     if is_table(path):
@@ -53,7 +57,7 @@ def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)
     if (path / "result").is_dir() or (path / "score").is_dir():
-        return (read_bfcl(path, name, group),)
+        return (read_bfcl(path, name),)
     if any(map(is_inspect, files)):
         return (read_inspect(path, name, group),)
     if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):

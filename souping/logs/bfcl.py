@@ -18,13 +18,11 @@ FAILED = "Error during inference"
 """How bfcl-eval's generation marks an item without an answer."""
 
 
-def read_bfcl(path: Path, name: str, group: str) -> Log:
+def read_bfcl(path: Path, name: str) -> Log:
     """The categories of one model, each a task."""
     results, scores = path / "result", path / "score"
     if not (results.is_dir() and scores.is_dir()):
         raise UserError(f"{path}: a BFCL project has result/ and score/, and one alone does not list all items")
-    if group:
-        raise UserError(f"{path}: BFCL's result files have no field {group!r} to group by")
     model = pick_model(results, [folder.name for folder in results.iterdir() if folder.is_dir()], name)
     tasks = [_task(file, scores / model) for file in sorted((results / model).rglob("BFCL_*_result.json"))]
     if not tasks:
@@ -41,7 +39,7 @@ def _task(file: Path, scores: Path) -> Task:
         raise UserError(f"{scores}: no score file of {category}: run bfcl evaluate")
     head, *failures = _rows(score_file)
     wrong = {str(row["id"]) for row in failures}
-    answers = [_answer(row, wrong) for row in _rows(file) if "prereq" not in row["id"]]
+    answers = [_answer(row, wrong) for row in _rows(file) if "prereq" not in str(row["id"])]
     if head.get("total_count") != len(answers):
         raise UserError(f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}")
     metrics = metrics_of(file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))})
@@ -62,7 +60,7 @@ def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
     tokens = _counts(row.get("output_token_count"))
     return LoggedAnswer(
         item=str(row["id"]),
-        score=float(row["id"] not in wrong),
+        score=float(str(row["id"]) not in wrong),
         missing=text.startswith(FAILED),
         tokens=sum(tokens) if tokens else None,
         characters=len(text),

@@ -83,7 +83,9 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
     from inspect_ai.scorer import value_to_float
 
     as_number = value_to_float()
-    for sample in _by_inspect(read_eval_log_sample_summaries, file):
+    samples = _by_inspect(read_eval_log_sample_summaries, file)
+    limited = any(sample.limit for sample in samples)  # summaries do not say whether an answer stopped at max_tokens
+    for sample in samples:
         scores = sample.scores or {}
         text = sample.input if isinstance(sample.input, str) else _options([m.text for m in sample.input])
         usage = sample.model_usage.values()
@@ -97,7 +99,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                     group=str(sample.metadata.get(group, "")) if group else "",
                     replicate=sample.epoch - 1,
                     missing=math.isnan(score) or bool(sample.error),
-                    cut=bool(sample.limit),
+                    cut=bool(sample.limit) if limited else None,
                     tokens=sum(one.output_tokens for one in usage) if usage else None,
                     prompt=text,
                     output=output,

@@ -58,7 +58,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _samples(results: Path, task: str) -> Path:
     """The file with a task's samples (UserError if there is none)."""
-    path = results.with_name(f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl")
+    path = results.parent / f"samples_{task}_{results.stem.rpartition('_')[2]}.jsonl"
     if not path.is_file():
         raise UserError(f"{results}: no {path.name} beside it: run lm_eval with --log_samples")
     return path
@@ -80,8 +80,9 @@ def _groups(path: Path, table: Row) -> dict[str, Group]:
     return found
 
 
-def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
-    """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down."""
+def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool | None:
+    """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
+    if both are the same."""
     results, sizes = part(table, "results"), part(table, "n-samples")
     for key, figure in part(results, name).items():
         found = ((task, number(part(results, task).get(key))) for task in members)
@@ -89,8 +90,9 @@ def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool:
         if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
             values = list(rows.values())
             weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
-            return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
-    return False
+            if not np.isclose(weighted, np.mean(values), rtol=0, atol=1e-9):
+                return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
+    return None
 
 
 def _task(results: Path, table: Row, task: str, group: str) -> Task:
@@ -98,13 +100,19 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     higher, figures = (part(part(table, key), task) for key in ("higher_is_better", "results"))
     with path.open(encoding="utf-8", errors="replace") as lines:
         answers = list(_answers(path, json_lines(path, lines), list(higher), group))
+    items = {answer.item for _, answer in answers}
+    if not items:
+        raise UserError(f"{path}: no samples: run lm_eval again")
     names = dict.fromkeys(name for name, _ in answers)
     reported = {name: number(figures.get(name if "," in name else f"{name},none")) for name in names}
     lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
     settings = {"task version": "versions", "number of shots": "n-shot"}
+    metrics, asked = metrics_of(path, answers, reported, lower), part(part(table, "n-samples"), task).get("effective")
+    if len(items) < (number(asked) or 0) and not any(metric.is_mean for metric in metrics.values()):
+        raise UserError(f"{path}: {len(items)} of {asked} samples: the file is cut off")
     return Task(
         name=task,
-        metrics=metrics_of(path, answers, reported, lower),
+        metrics=metrics,
         settings={name: str(part(table, key).get(task)) for name, key in settings.items()},
     )
 
@@ -132,7 +140,7 @@ def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -
                         output=output,
                     ),
                 )
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else "is damaged: run lm_eval again"
             raise UserError(f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {what}") from error
 

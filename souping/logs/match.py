@@ -27,8 +27,8 @@ class MatchedMetric:
     `values` is {field: {model: array}}, and each array is [runs, replicates, items]. The numbers of runs and replicates
     may differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the
     harness left out of its mean, a length that the log does not say. `missing` is 1 for answers that were requested and
-    not scored, whether the harness counted them or not. `groups` are those of the items, the item's own name without
-    one. `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
+    not scored, whether the harness counted them or not. `groups` are those of the items, empty without one. `reported`
+    are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
     """
 
     task: str
@@ -97,7 +97,9 @@ def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) ->
     groups = dict[str, Group]()
     for group in first.groups.values():
         if members := tuple(member for member in group.members if member in names):
-            groups[group.name] = replace(group, members=members)
+            others = [log.groups[group.name].weight_by_size for _, log in every if group.name in log.groups]
+            by_size = next((known for known in others if known is not None), False)
+            groups[group.name] = replace(group, members=members, weight_by_size=by_size)
     asked = tuple(name for name in first.asked if name in tasks or name in groups)
     return Matched(models=tuple(logs), metrics=tasks, groups=groups, asked=asked or tuple(names), notes=tuple(notes))
 
@@ -150,7 +152,7 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
     if not items:
         raise UserError(f"{task}: no item in common (by id and content): {first} and {', '.join(n for n, _ in others)}")
     is_mean = all(one.is_mean for _, one in found)
-    groups = {answer.item: answer.group for answer in own.answers}
+    groups = {answer.item: answer.group for _, one in reversed(found) for answer in one.answers if answer.group}
     arrays = {name: _arrays(items, [one for other, one in found if other == name]) for name, _ in found}
     if empty := [name for name, table in arrays.items() if is_mean and np.isnan(table[0]).all()]:
         raise UserError(f"{task}: {empty[0]} has no score of {metric} for any item in common")
@@ -161,7 +163,7 @@ def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
         is_mean=is_mean,
         unit=own.unit,
         items=tuple(items),
-        groups=tuple(groups[item] or item for item in items),
+        groups=tuple(groups.get(item, "") for item in items),
         values={field: {name: arrays[name][n] for name in arrays} for n, field in enumerate(FIELDS)},
         reported={name: tuple(one.reported for other, one in found if other == name) for name in arrays},
     )
@@ -188,9 +190,11 @@ def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterab
     for (name, _), prompts in zip(every[1:], hashes[1:], strict=True):
         pairs = [(prompt, hashes[0].get(key)) for key, prompt in prompts.items()]
         common = [one == other for one, other in pairs if one and other]
+        if same and not common:
+            raise UserError(f"--same-prompts: the logs of {every[0][0]} and {name} do not have the prompts of any item")
         if all(common):
             continue
-        share = f"prompts of {every[0][0]} and {name} differ in {100 - 100 * np.mean(common):.0f} % of the items"
+        share = f"prompts of {every[0][0]} and {name} differ in {100 - 100 * np.mean(common):.3g} % of the items"
         if same:
             raise UserError(f"{share}: leave --same-prompts out to compare them nevertheless")
         yield f"{share}: chat templates, few-shot examples or instructions may differ"

@@ -73,7 +73,7 @@ class Group:
 
     name: str
     members: tuple[str, ...]
-    weight_by_size: bool
+    weight_by_size: bool | None  # None: this log cannot tell, as its tasks score alike
 
 
 @dataclass(frozen=True, kw_only=True)

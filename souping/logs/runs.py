@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from souping.core.text import first_line
 from souping.core.types import UserError, entries, number, part
 from souping.core.unit import unit_of
 from souping.logs.records import Log, LoggedAnswer, Row, Task, metrics_of, pick_model, read_object
@@ -18,7 +19,13 @@ SAMPLES = "samples.jsonl.gz"
 
 def read_run(path: Path, name: str, group: str) -> Log:
     """The soup of a run, or the model of this name."""
-    report = read_object(path / "report.json")
+    try:
+        return _read(path, read_object(path / "report.json"), name, group)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: report.json or {SAMPLES} is damaged: {first_line(error)}") from error
+
+
+def _read(path: Path, report: Row, name: str, group: str) -> Log:
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
     own = unit_of(report)
     metric = "score" if own.symbol == "%" else own.name

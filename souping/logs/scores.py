@@ -43,7 +43,8 @@ class LogScores(ScoreSource):
                 raise UserError(f"scores.path: no item of {metric.task} was scored for every model")
             columns.append(values[:, kept])
             for place in kept:
-                name, group = f"{metric.task}/{metric.items[place]}", metric.groups[place]
+                name = f"{metric.task}/{metric.items[place]}"
+                group = metric.groups[place] or name
                 items.append(Item(id=name, category=metric.task, prompt="", answer=None, group=group))
         rows = zip(found.models, np.hstack(columns), strict=True)
         return ScoreMatrix.from_items({name: ItemScores(items=tuple(items), values=row) for name, row in rows})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -61,8 +61,11 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(names, row, strict=True))
 
 
-def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
-    """Rows of `samples_df`, one per scorer that the sample has."""
+def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
+    """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
+    metrics, limited = dict[str, dict[str, None]](), any(not _empty(row.get("limit")) for row in rows)
+    for row in rows:
+        metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
     for row in rows:
         file = Path(str(row.get("log"))).stem.split("_")  # TIME_TASK_ID
         usage = row.get("model_usage")
@@ -70,14 +73,28 @@ def _inspect_rows(rows: Iterable[Row], group: str) -> Iterator[dict[str, Any]]:
         own = {
             "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
             "category": row.get("task_name") or (file[1] if len(file) > 1 else "samples"),
-            "group": row.get(group) or row.get(f"metadata_{group}") or "" if group else "",
+            "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
             "replicate": row["epoch"] - 1,
             "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
-            "stop_reason": "length" if row.get("limit") else "",
             "prompt": row["input"],
         }
-        for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
-            yield {**own, "metric": column.removeprefix("score_"), "score": row[column]}
+        if not _empty(row.get("error")):
+            own["stop_reason"] = "error"
+        elif limited:
+            own["stop_reason"] = "" if _empty(row.get("limit")) else "length"
+        scores = _inspect_scores(row)
+        for name in metrics[str(row.get("log"))]:
+            yield {**own, "metric": name, "score": scores.get(name)}
+
+
+def _inspect_scores(row: Row) -> dict[str, Any]:
+    """{metric: value}; a score with several values is several metrics."""
+    found = dict[str, Any]()
+    for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
+        value = json.loads(row[column]) if str(row[column]).startswith("{") else row[column]
+        name = column.removeprefix("score_")
+        found |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
@@ -87,28 +104,29 @@ def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
         if not needed.keys() <= row.keys():
             name, known = next(name for name in needed if name not in row), list(map(str, row))
             raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
-        run = runs.setdefault(str(row.get("run") or ""), {})
-        answers = run.setdefault((str(row.get("task") or ""), str(row["category"])), [])
-        answers.append((str(row.get("metric") or "score"), _answer(path, number, row, group)))
+        run = runs.setdefault(_text(row, "run"), {})
+        answers = run.setdefault((_text(row, "task"), str(row["category"])), [])
+        answers.append((_text(row, "metric") or "score", _answer(path, number, row, group)))
     if not runs:
         raise UserError(f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer")
     return tuple(_log(path, run, tasks) for run, tasks in runs.items())
 
 
 def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
-    stop, output = str(row.get("stop_reason") or ""), str(row.get("output") or "")
+    stop, output, prompt = (_text(row, name) for name in ("stop_reason", "output", "prompt"))
     try:
         score = _score(row["score"])
         return LoggedAnswer(
             item=str(row["item"]),
             score=score,
-            group="" if _empty(row.get(group or "group")) else str(row[group or "group"]),
-            replicate=_replicate(row["replicate"]) if row.get("replicate") else 0,
+            group=_text(row, group or "group"),
+            replicate=0 if _empty(row.get("replicate")) else _replicate(row["replicate"]),
             missing=math.isnan(score) or stop in NO_ANSWER,
             cut=stop in CUT if "stop_reason" in row else None,
             tokens=None if _empty(row.get("tokens")) else _number(row["tokens"]),
             characters=len(output) if output else None,
-            prompt=str(row.get("prompt") or ""),
+            prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
+            prompt=prompt,
             output=output,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -121,6 +139,10 @@ def _replicate(value: Any) -> int:
     if not _number(value).is_integer():
         raise ValueError(f"{value} is not whole")
     return int(float(value))
+
+
+def _text(row: Row, name: str) -> str:
+    return "" if _empty(row.get(name)) else str(row[name])
 
 
 def _empty(value: Json) -> bool:
@@ -147,6 +169,8 @@ def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[st
     found, inside = dict[str, Task](), dict[str, list[str]]()
     for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
+        if name in found:
+            raise UserError(f"{path}: two tasks would be called {name}: rename a task or a category")
         inside.setdefault(task or name, []).append(name)
         found[name] = Task(name=name, metrics=metrics_of(path, answers))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}

@@ -12,12 +12,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
-from souping.checkpoints.folder import SINGLE, Like
+from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights, check_weights, elements
@@ -41,45 +40,6 @@ LAYOUTS = 32
 Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
 """What decides a band's mix besides the recipe: models that have its rows, all models' dtypes, number of the override
 that applies to its tensor (-1: none)."""
-
-
-def plan(
-    recipe: Recipe,
-    folders: Mapping[str, Path],
-    *,
-    base: Path | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD,
-    nonfinite: str = "error",
-    allow_pickle: bool = False,
-    carry: str | None = None,
-    like: Like | None = None,
-) -> MergePlan:
-    """Plan a recipe of the models in `folders` (those that are no ingredients are not opened).
-
-    `base` is the base model's folder for the methods that have one; `carry` names the ingredient whose config and
-    tokenizer the soup gets (default: the first, or with `vocab` settings the first that has the soup's vocabulary);
-    `like` has what sharded checkpoints lack.
-
-    Raises:
-        UserError: an ingredient has no folder, or folders do not fit together.
-    """
-    aligned = open_alignment(recipe, folders, base, allow_pickle, like)
-    return aligned.plan(recipe, max_shard_size=max_shard_size, nonfinite=nonfinite, carry=carry)
-
-
-def open_alignment(
-    recipe: Recipe,
-    folders: Mapping[str, Path],
-    base: Path | None,
-    allow_pickle: bool,
-    like: Like | None,
-) -> Alignment:
-    """The recipe's ingredients and the base model, opened. Raises UserError as `plan`."""
-    missing = [name for name in recipe.ingredients if name not in folders]
-    if missing:
-        raise UserError(f"the recipe's ingredient {missing[0]} has no folder: the pool has {', '.join(folders)}")
-    opened = {name: Checkpoint.open(folders[name], allow_pickle, like) for name in recipe.ingredients}
-    return Alignment(opened, Checkpoint.open(base, allow_pickle, like) if base is not None else None)
 
 
 class Alignment:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.checkpoints.header import TORCH_DTYPES
+from souping.checkpoints.header import TORCH_DTYPES, size_of
 from souping.checkpoints.views import widen
 from souping.core.fields import pick
-from souping.core.native import compiled, features
+from souping.core.native import compiled
 from souping.core.text import named
 from souping.core.types import UserError, Weights
 
@@ -134,10 +135,9 @@ def mix_block(
     the bytes are the same either way.
     """
     if function in DIFFERENCES:
-        source = dtypes[0] if len(set(dtypes)) == 1 else "F32"
-        kernel = native(DIFFERENCES[function], source, dtype, stored)
+        kernel = native(DIFFERENCES[function], tuple(dtypes), dtype, stored)
         if kernel is not None:
-            return kernel(alike(rows, dtypes), weights, out)
+            return kernel(rows, weights, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
     total = _plain(function(tensors, weights), function, tensors[0].shape)
     return store(narrow(total, dtype), dtype, out, stored)
@@ -155,13 +155,6 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     return soup.astype(np.float32, copy=False)
 
 
-def alike(rows: Sequence[Raw], dtypes: Sequence[str]) -> list[Raw]:
-    """The rows as they are, or widened to fp32 if their dtypes differ."""
-    if len(set(dtypes)) == 1:
-        return list(rows)
-    return [widen(row, tag).view(np.uint8) for row, tag in zip(rows, dtypes, strict=True)]
-
-
 def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
     """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
     wide = widen(soup, dtype)
@@ -169,178 +162,126 @@ def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
     return bool(np.isfinite(wide).all())
 
 
-# Compiled by LLVM: widen, multiply-add in the plan's order, round, check and store happen in registers, 32 elements at
-# a time. Without llvmlite, or on a processor without fused multiply-add, numpy does the work.
+# Compiled by LLVM, which makes a loop of vectors of it: widen, multiply-add in the order of the plan, round, check and
+# store happen in registers. Without llvmlite, or on a processor without fma or f16c, numpy does the work.
 
-WIDTH = 32
-FLOAT16 = ("f16c", "fullfp16", "fp16")
+MOST = 500
+"""Rows that a kernel can take."""
 Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 """native(rows, weights, out) -> whether all is finite"""
 
 
 @functools.cache
-def native(delta: bool, source: str, dtype: str, stored: str) -> Native | None:
-    """A kernel for rows of `source`, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
+def native(delta: bool, sources: tuple[str, ...], dtype: str, stored: str) -> Native | None:
+    """A kernel for rows of these dtypes, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    if "F16" in (source, dtype, stored) and not any(features().get(name) for name in FLOAT16):
-        return None
-    pointer, long = ctypes.c_void_p, ctypes.c_int64
-    address = compiled(assembly(delta, source, dtype, stored))
+    address = compiled(assembly(delta, sources, dtype, stored)) if len(sources) <= MOST else None
     if address is None:
         return None
-    call = ctypes.CFUNCTYPE(ctypes.c_int32, pointer, pointer, long, long, pointer)(address)
-    size = {"F32": 4}.get(stored, 2)
+    arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments, ctypes.c_int64, ctypes.c_void_p)(address)
+    size = size_of(stored)
 
     def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
-        pointers = np.array([row.ctypes.data for row in rows], np.uintp)
-        values = np.array(weights, np.float32)
-        count = out.nbytes // size
-        return bool(call(pointers.ctypes.data, values.ctypes.data, len(rows), count, out.ctypes.data) == 0)
+        pairs = zip([row.ctypes.data for row in rows], weights, strict=True)
+        return bool(call(*itertools.chain(*pairs), out.nbytes // size, out.ctypes.data) == 0)
 
     return run
 
 
-def assembly(delta: bool, source: str, dtype: str, stored: str) -> str:
-    """LLVM assembly of `i32 kernel(rows, weights, K, count, out)`, which returns 0 if everything is finite."""
-    loops, before, start = [], "entry", "0"
-    for w in (WIDTH, 1):
-        loops.append(_loop(w, before, start, delta, source, dtype, stored).replace("$W", str(w)))
-        before, start = f"end{w}", f"%i{w}"
-    declared = "\n".join(
-        f"declare <{w} x float> @llvm.fma.v{w}f32(<{w} x float>, <{w} x float>, <{w} x float>)\n"
-        f"declare i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32>)"
-        for w in (WIDTH, 1)
-    )
-    return f"""{declared}
-define i32 @kernel(ptr %rows, ptr %weights, i64 %K, i64 %count, ptr noalias %out) {{
+def assembly(delta: bool, sources: Sequence[str], dtype: str, stored: str) -> str:
+    """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
+    lines, total = [_load(k, source) for k, source in enumerate(sources)], "0.0"
+    for k in range(int(delta), len(sources)):
+        value = f"%x{k}"
+        if delta:
+            lines.append(f"  %d{k} = fsub float %x{k}, %x0")
+            value = f"%d{k}"
+        lines.append(f"  %sum{k} = call float @llvm.fma.f32(float %w{k}, float {value}, float {total})")
+        total = f"%sum{k}"
+    if delta:
+        lines.append(f"  %moved = fadd float %x0, {total}")
+        total = "%moved"
+    body = "\n".join([*lines, _narrow(total, "soup", dtype), _store(dtype, stored)])
+    arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(len(sources)))
+    return f"""declare float @llvm.fma.f32(float, float, float)
+define i32 @kernel({arguments}, i64 %count, ptr noalias %out) {{
 entry:
-  %first = load ptr, ptr %rows
-  br label %head{WIDTH}
-{loops[0]}  br label %head1
-{loops[1]}  %bad = or i32 %found{WIDTH}, %found1
-  ret i32 %bad
+  %some = icmp slt i64 0, %count
+  br i1 %some, label %element, label %exit
+element:
+  %i = phi i64 [ 0, %entry ], [ %next, %element ]
+  %seen = phi i32 [ 0, %entry ], [ %bad, %element ]
+{body}
+  %flags = and i32 %soup, {EXPONENT[dtype]}
+  %wrong = icmp eq i32 %flags, {EXPONENT[dtype]}
+  %mark = zext i1 %wrong to i32
+  %bad = or i32 %seen, %mark
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %count
+  br i1 %more, label %element, label %exit
+exit:
+  %found = phi i32 [ 0, %entry ], [ %bad, %element ]
+  ret i32 %found
 }}
 """
 
 
-def _loop(w: int, before: str, start: str, delta: bool, source: str, dtype: str, stored: str) -> str:
-    """The loop over blocks of `w` elements from `start`, up to its label `end<w>`; sets `%i<w>` and `%found<w>`."""
-    f, base = f"<{w} x float>", _load(w, "base", source, "%first") if delta else ""
-    part = f"%part$W = fsub {f} %x$W, %base$W" if delta else ""
-    value, finish = "%acc$W", ""
-    if delta:
-        value, finish = "%moved$W", f"%moved$W = fadd {f} %base$W, %acc$W"
-    return f"""head$W:
-  %i$W = phi i64 [ {start}, %{before} ], [ %next$W, %done$W ]
-  %seen$W = phi <{w} x i32> [ zeroinitializer, %{before} ], [ %seen.next$W, %done$W ]
-  %next$W = add i64 %i$W, {w}
-  %fits$W = icmp sle i64 %next$W, %count
-  br i1 %fits$W, label %body$W, label %end$W
-body$W:
-  {base}
-  br label %row$W
-row$W:
-  %k$W = phi i64 [ {int(delta)}, %body$W ], [ %k.next$W, %row$W ]
-  %sum$W = phi {f} [ zeroinitializer, %body$W ], [ %acc$W, %row$W ]
-  %place$W = getelementptr ptr, ptr %rows, i64 %k$W
-  %from$W = load ptr, ptr %place$W
-{_load(w, "x", source, "%from$W")}
-  {part}
-  %wplace$W = getelementptr float, ptr %weights, i64 %k$W
-  %weight$W = load float, ptr %wplace$W
-{_splat(w, "%weight$W", "c")}
-  %acc$W = call {f} @llvm.fma.v{w}f32({f} %c$W, {f} {"%part$W" if delta else "%x$W"}, {f} %sum$W)
-  %k.next$W = add i64 %k$W, 1
-  %more$W = icmp slt i64 %k.next$W, %K
-  br i1 %more$W, label %row$W, label %done$W
-done$W:
-  {finish}
-{_narrow(w, value, "soup", dtype)}
-  %flags$W = and <{w} x i32> %soup$W, {_all(w, EXPONENT[dtype])}
-  %wrong$W = icmp eq <{w} x i32> %flags$W, {_all(w, EXPONENT[dtype])}
-  %mark$W = zext <{w} x i1> %wrong$W to <{w} x i32>
-  %seen.next$W = or <{w} x i32> %seen$W, %mark$W
-{_store(w, dtype, stored)}
-  br label %head$W
-end$W:
-  %found$W = call i32 @llvm.vector.reduce.or.v{w}i32(<{w} x i32> %seen$W)
-"""
-
-
-def _all(w: int, value: int) -> str:
-    """A constant vector of 32-bit integers."""
-    return "<" + ", ".join([f"i32 {value}"] * w) + ">"
-
-
-def _splat(w: int, value: str, name: str) -> str:
-    return f"""  %{name}.one$W = insertelement <{w} x float> undef, float {value}, i32 0
-  %{name}$W = shufflevector <{w} x float> %{name}.one$W, <{w} x float> undef, <{w} x i32> zeroinitializer"""
-
-
-def _load(w: int, name: str, dtype: str, row: str) -> str:
-    """`%name` = fp32 values of the row at `%i`."""
+def _load(k: int, dtype: str) -> str:
+    """`%x<k>` = the fp32 value of row k at `%i`."""
     cell = {"F32": "float", "F16": "half", "BF16": "i16"}[dtype]
-    target = f"%{name}$W" if dtype == "F32" else f"%{name}.raw$W"
-    text = f"""  %{name}.at$W = getelementptr {cell}, ptr {row}, i64 %i$W
-  {target} = load <{w} x {cell}>, ptr %{name}.at$W, align 1"""
-    if dtype == "F16":
-        text += f"\n  %{name}$W = fpext <{w} x half> {target} to <{w} x float>"
+    loaded = f"  %at{k} = getelementptr {cell}, ptr %row{k}, i64 %i\n  %raw{k} = load {cell}, ptr %at{k}, align 1\n"
     if dtype == "BF16":
-        text += f"\n  %{name}.bits$W = zext <{w} x i16> {target} to <{w} x i32>\n" + _from_bf16(w, f"{name}.bits", name)
-    return text
+        return f"{loaded}  %bits{k} = zext i16 %raw{k} to i32\n{_from_bf16(f'bits{k}', f'x{k}')}"
+    return f"{loaded}  %x{k} = {'fpext' if dtype == 'F16' else 'bitcast'} {cell} %raw{k} to float"
 
 
-def _from_bf16(w: int, bits: str, name: str) -> str:
-    return f"""  %{name}.up$W = shl <{w} x i32> %{bits}$W, {_all(w, 16)}
-  %{name}$W = bitcast <{w} x i32> %{name}.up$W to <{w} x float>"""
+def _from_bf16(bits: str, name: str) -> str:
+    return f"  %{name}.up = shl i32 %{bits}, 16\n  %{name} = bitcast i32 %{name}.up to float"
 
 
-def _narrow(w: int, value: str, name: str, dtype: str) -> str:
+def _narrow(value: str, name: str, dtype: str) -> str:
     """`%name` = bits (in 32) of fp32 `value` rounded to `dtype`, ties to even; every NaN is the same one."""
-    f, i = f"<{w} x float>", f"<{w} x i32>"
     if dtype == "F16":
-        body = f"""  %{name}.half$W = fptrunc {f} {value} to <{w} x half>
-  %{name}.short$W = bitcast <{w} x half> %{name}.half$W to <{w} x i16>
-  %{name}.got$W = zext <{w} x i16> %{name}.short$W to {i}"""
+        body = f"""  %{name}.half = fptrunc float {value} to half
+  %{name}.short = bitcast half %{name}.half to i16
+  %{name}.got = zext i16 %{name}.short to i32"""
     elif dtype == "F32":
-        body = f"  %{name}.got$W = bitcast {f} {value} to {i}"
+        body = f"  %{name}.got = bitcast float {value} to i32"
     else:
-        body = f"""  %{name}.bits$W = bitcast {f} {value} to {i}
-  %{name}.high$W = lshr {i} %{name}.bits$W, {_all(w, 16)}
-  %{name}.odd$W = and {i} %{name}.high$W, {_all(w, 1)}
-  %{name}.bias$W = add {i} %{name}.odd$W, {_all(w, 0x7FFF)}
-  %{name}.sum$W = add {i} %{name}.bits$W, %{name}.bias$W
-  %{name}.got$W = lshr {i} %{name}.sum$W, {_all(w, 16)}"""
+        body = f"""  %{name}.bits = bitcast float {value} to i32
+  %{name}.high = lshr i32 %{name}.bits, 16
+  %{name}.odd = and i32 %{name}.high, 1
+  %{name}.bias = add i32 %{name}.odd, {0x7FFF}
+  %{name}.sum = add i32 %{name}.bits, %{name}.bias
+  %{name}.got = lshr i32 %{name}.sum, 16"""
     return f"""{body}
-  %{name}.nan$W = fcmp uno {f} {value}, zeroinitializer
-  %{name}$W = select <{w} x i1> %{name}.nan$W, {i} {_all(w, NAN[dtype])}, {i} %{name}.got$W"""
+  %{name}.nan = fcmp uno float {value}, 0.0
+  %{name} = select i1 %{name}.nan, i32 {NAN[dtype]}, i32 %{name}.got"""
 
 
-def _store(w: int, dtype: str, stored: str) -> str:
+def _store(dtype: str, stored: str) -> str:
     """Write the soup's bits to `%out`, through fp32 where they are stored as another dtype."""
-    text, bits = "", "soup"
+    text, bits, size = "", "soup", 8 * size_of(stored)
     if stored != dtype:
-        text, bits = _widen_bits(w, dtype) + "\n" + _narrow(w, "%wide$W", "cast", stored) + "\n", "cast"
-    size = 32 if stored == "F32" else 16
-    value = f"%{bits}$W"
-    if size == 16:
-        text += f"  %low$W = trunc <{w} x i32> {value} to <{w} x i16>\n"
-        value = "%low$W"
-    return f"""{text}  %to$W = getelementptr i{size}, ptr %out, i64 %i$W
-  store <{w} x i{size}> {value}, ptr %to$W, align 1"""
+        text, bits = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', stored)}\n", "cast"
+    narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
+    return f"""{text}  {narrowed}
+  %to = getelementptr i{size}, ptr %out, i64 %i
+  store i{size} %low, ptr %to, align 1"""
 
 
-def _widen_bits(w: int, dtype: str) -> str:
-    """`%wide` = fp32 values of the bits in `%soup`."""
+def _widen_bits(dtype: str) -> str:
+    """`%wide` = fp32 value of the bits in `%soup`."""
     if dtype == "F32":
-        return f"  %wide$W = bitcast <{w} x i32> %soup$W to <{w} x float>"
+        return "  %wide = bitcast i32 %soup to float"
     if dtype == "BF16":
-        return _from_bf16(w, "soup", "wide")
-    return f"""  %wide.low$W = trunc <{w} x i32> %soup$W to <{w} x i16>
-  %wide.half$W = bitcast <{w} x i16> %wide.low$W to <{w} x half>
-  %wide$W = fpext <{w} x half> %wide.half$W to <{w} x float>"""
+        return _from_bf16("soup", "wide")
+    return """  %wide.low = trunc i32 %soup to i16
+  %wide.half = bitcast i16 %wide.low to half
+  %wide = fpext half %wide.half to float"""
 
 
 # ------------------------------------------------------------ methods

@@ -33,8 +33,7 @@ from souping.checkpoints import (
     fingerprint_of,
     hashed_files,
     hashed_groups,
-    keep_digests,
-    settled,
+    keep_digest,
     tensors_key,
 )
 from souping.checkpoints.folder import INDEX
@@ -58,7 +57,7 @@ from souping.merge.plan import (
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
-LINE = 64  # bytes of a line of the cache, at which rows begin
+LINE = 64  # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
 LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
@@ -96,7 +95,7 @@ class PassingDigest:
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
         """Start before the first of the tensors, which are in the order of their bytes."""
         self._checkpoint, self._group, self._number = checkpoint, group, checkpoint.file_number(group[0])
-        self._stamps = [settled(path) for path in hashed_files(checkpoint, self._number)]
+        self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]
         self._next = {a.offset + a.nbytes: b.offset for a, b in itertools.pairwise(filled)}
@@ -156,8 +155,8 @@ class PassingDigest:
 
     def keep(self, known: MutableMapping[str, str]) -> None:
         """Add the finished digests to the known ones. Raises UserError where the file has changed."""
-        values = [hashing.hexdigest() for hashing in self._hashes]
-        keep_digests(self._checkpoint, self._number, self._stamps, values, known)
+        values = " ".join(hashing.hexdigest() for hashing in self._hashes)
+        keep_digest(tensors_key(self._checkpoint, self._files), self._files, values, known)
 
 
 Digests = Mapping[tuple[int, int], PassingDigest]
@@ -171,9 +170,8 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
         stored = each.checkpoint.quantised or each.checkpoint
         for group in hashed_groups(stored):
             number = stored.file_number(group[0])
-            stamps = [settled(path) for path in hashed_files(stored, number)]
             shared = any(a.offset + a.nbytes > b.offset for a, b in itertools.pairwise(group))
-            if tensors_key(stored, number, stamps) not in known and not shared:
+            if tensors_key(stored, hashed_files(stored, number)) not in known and not shared:
                 fed = number if stored is each.checkpoint else ~number  # nothing is fed what was dequantised
                 digests[place, fed] = PassingDigest(stored, group)
     return digests
@@ -301,7 +299,7 @@ class Buffers:
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
         """Arrays of so many bytes, one behind the other; those of the block before are gone."""
-        starts = [0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes)]
+        starts = [0, *itertools.accumulate((-(-size // LINE) + 1) * LINE for size in sizes)]
         if starts[-1] > len(self._slab):
             self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
         return [self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)]

@@ -40,6 +40,7 @@ from souping.pipeline.evidence import (
     Contender,
     analyse,
     best_mixture,
+    by_source,
     check_expected,
     compare_on,
     dry_verdict,
@@ -309,7 +310,9 @@ class Run(Steps):
         report = CheckpointScores.of([measured[self.single(name).id] for name in self.pool.names], objective)
         others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
         values, weights = measured[soup.id].values, self.weights_of(soup)
-        return describe(found, weights, search, trials, report, values, others, looks)
+        data = describe(found, weights, search, trials, report, values, others, looks)
+        last = self.single(self.pool.names[-1])
+        return {**data, "categories": by_source(soup, last, measured, report.table, looks)}
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""

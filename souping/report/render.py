@@ -171,7 +171,7 @@ def _small(text: str) -> str:
 
 def section(shown: Section) -> list[str]:
     """The blocks of one section."""
-    return [f"## {shown.title}", *_blocks(shown)]
+    return [f"## {escape_markdown(shown.title)}", *_blocks(shown)]
 
 
 def _blocks(shown: Section) -> list[str]:
@@ -273,7 +273,7 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
 
     out = console or output_console(120)
     for section in (one for outer in sections for one in (outer, *outer.folded)):
-        out.print(Text(section.title, style="bold"))
+        out.print(Text(clean(section.title), style="bold"))
         for line in section.lines:
             out.print(Padding(Text(clean(line)), (0, 0, 0, 2)))
         for grid in section.grids:

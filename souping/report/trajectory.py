@@ -11,7 +11,7 @@ from souping.core.types import FloatArray, elements, entries, number, part, text
 from souping.core.unit import unit
 from souping.report.format import KINDS, clean, count, interval, level, limits, p_of, points, score, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, table
+from souping.report.tables import Report, Row, Section, TableGrid, grid, losses, nonempty, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
 """Kinds of the rows that an average of checkpoints is compared with, in this order."""
 SHAPES: Mapping[str, tuple[str, str, str]] = {
-    "uniform": ("equal weights", "o", COLOURS["soup"]),
+    "uniform": ("equal weights", "o-", COLOURS["soup"]),
     "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
     "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
 }
@@ -33,7 +33,7 @@ def sections(report: Report) -> tuple[Section, ...]:
     windows, members = entries(data, "windows"), entries(data, "members")
     if not members:
         return ()
-    folded = nonempty((table("Every checkpoint", _members(members)), table("By category", _categories(data))))
+    folded = nonempty((table("Every checkpoint", _members(members)), table("By category", losses({"losses": data}))))
     line = (
         f"{count(len(windows))} averages on the search fold. One of them was chosen here, so its numbers are "
         "optimistic; the report fold has the fair ones. Bands and whiskers hold for all averages at once."
@@ -45,7 +45,7 @@ def sections(report: Report) -> tuple[Section, ...]:
 
 
 def _lines(report: Report, data: Row) -> list[str]:
-    lines, spread = texts(data, "sentences"), part(data, "spread")
+    lines, spread, runs = texts(data, "sentences"), part(data, "spread"), part(data, "runs")
     for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
         lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
     if number(spread.get("report")) is not None:
@@ -53,12 +53,10 @@ def _lines(report: Report, data: Row) -> list[str]:
             f"The last {count(spread.get('checkpoints'))} checkpoints differ among themselves by a standard deviation "
             f"of {points(spread.get('report'))}."
         )
-    further = [score(value, sign=True) for value in elements(part(data, "runs"), "differences")]
-    if further:
-        claim = part(part(data, "runs"), "claim")
+    if further := [score(value, sign=True) for value in elements(runs, "differences")]:
+        claim = part(runs, "claim")
         recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
-        runs = f"{len(further)} further run{'s' * (len(further) > 1)}"
-        lines.append(f"The same weights on {runs}: {', '.join(further)}. {recipe}")
+        lines.append(f"The same weights on {len(further)} more training run(s): {', '.join(further)}. {recipe}")
     return lines
 
 
@@ -68,16 +66,15 @@ def _claimed(pair: Row) -> str:
 
 def _rows(report: Report, data: Row) -> TableGrid:
     """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
-    found = entries(report, "comparisons")
-    pairs = [pair for kind in OTHERS for pair in found if pair.get("kind") == kind]
-    named = [(KINDS[str(pair.get("kind"))], "" if pair.get("b") in OTHERS else pair.get("b")) for pair in pairs]
-    named.append(("mean of its members' scores", ""))
+    order, labels = {kind: n for n, kind in enumerate(OTHERS)}, {**KINDS, "members_mean": "mean of its members' scores"}
+    found = [pair for pair in entries(report, "comparisons") if pair.get("kind") in order]
+    found.sort(key=lambda pair: order[str(pair.get("kind"))])
     spread = score(part(data, "spread").get("report"))
     lines = [
-        (kind, clean(name), *_difference(pair), p_of(pair), spread)
-        for (kind, name), pair in zip(named, [*pairs, part(data, "members_mean")], strict=True)
+        (labels[str(pair.get("kind"))], clean(pair.get("b")), *_difference(pair), p_of(pair), spread)
+        for pair in [*found, {**part(data, "members_mean"), "kind": "members_mean", "b": ""}]
     ]
-    around = f"{level(next(iter(pairs), {}))} interval"
+    around = f"{level(next(iter(found), {}))} interval"
     header = ("average minus", "checkpoint", f"difference, {unit().name}", around, "p", "SD of the last checkpoints")
     return grid(header, lines, left=(0, 1))
 
@@ -87,29 +84,10 @@ def _difference(pair: Row) -> tuple[str, str]:
 
 
 def _members(members: Sequence[Row]) -> TableGrid:
-    lines = [
-        (
-            clean(one.get("name")),
-            *(count(one.get(key)) for key in ("step", "tokens")),
-            weight(one.get("rate")),
-            *(score(one.get(key)) for key in ("search", "report")),
-            weight(one.get("weight")),
-        )
-        for one in members
-    ]
+    show = {"step": count, "tokens": count, "rate": weight, "search": score, "report": score, "weight": weight}
+    lines = [(clean(one.get("name")), *(shown(one.get(key)) for key, shown in show.items())) for one in members]
     scores = [unit().heading(fold) for fold in ("search", "report")]
     return grid(("checkpoint", "step", "tokens", "learning rate", *scores, "weight"), lines)
-
-
-def _categories(data: Row) -> TableGrid:
-    found = entries(data, "categories")
-    lines = [
-        (clean(one.get("category")), count(last.get("n")), score(one.get("score")), *_difference(last))
-        for one in found
-        for last in [part(one, "last")]
-    ]
-    around = f"{level(part(found[0], 'last') if found else {})} interval, all at once"
-    return grid(("category", "items", unit().heading("average"), "minus the last checkpoint", around), lines)
 
 
 def _windows(found: Sequence[Row]) -> TableGrid:
@@ -141,33 +119,25 @@ def trajectory(report: Report) -> Drawing | None:
     members = entries(part(report, "trajectory"), "members")
     if len(members) < 2:
         return None
-    steps, rates = _column(members, "step"), _column(members, "rate")
+    steps, scale = _column(members, "step"), unit().scale
     with canvas():
-        made = Figure(figsize=(7.6, 5.4))
-        scores, rate, weights = made.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
-        _scores(scores, report, members, steps)
-        rate.plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
+        figure = Figure(figsize=(7.6, 5.4))
+        scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
+        scores.plot(steps, _column(members, "report", scale), "o-", color=COLOURS["best_single"], label="checkpoints")
+        for row in [row for row in entries(report, "rows") if row.get("kind") in ("soup", "decayed")]:
+            kind, height = str(row.get("kind")), scale * (number(part(row, "objective").get("mean")) or 0.0)
+            line = {"color": COLOURS.get(kind, INK), "linestyle": "-" if kind == "soup" else "--"}
+            scores.axhline(height, label="chosen average" if kind == "soup" else KINDS[kind], **line)
+        scores.legend()
+        rate.plot(steps, _column(members, "rate"), "o-", color=INK, markersize=3, linewidth=1.0)
         rate.set_ylim(bottom=0)
-        rate.set_ylabel("learning rate")
-        width = 0.6 * float(np.diff(steps).min())
-        weights.bar(steps, _column(members, "weight"), width=width, color=COLOURS["soup"])
-        weights.set_ylabel("weight")
+        weights.bar(steps, _column(members, "weight"), width=0.6 * np.diff(steps).min(), color=COLOURS["soup"])
         weights.set_xlabel("training step")
-        made.align_ylabels()
+        for axes, label in zip(figure.axes, (unit().symbol, "learning rate", "weight"), strict=True):
+            axes.set_ylabel(label)
+        figure.align_ylabels()
     alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
-    return Drawing("trajectory", made, alt, "On the report fold. Bars: the weights of the chosen average.")
-
-
-def _scores(axes: Axes, report: Report, members: Sequence[Row], steps: FloatArray) -> None:
-    values = _column(members, "report", unit().scale)
-    axes.plot(steps, values, "o-", color=COLOURS["best_single"], markersize=5, linewidth=1.0, label="checkpoints")
-    lines = {"soup": ("chosen average", "-", COLOURS["soup"]), "decayed": ("decayed branch", "--", INK)}
-    for row in [row for row in entries(report, "rows") if row.get("kind") in lines]:
-        label, style, colour = lines[str(row.get("kind"))]
-        level_of_row = _column([part(row, "objective")], "mean", unit().scale)[0]
-        axes.axhline(level_of_row, color=colour, linestyle=style, linewidth=1.4, label=label)
-    axes.set_ylabel(unit().symbol)
-    axes.legend()
+    return Drawing("trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average.")
 
 
 def window_bands(report: Report) -> Drawing | None:
@@ -175,38 +145,37 @@ def window_bands(report: Report) -> Drawing | None:
     from matplotlib.figure import Figure
 
     data = part(report, "trajectory")
-    found = entries(data, "windows")
+    found, spread = entries(data, "windows"), number(part(data, "spread").get("search"))
     if not found:
         return None
     with canvas():
-        made = Figure(figsize=(8.6, 3.4))
-        for axes, (side, title) in zip(made.subplots(1, 2), SIDES.items(), strict=True):
-            _band(axes, found, side)
+        figure = Figure(figsize=(8.6, 3.4))
+        for axes, (side, title) in zip(figure.subplots(1, 2), SIDES.items(), strict=True):
+            axes.axhline(0, color=INK, linewidth=0.8)
+            for kind in SHAPES:
+                _band(axes, kind, [one for one in found if one.get("kind") == kind], side)
             axes.set_title(title, fontsize=9)
             axes.set_xlabel("steps from the oldest to the newest")
             axes.set_ylabel(f"difference, {unit().name}")
-        spread = number(part(data, "spread").get("search"))
         if spread is not None:
             reach, label = unit().scale * spread, "SD of the last checkpoints"
-            made.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
-        made.tight_layout()
-        made.legend(*made.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+            figure.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
+        figure.tight_layout()
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4
+        )
     alt = f"Differences of {len(found)} averages to the last checkpoint and to the mean of their members."
     better = "Above" if unit().higher_is_better else "Below"
-    return Drawing("windows", made, alt, f"On the search fold. {better} 0 is better.")
+    return Drawing("windows", figure, alt, f"On the search fold. {better} 0 is better.")
 
 
-def _band(axes: Axes, found: Sequence[Row], side: str) -> None:
-    """Equal weights as a line in a band, the other averages as marks with whiskers."""
-    axes.axhline(0, color=INK, linewidth=0.8)
-    for kind, (label, mark, colour) in SHAPES.items():
-        rows = [one for one in found if one.get("kind") == kind]
-        pairs, steps = [part(one, side) for one in rows], _column(rows, "steps")
-        middle, low, high = (_column(pairs, key, unit().scale) for key in ("difference", "low", "high"))
-        if kind == "uniform":
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(steps, middle, f"{mark}-", color=colour, markersize=4, linewidth=1.2, label=label)
-        elif rows:
-            across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # of one length
-            reach = np.abs(np.stack([middle - low, high - middle]))
-            axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)
+def _band(axes: Axes, kind: str, rows: Sequence[Row], side: str) -> None:
+    """Points with whiskers; those of equal weights are joined to a band."""
+    label, mark, colour = SHAPES[kind]
+    steps, pairs = _column(rows, "steps"), [part(one, side) for one in rows]
+    middle, low, high = (_column(pairs, key, unit().scale) for key in ("difference", "low", "high"))
+    if kind == "uniform":
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # all of one length
+    reach = np.abs(np.stack([middle - low, high - middle]))
+    axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)

@@ -17,9 +17,8 @@ from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import preflight
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
-from souping.merge.alignment import plan
 from souping.merge.local import LocalMerge
-from tests.support.checkpoints import family, opened, random_tensors, raw_file, save, simple, soup_of
+from tests.support.checkpoints import family, opened, plan, random_tensors, raw_file, save, simple, soup_of
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES: dict[str, tuple[Any, bytes, str]] = {
@@ -135,10 +134,10 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
     folder = save(tmp_path / "m", random_tensors(0))
     (folder / "model.safetensors").unlink()
     torch.save({"a": _Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="more than plain tensors"):
+    with pytest.raises(UserError, match="do not trust it"):
         Checkpoint.open(folder, allow_pickle=True)
     (folder / "pytorch_model.bin").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match="or is broken"):
+    with pytest.raises(UserError, match="no archive"):
         Checkpoint.open(folder, allow_pickle=True)
     assert not (tmp_path / "pwned").exists()
 

@@ -87,7 +87,10 @@ def test_weights_are_what_compressed_tensors_makes_of_them(tmp_path: Path, layou
     assert {name: digest(value) for name, value in read(renamed).items()} == wanted
 
 
-def test_every_number_of_fp8_is_what_torch_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("llvm", [True, False])
+def test_every_number_of_fp8_is_what_torch_reads(llvm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not llvm:
+        monkeypatch.setattr("souping.checkpoints.quantised.compiled", lambda _: None)
     folder = Path(shutil.copytree(DATA / "block-0", tmp_path / "a"))
     numbers = torch.arange(256, dtype=torch.uint8).repeat(13)[: 200 * 16].reshape(200, 16)
     scales = torch.tensor([[1.5], [2.0**-130]])
@@ -124,6 +127,19 @@ def test_accelerate_and_a_live_module_give_the_same_bytes(tmp_path: Path, pool: 
     module = load_module(opened.architecture_folder, ModuleSettings(device="cpu", dtype="bfloat16"))
     opened.live(module).pour(recipe)
     assert all(same_bits(module.state_dict()[name], value) for name, value in load(first).items())
+
+
+def test_experts_one_by_one_are_averaged_and_refused_beside_fused_ones(tmp_path: Path) -> None:
+    pool = {name: Path(shutil.copytree(DATA / f"block-{n}", tmp_path / name)) for n, name in enumerate("ab")}
+    parts = {UP.replace("up_proj", f"experts.{n}.up_proj") + end: UP + end for n in "01" for end in ("", "_scale")}
+    for folder in pool.values():
+        rewrite(folder, {part: load(folder)[source].clone() for part, source in parts.items()})
+    opened = LocalMerge().open(pool)
+    made = load(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / "soup"))
+    assert all(same_bits(made[part], made[UP]) for part, source in parts.items() if source == UP)
+    rewrite(pool["b"], dict.fromkeys(parts) | {"model.layers.0.mlp.experts.up_proj": torch.ones(2, 200, 16)})
+    with pytest.raises(UserError, match=r"same tensors: .*experts\.0\.up_proj"):
+        LocalMerge().open(pool).write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / "refused")
 
 
 def test_fp8_and_bf16_members_of_one_model(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from souping.checkpoints.names import Mapped, map_names
+from souping.checkpoints.views import Part, StoredTensor
 from souping.core.types import UserError
 from tests.support.trainers import TOOLS, opened_case, tensors_of, unpacked
 
@@ -74,11 +74,13 @@ def headers(arrays: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]
 
 
 def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
-    parts = []
-    for view in tensor.views():
-        flat = arrays[view.source].reshape(-1)[view.offset :]
-        parts.append(as_strided(flat, view.shape, [4 * stride for stride in view.strides]).reshape(-1))
-    return np.concatenate(parts).reshape(tensor.shape)
+    def fetch(file: str, into: Any, offset: int) -> None:
+        into[:] = arrays[file].reshape(-1).view(np.uint8)[offset : offset + len(into)]
+
+    stored = {name: StoredTensor("F32", a.shape, [Part(name, 0, (0,) * a.ndim, a.shape)]) for name, a in arrays.items()}
+    out = np.empty(tensor.view.shape, np.float32)
+    tensor.view.read(0, out.reshape(-1).view(np.uint8), stored, fetch)
+    return out
 
 
 def halves(rows: Array, heads: int) -> Array:
@@ -225,7 +227,7 @@ def test_hugging_face_names_below_any_prefix(wrap: str, like: dict[str, tuple[in
     native = {WRAPS[wrap](name): ("F32", shape) for name, shape in PLAIN.items()}
     extra = {"app.optim.state.model.norm.weight.exp_avg": ("F32", (8,)), "dataloader.x": ("F32", (1,))}
     mapped = map_names(native | extra, SIZES, like)
-    assert {name: tensor.shape for name, tensor in mapped.items()} == PLAIN
+    assert {name: tensor.view.shape for name, tensor in mapped.items()} == PLAIN
 
 
 def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
@@ -293,11 +295,7 @@ def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -
     rules = [
         ["wte", "model.embed_tokens.weight", "vocab hidden"],
         ["h.{layer}.swiglu", "model.layers.{layer}.mlp.up_proj.weight", "hidden (ffn part=2) -> (part[1] ffn) hidden"],
-        [
-            "h.{layer}.swiglu",
-            "model.layers.{layer}.mlp.gate_proj.weight",
-            "hidden (ffn part=2) -> (part[0] ffn) hidden",
-        ],
+        ["h.{layer}.swiglu", "model.layers.{layer}.mlp.gate_proj.weight", "hidden (ffn p=2) -> (p[0] ffn) hidden"],
     ]
     path = written_rules(tmp_path, prefix="net.", drop=["net.rng"], rules=rules)
     mapped = map_names(headers(arrays), SIZES, rules=path)

@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import distribution
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, as_text, page, sections
-from souping.report.render import sheet_markdown
+from souping.core.types import UserError
+from souping.report.render import sheet_markdown, show_sheet
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
 
@@ -78,6 +81,38 @@ def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
     decided = {row.name: row.verdict for row in result.verdicts if row.decides}
     assert decided == {"average": result.headline("cand").verdict, "words": "much-worse"}
     assert (decided["average"] == "better", result.status) == (True, 1)
+
+
+def test_a_policy_may_name_the_only_task(tmp_path: Path) -> None:
+    policy = tmp_path / "gate.toml"
+    policy.write_text("[tasks.sums]\ncritical = true\nmargin = 1\n")
+    rows = [[row for row in answers(rate, seed) if row["category"] == "sums"] for rate, seed in ((0.6, 1), (0.4, 2))]
+    assert "sums" not in [row.name for row in compared(*rows).verdicts]
+    assert {row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.decides} == {
+        "average": "worse",
+        "sums": "much-worse",
+    }
+
+
+def test_groups_are_those_of_any_log_and_of_more_than_the_item_that_names_them() -> None:
+    rows = [answers(0.5, seed) for seed in (1, 2)]
+    grouped = [row | {"group": f"i{n // 4 * 4}"} for n, row in enumerate(rows[1])]
+    for pair in ((rows[0], grouped), (grouped, rows[0])):
+        assert compared(*pair).headline("cand").groups == 100
+
+
+def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
+    rows = [[row | {"score": score, "run": run} for run in range(3) for row in answers(0, 1, 50)] for score in (0, 1)]
+    head = compared(*rows).headline("cand")
+    assert (head.verdict, head.p_value < 1e-9) == ("better", True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"fail_on": "worse"}, {"fail_on": ["wrose"]}, {"looks": 0}, {"looks": 2.5}, {"pass_at": -1}], ids=str
+)
+def test_arguments_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        compared(answers(0.5, 1), answers(0.5, 2), **settings)
 
 
 def test_missing_answers_leave_a_verdict_undecided() -> None:
@@ -174,8 +209,9 @@ def nasty() -> CompareResult:
 
 def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
-    written = sheet_markdown("x", sections(result, 5))
-    for text in (as_text(result), written, page(result, 5)):
+    written, shown = sheet_markdown("x", sections(result, 5)), StringIO()
+    show_sheet(sections(result, 5), Console(file=shown))
+    for text in (as_text(result), shown.getvalue(), written, page(result, 5)):
         assert not {"\x1b", "\u202e"} & set(text)
     assert "<script" not in page(result, 5)
     assert "<script" not in written
@@ -238,6 +274,8 @@ def test_flips_name_the_items_and_their_answers() -> None:
         (["base=base.csv", "cand=cand.csv", "--fail-on", "worst"], "--fail-on"),
         (["base=base.csv", "cand=cand.csv", "--margin", "-1"], "margin"),
         (["base=base.csv", "cand=cand.csv", "--policy", "gate.toml"], "suns"),
+        (["base=base.csv", "cand=cand.csv", "--policy", "deep.toml"], "not TOML"),
+        (["base=base.csv", "cand=cand.csv", "--same-prompts"], "prompts of any item"),
         (["base=base.csv", "cand=cand.csv", "--average", "no.json"], "no.json"),
         (["base=base.csv", "cand=cand.csv", "--pass-at", "2"], "pass@2"),
         (["base=base.csv", "cand=cand.csv", "--group", "passage"], "passage"),
@@ -264,6 +302,7 @@ def test_what_cannot_be_compared_is_a_line(
     (tmp_path / "odd.json").write_text('{"sums": -1, "words": 2}')
     (tmp_path / "cut.jsonl").write_text('{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ')
     (tmp_path / "gate.toml").write_text("[tasks.suns]\ncritical = true\n")
+    (tmp_path / "deep.toml").write_text(f"x = {'[' * 5000}")
     souping("compare", *words).refused(key)
 
 

@@ -54,8 +54,9 @@ def test_weights_of_a_file_are_shares_and_name_what_is_there() -> None:
 def test_metrics_that_are_no_means_are_never_averaged() -> None:
     perplexity = metric("p", {"x": [12.0, 20.0], "y": [13.0, 19.0]}, is_mean=False)
     assert task_weights(matched(*sizes(a=10), perplexity), "task") == {"a": 1.0}
+    assert task_weights(matched(perplexity), "task") == {"p": 1.0}
     with pytest.raises(UserError, match="average"):
-        task_weights(matched(perplexity), "task")
+        task_weights(matched(perplexity, replace(perplexity, task="q")), "task")
 
 
 def test_the_p_value_is_that_of_scipys_permutation_test() -> None:

@@ -64,13 +64,6 @@ def test_other_texts_of_a_block_and_their_order_change_the_last_digits_alone(mod
         assert [found[item.id] for item in TEXTS[:12]] == pytest.approx(alone, abs=CLOSE)
 
 
-def test_a_window_that_is_read_in_parts_has_the_same_bits(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = LOSS.evaluate(model, TEXTS[:3])
-    monkeypatch.setattr("souping.evaluate.engines.transformers.LOGITS", 877 * 40)
-    parts = LOSS.evaluate(model, TEXTS[:3])
-    assert [record.score for record in parts] == pytest.approx([record.score for record in whole], abs=CLOSE)
-
-
 @pytest.mark.parametrize(
     ("before", "scored", "stride", "windows"),
     [

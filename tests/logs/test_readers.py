@@ -222,6 +222,20 @@ class TestInspect:
         assert mean(log, "sums", "match") == 0.5
         assert len(log.tasks["words"].metrics["exact"].answers) == 2
 
+    def test_a_frame_keeps_samples_that_failed_and_scores_with_several_values(self) -> None:
+        sample = {"sample_id": "s", "epoch": 1, "input": "?", "log": "x_sums_y.eval", "error": None}
+        rows = [sample | {"id": n, "score_match": "C", "score_parts": '{"a": 0.5, "b": 1}'} for n in range(2)]
+        rows.append(sample | {"id": 2, "score_match": math.nan, "score_parts": None, "error": "time is up"})
+        (log,) = read(Frame(rows))
+        metrics = log.tasks["sums"].metrics
+        assert list(metrics) == ["match", "parts/a", "parts/b"]
+        for metric in metrics.values():
+            assert [(answer.missing, answer.cut) for answer in metric.answers] == [(False, None)] * 2 + [(True, False)]
+
+    def test_a_model_is_named_with_its_slash(self) -> None:
+        (log,) = read(f"{DATA / 'inspect' / 'a'}:mockllm/model")
+        assert log.model == "mockllm/model"
+
 
 def test_inspect_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
@@ -276,6 +290,10 @@ class TestTables:
         (log,) = read(write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells]))
         (answer,) = log.tasks["c"].metrics["score"].answers
         assert (answer.score, answer.replicate) == (1, int("replicate" in cells))
+
+    def test_cells_of_a_frame_without_a_value_are_empty(self) -> None:
+        more = dict.fromkeys(("task", "metric", "run", "group", "replicate", "output", "prompt"), math.nan)
+        assert read(Frame([row | more for row in ROWS]))[0].tasks == read(Frame(ROWS))[0].tasks
 
 
 class TestRuns:
@@ -390,6 +408,23 @@ BAD |= {
     "NaN in a CSV": (table({"item": 1, "category": "c", "score": "nan"}), "row 1.*nan"),
     "NaN in a JSONL": (text("log.jsonl", '{"item": 1, "category": "c", "score": NaN}'), "row 1.*NaN"),
     "an underscore": (table({"item": 1, "category": "c", "score": "1_0"}), "row 1.*1_0"),
+    "an empty file of samples": (changed("lm_eval/python_cook", {"samples_pick_*": lambda _: ""}), "no samples"),
+    "fewer samples": (
+        changed("lm_eval/python_cook", {"samples_pick_*": lambda text: "".join(text.splitlines(True)[:-1])}),
+        "of .* samples: the file is cut off",
+    ),
+    "a task with a slash": (results(configs={"a/b": {}}), "--log_samples"),
+    "a run without names": (
+        lambda folder: text("report.json", '{"rows": [{"scores": {}}]}')(folder).parent,
+        "damaged",
+    ),
+    "two tasks of one name": (
+        table(
+            {"item": 1, "task": "", "category": "a/b", "score": 1},
+            {"item": 2, "task": "a", "category": "b", "score": 1},
+        ),
+        "a/b",
+    ),
     "half a replicate": (table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}), "0.5 is not whole"),
 }
 

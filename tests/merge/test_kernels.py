@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import widen
-from souping.core.native import features
 from souping.core.types import UserError
 from souping.merge import accelerate, kernels
 from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
@@ -29,35 +28,31 @@ TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
 
 
-def random_rows(seed: int, count: int, rows: int, dtype: str) -> list[Raw]:
-    rng = np.random.default_rng(seed)
-    half = count // 2
-    made = []
-    for _ in range(rows):
-        values = (rng.standard_normal(count) * 0.02).astype(np.float32)
-        values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
-        values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
-        made.append(narrow(values, dtype))
-    return made
+def random_row(seed: int, count: int, dtype: str) -> Raw:
+    rng, half = np.random.default_rng(seed), count // 2
+    values = (rng.standard_normal(count) * 0.02).astype(np.float32)
+    values[:half] = rng.integers(0, 2**32, half, dtype=np.uint32).view(np.float32)
+    values[: len(SPECIAL)] = SPECIAL[: len(values)].view(np.float32)
+    return narrow(values, dtype)
 
 
-@pytest.mark.skipif(not features(), reason="llvmlite is not installed")
+@pytest.mark.skipif(kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed")
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
     combine = linear if function is linear else delta
-    for source in TAGS:
+    for sources in (("F32",) * 2, ("BF16",) * 3, ("F16",) * 20, TAGS):
         for stored in TAGS:
-            for count, rows in ((1, 2), (31, 3), (2049, 20)):
-                raw = random_rows(count + rows, count, rows, source)
-                weights = np.random.default_rng(rows).dirichlet(np.ones(rows)).tolist()
+            for count in (1, 31, 2049):
+                raw = [random_row(count + k, count, source) for k, source in enumerate(sources)]
+                weights = np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
                 size = size_of(stored) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert kernels.native(combine is delta, source, dtype, stored) is not None
-                good = mix_block(combine, raw, [source] * rows, weights, dtype, fast, stored)
-                total = combine([widen(r, source) for r in raw], weights)
+                assert kernels.native(combine is delta, tuple(sources), dtype, stored) is not None
+                good = mix_block(combine, raw, sources, weights, dtype, fast, stored)
+                total = combine([widen(r, source) for r, source in zip(raw, sources, strict=True)], weights)
                 assert kernels.store(narrow(total, dtype), dtype, plain, stored) == good
-                assert fast.tobytes() == plain.tobytes(), (source, stored, count)
+                assert fast.tobytes() == plain.tobytes(), (sources, stored, count)
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -25,14 +25,14 @@ from souping.checkpoints import Checkpoint
 from souping.core.types import UserError
 from souping.merge import plan as merge_plan
 from souping.merge.__main__ import main
-from souping.merge.alignment import matcher, plan
+from souping.merge.alignment import matcher
 from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge, to_yaml
 from souping.merge.stored import load_plan
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.conftest import recipe
-from tests.support.checkpoints import expected, family, load, random_tensors, same_bits, save, simple, soup_of
+from tests.support.checkpoints import expected, family, load, plan, random_tensors, same_bits, save, simple, soup_of
 
 
 @pytest.mark.parametrize("size", ["200", "0.5KB", "5GB"])

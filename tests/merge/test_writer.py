@@ -35,12 +35,11 @@ from souping.core.types import UserError
 from souping.merge import ERROR, accelerate
 from souping.merge import plan as merge_plan
 from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
-from souping.merge.alignment import plan
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 from souping.merge.writer import PassingDigest, prepare, write_checkpoint
 from tests.conftest import ROOT, Cli
-from tests.support.checkpoints import aligned, family, load, opened, random_tensors, save, simple
+from tests.support.checkpoints import aligned, family, load, opened, plan, random_tensors, save, simple
 from tests.support.processes import wait_for
 
 

@@ -42,7 +42,7 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
         Member(name=f"c{n}", folder=Path(f"c{n}"), weights=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
         for n in range(1, SIZE + 1)
     ]
-    run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members), left_out={})
+    run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
     found = Trajectory(runs=(run,), rows=(), others=())
     scores = CheckpointScores(values=values, table=TABLE)
     better = BITS_PER_BYTE.inner(-0.1)
@@ -73,7 +73,6 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
     text, html = markdown(report, trials), page(report, trials, pictures)
     for section in sections(report):
-        assert section.title in text
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
     (rows,) = sections(report)[0].grids
@@ -97,7 +96,6 @@ def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
     steps = {(one["kind"], one["checkpoints"]): one["steps"] for one in found}
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
-    assert [one["steps"] for one in found] == sorted(one["steps"] for one in found)
     assert all(one["last"]["low"] <= one["last"]["difference"] <= one["last"]["high"] for one in found)
 
 

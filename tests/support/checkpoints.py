@@ -14,6 +14,14 @@ from souping.checkpoints import Checkpoint, fingerprint
 from souping.core.types import Recipe
 from souping.merge.alignment import Alignment
 from souping.merge.local import LocalMerge, ModelMerge
+from souping.merge.plan import MergePlan
+
+
+def plan(recipe: Recipe, folders: Mapping[str, Path], max_shard_size: int | str = "5GB") -> MergePlan:
+    """The plan of a recipe of plain folders."""
+    opened = Alignment({name: Checkpoint.open(folders[name]) for name in recipe.ingredients})
+    return opened.plan(recipe, max_shard_size=max_shard_size)
+
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
 

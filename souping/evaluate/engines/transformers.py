@@ -6,15 +6,13 @@ Here are what engines have in common, `engine=transformers`, and the functions t
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -338,59 +336,35 @@ def _likelihoods(
     import torch
 
     torch.set_num_threads(settings.resolved_threads)
-    limit = context(model)
+    limit, module = context(model), model.module
     cut = [passage.windows(limit, stride) for passage in passages]
     windows = [window for own in cut for window in own]
-    vocabulary = int(model.module.config.get_text_config(decoder=True).vocab_size)
+    vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
     longest = max(len(tokens) for tokens, _ in windows)
     size = max(1, min(settings.batch_size, LOGITS // (vocabulary * longest)))
-    found = list[float]()
     with torch.inference_mode():
-        for start in range(0, len(windows), size):
-            found += _scored(model.module, windows[start : start + size], pad_id(model), vocabulary)
-    ends = np.cumsum([0, *map(len, cut)]).tolist()
-    return [math.fsum(found[start:end]) for start, end in pairwise(ends)]
+        batches = (_scored(module, windows[n : n + size], pad_id(model)) for n in range(0, len(windows), size))
+        found = iter([value for batch in batches for value in batch])
+    return [math.fsum(next(found) for _ in own) for own in cut]
 
 
-def _scored(
-    module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int, vocabulary: int
-) -> list[float]:
-    """Log-likelihood of each window's scored tokens.
-
-    Rows are padded on the right, where no token before can see it. A window whose logits would fill the memory is read
-    in parts, with a KV cache.
-    """
+def _scored(module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int) -> list[float]:
+    """Log-likelihood of each window's scored tokens. Rows are padded on the right, where no token before can see it."""
     import torch
 
     width, device = max(len(tokens) for tokens, _ in windows) - 1, next(module.parameters()).device
-    ids, targets = torch.full((len(windows), width), pad), torch.full((len(windows), width), -1)
+    ids = torch.full((len(windows), width), pad, device=device)
     mask = torch.zeros_like(ids)
-    for number, (tokens, count) in enumerate(windows):
-        end = len(tokens) - 1
-        ids[number, :end], mask[number, :end] = torch.tensor(tokens[:-1]), 1
-        targets[number, end - count : end] = torch.tensor(tokens[len(tokens) - count :])
-    ids, mask, targets = ids.to(device), mask.to(device), targets.to(device)
-    step = max(1, LOGITS // (vocabulary * len(windows)))
-    totals, cache = torch.zeros(len(windows), dtype=torch.float64), _cache(module) if step < width else {}
-    for start in range(0, width, step):
-        part = slice(start, start + step)
-        out = module(input_ids=ids[:, part], attention_mask=mask[:, : start + step], **cache)
-        at = torch.nonzero(targets[:, part] >= 0)
-        row, place = at[:, 0], at[:, 1]
-        wanted = targets[:, part][row, place]
-        for some in torch.arange(len(row), device=device).split(max(1, SLICE // vocabulary)):
-            scores = torch.log_softmax(out.logits[row[some], place[some]].float(), dim=-1)
-            chosen = scores.gather(1, wanted[some, None])[:, 0]
-            totals.index_add_(0, row[some].cpu(), chosen.double().cpu())
-    return [float(total) for total in totals]
-
-
-def _cache(module: PreTrainedModel) -> dict[str, Any]:
-    """An empty KV cache, under the name that this version of transformers has for it."""
-    from transformers import DynamicCache
-
-    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-    return {name: DynamicCache(config=module.config), "use_cache": True}
+    for row, (tokens, _) in enumerate(windows):
+        ids[row, : len(tokens) - 1], mask[row, : len(tokens) - 1] = torch.tensor(tokens[:-1]), 1
+    logits, totals = module(input_ids=ids, attention_mask=mask).logits, list[float]()
+    step = max(1, SLICE // logits.shape[-1])
+    for row, (tokens, count) in enumerate(windows):
+        end, wanted = len(tokens) - 1, torch.tensor(tokens[len(tokens) - count :], device=device)
+        parts = zip(logits[row, end - count : end].split(step), wanted.split(step), strict=True)
+        chosen = [torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts]
+        totals.append(float(torch.cat(chosen).double().sum()))
+    return totals
 
 
 def neutral_config(
