@@ -280,18 +280,13 @@ class WeightReader:
             view, offset = view[count:], offset + count
 
 
-def stored_names(folder: Path) -> frozenset[str]:
-    """The names of the tensors that a model folder stores, including pickled ones, which the pool has allowed.
+def stores_head(folder: Path) -> bool:
+    """Whether a model folder stores an output head; without one the embeddings are the head too.
 
     Raises:
-        UserError: as `Checkpoint.open`.
+        UserError: as `Checkpoint.open`. Pickled files are read, because the pool has allowed them.
     """
-    return frozenset(Checkpoint.open(folder, allow_pickle=True).tensors)
-
-
-def stores_head(folder: Path) -> bool:
-    """Whether a model folder stores an output head; without one the embeddings are the head too."""
-    return any(name.endswith("lm_head.weight") for name in stored_names(folder))
+    return any(name.endswith("lm_head.weight") for name in Checkpoint.open(folder, allow_pickle=True).tensors)
 
 
 def fingerprint(

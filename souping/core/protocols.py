@@ -259,12 +259,11 @@ class ModelHost:
 class LoadedModel(Protocol):
     """Model ready to be evaluated, as a live module with its tokenizer or as a folder.
 
-    `soup` identifies the model, `architecture_folder` is a complete folder of its architecture. `eos_token_ids` are
-    the tokens that end an answer: those of all ingredients, none if they name none.
+    `soup` identifies the model. `eos_token_ids` are the tokens that end an answer: those of all ingredients, none if
+    they name none.
     """
 
     soup: str
-    architecture_folder: Path
     eos_token_ids: tuple[int, ...]
 
     @property

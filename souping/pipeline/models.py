@@ -306,8 +306,7 @@ class LoadedSoup(LoadedModel):
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
-        self.soup, self.architecture_folder = recipe.fingerprint, pool.architecture_folder
-        self.eos_token_ids = pool.eos_token_ids(recipe)
+        self.soup, self.eos_token_ids = recipe.fingerprint, pool.eos_token_ids(recipe)
         self._pool, self._module, self._scratch = pool, module, scratch
         self._settings, self._recipe = settings, recipe
 

@@ -22,7 +22,6 @@ def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
     module = load_module(folder, settings or ModuleSettings())
     return SimpleNamespace(
         soup="s",
-        architecture_folder=folder,
         folder=folder,
         module=module,
         tokenizer=load_tokenizer(folder),

@@ -58,7 +58,7 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
 
 
 def table(folder: Path) -> Any:
-    return SimpleNamespace(soup="", architecture_folder=folder, eos_token_ids=(), folder=folder)
+    return SimpleNamespace(soup="", eos_token_ids=(), folder=folder)
 
 
 @pytest.fixture(scope="module")

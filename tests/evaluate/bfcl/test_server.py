@@ -91,7 +91,7 @@ def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
 
 
-TABLE: Any = SimpleNamespace(soup="", architecture_folder=COOK, eos_token_ids=(), folder=COOK)
+TABLE: Any = SimpleNamespace(soup="", eos_token_ids=(), folder=COOK)
 
 
 @pytest.mark.parametrize(
