@@ -219,10 +219,7 @@ class Table(RecipeEvaluator):
     def whole_folds(self) -> bool:
         return False
 
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("",)
-
-    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop submits requests")
 
     scores = all_scores  # type: ignore[assignment]

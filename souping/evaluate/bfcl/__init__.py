@@ -54,9 +54,8 @@ class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
     `handler` builds the prompts and reads the answers: a model name of bfcl-eval's registry, `chat-template` (the
-    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own,
-    `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
-    evaluate, `limit` the first so many of each category.
+    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own. `ids` are the
+    items to evaluate, `limit` the first so many of each category.
 
     Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `replicates` repeats them in
     another order. A server that answers nothing for `timeout` seconds counts as stuck.
@@ -72,7 +71,6 @@ class BfclEvaluator(Evaluator):
     limit: Count | None = None
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
-    soup_handlers: list[str] = field(default_factory=list)
     temperature: Annotated[float, Interval(ge=0, le=GREEDY)] = GREEDY
     replicates: Count = 1
     max_tokens: Count | None = None
@@ -84,19 +82,16 @@ class BfclEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         chosen(self.categories)
-        if len(set(self.soup_handlers)) < len(self.soup_handlers):
-            raise UserError("evaluator.soup_handlers names a handler twice")
 
     @property
     def settings(self) -> dict[str, Json]:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
-        choice: dict[str, Json] = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
             "bfcl_eval": VERSION,
             "handler": self.handler,
-            **{key: value for key, value in choice.items() if value},
+            **({"handlers": dict(self.handlers)} if self.handlers else {}),
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
@@ -151,7 +146,7 @@ class BfclEvaluator(Evaluator):
         own = self.handlers or {}
         for name in own:
             pick(name, candidates, "evaluator.handlers")
-        check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
+        check_handlers(self.environment, [self.handler, *own.values()])
 
     def outline(self) -> tuple[Item, ...]:
         sizes = {name: SIZES[name] for name in chosen(self.categories)}
@@ -169,19 +164,14 @@ class BfclEvaluator(Evaluator):
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
-        handlers = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
+        handlers = {self.handler, *(self.handlers or {}).values()}
         if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
-    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        """The handlers for this model: a candidate has one, a soup those of `soup_handlers`."""
-        if len(recipe.ingredients) == 1:
-            return ((self.handlers or {}).get(recipe.ingredients[0], self.handler),)
-        return tuple(self.soup_handlers) or (self.handler,)
-
-    def with_handler(self, handler: str) -> BfclEvaluator:
-        """This evaluator with that handler for everything; the two share their server."""
-        copy = replace(self, handler=handler, handlers=None, soup_handlers=[])
+    def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
+        """This evaluator with the handler of one model; the two share their server."""
+        own = (self.handlers or {}) if len(recipe.ingredients) == 1 else {}
+        copy = replace(self, handler=own.get(recipe.ingredients[0], self.handler), handlers=None)
         object.__setattr__(copy, "_running", self._running)
         return copy
 
