@@ -75,7 +75,7 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
     ("refused", "words"),
     [
         (lambda: Grid().known_points(11), "no point for 11 ingredients"),
-        (lambda: Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6), "over a million"),
+        (lambda: Grid(step=0.01).known_points(6), "over a million"),
         (lambda: Nevergrad(name="OnePlusOn"), "did you mean OnePlusOne"),
         (lambda: Nevergrad(trials=None), "never ends by itself"),
         (lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0), "no lattice point"),
