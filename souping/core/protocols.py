@@ -138,14 +138,12 @@ class Optimiser(Protocol):
 class Strategy(Protocol):
     """Choice of `optimiser`: the settings of a weight search, whose `start` makes the `Optimiser` that runs it.
 
-    `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
-    Weights may also sum to one of the `scales`, around a base model.
+    `trials` limits soups, `budget` items that are answered. Weights may also sum to one of the `scales`, around a base
+    model.
     """
 
     trials: int | None = None
     budget: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
     scales: Sequence[float] = ()
 
     def start(self, space: SearchSpace, seed: int) -> Optimiser: ...

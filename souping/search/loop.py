@@ -91,8 +91,6 @@ class RecipeEvaluator(Protocol):
     Up to `slots` requests may be open; their scores come in any order.
     """
 
-    reused: int
-    """Answers that were in the store."""
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
 
@@ -266,10 +264,6 @@ class SearchRun:
         of the budget to finish one soup."""
         limits = self._strategy
         if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
-            return False
-        if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
-            return False
-        if limits.seconds is not None and self._cost.seconds >= limits.seconds:
             return False
         if limits.budget is None:
             return True

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from math import comb
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.core.fields import Count, check_weights, component, pick
 from souping.core.protocols import Optimiser, Strategy
@@ -35,13 +34,6 @@ def uniform(size: int) -> Weights:
     return (1.0 / size,) * size
 
 
-def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write `total` as an ordered sum of `parts` positive integers (stars and bars)."""
-    for cuts in combinations(range(1, total), parts - 1):
-        edges = (0, *cuts, total)
-        yield tuple(b - a for a, b in pairwise(edges))
-
-
 def grid(size: int, step: float = 0.1) -> list[Weights]:
     """The paper's points (section 3, step 4): w_i in {step, 2 step, ..}, sum 1; with its step C(9, K-1) of them.
 
@@ -49,7 +41,8 @@ def grid(size: int, step: float = 0.1) -> list[Weights]:
     exists (K > 10 with the default).
     """
     whole = round(1 / step)
-    return [tuple(round(count / whole, 12) for count in cut) for cut in compositions(whole, size)]
+    cuts = combinations(range(1, whole), size - 1)  # stars and bars
+    return [tuple(round((b - a) / whole, 12) for a, b in pairwise((0, *cut, whole))) for cut in cuts]
 
 
 def grid_size(size: int, step: float = 0.1) -> int:
@@ -128,12 +121,10 @@ class Search(Optimiser):
 
 @component
 class LimitedStrategy(Strategy):
-    """Strategy that a user can limit: in soups, in items or tokens that are answered, in seconds of answering."""
+    """Strategy that a user can limit, in soups or in items that are answered."""
 
     trials: Count | None = None
     budget: Count | None = None
-    tokens: Count | None = None
-    seconds: Annotated[float, Interval(gt=0)] | None = None
 
 
 @component
@@ -234,7 +225,7 @@ class Fixed(LimitedStrategy):
 
 def endings(strategy: Strategy) -> list[str]:
     """Limits of a search, in words."""
-    limits = {"soup": strategy.trials, "item": strategy.budget, "token": strategy.tokens, "second": strategy.seconds}
+    limits = {"soup": strategy.trials, "item": strategy.budget}
     return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
 
 
@@ -348,11 +339,6 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     return known[pick(name, known, "optimiser.name")]
 
 
-def _build(name: str, parameter: Parameter, trials: int | None, seed: int = 0) -> Optimizer:
-    parameter.random_state = np.random.RandomState(seed)
-    return _registered(name)(parametrization=parameter, budget=trials, num_workers=1)
-
-
 def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     from nevergrad import p
 
@@ -374,7 +360,9 @@ class NevergradSearch(Search):
         self._settings = settings
         self._open: dict[Weights, list[Parameter]] = {}
         parameter = _parameter(settings.parametrisation, settings.step, size)
-        self._optimiser = _build(settings.name, parameter, settings.trials, seed)
+        parameter.random_state = np.random.RandomState(seed)
+        build = _registered(settings.name)
+        self._optimiser = build(parametrization=parameter, budget=settings.trials, num_workers=1)
 
     def ask(self) -> Cell | None:
         if self.points:

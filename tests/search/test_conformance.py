@@ -204,10 +204,6 @@ class Table(RecipeEvaluator):
     most: int = 0
 
     @property
-    def reused(self) -> int:
-        return 0
-
-    @property
     def slots(self) -> int:
         return self.at_once
 
@@ -295,9 +291,6 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
         (Grid(trials=1), [5, 5]),
         (Grid(budget=20), [5, 5, 3]),
         (Grid(budget=12), [5, 5]),
-        (Grid(tokens=15), [5]),
-        (Grid(tokens=16), [5, 5]),
-        (Grid(seconds=9.0), [5, 5]),
     ],
 )
 def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:
