@@ -375,17 +375,13 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    elif evaluator.unit.fractions and not record.statistics and not _is_fraction(record.score):
+    elif evaluator.unit.fractions and not record.statistics and abs(record.score - 0.5) > 0.5 + ROUNDING:
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
         wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"
     if wrong:
         raise UserError(f"evaluator {named(evaluator)}, item {record.item!r:.60}: {wrong}")
     return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
-
-
-def _is_fraction(score: float) -> bool:
-    return math.isnan(score) or -ROUNDING <= score <= 1 + ROUNDING
 
 
 # ------------------------------------------------------------ workers

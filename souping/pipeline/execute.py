@@ -43,13 +43,13 @@ from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
+from souping.report.render import SAMPLES
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
 Rows = Sequence[Mapping[str, Json]]
-SAMPLES = "samples.jsonl.gz"
 SHOWN = (
     "report.html",
     "report.md",

@@ -38,9 +38,10 @@ from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_c
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
 from souping.pipeline.evidence import (
     Contender,
+    Pair,
     analyse,
     best_mixture,
-    by_source,
+    by_category,
     check_expected,
     choose,
     compare_on,
@@ -57,9 +58,10 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
+from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
-from souping.report.render import gate_table
+from souping.report.render import plain_table
 from souping.report.sections import ended
 from souping.search.loop import SearchResult, result_of, trial_limit
 
@@ -163,7 +165,7 @@ class Run(Steps):
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(gate_table({"gate": self.gate}))
+        self.progress.show(plain_table(tables.gate({"gate": self.gate})))
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)
@@ -328,8 +330,9 @@ class Run(Steps):
         others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
         values, weights = measured[soup.id].values, self.weights_of(soup)
         data = describe(found, weights, search, trials, report, values, others, looks)
-        last = self.single(self.pool.names[-1])
-        return {**data, "categories": by_source(soup, last, measured, report.table, looks)}
+        average = Contender(name="average", kind="soup", recipe=soup)
+        last = Contender(name="last", kind="last", recipe=self.single(self.pool.names[-1]))
+        return {**data, "categories": by_category([Pair.of(average, last, measured, report.table, looks)])}
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
@@ -340,7 +343,7 @@ class Run(Steps):
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
                 evaluator=settings.evaluator.look,
                 objective=settings.objective,
-                margin=settings.least_gain,
+                margin=settings.evaluator.unit.margin if settings.margin is None else settings.margin,
                 items=items,
             )
         )

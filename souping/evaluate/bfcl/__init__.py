@@ -34,6 +34,7 @@ from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, ch
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
+from souping.logs.bfcl import counts, rows_of
 
 Row = Mapping[str, Json]
 """A line of BFCL's files."""
@@ -146,7 +147,9 @@ class BfclEvaluator(Evaluator):
         own = self.handlers or {}
         for name in own:
             pick(name, candidates, "evaluator.handlers")
-        check_handlers(self.environment, [self.handler, *own.values()])
+        known = (*OWN, *registered(self.environment.package))
+        for name in (self.handler, *own.values()):
+            pick(name, known, "evaluator.handler")
 
     def outline(self) -> tuple[Item, ...]:
         sizes = {name: SIZES[name] for name in chosen(self.categories)}
@@ -359,17 +362,6 @@ def _entries(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
                 yield table, str(key.value), kinds[0] if kinds else ""
 
 
-def check_handlers(environment: Environment, names: Sequence[str]) -> None:
-    """Refuse, before any work, a handler that is not there.
-
-    Raises:
-        UserError: the nearest name is named.
-    """
-    known = (*OWN, *registered(environment.package))
-    for name in names:
-        pick(name, known, "evaluator.handler")
-
-
 FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
 category (bfcl-eval counts it as right where no call may be made)."""
@@ -382,8 +374,8 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
-    judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
+    answers = {str(row["id"]): row for path in _files(results, "result") for row in rows_of(path)}
+    judged = {path.name.removesuffix("_score.json"): rows_of(path) for path in _files(scores, "score")}
     wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
     scored = []
     for item in items:
@@ -404,15 +396,8 @@ def _record(item: Item, row: Row, right: bool) -> Record:
         output=text,
         outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
         reason=safe(" ".join(text.removeprefix(FAILED).split()))[:80] if none else "",
-        prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
+        prompt_tokens=int(max(counts(row.get("input_token_count")), default=0)),
     )
-
-
-def _counts(value: Json) -> list[int]:
-    """Counts of tokens: one, or those of each step of each turn."""
-    if isinstance(value, list):
-        return [count for one in value for count in _counts(one)]
-    return [int(value)] if isinstance(value, int | float) else []
 
 
 def failure(records: Sequence[Record]) -> str | None:
@@ -424,8 +409,3 @@ def failure(records: Sequence[Record]) -> str | None:
 
 def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
-
-
-def _rows(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
