@@ -14,7 +14,7 @@ from souping.core.types import Json, UserError, number
 from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
-FAILED = "Error during inference"
+FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item without an answer."""
 
 

@@ -34,10 +34,9 @@ from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, ch
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
-from souping.logs.bfcl import counts, rows_of
+from souping.logs.bfcl import FAILED, counts, rows_of
+from souping.logs.records import Row
 
-Row = Mapping[str, Json]
-"""A line of BFCL's files."""
 VERSION = "2026.3.23"
 HERE = Path(__file__).parent
 RUNNER = HERE / "runner.py"
@@ -362,9 +361,6 @@ def _entries(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
                 yield table, str(key.value), kinds[0] if kinds else ""
 
 
-FAILED = "Error during inference: "
-"""How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
-category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
 
 
@@ -388,6 +384,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
 
 
 def _record(item: Item, row: Row, right: bool) -> Record:
+    """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
     text = row["result"] if isinstance(row["result"], str) else json.dumps(row["result"], ensure_ascii=False)
     none = text.startswith(FAILED)
     return Record(
