@@ -52,12 +52,12 @@ from souping.pipeline.evidence import (
 )
 from souping.pipeline.goals import judged_guards, reference_of, search_again, with_goals
 from souping.pipeline.ledger import Claim, Ledger
-from souping.pipeline.merge_only import RECIPE, soup_in, verify
+from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card
+from souping.pipeline.upload import RECIPE, card
 from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
