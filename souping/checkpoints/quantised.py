@@ -242,12 +242,20 @@ element:
   %number = load i8, ptr %from
   %wide = sext i8 %number to i32
   %up = shl i32 %wide, 20
-  %bits = and i32 %up, -2014314496      ; of E4M3, at their places in fp32: a 2^120th of the number, subnormals too
-  %small = bitcast i32 %bits to float
-  %value = fmul float %small, 0x4770000000000000
+  %sign = and i32 %up, -2147483648
+  %size = and i32 %up, 133169152           ; exponent and fraction at their places in fp32
+  %moved = add i32 %size, 1006632960       ; 120 more: fp32's bias less that of E4M3
+  %normal = bitcast i32 %moved to float
+  %one.more = add i32 %size, 1015021568    ; of a subnormal: as a normal number, less the one that this adds to it,
+  %with.one = bitcast i32 %one.more to float    ; since processors are slow with subnormals of fp32
+  %tiny = fsub float %with.one, 0x3F90000000000000
+  %low = icmp ult i32 %size, 8388608
+  %positive = select i1 %low, float %tiny, float %normal
+  %positive.bits = bitcast float %positive to i32
+  %bits = or i32 %positive.bits, %sign
+  %value = bitcast i32 %bits to float
   %scaled = fmul float %value, %scale
-  %size = and i8 %number, 127
-  %nan = icmp eq i8 %size, 127
+  %nan = icmp eq i32 %size, 133169152
   %result = select i1 %nan, float 0x7FF8000000000000, float %scaled
   %to = getelementptr float, ptr %out, i64 %i
   store float %result, ptr %to
