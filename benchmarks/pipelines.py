@@ -160,16 +160,11 @@ class Answers(RecipeEvaluator):
             self._known[key] = (latent < ndtri(world.rates(recipe))[world.layout.categories]).mean(axis=0)
         return self._known[key]
 
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("",)
-
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         return ItemScores(items=tuple(items), values=self.values(recipe)[[self._number[item.id] for item in items]])
 
-    def all_scores(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item], claimed: bool = True
-    ) -> list[ItemScores]:
-        return [self.scores(recipe, items) for recipe, _ in asks]
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        return [self.scores(recipe, items) for recipe in soups]
 
     def submit(self, request: Request) -> None:
         self._asked.append((request, self.scores(request.recipe, request.items)))
@@ -211,10 +206,10 @@ class Run(Steps):
         self.deployed, self.gain = 0.0, np.nan
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
-        return {recipe.id: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
+        return {recipe.id: self.answers.scores(recipe, stage.items) for recipe in stage.models}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
-        return {recipe.ingredients[0]: self.answers.scores(recipe, stage.items) for recipe, _ in stage.asks}
+        return {recipe.ingredients[0]: self.answers.scores(recipe, stage.items) for recipe in stage.models}
 
     def select(self, stage: Stage | None) -> Selection:
         assert stage is not None

@@ -83,8 +83,6 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("size", type=int, metavar="K", help="how many ingredients")
     made.add_argument("--step", type=float, default=0.1)
-    made.add_argument("--minimum", type=float, default=0.1)
-    made.add_argument("--maximum", type=float, default=0.9)
     made.add_argument("--form", choices=("command", "hydra", "wandb"), default="command")
     made.add_argument("--launch", action="store_true", help="run the multirun instead of printing it")
     made.add_argument("overrides", nargs="*", help="further overrides for every job (form `command` only)")
@@ -114,7 +112,7 @@ def _points(options: argparse.Namespace) -> list[Weights]:
         raise UserError(f"K={options.size} must be at least 2: one ingredient leaves nothing to weigh")
     if options.form != "command" and (options.launch or options.overrides):
         raise UserError(f"--form {options.form} prints a file: leave --launch and further overrides out")
-    return Grid(step=options.step, minimum=options.minimum, maximum=options.maximum).known_points(options.size)
+    return Grid(step=options.step).known_points(options.size)
 
 
 if __name__ == "__main__":

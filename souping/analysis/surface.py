@@ -148,10 +148,9 @@ class ResponseSurface(Analysis):
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
         step = self.step
-        while grid_size(size, step, step, 1 - step) > MOST and step < 0.5:
+        while grid_size(size, step) > MOST and step < 0.5:
             step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
-        inner = grid(size, step, step, 1 - step) if grid_size(size, step, step, 1 - step) else []
-        return [_key(point) for point in (uniform(size), *vertices(size), *inner)]
+        return [_key(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
 
 
 def _key(weights: Sequence[float]) -> tuple[float, ...]:

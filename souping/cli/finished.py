@@ -25,17 +25,16 @@ from souping.cli import RUN, finished_run, folder, interrupts_raise
 from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
-from souping.core.files import expanded, nearby, seen_from
+from souping.core.files import expanded, nearby
 from souping.core.text import first_line, listed, positive, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
-from souping.report.render import changed, output_console, read_samples, score_of, show_sample
+from souping.report.render import SAMPLES, changed, output_console, read_samples, score_of, show_sample
 from souping.report.tables import Row
 
-FILE = "samples.jsonl.gz"
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
 Without --fixed or --broke every item of the fold is shown. Looking at items of the report fold
@@ -189,10 +188,10 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def show(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir]
-    run_dir = next((folder for folder in reversed(folders) if (folder / FILE).is_file()), folders[-1])
+    run_dir = next((folder for folder in reversed(folders) if (folder / SAMPLES).is_file()), folders[-1])
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
-    samples = list(read_samples(run_dir / FILE))
+    samples = list(read_samples(run_dir / SAMPLES))
     paths = (run_dir / "report.json", run_dir / "selection.json")
     report, selection = (read_report(path) if path.is_file() else {} for path in paths)
     with scores_in(unit_of(report or selection)):
@@ -255,26 +254,17 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
 
 def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
+    from souping.comparison.api import store_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
     shown = [str(sample.get("prompt_hash")) for sample in samples]
-    path = Path(store) if store else _store(run_dir)
-    if store and path is not None and not path.is_file():
-        raise UserError(f"--store {store}: there is no such file")
+    path = store_of(run_dir, store)
     if path is None:
         print("warning: the run's store is not here (--store FILE): this look is noted nowhere", file=sys.stderr)
     elif shown:
         with Store(path) as ledger:
             Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)
-
-
-def _store(run_dir: Path) -> Path | None:
-    """The run's store, where its configuration says."""
-    config = run_dir / "config.yaml"
-    if not config.is_file():
-        return None
-    return seen_from(run_dir, expanded(str(read_config(config).store.path), f"{config}: store.path"))
 
 
 def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:

@@ -144,9 +144,7 @@ def looks_of(
     runs = [log for several in logs.values() for log in several if log.harness == "souping"]
     if not runs:
         return least, []
-    if store and not expanded(store).is_file():
-        raise UserError(f"--store {store}: there is no such file")
-    path = expanded(store) if store else _store_of(runs[0].path)
+    path = store_of(runs[0].path, store)
     if path is None:
         return least, [
             "The store of these runs is not here (--store FILE): earlier looks at their items are not counted."
@@ -169,10 +167,18 @@ def _recipe_of(run: Log) -> str:
     return next((str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model)
 
 
-def _store_of(run_dir: Path) -> Path | None:
-    """The store that the run's configuration names."""
+def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
+    """The store of a run: the one that is `given`, else the one that its configuration names, if it is here.
+
+    Raises:
+        UserError: the store that is given is not there, or the configuration cannot be read.
+    """
     import yaml
 
+    if given:
+        if not expanded(given).is_file():
+            raise UserError(f"--store {given}: there is no such file")
+        return expanded(given)
     config = run_dir / "config.yaml"
     try:
         settings = yaml.safe_load(text_of(config)) if config.is_file() else None

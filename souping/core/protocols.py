@@ -138,14 +138,12 @@ class Optimiser(Protocol):
 class Strategy(Protocol):
     """Choice of `optimiser`: the settings of a weight search, whose `start` makes the `Optimiser` that runs it.
 
-    `trials` limits soups, `budget` items that are answered, `tokens` those generated, `seconds` the time of answering.
-    Weights may also sum to one of the `scales`, around a base model.
+    `trials` limits soups, `budget` items that are answered. Weights may also sum to one of the `scales`, around a base
+    model.
     """
 
     trials: int | None = None
     budget: int | None = None
-    tokens: int | None = None
-    seconds: float | None = None
     scales: Sequence[float] = ()
 
     def start(self, space: SearchSpace, seed: int) -> Optimiser: ...
@@ -387,16 +385,8 @@ class Evaluator(Component, Protocol):
         """Refuse, before any work, items that the tokenizer in `folder` cannot encode (UserError)."""
         return None
 
-    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        """Ways (BFCL's handlers) to prompt this model and read its answers, the default first; `("",)` if only one."""
-        return ("",)
-
-    def with_handler(self, handler: str) -> Evaluator:
-        """This evaluator with one of its handlers."""
-        return self
-
     def for_recipe(self, recipe: Recipe) -> Evaluator:
-        """This evaluator with what it knows of one model, and the same fingerprint."""
+        """This evaluator with its settings for one model. Its fingerprint keys that model's answers in the store."""
         return self
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:

@@ -441,7 +441,7 @@ class SearchSpace:
     is an objective of category means [..., C] that is not linear. `singles` [K, I] are the ingredients' own scores, if
     they are known, `lengths` [K, I] the tokens of their answers. Soups keep to the `bounds` against the scores
     `reference`, which are those of ingredient number `against`, if it is one. Fewer than `full_batch` items at a time
-    are slow. With `whole` only whole folds may be evaluated (several prompt handlers, corpus metrics).
+    are slow. With `whole` only whole folds may be evaluated (corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -461,7 +461,7 @@ class SearchSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Items that a soup answers, prompted by one of the evaluator's handlers.
+    """Items that a soup answers.
 
     Workers get one block, with the number of the answer (`replicate`) and the name of the `benchmark` whose evaluator
     computes it; the run's own has an empty name. `number` identifies open requests.
@@ -470,7 +470,6 @@ class Request:
     recipe: Recipe
     items: tuple[Item, ...]
     replicate: int = 0
-    handler: str = ""
     benchmark: str = ""
     number: int = field(default=0, compare=False)
 
@@ -485,7 +484,7 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One recipe evaluated inside a run. `handler` prompted it, if the evaluator has a choice.
+    """One recipe evaluated inside a run.
 
     A trial that is not `whole` was dropped before it had answered all items: do not compare its means with others.
     """
@@ -495,5 +494,4 @@ class Trial:
     weights: Weights
     result: Result
     reused: int = 0
-    handler: str = ""
     whole: bool = True

@@ -14,7 +14,7 @@ from souping.core.types import Json, UserError, number
 from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
-FAILED = "Error during inference"
+FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item without an answer."""
 
 
@@ -37,16 +37,21 @@ def _task(file: Path, scores: Path) -> Task:
     score_file = next(scores.rglob(f"BFCL_{version}_{category}_score.json"), None)
     if score_file is None:
         raise UserError(f"{scores}: no score file of {category}: run bfcl evaluate")
-    head, *failures = _rows(score_file)
+    head, *failures = rows_of(score_file)
     wrong = {str(row["id"]) for row in failures}
-    answers = [_answer(row, wrong) for row in _rows(file) if "prereq" not in str(row["id"])]
+    answers = [_answer(row, wrong) for row in rows_of(file) if "prereq" not in str(row["id"])]
     if head.get("total_count") != len(answers):
         raise UserError(f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}")
     metrics = metrics_of(file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))})
     return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a result or score file.
+
+    Raises:
+        UserError: there is none, or one has no id.
+    """
     with path.open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
     if not rows or any("id" not in row for row in rows[path.name.endswith("_score.json") :]):
@@ -57,7 +62,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
     output = row.get("result", "")
     text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-    tokens = _counts(row.get("output_token_count"))
+    tokens = counts(row.get("output_token_count"))
     return LoggedAnswer(
         item=str(row["id"]),
         score=float(str(row["id"]) not in wrong),
@@ -68,8 +73,8 @@ def _answer(row: Row, wrong: set[str]) -> LoggedAnswer:
     )
 
 
-def _counts(value: Json) -> list[float]:
+def counts(value: Json) -> list[float]:
     """Counts of tokens: one, or those of each step of each turn."""
     if isinstance(value, list):
-        return [count for inner in value for count in _counts(inner)]
+        return [count for inner in value for count in counts(inner)]
     return [value] if isinstance(value, int | float) else []

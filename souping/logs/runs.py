@@ -12,9 +12,7 @@ from souping.core.text import first_line
 from souping.core.types import UserError, entries, number, part
 from souping.core.unit import unit_of
 from souping.logs.records import Log, LoggedAnswer, Row, Task, metrics_of, pick_model, read_object
-from souping.report.render import read_samples
-
-SAMPLES = "samples.jsonl.gz"
+from souping.report.render import SAMPLES, read_samples
 
 
 def read_run(path: Path, name: str, group: str) -> Log:

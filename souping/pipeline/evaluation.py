@@ -139,29 +139,26 @@ class Evaluation(RecipeEvaluator):
     def whole_folds(self) -> bool:
         return self._evaluator.whole_folds
 
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        return self._evaluator.handlers_for(recipe)
-
-    def key(self, recipe: Recipe, handler: str = "") -> str:
+    def key(self, recipe: Recipe) -> str:
         """What keys this soup's answers in the store besides the soup, the items and their blocks."""
-        return self._evaluator_for(recipe, handler).fingerprint
+        return self._evaluator.for_recipe(recipe).fingerprint
 
     # ------------------------------------------------------------ requests
 
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of one soup on items, in the items' order."""
-        return self.all_scores([(recipe, handler)], items)[0]
+        return self.all_scores([recipe], items)[0]
 
-    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        for number, (recipe, handler) in enumerate(asks):
-            self.submit(Request(number=number, recipe=recipe, items=tuple(items), handler=handler))
-        collected = [self.collect() for _ in asks]
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        for number, recipe in enumerate(soups):
+            self.submit(Request(number=number, recipe=recipe, items=tuple(items)))
+        collected = [self.collect() for _ in soups]
         scores = {request.number: found for request, found in collected}
-        return [scores[number] for number in range(len(asks))]
+        return [scores[number] for number in range(len(soups))]
 
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
-        pending = Pending(request=request, evaluator=self._evaluator_for(request.recipe, request.handler))
+        pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
         for block in self._blocks(pending.evaluator, request.recipe, request.items):
             self._send(pending, block)
         self._close_one(pending)
@@ -189,7 +186,6 @@ class Evaluation(RecipeEvaluator):
             recipe=recipe,
             items=block.missing,
             replicate=block.replicate,
-            handler=self._handler(recipe, pending.request.handler),
             benchmark=self._benchmark,
         )
         response = self._workers.put(block_request)
@@ -236,39 +232,27 @@ class Evaluation(RecipeEvaluator):
         pending.reused += reused
         self._advance(len(block.items))
 
-    def _handler(self, recipe: Recipe, handler: str) -> str:
-        """The handler, or the soup's default if the soup does not have it."""
-        own = self.handlers(recipe)
-        return handler if handler in own else own[0]
-
-    def _evaluator_for(self, recipe: Recipe, handler: str) -> Evaluator:
-        """The evaluator that prompts this soup by a handler."""
-        chosen = self._handler(recipe, handler)
-        return self._evaluator.with_handler(chosen) if chosen else self._evaluator
-
     # ------------------------------------------------------------ what is stored; nothing is computed
 
-    def missing(
-        self, recipe: Recipe, items: Sequence[Item], handler: str = "", any_block: bool = False
-    ) -> list[tuple[str, int]]:
+    def missing(self, recipe: Recipe, items: Sequence[Item], any_block: bool = False) -> list[tuple[str, int]]:
         """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
         stored answers, from whatever blocks, cover the items."""
-        if any_block and self.found(recipe, items, handler).items == tuple(items):
+        if any_block and self.found(recipe, items).items == tuple(items):
             return []
-        blocks = self._blocks(self._evaluator_for(recipe, handler), recipe, items)
+        blocks = self._blocks(self._evaluator.for_recipe(recipe), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.missing]
 
-    def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
+    def given(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items of a whole fold that have all their answers."""
-        evaluator, answers = self._evaluator_for(recipe, handler), dict[str, list[Record]]()
+        evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
         for block in self._blocks(evaluator, recipe, items):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == evaluator.answers_per_item}
 
-    def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+    def found(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._evaluator_for(recipe, handler), self.given(recipe, items, handler)
+        evaluator, answers = self._evaluator.for_recipe(recipe), self.given(recipe, items)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
             records = [
@@ -282,24 +266,19 @@ class Evaluation(RecipeEvaluator):
         return item_scores(evaluator, known, [answers[item.id] for item in known])
 
     def all_found(
-        self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]
+        self, soups: Iterable[Recipe], items: Sequence[Item]
     ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
-        """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere.
-
-        Of several handlers the first counts.
-        """
+        """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere."""
         whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
         place = {item.id: n for n, item in enumerate(items)}
-        for recipe, handler in asks:
-            if recipe.id in whole:
-                continue
-            found = self.found(recipe, items, handler)
+        for key, recipe in {recipe.id: recipe for recipe in soups}.items():
+            found = self.found(recipe, items)
             if len(found.items) == len(items):
-                whole[recipe.id] = found
-            elif found.items and recipe.id not in parts:
-                parts[recipe.id] = np.full(len(items), np.nan)
-                parts[recipe.id][[place[item.id] for item in found.items]] = found.values
-        return whole, {key: values for key, values in parts.items() if key not in whole}
+                whole[key] = found
+            elif found.items:
+                parts[key] = np.full(len(items), np.nan)
+                parts[key][[place[item.id] for item in found.items]] = found.values
+        return whole, parts
 
     def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
@@ -396,17 +375,13 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    elif evaluator.unit.fractions and not record.statistics and not _is_fraction(record.score):
+    elif evaluator.unit.fractions and not record.statistics and abs(record.score - 0.5) > 0.5 + ROUNDING:
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
         wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"
     if wrong:
         raise UserError(f"evaluator {named(evaluator)}, item {record.item!r:.60}: {wrong}")
     return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
-
-
-def _is_fraction(score: float) -> bool:
-    return math.isnan(score) or -ROUNDING <= score <= 1 + ROUNDING
 
 
 # ------------------------------------------------------------ workers
@@ -420,7 +395,6 @@ class EvaluatorWorker(Worker):
 
     def evaluate(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
-        evaluator = evaluator.with_handler(request.handler) if request.handler else evaluator
         evaluator = evaluator.for_recipe(request.recipe)
         model, started = serve(request.recipe), time.monotonic()
         records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))

@@ -193,14 +193,6 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     return tables
 
 
-def by_source(
-    average: Recipe, last: Recipe, scores: Mapping[str, ItemScores], table: ItemTable, looks: int
-) -> list[dict[str, Any]]:
-    """The average of a training run minus its last checkpoint in every category."""
-    ours = Contender(name="average", kind="soup", recipe=average)
-    return by_category([Pair.of(ours, Contender(name="last", kind="last", recipe=last), scores, table, looks)])
-
-
 def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
     """Comparisons as JSON with Holm's p-value and the verdict on the soup."""
     adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])

@@ -43,13 +43,13 @@ from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
+from souping.report.render import SAMPLES
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
 Rows = Sequence[Mapping[str, Json]]
-SAMPLES = "samples.jsonl.gz"
 SHOWN = (
     "report.html",
     "report.md",
@@ -192,11 +192,9 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     """One line per item that a model answered: of the report's rows; of a run that stopped before, its candidates and
     its soup."""
     rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
-    handler = ""
     if run.settings.stop_after != "select":
-        handler = run.winner.handler
         rows.setdefault("soup", run.winner.recipe)
-    answers = {name: run.evaluation.given(recipe, items, handler) for name, recipe in rows.items()}
+    answers = {name: run.evaluation.given(recipe, items) for name, recipe in rows.items()}
     keys = {one.prompt_key for of_model in answers.values() for records in of_model.values() for one in records}
     prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
     for place, item in enumerate(items):
@@ -281,7 +279,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
-            stage = run.analysis_stage(name, analysis, soups, winner.handler)
+            stage = run.analysis_stage(name, analysis, soups)
             if settings.plan and analysis.searches:
                 run.progress.say(f"{stage.name}: searches again, at most {winner.spent:,} items")
             if settings.plan:
@@ -329,13 +327,12 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
     tried = []
     for place, line in enumerate(trials):
         weights = {name: number(value) for name, value in part(line, "weights").items()}
-        model, handler = _recipe(run, weights, line.get("recipe_id")), str(line.get("handler") or "")
+        model = _recipe(run, weights, line.get("recipe_id"))
         result = replace(nothing, items=int(number(line.get("items")) or 0))
-        tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result, handler=handler))
-    handler = next((trial.handler for trial in tried if trial.recipe.id == soup.id), "")
+        tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
     chosen = part(report, "selection")
     run.selection = Selection(ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or ""))
-    run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried), handler=handler)
+    run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried))
     ids = {row.get("recipe_id") for row in entries(report, "rows")}
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
     models += [(name, run.single(name)) for name in run.pool.names]

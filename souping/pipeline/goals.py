@@ -35,7 +35,7 @@ def reference_of(named: str | None, config: Mapping[str, Json], candidates: Sequ
 def best_first(winner: SearchResult) -> list[Trial]:
     """The soups that answered the whole search fold: the winner, then the others by their objective."""
     whole = sorted((trial for trial in winner.trials if trial.whole), key=lambda trial: trial.result.objective)
-    each = {trial.recipe.id: trial for trial in whole}  # of several handlers the best
+    each = {trial.recipe.id: trial for trial in whole}  # an optimiser may ask a soup twice
     return sorted(each.values(), key=lambda one: (one.recipe.id != winner.recipe.id, -one.result.objective))
 
 
@@ -69,8 +69,7 @@ def admitted(
     price = f"keeping to the guards costs {unit().text(cost)} {unit().name} on the search fold"
     facts: dict[str, Json] = {"against": admission.against, "cost": cost, "refused": chosen is None}
     facts["sentence"] = f"{models} against {admission.against}; {end}; {price}"
-    recipe, handler = (reference, "") if chosen is None else (chosen.recipe, chosen.handler)
-    return replace(winner, recipe=recipe, result=result, handler=handler, guards=facts)
+    return replace(winner, recipe=reference if chosen is None else chosen.recipe, result=result, guards=facts)
 
 
 def with_goals(
@@ -89,7 +88,7 @@ def with_goals(
         elsewhere = partial(admits_elsewhere, run, run.admission)
         winner = admitted(winner, order, run.admission, against, run.settings.objective, elsewhere)
     elif weights is not None:
-        winner = replace(winner, recipe=order[0].recipe, result=order[0].result, handler=order[0].handler)
+        winner = replace(winner, recipe=order[0].recipe, result=order[0].result)
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
     return winner, {} if front is None else {NAME: front.as_dict(ingredients, chosen, weights)}
 
@@ -102,19 +101,18 @@ def confirmed(
     goals = settings.goals_on(run.categories)
     strategy = settings.optimiser if isinstance(settings.optimiser, Adaptive) else Adaptive()
     points = strategy.points(len(ingredients))
-    trials = {one.weights: one for one in winner.trials if one.handler in ("", winner.handler)}
-    others = [one for one in winner.trials if one.handler not in ("", winner.handler)]
+    trials = {one.weights: one for one in winner.trials}
     first = Front(goals, items, points, trials.values())
     wanted = first.candidates(settings.pick or None)
     lacking = [point for point in wanted if point not in trials or not trials[point].whole]
     recipes = {point: run.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in lacking}
-    measured = run.evaluate_stage(run.front_stage(recipes.values(), winner.handler)) if recipes else {}
+    measured = run.evaluate_stage(run.front_stage(recipes.values())) if recipes else {}
     for point, recipe in recipes.items():
-        number = trials[point].number if point in trials else len(trials) + len(others)
+        number = trials[point].number if point in trials else len(trials)
         result = result_of(measured[recipe.id], settings.objective)
-        trials[point] = Trial(number=number, recipe=recipe, weights=point, result=result, handler=winner.handler)
+        trials[point] = Trial(number=number, recipe=recipe, weights=point, result=result)
         log(trials[point])
-    every = tuple(sorted([*trials.values(), *others], key=lambda trial: trial.number))
+    every = tuple(sorted(trials.values(), key=lambda trial: trial.number))
     return replace(winner, trials=every), Front(goals, items, points, trials.values())
 
 

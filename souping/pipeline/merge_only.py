@@ -27,10 +27,8 @@ from souping.merge.plan import HUGE, MOST
 from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card
+from souping.pipeline.upload import CARD, RECIPE, card
 from souping.report.progress import Throughput, say
-
-CARD, RECIPE = "README.md", "recipe.json"
 
 
 def merge(settings: MergeSettings) -> Path | None:

@@ -11,6 +11,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from souping.core.protocols import Executor, Worker, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, install
 from souping.core.types import Missing, Request, Response, UserError
+from souping.pipeline.checks import gpus
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -235,11 +237,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
         ) from error
 
 
+@cache
 def _resources() -> dict[str, float]:
     """What this machine has, by Ray's names."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = [name for name in visible.split(",") if name.strip()]
-    else:
-        gpus = [name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]
-    return {"GPU": len(gpus), "CPU": cores()}
+    return {"GPU": len(gpus()), "CPU": cores()}

@@ -38,9 +38,10 @@ from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_c
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
 from souping.pipeline.evidence import (
     Contender,
+    Pair,
     analyse,
     best_mixture,
-    by_source,
+    by_category,
     check_expected,
     choose,
     compare_on,
@@ -51,15 +52,16 @@ from souping.pipeline.evidence import (
 )
 from souping.pipeline.goals import judged_guards, reference_of, search_again, with_goals
 from souping.pipeline.ledger import Claim, Ledger
-from souping.pipeline.merge_only import RECIPE, soup_in, verify
+from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
-from souping.pipeline.upload import card
+from souping.pipeline.upload import RECIPE, card
+from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
-from souping.report.render import gate_table
+from souping.report.render import plain_table
 from souping.report.sections import ended
 from souping.search.loop import SearchResult, result_of, trial_limit
 
@@ -143,16 +145,16 @@ class Run(Steps):
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         evaluation = self.evaluations[stage.benchmark]
-        self.progress.stage(stage.name, items=len(stage.asks) * len(stage.items) * evaluation.answers_per_item)
-        measured = evaluation.all_scores(stage.asks, stage.items)
-        names = [r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r, _ in stage.asks]
+        self.progress.stage(stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item)
+        measured = evaluation.all_scores(stage.models, stage.items)
+        names = [r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models]
         by_model = dict(zip(names, measured, strict=True))
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
-        return {recipe.id: one for (recipe, _), one in zip(stage.asks, measured, strict=True)}
+        return {recipe.id: one for recipe, one in zip(stage.models, measured, strict=True)}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
         scores = self.evaluate_stage(stage)
-        return {recipe.ingredients[0]: scores[recipe.id] for recipe, _ in stage.asks}
+        return {recipe.ingredients[0]: scores[recipe.id] for recipe in stage.models}
 
     def check_expected(self, stage: Stage) -> None:
         """Stop, or warn, if a candidate does not score as expected, before anything else costs time."""
@@ -163,7 +165,7 @@ class Run(Steps):
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(gate_table({"gate": self.gate}))
+        self.progress.show(plain_table(tables.gate({"gate": self.gate})))
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)
@@ -195,9 +197,6 @@ class Run(Steps):
             winner, found = with_goals(self, winner, ingredients, self._log)
             self.analyses |= found
         self.winner = winner
-        handlers = list(dict.fromkeys(trial.handler for trial in winner.trials))
-        if len(handlers) > 1:
-            self.note(f"the soup answers by handler {winner.handler}; tried in the search: {', '.join(handlers)}")
         parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
         self.progress.end_stage()
@@ -216,11 +215,9 @@ class Run(Steps):
     def _announce(self, ingredients: tuple[str, ...], items: Sequence[Item]) -> None:
         """Say what the search is about to evaluate."""
         strategy, size = self.settings.optimiser, len(ingredients)
-        ways = len(self.evaluation.handlers(self.pool.uniform(ingredients)))
-        by = f", each with {ways} handlers" if ways > 1 else ""
-        self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}{by}")
+        self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}")
         in_parts = strategy.workload(size, len(items)) is not None  # then the number of soups is not known
-        count = None if in_parts else trial_limit(strategy, size, ways, len(items))
+        count = None if in_parts else trial_limit(strategy, size, len(items))
         total = count * len(items) * self.evaluation.answers_per_item if count else None
         self.progress.stage(SEARCH, items=total, trials=count)
 
@@ -300,7 +297,7 @@ class Run(Steps):
         settings, winner, selection = self.settings, self.winner, self.selection
         dry, items = settings.limit is not None, self.unseen(winner.recipe)
         looks = 1 if dry else self._count_looks(winner.recipe, items)
-        self.ledger.note_shown((recipe for recipe, _ in stage.asks), items)
+        self.ledger.note_shown(stage.models, items)
         measured = self.measured[""] = self.evaluate_stage(replace(stage, items=items))
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
@@ -333,8 +330,9 @@ class Run(Steps):
         others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
         values, weights = measured[soup.id].values, self.weights_of(soup)
         data = describe(found, weights, search, trials, report, values, others, looks)
-        last = self.single(self.pool.names[-1])
-        return {**data, "categories": by_source(soup, last, measured, report.table, looks)}
+        average = Contender(name="average", kind="soup", recipe=soup)
+        last = Contender(name="last", kind="last", recipe=self.single(self.pool.names[-1]))
+        return {**data, "categories": by_category([Pair.of(average, last, measured, report.table, looks)])}
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
@@ -345,7 +343,7 @@ class Run(Steps):
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
                 evaluator=settings.evaluator.look,
                 objective=settings.objective,
-                margin=settings.least_gain,
+                margin=settings.evaluator.unit.margin if settings.margin is None else settings.margin,
                 items=items,
             )
         )
@@ -388,7 +386,7 @@ class Run(Steps):
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        self.ledger.note_shown((recipe for recipe, _ in stage.asks), stage.items)
+        self.ledger.note_shown(stage.models, stage.items)
         measured = self.measured[stage.benchmark] = self.evaluate_stage(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
@@ -401,49 +399,47 @@ class Run(Steps):
         try:
             if self.settings.analyses[name].searches:
                 self.progress.stage(f"{stage.name}: searches, at most {self.winner.spent:,} items as the run's own")
-            if asks := self.lacking(stage):
-                self.evaluate_stage(replace(stage, asks=asks))
-            self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.asks))
+            if models := self.lacking(stage):
+                self.evaluate_stage(replace(stage, models=models))
+            self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.models))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
 
-    def lacking(self, stage: Stage) -> tuple[tuple[Recipe, str], ...]:
+    def lacking(self, stage: Stage) -> tuple[Recipe, ...]:
         """The models of an analysis that lack answers. Prints what they cost."""
-        if not stage.asks:
+        if not stage.models:
             return ()
-        new = [len(self.evaluation.missing(model, stage.items, way, any_block=True)) for model, way in stage.asks]
+        new = [len(self.evaluation.missing(model, stage.items, any_block=True)) for model in stage.models]
         self.progress.say(
-            f"{stage.name}: {len(stage.asks)} models on the {len(stage.items)} items of the search fold, "
+            f"{stage.name}: {len(stage.models)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
         )
-        return tuple(ask for ask, answers in zip(stage.asks, new, strict=True) if answers)
+        return tuple(model for model, answers in zip(stage.models, new, strict=True) if answers)
 
-    def _run_scores(self, own: Sequence[tuple[Recipe, str]]) -> RunScores:
+    def _run_scores(self, own: Sequence[Recipe]) -> RunScores:
         """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
         winner, selection, settings = self.winner, self.selection, self.settings
         stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
-        trials = [(trial.recipe, trial.handler) for trial in winner.trials]
-        asks = [*((self.single(name), "") for name in self.pool.names), *trials, *own]
-        whole, parts = stored.all_found(asks, self.folds["search"])
+        trials = [trial.recipe for trial in winner.trials]
+        models = [*map(self.single, self.pool.names), *trials, *own]
+        whole, parts = stored.all_found(models, self.folds["search"])
 
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-            alone = fold == "search" and len(recipe.ingredients) == 1  # candidates answer this fold by their default
             items = self.reported if fold == "report" else self.folds[fold]
-            given = stored.given(recipe, items, "" if alone else winner.handler)
-            return {name: records[0] for name, records in given.items()}
+            return {name: records[0] for name, records in stored.given(recipe, items).items()}
 
         return RunScores(
             soups=self.soups(selection.ingredients, winner),
-            trials=tuple({one.id: one for one, _ in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()),
+            trials=tuple({one.id: one for one in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()),
             objective=settings.objective,
             correlation=settings.selector.measure or pearson,
             metric=selection.metric or "pearson",
             search=whole,
             parts=parts,
             report={
-                recipe.id: stored.scores(recipe, self.reported, winner.handler)
+                recipe.id: stored.scores(recipe, self.reported)
                 for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
-                if self.reported and not stored.missing(recipe, self.reported, winner.handler)
+                if self.reported and not stored.missing(recipe, self.reported)
             },
             answers=stored.answers_per_item,
             read=read,

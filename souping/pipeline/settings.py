@@ -196,11 +196,6 @@ class RunSettings(MergeSettings):
         return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
 
     @property
-    def least_gain(self) -> float:
-        """The margin, as it is typed."""
-        return self.evaluator.unit.margin if self.margin is None else self.margin
-
-    @property
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
 

@@ -31,14 +31,14 @@ SEARCH = "search: soups and single models"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Models that answer the same items, each by a handler; an empty handler leaves the choice to the evaluator.
+    """Models that answer the same items.
 
     `benchmark` names the extra benchmark whose evaluator is used instead of the run's. With `any_block`, stored answers
     of other blocks count too.
     """
 
     name: str
-    asks: tuple[tuple[Recipe, str], ...]
+    models: tuple[Recipe, ...]
     items: tuple[Item, ...]
     fold: Fold = "report"
     benchmark: str = ""
@@ -117,7 +117,7 @@ class Steps:
         contenders = self.contenders(selection.ingredients, winner.recipe, best)
         models = [contender.recipe for contender in contenders]
         models += [recipe for pair in self.replicates(winner.recipe) for recipe in pair]
-        self.report(self._stage("report: soup and baselines", models, "report", winner.handler), contenders)
+        self.report(self._stage("report: soup and baselines", models, "report"), contenders)
         guarded = {guard.benchmark for guard in guards}
         against = [] if self.admission is None else [self.single(self.admission.against)]
         for name, items in self.extra.items():
@@ -127,7 +127,7 @@ class Steps:
             self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name))
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
-            self.analyse(name, self.analysis_stage(name, analysis, soups, winner.handler))
+            self.analyse(name, self.analysis_stage(name, analysis, soups))
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         """{recipe id: scores} of a stage; a plan counts and returns nothing."""
@@ -217,11 +217,9 @@ class Steps:
             recipe=self.recipes.recipe,
         )
 
-    def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups, handler: str) -> Stage:
+    def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
-        stage = self._stage(f"analysis: {name}", analysis.asks(soups), "search", handler)
-        asks = tuple((recipe, way if len(recipe.ingredients) > 1 else "") for recipe, way in stage.asks)
-        return replace(stage, asks=asks, any_block=True)
+        return replace(self._stage(f"analysis: {name}", analysis.asks(soups), "search"), any_block=True)
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
@@ -249,9 +247,9 @@ class Steps:
             admission=self.admission,
         )
 
-    def front_stage(self, models: Iterable[Recipe], handler: str = "") -> Stage:
+    def front_stage(self, models: Iterable[Recipe]) -> Stage:
         """Points of the front that are confirmed."""
-        return self._stage("front: confirmed points", models, "search", handler)
+        return self._stage("front: confirmed points", models, "search")
 
     @property
     def categories(self) -> list[str]:
@@ -275,16 +273,15 @@ class Steps:
     def uniform(self, names: Sequence[str]) -> Recipe:
         return self.recipes.recipe({name: 1.0 / len(names) for name in names})
 
-    def _stage(self, name: str, models: Iterable[Recipe], fold: Fold, handler: str = "") -> Stage:
+    def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
         """Each model once."""
         recipes = {recipe.fingerprint: recipe for recipe in models}
-        asks = tuple((recipe, handler) for recipe in recipes.values())
-        return Stage(name=name, asks=asks, items=self.folds.get(fold, ()), fold=fold)
+        return Stage(name=name, models=tuple(recipes.values()), items=self.folds.get(fold, ()), fold=fold)
 
     def _candidates(self, name: str, fold: Fold, names: Iterable[str] | None = None) -> Stage:
         """Candidates one by one, all of them without `names`: two of equal bytes are two rows."""
-        models = map(self.single, self.recipes.names if names is None else names)
-        return Stage(name=name, asks=tuple((m, "") for m in models), items=self.folds.get(fold, ()), fold=fold)
+        models = tuple(map(self.single, self.recipes.names if names is None else names))
+        return Stage(name=name, models=models, items=self.folds.get(fold, ()), fold=fold)
 
     def _expected(self) -> Stage | None:
         """Candidates with an expected score, on a fold that they answer in any case."""

@@ -98,8 +98,8 @@ class CountedSteps(Steps):
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
-        todo = sum(self._count(recipe, handler, stage) for recipe, handler in stage.asks)
-        self._add(stage, (len(stage.asks),) * 2, (len(stage.asks) * len(stage.items),) * 2, (todo, todo))
+        todo = sum(self._count(recipe, stage) for recipe in stage.models)
+        self._add(stage, (len(stage.models),) * 2, (len(stage.models) * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
@@ -111,22 +111,22 @@ class CountedSteps(Steps):
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
         items, size = self.folds.get("search", ()), len(ingredients)
-        stage = Stage(name=SEARCH, asks=(), items=items, fold="search")
+        stage = Stage(name=SEARCH, models=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
-            self.evaluate_stage(replace(stage, asks=tuple(self._trials(ingredients, stored))))
+            self.evaluate_stage(replace(stage, models=tuple(self._trials(ingredients, stored))))
         else:
             expected, most = (stored.cost.items,) * 2 if stored else workload
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
             answers = self.evaluations[""].answers_per_item
             todo = (0, 0) if stored else (expected * answers, most * answers)
             self._add(stage, folds, (expected, most), todo, in_parts=True)
-        self._count(winner.recipe, winner.handler, stage)  # it is one of the trials
+        self._count(winner.recipe, stage)  # it is one of the trials
         if self.settings.pareto and size > 1:
             points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
-            self.evaluate_stage(self.front_stage(points, winner.handler))
+            self.evaluate_stage(self.front_stage(points))
         return winner
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
@@ -137,7 +137,7 @@ class CountedSteps(Steps):
             self.evaluate_stage(self.guard_stage(guard, [single, _unknown(single, "the soup that may win")]))
 
     def analyse(self, name: str, stage: Stage) -> None:
-        if stage.asks:
+        if stage.models:
             self.evaluate_stage(stage)
         if self.settings.analyses[name].searches and len(self.ingredients) > 1:
             own = next(one for one in self.stages if one.name == SEARCH)
@@ -157,15 +157,15 @@ class CountedSteps(Steps):
             )
         )
 
-    def _count(self, recipe: Recipe, handler: str, stage: Stage) -> int:
+    def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
         wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)]
-        key = f"unknown {handler} {stage.benchmark}"
+        key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
-                key = evaluation.key(recipe, handler)
-                wanted = evaluation.missing(recipe, stage.items, handler, any_block=stage.any_block)
+                key = evaluation.key(recipe)
+                wanted = evaluation.missing(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
         new = set(wanted) - done
         done |= new
@@ -180,24 +180,20 @@ class CountedSteps(Steps):
     def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
-        handler = self.evaluations[""].handlers(uniform)[0]
-        result = Result(objective=0.0, categories={}, items=0)
-        return SearchResult(recipe=recipe, result=result, trials=(), handler=handler)
+        return SearchResult(recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=())
 
-    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[tuple[Recipe, str]]:
+    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[Recipe]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
         if len(ingredients) == 1:
-            return [(self.single(ingredients[0]), "")]
+            return [self.single(ingredients[0])]
         if stored is not None:
-            return [(trial.recipe, trial.handler) for trial in stored.trials]
-        uniform, own = self.uniform(ingredients), self.evaluations[""]
-        handlers = own.handlers(uniform)
-        limit = trial_limit(self.settings.optimiser, len(ingredients), len(handlers), len(self.folds.get("search", ())))
+            return [trial.recipe for trial in stored.trials]
+        limit = trial_limit(self.settings.optimiser, len(ingredients), len(self.folds.get("search", ())))
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        soups = [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points]
-        known = [(recipe, way) for recipe in soups for way in own.handlers(recipe)][:limit]
-        return known + [(_unknown(uniform, f"trial {n}"), handlers[0]) for n in range(limit - len(known))]
+        known = [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points][:limit]
+        uniform = self.uniform(ingredients)
+        return known + [_unknown(uniform, f"trial {n}") for n in range(limit - len(known))]
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:
@@ -480,10 +476,11 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         store = parts.enter_context(Store(Path(MEMORY)))
         pool = open_unhashed(run, store)
         parts.callback(pool.close)
-        evaluator = pool.bound(run.evaluator)
+        recipe = pool.recipe({pool.names[0]: 1.0})
+        evaluator = pool.bound(run.evaluator).for_recipe(recipe)
         if banner := evaluator.banner():
             print(banner, flush=True)
-        recipe, began = pool.recipe({pool.names[0]: 1.0}), time.monotonic()
+        began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
         if evaluator.host is not None:
             evaluator.evaluate(model, items[:1])  # engines and servers take minutes to start at their first item

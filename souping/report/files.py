@@ -82,7 +82,6 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
-    counts += ["handler"] if any("handler" in trial for trial in trials) else []
     table: list[list[Json]] = [[*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]]
     for trial in trials:
         weights = [part(trial, "weights").get(name, 0.0) for name in names]
@@ -132,7 +131,7 @@ def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
         if colon and kind in parts:
             parts[kind][name] = float(cell) if cell else None
         elif column != "recipe_id":
-            row[column] = cell if column == "handler" or not cell else float(cell)
+            row[column] = float(cell) if cell else cell
     return {**row, "weights": parts["weight"], "categories": parts["score"]}
 
 
@@ -247,7 +246,6 @@ def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, 
             "categories": dict(raw_result(trial.result).categories) if trial.whole else {},
             "items": trial.result.items,
             "reused": trial.reused,
-            **({"handler": trial.handler} if trial.handler else {}),
         }
         for trial in trials
     ]

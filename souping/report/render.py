@@ -220,13 +220,8 @@ LONGEST = 4000
 
 def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    lines = [headline(report), *losses(report), tables.widened(report)]
+    lines = [headline(report), *losses(report)]
     return plain_table(tables.summary(report) if entries(report, "rows") else tables.experts(report), lines)
-
-
-def gate_table(report: Report) -> Table:
-    """Figures of the baseline gate."""
-    return plain_table(tables.gate(report))
 
 
 def also_table(report: Report) -> Table:
@@ -282,7 +277,9 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
             out.print()
 
 
-# Answers side by side: `souping show` prints them from a run's samples.jsonl.gz.
+# Answers side by side: `souping show` prints them from a run's samples.
+
+SAMPLES = "samples.jsonl.gz"
 
 
 def read_samples(path: Path) -> Iterator[Row]:

@@ -136,7 +136,7 @@ def _verdict(report: Report) -> Section | None:
         f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
         f"that share content are one group. {tables.tested(report)}".strip()
     )
-    lines = tuple(filter(None, (paired, tables.widened(report), "" if dry else LOOKS)))
+    lines = tuple(filter(None, (paired, "" if dry else LOOKS)))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
     return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores)))

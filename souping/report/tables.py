@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.core.unit import gain, scores_in, unit, unit_of
@@ -31,7 +30,6 @@ from souping.report.format import (
     worst_limit,
 )
 
-NORMAL = NormalDist()
 Report = Mapping[str, Json]
 """`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
@@ -196,23 +194,6 @@ def tested(report: Report) -> str:
     return f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups." if test else ""
 
 
-def widened(report: Report) -> str:
-    """Why an interval nearly touches 0 though its p-value is small; empty if none does."""
-    names = [named(part(pair, "row")).text for pair in compared(report) if _is_near(pair)]
-    why = "the interval, but not the test, is widened for categories in which few or no items were answered differently"
-    line = f"The interval against {in_words(names)} comes nearer to 0 than its p-value suggests: {why}."
-    return line if names else ""
-
-
-def _is_near(pair: Row) -> bool:
-    """Whether the limit next to 0 has less than half the distance that the p-value would give it (normal theory)."""
-    difference, low, high, p = (number(pair.get(key)) or 0.0 for key in ("difference", "low", "high", "p_value"))
-    rest = 1 - (number(pair.get("level")) or 0.95)
-    beyond = low * high > 0 and 0 < p < rest / 2
-    plain = 1 - NORMAL.inv_cdf(rest / 2) / NORMAL.inv_cdf(p / 2) if beyond else 0.0
-    return min(abs(low), abs(high)) < plain * abs(difference) / 2
-
-
 def _score(given: Json) -> TableCell:
     found = given if isinstance(given, Mapping) else {"mean": given}
     return TableCell(score(found.get("mean")), interval(found.get("low"), found.get("high")))
@@ -225,7 +206,7 @@ def losses(report: Report) -> TableGrid:
         (
             clean(pair.get("category")),
             count(pair.get("n")),
-            *_figures(pair)[:3],
+            *figures(pair)[:3],
             score(pair.get("least")),
             verdict(pair),
         )
@@ -442,7 +423,7 @@ def differences(entry: Row) -> TableGrid:
             (
                 clean(pair.get("b")),
                 clean(pair.get("category")) or "all",
-                *_figures(pair),
+                *figures(pair),
                 f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
                 verdict(pair),
             )
@@ -452,7 +433,8 @@ def differences(entry: Row) -> TableGrid:
         return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
-def _figures(pair: Row) -> tuple[str, ...]:
+def figures(pair: Row) -> tuple[str, ...]:
+    """Difference, interval, p-value and Holm's."""
     return (
         score(pair.get("difference"), sign=True),
         interval(pair.get("low"), pair.get("high"), sign=True),

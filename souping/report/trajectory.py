@@ -9,9 +9,9 @@ import numpy as np
 
 from souping.core.types import FloatArray, elements, entries, number, part, texts
 from souping.core.unit import unit
-from souping.report.format import KINDS, clean, count, interval, level, limits, p_of, points, score, weight
+from souping.report.format import KINDS, clean, count, level, limits, p_of, points, score, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.tables import Report, Row, Section, TableGrid, grid, losses, nonempty, table
+from souping.report.tables import Report, Row, Section, TableGrid, figures, grid, losses, nonempty, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,16 +71,12 @@ def _rows(report: Report, data: Row) -> TableGrid:
     found.sort(key=lambda pair: order[str(pair.get("kind"))])
     spread = score(part(data, "spread").get("report"))
     lines = [
-        (labels[str(pair.get("kind"))], clean(pair.get("b")), *_difference(pair), p_of(pair), spread)
+        (labels[str(pair.get("kind"))], clean(pair.get("b")), *figures(pair)[:2], p_of(pair), spread)
         for pair in [*found, {**part(data, "members_mean"), "kind": "members_mean", "b": ""}]
     ]
     around = f"{level(next(iter(found), {}))} interval"
     header = ("average minus", "checkpoint", f"difference, {unit().name}", around, "p", "SD of the last checkpoints")
     return grid(header, lines, left=(0, 1))
-
-
-def _difference(pair: Row) -> tuple[str, str]:
-    return score(pair.get("difference"), sign=True), interval(pair.get("low"), pair.get("high"), sign=True)
 
 
 def _members(members: Sequence[Row]) -> TableGrid:
@@ -96,7 +92,7 @@ def _windows(found: Sequence[Row]) -> TableGrid:
             SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
             *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
             score(one.get("objective")),
-            *(text for side in SIDES for text in _difference(part(one, side))),
+            *(text for side in SIDES for text in figures(part(one, side))[:2]),
         )
         for one in found
     ]

@@ -73,8 +73,7 @@ class Adaptive(LimitedStrategy):
 
     def _simplex(self, size: int, merits: FloatArray | None) -> list[Weights]:
         """Of many ingredients those with the better `merits` [K] come more often."""
-        bounds = self.step, self.step, round(1 - self.step, 12)
-        inner = spread(grid(size, *bounds)) if grid_size(size, *bounds) <= LISTED else []
+        inner = spread(grid(size, self.step)) if grid_size(size, self.step) <= LISTED else []
         points = dict.fromkeys(anchors(size) + inner[: POINTS // 2 if size >= MANY else None])
         if inner and size < MANY:
             return list(points)[:POINTS]

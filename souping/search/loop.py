@@ -55,7 +55,7 @@ class SearchCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """Winner of a search and every trial that led to it; `handler` prompted the winner.
+    """Winner of a search and every trial that led to it.
 
     `summary` is what the optimiser says of its search, `guards` what guards did to it: empty if there are none.
     """
@@ -63,7 +63,6 @@ class SearchResult:
     recipe: Recipe
     result: Result
     trials: tuple[Trial, ...]
-    handler: str = ""
     cost: SearchCost = field(default_factory=SearchCost)
     summary: Mapping[str, Json] = field(default_factory=dict)
     guards: Mapping[str, Json] = field(default_factory=dict)
@@ -92,8 +91,6 @@ class RecipeEvaluator(Protocol):
     Up to `slots` requests may be open; their scores come in any order.
     """
 
-    reused: int
-    """Answers that were in the store."""
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
 
@@ -105,14 +102,10 @@ class RecipeEvaluator(Protocol):
         """Whether only whole folds give an item's score."""
         ...
 
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The ways in which this soup may be prompted, the default first."""
-        ...
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores: ...
 
-    def scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores: ...
-
-    def all_scores(self, soups: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
-        """Scores of several soups on the same items, each by a handler."""
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        """Scores of several soups on the same items."""
         ...
 
     def submit(self, request: Request) -> None: ...
@@ -150,13 +143,10 @@ def find_weights(
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(ingredients) == 1:
-        (handler,) = evaluation.handlers(singles[0])
         result = result_of(evaluation.scores(singles[0], items), objective)
-        return SearchResult(recipe=singles[0], result=result, trials=(), handler=handler)
-    asks = [(recipe, "") for recipe in singles] if strategy.uses_singles else []
-    known = evaluation.all_scores(asks, items) if known is None else known
+        return SearchResult(recipe=singles[0], result=result, trials=())
+    known = evaluation.all_scores(singles if strategy.uses_singles else [], items) if known is None else known
     names = list(dict.fromkeys(item.category for item in items))
-    uniform = pool.recipe(dict.fromkeys(ingredients, 1 / len(ingredients)))
     space = SearchSpace(
         ingredients=ingredients,
         candidates=pool.names,
@@ -170,7 +160,7 @@ def find_weights(
         reference=None if admission is None else admission.reference,
         against=ingredients.index(admission.against) if admission and admission.against in ingredients else None,
         full_batch=evaluation.full_batch,
-        whole=evaluation.whole_folds or len(evaluation.handlers(uniform)) > 1,
+        whole=evaluation.whole_folds,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
     if Optimiser not in type(optimiser).__mro__:
@@ -201,21 +191,10 @@ class SearchedSoup:
         return np.asarray(self.answers[0])
 
 
-@dataclass(kw_only=True)
-class OpenCell:
-    """Cell that waits for answers: the numbers of its open requests, and the results so far."""
-
-    cell: Cell
-    soup: SearchedSoup
-    open: set[int] = field(default_factory=set)
-    results: list[Result] = field(default_factory=list)
-
-
 class SearchRun:
     """Search on its way: what is open, spent and known of each soup.
 
-    Reused items count, so that a run that is repeated from the store takes the same path. Where the evaluator can ask a
-    soup in several ways, each way is a trial of its own, and the optimiser hears of the best of them.
+    Reused items count, so that a run that is repeated from the store takes the same path.
     """
 
     def __init__(
@@ -236,7 +215,7 @@ class SearchRun:
         self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
-        self._open: dict[int, OpenCell] = {}
+        self._open: dict[int, Cell] = {}
         self._known, self._started, self._promised, self._requests = dict(known or {}), 0, 0, 0
         self._ended, self._counted = False, set[Weights]()
 
@@ -258,7 +237,6 @@ class SearchRun:
             recipe=winner.recipe,
             result=winner.result,
             trials=tuple(self._trials),
-            handler=winner.handler,
             cost=self._cost,
             summary=self._optimiser.summary(),
         )
@@ -287,10 +265,6 @@ class SearchRun:
         limits = self._strategy
         if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
             return False
-        if limits.tokens is not None and self._cost.generated_tokens >= limits.tokens:
-            return False
-        if limits.seconds is not None and self._cost.seconds >= limits.seconds:
-            return False
         if limits.budget is None:
             return True
         price = len(self._items if cell.items is None else cell.items)
@@ -305,33 +279,25 @@ class SearchRun:
         if fresh:
             self._counted.add(cell.weights)
         soup = self._soup(cell.weights)
-        handlers = self._evaluation.handlers(soup.recipe)
         items = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
-        entry = OpenCell(cell=cell, soup=soup)
-        for handler in handlers if cell.items is None else handlers[:1]:
-            if entry.open and not self._admits(cell):
-                break
-            self._requests += 1
-            self._started += fresh
-            self._promised += len(items)
-            entry.open.add(self._requests)
-            self._open[self._requests] = entry
-            request = Request(number=self._requests, recipe=soup.recipe, items=items, handler=handler)
-            self._evaluation.submit(request)
+        self._requests += 1
+        self._started += fresh
+        self._promised += len(items)
+        self._open[self._requests] = cell
+        self._evaluation.submit(Request(number=self._requests, recipe=soup.recipe, items=items))
 
     def _take(self, tell: bool = True) -> None:
-        """Collect one request, and report to the optimiser once a cell has all of its results."""
+        """Collect the answers to one cell, and tell the optimiser."""
         request, scores = self._evaluation.collect()
-        entry = self._open.pop(request.number)
-        entry.open.remove(request.number)
+        cell = self._open.pop(request.number)
         self._cost.add(scores)
-        entry.results.append(self._observe(entry, request, scores))
-        if tell and not entry.open:
-            self._optimiser.tell(entry.cell, max(entry.results, key=lambda result: result.objective))
+        result = self._observe(cell, scores)
+        if tell:
+            self._optimiser.tell(cell, result)
 
-    def _observe(self, entry: OpenCell, request: Request, scores: ItemScores) -> Result:
+    def _observe(self, cell: Cell, scores: ItemScores) -> Result:
         """Record a soup's new scores: a trial if it was evaluated on the whole fold, or now has all of its answers."""
-        cell, soup = entry.cell, entry.soup
+        soup = self._soups[cell.weights]
         spread = np.full((2, len(self._items)), np.nan)
         places = list(range(len(self._items)) if cell.items is None else cell.items)
         spread[:, places] = scores.values, scores.lengths
@@ -339,20 +305,18 @@ class SearchRun:
         soup.answers = spread if whole else np.where(np.isfinite(spread), spread, soup.answers)
         soup.reused = scores.reused + (0 if whole else soup.reused)
         if whole or (soup.trial is None and np.isfinite(soup.values).all()):
-            self._note(soup, self._result(soup.answers), request.handler)
+            self._note(soup, self._result(soup.answers))
         result = replace(self._result(spread), values=scores.values, lengths=scores.lengths)
         return replace(result, seconds=scores.seconds, tokens=scores.generated)
 
-    def _note(self, soup: SearchedSoup, result: Result, handler: str = "", whole: bool = True) -> None:
+    def _note(self, soup: SearchedSoup, result: Result, whole: bool = True) -> None:
         """A trial: of several of one soup, the best is the soup's."""
-        number = len(self._trials)
         trial = Trial(
-            number=number,
+            number=len(self._trials),
             recipe=soup.recipe,
             weights=soup.weights,
             result=result,
             reused=soup.reused,
-            handler=handler,
             whole=whole,
         )
         self._trials.append(trial)
@@ -403,10 +367,9 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
         check_weights(cell.weights, f"{name}: weights")
 
 
-def trial_limit(strategy: Strategy, size: int, ways: int, items: int) -> int | None:
-    """Trials at most of a search over `size` ingredients: the strategy's own count in every way of asking, its limit
-    of trials, its budget of items. None where nothing limits it."""
-    count = strategy.count(size)
+def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:
+    """Trials at most of a search over `size` ingredients: the strategy's own count, its limit of trials, its budget of
+    items. None where nothing limits it."""
     budget = strategy.budget // items if strategy.budget is not None and items else None
-    limits = [n for n in (count and count * ways, strategy.trials, budget) if n is not None]
+    limits = [n for n in (strategy.count(size), strategy.trials, budget) if n is not None]
     return min(limits, default=None)

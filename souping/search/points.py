@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from math import comb
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from annotated_types import Interval
 
 from souping.core.fields import Count, check_weights, component, pick
 from souping.core.protocols import Optimiser, Strategy
@@ -35,49 +34,26 @@ def uniform(size: int) -> Weights:
     return (1.0 / size,) * size
 
 
-def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write `total` as an ordered sum of `parts` positive integers (stars and bars)."""
-    for cuts in combinations(range(1, total), parts - 1):
-        edges = (0, *cuts, total)
-        yield tuple(b - a for a, b in pairwise(edges))
+def grid(size: int, step: float = 0.1) -> list[Weights]:
+    """The paper's points (section 3, step 4): w_i in {step, 2 step, ..}, sum 1; with its step C(9, K-1) of them.
 
-
-def grid(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float = 0.9) -> list[Weights]:
-    """The paper's points (section 3, step 4): w_i in {minimum, minimum + step, .., maximum}, sum 1.
-
-    With the defaults there are C(9, K-1) of them. Weights are exact multiples of the step, rounded to 12 digits so
-    that 0.1 * 3 is written 0.3. Empty when no point exists (K > 10 with the defaults).
+    Weights are exact multiples of the step, rounded to 12 digits so that 0.1 * 3 is written 0.3. Empty when no point
+    exists (K > 10 with the default).
     """
-    whole, low, high = _units(step, minimum, maximum)
-    shifted = whole - size * (low - 1)
-    if shifted < size:
-        return []
-    counts = (tuple(c + low - 1 for c in cut) for cut in compositions(shifted, size))
-    return [tuple(round(c / whole, 12) for c in count) for count in counts if max(count) <= high]
+    whole = round(1 / step)
+    cuts = combinations(range(1, whole), size - 1)  # stars and bars
+    return [tuple(round((b - a) / whole, 12) for a, b in pairwise((0, *cut, whole))) for cut in cuts]
 
 
-def grid_size(size: int, step: float = 0.1, minimum: float = 0.1, maximum: float = 0.9) -> int:
-    """An upper bound of the number of grid points, without listing them (exact where `maximum` does not bind)."""
-    whole, low, _ = _units(step, minimum, maximum)
-    shifted = whole - size * (low - 1)
-    return comb(shifted - 1, size - 1) if shifted >= size else 0
+def grid_size(size: int, step: float = 0.1) -> int:
+    """The number of grid points, without listing them."""
+    return comb(round(1 / step) - 1, size - 1)
 
 
 def check_step(step: float, key: str = "optimiser.step") -> None:
     """Raises UserError unless `step` divides 1 into 2 to 10,000 parts."""
     if not 1e-4 <= step <= 0.5 or abs(1 / step - round(1 / step)) > 1e-6:
         raise UserError(f"{key}={step} must divide 1, and be from 0.0001 to 0.5")
-
-
-def _units(step: float, minimum: float, maximum: float) -> tuple[int, int, int]:
-    """(steps in 1, steps in minimum, steps in maximum); a step that does not divide them is the user's error."""
-    check_step(step)
-    if not 0 < minimum <= maximum <= 1:
-        raise UserError(f"optimiser.minimum={minimum} and maximum={maximum} must be ordered, above 0 and at most 1")
-    counts = [value / step for value in (1.0, minimum, maximum)]
-    if any(abs(c - round(c)) > 1e-6 for c in counts):
-        raise UserError(f"optimiser.step={step} must divide 1, minimum={minimum} and maximum={maximum}")
-    return round(counts[0]), round(counts[1]), round(counts[2])
 
 
 def spread(points: Sequence[Weights]) -> list[Weights]:
@@ -145,12 +121,10 @@ class Search(Optimiser):
 
 @component
 class LimitedStrategy(Strategy):
-    """Strategy that a user can limit: in soups, in items or tokens that are answered, in seconds of answering."""
+    """Strategy that a user can limit, in soups or in items that are answered."""
 
     trials: Count | None = None
     budget: Count | None = None
-    tokens: Count | None = None
-    seconds: Annotated[float, Interval(gt=0)] | None = None
 
 
 @component
@@ -161,17 +135,9 @@ class Grid(LimitedStrategy):
     """
 
     step: float = 0.1
-    minimum: float | None = None
-    maximum: float | None = None
 
     def __post_init__(self) -> None:
-        grid_size(2, *self.bounds)
-
-    @property
-    def bounds(self) -> tuple[float, float, float]:
-        """Step, smallest and largest weight: the step itself and what it leaves, unless given."""
-        low = self.step if self.minimum is None else self.minimum
-        return self.step, low, round(1 - self.step, 12) if self.maximum is None else self.maximum
+        check_step(self.step)
 
     def known_points(self, size: int) -> list[Weights]:
         """All points for K = `size`.
@@ -179,13 +145,13 @@ class Grid(LimitedStrategy):
         Raises:
             UserError: the grid is empty, or has more than a million points.
         """
-        if grid_size(size, *self.bounds) > 1_000_000:
+        if grid_size(size, self.step) > 1_000_000:
             raise UserError(f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step")
-        inner = grid(size, *self.bounds)
+        inner = grid(size, self.step)
         if not inner:
             raise UserError(
-                f"optimiser=grid has no point for {size} ingredients with step={self.step}, minimum={self.bounds[1]}, "
-                f"maximum={self.bounds[2]}: lower optimiser.minimum and step, or use optimiser=nevergrad"
+                f"optimiser=grid has no point for {size} ingredients with step={self.step}: lower optimiser.step, or "
+                "use optimiser=nevergrad"
             )
         known = anchors(size)
         rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
@@ -199,7 +165,7 @@ class Grid(LimitedStrategy):
 
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
-        on_grid = len(grid(size, *self.bounds))
+        on_grid = grid_size(size, self.step)
         made = f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
         return ", ".join([made, *endings(self)])
 
@@ -259,7 +225,7 @@ class Fixed(LimitedStrategy):
 
 def endings(strategy: Strategy) -> list[str]:
     """Limits of a search, in words."""
-    limits = {"soup": strategy.trials, "item": strategy.budget, "token": strategy.tokens, "second": strategy.seconds}
+    limits = {"soup": strategy.trials, "item": strategy.budget}
     return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
 
 
@@ -373,16 +339,11 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     return known[pick(name, known, "optimiser.name")]
 
 
-def _build(name: str, parameter: Parameter, trials: int | None, seed: int = 0) -> Optimizer:
-    parameter.random_state = np.random.RandomState(seed)
-    return _registered(name)(parametrization=parameter, budget=trials, num_workers=1)
-
-
 def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     from nevergrad import p
 
     if parametrisation == "lattice":
-        points = grid(size, step, step, 1 - step)
+        points = grid(size, step)
         if not points:
             raise UserError(f"optimiser.step={step} has no lattice point for {size} ingredients; lower it")
         return p.TransitionChoice(points)
@@ -399,7 +360,9 @@ class NevergradSearch(Search):
         self._settings = settings
         self._open: dict[Weights, list[Parameter]] = {}
         parameter = _parameter(settings.parametrisation, settings.step, size)
-        self._optimiser = _build(settings.name, parameter, settings.trials, seed)
+        parameter.random_state = np.random.RandomState(seed)
+        build = _registered(settings.name)
+        self._optimiser = build(parametrization=parameter, budget=settings.trials, num_workers=1)
 
     def ask(self) -> Cell | None:
         if self.points:

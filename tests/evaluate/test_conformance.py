@@ -98,14 +98,11 @@ def test_what_it_declares(row: Row) -> None:
     assert not any(item.prompt or item.answer for item in outline)
 
 
-def test_every_model_has_a_way_to_be_asked(row: Row) -> None:
+def test_what_it_knows_of_a_model_cuts_the_same_blocks(row: Row) -> None:
     for recipe in (SINGLE, SOUP):
-        choices = row.evaluator.handlers_for(recipe)
-        assert len(set(choices)) == len(choices) >= 1
-        for handler in choices:
-            asking = row.evaluator.with_handler(handler)
-            assert asking.handlers_for(recipe) == (handler,)
-            assert asking.batches(row.items) == row.evaluator.batches(row.items)
+        own = row.evaluator.for_recipe(recipe)
+        assert own.for_recipe(recipe).fingerprint == own.fingerprint
+        assert own.batches(row.items) == row.evaluator.batches(row.items)
 
 
 def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:

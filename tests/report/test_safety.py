@@ -18,7 +18,8 @@ from rich.console import Console
 from souping.pipeline.upload import card
 from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
 from souping.report.format import escape_markdown, quoted
-from souping.report.render import also_table, gate_table, report_table
+from souping.report.render import also_table, plain_table, report_table
+from souping.report.tables import gate
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -52,7 +53,7 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(report_table(report), also_table(report), gate_table(report))
+    console.print(report_table(report), also_table(report), plain_table(gate(report)))
     files = [p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")]
     for shown in (*files, console.file.getvalue(), card(report)):  # type: ignore[attr-defined]
         assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(shown)

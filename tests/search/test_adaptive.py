@@ -132,7 +132,7 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
 
 def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
     tables = script(ROOT / "benchmarks" / "search_tables.py")
-    points = np.array([*np.eye(3), *simplex.grid(3, 0.2, 0.2, 0.6)])
+    points = np.array([*np.eye(3), *simplex.grid(3, 0.2)])
     right = np.random.default_rng(0).integers(0, 2, (len(points), 90))
     of = tables.TruthTable("t", right.astype(float), np.arange(90) % 3, np.arange(90) // 4, points)
     sim = tables.Simulation(of, 3, 30)

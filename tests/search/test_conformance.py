@@ -75,7 +75,7 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
     ("refused", "words"),
     [
         (lambda: Grid().known_points(11), "no point for 11 ingredients"),
-        (lambda: Grid(step=0.01, minimum=0.01, maximum=0.99).known_points(6), "over a million"),
+        (lambda: Grid(step=0.01).known_points(6), "over a million"),
         (lambda: Nevergrad(name="OnePlusOn"), "did you mean OnePlusOne"),
         (lambda: Nevergrad(trials=None), "never ends by itself"),
         (lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0), "no lattice point"),
@@ -204,10 +204,6 @@ class Table(RecipeEvaluator):
     most: int = 0
 
     @property
-    def reused(self) -> int:
-        return 0
-
-    @property
     def slots(self) -> int:
         return self.at_once
 
@@ -219,10 +215,7 @@ class Table(RecipeEvaluator):
     def whole_folds(self) -> bool:
         return False
 
-    def handlers(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("",)
-
-    def all_scores(self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]) -> list[ItemScores]:
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop submits requests")
 
     scores = all_scores  # type: ignore[assignment]
@@ -298,9 +291,6 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
         (Grid(trials=1), [5, 5]),
         (Grid(budget=20), [5, 5, 3]),
         (Grid(budget=12), [5, 5]),
-        (Grid(tokens=15), [5]),
-        (Grid(tokens=16), [5, 5]),
-        (Grid(seconds=9.0), [5, 5]),
     ],
 )
 def test_the_first_limit_ends_a_search(limits: Grid, asked: list[int]) -> None:

@@ -34,9 +34,9 @@ from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, ch
 from souping.evaluate.servers.choices import RunningServer, Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
+from souping.logs.bfcl import FAILED, counts, rows_of
+from souping.logs.records import Row
 
-Row = Mapping[str, Json]
-"""A line of BFCL's files."""
 VERSION = "2026.3.23"
 HERE = Path(__file__).parent
 RUNNER = HERE / "runner.py"
@@ -54,9 +54,8 @@ class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
 
     `handler` builds the prompts and reads the answers: a model name of bfcl-eval's registry, `chat-template` (the
-    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own,
-    `soup_handlers` are the ones that are tried for soups (default: `handler`); each is a trial. `ids` are the items to
-    evaluate, `limit` the first so many of each category.
+    tokenizer's own, below BFCL's system prompt) or `plain`. `handlers` gives candidates one of their own. `ids` are the
+    items to evaluate, `limit` the first so many of each category.
 
     Answers are greedy: `temperature` is 0, or bfcl-eval's own, which is as good as 0. `replicates` repeats them in
     another order. A server that answers nothing for `timeout` seconds counts as stuck.
@@ -72,7 +71,6 @@ class BfclEvaluator(Evaluator):
     limit: Count | None = None
     handler: str = CHAT_TEMPLATE
     handlers: dict[str, str] | None = None
-    soup_handlers: list[str] = field(default_factory=list)
     temperature: Annotated[float, Interval(ge=0, le=GREEDY)] = GREEDY
     replicates: Count = 1
     max_tokens: Count | None = None
@@ -84,19 +82,16 @@ class BfclEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         chosen(self.categories)
-        if len(set(self.soup_handlers)) < len(self.soup_handlers):
-            raise UserError("evaluator.soup_handlers names a handler twice")
 
     @property
     def settings(self) -> dict[str, Json]:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
-        choice: dict[str, Json] = {"handlers": dict(self.handlers or {}), "soup_handlers": list(self.soup_handlers)}
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
             "bfcl_eval": VERSION,
             "handler": self.handler,
-            **{key: value for key, value in choice.items() if value},
+            **({"handlers": dict(self.handlers)} if self.handlers else {}),
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
@@ -151,7 +146,9 @@ class BfclEvaluator(Evaluator):
         own = self.handlers or {}
         for name in own:
             pick(name, candidates, "evaluator.handlers")
-        check_handlers(self.environment, [self.handler, *own.values(), *self.soup_handlers])
+        known = (*OWN, *registered(self.environment.package))
+        for name in (self.handler, *own.values()):
+            pick(name, known, "evaluator.handler")
 
     def outline(self) -> tuple[Item, ...]:
         sizes = {name: SIZES[name] for name in chosen(self.categories)}
@@ -169,19 +166,14 @@ class BfclEvaluator(Evaluator):
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
-        handlers = {self.handler, *(self.handlers or {}).values(), *self.soup_handlers}
+        handlers = {self.handler, *(self.handlers or {}).values()}
         if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
             raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
 
-    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        """The handlers for this model: a candidate has one, a soup those of `soup_handlers`."""
-        if len(recipe.ingredients) == 1:
-            return ((self.handlers or {}).get(recipe.ingredients[0], self.handler),)
-        return tuple(self.soup_handlers) or (self.handler,)
-
-    def with_handler(self, handler: str) -> BfclEvaluator:
-        """This evaluator with that handler for everything; the two share their server."""
-        copy = replace(self, handler=handler, handlers=None, soup_handlers=[])
+    def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
+        """This evaluator with the handler of one model; the two share their server."""
+        own = (self.handlers or {}) if len(recipe.ingredients) == 1 else {}
+        copy = replace(self, handler=own.get(recipe.ingredients[0], self.handler), handlers=None)
         object.__setattr__(copy, "_running", self._running)
         return copy
 
@@ -369,20 +361,6 @@ def _entries(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
                 yield table, str(key.value), kinds[0] if kinds else ""
 
 
-def check_handlers(environment: Environment, names: Sequence[str]) -> None:
-    """Refuse, before any work, a handler that is not there.
-
-    Raises:
-        UserError: the nearest name is named.
-    """
-    known = (*OWN, *registered(environment.package))
-    for name in names:
-        pick(name, known, "evaluator.handler")
-
-
-FAILED = "Error during inference: "
-"""How bfcl-eval's generation marks an item that has no answer; such an item counts as wrong in every
-category (bfcl-eval counts it as right where no call may be made)."""
 TOO_LONG = "does not fit the context"
 
 
@@ -392,8 +370,8 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = {str(row["id"]): row for path in _files(results, "result") for row in _rows(path)}
-    judged = {path.name.removesuffix("_score.json"): _rows(path) for path in _files(scores, "score")}
+    answers = {str(row["id"]): row for path in _files(results, "result") for row in rows_of(path)}
+    judged = {path.name.removesuffix("_score.json"): rows_of(path) for path in _files(scores, "score")}
     wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
     scored = []
     for item in items:
@@ -406,6 +384,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
 
 
 def _record(item: Item, row: Row, right: bool) -> Record:
+    """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
     text = row["result"] if isinstance(row["result"], str) else json.dumps(row["result"], ensure_ascii=False)
     none = text.startswith(FAILED)
     return Record(
@@ -414,15 +393,8 @@ def _record(item: Item, row: Row, right: bool) -> Record:
         output=text,
         outcome="unanswered" if none else "truncated" if row.get("truncated") else "finished",
         reason=safe(" ".join(text.removeprefix(FAILED).split()))[:80] if none else "",
-        prompt_tokens=max(_counts(row.get("input_token_count")), default=0),
+        prompt_tokens=int(max(counts(row.get("input_token_count")), default=0)),
     )
-
-
-def _counts(value: Json) -> list[int]:
-    """Counts of tokens: one, or those of each step of each turn."""
-    if isinstance(value, list):
-        return [count for one in value for count in _counts(one)]
-    return [int(value)] if isinstance(value, int | float) else []
 
 
 def failure(records: Sequence[Record]) -> str | None:
@@ -434,8 +406,3 @@ def failure(records: Sequence[Record]) -> str | None:
 
 def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.rglob(f"BFCL_v4_*_{kind}.json"))
-
-
-def _rows(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]

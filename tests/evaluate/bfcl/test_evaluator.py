@@ -1,4 +1,4 @@
-"""bfcl-eval on a model that is really served, from end to end; each prompt handler is a trial of the search."""
+"""bfcl-eval on a model that is really served, from end to end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,19 +17,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from souping import pantry
-from souping.core.protocols import Evaluator, ModuleSettings
-from souping.core.scores import Mean
-from souping.core.types import Item, Json, Recipe, Record, SearchSpace, Trial, UserError, digest
+from souping.core.protocols import ModuleSettings
+from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.store import Store
-from souping.search.loop import SearchRun
-from souping.search.points import Grid
-from tests.conftest import Cli, make_items, recipe
+from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
@@ -116,14 +111,14 @@ class TestGenerate:
         )
         texts = {}
         for handler in ("plain", "chat-template", "watt-ai/watt-tool-8B", "Salesforce/Llama-xLAM-2-8b-fc-r"):
-            found = evaluator.with_handler(handler).evaluate(table(roomy), asked)
+            found = replace(evaluator, handler=handler).evaluate(table(roomy), asked)
             assert not [record.output for record in found if record.output.startswith("Error")], handler
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
         with pytest.raises(
             UserError, match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain"
         ):
-            evaluator.with_handler("chat-template").evaluate(table(COOK), asked)
+            evaluator.evaluate(table(COOK), asked)
         evaluator.close()
 
 
@@ -155,8 +150,7 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
     ("settings", "words"),
     [
         ({"handlers": {"java_cok": "plain"}}, r"evaluator\.handlers=java_cok .*did you mean java_cook"),
-        ({"soup_handlers": ["plaid"]}, r"evaluator\.handler=plaid"),
-        ({"soup_handlers": ["plain", "plain"]}, "names a handler twice"),
+        ({"handler": "plaid"}, r"evaluator\.handler=plaid"),
         ({"temperature": 0.6}, "temperature=0.6"),
     ],
 )
@@ -165,23 +159,22 @@ def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str
         BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).check(["java_cook"])
 
 
-EVALUATOR = BfclEvaluator(
-    server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}, soup_handlers=["chat-template", "plain"]
-)
-
-
-def test_a_candidate_has_one_a_soup_has_several() -> None:
-    assert EVALUATOR.handlers_for(recipe(1.0, names=("a",))) == ("plain",)
-    assert EVALUATOR.handlers_for(recipe(1.0, names=("b",))) == ("watt-ai/watt-tool-8B",)
-    assert EVALUATOR.handlers_for(recipe(0.5, 0.5)) == ("chat-template", "plain")
-    assert BfclEvaluator(server=SERVER).handlers_for(recipe(0.5, 0.5)) == ("chat-template",)
+def test_a_candidate_may_have_a_handler_of_its_own() -> None:
+    """Its answers are keyed by that handler alone, whatever the handlers of others are."""
+    evaluator = BfclEvaluator(server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"})
+    for one, handler in (
+        (recipe(1.0, names=("a",)), "plain"),
+        (recipe(1.0, names=("b",)), "watt-ai/watt-tool-8B"),
+        (recipe(0.5, 0.5), "plain"),
+    ):
+        own = evaluator.for_recipe(one)
+        assert own.handler == handler
+        assert own.fingerprint == BfclEvaluator(server=SERVER, handler=handler).fingerprint != evaluator.fingerprint
 
 
 def test_what_changes_answers_changes_the_fingerprint() -> None:
-    plain, chat = EVALUATOR.with_handler("plain"), EVALUATOR.with_handler("chat-template")
-    assert plain.fingerprint == digest(plain.settings)
-    assert len({plain.fingerprint, chat.fingerprint, EVALUATOR.fingerprint}) == 3
     evaluator = BfclEvaluator(server=VllmServer())
+    assert evaluator.fingerprint == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
         *((change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": SERVER})),
         *((change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
@@ -200,21 +193,18 @@ def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Pa
     words += [f"evaluator.ids=[{','.join(item.id for item in asked)}]", f"pool.candidates=[{COOK},{OTHER}]"]
     words += ["evaluator.categories=[simple_python,irrelevance]", "evaluator.max_tokens=12", "evaluator.threads=2"]
     words += ["evaluator.handlers={python_cook:plain,script_cook:plain}", "name=served"]
-    words += ["evaluator.soup_handlers=[watt-ai/watt-tool-8B,plain]", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
+    words += ["evaluator.handler=plain", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
     done = souping(*words)
     assert done.code == 0, done.err
     (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
     with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
         trials = list(csv.DictReader(lines))
-    assert [trial["handler"] for trial in trials] == ["watt-ai/watt-tool-8B", "plain"]
-    assert float(trials[0]["objective"]) == 0.0  # its prompt does not fit the pantry's context
-    assert float(trials[1]["objective"]) > 0.0
+    assert [float(trial["objective"]) > 0.0 for trial in trials] == [True]
     assert report["benchmark"]["name"] == "bfcl"
     assert report["objective"]["coefficients"] == {"simple_python": 0.5, "irrelevance": 0.5}
     warnings = " ".join(report["warnings"])
-    assert "the soup answers by handler plain; tried in the search: watt-ai/watt-tool-8B, plain" in warnings
     assert "overall without simple_java" in warnings
-    assert report["cost"]["trials"] == 2
+    assert report["cost"]["trials"] == 1
     assert (next(tmp_path.glob("outputs/served/*/soup")) / "model.safetensors").is_file()
     again = souping(*words, "server.url=http://127.0.0.1:9")  # nothing is left to ask
     assert again.code == 2, again.err  # another server is another evaluator
@@ -222,77 +212,3 @@ def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Pa
     assert again.code == 0, again.err
     latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
     assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0
-
-
-NAMES = ("a", "b")
-
-
-@dataclass(frozen=True)
-class Asking(Evaluator):
-    """Right on items below a number that depends on the weights and, for soups, on the handler."""
-
-    handler: str = "own"
-
-    @property
-    def settings(self) -> dict[str, Json]:
-        return {"handler": self.handler}
-
-    def handlers_for(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("own",) if len(recipe.ingredients) == 1 else ("short", "long")
-
-    def with_handler(self, handler: str) -> Asking:
-        return replace(self, handler=handler)
-
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        return [tuple(items)]
-
-    def evaluate(self, model: Any, items: Sequence[Item], replicate: int = 0) -> list[Record]:
-        skill = 20 * max(model.module) + {"own": 0, "short": -5, "long": 15}[self.handler]
-        return [Record(item=item.id, score=float(int(item.answer) < skill)) for item in items]
-
-
-@pytest.fixture
-def evaluation(tmp_path: Path) -> Iterator[Evaluation]:
-    with Store(tmp_path / "store.sqlite") as store:
-        yield Evaluation(store, Asking(), lambda r: SimpleNamespace(module=r.weights), lambda r: (), lambda count: None)
-
-
-def search(evaluation: Evaluation, strategy: Grid, told: list[Trial]) -> Any:
-    items = make_items()
-    space = SearchSpace(
-        ingredients=NAMES,
-        candidates=NAMES,
-        categories=tuple(item.category for item in items),
-        groups=tuple(item.group for item in items),
-        whole=True,
-    )
-    return SearchRun(
-        strategy.start(space, 0), strategy, lambda weights: recipe(*weights), evaluation, items, Mean(), told.append
-    ).run()
-
-
-def test_every_handler_is_a_trial_and_counts(evaluation: Evaluation) -> None:
-    trials: list[Trial] = []
-    found = search(evaluation, Grid(step=0.25), trials)
-    handlers: dict[tuple[float, ...], list[str]] = {}
-    for trial in trials:
-        handlers.setdefault(trial.weights, []).append(trial.handler)
-    assert {(0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)} <= set(handlers)
-    assert all(own == (["own"] if 1.0 in weights else ["short", "long"]) for weights, own in handlers.items())
-    assert [trial.number for trial in trials] == list(range(len(trials)))
-    assert evaluation.evaluated == len(trials) * 80
-    assert (found.handler, found.recipe.weights) in (("long", (0.25, 0.75)), ("long", (0.75, 0.25)))
-    assert found.result.objective == max(trial.result.objective for trial in trials)
-    for limit, most in ((Grid(step=0.25, trials=4), 4), (Grid(step=0.25, budget=5 * 80 + 79), 5)):
-        trials.clear()
-        search(evaluation, limit, trials)
-        assert len(trials) == most
-
-
-def test_the_winners_handler_stays(evaluation: Evaluation) -> None:
-    items, soup = make_items(), recipe(0.5, 0.5)
-    default, short, long = (evaluation.scores(soup, items, handler).values.mean() for handler in ("", "short", "long"))
-    assert default == short < long
-    before = evaluation.evaluated
-    assert evaluation.scores(recipe(1.0, 0.0), items, "long").values.mean() == 20 / 40
-    assert evaluation.evaluated == before + len(items)
