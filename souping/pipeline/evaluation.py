@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring import Grade, grades
+from souping.evaluate.scoring import Grade, user_scores
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -119,7 +119,7 @@ class Evaluation(RecipeEvaluator):
         advance: Callable[[int], None],
         workers: Workers | None = None,
         benchmark: str = "",
-        grade: Grade = grades,
+        grade: Grade = user_scores,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
@@ -219,7 +219,7 @@ class Evaluation(RecipeEvaluator):
         self._store.add(*where, records)
         if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
             unscored = [items[number] for number in waiting]
-            outputs, known = [records[number].output for number in waiting], self._store.verdicts(unscored)
+            outputs, known = [records[number].output for number in waiting], self._store.known_scores(unscored)
             values, error = self._grade(unscored, outputs, known)
             for number, value in zip(waiting, values, strict=True):
                 records[number] = replace(records[number], score=value)
