@@ -248,17 +248,17 @@ class Evaluation(RecipeEvaluator):
 
     # ------------------------------------------------------------ what is stored; nothing is computed
 
-    def missing(
+    def missing_answers(
         self, recipe: Recipe, items: Sequence[Item], handler: str = "", any_block: bool = False
     ) -> list[tuple[str, int]]:
         """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
         stored answers, from whatever blocks, cover the items."""
-        if any_block and self.found(recipe, items, handler).items == tuple(items):
+        if any_block and self.stored_scores(recipe, items, handler).items == tuple(items):
             return []
         blocks = self._blocks(self._evaluator_for(recipe, handler), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.missing]
 
-    def given(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
+    def batch_answers(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> dict[str, list[Record]]:
         """{item id: its answers} of the items of a whole fold that have all their answers."""
         evaluator, answers = self._evaluator_for(recipe, handler), dict[str, list[Record]]()
         for block in self._blocks(evaluator, recipe, items):
@@ -266,9 +266,9 @@ class Evaluation(RecipeEvaluator):
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == evaluator.answers_per_item}
 
-    def found(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
+    def stored_scores(self, recipe: Recipe, items: Sequence[Item], handler: str = "") -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._evaluator_for(recipe, handler), self.given(recipe, items, handler)
+        evaluator, answers = self._evaluator_for(recipe, handler), self.batch_answers(recipe, items, handler)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
             records = [
@@ -281,7 +281,7 @@ class Evaluation(RecipeEvaluator):
             return ItemScores(items=(), values=np.zeros(0))
         return item_scores(evaluator, known, [answers[item.id] for item in known])
 
-    def all_found(
+    def all_stored_scores(
         self, asks: Sequence[tuple[Recipe, str]], items: Sequence[Item]
     ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
         """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere.
@@ -293,7 +293,7 @@ class Evaluation(RecipeEvaluator):
         for recipe, handler in asks:
             if recipe.id in whole:
                 continue
-            found = self.found(recipe, items, handler)
+            found = self.stored_scores(recipe, items, handler)
             if len(found.items) == len(items):
                 whole[recipe.id] = found
             elif found.items and recipe.id not in parts:
