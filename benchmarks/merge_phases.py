@@ -63,7 +63,7 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
         forget(made)
     mixed = writer.mixed
     if not arithmetic:
-        writer.mixed = lambda plan, run, rows, out, stored, warned: out
+        writer.mixed = lambda plan, run, rows, out, out_dtype, warned: out
     try:
         start = time.perf_counter()
         writer.prepare(made, stage)

@@ -16,7 +16,7 @@ from search_tables import Simulation, TruthTable
 
 from souping.core.protocols import Optimiser
 from souping.core.types import Cell, SearchSpace, UserError, Weights
-from souping.search.adaptive import Adaptive, item_blocks
+from souping.search.adaptive import Adaptive, item_samples
 from souping.search.points import spread
 
 Method = Callable[[Simulation, int], "Outcome"]
@@ -63,7 +63,7 @@ def random_soups(sim: Simulation, budget: int) -> Outcome:
 def halving(sim: Simulation, budget: int) -> Outcome:
     """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all soups but the single models answer the
     same few items, and the better half goes on to twice as many."""
-    members = [np.concatenate(row) for row in item_blocks(sim.space, sim.seed)]
+    members = [np.concatenate(row) for row in item_samples(sim.space, sim.seed)]
     alive = spread([p for n, p in enumerate(sim.table.points) if n not in sim.table.singles])
     values = {point: np.full(len(sim.fold), np.nan) for point in alive}
     before: set[int] = set()

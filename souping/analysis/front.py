@@ -83,7 +83,7 @@ class Front:
         categories = np.array([[*dict.fromkeys(names)].index(name) for name in names])
         flat, rises = np.ones(categories.max() + 1), {False: RISE, True: 0.0}
         models = {kind: fitted(self.points, rows, categories, flat, rises[kind]) for kind, rows in answers.items()}
-        drawn = {kind: model.samples(DRAWS, max(1.0, model.surprise())) for kind, model in models.items()}
+        drawn = {kind: model.posterior_draws(DRAWS, max(1.0, model.surprise())) for kind, model in models.items()}
         shares = [models[False].shares(goal.covers(names)) for goal in goals]
         pairs = list(zip(goals, shares, strict=True))
         draws = np.stack([drawn[goal.lengths] @ own for goal, own in pairs], -1)

@@ -82,7 +82,7 @@ def band(
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
     most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
     whole = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
-    return whole, [np.clip(part[0] - part[0][0], -most, most) for part in parts]
+    return whole, [np.clip(part.mean - part.mean[0], -most, most) for part in parts]
 
 
 def fitted(
@@ -94,8 +94,8 @@ def fitted(
     value: Callable[[FloatArray], FloatArray] | None = None,
 ) -> SoupModel:
     """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none."""
-    blocks, whole = _blocks(np.isfinite(scores), categories, len(coefficients)), np.isfinite(scores).all(1)
-    model = SoupModel(points, blocks, coefficients, rise, value, scores[whole])
+    samples, whole = _item_samples(np.isfinite(scores), categories, len(coefficients)), np.isfinite(scores).all(1)
+    model = SoupModel(points, samples, coefficients, rise, value, scores[whole])
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
     model.asked = np.isfinite(model.score)
@@ -103,7 +103,7 @@ def fitted(
     return model
 
 
-def _blocks(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
+def _item_samples(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
     """Positions of each category's items, split by which soups answered them."""
     pattern = np.unique(known, axis=1, return_inverse=True)[1].reshape(-1)
     members = [np.flatnonzero(categories == c) for c in range(count)]

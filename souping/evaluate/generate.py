@@ -16,7 +16,7 @@ from souping.core.fields import Count, Device, Precision, Seed, Share, Temperatu
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
 from souping.core.types import TEXT, Item, Json, Missing, Record
-from souping.evaluate.engines.transformers import NEW, Answer, Engine, TransformersEngine
+from souping.evaluate.engines.transformers import DEFAULT_NEW_TOKENS, Answer, Engine, TransformersEngine
 from souping.evaluate.scoring import score
 from souping.evaluate.templates import (
     PROCESS,
@@ -203,7 +203,7 @@ class LocalEvaluator(EngineEvaluator):
 
     @property
     def answer_tokens(self) -> int:
-        return self.max_new_tokens or NEW
+        return self.max_new_tokens or DEFAULT_NEW_TOKENS
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse texts without an answer, and as every engine does (UserError)."""

@@ -36,7 +36,7 @@ from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line
 from souping.core.types import Missing, ProgressCallback, UserError
 from souping.merge import ERROR, WARNING
-from souping.merge.kernels import DIFFERENCES, NAN, Combine, linear, mix_block, torch_dtype
+from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
 from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
 from souping.merge.writer import THREADS, Buffers, ShardWriter, write_checkpoint
@@ -274,11 +274,11 @@ def blend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix rows [K] of bytes [count * itemsize] of `dtypes`; returns the soup's bytes and whether all is finite [].
 
-    `function` is one of `DIFFERENCES`.
+    `function` is one of `COMPILED_METHODS`.
     """
     import torch
 
-    base = _wide(rows[0], dtypes[0]) if DIFFERENCES[function] else None
+    base = _wide(rows[0], dtypes[0]) if COMPILED_METHODS[function] else None
     first = 0 if base is None else 1
     count = rows[0].numel() // size_of(dtypes[0])
     total = torch.zeros(count, dtype=torch.float32, device=rows[0].device)
@@ -311,7 +311,7 @@ def agrees(device: torch.device) -> bool:
     import torch
 
     dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
-    for function, dtype in itertools.product(DIFFERENCES, FLOATS):
+    for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
         rows = [np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights]
         wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
         mix_block(function, rows, tags, weights, dtype, wanted, dtype)
@@ -340,7 +340,7 @@ class CudaShardWriter(ShardWriter):
         import torch
 
         function = self.method.function if chunk.op == "mix" else linear
-        if chunk.op not in ("mix", "linear") or function not in DIFFERENCES:
+        if chunk.op not in ("mix", "linear") or function not in COMPILED_METHODS:
             super()._block(chunk, buffers, hashed)
             return
         stream, pinned = self._lane()

@@ -220,8 +220,8 @@ class WeightedLayout:
         self._mixes: dict[Kind, Mix] = {}
 
     @property
-    def shape(self) -> tuple[str, ...]:
-        """Everything of the recipe that decides more of a plan than weights, as a key."""
+    def plan_key(self) -> tuple[str, ...]:
+        """Everything in the recipe that decides a plan, except its weights: recipes with one key share a plan."""
         settings = (self.recipe.settings.get("vocab", "error"), self.recipe.settings.get("overrides", []))
         return (self.method, self.recipe.dtype, json.dumps(settings), *self.layout.pool)
 

@@ -103,8 +103,8 @@ def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
         return base + total
 
 
-DIFFERENCES: dict[Combine, bool] = {linear: False, delta: True}
-"""Methods that have a compiled form and one in torch; True if differences to the first row, the base, are summed."""
+COMPILED_METHODS: dict[Combine, bool] = {linear: False, delta: True}
+"""Methods that have a compiled form and one in torch; whether each sums differences to the first row, the base."""
 
 
 def torch_dtype(tag: str) -> torch.dtype:
@@ -127,20 +127,20 @@ def mix_block(
     weights: Sequence[float],
     dtype: str,
     out: Raw,
-    stored: str,
+    out_dtype: str,
 ) -> bool:
-    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `stored`.
+    """Mix rows [K][count] of `dtypes` into `out` [count]: rounded once to `dtype`, then cast to `out_dtype`.
 
     Returns whether every element of the soup is finite. Sums and sums of differences are compiled if LLVM is there;
     the bytes are the same either way.
     """
-    if function in DIFFERENCES:
-        kernel = native(DIFFERENCES[function], tuple(dtypes), dtype, stored)
+    if function in COMPILED_METHODS:
+        kernel = native(COMPILED_METHODS[function], tuple(dtypes), dtype, out_dtype)
         if kernel is not None:
             return kernel(rows, weights, out)
     tensors = [widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)]
     total = _plain(function(tensors, weights), function, tensors[0].shape)
-    return store(narrow(total, dtype), dtype, out, stored)
+    return write_as(narrow(total, dtype), dtype, out, out_dtype)
 
 
 def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
@@ -155,10 +155,10 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     return soup.astype(np.float32, copy=False)
 
 
-def store(soup: Raw, dtype: str, out: Raw, stored: str) -> bool:
-    """Put bytes of `dtype` into `out` as `stored`; returns whether all are finite."""
+def write_as(soup: Raw, dtype: str, out: Raw, out_dtype: str) -> bool:
+    """Put bytes of `dtype` into `out` as `out_dtype`; returns whether all are finite."""
     wide = widen(soup, dtype)
-    out[:] = soup if dtype == stored else narrow(wide, stored)
+    out[:] = soup if dtype == out_dtype else narrow(wide, out_dtype)
     return bool(np.isfinite(wide).all())
 
 
@@ -172,17 +172,17 @@ Native = Callable[[Sequence[Raw], Sequence[float], Raw], bool]
 
 
 @functools.cache
-def native(delta: bool, sources: tuple[str, ...], dtype: str, stored: str) -> Native | None:
-    """A kernel for rows of these dtypes, rounded to `dtype` and stored as `stored`; None if LLVM cannot help.
+def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) -> Native | None:
+    """A kernel for rows of these dtypes, rounded to `dtype` and written as `out_dtype`; None if LLVM cannot help.
 
     `delta` adds weighted differences to the first row, else rows are summed.
     """
-    address = compiled(assembly(delta, sources, dtype, stored)) if len(sources) <= MOST else None
+    address = compiled(assembly(delta, sources, dtype, out_dtype)) if len(sources) <= MOST else None
     if address is None:
         return None
     arguments = [ctypes.c_void_p, ctypes.c_float] * len(sources)
     call = ctypes.CFUNCTYPE(ctypes.c_int32, *arguments, ctypes.c_int64, ctypes.c_void_p)(address)
-    size = size_of(stored)
+    size = size_of(out_dtype)
 
     def run(rows: Sequence[Raw], weights: Sequence[float], out: Raw) -> bool:
         pairs = zip([row.ctypes.data for row in rows], weights, strict=True)
@@ -191,7 +191,7 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, stored: str) -> Na
     return run
 
 
-def assembly(delta: bool, sources: Sequence[str], dtype: str, stored: str) -> str:
+def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) -> str:
     """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
     lines, total = [_load(k, source) for k, source in enumerate(sources)], "0.0"
     for k in range(int(delta), len(sources)):
@@ -204,7 +204,7 @@ def assembly(delta: bool, sources: Sequence[str], dtype: str, stored: str) -> st
     if delta:
         lines.append(f"  %moved = fadd float %x0, {total}")
         total = "%moved"
-    body = "\n".join([*lines, _narrow(total, "soup", dtype), _store(dtype, stored)])
+    body = "\n".join([*lines, _narrow(total, "soup", dtype), _store(dtype, out_dtype)])
     arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(len(sources)))
     return f"""declare float @llvm.fma.f32(float, float, float)
 define i32 @kernel({arguments}, i64 %count, ptr noalias %out) {{
@@ -262,11 +262,11 @@ def _narrow(value: str, name: str, dtype: str) -> str:
   %{name} = select i1 %{name}.nan, i32 {NAN[dtype]}, i32 %{name}.got"""
 
 
-def _store(dtype: str, stored: str) -> str:
-    """Write the soup's bits to `%out`, through fp32 where they are stored as another dtype."""
-    text, bits, size = "", "soup", 8 * size_of(stored)
-    if stored != dtype:
-        text, bits = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', stored)}\n", "cast"
+def _store(dtype: str, out_dtype: str) -> str:
+    """Write the soup's bits to `%out`, through fp32 if they are written as another dtype."""
+    text, bits, size = "", "soup", 8 * size_of(out_dtype)
+    if out_dtype != dtype:
+        text, bits = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n", "cast"
     narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
     return f"""{text}  {narrowed}
   %to = getelementptr i{size}, ptr %out, i64 %i

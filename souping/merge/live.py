@@ -73,7 +73,7 @@ class LiveModule(Pourable):
         """
         self._alignment.check_unchanged(recipe)
         weighted = self._alignment.weighted_layout(recipe)
-        work = self._known.get(weighted.shape)
+        work = self._known.get(weighted.plan_key)
         if work is None or not work.fits(weighted) or not self._targets.unchanged(work.snapshot):
             work = self._prepare(weighted)
         if work is not None:  # else transformers has filled the module
@@ -82,7 +82,7 @@ class LiveModule(Pourable):
 
     def _prepare(self, weighted: WeightedLayout) -> PourWork | None:
         """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
-        self._known = {shape: work for shape, work in self._known.items() if self._targets.unchanged(work.snapshot)}
+        self._known = {key: work for key, work in self._known.items() if self._targets.unchanged(work.snapshot)}
         if len(self._known) >= LAYOUTS:
             del self._known[next(iter(self._known))]
         plan = weighted.plan(DEFAULT_SHARD, self._nonfinite, None)
@@ -101,7 +101,7 @@ class LiveModule(Pourable):
                 chunks += self._live_chunks(plan, weighted, tensor, target.flat, target.dtype)
         mixes = {kind: weighted.mix(kind) for tensor in plan.tensors for kind in weighted.kinds(tensor.name)}
         work = PourWork(plan, mixes, tuple(chunks), tuple(elsewhere), self._targets.snapshot())
-        self._known[weighted.shape] = work
+        self._known[weighted.plan_key] = work
         return work
 
     def _live_chunks(

@@ -38,7 +38,7 @@ from souping.merge.kernels import (
     gram,
     linear,
     mix_block,
-    store,
+    write_as,
 )
 
 log = logging.getLogger(__name__)
@@ -420,8 +420,8 @@ def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
     return replace(chunk, weights=method.weigh(chunk_gram(chunk, method.base, read), chunk.weights))
 
 
-def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: str, warned: set[str]) -> Raw:
-    """The soup's bytes of a block from its sources' rows, as `stored`: `out`, or the first row if it is a copy.
+def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, out_dtype: str, warned: set[str]) -> Raw:
+    """The soup's bytes of a block from its sources' rows, as `out_dtype`: `out`, or the first row if it is a copy.
 
     Raises:
         UserError: values that have to agree differ, or one is NaN or infinite (or one warning a tensor).
@@ -429,15 +429,15 @@ def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, stored: 
     if chunk.op == "same":
         check_equal(plan, chunk, rows)
         return rows[0]
-    if chunk.op == "copy" and stored == chunk.dtype:
+    if chunk.op == "copy" and out_dtype == chunk.dtype:
         check_finite(plan, chunk, finite(rows[0], chunk.dtype), rows, warned)
         return rows[0]
     if chunk.op == "copy":
-        good = store(rows[0], chunk.dtype, out, stored)
+        good = write_as(rows[0], chunk.dtype, out, out_dtype)
     else:
         function = get_method(plan.method).function if chunk.op == "mix" else linear
         tags = [source.dtype for source in chunk.sources]
-        good = mix_block(function, rows, tags, chunk.weights, chunk.dtype, out, stored)
+        good = mix_block(function, rows, tags, chunk.weights, chunk.dtype, out, out_dtype)
     check_finite(plan, chunk, good, rows, warned)
     return out
 

@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring import Grade, grades
+from souping.evaluate.scoring import Grade, user_scores
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -119,7 +119,7 @@ class Evaluation(RecipeEvaluator):
         advance: Callable[[int], None],
         workers: Workers | None = None,
         benchmark: str = "",
-        grade: Grade = grades,
+        grade: Grade = user_scores,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
         self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
@@ -215,7 +215,7 @@ class Evaluation(RecipeEvaluator):
         self._store.add(*where, records)
         if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
             unscored = [items[number] for number in waiting]
-            outputs, known = [records[number].output for number in waiting], self._store.verdicts(unscored)
+            outputs, known = [records[number].output for number in waiting], self._store.known_scores(unscored)
             values, error = self._grade(unscored, outputs, known)
             for number, value in zip(waiting, values, strict=True):
                 records[number] = replace(records[number], score=value)
@@ -234,15 +234,15 @@ class Evaluation(RecipeEvaluator):
 
     # ------------------------------------------------------------ what is stored; nothing is computed
 
-    def missing(self, recipe: Recipe, items: Sequence[Item], any_block: bool = False) -> list[tuple[str, int]]:
+    def missing_answers(self, recipe: Recipe, items: Sequence[Item], any_block: bool = False) -> list[tuple[str, int]]:
         """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
         stored answers, from whatever blocks, cover the items."""
-        if any_block and self.found(recipe, items).items == tuple(items):
+        if any_block and self.stored_scores(recipe, items).items == tuple(items):
             return []
         blocks = self._blocks(self._evaluator.for_recipe(recipe), recipe, items)
         return [(item.question, block.replicate) for block in blocks for item in block.missing]
 
-    def given(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
+    def batch_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
         """{item id: its answers} of the items of a whole fold that have all their answers."""
         evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
         for block in self._blocks(evaluator, recipe, items):
@@ -250,9 +250,9 @@ class Evaluation(RecipeEvaluator):
                 answers.setdefault(name, []).append(replace(record, tokens=()))
         return {name: records for name, records in answers.items() if len(records) == evaluator.answers_per_item}
 
-    def found(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+    def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._evaluator.for_recipe(recipe), self.given(recipe, items)
+        evaluator, answers = self._evaluator.for_recipe(recipe), self.batch_answers(recipe, items)
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
             records = [
@@ -265,14 +265,14 @@ class Evaluation(RecipeEvaluator):
             return ItemScores(items=(), values=np.zeros(0))
         return item_scores(evaluator, known, [answers[item.id] for item in known])
 
-    def all_found(
+    def all_stored_scores(
         self, soups: Iterable[Recipe], items: Sequence[Item]
     ) -> tuple[dict[str, ItemScores], dict[str, FloatArray]]:
         """Models with stored answers to all items, and those with answers to a part: scores [I], nan elsewhere."""
         whole, parts = dict[str, ItemScores](), dict[str, FloatArray]()
         place = {item.id: n for n, item in enumerate(items)}
         for key, recipe in {recipe.id: recipe for recipe in soups}.items():
-            found = self.found(recipe, items)
+            found = self.stored_scores(recipe, items)
             if len(found.items) == len(items):
                 whole[key] = found
             elif found.items:

@@ -79,8 +79,8 @@ def execute(settings: MergeSettings) -> float | None:
         outcome, winner = perform(settings)
         objective = None if winner is None else unit().raw(winner.result.objective)
     else:
-        with ExitStack() as parts:
-            parts.callback(settings.merge.close)
+        with ExitStack() as stack:
+            stack.callback(settings.merge.close)
             outcome = {"soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)}
     soup: Path | None = None
     try:
@@ -126,14 +126,14 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
     if settings.selects_from_table:
         return select_from_table(settings), None
     report: dict[str, Any] | None = None
-    with ExitStack() as parts:
+    with ExitStack() as stack:
         for part in settings.open_parts:
-            parts.callback(part.close)  # servers and ranks wait for the next soup until then
+            stack.callback(part.close)  # servers and ranks wait for the next soup until then
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress, store = parts.enter_context(Progress()), parts.enter_context(Store(settings.store_path))
+        progress, store = stack.enter_context(Progress()), stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
-        parts.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
-        parts.callback(run.close)
+        stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
+        stack.callback(run.close)
         settings.tracker.start(settings.config, settings.run_dir)
         try:
             run.walk()
@@ -194,7 +194,7 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
     if run.settings.stop_after != "select":
         rows.setdefault("soup", run.winner.recipe)
-    answers = {name: run.evaluation.given(recipe, items) for name, recipe in rows.items()}
+    answers = {name: run.evaluation.batch_answers(recipe, items) for name, recipe in rows.items()}
     keys = {one.prompt_key for of_model in answers.values() for records in of_model.values() for one in records}
     prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
     for place, item in enumerate(items):
@@ -270,12 +270,12 @@ def add_analyses(settings: RunSettings) -> list[Path]:
             f"store.path={settings.store_path} does not exist: start in the folder where the run was started, or name "
             "its store"
         )
-    with ExitStack() as parts:
-        parts.enter_context(scores_in(settings.evaluator.unit))
+    with ExitStack() as stack:
+        stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
-            parts.callback(one.close)
-        progress, store = parts.enter_context(Progress()), parts.enter_context(Store(settings.store_path))
-        run = parts.enter_context(closing(Run(settings.with_items(), store, progress)))
+            stack.callback(one.close)
+        progress, store = stack.enter_context(Progress()), stack.enter_context(Store(settings.store_path))
+        run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():

@@ -112,7 +112,7 @@ class Run(Steps):
         self.power: Power | None = None
         self.searched: dict[str, ItemScores] = {}
         self.best = -math.inf
-        self.parts: dict[str, Any] = {}
+        self.report_content: dict[str, Any] = {}
         self.frozen: Path | None = None
         self.first_card = ""
         self.measured: dict[str, dict[str, ItemScores]] = {}
@@ -248,7 +248,7 @@ class Run(Steps):
         """Write the soup, whole or not at all, with a card that has no numbers: the report fold is still closed."""
         settings, recipe = self.settings, winner.recipe
         assert self.scores is not None
-        self.parts = {
+        self.report_content = {
             "experiment": settings.name,
             "unit": asdict(unit()),
             "benchmark": {"name": settings.benchmark.label, "note": settings.benchmark.note},
@@ -268,8 +268,8 @@ class Run(Steps):
                 f"out={settings.out} holds another soup, {kept.id}, which stays; this run's recipe is in {RECIPE}"
             )
         elif len(selection.ingredients) > 1:
-            self.parts["rebuild"] = settings.rebuild_command
-            self.first_card = card(self.parts)
+            self.report_content["rebuild"] = settings.rebuild_command
+            self.first_card = card(self.report_content)
             if kept is None:
                 self.progress.stage("writing the soup")
                 self.pool.merge_pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
@@ -279,7 +279,7 @@ class Run(Steps):
             self.frozen = settings.out
             self.progress.say("the recipe is frozen: from here on the soup is measured and nothing is chosen")
         if self.gate is not None:
-            self.parts["gate"] = self.gate
+            self.report_content["gate"] = self.gate
 
     def _objective(self, winner: SearchResult) -> dict[str, Any]:
         names, objective = list(winner.result.categories), self.settings.objective
@@ -320,7 +320,7 @@ class Run(Steps):
             evidence["verdict"]["sentence"] = f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
-        self.parts |= evidence
+        self.report_content |= evidence
 
     def _trajectory(self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int) -> dict[str, Json]:
         """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
@@ -377,7 +377,7 @@ class Run(Steps):
                 "report items, so nothing can be reported on them: add items that no run has seen"
             )
         left_out = len(items) - len(unseen)
-        self.parts["folds"] = {**self.cut.counts(), "report": len(unseen), "left_out": left_out}
+        self.report_content["folds"] = {**self.cut.counts(), "report": len(unseen), "left_out": left_out}
         self.note(
             f"{left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
             "these ingredients on them"
@@ -392,7 +392,7 @@ class Run(Steps):
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
         compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
-        self.parts.setdefault("also", []).append(compared)
+        self.report_content.setdefault("also", []).append(compared)
 
     def analyse(self, name: str, stage: Stage) -> None:
         """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
@@ -409,7 +409,7 @@ class Run(Steps):
         """The models of an analysis that lack answers. Prints what they cost."""
         if not stage.models:
             return ()
-        new = [len(self.evaluation.missing(model, stage.items, any_block=True)) for model in stage.models]
+        new = [len(self.evaluation.missing_answers(model, stage.items, any_block=True)) for model in stage.models]
         self.progress.say(
             f"{stage.name}: {len(stage.models)} models on the {len(stage.items)} items of the search fold, "
             f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
@@ -422,11 +422,11 @@ class Run(Steps):
         stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
         trials = [trial.recipe for trial in winner.trials]
         models = [*map(self.single, self.pool.names), *trials, *own]
-        whole, parts = stored.all_found(models, self.folds["search"])
+        whole, parts = stored.all_stored_scores(models, self.folds["search"])
 
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
             items = self.reported if fold == "report" else self.folds[fold]
-            return {name: records[0] for name, records in stored.given(recipe, items).items()}
+            return {name: records[0] for name, records in stored.batch_answers(recipe, items).items()}
 
         return RunScores(
             soups=self.soups(selection.ingredients, winner),
@@ -439,7 +439,7 @@ class Run(Steps):
             report={
                 recipe.id: stored.scores(recipe, self.reported)
                 for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
-                if self.reported and not stored.missing(recipe, self.reported)
+                if self.reported and not stored.missing_answers(recipe, self.reported)
             },
             answers=stored.answers_per_item,
             read=read,
@@ -452,13 +452,14 @@ class Run(Steps):
         assert self.scores is not None
         trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
-            self.analyses[NAME] = judged_guards(self, self.winner, self.measured, self.parts["verdict"]["opened"])
+            opened = self.report_content["verdict"]["opened"]
+            self.analyses[NAME] = judged_guards(self, self.winner, self.measured, opened)
         if self.winner.summary:
-            self.parts["search"] = dict(self.winner.summary)
+            self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
         more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
-        return {**self.parts, **more, "analyses": self.analyses}, trials
+        return {**self.report_content, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""

@@ -264,14 +264,14 @@ class Store:
         records: Iterable[Record],
     ) -> None:
         """Commit one block: the answers that are new, and the scores that are new."""
-        soup, judge, together = row_number(recipe.fingerprint), row_number(evaluator), row_number(block)
+        soup, evaluator_row, batch = row_number(recipe.fingerprint), row_number(evaluator), row_number(block)
         with self.writing() as db:
             _insert(db, "soups", soup, recipe.fingerprint, json.dumps(recipe.as_dict()))
-            _insert(db, "evaluators", judge, evaluator, json.dumps(settings, sort_keys=True))
+            _insert(db, "evaluators", evaluator_row, evaluator, json.dumps(settings, sort_keys=True))
             for item, record in zip(items, records, strict=True):
                 question = row_number(item.question)
                 _insert(db, "items", question, item.question, item.id, item.category)
-                key = (soup, judge, question, together, record.replicate)
+                key = (soup, evaluator_row, question, batch, record.replicate)
                 _insert(db, "answers", *key, *_columns(record))
                 if record.prompt and record.prompt_key:
                     _insert(db, "prompts", record.prompt_key, _storable(record.prompt))
@@ -279,7 +279,7 @@ class Store:
                     counts = json.dumps(record.statistics) if record.statistics else ""
                     _insert(db, "grades", *key, row_number(item.scoring), record.score, counts)
 
-    def verdicts(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
+    def known_scores(self, items: Iterable[Item]) -> dict[tuple[str, str, str], float]:
         """{(question, scorer, answer's text): score} of these items by their scorers, whichever soup answered."""
         query = "SELECT output, score FROM scores WHERE item = ? AND scorer = ?"
         with self.reading() as db:

@@ -165,7 +165,7 @@ class CountedSteps(Steps):
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
-                wanted = evaluation.missing(recipe, stage.items, any_block=stage.any_block)
+                wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
         new = set(wanted) - done
         done |= new

@@ -1,9 +1,10 @@
-"""Adaptive search, the default: asks the cell (soup, items of some categories) that most sharpens who leads.
+"""Adaptive search, the default: evaluates the soup and items that best separate the leader from its rivals.
 
 A surrogate is fitted to the answers. Its leader is the soup with the highest posterior mean of the objective; its
-rivals are those with the highest expected improvement over the leader. The next cell is the one that takes most off
-the rivals' expected improvement for its price. At the end the leader answers the rest of the fold, and the posterior's
-best of the soups that answered the whole fold wins; if the budget is too small for that, the posterior's best of all.
+rivals are those with the highest expected improvement over the leader. The next cell (a soup and some items) is the
+one that reduces the rivals' expected improvement most for its price. At the end the leader is evaluated on the rest of
+the fold, and of the fully evaluated soups the posterior's best wins; if the budget is too small for that, the
+posterior's best of all.
 """
 
 from __future__ import annotations
@@ -23,29 +24,39 @@ from souping.core.unit import unit
 from souping.search.points import Grid, LimitedStrategy, anchors, endings, grid, grid_size, scattered, spread, vertices
 from souping.search.surrogate import LIKELY, BoundModel, SoupModel, difference_variances, expected_improvement
 
-FIRST, BLOCKS = 12, 4
-"""Items of a category's first block at least, and its blocks at most: each is as large as all before it. They are
-samples of the fold, not the batches of an evaluator."""
-RIVALS, FINALISTS, SHOWN = 12, 3, 20
-"""Rivals looked at, soups that may finish the fold at the end, equals that are named."""
-ENOUGH, GROWTH = 0.001, 1.6
-"""Expected gain from finishing the fold below which a search ends (0.1 points), and how many times more answers must be
-known before the prior is fitted anew."""
+FIRST_SAMPLE = 12
+"""Least number of items in a category's first sample."""
+SAMPLES = 4
+"""Most samples of a category: each is as large as all before it. They are no batches of an evaluator."""
+RIVALS = 12
+"""Rivals that are compared with the leader."""
+FINALISTS = 3
+"""Soups that may be evaluated on the rest of the fold at the end."""
+SHOWN = 20
+"""Indistinguishable soups that are listed."""
+ENOUGH = 0.001
+"""Expected gain from the rest of the fold below which a search ends (0.1 points)."""
+GROWTH = 1.6
+"""The prior is fitted anew once this many times more answers are known."""
 POINTS = 240
-"""Soups at most."""
-LISTED, MANY, FADING = 5000, 6, 0.85
-"""Points up to which a grid is listed; ingredients from which soups of a few of them join it, and by how much the odds
-of a single model fade with each rank."""
-USUAL, LONGEST = (7.0, 0.75, 0.8), 2
-"""Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items, and hardly ever twice
-as many: benchmarks/search_sizes.py."""
+"""Most soups of a search."""
+LISTED = 5000
+"""Largest grid that is listed."""
+MANY = 6
+"""Ingredients from which soups of a few of them join the grid."""
+FADING = 0.85
+"""Factor on the odds that such a soup contains a single model, for each rank below the best."""
+USUAL = (7.0, 0.75, 0.8)
+"""Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items: benchmarks/search_sizes.py."""
+LONGEST = 2
+"""They hardly ever take more than this many times as many."""
 
 
 @component
 class Adaptive(LimitedStrategy):
     """Surrogate over the grid's points that chooses soups and items.
 
-    `stop=auto` ends it when finishing the fold would gain less than 0.1 points. `step` below 0.1 searches between the
+    `stop=auto` ends it when more answers would gain less than 0.1 points. `step` below 0.1 searches between the
     grid's points; of more than 240 points those are taken that cover the simplex. `scales` adds each soup of the grid
     with its distance from the base model multiplied (`merge.method=task_arithmetic`).
     """
@@ -115,8 +126,8 @@ class AdaptiveSearch(Optimiser):
         self._numbers = {point: number for number, point in enumerate(self._points)}
         self._space, self._stops, self._budget = space, stops, budget
         coefficients = np.array(list(space.coefficients.values()), dtype=float)
-        table, blocks = np.array(self._points), item_blocks(space, seed)
-        self._model = SoupModel(table, blocks, coefficients, value=space.value, singles=space.singles)
+        table, samples = np.array(self._points), item_samples(space, seed)
+        self._model = SoupModel(table, samples, coefficients, value=space.value, singles=space.singles)
         self._bounds = BoundModel(self._model, space, self._points) if space.bounds else None
         self._open: list[Cell] = []
         self._spent = self._looked = self._finals = 0  # `_looked`: what was spent when the end was last considered
@@ -153,7 +164,7 @@ class AdaptiveSearch(Optimiser):
             return None
         soup, chosen = self._choose(leader, rivals, urgency)
         coming = [(c, int(model.left[soup, c].argmax())) for c in chosen]
-        items = [int(i) for c, b in coming for i in model.blocks[c][b]]
+        items = [int(i) for c, b in coming for i in model.item_samples[c][b]]
         if not self._affords(len(items) + len(model.rest(leader))):
             self._stop_reason = "the budget ends"
             return None
@@ -168,17 +179,18 @@ class AdaptiveSearch(Optimiser):
             self._looked = self._spent
             gain = self._model.finishing_gain(np.array([leader, *rivals]), self._odds())
             if gain < ENOUGH:
-                return f"finishing the fold would gain {unit().text(unit().size(gain), more=1)} {unit().name}"
+                return f"more answers would gain only {unit().text(unit().size(gain), more=1)} {unit().name}"
         return ""
 
     def _choose(self, leader: int, rivals: IntArray, urgency: FloatArray) -> tuple[int, list[int]]:
-        """The soup, and categories of it, whose next blocks tell most per item; a batch of items at least."""
+        """The soup, and categories of it, whose next samples tell most per item; a batch of items at least."""
         model, left = self._model, self._model.left
         worth, slopes = np.zeros(left.shape[:2]), model.slopes(np.array([leader, *rivals]))
         for c, (weight, *weights) in enumerate(slopes.T):
-            _, _, cross, spread, _ = model.posterior(c)
+            posterior = model.posterior(c)
+            cross = posterior.next_covariance
             apart = np.array(weights)[:, None] * cross[rivals] - weight * cross[leader]
-            worth[:, c] = urgency @ (apart**2 / np.maximum(spread, 1e-12))
+            worth[:, c] = urgency @ (apart**2 / np.maximum(posterior.next_variance, 1e-12))
         price = model.size[np.arange(left.shape[1]), left.argmax(2)]
         worth, price = np.where(left.any(2), worth, 0.0), np.where(left.any(2), price, np.inf)
         order = np.argsort(-worth / price, 1, kind="stable")
@@ -267,11 +279,11 @@ def merits_of(space: SearchSpace) -> FloatArray | None:
     return np.asarray(space.value(means) if space.value else means @ coefficients)
 
 
-def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:
-    """Positions of each category's items in blocks that double, in an order of groups that the seed decides.
+def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:
+    """Positions of each category's items in samples that double, in an order of groups that the seed decides.
 
-    Every prefix is a random sample of groups. A block ends where a group ends: what the draw of a group puts into its
-    items would else be shared by two blocks.
+    Every prefix is a random sample of groups. A sample ends where a group ends: otherwise two samples would share the
+    draw of a group.
     """
     group = np.unique(space.groups, return_inverse=True)[1]
     rank = np.random.default_rng(seed).permutation(group.max() + 1)[group]
@@ -282,5 +294,5 @@ def item_blocks(space: SearchSpace, seed: int) -> list[list[IntArray]]:
 
 def _cut(own: IntArray, rank: IntArray) -> list[IntArray]:
     ends = 1 + np.flatnonzero(np.diff(rank))
-    wanted = [len(own) >> k for k in range(BLOCKS - 1, 0, -1) if len(own) >> k >= FIRST]
+    wanted = [len(own) >> k for k in range(SAMPLES - 1, 0, -1) if len(own) >> k >= FIRST_SAMPLE]
     return np.split(own, sorted({int(ends[np.argmin(abs(ends - size))]) for size in wanted} if len(ends) else ()))

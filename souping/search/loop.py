@@ -216,12 +216,15 @@ class SearchRun:
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, Cell] = {}
-        self._known, self._started, self._promised, self._requests = dict(known or {}), 0, 0, 0
+        self._known_scores = dict(known or {})
+        self._started_trials = 0
+        self._requested_items = 0  # of open requests too
+        self._last_request = 0
         self._ended, self._counted = False, set[Weights]()
 
     def run(self) -> SearchResult:
         """Ask and tell to the end, or to the first limit; results come in any order."""
-        for weights, known in self._known.items():
+        for weights, known in self._known_scores.items():
             soup = self._soup(weights)
             soup.answers, soup.reused = np.array([known.values, known.lengths]), len(known.values)
             self._note(soup, self._result(soup.answers))
@@ -263,12 +266,12 @@ class SearchRun:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
         of the budget to finish one soup."""
         limits = self._strategy
-        if limits.trials is not None and self._is_new(cell) and self._started >= limits.trials:
+        if limits.trials is not None and self._is_new(cell) and self._started_trials >= limits.trials:
             return False
         if limits.budget is None:
             return True
         price = len(self._items if cell.items is None else cell.items)
-        return self._promised + price <= limits.budget
+        return self._requested_items + price <= limits.budget
 
     def _is_new(self, cell: Cell) -> bool:
         """Whether it counts as a trial: the first cell of a soup, or the whole fold at once."""
@@ -280,11 +283,11 @@ class SearchRun:
             self._counted.add(cell.weights)
         soup = self._soup(cell.weights)
         items = self._items if cell.items is None else tuple(self._items[n] for n in cell.items)
-        self._requests += 1
-        self._started += fresh
-        self._promised += len(items)
-        self._open[self._requests] = cell
-        self._evaluation.submit(Request(number=self._requests, recipe=soup.recipe, items=items))
+        self._last_request += 1
+        self._started_trials += fresh
+        self._requested_items += len(items)
+        self._open[self._last_request] = cell
+        self._evaluation.submit(Request(number=self._last_request, recipe=soup.recipe, items=items))
 
     def _take(self, tell: bool = True) -> None:
         """Collect the answers to one cell, and tell the optimiser."""
@@ -336,14 +339,14 @@ class SearchRun:
         return Result(objective=objective, categories=categories, items=len(known), values=values, lengths=lengths)
 
     def _winner(self) -> Trial:
-        """The soup that the optimiser holds for the best, on the whole fold.
+        """The optimiser's best soup, evaluated on the rest of the fold.
 
-        Where the budget has no room for its rest, the best of those that have answered all.
+        If the budget does not cover the rest: the best soup that was fully evaluated.
         """
         soup, limit = self._soup(self._optimiser.best()), self._strategy.budget
         rest = tuple(item for item, score in zip(self._items, soup.values, strict=True) if not np.isfinite(score))
         whole = [one.trial for one in self._soups.values() if one.trial is not None]
-        if limit is not None and self._promised + len(rest) > limit and whole:
+        if limit is not None and self._requested_items + len(rest) > limit and whole:
             soup = self._soups[max(whole, key=lambda trial: trial.result.objective).weights]
             rest = ()
         if rest:

@@ -16,7 +16,7 @@ import pytest
 
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines.transformers import load_module, room
+from souping.evaluate.engines.transformers import answer_room, load_module
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding, keep_likely, sampler
@@ -39,9 +39,9 @@ def items(family: Path) -> tuple[Item, ...]:
 
 
 def test_the_default_limit_is_1024_or_what_the_context_leaves() -> None:
-    assert room([1] * 10, None, None) == room([1] * 10, None, 4096) == (1024, "")
-    assert room([1] * 100, None, 612) == room([1] * 100, 600, 612) == (512, "")
-    assert room([1] * 10, None, 10)[0] == 0
+    assert answer_room([1] * 10, None, None) == answer_room([1] * 10, None, 4096) == (1024, "")
+    assert answer_room([1] * 100, None, 612) == answer_room([1] * 100, 600, 612) == (512, "")
+    assert answer_room([1] * 10, None, 10)[0] == 0
 
 
 def test_settings_decide_the_fingerprint() -> None:

@@ -42,17 +42,17 @@ def random_row(seed: int, count: int, dtype: str) -> Raw:
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
     combine = linear if function is linear else delta
     for sources in (("F32",) * 2, ("BF16",) * 3, ("F16",) * 20, TAGS):
-        for stored in TAGS:
+        for out_dtype in TAGS:
             for count in (1, 31, 2049):
                 raw = [random_row(count + k, count, source) for k, source in enumerate(sources)]
                 weights = np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
-                size = size_of(stored) * count
+                size = size_of(out_dtype) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert kernels.native(combine is delta, tuple(sources), dtype, stored) is not None
-                good = mix_block(combine, raw, sources, weights, dtype, fast, stored)
+                assert kernels.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
+                good = mix_block(combine, raw, sources, weights, dtype, fast, out_dtype)
                 total = combine([widen(r, source) for r, source in zip(raw, sources, strict=True)], weights)
-                assert kernels.store(narrow(total, dtype), dtype, plain, stored) == good
-                assert fast.tobytes() == plain.tobytes(), (sources, stored, count)
+                assert kernels.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
+                assert fast.tobytes() == plain.tobytes(), (sources, out_dtype, count)
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -61,7 +61,7 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
 def asked(store: Store, judge: FakeEvaluator, items: Sequence[Item], ends: tuple[int, ...] = ()) -> int:
     """Answers that a soup's evaluation asks for anew; as many as it said beforehand."""
     fresh = evaluation(store, judge, ends)
-    expected = len(fresh.missing(recipe(1.0, 0.0), items))
+    expected = len(fresh.missing_answers(recipe(1.0, 0.0), items))
     fresh.scores(recipe(1.0, 0.0), items)
     assert fresh.evaluated == expected
     return fresh.evaluated

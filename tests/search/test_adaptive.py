@@ -1,4 +1,4 @@
-"""The adaptive search: budgets, blocks, finalists and odd tables; its posterior beside the textbook's formulas."""
+"""The adaptive search: budgets, samples, finalists and odd tables; its posterior beside the textbook's formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from souping.core.types import FloatArray, Result, SearchSpace
 from souping.search import points as simplex
-from souping.search.adaptive import Adaptive, item_blocks, merits_of
+from souping.search.adaptive import Adaptive, item_samples, merits_of
 from souping.search.points import Grid, anchors
 from souping.search.surrogate import SoupModel, draws
 from tests.conftest import ROOT
@@ -60,7 +60,7 @@ def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:
     search = Adaptive().start(of.space, 0)
     assert price(searched(search, of), of) < 0.5 * of.values.size
     summary = search.summary()
-    assert "finishing the fold would gain" in str(summary["stopped"])
+    assert "more answers would gain only" in str(summary["stopped"])
     assert 0 <= int(str(summary["indistinguishable_count"])) < len(of.points)
     assert float(str(summary["finishing_gain"])) >= 0
 
@@ -154,17 +154,17 @@ def space(counts: tuple[int, ...], group: int = 1) -> SearchSpace:
 
 
 def fresh(counts: tuple[int, ...], seed: int = 0) -> SoupModel:
-    return SoupModel(TABLE, item_blocks(space(counts), seed), np.full(len(counts), 1 / len(counts)))
+    return SoupModel(TABLE, item_samples(space(counts), seed), np.full(len(counts), 1 / len(counts)))
 
 
 def model(asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0) -> SoupModel:
-    """A model that was told the next block of a category of a soup, for each (soup, category)."""
+    """A model that was told the next sample of a category of a soup, for each (soup, category)."""
     made, rng = fresh(counts, seed), np.random.default_rng(seed)
     for soup, category in asked:
         number = made.left[soup, category].argmax()
-        block = made.blocks[category][number]
+        sample = made.item_samples[category][number]
         made.asked[soup, category, number] = True
-        made.observe(soup, block.tolist(), (rng.random(len(block)) < 0.6).astype(float))
+        made.observe(soup, sample.tolist(), (rng.random(len(sample)) < 0.6).astype(float))
     made.fit()
     return made
 
@@ -177,11 +177,10 @@ def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     answers lie from what was expected (Mahalanobis, squared)."""
     cells = [(s, b) for s, b in np.argwhere(made.asked[:, c])]
     signal, noise, level = made.signal[c], made.noise[c], made.level[c]
-    joint = np.array(
-        [[signal[s, t] + (noise[s, t] / len(made.blocks[c][b]) if b == d else 0.0) for t, d in cells] for s, b in cells]
-    )
+    sizes = [len(sample) for sample in made.item_samples[c]]
+    joint = np.array([[signal[s, t] + (noise[s, t] / sizes[b] if b == d else 0.0) for t, d in cells] for s, b in cells])
     cross = np.array([[signal[s, t] for t, _ in cells] for s in range(len(TABLE))])
-    shift = np.array([made.values[s, made.blocks[c][b]].mean() - level[s] for s, b in cells])
+    shift = np.array([made.values[s, made.item_samples[c][b]].mean() - level[s] for s, b in cells])
     gain = cross @ np.linalg.inv(joint)
     return level + gain @ shift, signal - gain @ cross.T, float(shift @ np.linalg.solve(joint, shift))
 
@@ -191,12 +190,12 @@ def test_the_posterior_is_the_textbooks(category: int) -> None:
     made = model(ASKED)
     mean, cov, surprise = brute(made, category)
     found = made.posterior(category)
-    assert found[0] == pytest.approx(mean, abs=1e-6)
-    assert found[1] == pytest.approx(cov, abs=1e-6)
-    assert found[4] == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
+    assert found.mean == pytest.approx(mean, abs=1e-6)
+    assert found.covariance == pytest.approx(cov, abs=1e-6)
+    assert found.surprise == pytest.approx([surprise, made.asked[:, category].sum()], rel=1e-4)
 
 
-def test_the_next_block_takes_away_what_its_covariance_says() -> None:
+def test_the_next_sample_takes_away_what_its_covariance_says() -> None:
     made = model(ASKED)
     _, before, cross, spread, _ = made.posterior(0)
     made.asked[2, 0, 1] = True  # asked, not answered: variances shrink, means stay
@@ -207,12 +206,12 @@ def test_the_next_block_takes_away_what_its_covariance_says() -> None:
 
 def test_shared_items_make_a_difference_sharp() -> None:
     gaps = []
-    for block in (0, 1):
+    for sample in (0, 1):
         made = fresh((96, 24))
         made.fit()
-        made.asked[1, 0, 0] = made.asked[2, 0, block] = True
-        made.score[1, 0, 0] = made.score[2, 0, block] = 0.6
-        cov = made.posterior(0)[1]
+        made.asked[1, 0, 0] = made.asked[2, 0, sample] = True
+        made.score[1, 0, 0] = made.score[2, 0, sample] = 0.6
+        cov = made.posterior(0).covariance
         gaps.append(cov[1, 1] + cov[2, 2] - 2 * cov[1, 2])
     assert 0 < gaps[0] < gaps[1]
 
@@ -236,32 +235,32 @@ def test_draws_have_the_covariance_and_are_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (3, 30), (100, 7, 12), (400, 400)])
-def test_blocks_partition_each_category_and_double(counts: tuple[int, ...]) -> None:
-    rows = item_blocks(space(counts), seed=4)
-    assert sorted(int(i) for row in rows for block in row for i in block) == list(range(sum(counts)))
+def test_samples_partition_each_category_and_double(counts: tuple[int, ...]) -> None:
+    rows = item_samples(space(counts), seed=4)
+    assert sorted(int(i) for row in rows for sample in row for i in sample) == list(range(sum(counts)))
     for row, count in zip(rows, counts, strict=True):
-        sizes = [len(block) for block in row]
+        sizes = [len(sample) for sample in row]
         assert sum(sizes) == count
         assert len(sizes) <= 4
         assert all(abs(size - sum(sizes[:n])) <= 1 for n, size in enumerate(sizes) if n)
 
 
-def test_groups_stay_in_one_block_and_the_seed_decides_the_order() -> None:
+def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
     of = space((60, 60), group=3)
-    for row in item_blocks(of, 1):
-        owners = [{of.groups[i] for i in block} for block in row]
+    for row in item_samples(of, 1):
+        owners = [{of.groups[i] for i in sample} for sample in row]
         assert not owners[0] & owners[1]
-    orders = [np.concatenate([b for row in item_blocks(of, seed) for b in row]).tolist() for seed in (1, 1, 2)]
+    orders = [np.concatenate([b for row in item_samples(of, seed) for b in row]).tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     """Texts differ more than soups; what is taken from each item's score is put back before the minimum is taken."""
     rng, points = np.random.default_rng(4), Adaptive().points(2)
-    texts, blocks = rng.random(80) + np.repeat([1.0, 1.3], 40), [[np.arange(40)], [np.arange(40, 80)]]
+    texts, samples = rng.random(80) + np.repeat([1.0, 1.3], 40), [[np.arange(40)], [np.arange(40, 80)]]
     losses = texts + 0.2 * np.array([np.repeat(point, 40) for point in points])
     singles = -2 * losses[[points.index(corner) for corner in simplex.vertices(2)]]
-    model = SoupModel(np.array(points), blocks, np.full(2, 0.5), value=lambda means: means.min(-1), singles=singles)
+    model = SoupModel(np.array(points), samples, np.full(2, 0.5), value=lambda means: means.min(-1), singles=singles)
     for number, row in enumerate(-2 * losses):
         model.observe(number, slice(None), row)
     model.asked[:] = True

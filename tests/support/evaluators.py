@@ -20,7 +20,7 @@ class Sink:
 
     def __init__(self, folder: Path, fails: bool = False) -> None:
         self.got: list[Any] = [folder]
-        self.fails, self.closed, self.context = fails, False, 128
+        self.fails, self.closed, self.context_length = fails, False, 128
         self.sampling: list[dict[str, Any]] = []
 
     def reload(self, folder: Path) -> None:

@@ -49,34 +49,36 @@ def prompt_key(prompt: Sequence[int]) -> str:
     return hashlib.sha256(np.array(prompt, "<i4").tobytes()).hexdigest()
 
 
-LOGITS, SLICE = 1 << 27, 1 << 24
-"""Logits that a model makes at once, and those of them that are turned into fp32 at once."""
+LOGITS = 1 << 27
+"""Logits that a model makes at once."""
+SLICE = 1 << 24
+"""Logits that are turned into fp32 at once."""
 T = TypeVar("T")
 R = TypeVar("R")
-NEW = 1024
+DEFAULT_NEW_TOKENS = 1024
 """Tokens that an answer may have by default."""
 
 
-def context(model: LoadedModel) -> int | None:
+def context_length(model: LoadedModel) -> int | None:
     """Length of a live model's context in tokens, if its config says so; of its text part if it has several."""
     config = model.module.config.get_text_config(decoder=True)
     known = getattr(config, "max_position_embeddings", None)  # transformers'
     return known if isinstance(known, int) and known > 0 else None
 
 
-def room(prompt: Sequence[int], new: int | None, limit: int | None) -> tuple[int, str]:
+def answer_room(prompt: Sequence[int], max_new: int | None, limit: int | None) -> tuple[int, str]:
     """(tokens that an answer may have in a context of `limit`, why it can have none).
 
-    If `new` is None, that is `NEW` or what the context leaves.
+    If `max_new` is None, that is `DEFAULT_NEW_TOKENS` or what the context leaves.
     """
     if not prompt:
         return 0, "the tokenizer makes no token of the prompt"
     if limit and len(prompt) >= limit:
         return 0, f"the prompt does not fit the context of {limit} tokens"
-    if new is not None or not limit:
-        most = NEW if new is None else new
+    if max_new is not None or not limit:
+        most = DEFAULT_NEW_TOKENS if max_new is None else max_new
         return min(most, limit - len(prompt)) if limit else most, ""
-    return min(NEW, left_by(limit, len(prompt))), ""
+    return min(DEFAULT_NEW_TOKENS, left_by(limit, len(prompt))), ""
 
 
 def left_by(limit: int, prompt: int) -> int:
@@ -183,17 +185,17 @@ def answer_of(
     row: list[int],
     ends: Sequence[int],
     pad: int,
-    new: int,
+    max_new: int,
 ) -> Answer:
     """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
     tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < new) or stop:  # `generate` pads rows that end before the longest one
+    if (end is None and len(row) < max_new) or stop:  # `generate` pads rows that end before the longest one
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
     text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
-    short = cut(text, stop)
-    finished = end is not None or len(short) < len(text) or len(tokens) < new
+    short = cut_at_stop(text, stop)
+    finished = end is not None or len(short) < len(text) or len(tokens) < max_new
     return Answer(
         text=short,
         outcome="finished" if finished else "truncated",
@@ -219,7 +221,7 @@ def pad_id(model: LoadedModel) -> int:
     return 0
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     ends = [text.find(end) for end in stop if end in text]
     return text[: min(ends)] if ends else text
@@ -263,11 +265,11 @@ def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Ite
 
     torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
-    limit = context(model)
+    limit = context_length(model)
     answers: dict[int, Answer] = {}
     together: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        free, reason = room(prompt, settings.max_new_tokens, limit)
+        free, reason = answer_room(prompt, settings.max_new_tokens, limit)
         if reason:
             answers[number] = Answer.none(prompt, reason)
         else:
@@ -286,7 +288,7 @@ def _generate(
     prompts: Sequence[list[int]],
     items: Sequence[Item],
     replicate: int,
-    new: int,
+    max_new: int,
 ) -> list[Answer]:
     pad = pad_id(model)
     ids, mask = left_padded(prompts, pad)
@@ -298,13 +300,14 @@ def _generate(
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=neutral_config(model.module, settings.decoding, pad, ends, new, settings.stop),
+        generation_config=neutral_config(model.module, settings.decoding, pad, ends, max_new, settings.stop),
         logits_processor=draws(settings.decoding, seeds, 1 if seq2seq else width),
         **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
     tokenizer, stop = model.tokenizer, settings.stop
-    return [answer_of(tokenizer, stop, prompt, row, ends, pad, new) for prompt, row in zip(prompts, rows, strict=True)]
+    pairs = zip(prompts, rows, strict=True)
+    return [answer_of(tokenizer, stop, prompt, row, ends, pad, max_new) for prompt, row in pairs]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -336,16 +339,16 @@ def _likelihoods(
     import torch
 
     torch.set_num_threads(settings.resolved_threads)
-    limit, module = context(model), model.module
-    cut = [passage.windows(limit, stride) for passage in passages]
-    windows = [window for own in cut for window in own]
+    limit, module = context_length(model), model.module
+    per_passage = [passage.windows(limit, stride) for passage in passages]
+    windows = [window for own in per_passage for window in own]
     vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
     longest = max(len(tokens) for tokens, _ in windows)
     size = max(1, min(settings.batch_size, LOGITS // (vocabulary * longest)))
     with torch.inference_mode():
         batches = (_scored(module, windows[n : n + size], pad_id(model)) for n in range(0, len(windows), size))
         found = iter([value for batch in batches for value in batch])
-    return [math.fsum(next(found) for _ in own) for own in cut]
+    return [math.fsum(next(found) for _ in own) for own in per_passage]
 
 
 def _scored(module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int) -> list[float]:
@@ -368,7 +371,7 @@ def _scored(module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], p
 
 
 def neutral_config(
-    module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], new: int, stop: Sequence[str] = ()
+    module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], max_new: int, stop: Sequence[str] = ()
 ) -> GenerationConfig:
     """This decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
@@ -377,7 +380,7 @@ def neutral_config(
     return GenerationConfig(
         do_sample=False,
         **{"num_beams": 1, **decoding.penalties},
-        max_new_tokens=new,
+        max_new_tokens=max_new,
         pad_token_id=pad,
         eos_token_id=list(ends) or None,
         bos_token_id=own.bos_token_id,

@@ -30,9 +30,9 @@ from souping.evaluate.engines.transformers import (
     GenerationSettings,
     MachineSettings,
     Passage,
-    cut,
+    answer_room,
+    cut_at_stop,
     prompt_key,
-    room,
 )
 from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
@@ -114,7 +114,7 @@ class VllmEngine(Engine):
         """
         engine = self._with(model, settings.trust_remote_code)
         prompts = [render(model.tokenizer, item) for item in items]
-        rooms = [room(prompt, settings.max_new_tokens, engine.context) for prompt in prompts]
+        rooms = [answer_room(prompt, settings.max_new_tokens, engine.context_length) for prompt in prompts]
         numbers = [number for number, (_, reason) in enumerate(rooms) if not reason]
         seeds = [settings.decoding.seed_of(item, replicate) for item in items]
         sampling = [
@@ -136,9 +136,9 @@ class VllmEngine(Engine):
             UserError: vLLM is absent or cannot load the model.
         """
         engine = self._with(model, settings.trust_remote_code)
-        cut = [passage.windows(engine.context - 2, stride) for passage in passages]
-        found = iter(engine.logprobs([tokens for windows in cut for tokens, _ in windows]))
-        return [math.fsum(value for _, count in windows for value in next(found)[-count:]) for windows in cut]
+        per_passage = [passage.windows(engine.context_length - 2, stride) for passage in passages]
+        found = iter(engine.logprobs([tokens for windows in per_passage for tokens, _ in windows]))
+        return [math.fsum(value for _, count in windows for value in next(found)[-count:]) for windows in per_passage]
 
     def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
@@ -171,7 +171,7 @@ def _answer(
 ) -> Answer:
     kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
     return Answer(
-        text=cut(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
+        text=cut_at_stop(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
         outcome="truncated" if reason == "length" else "finished",
         tokens=tuple(tokens),
         prompt_tokens=len(prompt),
@@ -228,10 +228,10 @@ LIKELIHOOD: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_lo
 
 
 def sampling_arguments(
-    new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
+    max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
-    common: dict[str, Json] = {"max_tokens": new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
+    common: dict[str, Json] = {"max_tokens": max_new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
     if not decoding.samples:
         return {**common, "temperature": 0.0}
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
@@ -262,7 +262,7 @@ class Vllm:
         self._sampling: type[SamplingParams] = vllm.SamplingParams
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
         return int(self._llm.model_config.max_model_len)
 

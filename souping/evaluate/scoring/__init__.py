@@ -79,7 +79,7 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return graded(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
+    return user_score(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
 
 
 def check(item: Item) -> None:
@@ -367,7 +367,7 @@ def _definition(function: Callable[[Item, str], float]) -> Any:
     return inner if inspect.isroutine(inner) else type(inner)
 
 
-def graded(item: Item, output: str) -> float:
+def user_score(item: Item, output: str) -> float:
     """Score of an output by the item's own scorer.
 
     Raises:
@@ -389,7 +389,7 @@ def graded(item: Item, output: str) -> float:
     return float(value)
 
 
-def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:
+def user_scores(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:
     """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
     allows it. After an error no further scorer is called; scores so far are kept."""
     keys = [(item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)]
@@ -400,7 +400,7 @@ def grades(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple
         if errors:
             return
         try:
-            scores[key] = graded(unknown[key], key[2])
+            scores[key] = user_score(unknown[key], key[2])
         except UserError as error:
             errors.append(error)
 
