@@ -201,7 +201,7 @@ class RunSettings(MergeSettings):
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is no category, group or extra benchmark)."""
-        return resolve(self.guard, categories, self.objective.groups, self._units)
+        return resolve(self.guard, categories, self.objective.groups, self._units) if self.guard else ()
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The goals of `pareto` (UserError as above)."""

@@ -20,7 +20,7 @@ from souping.evaluate.scoring import score
 from tests.conftest import ROOT, pool_of
 
 PAGE = (ROOT / "docs" / "your-models.md").read_text()
-FIRST = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()
+FIRST = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[1].splitlines()
 SESSIONS = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.DOTALL)
 CATEGORIES = {"simple_python": "python", "simple_java": "java", "parallel": "parallel", "irrelevance": "refuse"}
 MODELS = {"python": "python_cook", "script": "script_cook", "banquet": "banquet_cook"}
