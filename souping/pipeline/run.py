@@ -390,7 +390,8 @@ class Run(Steps):
         measured = self.measured[stage.benchmark] = self.evaluate_stage(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
-        compared = compare_on(self.benchmarks[stage.benchmark], self.winner.recipe, ingredients, measured)
+        benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)  # a guard has used up the others
+        compared = compare_on(benchmark, self.winner.recipe, ingredients, measured)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.report_content.setdefault("also", []).append(compared)
 
