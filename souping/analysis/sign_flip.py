@@ -136,7 +136,7 @@ class Pulls:
     def of(cls, whole: GroupedScores) -> Pulls | None:
         """None where no group differs."""
         totals = whole.counts.sum(axis=0)
-        pull = (whole.weights * whole.sums / totals).sum(axis=1)
+        pull = whole.pulls()
         largest = float(np.abs(pull).max())
         if largest <= TIE * whole.shares().max():
             return None
