@@ -23,6 +23,7 @@ import numpy as np
 from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
-THREADS = 2
+THREADS = min(cores(), 4)  # an eighth of a pour is Python, which one thread at a time runs
 Snapshot = list[tuple["torch.Tensor", int]]
 """A module's parameters and buffers, with their addresses."""
 
