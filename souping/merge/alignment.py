@@ -7,7 +7,6 @@ bands of rows that the same ingredients have (one band, unless vocabularies diff
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,9 +199,6 @@ class Mix:
         """The operation on a tensor: what is rounded when it is written cannot be copied."""
         return "linear" if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype else self.op
 
-    def differs_in_weights_alone(self, other: Mix) -> bool:
-        return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
-
 
 class WeightedLayout:
     """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
@@ -218,12 +214,6 @@ class WeightedLayout:
         self._weights, self._number = _overridden(recipe, list(layout.tensors))
         self._weights.append(_effective(recipe))  # number -1
         self._mixes: dict[Kind, Mix] = {}
-
-    @property
-    def plan_key(self) -> tuple[str, ...]:
-        """Everything in the recipe that decides a plan, except its weights: recipes with one key share a plan."""
-        settings = (self.recipe.settings.get("vocab", "error"), self.recipe.settings.get("overrides", []))
-        return (self.method, self.recipe.dtype, json.dumps(settings), *self.layout.pool)
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
