@@ -78,11 +78,11 @@ class LiveModule(Pourable):
             run_tasks(self._tasks(plan, places), 1 if plan.nbytes < SMALL else THREADS)
 
     def _tasks(self, plan: MergePlan, places: Mapping[str, ParameterTarget]) -> Iterator[Task]:
-        for tensor in plan.tensors:
-            target = places.get(tensor.name)
-            if target is not None and target.flat is None:
+        for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
+            target = places[tensor.name]
+            if target.flat is None:
                 yield partial(self._copy, plan, tensor, target.tensor)
-            elif target is not None:
+            else:
                 yield from self._blocks(plan, tensor, target.flat, target.dtype)
 
     def _blocks(self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str) -> Iterator[Task]:
