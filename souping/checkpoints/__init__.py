@@ -34,7 +34,7 @@ from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
 from souping.checkpoints.sharded import Sharded, read_sharded
-from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, View
+from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
 from souping.core.types import Json, UserError, digest
@@ -268,10 +268,13 @@ class WeightReader:
     def close(self) -> None:
         self._stack.close()
 
-    def read(self, number: int, into: Raw, offset: int) -> None:
-        """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early)."""
+    def read(self, number: int, into: Raw, offset: int, tiles: list[Tile] | None = None) -> None:
+        """Fill `into` with bytes of file `number`, or of the assembled tensors (EOFError: the file ends early).
+
+        With a list for `tiles`, elements that are stored in parts are left in the order of those.
+        """
         if self._assembly is not None:
-            self._assembly.fetch(into, offset, self._fetch)
+            self._assembly.fetch(into, offset, self._fetch, tiles)
         else:
             self._fetch(self._files[number], into, offset)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
-from souping.checkpoints.views import Assembly, Fetch, Raw, StoredTensor, View, scratch_of, widen
+from souping.checkpoints.views import Assembly, Fetch, Raw, StoredTensor, Tile, View, scratch_of, widen
 from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -179,13 +179,14 @@ class ScaledTensor(StoredTensor):
         why = f"its shape {list(shape)} does not fit a weight {list(self.shape)} with {size}"
         raise broken(self._folder / self._scale.file, why, self._scale.name)
 
-    def read(self, start: int, into: Raw, fetch: Fetch) -> None:
+    def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
         """Fill `into` with fp32 elements from `start` on."""
         numbers = scratch_of("fp8", len(into) // 4)
         fetch(self._weight.file, numbers, self._weight.offset + start)
         scales = self._read_scales(fetch) if self._scales is None else self._scales
         self._scales = scales if start + len(numbers) < self.count else None
         dequantise(numbers, start, scales, self._columns, self._block, into.view(np.float32))
+        return []
 
     def _read_scales(self, fetch: Fetch) -> NDArray[np.float32]:
         """All scales [rows of blocks, blocks in a row]."""

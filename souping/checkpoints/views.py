@@ -61,17 +61,17 @@ class View:
     def contiguous(self) -> bool:
         return len(self.sources) == 1 and in_order(self.sizes, tuple(step for _, step, _ in self.axes))
 
-    def read(self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
-        """Fill `into` with the elements from `start` on."""
+    def read(self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> list[Tile]:
+        """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
         first = stored[self.sources[0]]
         if self.contiguous:
-            first.read(self.offset + start, into, fetch)
-            return
+            return first.read(self.offset + start, into, fetch)
         for low, high in boxes(self.sizes, start, len(into) // first.size):
             sizes = [b - a for a, b in zip(low, high, strict=True)]
             taken = math.prod(sizes) * first.size
             self._read_box(low, elements(into[:taken], first.size).reshape(sizes), stored, fetch)
             into = into[taken:]
+        return []
 
     def _read_box(self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
         """Fill `out` with the box from `low` on, source by source."""
@@ -112,6 +112,10 @@ class Box:
     file: str
     origin: int
     steps: Shape
+
+
+Tile: TypeAlias = tuple[int, Shape, list[tuple[Shape, Shape]]]
+"""Box that was read part by part: (number of its first element, its sizes, [(place in it, sizes) of each part])."""
 
 
 @lru_cache(maxsize=1 << 12)
@@ -168,6 +172,7 @@ class StoredTensor:
             steps = tuple(step * self.size for step in row_major(counts))
             origin = part.offset - sum(map(mul, low, steps))
             self._boxes.append(Box(low, tuple(map(add, low, counts)), part.file, origin, steps))
+        self._boxes.sort(key=attrgetter("low"))  # parts that are rows are read in their order
         self._check_cover()
 
     @classmethod
@@ -199,41 +204,58 @@ class StoredTensor:
         found: list[int] = np.flatnonzero(((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)).tolist()
         return found
 
-    def read(self, start: int, into: Raw, fetch: Fetch) -> None:
-        """Fill `into` with the elements from `start` on."""
+    def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
+        """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
+        tiles, at = list[Tile](), 0
         for low, high in boxes(self._shape, start, len(into) // self.size):
             sizes = tuple(map(sub, high, low))
-            taken = math.prod(sizes) * self.size
-            self._read_box(low, high, elements(into[:taken], self.size).reshape(sizes), fetch)
-            into = into[taken:]
+            count = math.prod(sizes)
+            cuts = self._read_box(low, high, into[at * self.size : (at + count) * self.size], fetch)
+            if any(taken[1:] != sizes[1:] for _, taken in cuts):
+                tiles.append((at, sizes, cuts))
+            at += count
+        return tiles
 
-    def _read_box(self, low: Shape, high: Shape, into: NDArray[Any], fetch: Fetch) -> None:
-        """A box of `boxes`: what a part has of it is contiguous in the part's file."""
+    def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> list[tuple[Shape, Shape]]:
+        """A box of `boxes`, part by part: what a part has of it is contiguous in the part's file."""
+        cuts = []
         for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
             box = self._boxes[number]
             first, last = tuple(map(max, box.low, low)), tuple(map(min, box.high, high))
             if not all(map(lt, first, last)):
                 continue
-            target = into[tuple(map(slice, map(sub, first, low), map(sub, last, low)))]
-            offset = box.origin + sum(map(mul, first, box.steps))
-            if target.flags.c_contiguous:
-                fetch(box.file, target.reshape(-1).view(np.uint8), offset)
-                continue
-            scratch = scratch_of("box", target.nbytes)
-            fetch(box.file, scratch, offset)
-            target[...] = elements(scratch, self.size).reshape(target.shape)
+            taken = tuple(map(sub, last, first))
+            nbytes = math.prod(taken) * self.size
+            fetch(box.file, into[:nbytes], box.origin + sum(map(mul, first, box.steps)))
+            into = into[nbytes:]
+            cuts.append((tuple(map(sub, first, low)), taken))
+        return cuts
+
+
+def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
+    """Put elements of `size` bytes that were read part by part in the order of their tensor."""
+    for begin, sizes, cuts in tiles:
+        whole = elements(raw, size)[begin : begin + math.prod(sizes)]
+        read, at = elements(scratch_of("tile", whole.nbytes), size), 0
+        read[:] = whole
+        for low, taken in cuts:
+            count = math.prod(taken)
+            place = tuple(map(slice, low, map(add, low, taken)))
+            whole.reshape(sizes)[place] = read[at : at + count].reshape(taken)
+            at += count
 
 
 def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fetch: Fetch) -> None:
     """Fill an array whose element (i, ..) is at first + i * steps[0] + .. of the stored tensor."""
     if out.flags.c_contiguous and in_order(out.shape, steps):
-        source.read(first, out.reshape(-1).view(np.uint8), fetch)
+        raw = out.reshape(-1).view(np.uint8)
+        arrange(raw, source.size, source.read(first, raw, fetch))
         return
     reach = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
     span = sum(reach) + 1
     if span * source.size <= SCRATCH or out.size == 1:
         scratch = scratch_of("view", span * source.size)
-        source.read(first, scratch, fetch)
+        arrange(scratch, source.size, source.read(first, scratch, fetch))
         strides = tuple(step * source.size for step in steps)
         out[...] = as_strided(elements(scratch, source.size), out.shape, strides)
         return
@@ -289,12 +311,16 @@ class Assembly:
     def _places(self) -> list[int]:
         return [tensor.offset for tensor in self.tensors]
 
-    def fetch(self, into: Raw, offset: int, fetch: Fetch) -> None:
-        """Fill `into` with the bytes from `offset` on."""
-        number = bisect_right(self._places, offset) - 1
+    def fetch(self, into: Raw, offset: int, fetch: Fetch, tiles: list[Tile] | None = None) -> None:
+        """Fill `into` with the bytes from `offset` on; with a list for `tiles`, they are left in the order of parts."""
+        number, at = bisect_right(self._places, offset) - 1, 0
         while len(into):
             tensor = self.tensors[number]
-            first = offset - tensor.offset
+            first, size = offset - tensor.offset, size_of(tensor.dtype)
             taken = min(len(into), tensor.nbytes - first)
-            self.views[tensor.name].read(first // size_of(tensor.dtype), into[:taken], self.stored, fetch)
-            offset, into, number = offset + taken, into[taken:], number + 1
+            found = self.views[tensor.name].read(first // size, into[:taken], self.stored, fetch)
+            if tiles is None:
+                arrange(into[:taken], size, found)
+            else:
+                tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in found]
+            offset, into, number, at = offset + taken, into[taken:], number + 1, at + taken // size

@@ -39,10 +39,11 @@ from souping.checkpoints import (
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
+from souping.checkpoints.views import Tile, arrange
 from souping.core.files import reserve, staged, start_writing, write_at, write_files
 from souping.core.types import Json, Recipe, UserError
 from souping.merge import Extra, Progress
-from souping.merge.kernels import Raw, get_method
+from souping.merge.kernels import COMPILED_METHODS, Raw, get_method, linear
 from souping.merge.plan import (
     Chunk,
     MergePlan,
@@ -256,22 +257,37 @@ class ShardWriter:
         digest = self._digests.get((source.ingredient, source.file))
         return digest is not None and digest.promise(source.offset, chunk.count * size_of(source.dtype))
 
-    def read(self, chunk: Chunk, number: int, into: Raw) -> None:
+    def read(self, chunk: Chunk, number: int, into: Raw, tiles: list[Tile] | None = None) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
         source = chunk.sources[number]
         try:
-            self._inputs[source.ingredient].read(source.file, into, source.offset)
+            self._inputs[source.ingredient].read(source.file, into, source.offset, tiles)
         except EOFError:
             raise complaint(self.plan, chunk, "the file ends early", source) from None
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
         *rows, out = buffers.rows([*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes])
-        for number, row in enumerate(rows):
-            self.read(chunk, number, row)
-        self._write(chunk, mixed(self.plan, chunk, rows, out, chunk.dtype, self._warned))
+        tiles = self._read_rows(chunk, rows, in_order=bool(hashed))
+        soup = mixed(self.plan, chunk, rows, out, chunk.dtype, self._warned)
+        arrange(soup, size_of(chunk.dtype), tiles)
+        self._write(chunk, soup)
         for number in hashed:
             source = chunk.sources[number]
             self._digests[source.ingredient, source.file].feed(source.offset, rows[number])
+
+    def _read_rows(self, chunk: Chunk, rows: Sequence[Raw], in_order: bool) -> list[Tile]:
+        """Fill the rows of a block. If all are stored in the same parts, they are left in that order: the soup alone is
+        arranged then."""
+        function = self.method.function if chunk.op == "mix" else linear
+        found = [None if in_order or function not in COMPILED_METHODS else list[Tile]() for _ in rows]
+        for number, row in enumerate(rows):
+            self.read(chunk, number, row, found[number])
+        tiles = [each or [] for each in found]
+        if all(each == tiles[0] for each in tiles):
+            return tiles[0]
+        for source, row, each in zip(chunk.sources, rows, tiles, strict=True):
+            arrange(row, size_of(source.dtype), each)
+        return []
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
