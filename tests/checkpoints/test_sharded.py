@@ -105,12 +105,11 @@ def average(root: Path) -> dict[str, torch.Tensor]:
 
 def test_a_soup_of_other_shardings_is_byte_for_byte_that_of_the_folders(tmp_path: Path, pool: dict[str, Path]) -> None:
     plain = {"a": DATA / "plain" / "0", "b": DATA / "plain" / "1"}
-    mixed = {"a": pool["a"], "b": plain["b"]}
-    made = [soup(p, tmp_path / str(i), plain["a"]) for i, p in enumerate((plain, pool, mixed))]
-    names = sorted(path.name for path in made[0].iterdir())
-    for other in made[1:]:
-        assert sorted(path.name for path in other.iterdir()) == names
-        assert all((other / name).read_bytes() == (made[0] / name).read_bytes() for name in names)
+    alike = [dict.fromkeys("ab", each["b"]) for each in (pool, plain)]
+    for number, case in enumerate([(pool, plain), ({**plain, "a": pool["a"]}, plain), alike]):
+        made, wanted = (soup(one, tmp_path / f"{number}-{kind}", plain["a"]) for kind, one in enumerate(case))
+        assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in wanted.iterdir())
+        assert all((made / path.name).read_bytes() == path.read_bytes() for path in wanted.iterdir())
 
 
 def read_by_torch(folder: Path, tmp_path: Path) -> dict[str, Any]:
