@@ -123,10 +123,8 @@ def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoi
     other = next(i for i, part in enumerate(slot.parts) if part.shape != slot.parts[0].shape)
     alone = len(vocabularies) == len(uneven)
     hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect" if alone else ""
-    raise UserError(
-        f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {list(slot.parts[0].shape)} in "
-        f"{names[0]} and {list(slot.parts[other].shape)} in {names[other]}{hint}"
-    )
+    one, two = (f"{list(slot.parts[index].shape)} in {names[index]}" for index in (0, other))
+    raise UserError(f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {one} and {two}{hint}")
 
 
 IGNORED = {
@@ -188,10 +186,7 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
     if not twins or any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins):
         return
-    raise UserError(
-        f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
-        "other values, and another candidate does not store it"
-    )
+    raise UserError(f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's")
 
 
 def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
@@ -320,10 +315,8 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
         raise UserError(f"tokenizers of {a} and {b} differ: other ids for {listed(clash)}")
     lone = sorted(set(left.ids) ^ set(right.ids))
     if lone and vocab == "error":
-        raise UserError(
-            f"tokenizers of {a} and {b} differ: only one has {listed(lone)}. If the vocabularies differ in trailing "
-            "rows alone, set merge.vocab=union or merge.vocab=intersect"
-        )
+        advice = "if the vocabularies differ in trailing rows alone, set merge.vocab=union or merge.vocab=intersect"
+        raise UserError(f"tokenizers of {a} and {b} differ: only one has {listed(lone)}: {advice}")
     if left.rules != right.rules and not lone:
         raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
     notes = []

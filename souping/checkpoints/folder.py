@@ -71,10 +71,8 @@ def read_weights(
     if name is None:
         raise UserError(f"{folder} has no weights: {' or '.join(safe)} is missing")
     if name in pickles and not allow_pickle:
-        raise UserError(
-            f"{folder / name} holds pickled weights, which can run code when opened. "
-            "Convert them to safetensors, or set merge.allow_pickle=true."
-        )
+        advice = "convert them to safetensors, or set merge.allow_pickle=true"
+        raise UserError(f"{folder / name} holds pickled weights: {advice}")
     read: Reader = read_pickled if name in pickles else read_header
     return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
 
@@ -135,10 +133,8 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
             return place
     if like.stored:
         return None
-    raise UserError(
-        f"{folder} is a sharded checkpoint without a config and tokenizer, as trainers save it: name a folder of the "
-        "same model that has them, pool.like=HF_FOLDER"
-    )
+    advice = "name a folder of the same model that has them, pool.like=HF_FOLDER"
+    raise UserError(f"{folder} is a sharded checkpoint without a config and tokenizer: {advice}")
 
 
 def has_weights(folder: Path) -> bool:

@@ -179,10 +179,8 @@ def _check_disk(need: int) -> None:
     place = expanded(constants.HF_HUB_CACHE).absolute()
     free, _ = disk_space(place)
     if need + 100_000_000 > free:
-        raise UserError(
-            f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place}), the disk has {free / 1e9:.1f} GB "
-            "free: make room, or set HF_HOME to a larger disk"
-        )
+        what = f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place})"
+        raise UserError(f"{what}, the disk has {free / 1e9:.1f} GB free: make room, or set HF_HOME to a larger disk")
 
 
 def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None:
@@ -350,10 +348,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     if main:
         return Listing(pinned, files, main)
     if weight_file(files, True):
-        raise UserError(
-            f"{pinned} has no safetensors but pickled weights, which can run code when opened: name a revision that "
-            "has safetensors, or set merge.allow_pickle=true"
-        )
+        raise UserError(f"{pinned} has only pickled weights: name another revision, or set merge.allow_pickle=true")
     endings = {PurePosixPath(file).suffix for file in files} - {"", ".md", ".json", ".py", ".txt"}
     raise UserError(f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}")
 

@@ -80,10 +80,8 @@ def map_names(
     if failures and all(plan.unknown for plan in plans):
         raise failures[0]
     if not plans:
-        raise UserError(
-            f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}). "
-            "Give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
-        )
+        advice = "give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
+        raise UserError(f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}")
     plan = min(plans, key=lambda plan: len(plan.unknown))
     plan = plans[0] if plan.unknown and rules else plan  # what the user's own rules lack comes first
     plan.check()
@@ -235,11 +233,8 @@ class Assignment:
         """Raises UserError where a tensor has no rule, or a layer or an expert is missing."""
         if self.unknown:
             kind = "a tensor of pool.like" if self.family.name == PLAIN else f"by the rules {self.family.name}"
-            names = listed(sorted(self.unknown), 5)
-            raise UserError(
-                f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}. "
-                "Name them in a file of rules: merge.names=FILE"
-            )
+            names, advice = listed(sorted(self.unknown), 5), "name them in a file of rules, merge.names=FILE"
+            raise UserError(f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}")
         if self.like is None:
             self._check_indexes("layer")
             self._check_indexes("expert")

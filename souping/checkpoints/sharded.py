@@ -255,9 +255,7 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     ranks = {int(match[2]): prefix + name for match, name in found}
     world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
     if len(world) != 1 or sorted(ranks) != list(range(*world)):
-        raise UserError(
-            f"{folder / prefix} has files of ranks {listed(map(str, sorted(ranks)))} only: some are missing"
-        )
+        raise UserError(f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only")
     held: dict[str, list[tuple[str, Local]]] = defaultdict(list)
     for rank in sorted(ranks):
         for name, local in _locals(inside(folder, ranks[rank])).items():

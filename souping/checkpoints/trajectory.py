@@ -17,16 +17,15 @@ from souping.core.files import near_folder
 from souping.core.text import first_line, listed, read_json
 from souping.core.types import Json, UserError, entries, number
 
-LAYOUTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "Trainer": (r"checkpoint[-_](\d+)", ("pytorch_model_fsdp_0", ".")),
-    "torchtitan": (r"step-(\d+)", (".",)),
-    "OLMo-core": (r"step(\d+)", ("model_and_optim", ".")),
-    "Megatron": (r"iter_(\d+)", (".",)),
-    "verl": (r"global_step_(\d+)", ("actor/huggingface", "actor")),
-    "NeMo RL": (r"step_(\d+)", ("policy/weights", "policy/weights/model")),
-}
-"""{trainer: (name of a checkpoint's folder, folders inside it that may hold the weights)}. TRL, axolotl and
-LLaMA-Factory save as transformers' Trainer does."""
+LAYOUTS = {
+    "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
+    "Megatron": r"iter_(\d+)", "verl": r"global_step_(\d+)", "NeMo RL": r"step_(\d+)",
+}  # fmt: skip
+"""{trainer: name of a checkpoint's folder}. TRL, axolotl and LLaMA-Factory save as transformers' Trainer does."""
+INSIDE = (
+    "pytorch_model_fsdp_0", "model_and_optim", "actor/huggingface", "actor", "policy/weights", "policy/weights/model",
+)  # fmt: skip
+"""Folders inside a checkpoint that may hold the weights; else it does itself."""
 MODEL = "huggingface"
 """Folder inside a checkpoint that is a whole Hugging Face model if it has weights."""
 STATE = "trainer_state.json"
@@ -137,15 +136,15 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     """(trainer, checkpoints by step, {what is left out: why}) of the layout that most folders follow."""
     layouts, left_out = dict[str, list[Member]](), dict[str, str]()
     for folder in _folders(path):
-        for trainer, (pattern, inner) in LAYOUTS.items():
+        for trainer, pattern in LAYOUTS.items():
             if match := re.fullmatch(pattern, folder.name):
-                weights = next((folder / one for one in inner if weight_files(folder / one)), folder)
+                weights = next((folder / one for one in INSIDE if weight_files(folder / one)), folder)
                 member = Member(name=folder.name, folder=folder, weights=weights, step=int(match[1]))
                 layouts.setdefault(trainer, []).append(member)
             elif re.search(pattern, folder.name) and re.search("tmp|part", folder.name):
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
-        looked_for = ", ".join(pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern, _ in LAYOUTS.values())
+        looked_for = ", ".join(pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern in LAYOUTS.values())
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
     trainer = max(layouts, key=lambda name: len(layouts[name]))
     for other in layouts.keys() - {trainer}:

@@ -115,10 +115,8 @@ def rank_count(asked: int | None) -> int:
     if asked is None:
         return gpus or CPU_RANKS
     if 0 < gpus < asked:
-        raise UserError(
-            f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: each rank needs its own. "
-            "Lower it, or hide the GPUs (CUDA_VISIBLE_DEVICES=) for ranks on the CPU."
-        )
+        advice = "lower it, or hide them (CUDA_VISIBLE_DEVICES=) for ranks on the CPU"
+        raise UserError(f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: {advice}")
     return asked
 
 
@@ -235,9 +233,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise UserError(
-            f"another rank died or did not answer in time ({first_line(error)}); if it was only slow, raise the timeout"
-        ) from None
+        what = f"another rank died or did not answer in time ({first_line(error)})"
+        raise UserError(f"{what}; if it was only slow, raise the timeout") from None
 
 
 def usable_gpu(number: int) -> torch.device | None:

@@ -384,9 +384,7 @@ def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
     for module, tensor in adapter.whole.items():
         own = weight_of(base, module) or _tied_embedding(base, module)
         if own is None or not same_values(adapter.checkpoint, tensor, base, own):
-            raise UserError(
-                f"adapter {name} carries resized or trained embeddings (the whole weight of {shown(module)})"
-            )
+            raise UserError(f"adapter {name} has a whole weight of {shown(module)} that is not the base's")
 
 
 def check_settings(merge: MergeBackend) -> None:

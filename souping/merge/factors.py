@@ -244,10 +244,8 @@ def refuse_shared(sites: Mapping[str, Site], modules: Shares | Mapping[str, Site
     """A full model cannot hold an embedding and the head tied to it with different values."""
     bad = [module for module in modules if sites[module].shared]
     if bad:
-        raise UserError(
-            f"the adapters change {shown(bad[0])}, whose weight the base ties to another module: a merged model cannot "
-            "hold both. Keep the soup an adapter (merge.adapters=keep)."
-        )
+        advice = "keep the soup an adapter, merge.adapters=keep"
+        raise UserError(f"the adapters change {shown(bad[0])}, whose weight the base ties to another module: {advice}")
 
 
 def _write_tensor(

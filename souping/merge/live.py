@@ -271,9 +271,7 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
     state = module.state_dict(keep_vars=True)
     lost = {*report["missing_keys"], *(n for n, t in state.items() if n not in source or source[n].shape != t.shape)}
     if lost or report["mismatched_keys"]:
-        raise UserError(
-            f"the soup does not fit the live module: it has nothing for {listed(sorted(lost)) or 'a shape'}"
-        )
+        raise UserError(f"the soup does not fit the live module: nothing for {listed(sorted(lost)) or 'a shape'}")
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(source[name])

@@ -311,9 +311,7 @@ def router_weights(router: str, pool: Mapping[str, Checkpoint]) -> dict[str, lis
     tensors = pool[kept].tensors
     patterns = [pattern for pattern in common()["routers"] if any(fnmatchcase(name, pattern) for name in tensors)]
     if not patterns:
-        raise UserError(
-            f"merge.router={router}: {kept} has no router, which only mixtures of experts have: leave it out"
-        )
+        raise UserError(f"merge.router={router}: {kept} has no router, as only mixtures of experts have: leave it out")
     return {pattern: [float(name == kept) for name in pool] for pattern in patterns}
 
 

@@ -151,10 +151,8 @@ def stored_plan(
     for tensor in made.tensors:
         kept = seen[chosen].tensors[tensor.name].dtype
         if tensor.dtype != kept:
-            raise UserError(
-                f"merge.format=same keeps the dtypes of {chosen}: {shown(tensor.name)} is {kept} there, and the soup "
-                f"{tensor.dtype}; use merge.format=hf, or merge.carry=NAME"
-            )
+            what = f"{shown(tensor.name)} is {kept} in {chosen} and {tensor.dtype} in the soup"
+            raise UserError(f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.carry=NAME")
         shard, offset = slots[tensor.name]
         tensors.append(replace(tensor, shard=shard, offset=offset))
     tensors.sort(key=lambda tensor: (tensor.shard, tensor.offset))

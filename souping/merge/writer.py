@@ -49,6 +49,7 @@ from souping.merge.plan import (
     MergePlan,
     Task,
     blocks,
+    check_ingredients,
     chunks,
     complaint,
     final_weights,
@@ -360,7 +361,7 @@ def write_checkpoint(
         UserError: `out` is there already, an ingredient is broken or changes before the soup is there, or the disk is
             full.
     """
-    plan.check_unchanged()
+    check_ingredients(plan.ingredients)
     files = _files(plan, late.files(plan.recipe) if late else extra_files)
     with staged(out) as stage:
         prepare(plan, stage)
@@ -379,7 +380,7 @@ def write_checkpoint(
             plan = with_contents(plan, late.known)
             files = _files(plan, late.files(plan.recipe))
         write_files(stage, files)
-        plan.check_unchanged()
+        check_ingredients(plan.ingredients)
     return Path(out)
 
 
