@@ -176,10 +176,8 @@ class Layout:
             chosen = names.index(carry)
             if fits and chosen not in fits:
                 rows, own = uneven[0].shape[0], uneven[0].parts[chosen].shape[0]
-                others = listed(names[i] for i in fits)
-                raise UserError(
-                    f"merge.carry={carry} has a tokenizer for {own} rows, the soup has {rows}: carry {others}"
-                )
+                what = f"merge.carry={carry} has a tokenizer for {own} rows, the soup has {rows}"
+                raise UserError(f"{what}: carry {listed(names[i] for i in fits)}")
             return chosen
         return fits[0] if fits else 0
 
