@@ -104,10 +104,11 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     left_out |= {one.name: why for one in found if (why := _incomplete(one, found))}
     members, copies = list[Member](), dict[str, str]()
     for member in [one for one in found[::-1] if one.name not in left_out]:
-        if members and member.same_weights(members[-1].weights):
-            copies[member.name] = members[-1].name
-        else:
+        copy = next((other for other in members if member.same_weights(other.weights)), None)
+        if copy is None:
             members.append(member)
+        else:
+            copies[member.name] = copy.name
     left_out |= {one: f"the same weights as {other}" for one, other in copies.items()}
     notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
     state = _state(found)
