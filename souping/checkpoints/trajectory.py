@@ -194,7 +194,7 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
     if not distance or any(step % distance for step in steps[:-1]):
         return []
     gone = sorted(set(range(distance, steps[-1], distance)) - set(steps))
-    return [f"{len(gone)} checkpoints are gone (save_total_limit?), steps {listed(map(str, gone))}"] * bool(gone)
+    return [f"no checkpoint at steps {listed(map(str, gone))} (deleted by save_total_limit?)"] * bool(gone)
 
 
 # ------------------------------------------------------------ learning rates
