@@ -45,7 +45,7 @@ from souping.core.types import (
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableCell, TableGrid, grid
+from souping.report.tables import Columns, Row, Section, TableCell, TableGrid, grid, listing, of
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -230,7 +230,10 @@ class Wins(Analysis):
             "items": len(items),
             "answers": run.answers,
             "solved": dict(zip(("soup", *found.names), means, strict=True)),
-            "kept": [_kept(found, k, groups) for k in range(len(recipes))],
+            "kept": [
+                {"name": name, "kept": _share(own, found.soup, groups), "gained": _share(1 - own, found.soup, groups)}
+                for name, own in zip(recipes, found.ingredients, strict=True)
+            ],
             "by_failures": _by_failures(found, groups),
             "rule": RULE,
             "examples": self._examples(run, recipes),
@@ -285,14 +288,6 @@ def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -
     pull = np.bincount(groups, weights * (values - share)) / total
     margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
     return {"items": total, "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin)}
-
-
-def _kept(found: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
-    """What the soup keeps of an ingredient's solved items, and gains of those that it fails."""
-    solved = found.ingredients[k]
-    row: dict[str, Json] = {"name": found.names[k], "kept": _share(solved, found.soup, groups)}
-    row["gained"] = _share(1 - solved, found.soup, groups)
-    return row
 
 
 def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
@@ -377,17 +372,14 @@ def _cell(share: Row) -> TableCell:
 
 
 def _kept_table(data: Row) -> TableGrid:
-    rows, solved = entries(data, "kept"), part(data, "solved")
-    header = ["ingredient", "it solves, %", "the soup keeps, %", "and gains of the rest, %"]
-    lines: list[list[str | TableCell]] = [
-        [
-            clean(row.get("name")),
-            percent(solved.get(str(row.get("name")))),
-            *(_cell(part(row, key)) for key in ("kept", "gained")),
-        ]
-        for row in rows
-    ]
-    return grid(header, lines)
+    solved = part(data, "solved")
+    columns: Columns = {
+        "ingredient": of("name"),
+        "it solves, %": lambda row: percent(solved.get(str(row.get("name")))),
+        "the soup keeps, %": lambda row: _cell(part(row, "kept")),
+        "and gains of the rest, %": lambda row: _cell(part(row, "gained")),
+    }
+    return listing(entries(data, "kept"), columns)
 
 
 def _failures(data: Row) -> TableGrid:

@@ -11,7 +11,7 @@ from souping.core.types import FloatArray, elements, entries, number, part, text
 from souping.core.unit import unit
 from souping.report.format import KINDS, clean, count, level, limits, p_of, points, score, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.tables import Report, Row, Section, TableGrid, figures, grid, losses, nonempty, table
+from souping.report.tables import Report, Row, Section, TableGrid, difference, grid, losses, nonempty, table, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def _rows(report: Report, data: Row) -> TableGrid:
     found.sort(key=lambda pair: order[str(pair.get("kind"))])
     spread = score(part(data, "spread").get("report"))
     lines = [
-        (labels[str(pair.get("kind"))], clean(pair.get("b")), *figures(pair)[:2], p_of(pair), spread)
+        (labels[str(pair.get("kind"))], clean(pair.get("b")), difference(pair), whiskers(pair), p_of(pair), spread)
         for pair in [*found, {**part(data, "members_mean"), "kind": "members_mean", "b": ""}]
     ]
     around = f"{level(next(iter(found), {}))} interval"
@@ -92,7 +92,7 @@ def _windows(found: Sequence[Row]) -> TableGrid:
             SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
             *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
             score(one.get("objective")),
-            *(text for side in SIDES for text in figures(part(one, side))[:2]),
+            *(show(part(one, side)) for side in SIDES for show in (difference, whiskers)),
         )
         for one in found
     ]
