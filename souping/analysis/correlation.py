@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import Z95, distinct, resample, stratify
+from souping.analysis.intervals import Z95, design, distinct, resample
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
 from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError
@@ -319,21 +319,18 @@ class GroupSums:
         """Collect the per-item scores of a matrix.
 
         Raises:
-            ValueError: there are none, or the models were scored on different items.
+            ValueError: the models were scored on different items.
         """
-        if not scores.items:
-            raise ValueError("the score matrix holds no per-item scores")
+        assert scores.items, "published scores have no items"
         items = scores.items[scores.models[0]].items
         names = [item.id for item in items]
         if any([i.id for i in scores.items[m].items] != names for m in scores.models):
             raise ValueError("all models must be scored on the same items, in the same order")
         _, group = np.unique([item.group for item in items], return_inverse=True)
-        column = np.array([scores.categories.index(item.category) for item in items])
-        shape = (int(group.max()) + 1, len(scores.categories))
-        cell, size = group * shape[1] + column, shape[0] * shape[1]
-        counts = np.bincount(cell, minlength=size).reshape(shape).astype(float)
-        sums = [np.bincount(cell, scores.items[m].values, size).reshape(shape) for m in scores.models]
-        return cls(sums=np.stack(sums, axis=1), counts=counts, stratum=stratify(counts > 0))
+        column, equal = np.array([scores.categories.index(i.category) for i in items]), np.ones(len(scores.categories))
+        wholes = [design(scores.items[m].values, column, group.astype(np.int64), equal) for m in scores.models]
+        sums = np.stack([whole.sums for whole in wholes], axis=1)
+        return cls(sums=sums, counts=wholes[0].counts, stratum=wholes[0].stratum)
 
     @property
     def means(self) -> FloatArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -71,32 +71,6 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     )
 
 
-def objective_interval(
-    values: FloatArray,
-    categories: IntArray,
-    groups: IntArray,
-    coefficients: FloatArray,
-    *,
-    draws: int = 4999,
-    seed: int = 0,
-) -> Interval:
-    """Interval of sum_c w_c * mean_c for one model; values, categories, groups [I], coefficients [C], w_c >= 0.
-
-    Bootstrap-t over groups within strata (`limits`). All items right: Jeffreys' limits, never width 0.
-    """
-    whole = design(values, categories, groups, coefficients)
-    bottom, top = (bound * float(whole.weights.sum()) for bound in span(values))
-    low, high = limits(whole, bottom, top, draws=draws, seed=seed)
-    return Interval(
-        mean=whole.objective,
-        low=low,
-        high=high,
-        n=len(values),
-        groups=len(np.unique(groups)),
-        effective_n=effective_size(values, categories, groups, coefficients),
-    )
-
-
 def span(values: FloatArray) -> tuple[float, float]:
     """Limits of a mean of such values: 0 and 1 where all of them do, else anything."""
     return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-math.inf, math.inf)
@@ -143,7 +117,7 @@ def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float
     Categories that already stand at a bound cannot move past it.
     """
     shares, scale = whole.shares(), float(whole.weights.sum())
-    sums, counts = (_by_stratum(whole, table) for table in (whole.sums, whole.counts))
+    sums, counts = (whole.by_stratum(table) for table in (whole.sums, whole.counts))
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     moves = ((shares * room).sum(axis=1) * whole.flat() for room in (means > bottom / scale, means < top / scale))
     down, up = (_unseen(whole, move, np.zeros(whole.strata), TAIL) for move in moves)
@@ -175,11 +149,6 @@ def _unseen(whole: GroupedScores, moves: FloatArray, seen: FloatArray, tail: flo
     normal = k / n - ndtri(tail) * np.sqrt(k * (1 - k / n)) / n
     most = betaincinv(k + 0.5, n - k + 0.5, 1 - tail)
     return float(np.sqrt(((moves * np.maximum(most - normal, 0.0)) ** 2).sum()))
-
-
-def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
-    """[G, C] -> sums over the groups of each stratum, [H, C]."""
-    return np.stack([np.bincount(whole.stratum, column, whole.strata) for column in table.T], axis=1)
 
 
 def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
@@ -267,14 +236,27 @@ class ItemTable:
         whole = design(values, self.categories, self.groups, self.coefficients)
         return whole.objective if self.value is None else float(self.value(whole.means))
 
-    def interval(self, values: FloatArray) -> Interval:
-        """Objective of scores [I] with its 95 % interval."""
-        linear = objective_interval(values, self.categories, self.groups, self.coefficients)
+    def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
+        """Objective of scores [I] with its 95 % interval.
+
+        Bootstrap-t over groups within strata. All items right: Jeffreys' limits, never width 0.
+        """
+        where = (self.categories, self.groups, self.coefficients)
+        whole, (bottom, top) = design(values, *where), span(values)
         if self.value is None:
-            return linear
-        low, high = self.limits(values)
-        bottom, top = span(values)
-        return replace(linear, mean=self.score(values), low=max(bottom, low), high=min(top, high))
+            scale = float(whole.weights.sum())
+            low, high = limits(whole, bottom * scale, top * scale, draws=draws, seed=seed)
+        else:
+            low, high = self.limits(values)
+            low, high = max(bottom, low), min(top, high)
+        return Interval(
+            mean=self.score(values),
+            low=low,
+            high=high,
+            n=len(values),
+            groups=len(np.unique(self.groups)),
+            effective_n=effective_size(values, *where),
+        )
 
     def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
         """Limits of an objective that is not linear or, of two models, of the difference: a bootstrap over groups.
@@ -372,8 +354,11 @@ class GroupedScores:
 
     def shares(self) -> FloatArray:
         """Weight of each stratum's items in T, by category, [H, C]: T moves so much if all its items move by 1."""
-        part = self.weights * self.counts / self.counts.sum(axis=0)
-        return np.stack([np.bincount(self.stratum, column, self.strata) for column in part.T], axis=1)
+        return self.by_stratum(self.weights * self.counts / self.counts.sum(axis=0))
+
+    def by_stratum(self, table: FloatArray) -> FloatArray:
+        """[G, C] -> sums over the groups of each stratum, [H, C]."""
+        return np.stack([np.bincount(self.stratum, column, self.strata) for column in table.T], axis=1)
 
     def flat(self) -> NDArray[np.bool_]:
         """Strata in which no group differs from another: their estimated variance is zero, [H]."""
@@ -384,13 +369,9 @@ def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficie
     """Sum values [I] by group and category. Categories without weight are left out.
 
     Raises:
-        ValueError: lengths differ, a coefficient is negative, or a category with weight has no item.
+        ValueError: a category with weight has no item.
     """
     weights = np.asarray(coefficients, dtype=float)
-    if not len(values) == len(categories) == len(groups) or not len(values):
-        raise ValueError("values, categories and groups must have one entry an item, and at least one item")
-    if weights.min() < 0 or weights.max() <= 0:
-        raise ValueError("coefficients must not be negative, and one must be above zero")
     _, group = np.unique(groups, return_inverse=True)
     shape = (int(group.max()) + 1, len(weights))
     cell = group * shape[1] + np.asarray(categories)

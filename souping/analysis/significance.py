@@ -75,8 +75,6 @@ def compare(
     Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
     might tell them apart. With `same_model` both are one soup, the difference is 0 by construction and so is the width.
     """
-    if len(a) != len(b):
-        raise ValueError("a and b must be scores of the same items")
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     whole = design(deltas, categories, groups, coefficients)
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
@@ -131,12 +129,7 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
 
     An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
     comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
-
-    Raises:
-        ValueError: there is nothing to compare with.
     """
-    if not comparisons:
-        raise ValueError("better than every candidate needs a comparison with each of them")
     return max(c.p_value if c.difference > TIE else 1.0 for c in comparisons)
 
 
@@ -145,12 +138,7 @@ def penalty(looks: int) -> int:
 
     1 + 1/6 + 1/12 + .. is 1.5: over however many looks, each corrected as it comes, false claims stay below 1.5 times
     the level.
-
-    Raises:
-        ValueError: there was no look; the one in question counts.
     """
-    if looks < 1:
-        raise ValueError(f"looks={looks}: a recipe that is reported on items is a look at them")
     return looks * (looks + 1) if looks > 1 else 1
 
 
