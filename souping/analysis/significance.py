@@ -15,9 +15,9 @@ import numpy as np
 from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.protocols import Objective
-from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit
+from souping.report.format import limits, points
 
 EVERY = "better in every category: the largest of the categories' sign-flip p-values"
 
@@ -272,12 +272,9 @@ def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
 
 
 def _points(c: Comparison, more: str = "") -> str:
-    """The difference with the interval, whose limits show on which side of 0 they are however near."""
-    own, found = unit(), c.as_dict()
-    middle, low, high = (own.scale * float(str(found[key])) for key in ("difference", "low", "high"))
-    digits = f"+.{own.digits}f"
-    shown = f"{round(middle, own.digits) + 0.0:{digits}} {own.name} ({100 * c.level:.4g} % interval "
-    return minus(f"{shown}{low:{digits}} to {high:{digits}}") + f"{more})"
+    """The difference with the interval."""
+    found = c.as_dict()
+    return f"{points(found['difference'], sign=True)} ({limits(found)}{more})"
 
 
 def _figures(c: Comparison, p_value: float, opened: int) -> str:

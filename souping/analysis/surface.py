@@ -19,8 +19,8 @@ from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
 from souping.core.unit import unit
-from souping.report.format import count, in_words, points, short, weight
-from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
+from souping.report.format import count, in_words, points, weight
+from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
@@ -225,17 +225,14 @@ def _band(
     names: Sequence[str], points: FloatArray, chosen: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
-    made, axes = figure(7.6, 3.2)
-    two = len(names) == 2
-    order = np.argsort(points[:, 0] if two else value, kind="stable")
-    across = points[order, 0] if two else np.arange(1.0, len(order) + 1)
-    axes.fill_between(across, low[order], high[order], color=FAINT, linewidth=0)
-    axes.plot(across, value[order], "o-", color=COLOURS["soup"], markersize=3, linewidth=1.2)
+    across, below = points[:, 0], weight_axis(names)
+    if len(names) > 2:
+        across, below = np.argsort(np.argsort(value, kind="stable")) + 1.0, "points, in order"
+    near = int(np.abs(points - chosen).sum(axis=1).argmin())
+    made, axes = curve(across, value, near, below, f"over the uniform soup, {unit().name}")
+    order = np.argsort(across, kind="stable")
+    axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
-    near = int(np.abs(points[order] - chosen).sum(axis=1).argmin())
-    ring(axes, across[near], value[order][near], 6.5)
-    axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if two else "points, in order")
-    axes.set_ylabel(f"over the uniform soup, {unit().name}")
     return made
 
 

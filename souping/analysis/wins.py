@@ -337,29 +337,15 @@ def _cut(text: str) -> str:
 
 
 def section(data: Row) -> Section:
-    """A few sentences; the tables and examples are folded away."""
+    """What is kept, and the soup where none, one or all fail; the rest is folded away."""
     kept = [f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
-    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
+    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
     examples = tuple(map(_example_section, entries(data, "examples")))
-    folded = [
-        Section("By ingredient", grids=(_kept_table(data),)),
-        Section("By how many ingredients fail", grids=(_failures(data),)),
-    ]
+    folded = [Section("By ingredient", grids=(_kept_table(data),))]
     if examples:
         folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
-    return Section("What did the soup keep of its ingredients?", (head,), folded=tuple(folded))
-
-
-def _gains(data: Row) -> str:
-    """The soup where all ingredients are right, exactly one fails, and all fail."""
-    rows = entries(data, "by_failures")
-    words = {0: "where every ingredient is right", 1: "where exactly one fails", len(rows) - 1: "where all fail"}
-    shares = [
-        f"{_percent_of(row)} {words[place]} ({count(row.get('items'))} items)"
-        for place, row in enumerate(rows)
-        if place in words and (number(row.get("items")) or 0.0) > 0
-    ]
-    return f"It solves {in_words(shares)}."
+    shown = (_failures(data),)
+    return Section("What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded))
 
 
 def _percent_of(share: Row) -> str:
