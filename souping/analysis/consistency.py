@@ -25,17 +25,7 @@ from souping.analysis.intervals import Z95
 from souping.analysis.wins import TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
-from souping.core.types import (
-    FloatArray,
-    ItemScores,
-    Json,
-    Recipe,
-    ScoreMatrix,
-    UserError,
-    number,
-    part,
-    texts,
-)
+from souping.core.types import FloatArray, ItemScores, Json, Recipe, ScoreMatrix, UserError, number, part, texts
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.sections import DISPLAYS, Display

@@ -54,9 +54,7 @@ class SurfaceBand:
         difference = np.clip(mean - mean[0], -most, most)
         reach = WIDER * float(np.quantile(largest, SURE)) * error
         return cls(
-            difference=difference,
-            low=np.maximum(difference - reach, -most),
-            high=np.minimum(difference + reach, most),
+            difference=difference, low=np.maximum(difference - reach, -most), high=np.minimum(difference + reach, most)
         )
 
     def at(self, points: int) -> Mapping[str, Json]:
