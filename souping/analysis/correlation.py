@@ -262,7 +262,7 @@ def _reason(error: UserError) -> str:
     return text.split(": ")[0]
 
 
-def _correlated(correlation: Correlation, table: FloatArray) -> Correlations:
+def correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
     nothing = np.full((table.shape[1],) * 2, np.nan)
     made = Correlations(rho=nothing, low=nothing.copy(), high=nothing.copy())
@@ -287,11 +287,11 @@ def _pairs(
     scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None, items: GroupSums | None
 ) -> list[dict[str, Json]]:
     """One row for every two categories."""
-    names, whole = scores.categories, _correlated(correlation, scores.values)
+    names, whole = scores.categories, correlated(correlation, scores.values)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
     columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan))
     if tables is not None and items is not None:
-        low, high = _percentiles([_correlated(correlation, table).rho for table in tables])
+        low, high = _percentiles([correlated(correlation, table).rho for table in tables])
         columns |= {"bootstrap_low": low, "bootstrap_high": high, "disattenuated": disattenuated(items)}
     above = np.triu_indices(len(names), 1)
     rows = zip(*(_plain(table[above]) for table in columns.values()), strict=True)

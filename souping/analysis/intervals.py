@@ -54,6 +54,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     t over groups, and Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
+    from scipy.special import stdtrit
+
     bottom, top = span(values)
     one = np.zeros(len(values), dtype=np.int64)
     whole, size = design(values, one, groups, np.ones(1)), effective_size(values, one, groups, np.ones(1))
@@ -64,7 +66,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
         below, above = flat_margins(whole, bottom, top)
         low, high = mean - below, mean + above
     else:
-        margin = _student(len(whole.sums) - 1) * float(np.sqrt(whole.variances().sum()))
+        degrees = max(len(whole.sums) - 1, 1)  # a single group: the widest that we state
+        margin = float(-stdtrit(degrees, TAIL)) * float(np.sqrt(whole.variances().sum()))
         low, high = mean - margin, mean + margin
     return Interval(
         mean=mean, low=max(bottom, low), high=min(top, high), n=len(values), groups=len(whole.sums), effective_n=size
@@ -170,7 +173,8 @@ def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[flo
 def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Objective and its standard error on each draw of groups within strata, both [D].
 
-    A stratum whose groups are all alike in a draw counts with the variance of half a discordant group (Jeffreys).
+    A stratum whose groups are all alike in a draw counts with the variance of half a discordant group among n + 1
+    (Jeffreys).
     A draw without any item of a category is nan. einsum instead of a matrix product: its sums do not depend on threads.
     """
     width = len(whole.weights)
@@ -182,26 +186,14 @@ def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tup
         means, scale = sums / counts, whole.weights / counts
         centres = whole.centres(means, drawn, stratum, *np.hsplit(rows, [width]))
         pull = np.einsum("dc,cr->dr", scale, columns[:width]) - np.einsum("dc,cr->dr", scale * centres, columns[width:])
-    floor, flat, variance = _floor(whole), whole.flat(), np.zeros(draws)
+    floor = whole.shares().sum(axis=1) ** 2 * 0.5 / (whole.sizes + 1) / whole.sizes
+    flat, variance = whole.flat(), np.zeros(draws)
     for h in np.flatnonzero(~flat):
         inside, n = stratum == h, whole.sizes[h]
         k, u = drawn[:, inside], pull[:, inside]
         spread = ((k * u**2).sum(axis=1) - (k * u).sum(axis=1) ** 2 / n) * n / max(n - 1, 1)
         variance += np.where(spread <= 1e-9 * floor[h], floor[h], spread)
     return (whole.weights * means).sum(axis=1), np.sqrt(variance)
-
-
-def _floor(whole: GroupedScores) -> FloatArray:
-    """Variance of T from half a discordant group among n + 1, by stratum, [H]."""
-    n = whole.sizes
-    return np.asarray(whole.shares().sum(axis=1) ** 2 * 0.5 / (n + 1) / n)
-
-
-def _student(degrees: int) -> float:
-    """97.5 % point of Student's t; a single group gives the widest we state, one degree of freedom."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(max(degrees, 1), 1 - TAIL))
 
 
 SMALLEST_STRATUM = 5
@@ -231,9 +223,12 @@ class ItemTable:
             value=value_of(objective, names),
         )
 
+    def grouped(self, values: FloatArray) -> GroupedScores:
+        return design(values, self.categories, self.groups, self.coefficients)
+
     def score(self, values: FloatArray) -> float:
         """Objective of scores [I]."""
-        whole = design(values, self.categories, self.groups, self.coefficients)
+        whole = self.grouped(values)
         return whole.objective if self.value is None else float(self.value(whole.means))
 
     def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
@@ -241,8 +236,7 @@ class ItemTable:
 
         Bootstrap-t over groups within strata. All items right: Jeffreys' limits, never width 0.
         """
-        where = (self.categories, self.groups, self.coefficients)
-        whole, (bottom, top) = design(values, *where), span(values)
+        whole, (bottom, top) = self.grouped(values), span(values)
         if self.value is None:
             scale = float(whole.weights.sum())
             low, high = limits(whole, bottom * scale, top * scale, draws=draws, seed=seed)
@@ -255,7 +249,7 @@ class ItemTable:
             high=high,
             n=len(values),
             groups=len(np.unique(self.groups)),
-            effective_n=effective_size(values, *where),
+            effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
         )
 
     def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
@@ -265,7 +259,7 @@ class ItemTable:
         of noisy means is below that of the true ones. Where the categories that decide show no variation, Jeffreys'
         limits for what was not seen.
         """
-        tail, wholes = alpha / 2, [design(one, self.categories, self.groups, self.coefficients) for one in scores]
+        tail, wholes = alpha / 2, list(map(self.grouped, scores))
 
         def contrast(means: Sequence[FloatArray]) -> FloatArray:
             assert self.value is not None

@@ -78,7 +78,6 @@ class _Game:
         self.soups = soups
         self.names = tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
         self.everybody = Members(self.names)
-        self._recipes: dict[Members, Recipe] = {}
 
     def in_order(self, members: Members) -> list[str]:
         return [name for name in self.names if name in members]
@@ -93,9 +92,7 @@ class _Game:
 
     def recipe(self, members: Members) -> Recipe:
         """The soup of a coalition."""
-        if members not in self._recipes:
-            self._recipes[members] = self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
-        return self._recipes[members]
+        return self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
 
 
 class _Values:

@@ -343,7 +343,7 @@ def measured_power(
     to differ from each candidate as much as the candidates differ from each other.
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
-    wholes = [design(s.values, table.categories, table.groups, table.coefficients) for s in scores.values()]
+    wholes = [table.grouped(s.values) for s in scores.values()]
     pull, sizes, stratum = np.stack([w.influence() for w in wholes]), wholes[0].sizes, wholes[0].stratum
     means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
     apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]

@@ -146,9 +146,7 @@ def looks_of(
         return least, []
     path = store_of(runs[0].path, store)
     if path is None:
-        return least, [
-            "The store of these runs is not here (--store FILE): earlier looks at their items are not counted."
-        ]
+        return least, ["The store of these runs is not here (--store FILE): earlier looks are not counted."]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
@@ -394,17 +392,18 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
             before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
             for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
-                flip = Flip(
-                    model=model,
-                    task=task,
-                    item=item,
-                    base=float(base[place]),
-                    score=float(mean[place]),
-                    prompt=now[item].prompt,
-                    base_output=before[item].output,
-                    output=now[item].output,
+                found.append(
+                    Flip(
+                        model=model,
+                        task=task,
+                        item=item,
+                        base=float(base[place]),
+                        score=float(mean[place]),
+                        prompt=now[item].prompt,
+                        base_output=before[item].output,
+                        output=now[item].output,
+                    )
                 )
-                found.append(flip)
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.core.unit import gain, scores_in, unit, unit_of
@@ -300,26 +301,15 @@ def around(low: Json, high: Json) -> str:
     return f"{rho(low)} to {rho(high)}"
 
 
-def spans(report: Report) -> list[tuple[float, float, Row]]:
-    """(from, to, outcome) of neighbouring thresholds that select the same ingredients, or fail alike."""
-    found: list[tuple[float, float, Row]] = []
-    for entry in entries(part(report, "stability"), "thresholds"):
-        value = number(entry.get("threshold")) or 0.0
-        if found and all(found[-1][2].get(key) == entry.get(key) for key in ("ingredients", "error")):
-            found[-1] = (found[-1][0], value, found[-1][2])
-        else:
-            found.append((value, value, entry))
-    return found
-
-
 def thresholds(report: Report) -> TableGrid:
-    """The selection by other thresholds, one line per range."""
-    cut = number(part(report, "stability").get("threshold"))
-    used = [i for i, (low, high, _) in enumerate(spans(report)) if cut is not None and low <= cut <= high]
-    lines = [
-        (weight(low) if low == high else f"{weight(low)} to {weight(high)}", _outcome(entry)[0])
-        for low, high, entry in spans(report)
-    ]
+    """The selection by other thresholds, one line per range that selects the same ingredients or fails alike."""
+    stability = part(report, "stability")
+    lines, used, cut = list[tuple[str, str]](), list[int](), number(stability.get("threshold"))
+    for shown, same in groupby(entries(stability, "thresholds"), lambda entry: _outcome(entry)[0]):
+        values = [number(entry.get("threshold")) or 0.0 for entry in same]
+        if cut is not None and values[0] <= cut <= values[-1]:
+            used.append(len(lines))
+        lines.append((" to ".join(dict.fromkeys(map(weight, (values[0], values[-1])))), shown))
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=used)
 
 
@@ -335,20 +325,6 @@ def _outcome(entry: Row) -> tuple[str, str]:
         return clean(entry["error"]), ""
     low = ", ".join(map(clean, elements(entry, "low_correlation")))
     return in_words(elements(entry, "ingredients")) or DASH, low or DASH
-
-
-def folds(report: Report) -> TableGrid:
-    """Items of each fold and what it is for."""
-    use = {
-        "select": "correlations and experts",
-        "search": "weights and the best single",
-        "report": "the numbers of this page",
-    }
-    if report.get("limit"):
-        use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"
-    sizes = part(report, "folds")
-    lines = [(fold, count(sizes[fold]), text) for fold, text in use.items() if fold in sizes]
-    return grid(("fold", "items", "used for"), lines, left=(0, 2))
 
 
 COSTS = {"evaluated_items": "items evaluated", "reused_items": "items taken from the store", "trials": "soups tried"}
