@@ -98,10 +98,7 @@ def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -
     if models < 3:
         return f"{models} candidates have no correlation; it takes 3, and {FEWEST_MODELS} to say anything by it"
     varying = [name for name, use in zip(categories, kept, strict=True) if use]
-    return (
-        f"{len(varying)} of {len(categories)} categories tell the candidates and the soups apart; it takes 2: add "
-        "categories, or items on which they differ"
-    )
+    return f"models differ in {len(varying)} of {len(categories)} categories, and 2 are needed: add items or categories"
 
 
 def _rho(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> FloatArray:

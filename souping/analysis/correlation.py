@@ -35,10 +35,8 @@ def few_models(models: int) -> str:
     """What a reader of a choice by correlations must know where the models are few; else empty."""
     if models >= FEWEST_MODELS:
         return ""
-    return (
-        f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed); selectors without "
-        "correlations: selector=greedy, selector=all"
-    )
+    head = f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed)"
+    return f"{head}; selectors without correlations: selector=greedy, selector=all"
 
 
 def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
@@ -56,10 +54,8 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: mend it or leave that out")
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
-        raise UserError(
-            f"the same score for all {len(scores)} models in {_columns(flat, names)}, so no correlation exists: "
-            "leave that out or add models that differ there"
-        )
+        same = f"all {len(scores)} models have the same score in {_columns(flat, names)}"
+        raise UserError(f"{same}, so no correlation exists: leave it out or add models")
 
 
 def pearson(scores: FloatArray) -> Correlations:
@@ -253,13 +249,8 @@ def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]
 def _reason(error: UserError) -> str:
     """A message without its numbers and names, so that equal reasons are counted together."""
     text = str(error)
-    for word, reason in (
-        ("the models differ", "a category is constant"),
-        ("low-correlation", "no low-correlation category"),
-    ):
-        if word in text:
-            return reason
-    return text.split(": ")[0]
+    known = {"the models differ": "a category is constant", "low-correlation": "no low-correlation category"}
+    return next((reason for words, reason in known.items() if words in text), text.split(": ")[0])
 
 
 def correlated(correlation: Correlation, table: FloatArray) -> Correlations:

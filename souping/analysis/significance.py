@@ -312,11 +312,9 @@ class Power:
     def sentence(self) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
         basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
-        return (
-            f"{self.items:,} report items: a soup that is truly {_rounded(self.gain)} better than the best "
-            f"candidate has an 80 % chance to be shown better than every candidate ({basis}); for a gain of "
-            f"{_amount(self.margin)}, the margin, it takes {items_in_words(self.needed)} items"
-        )
+        shown = f"{self.items:,} report items show a true gain of {_rounded(self.gain)} over the best candidate"
+        needed = f"the margin of {_amount(self.margin)} takes {items_in_words(self.needed)} items"
+        return f"{shown} with 80 % power ({basis}); {needed}"
 
 
 def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:

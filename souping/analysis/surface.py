@@ -183,11 +183,9 @@ def section(data: Row) -> Section:
     low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
     above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
     lines = (
-        f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
-        f"uniform soup: {count(above)} are better and {count(below)} worse with 95 % confidence, at all points at "
-        f"once; the bands are {points(data.get('width'))} wide on average.",
-        f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
-        "search fold; the report fold was not touched.",
+        f"Of {count(len(low))} points, {count(above)} are better and {count(below)} worse than the uniform soup, "
+        f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
+        f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
     )
     return Section("Response surface", lines, "surface")
 
@@ -211,10 +209,8 @@ def draw(data: Row) -> Drawing | None:
             made = _band(names, places, chosen, value, low, high)
     least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
     top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
-    alt = (
-        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} "
-        f"{unit().name}, best at {top}."
-    )
+    reached = f"from {least} to {most} {unit().name}, best at {top}"
+    alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
     caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
 

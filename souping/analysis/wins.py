@@ -134,14 +134,12 @@ KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 def parents_section(data: Row) -> Section:
     soups, categories = entries(data, "soups"), elements(data, "categories")
     head = (
-        f"Each soup of the search ({count(len(soups))}) against its own parents in {count(len(categories))} categories "
-        f"of the search fold: {_share_of(data, 'beats_all')} {KINDS['beats_all']}, {_share_of(data, 'beats_one')} "
-        f"{KINDS['beats_one']}."
+        f"{count(len(soups))} soups against their parents in {count(len(categories))} categories of the search fold: "
+        f"{', '.join(f'{_share_of(data, key)} {kind}' for key, kind in KINDS.items())}."
     )
     note = (
-        "By chance: were a soup and its parents equally good, any of their scores might be the soup's; 1/3 and 2/3 for "
-        "two parents where no two scores are equal. A mere mixture of its parents' scores is never above all, always "
-        "above one."
+        "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean of "
+        "the parents' scores is never above all, and always above one."
     )
     return Section("Do soups beat their parents?", (head, note), "parents")
 
@@ -215,10 +213,8 @@ class Wins(Analysis):
         recipes = {name: run.single(name) for name in soup.ingredients}
         lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
         if lacking:
-            raise NotEstimableError(
-                f"{lacking} of the soup and its ingredients have not answered the whole report fold; the same run "
-                "again evaluates the rest"
-            )
+            lack = f"{lacking} of the soup and its ingredients lack answers to the report fold"
+            raise NotEstimableError(f"{lack}: repeat the run to evaluate the rest")
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items

@@ -442,7 +442,5 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
-            yield (
-                f"Items of {row.model} and {row.baseline} with a missing answer: {row.missing:,}. Verdicts hold with "
-                "these answers all right and all wrong."
-            )
+            who = f"{row.model} and {row.baseline}"
+            yield f"Missing answers of {who}: {row.missing:,}. Verdicts hold with all of them right and all wrong."

@@ -484,8 +484,6 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
         records = [record for item in items if (record := stored.first(item)) is not None]
         prompts = store.prompts({record.prompt_key for record in records})
-    reason = (
-        f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
-        f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
-    )
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+    reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
     return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)

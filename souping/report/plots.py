@@ -178,10 +178,8 @@ def categories(report: Report) -> Drawing | None:
     below, labels = f"soup minus {short(against, 40)}, {unit().name}", [short(name) for name in names]
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
-    caption = (
-        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
-        f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
-    )
+    whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
+    caption = f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; {whiskers}."
     return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
 
 

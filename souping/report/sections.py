@@ -28,10 +28,7 @@ from souping.report.format import (
 from souping.report.plots import Drawing
 from souping.report.tables import Columns, Report, Row, Section, TableGrid, grid, listing, nonempty, of, table
 
-REBUILD = (
-    "It writes the same bytes again, from the folders recorded in the store or from the Hub at the recipe's commits, "
-    "and stops if an ingredient's content differs."
-)
+REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "cut off or missing and count as wrong"
 
@@ -132,10 +129,7 @@ def _verdict(report: Report) -> Section | None:
         numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
-    paired = (
-        f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
-        f"that share content are one group. {tables.tested(report)}".strip()
-    )
+    paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
     lines = tuple(filter(None, (paired, "" if dry else LOOKS)))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
@@ -177,10 +171,8 @@ def losses(report: Report) -> list[str]:
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
     beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
     size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
-    return [
-        f"{head} {beyond}, with limits for {count(len(pairs))} categories at once; "
-        f"the largest is {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()
-    ]
+    largest = f"the largest is {clean(worst.get('category'))}, {size}"
+    return [f"{head} {beyond}, with limits for all of them at once; {largest}. {_least(pairs)}".strip()]
 
 
 def warnings(report: Report) -> list[str]:
@@ -200,10 +192,7 @@ def endings(report: Report) -> list[str]:
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
-        lines.append(
-            "Each item was answered several times; its score is the mean. The table splits each model's variance into "
-            "that of the answers and that of the items."
-        )
+        lines.append("Each item was answered several times: the table splits the variance into answers and items.")
     return lines
 
 
@@ -311,11 +300,8 @@ def _gate(report: Report) -> Section | None:
     if not checked:
         return None
     title, shown = "Were the single models as expected?", tables.gate(report)
-    line = (
-        f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
-        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
-        f"{percent(checked.get('false_alarm'), 0)} %."
-    )
+    fold, alarm = clean(checked.get("fold")), percent(checked.get("false_alarm"), 0)
+    line = f"Scores on the {fold} fold before the search. With correct models, one falls outside in {alarm} % of runs."
     if not checked.get("passed"):
         return Section(title, (line,), grids=(shown,))
     return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))
@@ -331,8 +317,7 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
     rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (
-        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} "
-        "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
+        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic.",
         f"Other soups that may be as good, judging by the items the search evaluated: {alike}." if alike else "",
         f"It ended: {clean(stopped)}." if (stopped := search.get("stopped")) else "",
     )

@@ -34,14 +34,12 @@ def sections(report: Report) -> tuple[Section, ...]:
     if not members:
         return ()
     folded = nonempty((table("Every checkpoint", _members(members)), table("By category", losses({"losses": data}))))
-    line = (
-        f"{count(len(windows))} averages on the search fold. One of them was chosen here, so its numbers are "
-        "optimistic; the report fold has the fair ones. Bands and whiskers hold for all averages at once."
-    )
+    tried = f"{count(len(windows))} averages on the search fold, which chose one of them: its score here is optimistic."
+    line = f"{tried} Bands and whiskers hold for all averages at once."
     numbers = nonempty((table("The averages in numbers", _windows(windows)),))
-    tried = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
+    shown = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
     rows = (_rows(report, data),)
-    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *tried
+    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *shown
 
 
 def _lines(report: Report, data: Row) -> list[str]:
@@ -49,10 +47,8 @@ def _lines(report: Report, data: Row) -> list[str]:
     for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
         lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
     if number(spread.get("report")) is not None:
-        lines.append(
-            f"The last {count(spread.get('checkpoints'))} checkpoints differ among themselves by a standard deviation "
-            f"of {points(spread.get('report'))}."
-        )
+        apart = f"a standard deviation of {points(spread.get('report'))}"
+        lines.append(f"The last {count(spread.get('checkpoints'))} checkpoints differ by {apart}.")
     if further := [score(value, sign=True) for value in elements(runs, "differences")]:
         claim = part(runs, "claim")
         recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
