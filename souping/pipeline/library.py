@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
+from souping.analysis.correlation import pearson
 from souping.analysis.front import NAME
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
@@ -18,8 +19,11 @@ from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selecto
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
 from souping.core.unit import scores_in
+from souping.evaluate.benchmark import Benchmark, ListedItems
+from souping.evaluate.generate import LocalEvaluator
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
+from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
 from souping.report.progress import EARLY, logged
 from souping.search.adaptive import Adaptive
@@ -121,8 +125,6 @@ def run(
         UserError: what the command line would refuse, in the same words.
     """
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
-    from souping.pipeline.evaluation import LocalExecutor
-
     objective = objective or Mean()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
@@ -132,7 +134,7 @@ def run(
         scores=MeasuredScores(),
         selector=selector or _soce(objective),
         objective=objective,
-        evaluator=evaluator or _local(),
+        evaluator=evaluator or LocalEvaluator(),
         executor=LocalExecutor(),
         stop_after=stop_after,
         limit=limit,
@@ -247,16 +249,12 @@ def _common(
 
 
 def _benchmark(items: Items) -> BenchmarkItems:
-    from souping.evaluate.benchmark import Benchmark, ListedItems
-
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     return Benchmark(path=str(items)) if isinstance(items, str | Path) else items
 
 
 def _soce(objective: Objective) -> SoCE:
-    from souping.analysis.correlation import pearson
-
     return SoCE(correlation=pearson, objective=objective)
 
 
@@ -267,9 +265,3 @@ def _analyses() -> dict[str, Analysis]:
     from souping.analysis.wins import Parents, Wins
 
     return {"consistency": Consistency(), "parents": Parents(), "wins": Wins(), "surface": ResponseSurface()}
-
-
-def _local() -> Evaluator:
-    from souping.evaluate.generate import LocalEvaluator
-
-    return LocalEvaluator()

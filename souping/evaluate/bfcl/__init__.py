@@ -26,7 +26,7 @@ from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
@@ -62,6 +62,7 @@ class BfclEvaluator(Evaluator):
     """
 
     brings_items = True
+    model_form = "folder"
     length_key = "evaluator.max_tokens"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
@@ -107,10 +108,6 @@ class BfclEvaluator(Evaluator):
         if self.host.url is not None:
             notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
         return notes
-
-    @property
-    def model_form(self) -> ModelForm:
-        return "folder"
 
     @property
     def host(self) -> ModelHost:

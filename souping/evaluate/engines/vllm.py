@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import LoadedModel, ModelForm, ModelHost, ModuleSettings
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -68,6 +68,8 @@ class VllmEngine(Engine):
     `speculative_config`.
     """
 
+    model_form = "folder"
+
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
     max_model_len: Count | None = None
@@ -82,10 +84,6 @@ class VllmEngine(Engine):
         """What answers depend on beside the evaluator's settings."""
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
-
-    @property
-    def model_form(self) -> ModelForm:
-        return "folder"
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """The GPUs are vLLM's."""

@@ -73,6 +73,8 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
+    request: ClassVar[Mapping[str, Json]] = {}
+    """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
 
     url: Url | None = None
     timeout: Seconds = 1800.0
@@ -102,11 +104,6 @@ class Server(ABC):
     @abstractmethod
     def host(self) -> ModelHost:
         """Where the model is held, for plans and checks."""
-
-    @property
-    def request(self) -> Mapping[str, Json]:
-        """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
-        return {}
 
     def needs(self) -> list[Missing]:
         """Packages of the interpreter, or the running server, if they are not there."""
@@ -219,15 +216,12 @@ class VllmServer(Server):
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
+    request: ClassVar[Mapping[str, Json]] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.9
     max_model_len: Count | None = None
     dtype: Precision | Literal["auto"] = "auto"
-
-    @property
-    def request(self) -> dict[str, Json]:
-        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
     @property
     def host(self) -> ModelHost:
