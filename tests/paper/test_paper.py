@@ -11,9 +11,8 @@ from typing import Any, get_args
 
 import pytest
 
-from souping.analysis.correlation import pearson
-from souping.core.scores import Mean
-from souping.paper.findings import (
+from examples.paper.__main__ import figures
+from examples.paper.findings import (
     CLUSTERS,
     STATED,
     TABLES,
@@ -27,6 +26,8 @@ from souping.paper.findings import (
     reading,
     spans,
 )
+from souping.analysis.correlation import pearson
+from souping.core.scores import Mean
 from souping.paper.reproduction import PaperFigures
 from souping.report.render import markdown
 from souping.report.sections import DISPLAYS
@@ -39,8 +40,12 @@ BIG, SMALL, MGSM, FLORES = TABLES
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
-    """What the analysis makes of the published figures."""
-    return PaperFigures().analyse(run_of())
+    """What the analysis shows."""
+    return dict(PaperFigures().analyse(run_of()))
+
+
+def test_what_is_shown_is_recomputed_from_the_published_figures(data: dict[str, Any]) -> None:
+    assert data == json.loads(json.dumps(figures()))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""How the paper's figures were recomputed: not part of the wheel."""
