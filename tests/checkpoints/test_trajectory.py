@@ -176,7 +176,7 @@ def test_further_runs_have_the_same_steps_and_names_of_their_own(tmp_path: Path)
         ({"path": "absent"}, r"pool\.path=absent is not a folder"),
         ({"path": "empty"}, r"pool\.path=empty holds no checkpoints: looked for checkpoint-N, step-N"),
         ({"path": "run", "steps": [150]}, r"pool\.steps: .* 150: 100, 200, 300, 1000"),
-        ({"path": "run", "until": 100}, "gives 1 checkpoint"),
+        ({"path": "run", "until": 100}, "gives 1 of the 2"),
         ({"path": "run", "lr": "lr.csv"}, r"pool\.lr=lr\.csv must be a CSV"),
         ({"path": []}, "pool.path is empty"),
         ({"path": "run", "last": 0}, "last=0"),
