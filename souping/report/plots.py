@@ -179,7 +179,7 @@ def categories(report: Report) -> Drawing | None:
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
     whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
-    caption = f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; {whiskers}."
+    caption = f"Orange: the soup is ahead; blue: {against} is. Full dots: more than chance explains; {whiskers}."
     return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
 
 

@@ -152,11 +152,11 @@ def _least(found: Sequence[Row]) -> str:
     if not sizes:
         return ""
     low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
-    return f"The smallest loss that these items can tell from chance is {low} to {high}."
+    return f"The smallest loss that these items can show is {low} to {high}."
 
 
 def losses(report: Report) -> list[str]:
-    """Categories in which the soup is below the best single, which of them beyond chance, and the worst of them."""
+    """Categories in which the soup is below the best single, and which of these losses chance does not explain."""
     lost = part(report, "losses")
     pairs = entries(lost, "categories")
     if not pairs:
@@ -169,10 +169,9 @@ def losses(report: Report) -> list[str]:
         return [f"{head} {_least(pairs)}".strip()]
     worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
-    beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
-    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
-    largest = f"the largest is {clean(worst.get('category'))}, {size}"
-    return [f"{head} {beyond}, with limits for all of them at once; {largest}. {_least(pairs)}".strip()]
+    who = f"The loss in {in_words(names)}" if names else "No loss"
+    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)}, for all categories at once)"
+    return [f"{head} {who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()]
 
 
 def warnings(report: Report) -> list[str]:

@@ -234,7 +234,7 @@ def losses(report: Report) -> TableGrid:
         "difference": difference,
         f"{level(next(iter(found), {}))} interval, all at once": whiskers,
         "p, corrected": of("p_value", p_value),
-        "smallest difference beyond chance": of("least", score),
+        "smallest difference that would show": of("least", score),
         "the soup is": verdict,
     }
     return listing(found, columns, (0, 6), where(found, "verdict", "lower"))
