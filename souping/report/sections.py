@@ -171,7 +171,8 @@ def losses(report: Report) -> list[str]:
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
     who = f"The loss in {in_words(names)}" if names else "No loss"
     size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)}, for all categories at once)"
-    return [f"{head} {who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()]
+    beyond = f"{who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}."
+    return [f"{head} {beyond} {_least(pairs)}".strip()]
 
 
 def warnings(report: Report) -> list[str]:
