@@ -230,9 +230,7 @@ def verdict(
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
-        tried = (
-            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""
-        )
+        tried = f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items" if mixture else ""
         return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
