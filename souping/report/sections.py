@@ -298,7 +298,7 @@ def _gate(report: Report) -> Section | None:
         return None
     title, shown = "Were the single models as expected?", tables.gate(report)
     fold, alarm = clean(checked.get("fold")), percent(checked.get("false_alarm"), 0)
-    line = f"Scores on the {fold} fold before the search. With correct models, one falls outside in at most {alarm} % of runs."
+    line = f"Scores on the {fold} fold. With correct models, one falls outside in at most {alarm} % of runs."
     if not checked.get("passed"):
         return Section(title, (line,), grids=(shown,))
     return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))
