@@ -285,7 +285,9 @@ def _p(value: float) -> str:
     return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
 
 
-POWER, FUTURES = 0.8, 4000
+POWER = 0.8
+FUTURES = 4000
+"""Simulated report folds."""
 DISCORDANCE = 0.1
 """Assumed share of the items on which two models differ, if no answers of the candidates are known."""
 ABSURD = 100_000
