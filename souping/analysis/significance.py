@@ -286,12 +286,12 @@ def _p(value: float) -> str:
 
 
 POWER = 0.8
+# Simulated report folds.
 FUTURES = 4000
-"""Simulated report folds."""
+# Assumed share of the items on which two models differ, if no answers of the candidates are known.
 DISCORDANCE = 0.1
-"""Assumed share of the items on which two models differ, if no answers of the candidates are known."""
+# More items than anybody would write for one comparison.
 ABSURD = 100_000
-"""More items than anybody would write for one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
