@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
+# Difference, lower and upper limit.
 Difference = tuple[float, float, float]
-"""Difference, lower and upper limit."""
+# Characters of a prompt or an answer that are shown.
 LONGEST = 1500
-"""Characters of a prompt or an answer that are shown."""
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 
@@ -171,11 +171,9 @@ def _pairs(result: CompareResult) -> Section:
 
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
     line = f"{best} Row minus column, in {_unit(head)}:"
-    rows = [
-        [one, *(shown(*row[other]) if other in row else "" for other in result.models[1:])]
-        for one, row in result.pairs.items()
-    ]
-    return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+    others = result.models[1:]
+    rows = [[one, *(shown(*row[m]) if m in row else "" for m in others)] for one, row in result.pairs.items()]
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *others], rows),))
 
 
 def _flip(flip: Flip) -> Section:

@@ -17,8 +17,8 @@ from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
+# Scores in letters: inspect_ai's, and truth values (in any case).
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
-"""Scores in letters: inspect_ai's, and truth values (in any case)."""
 
 
 class Frame(Protocol):
@@ -130,9 +130,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             output=output,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: row {number}: score, tokens and replicate must be numbers, or empty: {error}"
-        ) from error
+        raise UserError(f"{path}: row {number}: score, tokens, replicate must be numbers or empty: {error}") from error
 
 
 def _replicate(value: Any) -> int:
