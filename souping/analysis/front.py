@@ -51,7 +51,7 @@ def resolve_goals(
     if weights and not (
         fits(weights, Mapping[str, float]) and min(weights.values()) >= 0 < sum(weights.values()) < np.inf
     ):
-        raise UserError(f"pick={weights!r:.60} needs weights of 0 or more, one of them above 0, as in pick={{math: 1}}")
+        raise UserError(f"pick={weights!r:.60} needs finite weights of 0 or more, one of them above 0")
     for name in weights or ():
         pick(name, names, "pick: goal")
     return resolve(dict.fromkeys(names, 1.0), categories, groups, {"": unit}, "pareto")
@@ -143,9 +143,9 @@ def section(data: Row) -> Section:
     units, points = _units(data), entries(data, "points")
     goals, total = in_words([*units]), len(points) + len(entries(data, "rest"))
     lines = [
-        f"By the search's model, no soup beats these {len(points)} of {total} soups in all of {goals}. Shown are means "
-        f"from {count(data.get('soups'))} evaluated soups, 95 % bands, and the probability of being on the true front. "
-        "Confirmed soups answered the whole search fold."
+        f"By the search's model, {len(points)} of {total} soups are on the front: none beats them in {goals} together. "
+        f"Means from {count(data.get('soups'))} evaluated soups, 95 % bands, and the probability of being on the true "
+        "front. Confirmed soups answered the whole search fold."
     ]
     if sums := part(data, "pick"):
         what = " + ".join(f"{value:.3g} {clean(name)}" for name, value in sums.items())

@@ -110,7 +110,7 @@ def resolve(
         inside, benchmark = tuple(named[pick(name, named, key)]), name if name in units else ""
         own = LONGER if name == TOKENS else units[benchmark]
         if own.fractions and loss >= own.scale:
-            raise UserError(f"{key}.{name}={loss:g}: no loss is as large: set it below {own.scale:g}")
+            raise UserError(f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger")
         margin, lengths = own.inner_margin(loss), name == TOKENS
         found.append(Guard(name=name, margin=margin, categories=inside, lengths=lengths, benchmark=benchmark, unit=own))
     return tuple(found)

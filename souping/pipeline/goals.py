@@ -57,11 +57,11 @@ def admitted(
             chosen, why = None if failed else trial, f"failed: {', '.join(failed)}"
             break
     result = chosen.result if chosen else result_of(own, objective)
-    cost = unit().size(max(0.0, unguarded - result.objective))
+    cost = max(0.0, unit().size(unguarded - result.objective))
     refused = chosen is None and (cost > 0 or winner.recipe.id != reference.id)
     end = "the soup passed the guards" if chosen else "the guards changed nothing"
     end = f"no soup passed the guards ({why})" if refused else end
-    price = f"; the guards cost {unit().amount(cost)} on the search fold" if cost else ""
+    price = f"; the guards cost {unit().text(cost)} {unit().name} on the search fold" if cost > 0 else ""
     facts: dict[str, Json] = {"against": admission.against, "cost": cost, "refused": refused, "sentence": end + price}
     return replace(winner, recipe=chosen.recipe if chosen else reference, result=result, guards=facts)
 

@@ -398,7 +398,7 @@ class Run(Steps):
         """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
         try:
             if self.settings.analyses[name].searches:
-                self.progress.stage(f"{stage.name}: searches, at most {self.winner.spent:,} items as the run's own")
+                self.progress.stage(f"{stage.name}: searches with at most {self.winner.spent:,} items in all")
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
             self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.models))

@@ -206,7 +206,7 @@ class RunSettings(MergeSettings):
                 names["base"] = one.name
         if self.guard_against is None:
             return None
-        return names[pick(self.guard_against, names, "guard_against", "; base is the candidate that merge.base names")]
+        return names[pick(self.guard_against, names, "guard_against", " (base: the candidate at merge.base)")]
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is no category, group or extra benchmark)."""
