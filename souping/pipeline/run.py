@@ -397,10 +397,10 @@ class Run(Steps):
     def analyse(self, name: str, stage: Stage) -> None:
         """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
         try:
-            if self.settings.analyses[name].searches:
-                self.progress.stage(f"{stage.name}: searches with at most {self.winner.spent:,} items in all")
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
+            if self.settings.analyses[name].searches:
+                self.progress.stage(f"{stage.name}: searches, with at most {self.winner.spent:,} items in all")
             self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.models))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}

@@ -68,9 +68,9 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
     trials = [trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)]
     goals = resolve_goals(["a", "b"], None, ["a", "b"], {}, BITS_PER_BYTE)
     data = Front(goals, ITEMS, points, trials).as_dict(["x", "y"], {"x": 1.0}, None)
-    first = {goal: data["chosen"]["goals"][goal] for goal in ("a", "b")}
     for number, goal in enumerate(("a", "b")):
-        assert first[goal]["mean"] == pytest.approx(losses[1.0, 0.0][categories == number].mean(), abs=0.02)
-        assert first[goal]["low"] < first[goal]["mean"] < first[goal]["high"]
+        first = data["chosen"]["goals"][goal]
+        assert first["mean"] == pytest.approx(losses[1.0, 0.0][categories == number].mean(), abs=0.02)
+        assert first["low"] < first["mean"] < first["high"]
     assert len(data["points"]) == len(points)  # each gives up one category for the other
     assert "bits per byte" in section(data).grids[0].header[1]
