@@ -19,8 +19,8 @@ from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
 from souping.core.unit import unit
-from souping.report.format import count, in_words, points, short, weight
-from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
+from souping.report.format import count, in_words, points, weight
+from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
@@ -54,9 +54,7 @@ class SurfaceBand:
         difference = np.clip(mean - mean[0], -most, most)
         reach = WIDER * float(np.quantile(largest, SURE)) * error
         return cls(
-            difference=difference,
-            low=np.maximum(difference - reach, -most),
-            high=np.minimum(difference + reach, most),
+            difference=difference, low=np.maximum(difference - reach, -most), high=np.minimum(difference + reach, most)
         )
 
     def at(self, points: int) -> Mapping[str, Json]:
@@ -185,11 +183,9 @@ def section(data: Row) -> Section:
     low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
     above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
     lines = (
-        f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
-        f"uniform soup: {count(above)} are better and {count(below)} worse with 95 % confidence, at all points at "
-        f"once; the bands are {points(data.get('width'))} wide on average.",
-        f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
-        "search fold; the report fold was not touched.",
+        f"Of {count(len(low))} points, {count(above)} are better and {count(below)} worse than the uniform soup, "
+        f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
+        f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
     )
     return Section("Response surface", lines, "surface")
 
@@ -213,10 +209,8 @@ def draw(data: Row) -> Drawing | None:
             made = _band(names, places, chosen, value, low, high)
     least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
     top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
-    alt = (
-        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} "
-        f"{unit().name}, best at {top}."
-    )
+    reached = f"from {least} to {most} {unit().name}, best at {top}"
+    alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
     caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
 
@@ -225,17 +219,14 @@ def _band(
     names: Sequence[str], points: FloatArray, chosen: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
-    made, axes = figure(7.6, 3.2)
-    two = len(names) == 2
-    order = np.argsort(points[:, 0] if two else value, kind="stable")
-    across = points[order, 0] if two else np.arange(1.0, len(order) + 1)
-    axes.fill_between(across, low[order], high[order], color=FAINT, linewidth=0)
-    axes.plot(across, value[order], "o-", color=COLOURS["soup"], markersize=3, linewidth=1.2)
+    across, below = points[:, 0], weight_axis(names)
+    if len(names) > 2:
+        across, below = np.argsort(np.argsort(value, kind="stable")) + 1.0, "points, in order"
+    near = int(np.abs(points - chosen).sum(axis=1).argmin())
+    made, axes = curve(across, value, near, below, f"over the uniform soup, {unit().name}")
+    order = np.argsort(across, kind="stable")
+    axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
-    near = int(np.abs(points[order] - chosen).sum(axis=1).argmin())
-    ring(axes, across[near], value[order][near], 6.5)
-    axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if two else "points, in order")
-    axes.set_ylabel(f"over the uniform soup, {unit().name}")
     return made
 
 

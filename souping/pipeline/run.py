@@ -35,7 +35,7 @@ from souping.core.types import (
 )
 from souping.core.unit import unit
 from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
-from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, WorkerFactory
+from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
     Pair,
@@ -97,13 +97,7 @@ class Run(Steps):
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
-            WorkerFactory(
-                home=Path.cwd(),
-                candidates=pool.models,
-                merge=settings.merge,
-                evaluators=evaluators,
-                digests=dict(store.hashes),
-            ),
+            partial(open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)),
         )
         self.evaluations = {name: self._evaluation(one, name) for name, one in evaluators.items()}
         self.evaluation = self.evaluations[""]

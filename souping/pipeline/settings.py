@@ -61,12 +61,11 @@ def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraEntry:
-    """Entry of `also`, built; `evaluator` or `benchmark` is None if the entry does not name one."""
+    """Entry of `also`, built: an evaluator that brings its items, or items."""
 
     name: str
     evaluator: protocols.Evaluator | None = None
     benchmark: protocols.BenchmarkItems | None = None
-    objective: protocols.Objective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

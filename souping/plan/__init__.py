@@ -156,10 +156,8 @@ def speed(
     tokens = sum(map(len, read)) / len(items) / CHARACTERS + answer
     rate = 1 / (2 * parameters * tokens / operations + OVERHEAD)
     where = f"{ways} GPU{'s' if ways > 1 else ''} at {GPU:.0e}" if gpu else f"{machine.cores} cores at {CORE:.0e}"
-    reason = (
-        f"{rate:.3g} items/s, assumed: {tokens:.0f} tokens per item, 2 operations per parameter and token, "
-        f"{where} operations/s, and 5 ms per item; set your own with throughput=ITEMS_PER_SECOND"
-    )
+    basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"
+    reason = f"{rate:.3g} items/s, assumed ({basis}); set your own with throughput=ITEMS_PER_SECOND"
     return Speed(items_per_second=rate, basis="assumed", reason=reason)
 
 
@@ -205,10 +203,8 @@ def _selection(plan: Plan) -> Section:
         return Section("Selection", (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",))
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        lines.append(
-            f"Low-correlation categories ({selection.metric}, threshold {selection.threshold:g}): "
-            f"{format.in_words(selection.low_correlation)}."
-        )
+        by, low = f"{selection.metric}, threshold {selection.threshold:g}", format.in_words(selection.low_correlation)
+        lines.append(f"Low-correlation categories ({by}): {low}.")
     experts = list(selection.experts.items())
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
     return Section("Selection", (*lines, *selection.notes), grids=grids)
@@ -238,10 +234,7 @@ def _work_lines(plan: Plan) -> list[str]:
     if len(plan.sizes) > 1:
         lines.append("The number of ingredients is not known yet, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):
-        lines.append(
-            "The search evaluates most soups on some of the items; its row counts whole folds. Of two figures the "
-            "first is expected, the second hardly ever exceeded."
-        )
+        lines.append("The search evaluates soups on parts of the fold: its row gives expected and most whole folds.")
     return lines
 
 
@@ -267,10 +260,8 @@ def _time(plan: Plan) -> Section | None:
     rows = [(what, _duration(pair)) for what, pair in times.items() if pair[1] > 0]
     rows.append(("total", _duration(_total(times.values()))))
     lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
-    lines.append(
-        f"Assumed: weights are read at {READ / 1e9:g} GB/s for each soup, the Hub sends {FETCH / 1e6:g} MB/s. "
-        "Loading the first model and starting servers come on top."
-    )
+    lines.append(f"Assumed: weights are read at {READ / 1e9:g} GB/s, the Hub sends {FETCH / 1e6:g} MB/s.")
+    lines.append("Not counted: loading the first model, and starting servers.")
     if not plan.folds:
         lines.append("The time of the evaluations is not known: their items cannot be counted here.")
     return Section("Time", tuple(lines), grids=(grid(("what", "time"), rows),))

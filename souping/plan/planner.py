@@ -282,33 +282,27 @@ class _Planner:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
         return {"": (self.run.evaluator, items), **{one.name: (one.evaluator, one.items) for one in self.extra}}
 
-    def _refused(self, error: UserError | OSError) -> None:
-        """A command in the message fixes it here; anything else is a fault of the settings."""
+    def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
+        """If something is `missing`, or a command in the message fixes it here; else it is a fault of the settings."""
         one = Missing.from_error(UserError(error_text(error)))
-        if one.fix:
+        if one.fix or missing:
             self.lacking.append(one)
         else:
             self.faults.append(error_text(error))
 
     @contextmanager
-    def _attempt(self) -> Iterator[None]:
+    def _attempt(self, missing: bool = False) -> Iterator[None]:
         try:
             yield
         except (UserError, OSError) as error:
-            self._refused(error)
+            self._refused(error, missing)
 
     def _folds(self) -> Folds | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
-        try:
+        with self._attempt(missing=isinstance(self.run.benchmark, OwnBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
-        except (UserError, OSError) as error:
-            if isinstance(self.run.benchmark, OwnBenchmark):
-                self.lacking.append(Missing.from_error(UserError(error_text(error))))
-            else:
-                self._refused(error)
-            return None
         with self._attempt():
-            return checks.cut_folds(self.run, self.items)
+            return checks.cut_folds(self.run, self.items) if self.items else None
         self.items = ()
         return None
 
@@ -490,8 +484,6 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
         records = [record for item in items if (record := stored.first(item)) is not None]
         prompts = store.prompts({record.prompt_key for record in records})
-    reason = (
-        f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
-        f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
-    )
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+    reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
     return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)
