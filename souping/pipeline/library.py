@@ -12,12 +12,13 @@ from souping.analysis import Analysis
 from souping.analysis.correlation import pearson
 from souping.analysis.front import NAME
 from souping.analysis.guards import read_guards
+from souping.analysis.significance import Verdict
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, part
 from souping.core.unit import scores_in
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
@@ -35,15 +36,6 @@ Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunVerdict:
-    """What may be claimed: `claim` for programs, `sentence` for people; both empty without a report."""
-
-    claim: str = ""
-    sentence: str = ""
-    p_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +59,11 @@ class RunResult:
     soup: Path | None
 
     @property
-    def verdict(self) -> RunVerdict:
-        verdict = part(self.report, "verdict")
-        claim, sentence = (str(verdict.get(key) or "") for key in ("claim", "sentence"))
-        return RunVerdict(claim=claim, sentence=sentence, p_value=number(verdict.get("p_value")))
+    def verdict(self) -> Verdict:
+        """What may be claimed; `claim` and `sentence` are empty without a report."""
+        found: Mapping[str, Any] = part(self.report, "verdict")
+        claim, sentence = found.get("claim", ""), found.get("sentence", "")
+        return Verdict(claim=claim, sentence=sentence, p_value=found.get("p_value"))
 
     @property
     def weights(self) -> dict[str, float]:

@@ -310,7 +310,7 @@ def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping
     for entry, needle in (
         ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
         ("{path: SIDE, nane: x}", "did you mean name?"),
-        ("{name: x}", "must be a JSON Lines file"),
+        ("{name: x}", "must be a file of items"),
         ("{tasks: [a], max_gen_tokens: 2}", "also[0].evaluator.max_gen_tokens"),
     ):
         souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
