@@ -10,7 +10,6 @@ from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
 from souping.core.unit import Unit, gain, scores_in, unit
 
-# The kinds of a row in the order they are shown, with their labels.
 KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
@@ -25,6 +24,7 @@ KINDS: Mapping[str, str] = {
     "ingredient": "ingredient",
     "candidate": "candidate, not selected",
 }
+"""The kinds of a row in the order they are shown, with their labels."""
 
 DASH = "\N{EN DASH}"
 

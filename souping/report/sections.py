@@ -369,7 +369,6 @@ def _alternatives(report: Report) -> Section | None:
 
 # Analyses: each registers how it is shown in its own module.
 
-# Modules of this package that register a display.
 MODULES = (
     "souping.analysis.consistency",
     "souping.analysis.wins",
@@ -380,6 +379,7 @@ MODULES = (
     "souping.analysis.size",
     "souping.paper.reproduction",
 )
+"""Modules of this package that register a display."""
 
 
 @dataclass(frozen=True)
@@ -395,8 +395,8 @@ class Display:
     folded: bool = False
 
 
-# {name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown.
 DISPLAYS: dict[str, Display] = {}
+"""{name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown."""
 
 
 def displays() -> dict[str, Display]:
