@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from souping.checkpoints import Checkpoint
@@ -162,7 +162,7 @@ class Layout:
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
-    @property
+    @cached_property
     def uneven(self) -> list[AlignedTensor]:
         return [tensor.slot for tensor in self.tensors.values() if tensor.slot.uneven]
 
