@@ -187,9 +187,7 @@ def endings(report: Report) -> list[str]:
     if lost := _incomplete(report):
         shares = [sum(number(row.get(key)) or 0.0 for key in ("truncated", "unanswered")) for row in lost]
         who = [f"{clean(row['name'])} {percent(share)} %" for row, share in zip(lost, shares, strict=True)]
-        lines.append(
-            f"Answers that were cut off at the limit of tokens, or are missing, count as wrong: {in_words(who)}."
-        )
+        lines.append(f"Answers that were cut off or are missing count as wrong: {in_words(who)}.")
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
