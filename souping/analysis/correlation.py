@@ -320,8 +320,9 @@ class GroupSums:
         _, group = np.unique([item.group for item in items], return_inverse=True)
         column, equal = np.array([scores.categories.index(i.category) for i in items]), np.ones(len(scores.categories))
         wholes = [design(scores.items[m].values, column, group.astype(np.int64), equal) for m in scores.models]
-        sums = np.stack([whole.sums for whole in wholes], axis=1)
-        return cls(sums=sums, counts=wholes[0].counts, stratum=wholes[0].stratum)
+        sums, counts = np.stack([whole.sums for whole in wholes], axis=1), wholes[0].counts
+        # the order of a sum follows the layout
+        return cls(sums=np.ascontiguousarray(sums), counts=np.ascontiguousarray(counts), stratum=wholes[0].stratum)
 
     @property
     def means(self) -> FloatArray:
