@@ -17,8 +17,8 @@ from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record
 
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
-# Setting that counts random draws.
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
+"""Setting that counts random draws."""
 ALONE = "one ingredient was selected, so that no soup was searched"
 
 

@@ -154,12 +154,12 @@ def _mixed(
 # How it is shown
 
 POPULATIONS = {"before": "candidates", "after": "soups of the search"}
-# {null: (its name, what a soup is under it)}, the weakest correlation first.
 NULLS = {
     "independent": ("mixtures, independent draws", "every soup draws a parent for each group of items by itself"),
     "shared": ("mixtures, one draw per group", "one random number per group of items decides the parent for all soups"),
     "exact": ("exact mixtures", "every item scores the weighted mean of its parents' scores"),
 }
+"""{null: (its name, what a soup is under it)}, the weakest correlation first."""
 
 
 def section(data: Row) -> Section:

@@ -25,10 +25,10 @@ from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
 from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError
 
-# A column whose range is below this share of its largest value is constant: only rounding tells its scores apart.
 FLAT = 1e-9
-# Fewer models (or base families) say next to nothing about a correlation: with six, r = 0.07 spans -0.79 to 0.83.
+"""A column whose range is below this share of its largest value is constant: only rounding tells its scores apart."""
 FEWEST_MODELS = 6
+"""Fewer models (or base families) say next to nothing about a correlation: with six, r = 0.07 spans -0.79 to 0.83."""
 
 
 def few_models(models: int) -> str:
@@ -130,8 +130,8 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
 
 SALT = 0x57AB
 THRESHOLDS = tuple(round(0.05 + 0.01 * i, 2) for i in range(46))
-# Keys of what is counted over bootstrap draws.
 SHARES = ("experts", "ingredients", "low_correlation", "sizes")
+"""Keys of what is counted over bootstrap draws."""
 
 
 def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0) -> dict[str, Json]:

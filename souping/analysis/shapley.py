@@ -28,11 +28,11 @@ from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_row
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableCell, TableGrid, grid
 
-# Models that are together: a player (one, two or three of them) or a coalition of players.
 Members = frozenset[str]
+"""Models that are together: a player (one, two or three of them) or a coalition of players."""
 Coefficients = dict[Members, float]
-# Players at most: 4,095 coalitions.
 MOST = 12
+"""Players at most: 4,095 coalitions."""
 SIZES = {1: "single models", 2: "pairs", 3: "triplets"}
 
 

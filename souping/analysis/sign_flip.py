@@ -20,16 +20,16 @@ MAX_T = "max-T of studentised sign flips over groups"
 ALPHA = 0.05
 DRAWS = 9_999
 MOST_DRAWS = 99_999
-# Sign patterns up to which all are counted instead of drawn.
 EXACT_STATES = 20_000
+"""Sign patterns up to which all are counted instead of drawn."""
 TIE = 1e-9
-# Halvings of the bracket of an interval's end.
 STEPS = 20
-# Signs that are drawn at a time.
+"""Halvings of the bracket of an interval's end."""
 CHUNK = 4_000_000
+"""Signs that are drawn at a time."""
 MANY_GROUPS = 2000
-# Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of them are equal.
 FEW_ALIKE = 32
+"""Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of them are equal."""
 
 
 def sign_flip(whole: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:

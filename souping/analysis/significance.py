@@ -286,12 +286,12 @@ def _p(value: float) -> str:
 
 
 POWER = 0.8
-# Simulated report folds.
 FUTURES = 4000
-# Assumed share of the items on which two models differ, if no answers of the candidates are known.
+"""Simulated report folds."""
 DISCORDANCE = 0.1
-# More items than anybody would write for one comparison.
+"""Assumed share of the items on which two models differ, if no answers of the candidates are known."""
 ABSURD = 100_000
+"""More items than anybody would write for one comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Evaluated soups without which there is no surface.
 FEWEST_SOUPS = 5
+"""Evaluated soups without which there is no surface."""
 MOST_POINTS = 150
-# Soups at most that the model is fitted on.
 FITTED = 400
+"""Soups at most that the model is fitted on."""
 CONFIDENCE = 0.95
-# Draws of the posterior that the width of a band is estimated from.
 DRAWS = 2000
-# Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
-# simulated bowls of tests/analysis/test_surface.py, not on tables.
+"""Draws of the posterior that the width of a band is estimated from."""
 WIDENING = 1.35
+"""Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
+simulated bowls of tests/analysis/test_surface.py, not on tables."""
 
 
 @dataclass(frozen=True, kw_only=True)

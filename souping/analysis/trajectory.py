@@ -24,8 +24,8 @@ from souping.core.unit import unit
 from souping.search.schedule import windows
 
 AVERAGE, LAST = "average", "last"
-# Last checkpoints whose spread shows how much a score changes from one to the next.
 NEIGHBOURS = 5
+"""Last checkpoints whose spread shows how much a score changes from one to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)

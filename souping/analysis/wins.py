@@ -49,8 +49,8 @@ from souping.report.tables import Columns, Row, Section, TableCell, TableGrid, g
 
 # ------------------------------------------------------------ over parents, by category
 
-# Means that differ by less are equal: only the order of a sum tells them apart.
 TIE = 1e-12
+"""Means that differ by less are equal: only the order of a sum tells them apart."""
 SALT = 0x9A4E
 
 
@@ -178,8 +178,8 @@ DISPLAYS["parents"] = Display(parents_section, (draw_parents,), folded=True)
 
 RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
 CORPUS = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
-# Characters of a prompt or an answer that an example shows.
 LONGEST = 600
+"""Characters of a prompt or an answer that an example shows."""
 SAME = 1e-6
 
 

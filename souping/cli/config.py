@@ -82,7 +82,6 @@ OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
 USER_CODE: dict[str, str] = {}
 """{file: component} of the components in use that are not part of souping."""
 HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
-ALSO_KEYS = ("name", "path", "benchmark", "evaluator", "objective")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -159,13 +158,12 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
-    """The entries of `also` with the parts that they name."""
+    """The entries of `also` with the part that each names."""
     made = []
     for number, entry in enumerate(config["also"]):
-        nodes = also_nodes(entry, number, config["evaluator"])
-        name = nodes.pop("name")
-        parts = {key: build_part(node, KINDS[key], f"also[{number}].{key}") for key, node in nodes.items()}
-        made.append(ExtraEntry(name=name, **parts))
+        name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
+        part = build_part(node, KINDS[group], f"also[{number}].{group}")
+        made.append(ExtraEntry(name=name, **{group: part}))
     return tuple(made)
 
 
@@ -301,54 +299,51 @@ def merges_only(config: Mapping[str, Any]) -> bool:
     return False
 
 
-def also_nodes(entry: Any, number: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Entry of `also` as configuration nodes: `name`, and those of `evaluator`, `benchmark`, `objective` that it has.
+def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Entry of `also`: its name, the group that it chooses (`evaluator` or `benchmark`), and the node of the choice.
 
     `own` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the path
-    of a JSON Lines file or the name of an lm_eval task. A mapping has `path` or `benchmark` (items) and `evaluator`, or
-    `tasks` with any other key of evaluator=lm_eval; and `name`, `objective`.
+    of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
+    evaluator=lm_eval; and `name`.
 
     Raises:
         UserError: it is neither, or a file is missing.
     """
-    where = f"also[{number}]"
     if isinstance(entry, str) and entry.strip():
         entry = {"path": entry} if _is_path(entry) else {"name": entry, "tasks": [entry]}
-    sources = {"path", "tasks", "benchmark", "evaluator"}.intersection(entry if isinstance(entry, Mapping) else ())
-    if not sources or sources >= {"path", "benchmark"} or not isinstance(entry.get("name", ""), str):
+    sources = {"path", "tasks"}.intersection(entry if isinstance(entry, Mapping) else ())
+    if not sources or not isinstance(entry.get("name", ""), str):
         raise UserError(
-            f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task, or a mapping with name, path or "
-            "benchmark, evaluator, or tasks"
+            f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
     if "tasks" in sources:
         return _tasks(entry, where, own)
     for key in entry:
-        pick(str(key), ALSO_KEYS, f"{where}: key")
-    base = _file(str(entry["path"]), where) if "path" in sources else {"name": f"also {number}"}
-    return base | {key: value for key, value in entry.items() if key != "path"}
+        pick(str(key), ("name", "path"), f"{where}: key")
+    return _file(str(entry["path"]), where, entry.get("name"))
 
 
 def _is_path(text: str) -> bool:
     return text.endswith((".jsonl", ".json")) or text.startswith((".", "/", "~")) or Path(text).is_file()
 
 
-def _file(text: str, where: str) -> dict[str, Any]:
+def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
     path = expanded(text, where)
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{where}={text}: there is no such file{nearest(path.name, beside)}")
-    return {"name": path.stem, "benchmark": {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}}
+    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
+    return name or path.stem, "benchmark", node
 
 
-def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> dict[str, Any]:
+def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
     shared = model_settings(own) | ({"include_path": own["include_path"]} if "include_path" in own else {})
-    settings = {key: value for key, value in entry.items() if key not in ("name", "objective")}
-    evaluator = {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
-    node = {"name": str(entry.get("name") or "+".join(map(str, tasks))), "evaluator": evaluator}
-    return {**node, "objective": entry["objective"]} if "objective" in entry else node
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    name = str(entry.get("name") or "+".join(map(str, tasks)))
+    return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
 
 
 def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = ()) -> None:

@@ -37,8 +37,8 @@ MOST_LOOKS = 1000
 LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
 WARN_CUT = 0.02
 FEW_GROUPS = 30
-# A log: its path, or a data frame.
 Source = str | Path | Frame
+"""A log: its path, or a data frame."""
 
 
 def compare(

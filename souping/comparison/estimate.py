@@ -19,8 +19,8 @@ from souping.analysis.significance import Comparison, compare
 from souping.core.types import FloatArray, IntArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
 
-# Rows of `PooledScores.values`.
 SCORE, BEST, WORST, NOISE = range(4)
+"""Rows of `PooledScores.values`."""
 
 
 # Weights

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCHEMA = 1
-# Difference, lower and upper limit.
 Difference = tuple[float, float, float]
-# Characters of a prompt or an answer that are shown.
+"""Difference, lower and upper limit."""
 LONGEST = 1500
+"""Characters of a prompt or an answer that are shown."""
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 

@@ -426,22 +426,19 @@ class Tracker(Component, Protocol):
         return None
 
 
-class Worker(Protocol):
-    """Pool and evaluators in one process, which make a soup and evaluate it."""
+class Workers(Protocol):
+    """Pool and evaluators, in this process or in others, which make soups and evaluate them.
+
+    Up to `slots` requests are worth sending at once.
+    """
+
+    lost: int = 0
+    """Workers that died during the run and were replaced."""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """{name of a benchmark: fingerprint of its evaluator}, as this process sees it."""
-        ...
-
-    def evaluate(self, request: Request) -> Response: ...
-
-
-class Workers(Protocol):
-    """Running workers, of which up to `slots` requests are worth sending at once."""
-
-    lost: int = 0
-    """Workers that died during the run and were replaced."""
+        return {}
 
     @property
     def slots(self) -> int:
@@ -462,6 +459,6 @@ class Workers(Protocol):
 class Executor(Component, Protocol):
     """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
 
-    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
-        """The worker in this process, or workers that `elsewhere`, which can be pickled, makes in other processes."""
+    def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
+        """The worker `here`, or workers in other processes, each of which calls `elsewhere` once."""
         ...

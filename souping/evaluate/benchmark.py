@@ -77,10 +77,8 @@ class Benchmark(BenchmarkItems):
         own = load(self.scorers or {})
         text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
         lines = ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
-        items = _unique((where, _item(_row(line, where), where, own)) for where, line in lines)
-        if not items:
-            raise UserError(f"benchmark.path={path}: the file holds no items")
-        return kept(items, self.exclude)
+        items = ((where, _item(_row(line, where), where, own)) for where, line in lines)
+        return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +95,8 @@ class ListedItems(BenchmarkItems):
         Raises:
             UserError: one is not valid (with its place), or an id appears twice.
         """
-        items = _unique((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
-        if not items:
-            raise UserError("items: the list holds no items")
-        return items
+        items = ((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
+        return _unique(items, "items: the list")
 
 
 @component
@@ -182,12 +178,14 @@ def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collect
     )
 
 
-def _unique(found: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
+def _unique(found: Iterable[tuple[str, Item]], source: str) -> tuple[Item, ...]:
     items: dict[str, Item] = {}
     for where, item in found:
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
         items[item.id] = item
+    if not items:
+        raise UserError(f"{source} holds no items")
     return tuple(items.values())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from souping.core.fields import Seconds, component
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Json, Missing, Record, UserError, digest
@@ -45,6 +45,8 @@ class CommandEvaluator(Evaluator):
     """
 
     blocks_matter = False
+    model_form = "folder"
+    host = ModelHost()
 
     command: str
     timeout: Seconds = 86400.0
@@ -57,14 +59,6 @@ class CommandEvaluator(Evaluator):
     @property
     def settings(self) -> Mapping[str, Json]:
         return {"name": "command", "command": self.command}
-
-    @property
-    def model_form(self) -> ModelForm:
-        return "folder"
-
-    @property
-    def host(self) -> ModelHost:
-        return ModelHost()
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]

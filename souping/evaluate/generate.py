@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost,
 from souping.core.system import cores
 from souping.core.types import TEXT, Item, Json, Missing, Record
 from souping.evaluate.engines.transformers import DEFAULT_NEW_TOKENS, Answer, Engine, TransformersEngine
-from souping.evaluate.scoring import score
+from souping.evaluate.scoring import SCORERS, score
 from souping.evaluate.templates import (
     PROCESS,
     Decoding,
@@ -42,35 +43,16 @@ class CheckpointDefaults:
 
 
 @component
-class EngineEvaluator(Evaluator):
-    """What evaluators by an engine share: batches, and the machine's settings as far as the engine uses them.
-
-    Batch size, dtype, threads, workers and device are part of the fingerprint, because they change logits in the last
-    digits. An engine in other processes has its own settings instead of the last four.
-    """
+class MachineEvaluator(Evaluator):
+    """Evaluator of a live module. Its settings are part of the fingerprint, because they change logits in the last
+    digits."""
 
     batch_size: Count = 64
     dtype: Precision | None = None
     device: Device = "auto"
     threads: Threads | None = None
-    workers: Threads = 1
     trust_remote_code: bool = False
-    engine: Engine = field(default_factory=TransformersEngine)
     _defaults: CheckpointDefaults = field(default_factory=CheckpointDefaults, init=False, repr=False)
-
-    def settings_of(self, name: str, version: int, own: Mapping[str, Json]) -> dict[str, Json]:
-        """Settings of an evaluator with this name, with its `own` ones and those of the engine or the machine."""
-        known = {"batch_size": self.batch_size, "trust_remote_code": self.trust_remote_code, **own}
-        engine = self.engine.settings
-        if engine is not None:
-            return {"name": name, "version": version, **known, "engine": dict(engine)}
-        machine: dict[str, Json] = {
-            "dtype": self.resolved_dtype,
-            "device": self.resolved_device,
-            "threads": self.resolved_threads,
-            "workers": self.workers,
-        }
-        return {"name": name, "version": version, **known, **machine}
 
     @property
     def resolved_dtype(self) -> str:
@@ -101,18 +83,71 @@ class EngineEvaluator(Evaluator):
             dtype, small = compute_dtype(model), model.parameters < SMALL
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
-        copy = replace(self)
+        copied = copy.copy(self)
         known = CheckpointDefaults(dtype="float32" if on_cpu else dtype, small=small)
-        object.__setattr__(copy, "_defaults", known)
-        return copy
+        object.__setattr__(copied, "_defaults", known)
+        return copied
+
+    def module_settings(self) -> ModuleSettings:
+        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
+        return ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust)
+
+    @property
+    def full_batch(self) -> int:
+        return self.batch_size
+
+    def batch_of(self, replicate: int) -> int:
+        """Items in a batch of n-th answers."""
+        return self.batch_size
+
+
+@component
+class RepeatedAnswers(MachineEvaluator):
+    """Several answers to an item: `samples` that are drawn, or `replicates` of the greedy one."""
+
+    samples: Count = 1
+    sampling_seed: Seed = 0
+    aggregate: Literal["mean", "pass"] = "mean"
+    replicates: Count = 1
+
+    @property
+    def answers_per_item(self) -> int:
+        return max(self.samples, self.replicates)
+
+    def batch_of(self, replicate: int) -> int:
+        """A greedy replicate is computed in batches of another size, with other neighbours."""
+        if replicate and self.replicates > 1:
+            return self.batch_size // 2 if self.batch_size > 1 else 2
+        return self.batch_size
+
+
+@component
+class EngineEvaluator(MachineEvaluator):
+    """Evaluator by an engine. An engine in other processes has its own dtype, device and threads, and no `workers`."""
+
+    workers: Threads = 1
+    engine: Engine = field(default_factory=TransformersEngine)
+
+    def settings_of(self, name: str, version: int, own: Mapping[str, Json]) -> dict[str, Json]:
+        """Settings of an evaluator with this name, with its `own` ones and those of the engine or the machine."""
+        known = {"batch_size": self.batch_size, "trust_remote_code": self.trust_remote_code, **own}
+        engine = self.engine.settings
+        if engine is not None:
+            return {"name": name, "version": version, **known, "engine": dict(engine)}
+        machine: dict[str, Json] = {
+            "dtype": self.resolved_dtype,
+            "device": self.resolved_device,
+            "threads": self.resolved_threads,
+            "workers": self.workers,
+        }
+        return {"name": name, "version": version, **known, **machine}
 
     @property
     def model_form(self) -> ModelForm:
         return self.engine.model_form
 
     def module_settings(self) -> ModuleSettings:
-        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
-        return self.engine.module_settings(ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust))
+        return self.engine.module_settings(MachineEvaluator.module_settings(self))
 
     @property
     def host(self) -> ModelHost | None:
@@ -127,16 +162,9 @@ class EngineEvaluator(Evaluator):
         if chat is not None and not chat_template(folder):
             raise no_template(chat)
 
-    @property
-    def full_batch(self) -> int:
-        return self.batch_size
-
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of similar length together (little padding), in an order that depends on the items alone."""
-        return self.batches_by(self.batch_size, items)
-
-    def batches_by(self, size: int, items: Sequence[Item]) -> list[tuple[Item, ...]]:
-        order = sorted(items, key=lambda item: (self.length(item), item.id))
+        order, size = sorted(items, key=lambda item: (self.length(item), item.id)), self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
     def length(self, item: Item) -> int:
@@ -152,7 +180,7 @@ class EngineEvaluator(Evaluator):
 
 
 @component
-class LocalEvaluator(EngineEvaluator):
+class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
     """Answers by greedy decoding or sampling, in batches that `engine` generates.
 
     A text prompt is tokenised as it is; chat messages go through the tokenizer's chat template. An answer ends at an
@@ -175,17 +203,13 @@ class LocalEvaluator(EngineEvaluator):
     temperature: Temperature = 0.0
     top_p: Share = 1.0
     top_k: Count | None = None
-    samples: Count = 1
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass"] = "mean"
-    replicates: Count = 1
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.samples, self.replicates)
 
     @property
     def settings(self) -> dict[str, Json]:
-        decoding: dict[str, Json] = asdict(self.decoding) if self.decoding.samples else {"temperature": 0.0}
+        decoding: dict[str, Json] = asdict(self.decoding) if self.temperature else {"temperature": 0.0}
         own: dict[str, Json] = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
@@ -198,18 +222,14 @@ class LocalEvaluator(EngineEvaluator):
         return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
 
     @property
-    def answers_per_item(self) -> int:
-        return max(self.samples, self.replicates)
-
-    @property
     def answer_tokens(self) -> int:
         return self.max_new_tokens or DEFAULT_NEW_TOKENS
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse texts without an answer, and as every engine does (UserError)."""
+        """Refuse texts without an answer and scorers that are not known, and as every engine does (UserError)."""
         EngineEvaluator.check_tokenizer(self, folder, items)
         for item in items:
-            if item.scorer == TEXT:
+            if item.scorer == TEXT or (item.user_scorer is None and item.scorer not in SCORERS):
                 score(item, "")
 
     def banner(self) -> str:
@@ -229,13 +249,6 @@ class LocalEvaluator(EngineEvaluator):
             'need messages, "prompt": [{"role": "user", "content": "..."}]'
         )
         return [bypass] if plain else []
-
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        """As all engines cut them; a greedy replicate is computed in batches of another size, with other neighbours."""
-        size = self.batch_size
-        if replicate and not self.decoding.samples:
-            size = size // 2 if size > 1 else 2
-        return self.batches_by(size, items)
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
         """The n-th answer to every item, in order.
@@ -268,7 +281,7 @@ class LocalEvaluator(EngineEvaluator):
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
-    return math.nan if item.user_scorer is not None else score(item, output)
+    return math.nan if item.user_scorer is not None else SCORERS[item.scorer].score(item, output)
 
 
 def compute_dtype(model: Checkpoint) -> str:

@@ -37,6 +37,7 @@ class LossEvaluator(EngineEvaluator):
     """
 
     unit = BITS_PER_BYTE
+    answer_tokens = 0
 
     batch_size: Count = 16
     stride: Count | None = None
@@ -44,10 +45,6 @@ class LossEvaluator(EngineEvaluator):
     @property
     def settings(self) -> dict[str, Json]:
         return self.settings_of("loss", VERSION, {"stride": self.stride})
-
-    @property
-    def answer_tokens(self) -> int:
-        return 0
 
     def banner(self) -> str:
         return "scores are bits per byte: lower is better, and nothing is generated"

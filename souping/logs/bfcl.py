@@ -14,8 +14,8 @@ from souping.core.types import Json, UserError, number
 from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
-# How bfcl-eval's generation marks an item without an answer.
 FAILED = "Error during inference: "
+"""How bfcl-eval's generation marks an item without an answer."""
 
 
 def read_bfcl(path: Path, name: str) -> Log:

@@ -12,8 +12,8 @@ from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
-# A model's name and one of its logs.
 Named = tuple[str, Log]
+"""A model's name and one of its logs."""
 
 
 Field = Literal["score", "missing", "cut", "tokens", "characters"]

@@ -17,8 +17,8 @@ from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
-# Scores in letters: inspect_ai's, and truth values (in any case).
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
+"""Scores in letters: inspect_ai's, and truth values (in any case)."""
 
 
 class Frame(Protocol):

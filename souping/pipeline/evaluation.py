@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.fields import component
-from souping.core.protocols import Evaluator, Executor, LoadedModel, Worker, Workers
+from souping.core.protocols import Evaluator, Executor, LoadedModel, Workers
 from souping.core.text import named
 from souping.core.types import (
     OUTCOMES,
@@ -122,7 +122,7 @@ class Evaluation(RecipeEvaluator):
         grade: Grade = user_scores,
     ) -> None:
         self._store, self._evaluator, self._ends, self._advance = store, evaluator, ends, advance
-        self._workers = workers or LocalWorkers(EvaluatorWorker({benchmark: (evaluator, serve)}))
+        self._workers = workers or EvaluatorWorker({benchmark: (evaluator, serve)})
         self._benchmark, self._grade = benchmark, grade
         self._sent: dict[int, tuple[Request, Pending, Block]] = {}
         self._done: deque[Pending] = deque()
@@ -387,13 +387,13 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
 # ------------------------------------------------------------ workers
 
 
-class EvaluatorWorker(Worker):
-    """Evaluators by the name of their benchmark, each with a function that serves it soups."""
+class EvaluatorWorker(Workers):
+    """The worker of a process: evaluators by the name of their benchmark, each with a function that serves it soups."""
 
     def __init__(self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
         self._evaluators = evaluators
 
-    def evaluate(self, request: Request) -> Response:
+    def put(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.for_recipe(request.recipe)
         model, started = serve(request.recipe), time.monotonic()
@@ -405,36 +405,23 @@ class EvaluatorWorker(Worker):
         return {name: evaluator.fingerprint for name, (evaluator, _) in self._evaluators.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerFactory:
-    """Everything that makes a worker in another process; paths are relative to `home`."""
-
-    home: Path
-    candidates: tuple[Candidate, ...]
-    merge: MergeBackend
-    evaluators: Mapping[str, Evaluator]
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-    def __call__(self) -> EvaluatorWorker:
-        if self.home.is_dir():
-            os.chdir(self.home)
-        pool = OpenPool(self.candidates, self.merge, hashes=dict(self.digests))
-        return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in self.evaluators.items()})
-
-
-class LocalWorkers(Workers):
-    """One worker, in this process."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def put(self, request: Request) -> Response:
-        return self._worker.evaluate(request)
+def open_worker(
+    home: Path,
+    candidates: tuple[Candidate, ...],
+    merge: MergeBackend,
+    evaluators: Mapping[str, Evaluator],
+    digests: Mapping[str, str],
+) -> EvaluatorWorker:
+    """A worker in another process; paths are relative to `home`."""
+    if home.is_dir():
+        os.chdir(home)
+    pool = OpenPool(candidates, merge, hashes=dict(digests))
+    return EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()})
 
 
 @component
 class LocalExecutor(Executor):
     """Soups are made and evaluated in this process, one after another."""
 
-    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
-        return LocalWorkers(here)
+    def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
+        return here

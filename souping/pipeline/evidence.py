@@ -21,6 +21,7 @@ from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
 from souping.analysis.significance import Comparison, compare, compare_on_table, holm, over_looks, penalty, verdict
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
+from souping.core.scores import Mean
 from souping.core.text import first_line, named, safe
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, UserError
 from souping.core.unit import MARGIN, gain, scores_in, unit
@@ -60,7 +61,6 @@ class ExtraBenchmark:
     name: str
     evaluator: Evaluator
     items: tuple[Item, ...]
-    objective: Objective
 
 
 # ------------------------------------------------------------ expected scores
@@ -280,7 +280,7 @@ def compare_on(
     with scores_in(benchmark.evaluator.unit):
         singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
         rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-        table = ItemTable.of(benchmark.items, benchmark.objective)
+        table = ItemTable.of(benchmark.items, Mean())
         pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
         return {
             "name": benchmark.name,

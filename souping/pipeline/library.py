@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
+from souping.analysis.correlation import pearson
 from souping.analysis.front import NAME
 from souping.analysis.guards import read_guards
+from souping.analysis.significance import Verdict
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, number, part
+from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, part
 from souping.core.unit import scores_in
+from souping.evaluate.benchmark import Benchmark, ListedItems
+from souping.evaluate.generate import LocalEvaluator
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
+from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
 from souping.report.progress import EARLY, logged
 from souping.search.adaptive import Adaptive
@@ -31,15 +36,6 @@ Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunVerdict:
-    """What may be claimed: `claim` for programs, `sentence` for people; both empty without a report."""
-
-    claim: str = ""
-    sentence: str = ""
-    p_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +59,11 @@ class RunResult:
     soup: Path | None
 
     @property
-    def verdict(self) -> RunVerdict:
-        verdict = part(self.report, "verdict")
-        claim, sentence = (str(verdict.get(key) or "") for key in ("claim", "sentence"))
-        return RunVerdict(claim=claim, sentence=sentence, p_value=number(verdict.get("p_value")))
+    def verdict(self) -> Verdict:
+        """What may be claimed; `claim` and `sentence` are empty without a report."""
+        found: Mapping[str, Any] = part(self.report, "verdict")
+        claim, sentence = found.get("claim", ""), found.get("sentence", "")
+        return Verdict(claim=claim, sentence=sentence, p_value=found.get("p_value"))
 
     @property
     def weights(self) -> dict[str, float]:
@@ -121,8 +118,6 @@ def run(
         UserError: what the command line would refuse, in the same words.
     """
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
-    from souping.pipeline.evaluation import LocalExecutor
-
     objective = objective or Mean()
     folder = expanded(out or f"outputs/{name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}", "out")
     settings = RunSettings(
@@ -132,7 +127,7 @@ def run(
         scores=MeasuredScores(),
         selector=selector or _soce(objective),
         objective=objective,
-        evaluator=evaluator or _local(),
+        evaluator=evaluator or LocalEvaluator(),
         executor=LocalExecutor(),
         stop_after=stop_after,
         limit=limit,
@@ -247,16 +242,12 @@ def _common(
 
 
 def _benchmark(items: Items) -> BenchmarkItems:
-    from souping.evaluate.benchmark import Benchmark, ListedItems
-
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     return Benchmark(path=str(items)) if isinstance(items, str | Path) else items
 
 
 def _soce(objective: Objective) -> SoCE:
-    from souping.analysis.correlation import pearson
-
     return SoCE(correlation=pearson, objective=objective)
 
 
@@ -267,9 +258,3 @@ def _analyses() -> dict[str, Analysis]:
     from souping.analysis.wins import Parents, Wins
 
     return {"consistency": Consistency(), "parents": Parents(), "wins": Wins(), "surface": ResponseSurface()}
-
-
-def _local() -> Evaluator:
-    from souping.evaluate.generate import LocalEvaluator
-
-    return LocalEvaluator()

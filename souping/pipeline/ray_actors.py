@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Interval
 
 from souping.core.fields import Count, component
-from souping.core.protocols import Executor, Worker, Workers
+from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
 from souping.core.text import first_line, install
 from souping.core.types import Missing, Request, Response, UserError
@@ -39,14 +39,14 @@ STORED = "the answers so far are in the store: the same command resumes"
 class PoolActor:
     """What runs in an actor's process; `process` tells a restarted one from the one before."""
 
-    def __init__(self, open_worker: Callable[[], Worker]) -> None:
+    def __init__(self, open_worker: Callable[[], Workers]) -> None:
         self._worker, self._process = open_worker(), uuid.uuid4().hex
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         return self._process, dict(self._worker.fingerprints)
 
-    def evaluate(self, request: Request) -> tuple[str, Response]:
-        return self._process, self._worker.evaluate(request)
+    def evaluate(self, request: Request) -> tuple[str, Response | None]:
+        return self._process, self._worker.put(request)
 
 
 @component
@@ -101,14 +101,14 @@ class RayExecutor(Executor):
             "lower executor.actors, executor.gpus or executor.cpus"
         )
 
-    def start(self, here: Worker, elsewhere: Callable[[], Worker]) -> Workers:
+    def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
         return RayWorkers(self, here, elsewhere)
 
 
 class RayWorkers(Workers):
     """Ray's actors. Ray is started with the first request: a run that finds everything in the store starts none."""
 
-    def __init__(self, settings: RayExecutor, here: Worker, elsewhere: Callable[[], Worker]) -> None:
+    def __init__(self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]) -> None:
         self._settings, self._here, self._elsewhere = settings, here, elsewhere
         self._actors: list[ActorHandle[PoolActor]] = []
         self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from souping.analysis import RunSoups
 from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
-from souping.core.scores import Mean
 from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError, Weights
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
@@ -50,7 +49,7 @@ def extra_benchmarks(
 ) -> tuple[ExtraBenchmark, ...]:
     """The benchmarks with their items, at most `limit` per category.
 
-    An entry without an evaluator uses the run's; if that brings its own items, `evaluator=local` with its defaults and
+    Items are answered by the run's evaluator; if that brings its own items, by `evaluator=local` with its defaults and
     the run's dtype and device.
 
     Raises:
@@ -67,16 +66,13 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**model_settings(vars(own))))
-    benchmark = entry.benchmark if entry.benchmark is not None else evaluator.benchmark
-    if benchmark is None:
-        raise UserError(f"also: {entry.name} has an evaluator that brings no items: give it path or benchmark")
+    benchmark = entry.benchmark or evaluator.benchmark
+    assert benchmark is not None
     try:
         items = benchmark.items()
     except UserError as error:
         raise UserError(f"also: {entry.name}: {error}") from error
-    objective = entry.objective or Mean()
-    objective.coefficients(list(dict.fromkeys(item.category for item in items)))
-    return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit), objective=objective)
+    return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 
 class Steps:
@@ -258,9 +254,9 @@ class Steps:
     @property
     def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
-        cut: Mapping[str, Mapping[Fold, tuple[Item, ...]]] = {name: two_folds(own) for name, own in self.extra.items()}
         folds: tuple[Fold, ...] = ("search", "report")
-        return {fold: {"": self.folds.get(fold, ()), **{n: own[fold] for n, own in cut.items()}} for fold in folds}
+        extra = {fold: {name: two_folds(own)[fold] for name, own in self.extra.items()} for fold in folds}
+        return {fold: {"": self.folds.get(fold, ()), **extra[fold]} for fold in folds}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""

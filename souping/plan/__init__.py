@@ -269,12 +269,10 @@ def _time(plan: Plan) -> Section | None:
 
 
 def _report(plan: Plan) -> Section | None:
-    if not plan.has_report:
+    if not plan.has_report or not plan.run.objective.linear:
         return None
     shown = plan.power()
     later = "Known after selection, from the candidates' answers on the select fold."
-    if not plan.run.objective.linear:
-        return None
     return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
 
 

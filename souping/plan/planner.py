@@ -50,10 +50,10 @@ from souping.search.loop import RecipeSource, SearchResult, trial_limit
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
 
-# Items of each category that a check answers.
 ITEMS = 5
-# Ingredients of a soup that stands for one that is not known yet.
+"""Items of each category that a check answers."""
 UNKNOWN = ("?",)
+"""Ingredients of a soup that stands for one that is not known yet."""
 
 
 class NotStoredError(Exception):

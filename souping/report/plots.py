@@ -27,13 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-# Text and lines, grid lines, and what is hollow: they follow the page's colours in HTML.
 INK, FAINT, PAPER = "#1f2329", "#d5dae0", "#ffffff"
-# Text on light and on dark cells, which does not.
+"""Text and lines, grid lines, and what is hollow: they follow the page's colours in HTML."""
 DARK, LIGHT = "#111214", "#fdfdfd"
+"""Text on light and on dark cells, which does not."""
 
 UNDATED = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-# One colour per kind of row: the Okabe-Ito palette, told apart by colour-blind readers.
 COLOURS: Mapping[str, str] = {
     "soup": "#d55e00",
     "uniform_selected": "#009e73",
@@ -43,6 +42,7 @@ COLOURS: Mapping[str, str] = {
     "ingredient": "#8a8f98",
     "candidate": "#b6bac1",
 }
+"""One colour per kind of row: the Okabe-Ito palette, told apart by colour-blind readers."""
 
 SETTINGS: Mapping[str, str | float | bool] = {
     "svg.hashsalt": "souping",
@@ -179,7 +179,7 @@ def categories(report: Report) -> Drawing | None:
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
     whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
-    caption = f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; {whiskers}."
+    caption = f"Orange: the soup is ahead; blue: {against} is. Full dots: more than chance explains; {whiskers}."
     return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
 
 
@@ -326,8 +326,8 @@ def curve(
     return made, axes
 
 
-# Places of the three ingredients.
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+"""Places of the three ingredients."""
 
 
 def triangle(

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG = "run.log"
-# Files that a run writes before it has results; a run that is refused removes them.
 EARLY = ("config.yaml", "selection.json", LOG)
-# Seconds between two lines about one stage or transfer.
+"""Files that a run writes before it has results; a run that is refused removes them."""
 PAUSE = 20.0
+"""Seconds between two lines about one stage or transfer."""
 log = logging.getLogger("souping.run")
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""Content security: the page has its styles and pictures in itself, and loads, runs and sends nothing."""
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8").strip()
 
 FOOT = (
@@ -214,8 +214,8 @@ def _markdown_cell(cell: TableCell, strong: bool) -> str:
 
 # ------------------------------------------------------------ on a terminal
 
-# Characters of an answer that are shown; of a longer one both ends.
 LONGEST = 4000
+"""Characters of an answer that are shown; of a longer one both ends."""
 
 
 def report_table(report: Report) -> Table:

@@ -150,11 +150,11 @@ def _least(found: Sequence[Row]) -> str:
     if not sizes:
         return ""
     low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
-    return f"The smallest loss that these items can tell from chance is {low} to {high}."
+    return f"The smallest loss that these items can show is {low} to {high}."
 
 
 def losses(report: Report) -> list[str]:
-    """Categories in which the soup is below the best single, which of them beyond chance, and the worst of them."""
+    """Categories in which the soup is below the best single, and which of these losses chance does not explain."""
     lost = part(report, "losses")
     pairs = entries(lost, "categories")
     if not pairs:
@@ -167,10 +167,10 @@ def losses(report: Report) -> list[str]:
         return [f"{head} {_least(pairs)}".strip()]
     worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
-    beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
-    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
-    largest = f"the largest is {clean(worst.get('category'))}, {size}"
-    return [f"{head} {beyond}, with limits for all of them at once; {largest}. {_least(pairs)}".strip()]
+    who = f"The loss in {in_words(names)}" if names else "No loss"
+    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)}, for all categories at once)"
+    beyond = f"{who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}."
+    return [f"{head} {beyond} {_least(pairs)}".strip()]
 
 
 def warnings(report: Report) -> list[str]:
@@ -370,7 +370,6 @@ def _alternatives(report: Report) -> Section | None:
 
 # Analyses: each registers how it is shown in its own module.
 
-# Modules of this package that register a display.
 MODULES = (
     "souping.analysis.consistency",
     "souping.analysis.wins",
@@ -381,6 +380,7 @@ MODULES = (
     "souping.analysis.size",
     "souping.paper.reproduction",
 )
+"""Modules of this package that register a display."""
 
 
 @dataclass(frozen=True)
@@ -396,8 +396,8 @@ class Display:
     folded: bool = False
 
 
-# {name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown.
 DISPLAYS: dict[str, Display] = {}
+"""{name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown."""
 
 
 def displays() -> dict[str, Display]:

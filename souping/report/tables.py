@@ -31,10 +31,10 @@ from souping.report.format import (
     worst_limit,
 )
 
-# `report.json`, or as much of it as there is so far.
 Report = Mapping[str, Json]
-# An object inside a report: a row, a comparison, a trial.
+"""`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
+"""An object inside a report: a row, a comparison, a trial."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def grid(
     return TableGrid(header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong))
 
 
-# {heading: what a row has below it}
 Columns = dict[str, Callable[[Row], str | TableCell]]
+"""{heading: what a row has below it}"""
 
 
 def listing(rows: Iterable[Row], columns: Columns, left: Sequence[int] = (0,), strong: Iterable[int] = ()) -> TableGrid:
@@ -234,7 +234,7 @@ def losses(report: Report) -> TableGrid:
         "difference": difference,
         f"{level(next(iter(found), {}))} interval, all at once": whiskers,
         "p, corrected": of("p_value", p_value),
-        "smallest difference beyond chance": of("least", score),
+        "smallest difference that would show": of("least", score),
         "the soup is": verdict,
     }
     return listing(found, columns, (0, 6), where(found, "verdict", "lower"))

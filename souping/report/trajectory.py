@@ -16,14 +16,14 @@ from souping.report.tables import Report, Row, Section, TableGrid, difference, g
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Kinds of the rows that an average of checkpoints is compared with, in this order.
 OTHERS = ("last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled")
-# {kind of a window: (its name, its mark, its colour)}
+"""Kinds of the rows that an average of checkpoints is compared with, in this order."""
 SHAPES: Mapping[str, tuple[str, str, str]] = {
     "uniform": ("equal weights", "o-", COLOURS["soup"]),
     "minus_sqrt": ("minus-sqrt", "^", COLOURS["uniform_selected"]),
     "ema": ("moving average of all", "s", COLOURS["uniform_topk"]),
 }
+"""{kind of a window: (its name, its mark, its colour)}"""
 SIDES = {"last": "minus the last checkpoint", "members_mean": "minus the mean of its members"}
 
 

@@ -35,7 +35,7 @@ GIVEN = {
 ROOT_KEYS: dict[str, Any] = {
     "upload": {"repo": "org/name", "private": True},
     "expected": {"a": {"x": 0.5}},
-    "also": [{"name": "n", "tasks": ["t"], "limit": 3, "objective": {"_target_": "souping.core.scores.Mean"}}],
+    "also": [{"name": "n", "tasks": ["t"], "limit": 3}],
     "gate": "error",
 }
 HOLDERS = {"correlation": ("selector", "soce"), "engine": ("evaluator", "local"), "server": ("evaluator", "bfcl")}

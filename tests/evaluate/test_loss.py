@@ -128,7 +128,6 @@ class TestVllm:
                 ]
 
         monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given))
-        monkeypatch.setattr("souping.evaluate.engines.vllm.check_version", lambda: None)
         settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
         assert Vllm(Path(), settings).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ import pytest
 
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare
-from souping.cli.config import HARNESS, also_nodes
+from souping.cli.config import HARNESS, also_node
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, scores_in, unit
-from souping.evaluate.generate import LocalEvaluator
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
 from souping.report.render import markdown, report_table
@@ -243,15 +242,15 @@ OWN = {"_target_": "x", "dtype": "bfloat16", "device": "cpu", "threads": 1}
 
 def test_entries_are_tasks_or_files(tmp_path: Path) -> None:
     task = {**OWN, "_target_": HARNESS, "tasks": ["hellaswag"]}
-    assert also_nodes("hellaswag", 0, OWN) == {"name": "hellaswag", "evaluator": task}
+    assert also_node("hellaswag", "also[0]", OWN) == ("hellaswag", "evaluator", task)
     changes = {"tasks": ["a", "b"], "num_fewshot": 3, "dtype": "float32"}
-    assert also_nodes(changes, 0, OWN) == {"name": "a+b", "evaluator": {**task, **changes}}
+    assert also_node(changes, "also[0]", OWN) == ("a+b", "evaluator", {**task, **changes})
     path = tmp_path / "side.jsonl"
     path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
     benchmark = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
-    assert also_nodes(str(path), 0, OWN) == {"name": "side", "benchmark": benchmark}
+    assert also_node(str(path), "also[0]", OWN) == ("side", "benchmark", benchmark)
     with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
-        also_nodes(str(tmp_path / "sde.jsonl"), 0, OWN)
+        also_node(str(tmp_path / "sde.jsonl"), "also[0]", OWN)
 
 
 def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
@@ -263,7 +262,7 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
         limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
         return ItemScores(items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items]))
 
-    side = evidence.ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items, objective=Mean())
+    side = evidence.ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
     ingredients = {name: recipes[name] for name in ("a", "b")}
     entry = evidence.compare_on(side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()})
     assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
@@ -281,11 +280,6 @@ def side(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()][::2]
     path.write_text("".join(json.dumps({**row, "id": f"side-{row['id']}"}) + "\n" for row in rows))
     return path
-
-
-class Picky(LocalEvaluator):
-    def check(self, candidates: Sequence[str]) -> None:
-        raise UserError(", ".join(candidates))
 
 
 def settings(family: Path) -> list[str]:
@@ -310,16 +304,19 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     assert same[0] == same[1]  # nothing was chosen on it
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
     assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
+    guard = ("guard={side: 90}", f"guard_against={report['selection']['ingredients'][0]}")
+    souping(*settings(family), f"also=[{side}]", *guard, "hydra.run.dir=guarded").ok()
+    guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
+    (check,) = guarded["analyses"]["guards"]["checks"]
+    assert 0 < check["items"] == guarded["also"][0]["items"] < 90  # the guard chose on the others
 
 
 def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
-    local, weighted = "souping.evaluate.generate.LocalEvaluator", "souping.core.scores.Weighted"
     for entry, needle in (
         ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
-        (f"{{path: SIDE, evaluator: {{_target_: {local}, max_tokens: 2}}}}", "max_new_tok"),
-        (f"{{path: SIDE, objective: {{_target_: {weighted}, weights: {{rad: 1}}}}}}", "category=rad"),
-        (f"{{evaluator: {{_target_: {local}}}}}", "brings no items"),
-        ("{path: SIDE, evaluator: {_target_: tests.pipeline.test_evidence.Picky}}", "ant, bee"),
+        ("{path: SIDE, nane: x}", "did you mean name?"),
+        ("{name: x}", "must be a file of items"),
+        ("{tasks: [a], max_gen_tokens: 2}", "also[0].evaluator.max_gen_tokens"),
     ):
         souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
         assert not (tmp_path / "store.sqlite").exists() or answers_in(tmp_path / "store.sqlite") == 0

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from souping.core.protocols import Worker
+from souping.core.protocols import Workers
 from souping.core.types import Record, Request, Response, UserError
 from tests.conftest import make_items, recipe
 
 
 @dataclass
-class Busy(Worker):
+class Busy(Workers):
     """Computes for some seconds of one thread, then every answer is the soup's first weight."""
 
     folder: Path
@@ -26,7 +26,7 @@ class Busy(Worker):
     def fingerprints(self) -> Mapping[str, str]:
         return {"": self.mark}
 
-    def evaluate(self, request: Request) -> Response:
+    def put(self, request: Request) -> Response:
         if self.refuses:
             raise UserError(self.refuses)
         (self.folder / f"{os.getpid()}-{request.number}").touch()

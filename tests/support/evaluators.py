@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from souping.core.protocols import ModelHost
-from souping.core.types import Json
+from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import VERSION, Environment
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -53,8 +53,8 @@ class DeadServer(Server):
     def host(self) -> ModelHost:
         return ModelHost(dtype="auto")
 
-    def check(self) -> None:
-        return None
+    def needs(self) -> list[Missing]:
+        return []
 
     def command(self, folder: Path, port: int) -> list[str]:
         return []

@@ -9,14 +9,14 @@ right if it has a result and did not fail. Each result also says how its answer 
 
 from __future__ import annotations
 
-import ast
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost
+from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
 from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
@@ -62,6 +62,7 @@ class BfclEvaluator(Evaluator):
     """
 
     brings_items = True
+    model_form = "folder"
     length_key = "evaluator.max_tokens"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
@@ -107,10 +108,6 @@ class BfclEvaluator(Evaluator):
         if self.host.url is not None:
             notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
         return notes
-
-    @property
-    def model_form(self) -> ModelForm:
-        return "folder"
 
     @property
     def host(self) -> ModelHost:
@@ -342,23 +339,15 @@ SERVED_APIS = ("FunctionaryHandler",)
 """Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
 
 
-@lru_cache(maxsize=4)
-def registered(package: Path) -> tuple[str, ...]:
+_ENTRY = re.compile(r'^    "([^"]+)": ModelConfig\(.*?model_handler=(\w+)', re.MULTILINE | re.DOTALL)
+
+
+def registered(package: Path) -> list[str]:
     """Names of bfcl-eval's model registry whose handlers can use a local server."""
-    tree = ast.parse((package / "constants" / "model_config.py").read_text(encoding="utf-8"))
-    return tuple(name for table, name, kind in _entries(tree) if "local" in table or kind in SERVED_APIS)
-
-
-def _entries(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """(table, model name, handler's class) of every entry of the registry."""
-    for node in tree.body:
-        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)):
-            continue
-        table = ast.unparse(node.targets[0])
-        for key, value in zip(node.value.keys, node.value.values, strict=True):
-            if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
-                kinds = [ast.unparse(k.value) for k in value.keywords if k.arg == "model_handler"]
-                yield table, str(key.value), kinds[0] if kinds else ""
+    text = (package / "constants" / "model_config.py").read_text(encoding="utf-8")
+    local = text.partition("local_inference_model_map")[2].partition("third_party_inference_model_map")[0]
+    served = [name for name, kind in _ENTRY.findall(text) if kind in SERVED_APIS]
+    return [*served, *(name for name, _ in _ENTRY.findall(local))]
 
 
 TOO_LONG = "does not fit the context"

@@ -222,25 +222,18 @@ def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
     return guarded
 
 
-class _Named(type):
-    """Class that has every name, each of them such a class."""
+class _StandIn(type):
+    """Module or class that is not installed: it has every name, each of them such a class, and none is of use."""
 
     def __getattr__(cls, name: str) -> Any:
-        return _stand_in(name)
-
-
-class _Absent(ModuleType):
-    """SDK that is not installed: any name can be imported from it, and none is of use."""
-
-    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return _stand_in(name)
 
 
 def _stand_in(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
     # an exception, since some of them stand after `except`; made with any arguments, since clients are made early
-    return _Named(name, (Exception,), {"__init__": lambda self, *_, **__: None})
+    return _StandIn(name, (Exception,), {"__init__": lambda self, *_, **__: None})
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -253,8 +246,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return _Absent(spec.name)
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        return _stand_in(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         pass

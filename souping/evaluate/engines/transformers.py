@@ -213,12 +213,8 @@ def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
 
 
 def pad_id(model: LoadedModel) -> int:
-    for value in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, model.module.config.eos_token_id):
-        if isinstance(value, list):
-            value = value[0]
-        if value is not None:
-            return int(value)
-    return 0
+    ids = (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, *eos_token_ids(model), 0)
+    return int(next(one for one in ids if one is not None))
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -325,7 +321,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
 
 def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
     """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
-    if not decoding.samples:
+    if not decoding.temperature:
         return None
     from transformers import LogitsProcessorList
 

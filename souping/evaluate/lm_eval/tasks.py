@@ -21,11 +21,9 @@ from annotated_types import Interval
 
 from souping.core.fields import (
     Count,
-    Device,
     Form,
     Precision,
     Seed,
-    Threads,
     TokenId,
     component,
     pick,
@@ -33,6 +31,7 @@ from souping.core.fields import (
 from souping.core.files import expanded
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
+from souping.evaluate.generate import RepeatedAnswers
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
 from souping.evaluate.templates import PENALTIES, SAMPLING, Decoding, check_sampling
@@ -60,7 +59,7 @@ FLORES-200's devtest, 1,012 sentences (NLLB Team 2022); infinite-Bench's tasks (
 
 
 @component
-class HarnessSettings:
+class HarnessSettings(RepeatedAnswers):
     """Tasks of lm-evaluation-harness, and how they are evaluated.
 
     Arguments are those of `simple_evaluate` and of its model class `HFLM`, by their own names. `docs/evaluators.md`
@@ -80,10 +79,6 @@ class HarnessSettings:
     group: Annotated[str, Form("item|doc|column:.*", "item, doc or column:NAME")] = "item"
     num_fewshot: Annotated[int, Interval(ge=0)] | None = None
     gen_kwargs: dict[str, Any] | None = None
-    samples: Count = 1
-    sampling_seed: Seed = 0
-    aggregate: Literal["mean", "pass"] = "mean"
-    replicates: Count = 1
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
@@ -99,10 +94,6 @@ class HarnessSettings:
     think_end_token: str | TokenId | None = None
     enable_thinking: bool | None = None
     chat_template_args: dict[str, Any] | None = None
-    dtype: Precision | None = None
-    device: Device = "auto"
-    threads: Threads | None = None
-    trust_remote_code: bool = False
     confirm_run_unsafe_code: bool = False
     allow_code: bool = False
     random_seed: Seed = 0
@@ -112,17 +103,6 @@ class HarnessSettings:
 
     def __post_init__(self) -> None:
         check_sampling(float(self.samples > 1), self.samples, self.replicates)  # each task's own is checked with it
-
-    @property
-    def answers_per_item(self) -> int:
-        return max(self.samples, self.replicates)
-
-    def batch_of(self, replicate: int) -> int:
-        """Rows of a batch; a greedy replicate has batches of another size."""
-        size = self.batch_size
-        if replicate and self.replicates > 1:
-            return size // 2 if size > 1 else 2
-        return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +138,10 @@ def require() -> None:
 def quiet() -> None:
     """Keep the harness's log, warnings and progress bars out of the run's own display."""
     import datasets
+    from lm_eval.api import task
 
     datasets.disable_progress_bars()
+    vars(task)["tqdm"] = lambda documents, **_: documents
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
@@ -369,5 +351,5 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)
-    if decoding.samples and beams != 1:
+    if decoding.temperature and beams != 1:
         raise UserError(f"{where}: its generation_kwargs say num_beams={beams}, which needs greedy answers")

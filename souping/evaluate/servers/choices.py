@@ -73,6 +73,8 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
+    request: ClassVar[Mapping[str, Json]] = {}
+    """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
 
     url: Url | None = None
     timeout: Seconds = 1800.0
@@ -103,37 +105,23 @@ class Server(ABC):
     def host(self) -> ModelHost:
         """Where the model is held, for plans and checks."""
 
-    @property
-    def request(self) -> Mapping[str, Json]:
-        """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
-        return {}
-
     def needs(self) -> list[Missing]:
-        """What `check` refuses, with its fix."""
+        """Packages of the interpreter, or the running server, if they are not there."""
+        lacking = f"server.python={self.interpreter} cannot be run"
         try:
-            self.check()
-        except UserError as error:
-            return [Missing.from_error(error)]
-        return []
-
-    def check(self) -> None:
-        """Refuse, before any work, what cannot start here.
-
-        Raises:
-            UserError: packages are absent, or the running server does not answer.
-        """
-        if self.address is None:
+            if self.address is not None:
+                lacking = f"server.url={self.url} does not answer"
+                models_at(self.address)
+                return []
             absent = absent_packages(self.interpreter, self.packages)
-            if absent:
-                here = self.python is None
-                who = f"server={self.kind}" if here else self.interpreter
-                how = install(self.extra) if here else f"{self.interpreter} -m pip install {' '.join(absent)}"
-                raise UserError(f"{who} has no {' and no '.join(absent)}: {how}")
-            return
-        try:
-            models_at(self.address)
-        except ServerError as error:
-            raise UserError(f"server.url={self.url} does not answer: {error}") from error
+        except (ServerError, OSError, subprocess.SubprocessError) as error:
+            return [Missing(what=f"{lacking}: {error}")]
+        if not absent:
+            return []
+        who, how = f"server={self.kind}", install(self.extra)
+        if self.python is not None:
+            who, how = self.interpreter, f"{self.interpreter} -m pip install {' '.join(absent)}"
+        return [Missing(what=f"{who} has no {' and no '.join(absent)}", fix=how)]
 
     def start(self, folder: Path, name: str) -> RunningServer:
         """A running server for the model in `folder`, called `name` in messages.
@@ -142,9 +130,10 @@ class Server(ABC):
         ends in any case when the caller's process does.
 
         Raises:
-            UserError: as `check`, or the model does not load.
+            UserError: the server cannot start here, or does not load the model.
         """
-        self.check()
+        for one in self.needs():
+            raise UserError(one.sentence())
         folder = folder.absolute()
         if self.address is not None:
             try:
@@ -206,13 +195,10 @@ class Server(ABC):
 
 @lru_cache(maxsize=16)
 def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
-    """Those of the packages that an interpreter cannot import (UserError if it cannot be run)."""
+    """Those of the packages that an interpreter cannot import."""
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"server.python={interpreter} cannot be run: {error}") from error
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
 
 
 @component
@@ -230,15 +216,12 @@ class VllmServer(Server):
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
+    request: ClassVar[Mapping[str, Json]] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.9
     max_model_len: Count | None = None
     dtype: Precision | Literal["auto"] = "auto"
-
-    @property
-    def request(self) -> dict[str, Json]:
-        return {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
     @property
     def host(self) -> ModelHost:

@@ -17,7 +17,6 @@ from souping.evaluate.engines.vllm import (
     ENVIRONMENT,
     LIKELIHOOD,
     VllmEngine,
-    check_version,
     llm_arguments,
     sampling_arguments,
 )
@@ -94,7 +93,6 @@ def test_what_the_adapter_calls_is_there_under_these_names() -> None:
 
 
 def test_the_arguments_of_llm_and_the_servers_flags() -> None:
-    check_version()
     known = {
         *parameters(method("entrypoints/llm.py", "LLM", "__init__")),
         *fields("engine/arg_utils.py", "EngineArgs"),

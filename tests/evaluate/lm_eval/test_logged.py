@@ -87,7 +87,7 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
     live = evaluator.evaluate(served, items)
     asked = counted(evaluator, monkeypatch)
     worker = EvaluatorWorker({"": (evaluator, lambda recipe: served)})
-    found = worker.evaluate(Request(number=0, recipe=ANT, items=items)).records
+    found = worker.put(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
     assert evaluator.for_recipe(ANT).fingerprint == evaluator.fingerprint == replace(evaluator, logs=None).fingerprint
     for own, other in zip(found, live, strict=True):
@@ -95,7 +95,7 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
         assert own.score == pytest.approx(other.score)
         assert own.statistics == pytest.approx(other.statistics)
     soup = replace(ANT, ingredients=("ant", "bee"), fingerprints=("f", "g"), weights=(0.5, 0.5))
-    worker.evaluate(Request(number=1, recipe=soup, items=items[:1]))
+    worker.put(Request(number=1, recipe=soup, items=items[:1]))
     assert asked  # a soup has no log
 
 

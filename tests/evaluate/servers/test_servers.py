@@ -19,7 +19,7 @@ import pytest
 
 from souping import pantry
 from souping.core.fields import component
-from souping.core.types import UserError, digest
+from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
 from souping.evaluate.servers.process import LONGEST, Process, ServerError, free_port, models_at, post
 from tests.conftest import ROOT
@@ -239,8 +239,8 @@ class Scripted(TransformersServer):
 
     code: str = "pass"
 
-    def check(self) -> None:
-        return None
+    def needs(self) -> list[Missing]:
+        return []
 
     def command(self, folder: Path, port: int) -> list[str]:
         return [sys.executable, "-c", self.code, str(port)]
