@@ -51,10 +51,10 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all")
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=0))
     if broken.size:
-        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: mend it or leave that out")
+        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: fix it or leave that out")
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
-        same = f"all {len(scores)} models have the same score in {_columns(flat, names)}"
+        same = f"the same score for all {len(scores)} models in {_columns(flat, names)}"
         raise UserError(f"{same}, so no correlation exists: leave it out or add models")
 
 

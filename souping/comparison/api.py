@@ -392,18 +392,17 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
             before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
             for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
-                found.append(
-                    Flip(
-                        model=model,
-                        task=task,
-                        item=item,
-                        base=float(base[place]),
-                        score=float(mean[place]),
-                        prompt=now[item].prompt,
-                        base_output=before[item].output,
-                        output=now[item].output,
-                    )
+                flip = Flip(
+                    model=model,
+                    task=task,
+                    item=item,
+                    base=float(base[place]),
+                    score=float(mean[place]),
+                    prompt=now[item].prompt,
+                    base_output=before[item].output,
+                    output=now[item].output,
                 )
+                found.append(flip)
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 

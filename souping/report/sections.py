@@ -349,8 +349,8 @@ def ended(search: Row) -> str:
 
 def _alternatives(report: Report) -> Section | None:
     """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
-    rows_of_soup = [row for row in entries(report, "rows") if row.get("kind") == "soup"]
-    soup = number(part(rows_of_soup[0], "objective").get("mean")) if rows_of_soup else None
+    row = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
+    soup = number(part(row, "objective").get("mean"))
     found = {name: part(report, name) for name in ("router", "oracle")}
     if soup is None or not found["router"]:
         return None
