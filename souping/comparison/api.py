@@ -442,4 +442,4 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
             who = f"{row.model} and {row.baseline}"
-            yield f"Missing answers of {who}: {row.missing:,}. Verdicts hold with all of them right and all wrong."
+            yield f"Items of {who} with missing answers: {row.missing:,}. Verdicts hold with all of them right and all wrong."
