@@ -441,5 +441,5 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
-            who = f"{row.model} and {row.baseline}"
-            yield f"Items of {who} with missing answers: {row.missing:,}. Verdicts hold with all of them right and all wrong."
+            gone = f"Items of {row.model} and {row.baseline} with missing answers: {row.missing:,}."
+            yield f"{gone} Verdicts hold with these answers all right and all wrong."
