@@ -221,7 +221,7 @@ def _band(
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     across, below = points[:, 0], weight_axis(names)
     if len(names) > 2:
-        across, below = np.argsort(np.argsort(value, kind="stable")) + 1.0, "points, in order"
+        across, below = np.argsort(np.argsort(value, kind="stable")).astype(float) + 1, "points, in order"
     near = int(np.abs(points - chosen).sum(axis=1).argmin())
     made, axes = curve(across, value, near, below, f"over the uniform soup, {unit().name}")
     order = np.argsort(across, kind="stable")
