@@ -75,10 +75,8 @@ class Consistency(Analysis):
         weights = np.array([[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares])
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
         exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
-        sizes: dict[str, int | tuple[int, int]] = {
-            "shared": len(sums.sums),
-            "independent": (len(soups), len(sums.sums)),
-        }
+        groups = len(sums.sums)
+        sizes: Mapping[str, int | tuple[int, int]] = {"shared": groups, "independent": (len(soups), groups)}
         drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 

@@ -69,9 +69,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
         degrees = max(len(whole.sums) - 1, 1)  # a single group: the widest that we state
         margin = float(-stdtrit(degrees, TAIL)) * float(np.sqrt(whole.variances().sum()))
         low, high = mean - margin, mean + margin
-    return Interval(
-        mean=mean, low=max(bottom, low), high=min(top, high), n=len(values), groups=len(whole.sums), effective_n=size
-    )
+    low, high = max(bottom, low), min(top, high)
+    return Interval(mean=mean, low=low, high=high, n=len(values), groups=len(whole.sums), effective_n=size)
 
 
 def span(values: FloatArray) -> tuple[float, float]:

@@ -230,9 +230,7 @@ def verdict(
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
-        tried = (
-            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""
-        )
+        tried = f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items" if mixture else ""
         return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
@@ -287,7 +285,9 @@ def _p(value: float) -> str:
     return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
 
 
-POWER, FUTURES = 0.8, 4000
+POWER = 0.8
+FUTURES = 4000
+"""Simulated report folds."""
 DISCORDANCE = 0.1
 """Assumed share of the items on which two models differ, if no answers of the candidates are known."""
 ABSURD = 100_000

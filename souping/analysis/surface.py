@@ -30,11 +30,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LEAST, MOST, FITTED = 4, 150, 400
-"""Soups beside the uniform one below which nothing is said; points shown, and soups fitted, at most."""
-SURE, DRAWS, WIDER = 0.95, 2000, 1.35
-"""Confidence of a band, the draws that its quantile is estimated from, and a factor for what the posterior takes for
-certain (the scales and the smoothness): set on the simulated bowls of tests/analysis/test_surface.py, not on tables."""
+FEWEST_SOUPS = 5
+"""Evaluated soups without which there is no surface."""
+MOST_POINTS = 150
+FITTED = 400
+"""Soups at most that the model is fitted on."""
+CONFIDENCE = 0.95
+DRAWS = 2000
+"""Draws of the posterior that the width of a band is estimated from."""
+WIDENING = 1.35
+"""Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
+simulated bowls of tests/analysis/test_surface.py, not on tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class SurfaceBand:
         error = np.sqrt(np.maximum(np.diag(cov), 0))
         largest = np.max(np.abs(draws(cov, DRAWS))[:, 1:] / np.maximum(error[1:], 1e-9), axis=1)
         difference = np.clip(mean - mean[0], -most, most)
-        reach = WIDER * float(np.quantile(largest, SURE)) * error
+        reach = WIDENING * float(np.quantile(largest, CONFIDENCE)) * error
         return cls(
             difference=difference, low=np.maximum(difference - reach, -most), high=np.minimum(difference + reach, most)
         )
@@ -146,7 +152,7 @@ class ResponseSurface(Analysis):
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
         step = self.step
-        while grid_size(size, step) > MOST and step < 0.5:
+        while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
         return [_key(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
 
@@ -171,8 +177,8 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
         if soup.id in known and len(found) < FITTED:
             weights = dict(zip(soup.ingredients, soup.weights, strict=True))
             found[_key([weights.get(name, 0.0) for name in names])] = known[soup.id]
-    if len(found) <= LEAST:
-        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {LEAST + 1}")
+    if len(found) < FEWEST_SOUPS:
+        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}")
     return found
 
 
@@ -203,7 +209,7 @@ def draw(data: Row) -> Drawing | None:
             reach = max(float(np.abs(value).max()), 1e-9)
             rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
             shades = scale(-reach, reach, unit().colours("RdBu"))
-            label = f"over the uniform soup, {unit().name}"
+            label = f"score minus uniform soup ({unit().name})"
             made = triangle(names, places, value, chosen, shades, label, rims)
         else:
             made = _band(names, places, chosen, value, low, high)
@@ -211,7 +217,7 @@ def draw(data: Row) -> Drawing | None:
     top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
     reached = f"from {least} to {most} {unit().name}, best at {top}"
     alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
-    caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
+    caption = "Ring: the chosen soup." + (" Dark outline: its interval excludes 0." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
 
 
@@ -221,9 +227,9 @@ def _band(
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     across, below = points[:, 0], weight_axis(names)
     if len(names) > 2:
-        across, below = np.argsort(np.argsort(value, kind="stable")).astype(float) + 1, "points, in order"
+        across, below = np.argsort(np.argsort(value, kind="stable")).astype(float), "points, in order"
     near = int(np.abs(points - chosen).sum(axis=1).argmin())
-    made, axes = curve(across, value, near, below, f"over the uniform soup, {unit().name}")
+    made, axes = curve(across, value, near, below, f"score minus uniform soup ({unit().name})")
     order = np.argsort(across, kind="stable")
     axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)

@@ -176,10 +176,7 @@ DISPLAYS["parents"] = Display(parents_section, (draw_parents,), folded=True)
 
 # ------------------------------------------------------------ over ingredients, item by item
 
-RULE = (
-    "on the search fold, so that the report fold stays unseen: of each kind the first items by the hash of their "
-    "prompt, no category twice before all had one"
-)
+RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
 CORPUS = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
 LONGEST = 600
 """Characters of a prompt or an answer that an example shows."""

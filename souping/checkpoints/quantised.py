@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
-from souping.checkpoints.views import Assembly, Fetch, Part, Raw, StoredTensor, View, scratch_of, widen
+from souping.checkpoints.views import Assembly, Fetch, Raw, StoredTensor, View, scratch_of, widen
 from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -47,11 +47,6 @@ class Scheme:
 
     suffix: str
     block: tuple[int, int] | None
-
-
-def is_quantised(config: Mapping[str, Any]) -> bool:
-    """Whether a model's config says that its weights are quantised."""
-    return any(config.get(key) for key in KEYS)
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,13 +155,10 @@ class ScaledTensor(StoredTensor):
 
     def __init__(self, folder: Path, weight: Tensor, scale: Tensor | None, scheme: Scheme) -> None:
         """Raises UserError where the scale is missing, or its shape or dtype is wrong."""
-        super().__init__(
-            "F32", weight.shape, [Part(weight.file, weight.offset, (0,) * len(weight.shape), weight.shape)]
-        )
+        super().__init__("F32", weight.shape, StoredTensor.of(weight).parts)
         if scale is None:
-            raise broken(
-                folder / weight.file, f"its scale {shown(weight.name + scheme.suffix)} is missing", weight.name
-            )
+            missing = f"its scale {shown(weight.name + scheme.suffix)} is missing"
+            raise broken(folder / weight.file, missing, weight.name)
         if scale.dtype not in FLOATS:
             raise refused(folder, f"fp8, {shown(scale.name)} is {scale.dtype}")
         self._weight, self._scale, self._folder = weight, scale, folder

@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import add, attrgetter, lt, mul, sub
@@ -125,19 +125,21 @@ def in_order(shape: Shape, steps: Shape) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(shape, steps, row_major(shape), strict=True))
 
 
-def boxes(shape: Shape, start: int, count: int) -> Iterator[tuple[Shape, Shape]]:
+@lru_cache(maxsize=1 << 8)  # all ingredients of a soup are read in the same blocks
+def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
     """Elements `start .. start + count` of a row-major array as boxes (low, high), in order.
 
     Each is one index in the leading dimensions, a range in one, and everything in the others.
     """
-    steps, end = row_major(shape), start + count
+    found, steps, end = [], row_major(shape), start + count
     while start < end:
         level = next(d for d, step in enumerate(steps) if start % step == 0 and end - start >= step)
         low = [start // step % size for step, size in zip(steps, shape, strict=True)]
         taken = min((end - start) // steps[level], shape[level] - low[level])
         sizes = [1] * level + [taken, *shape[level + 1 :]]
-        yield tuple(low), tuple(a + n for a, n in zip(low, sizes, strict=True))
+        found.append((tuple(low), tuple(map(add, low, sizes))))
         start += taken * steps[level]
+    return found
 
 
 class StoredTensor:

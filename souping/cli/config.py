@@ -314,7 +314,7 @@ def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str,
     sources = {"path", "tasks"}.intersection(entry if isinstance(entry, Mapping) else ())
     if not sources or not isinstance(entry.get("name", ""), str):
         raise UserError(
-            f"{where}={entry!r:.60} must be a JSON Lines file, an lm_eval task, or a mapping with path or tasks"
+            f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
     if "tasks" in sources:
         return _tasks(entry, where, own)

@@ -171,11 +171,9 @@ def _pairs(result: CompareResult) -> Section:
 
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
     line = f"{best} Row minus column, in {_unit(head)}:"
-    rows = [
-        [one, *(shown(*row[other]) if other in row else "" for other in result.models[1:])]
-        for one, row in result.pairs.items()
-    ]
-    return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+    others = result.models[1:]
+    rows = [[one, *(shown(*row[m]) if m in row else "" for m in others)] for one, row in result.pairs.items()]
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *others], rows),))
 
 
 def _flip(flip: Flip) -> Section:

@@ -204,7 +204,8 @@ class ModuleTargets:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")
                 places[tensor.name] = ParameterTarget(place, tag, _flat(place))
-        return places if self._covered(named, taken) else None
+        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
+        return places if all(tensor.data_ptr() in taken for tensor in own) else None
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
@@ -232,11 +233,6 @@ class ModuleTargets:
             if key in named:
                 return named[key]
         return None
-
-    def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
-        """Whether every parameter is filled."""
-        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
-        return all(tensor.data_ptr() in taken for tensor in own)
 
 
 def _flat(tensor: torch.Tensor) -> Raw | None:

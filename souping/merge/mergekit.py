@@ -164,10 +164,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     """What mergekit runs; a base model is last."""
     folders = [ingredient.folder for ingredient in ingredients]
-    document = _document(recipe, folders) | {
-        "parameters": dict(part(recipe.settings, "parameters")),
-        "dtype": "float32",
-    }
+    document = _document(recipe, folders)
+    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = folders[-1]
     return _dump(document)

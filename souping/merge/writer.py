@@ -381,10 +381,9 @@ def with_extra(files: Mapping[str, str | bytes], weights: Iterable[str], extra: 
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
-    recipe = recipe_text(
-        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, plan.frame is not None
-    ).encode()
-    if plan.frame is not None:
+    same = plan.frame is not None
+    recipe = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same).encode()
+    if same:
         return {"recipe.json": recipe}
     folder = carrier.checkpoint.home
     files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}

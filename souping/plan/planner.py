@@ -208,9 +208,8 @@ def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
         same = [stage for stages in counted for stage in stages if stage.name == name]
         parts = any(stage.in_parts for stage in same)
-        models, asked, todo = (
-            _range(pairs, parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
-        )
+        columns = zip(*((stage.models, stage.asked, stage.todo) for stage in same), strict=True)
+        models, asked, todo = (_range(pairs, parts) for pairs in columns)
         whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
     return whole
 
@@ -441,9 +440,7 @@ def check_run(run: RunSettings) -> None:
         UserError: the run cannot start here, or its items cannot be answered.
     """
     if run.selects_from_table:
-        raise UserError(
-            "check=true evaluates a few items; stop_after=select with published scores has none: use plan=true"
-        )
+        raise UserError("check=true needs items; stop_after=select with published scores has none: use plan=true")
     whole = _planned(run)
     for note in whole.notes:
         print(f"note: {safe(note)}")

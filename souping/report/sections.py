@@ -59,9 +59,7 @@ def summary(report: Report) -> list[str]:
         if objective and not part(objective, "coefficients"):
             kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in {unit().meaning}"
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
-        lines.append(
-            f"The score is the {kind}, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
-        )
+        lines.append(f"The score is the {kind}, on {count(items)} {'' if report.get('limit') else 'report '}items.")
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
         pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
         mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
@@ -260,9 +258,8 @@ def _chosen(selection: Row) -> str:
     how = ", ".join(text for text in rule if text)
     low = elements(selection, "low_correlation")
     whole = len(elements(part(selection, "correlation"), "categories"))
-    where = (
-        f" Low-correlation categories: {'all ' + count(whole) if len(low) == whole else in_words(low)}." if low else ""
-    )
+    shown = f"all {count(whole)}" if len(low) == whole else in_words(low)
+    where = f" Low-correlation categories: {shown}." if low else ""
     names = in_words(elements(selection, "ingredients")) or "nothing"
     return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
 
@@ -301,7 +298,7 @@ def _gate(report: Report) -> Section | None:
         return None
     title, shown = "Were the single models as expected?", tables.gate(report)
     fold, alarm = clean(checked.get("fold")), percent(checked.get("false_alarm"), 0)
-    line = f"Scores on the {fold} fold before the search. With correct models, one falls outside in {alarm} % of runs."
+    line = f"Scores on the {fold} fold. With correct models, one falls outside in at most {alarm} % of runs."
     if not checked.get("passed"):
         return Section(title, (line,), grids=(shown,))
     return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))

@@ -275,9 +275,8 @@ def _expert_of(report: Report, name: str) -> list[str]:
     selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
     tied = part(selection, "tied")
     shared = selection.get("ties") == "all"
-    found = [
-        c for c, expert in part(selection, "experts").items() if name in (expert, *(texts(tied, c) if shared else ()))
-    ]
+    chosen = part(selection, "experts")
+    found = [c for c in chosen if name in (chosen[c], *(texts(tied, c) if shared else ()))]
     return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
 
 
@@ -334,20 +333,11 @@ SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of ans
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
-    search = part(spent, "search")
-    lines = [
-        (COSTS.get(key) or clean(key).replace("_", " "), _spent(key, spent[key]))
-        for key in dict.fromkeys([*COSTS, "seconds", *spent])
-        if number(spent.get(key)) is not None
-    ]
-    lines += [
-        (f"search: {text}", _spent(key, search[key])) for key, text in SEARCHED.items() if number(search.get(key))
-    ]
+    names = {key: COSTS.get(key) or clean(key).replace("_", " ") for key in dict.fromkeys([*COSTS, "seconds", *spent])}
+    rows = [(name, key, spent.get(key)) for key, name in names.items()]
+    rows += [(f"search: {name}", key, part(spent, "search").get(key)) for key, name in SEARCHED.items()]
+    lines = [(name, seconds(n) if key == "seconds" else count(n)) for name, key, n in rows if number(n) is not None]
     return grid(("cost", "amount"), lines)
-
-
-def _spent(key: str, amount: Json) -> str:
-    return seconds(amount) if key == "seconds" else count(amount)
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:

@@ -50,6 +50,8 @@ class TaskSubset:
     anew at each call; the few-shot examples are those that were drawn at loading; and nothing is aggregated.
     """
 
+    _instances: list[Instance]
+
     def __init__(self, loaded: Loaded, seed: int | None) -> None:
         self._loaded, self._task, self._seed = loaded, loaded.task, seed
         self.eval_docs = loaded.docs
@@ -63,47 +65,20 @@ class TaskSubset:
         """(position, document), as the harness numbers chosen documents."""
         return enumerate(self._loaded.docs[number] for number in samples)
 
-    def build_all_requests(
-        self,
-        *,
-        samples: Sequence[int],
-        system_instruction: str | None,
-        apply_chat_template: bool,
-        fewshot_as_multiturn: bool,
-        chat_template: Callable[[list[dict[str, str]]], str] | None,
-        limit: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        cache_requests: bool = False,
-        rewrite_requests_cache: bool = False,
-        tokenizer_name: str = "",
-    ) -> None:
-        """Build the requests of the chosen documents, each with its own few-shot examples."""
-        task, instances = self._task, []
-        for position, number in enumerate(samples):
-            doc, shots = self._loaded.docs[number], self._loaded.shots[number]
-            if shots:
-                task.sampler = SimpleNamespace(sample=lambda shots=shots, **_: list(shots))
-            elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
-                task.fewshot_rnd = random.Random(f"{self._seed} {number}")
-            context = task.fewshot_context(
-                doc,
-                num_fewshot=task.config.num_fewshot or 0,
-                system_instruction=system_instruction,
-                apply_chat_template=apply_chat_template,
-                fewshot_as_multiturn=fewshot_as_multiturn,
-                chat_template=chat_template,
-                gen_prefix=task.doc_to_prefix(doc),
-            )
-            requests = task.construct_requests(
-                doc=doc,
-                ctx=context,
-                metadata=(self._loaded.name, position, task.config.repeats),
-                apply_chat_template=apply_chat_template,
-                chat_template=chat_template,
-            )
-            instances += requests if isinstance(requests, list) else [requests]
-        task._instances = instances
+    def build_all_requests(self, *, samples: Sequence[int], **settings: Any) -> None:
+        """The harness's own, with this object's documents and contexts."""
+        self._numbers = iter(samples)
+        type(self._task).build_all_requests(self, samples=samples, **settings)
+        self._task._instances = self._instances
+
+    def fewshot_context(self, doc: Document, **settings: Any) -> Any:
+        """The prompt of the next document with its own few-shot examples."""
+        task, number = self._task, next(self._numbers)
+        if shots := self._loaded.shots[number]:
+            task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
+        elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
+            task.fewshot_rnd = random.Random(f"{self._seed} {number}")
+        return task.fewshot_context(doc, **settings)
 
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""

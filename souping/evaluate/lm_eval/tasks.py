@@ -138,8 +138,10 @@ def require() -> None:
 def quiet() -> None:
     """Keep the harness's log, warnings and progress bars out of the run's own display."""
     import datasets
+    from lm_eval.api import task
 
     datasets.disable_progress_bars()
+    vars(task)["tqdm"] = lambda documents, **_: documents
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=name)
