@@ -405,8 +405,8 @@ class Run(Steps):
             return ()
         new = [len(self.evaluation.missing_answers(model, stage.items, any_block=True)) for model in stage.models]
         self.progress.say(
-            f"{stage.name}: {len(stage.models)} models on the {len(stage.items)} items of the search fold, "
-            f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
+            f"{stage.name}: {sum(map(bool, new))} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
+            f"items of the search fold: {sum(new):,} answers to evaluate"
         )
         return tuple(model for model, answers in zip(stage.models, new, strict=True) if answers)
 
