@@ -139,7 +139,7 @@ def _groups(items: Sequence[Item]) -> IntArray:
     return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
 
 
-def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Json]:
+def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Row]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard.

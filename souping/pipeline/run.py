@@ -449,7 +449,10 @@ class Run(Steps):
             soup, against = self.winner.recipe.id, self.single(self.admission.against).id
             guards = self.admission.guards if soup != against else ()
             pairs = [(self.measured[one.benchmark][soup], self.measured[one.benchmark][against]) for one in guards]
-            checks = judge(guards, pairs, self.report_content["verdict"]["opened"])
+            verdict = self.report_content["verdict"]
+            checks = judge(guards, pairs, verdict["opened"])
+            if verdict["claim"] in ("not_measured", "dry_run"):
+                checks = [{**one, "outcome": verdict["claim"].replace("_", " ")} for one in checks]
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
