@@ -23,7 +23,7 @@ from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, Us
 from souping.core.unit import POINTS, Unit, unit_of
 from souping.report.format import brackets, clean, count, share
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.report.tables import Row, Section, grid, where
 
 NAME = "guards"
 TOKENS = "tokens"
@@ -245,8 +245,7 @@ def section(data: Row) -> Section:
     lines = [f"Compared with {clean(data.get('against'))}, {clean(data.get('sentence'))}."]
     lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(checks)
     header = ("guard", "allowed loss", f"soup minus {clean(data.get('against'))}", "items", "outcome")
-    broken = [n for n, one in enumerate(checks) if one.get("outcome") == "broken"]
-    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=broken)
+    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=where(checks, "outcome", "broken"))
     return Section("Guards", tuple(lines), grids=(table,) if checks else ())
 
 
