@@ -405,8 +405,8 @@ class Run(Steps):
             return ()
         new = [len(self.evaluation.missing_answers(model, stage.items, any_block=True)) for model in stage.models]
         self.progress.say(
-            f"{stage.name}: {len(stage.models)} models on the {len(stage.items)} items of the search fold, "
-            f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
+            f"{stage.name}: {sum(map(bool, new))} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
+            f"items of the search fold: {sum(new):,} answers to evaluate"
         )
         return tuple(model for model, answers in zip(stage.models, new, strict=True) if answers)
 
@@ -449,7 +449,10 @@ class Run(Steps):
             soup, against = self.winner.recipe.id, self.single(self.admission.against).id
             guards = self.admission.guards if soup != against else ()
             pairs = [(self.measured[one.benchmark][soup], self.measured[one.benchmark][against]) for one in guards]
-            checks = judge(guards, pairs, self.report_content["verdict"]["opened"])
+            verdict = self.report_content["verdict"]
+            checks = judge(guards, pairs, verdict["opened"])
+            if verdict["claim"] in ("not_measured", "dry_run"):
+                checks = [{**one, "outcome": verdict["claim"].replace("_", " ")} for one in checks]
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)

@@ -309,6 +309,7 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
     (check,) = guarded["analyses"]["guards"]["checks"]
     assert 0 < check["items"] == guarded["also"][0]["items"] < 90  # the guard chose on the others
+    assert check["outcome"] == "not measured"  # all answers are cut off
 
 
 def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
