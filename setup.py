@@ -68,7 +68,7 @@ setup(
         "souping": ["py.typed"],
         "souping.checkpoints": ["rules/*.json"],
         "souping.report": ["*.css"],
-        "souping.paper": ["*.md", "*.csv", "*.json", "tasks/**/*"],
+        "souping.paper": ["*.md", "*.csv", "tasks/**/*"],
         "souping.evaluate.bfcl": ["requirements/*.txt"],
         "souping.pantry": ["*.jsonl", "*.md", "models/**/*"],
     },

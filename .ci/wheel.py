@@ -19,7 +19,6 @@ NEEDED = (
     "souping/evaluate/bfcl/requirements/minimal.txt",
     "souping/pantry/items.jsonl",
     "souping/paper/bfcl_8b.csv",
-    "souping/paper/findings.json",
     "souping/paper/tasks/flores36/flores36.py",
     "souping/py.typed",
 )

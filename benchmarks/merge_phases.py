@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
 from souping.merge import writer
 from souping.merge.local import LocalMerge
@@ -81,7 +80,7 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
 def forget(made: MergePlan) -> None:
     """Drop the inputs, and nothing else, from the page cache."""
     for ingredient in made.ingredients:
-        for name, _ in ingredient.files:
+        for name in ingredient.files:
             with (Path(ingredient.folder) / name).open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -90,14 +89,10 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
     """A soup into a live fp32 module, a plain copy of as many bytes, and whole-tensor fp32 arithmetic (two rounds)."""
     import torch
 
-    from souping.merge.live import LiveModule
-
     torch.set_num_threads(1)
-    checkpoints = {name: Checkpoint.open(path) for name, path in folders.items()}
-    recipe = recipe_of(folders, weights)
-    module = _module(next(iter(folders.values())))
-    live = LiveModule(checkpoints, module)
-    made = LocalMerge().open(folders).plan(recipe)
+    recipe, pool = recipe_of(folders, weights), LocalMerge().open(folders)
+    live = pool.live(_module(next(iter(folders.values()))))
+    made = pool.plan(recipe)
     half = (made.read_bytes + 2 * made.nbytes) // 2  # a copy reads and writes each byte
     source, target = np.ones(half, np.uint8), np.zeros(half, np.uint8)
     times = interleaved(
@@ -107,7 +102,7 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
             "pour": lambda: timed(lambda: live.pour(recipe)),
         },
     )
-    return times | {"whole tensors": _whole_tensors(module, folders, weights)}
+    return times | {"whole tensors": _whole_tensors(_module(next(iter(folders.values()))), folders, weights)}
 
 
 def _module(folder: Path) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.intervals import design, objective_interval, rate
+from souping.analysis.intervals import ItemTable, design, rate
 from souping.analysis.sign_flip import ALPHA, invert, sign_flip
 from souping.analysis.significance import MARGIN, penalty
 
@@ -243,7 +243,8 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     rates[1] += case.gain
     a, fresh = np.mean([simulate(rng, layout, rates) for _ in range(3 if case.graded else 1)], axis=0)
     b = nearly(rng, layout, a, fresh, case.share)
-    one = objective_interval(a, layout.categories, layout.groups, layout.weights, draws=DRAWS)
+    where = {"categories": layout.categories, "groups": layout.groups, "coefficients": layout.weights}
+    one = ItemTable(names=(), **where).interval(a, draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     low, high, _ = invert(deltas, 1.0, alpha=ALPHA / penalty(case.looks), draws=DRAWS)
     first = layout.categories == 0

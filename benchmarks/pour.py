@@ -1,8 +1,8 @@
 """One pour of a soup into a live module: median and least of 30, three ingredients, two sizes of a Llama in bfloat16.
 
 Each pour has other weights, as in a search; all ingredients count in each. What the first pour does once (tensors side
-by side, places in files and module) is not timed. Both models have 101 tensors: the small one shows what a pour costs
-beside its arithmetic.
+by side, files opened) is not timed. Both models have 101 tensors: the small one shows what a pour costs beside its
+arithmetic.
 
     OMP_NUM_THREADS=1 python benchmarks/pour.py
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from souping.checkpoints import Checkpoint
 from souping.core.types import Recipe
-from souping.merge.live import LiveModule
+from souping.merge import Pourable
+from souping.merge.local import LocalMerge
 
 SIZES = ((64, 1_000), (256, 8_000))
 """(hidden size, vocabulary)"""
@@ -31,8 +31,8 @@ def main() -> None:
     for hidden, vocab in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             models = [save(Path(folder) / name, hidden, vocab, int(name)) for name in NAMES]
-            checkpoints = {name: Checkpoint.open(Path(folder) / name) for name in NAMES}
-            seconds = pours(LiveModule(checkpoints, models[-1]))
+            pool = LocalMerge().open({name: Path(folder) / name for name in NAMES})
+            seconds = pours(pool.live(models[-1]))
         parameters = sum(parameter.numel() for parameter in models[-1].parameters()) / 1e6
         median, least = 1e3 * statistics.median(seconds), 1e3 * min(seconds)
         print(f"{parameters:.2f} M parameters: median {median:.2f} ms, least {least:.2f} ms")
@@ -49,7 +49,7 @@ def save(folder: Path, hidden: int, vocab: int, seed: int) -> LlamaForCausalLM:
     return model
 
 
-def pours(live: LiveModule) -> list[float]:
+def pours(live: Pourable) -> list[float]:
     """Seconds of each pour after the first."""
     seconds = []
     for number in range(POURS + 1):

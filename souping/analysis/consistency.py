@@ -14,28 +14,17 @@ mixing, soups that know nothing of their own:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.analysis import Analysis, Draws, NotEstimableError, RunScores
-from souping.analysis.correlation import FEWEST_MODELS, GroupSums, few_models
+from souping.analysis.correlation import FEWEST_MODELS, GroupSums, correlated, few_models
 from souping.analysis.intervals import Z95
 from souping.analysis.wins import TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
-from souping.core.types import (
-    FloatArray,
-    ItemScores,
-    Json,
-    Recipe,
-    ScoreMatrix,
-    UserError,
-    number,
-    part,
-    texts,
-)
+from souping.core.types import FloatArray, ItemScores, Json, Recipe, ScoreMatrix, number, part, texts
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.sections import DISPLAYS, Display
@@ -86,10 +75,8 @@ class Consistency(Analysis):
         weights = np.array([[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares])
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
         exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
-        sizes: dict[str, int | tuple[int, int]] = {
-            "shared": len(sums.sums),
-            "independent": (len(soups), len(sums.sums)),
-        }
+        groups = len(sums.sums)
+        sizes: Mapping[str, int | tuple[int, int]] = {"shared": groups, "independent": (len(soups), groups)}
         drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
@@ -109,21 +96,12 @@ def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -
     if models < 3:
         return f"{models} candidates have no correlation; it takes 3, and {FEWEST_MODELS} to say anything by it"
     varying = [name for name, use in zip(categories, kept, strict=True) if use]
-    return (
-        f"{len(varying)} of {len(categories)} categories tell the candidates and the soups apart; it takes 2: add "
-        "categories, or items on which they differ"
-    )
+    return f"models differ in {len(varying)} of {len(categories)} categories, and 2 are needed: add items or categories"
 
 
 def _rho(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> FloatArray:
     """[M, C] -> [C, C], nan in the rows and columns that are not kept or do not vary here."""
-    rho = np.full((len(kept),) * 2, np.nan)
-    use = kept & np.isfinite(values).all(axis=0)
-    use[use] = _varying(values[:, use])
-    if use.sum() > 1:
-        with suppress(UserError):
-            rho[np.ix_(use, use)] = correlation(values[:, use]).rho
-    return rho
+    return correlated(correlation, np.where(kept & np.isfinite(values).all(axis=0), values, 0.0)).rho
 
 
 def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> float:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import Z95, distinct, resample, stratify
+from souping.analysis.intervals import Z95, design, distinct, resample
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
 from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError
@@ -35,10 +35,8 @@ def few_models(models: int) -> str:
     """What a reader of a choice by correlations must know where the models are few; else empty."""
     if models >= FEWEST_MODELS:
         return ""
-    return (
-        f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed); selectors without "
-        "correlations: selector=greedy, selector=all"
-    )
+    head = f"correlations over {models} models are largely chance (at least {FEWEST_MODELS} needed)"
+    return f"{head}; selectors without correlations: selector=greedy, selector=all"
 
 
 def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
@@ -56,10 +54,8 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: mend it or leave that out")
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
-        raise UserError(
-            f"the same score for all {len(scores)} models in {_columns(flat, names)}, so no correlation exists: "
-            "leave that out or add models that differ there"
-        )
+        same = f"all {len(scores)} models have the same score in {_columns(flat, names)}"
+        raise UserError(f"{same}, so no correlation exists: leave it out or add models")
 
 
 def pearson(scores: FloatArray) -> Correlations:
@@ -253,16 +249,11 @@ def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]
 def _reason(error: UserError) -> str:
     """A message without its numbers and names, so that equal reasons are counted together."""
     text = str(error)
-    for word, reason in (
-        ("the models differ", "a category is constant"),
-        ("low-correlation", "no low-correlation category"),
-    ):
-        if word in text:
-            return reason
-    return text.split(": ")[0]
+    known = {"the models differ": "a category is constant", "low-correlation": "no low-correlation category"}
+    return next((reason for words, reason in known.items() if words in text), text.split(": ")[0])
 
 
-def _correlated(correlation: Correlation, table: FloatArray) -> Correlations:
+def correlated(correlation: Correlation, table: FloatArray) -> Correlations:
     """Correlations [C, C] of the categories that differ between models; nan where none is defined."""
     nothing = np.full((table.shape[1],) * 2, np.nan)
     made = Correlations(rho=nothing, low=nothing.copy(), high=nothing.copy())
@@ -287,11 +278,11 @@ def _pairs(
     scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None, items: GroupSums | None
 ) -> list[dict[str, Json]]:
     """One row for every two categories."""
-    names, whole = scores.categories, _correlated(correlation, scores.values)
+    names, whole = scores.categories, correlated(correlation, scores.values)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
     columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan))
     if tables is not None and items is not None:
-        low, high = _percentiles([_correlated(correlation, table).rho for table in tables])
+        low, high = _percentiles([correlated(correlation, table).rho for table in tables])
         columns |= {"bootstrap_low": low, "bootstrap_high": high, "disattenuated": disattenuated(items)}
     above = np.triu_indices(len(names), 1)
     rows = zip(*(_plain(table[above]) for table in columns.values()), strict=True)
@@ -319,21 +310,18 @@ class GroupSums:
         """Collect the per-item scores of a matrix.
 
         Raises:
-            ValueError: there are none, or the models were scored on different items.
+            ValueError: the models were scored on different items.
         """
-        if not scores.items:
-            raise ValueError("the score matrix holds no per-item scores")
+        assert scores.items, "published scores have no items"
         items = scores.items[scores.models[0]].items
         names = [item.id for item in items]
         if any([i.id for i in scores.items[m].items] != names for m in scores.models):
             raise ValueError("all models must be scored on the same items, in the same order")
         _, group = np.unique([item.group for item in items], return_inverse=True)
-        column = np.array([scores.categories.index(item.category) for item in items])
-        shape = (int(group.max()) + 1, len(scores.categories))
-        cell, size = group * shape[1] + column, shape[0] * shape[1]
-        counts = np.bincount(cell, minlength=size).reshape(shape).astype(float)
-        sums = [np.bincount(cell, scores.items[m].values, size).reshape(shape) for m in scores.models]
-        return cls(sums=np.stack(sums, axis=1), counts=counts, stratum=stratify(counts > 0))
+        column, equal = np.array([scores.categories.index(i.category) for i in items]), np.ones(len(scores.categories))
+        wholes = [design(scores.items[m].values, column, group.astype(np.int64), equal) for m in scores.models]
+        sums = np.stack([whole.sums for whole in wholes], axis=1)
+        return cls(sums=sums, counts=wholes[0].counts, stratum=wholes[0].stratum)
 
     @property
     def means(self) -> FloatArray:

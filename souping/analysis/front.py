@@ -15,16 +15,21 @@ from souping.analysis.guards import TOKENS, Guard, resolve
 from souping.analysis.surface import FITTED, fitted
 from souping.core.fields import fits, pick
 from souping.core.types import BoolArray, FloatArray, Item, Json, Trial, UserError, Weights, elements, entries, part
-from souping.core.unit import Unit, scores_in, unit_of
+from souping.core.unit import Unit, unit_of
 from souping.report.format import brackets, clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, grid
-from souping.search.surrogate import RISE
 
-NAME, CONFIRMED, DRAWS, LISTED = "front", 3, 400, 15
-"""Key under `analyses`, points that answer the whole search fold, draws of the posterior, and points in the table."""
-LENGTH = Unit(name=TOKENS, symbol=TOKENS, meaning=TOKENS, higher_is_better=False, scale=1.0, digits=0, fractions=False)
+NAME = "front"
+"""Key under `analyses`."""
+CONFIRMED = 3
+"""Most points that are evaluated on the whole search fold."""
+DRAWS = 400
+"""Draws of the posterior."""
+LISTED = 15
+"""Points in the report's table."""
+LENGTH = Unit(symbol="mean per answer", meaning=TOKENS, higher_is_better=False, scale=1.0, fractions=False)
 
 
 def resolve_goals(
@@ -32,7 +37,7 @@ def resolve_goals(
     weights: Mapping[str, float] | None,
     categories: Sequence[str],
     groups: Mapping[str, Sequence[str]],
-    units: Mapping[str, Unit],
+    unit: Unit,
 ) -> tuple[Guard, ...]:
     """What the names of `pareto` stand for, as in `resolve`; `weights` are those of `pick`.
 
@@ -43,17 +48,13 @@ def resolve_goals(
         return ()
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"pareto={[*names]!r:.60} needs two goals or more, each once, as in pareto=[math,safety]")
-    table = weights if isinstance(weights, Mapping) else {}
-    for name in table:
+    if weights and not (
+        fits(weights, Mapping[str, float]) and min(weights.values()) >= 0 < sum(weights.values()) < np.inf
+    ):
+        raise UserError(f"pick={weights!r:.60} needs finite weights of 0 or more, one of them above 0")
+    for name in weights or ():
         pick(name, names, "pick: goal")
-    fine = all(fits(one, float) and 0 <= one < np.inf for one in table.values())
-    if weights and not (fine and any(table.values())):
-        raise UserError(f"pick={weights!r:.60} needs a weight of 0 or more for a goal, one of them above 0")
-    found = resolve(dict.fromkeys(names, 1.0), categories, groups, units, "pareto")
-    for one in found:
-        if one.benchmark:
-            raise UserError(f"pareto={one.name}: the search sees no extra benchmark: use guard={{{one.name}: LOSS}}")
-    return found
+    return resolve(dict.fromkeys(names, 1.0), categories, groups, {"": unit}, "pareto")
 
 
 class Front:
@@ -66,26 +67,23 @@ class Front:
     def __init__(
         self, goals: Sequence[Guard], items: Sequence[Item], points: Sequence[Weights], trials: Iterable[Trial]
     ) -> None:
-        """From the answers of a search. Raises UserError if lengths are a goal and nobody counts tokens."""
-        found = {trial.weights: trial.result for trial in trials}
-        every, blank = list(dict.fromkeys([*found, *points]))[:FITTED], np.full(len(items), np.nan)
-        answers = {False: np.array([found[p].values if p in found else blank for p in every])}
+        """From the answers of a search."""
+        found, blank = {trial.weights: trial.result for trial in trials}, np.full(len(items), np.nan)
+        every = list(dict.fromkeys([*found, *points]))[:FITTED]
+        names = [item.category for item in items]
+        categories = np.unique(names, return_inverse=True)[1]
+        scores = np.array([found[p].values if p in found else blank for p in every])
+        self.points, self.known, self.whole = np.array(every), len(found), np.isfinite(scores).all(1)
+        flat = np.ones(categories.max() + 1)
+        models = {False: fitted(self.points, scores, categories, flat)}
         if any(goal.lengths for goal in goals):
             tokens = np.array([found[p].lengths if p in found else blank for p in every])
-            if not (length := float(np.nanmean(tokens[0]))):
-                raise UserError("pareto: this evaluator does not count the tokens of its answers")
-            answers[True] = -tokens / length
+            length = float(np.nanmean(tokens[0])) or 1.0
+            models[True] = fitted(self.points, -tokens / length, categories, flat, rise=0.0)
             unit = replace(LENGTH, margin=0.01 * length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
-        self.goals, self.points, self.known = goals, np.array(every), len(found)
-        self.whole = np.isfinite(answers[False]).all(1)
-        names = [item.category for item in items]
-        categories = np.array([[*dict.fromkeys(names)].index(name) for name in names])
-        flat, rises = np.ones(categories.max() + 1), {False: RISE, True: 0.0}
-        models = {kind: fitted(self.points, rows, categories, flat, rises[kind]) for kind, rows in answers.items()}
         drawn = {kind: model.posterior_draws(DRAWS, max(1.0, model.surprise())) for kind, model in models.items()}
-        shares = [models[False].shares(goal.covers(names)) for goal in goals]
-        pairs = list(zip(goals, shares, strict=True))
+        self.goals, pairs = goals, [(goal, models[False].shares(goal.covers(names))) for goal in goals]
         draws = np.stack([drawn[goal.lengths] @ own for goal, own in pairs], -1)
         self.means = np.stack([models[goal.lengths].total(own)[0] for goal, own in pairs], -1)
         self.low, self.high = np.quantile(draws, (0.025, 0.975), axis=0)
@@ -97,15 +95,10 @@ class Front:
         return {tuple(map(float, point)): total for point, total in zip(self.points, totals, strict=True)}
 
     def candidates(self, pick: Mapping[str, float] | None) -> list[Weights]:
-        """Points of the front to be confirmed: the best by `pick`, else the middle and the best of each goal."""
-        on = np.flatnonzero(self.on)
-        if pick is not None:
-            order = on[np.argsort(-np.array([*self.merits(pick).values()])[on], kind="stable")]
-        else:
-            spread = self.means[on] - self.means[on].min(0)
-            spread = spread / np.maximum(spread.max(0), 1e-12)
-            order = on[[int(spread.sum(1).argmax()), *map(int, spread.argmax(0))]]
-        return [tuple(map(float, self.points[n])) for n in dict.fromkeys(order.tolist())][:CONFIRMED]
+        """Points of the front to be confirmed: the best by `pick`, else those that are most likely on the true one."""
+        worth = self.odds if pick is None else np.array([*self.merits(pick).values()])
+        order = sorted(np.flatnonzero(self.on), key=lambda n: -worth[n])
+        return [tuple(map(float, self.points[n])) for n in order[:CONFIRMED]]
 
     def as_dict(
         self, names: Sequence[str], chosen: Mapping[str, float], pick: Mapping[str, float] | None
@@ -119,17 +112,19 @@ class Front:
             "ingredients": list(names),
             "soups": self.known,
             "pick": None if pick is None else dict(pick),
-            "points": [self._row(int(n)) for n in order],
+            "points": [self._row(n) for n in order],
             "chosen": self._row(int(np.abs(self.points - point).sum(axis=1).argmin())),
-            "rest": [self._row(int(n)) for n in np.flatnonzero(~self.on)],
+            "rest": [self._row(n) for n in np.flatnonzero(~self.on)],
         }
 
     def _row(self, n: int) -> dict[str, Json]:
-        bands = zip(self.means[n], self.low[n], self.high[n], strict=True)
-        tables = [dict(zip(("mean", "low", "high"), map(float, band), strict=True)) for band in bands]
+        found = dict[str, Json]()
+        for goal, *band in zip(self.goals, self.means[n], self.low[n], self.high[n], strict=True):
+            band = np.clip(band, 0, 1).tolist() if goal.unit.fractions else list(map(float, band))
+            found[goal.name] = goal.unit.raw_table(dict(zip(("mean", "low", "high"), band, strict=True)))
         return {
             "weights": [round(float(share), 9) for share in self.points[n]],
-            "goals": {goal.name: goal.unit.raw_table(own) for goal, own in zip(self.goals, tables, strict=True)},
+            "goals": found,
             "probability": round(float(self.odds[n]), 4),
             "confirmed": bool(self.whole[n]),
         }
@@ -146,29 +141,24 @@ def undominated(values: FloatArray) -> BoolArray:
 
 def section(data: Row) -> Section:
     units, points = _units(data), entries(data, "points")
+    goals, total = in_words([*units]), len(points) + len(entries(data, "rest"))
     lines = [
-        f"{count(len(points))} of the points that the search's model knows are beaten by none in {in_words([*units])}. "
-        f"Shown are its posterior means from {count(data.get('soups'))} soups, 95 % bands, and the probability that "
-        "each is on the true front. Confirmed points answered the whole search fold. The report fold was opened for "
-        "the chosen soup alone."
+        f"By the search's model, {len(points)} of {total} soups are on the front: none beats them in {goals} together. "
+        f"Means from {count(data.get('soups'))} evaluated soups, 95 % bands, and the probability of being on the true "
+        "front. Confirmed soups answered the whole search fold."
     ]
     if sums := part(data, "pick"):
         what = " + ".join(f"{value:.3g} {clean(name)}" for name, value in sums.items())
-        lines.append(f"The written soup is the confirmed point with the largest {what}.")
-    lines += [f"{count(len(points) - LISTED)} more points are in report.json."] * (len(points) > LISTED)
-    shown = sorted(points, key=lambda row: not row.get("confirmed"))[:LISTED]
-    rows = [
-        (
-            " / ".join(weight(share) for share in elements(row, "weights")),
-            *(_cell(part(part(row, "goals"), name), unit) for name, unit in units.items()),
-            percent(row.get("probability"), 0),
-            "yes" if row.get("confirmed") else "",
-        )
-        for row in shown
-    ]
-    heads = [unit.heading(clean(name)) for name, unit in units.items()]
-    header = (" / ".join(map(clean, elements(data, "ingredients"))), *heads, "on the front, %", "confirmed")
-    return Section(f"Front of {in_words([*units])}", tuple(lines), NAME, (grid(header, rows),))
+        lines.append(f"Among the confirmed soups, pick prefers the largest {what}; guards may rule it out.")
+    lines += [f"{count(len(points) - LISTED)} more are in report.json."] * (len(points) > LISTED)
+    rows = []
+    for row in sorted(points, key=lambda row: not row.get("confirmed"))[:LISTED]:
+        means = [brackets(part(part(row, "goals"), name), own=unit) for name, unit in units.items()]
+        mixed = " / ".join(weight(share) for share in elements(row, "weights"))
+        rows.append((mixed, *means, percent(row.get("probability"), 0), "yes" if row.get("confirmed") else ""))
+    heads = [unit.heading(name) for name, unit in units.items()]
+    header = (" / ".join(map(clean, elements(data, "ingredients"))), *heads, "on the true front, %", "confirmed")
+    return Section(f"Front of {goals}", tuple(lines), NAME, (grid(header, rows),))
 
 
 def _units(data: Row) -> dict[str, Unit]:
@@ -176,33 +166,28 @@ def _units(data: Row) -> dict[str, Unit]:
     return {clean(goal.get("name")): unit_of(goal) for goal in entries(data, "goals")}
 
 
-def _cell(found: Row, unit: Unit) -> str:
-    with scores_in(unit):
-        return brackets(found)
-
-
 def draw(data: Row) -> Drawing | None:
     """The first two goals of all points, with the bands of those on the front."""
-    points, rest = entries(data, "points"), entries(data, "rest")
-    (across, first), (up, second) = list(_units(data).items())[:2]
+    points, rest, goals = entries(data, "points"), entries(data, "rest"), list(_units(data).items())[:2]
+    (across, first), (up, second) = goals
 
-    def numbers(rows: Sequence[Row], key: str = "mean") -> FloatArray:
-        """[2, rows]"""
-        pairs = ((across, first), (up, second))
-        tables = [[part(part(row, "goals"), name) for row in rows] for name, _ in pairs]
-        scales = np.array([[unit.scale] for _, unit in pairs])
-        return np.asarray(scales * np.array([[one[key] for one in own] for own in tables], dtype=float))
+    def numbers(rows: Sequence[Row]) -> FloatArray:
+        """Mean, low and high of both goals [2, 3, rows]."""
+        tables = [(unit, [part(part(row, "goals"), name) for row in rows]) for name, unit in goals]
+        keys = ("mean", "low", "high")
+        return np.stack(
+            [unit.scale * np.array([[one[k] for one in t] for k in keys], dtype=float) for unit, t in tables]
+        )
 
     with canvas():
         made, axes = figure(6.4, 4.2)
-        axes.plot(*numbers(rest), "o", color=FAINT, markersize=3)
-        middle = numbers(points)
-        x, y = (np.abs(np.stack([numbers(points, key)[n] for key in ("low", "high")]) - middle[n]) for n in (0, 1))
+        axes.plot(*numbers(rest)[:, 0], "o", color=FAINT, markersize=3)
+        middle, bands = numbers(points)[:, 0], numbers(points)[:, 1:]
+        x, y = np.abs(bands - middle[:, None])
         axes.errorbar(middle[0], middle[1], y, x, fmt="o", color=COLOURS["soup"], markersize=4, linewidth=0.5)
-        here = numbers([part(data, "chosen")])
-        ring(axes, float(here[0, 0]), float(here[1, 0]), 7)
-        axes.set_xlabel(first.heading(short(across, 40)))
-        axes.set_ylabel(second.heading(short(up, 40)))
+        x, y = numbers([part(data, "chosen")])[:, 0, 0].tolist()
+        ring(axes, x, y, 7)
+        axes.set(xlabel=first.heading(short(across, 40)), ylabel=second.heading(short(up, 40)))
     alt = f"Front of {in_words([across, up])}: {len(points)} points that no other beats, of {len(points) + len(rest)}."
     return Drawing(NAME, made, alt, "Ring: the chosen soup. Bars: 95 % bands of the points on the front.")
 

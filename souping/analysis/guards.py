@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +19,15 @@ from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import pick
-from souping.core.types import Bound, FloatArray, Fold, Item, ItemScores, Json, UserError, entries
-from souping.core.unit import POINTS, Unit, scores_in, unit_of
+from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError, entries
+from souping.core.unit import POINTS, Unit, unit_of
 from souping.report.format import brackets, clean, count, share
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, grid
 
-NAME, TOKENS = "guards", "tokens"
+NAME = "guards"
+TOKENS = "tokens"
+"""Name of a guard or goal that is the mean length of all answers."""
 ADMISSION = 0.05
 """Largest probability of a loss above the margin with which a soup is admitted."""
 LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
@@ -34,21 +35,35 @@ LEVELS: Mapping[Fold, float] = {"search": ADMISSION, "report": ALPHA / 2}
 NEARER = 0.7
 """How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
 median of the recorded tables, benchmarks/guards.py --soups."""
-FORM = "guard={CATEGORY: POINTS} or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
+FORM = "guard={CATEGORY: POINTS}, or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
 LONGER = Unit(name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard(Bound):
-    """Bound of a user's, in the `unit` of its benchmark's scores; `benchmark` names an extra one."""
+    """Bound that a user set, in the `unit` of its benchmark's scores; `benchmark` names an extra one."""
 
     benchmark: str = ""
     unit: Unit = POINTS
 
     @property
-    def borne(self) -> str:
+    def allowed(self) -> str:
         """`3 points`, `10 %`"""
         return self.unit.amount(self.unit.size(self.margin))
+
+    def admits(self, found: Comparison) -> bool:
+        """Whether soup minus reference rules out a larger loss."""
+        return found.low > -self.margin
+
+    def outcome(self, found: Comparison) -> Literal["held", "broken", "undecided"]:
+        return "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
+
+    def as_dict(self, found: Comparison) -> dict[str, Json]:
+        """The JSON form of `report.json`."""
+        shown = {"difference": found.difference, "low": found.low, "high": found.high, "level": found.level}
+        limit = {"name": self.name, "unit": asdict(self.unit), "margin": self.unit.size(self.margin)}
+        counts = {"items": found.n, "groups": found.groups, "outcome": self.outcome(found)}
+        return {**limit, **self.unit.raw_table(shown), **counts}
 
 
 def read_guards(guard: Json) -> dict[str, float]:
@@ -58,25 +73,20 @@ def read_guards(guard: Json) -> dict[str, float]:
     Raises:
         UserError: it is neither, or a loss is not above 0.
     """
-    if guard is None:
-        return {}
-    table = guard if isinstance(guard, Mapping) else {"": guard}
-    return {str(name): _amount(str(name), value) for name, value in table.items()}
+    table = guard if isinstance(guard, Mapping) else {} if guard is None else {"": guard}
+    return {name: _loss(f"guard.{name}" if name else "guard", value, name == TOKENS) for name, value in table.items()}
 
 
-def _amount(name: str, value: Json) -> float:
-    where, text = f"guard.{name}" if name else "guard", str(value).strip()
+def _loss(key: str, value: Json, percent: bool) -> float:
+    text = str(value).strip()
     try:
-        wrong = isinstance(value, bool) or text.endswith("%") != (name == TOKENS)
-        amount = math.nan if wrong else float(text.removesuffix("%"))
+        loss = float(text.removesuffix("%"))
     except ValueError:
-        amount = math.nan
-    if amount == 0:
-        raise UserError(f"{where}=0: no number of items can show that nothing is lost: name the loss you would bear")
-    if not 0 < amount < math.inf:
-        form = 'a share such as "+10%"' if name == TOKENS else "a number above 0 such as 3"
-        raise UserError(f"{where}={text:.40} must be {form}: {FORM}")
-    return amount
+        loss = math.nan
+    if not 0 < loss < math.inf or text.endswith("%") != percent:
+        form = 'a percentage above 0 such as "+10%"' if percent else "a number above 0 such as 3"
+        raise UserError(f"{key}={text:.40} must be {form}, the largest loss that you accept: {FORM}")
+    return loss
 
 
 def resolve(
@@ -86,102 +96,60 @@ def resolve(
     units: Mapping[str, Unit],
     key: str = "guard",
 ) -> tuple[Guard, ...]:
-    """What the names stand for: `tokens`, an extra benchmark, a group of the objective's tree, a category or a pattern.
+    """What the names stand for: `tokens`, an extra benchmark, a group of the objective's tree or a category.
 
     `units` are {extra benchmark: unit of its scores}, the run's own under an empty name.
 
     Raises:
-        UserError: a name is none of them.
+        UserError: a name is none of them, or no loss can be as large.
     """
     found = list[Guard]()
-    for name, amount in (dict.fromkeys(categories, limits[""]) if "" in limits else limits).items():
-        benchmark, inside = name if name in units else "", tuple(groups.get(name, ()))
-        inside = inside or tuple(c for c in categories if c == name or fnmatchcase(c, name))
-        if not (benchmark or inside or name == TOKENS):
-            pick(name, [*categories, *groups, *filter(None, units), TOKENS], key)
+    named: dict[str, Sequence[str]] = {**{name: (name,) for name in categories}, **groups}
+    named |= dict.fromkeys([*filter(None, units), TOKENS], ())
+    for name, loss in (dict.fromkeys(categories, limits[""]) if "" in limits else limits).items():
+        inside, benchmark = tuple(named[pick(name, named, key)]), name if name in units else ""
         own = LONGER if name == TOKENS else units[benchmark]
-        found.append(
-            Guard(
-                name=name,
-                margin=own.inner_margin(amount),
-                categories=() if benchmark or name == TOKENS else inside,
-                lengths=name == TOKENS,
-                benchmark=benchmark,
-                unit=own,
-            )
-        )
+        if own.fractions and loss >= own.scale:
+            raise UserError(f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger")
+        margin, lengths = own.inner_margin(loss), name == TOKENS
+        found.append(Guard(name=name, margin=margin, categories=inside, lengths=lengths, benchmark=benchmark, unit=own))
     return tuple(found)
 
 
 # ------------------------------------------------------------ a soup against the reference
 
 
-@dataclass(frozen=True, kw_only=True)
-class GuardCheck:
-    """Soup minus reference under one guard."""
-
-    guard: Guard
-    found: Comparison
-
-    @property
-    def admits(self) -> bool:
-        return self.found.low > -self.guard.margin
-
-    @property
-    def outcome(self) -> Literal["held", "broken", "undecided"]:
-        return "held" if self.admits else "broken" if self.found.high < -self.guard.margin else "undecided"
-
-    def as_dict(self) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        own, found = self.guard.unit, self.found
-        shown = {"difference": found.difference, "low": found.low, "high": found.high, "level": found.level}
-        borne = {"name": self.guard.name, "unit": asdict(own), "margin": own.size(self.guard.margin)}
-        return {**borne, **own.raw_table(shown), "items": found.n, "groups": found.groups, "outcome": self.outcome}
-
-
 def check(
     guard: Guard, soup: ItemScores, reference: ItemScores, *, looks: int = 1, tests: float = ALPHA / 2 / ADMISSION
-) -> GuardCheck:
-    """Compare two models under a guard by the sign-flip test and its inverse: one-sided, 2.5 % divided by `tests`."""
-    inside, (a, b) = guard.covers([item.category for item in soup.items]), _sides(guard, soup, reference)
-    groups = _groups(soup.items)[inside]
-    found = compare("", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests)
-    return GuardCheck(guard=guard, found=found)
-
-
-def lead(guard: Guard, soup: ItemScores, reference: ItemScores) -> float:
-    """Mean gain of the soup on the items of a guard."""
-    a, b = _sides(guard, soup, reference)
-    return float((a - b)[guard.covers([item.category for item in soup.items])].mean())
-
-
-def _sides(guard: Guard, soup: ItemScores, reference: ItemScores) -> tuple[FloatArray, FloatArray]:
-    """Scores whose mean difference is the soup's gain [I], [I].
+) -> Comparison:
+    """Soup minus reference under a guard by the sign-flip test and its inverse: one-sided, 2.5 % divided by `tests`.
 
     Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
     and the variance of the bound itself counts.
     """
-    if not guard.lengths:
-        return soup.values, reference.values
-    mean = max(float(reference.lengths.mean()), 1e-9)
-    return -soup.lengths / mean, guard.margin - (1 + guard.margin) * reference.lengths / mean
+    a, b, inside = soup.values, reference.values, guard.covers([item.category for item in soup.items])
+    if guard.lengths:
+        mean = max(float(reference.lengths.mean()), 1e-9)
+        a, b = -soup.lengths / mean, guard.margin - (1 + guard.margin) * reference.lengths / mean
+    groups = _groups(soup.items)[inside]
+    return compare("", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests)
 
 
-def _groups(items: Sequence[Item]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _groups(items: Sequence[Item]) -> IntArray:
     return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
 
 
-def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[GuardCheck]:
-    """Every guard on the report fold at Holm's levels, one-sided 2.5 % for all of them, corrected for the looks.
+def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Json]:
+    """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard.
     """
-    left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, GuardCheck]()
+    left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
     while left:
         found = {n: check(guard, *pair, looks=looks, tests=len(left)) for n, (guard, pair) in left.items()}
-        done |= {n: one for n, one in found.items() if one.outcome != "undecided"} or found
+        done |= {n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"} or found
         left = {n: rest for n, rest in left.items() if n not in done}
-    return [done[n] for n in range(len(guards))]
+    return [guard.as_dict(done[n]) for n, guard in enumerate(guards)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,44 +182,44 @@ def plan_guards(
     """
     rows = []
     for guard in guards:
-        apart = DISCORDANCE if guard.unit.fractions else None
-        apart = (_discordance(guard, known) if known and not guard.benchmark else None) or apart
+        variance = _variance(guard, known or {})
         for fold, items in folds.items():
-            size = int(guard.covers([item.category for item in items.get(guard.benchmark, ())]).sum())
-            row = {"name": guard.name, "borne": guard.borne, "fold": fold, "level": LEVELS[fold], "items": size}
-            rows.append({**row, **_passing(guard.margin, apart, size, LEVELS[fold])})
+            level, own = LEVELS[fold], items.get(guard.benchmark, ())
+            size = int(guard.covers([item.category for item in own]).sum())
+            row = {"name": guard.name, "allowed": guard.allowed, "fold": fold, "level": level, "items": size}
+            rows.append({**row, **_passing(guard.margin, variance, size, level)})
     return rows
 
 
-def _passing(margin: float, apart: float | None, items: int, level: float) -> dict[str, Any]:
-    """Of a one-sided test: `apart` is the mean squared difference of two equal models on an item, if it is known."""
-    if apart is None or not items:
+def _passing(margin: float, variance: float | None, items: int, level: float) -> dict[str, Any]:
+    """Of a one-sided test of two equal models."""
+    if variance is None or not items:
         return {"share": None, "needed": None}
     least, most = NORMAL.inv_cdf(1 - level), NORMAL.inv_cdf(POWER)
-    share_passing = NORMAL.cdf(margin / math.sqrt(apart / items) - least)
-    return {"share": share_passing, "needed": round(apart * ((least + most) / margin) ** 2)}
+    share_passing = NORMAL.cdf(margin / math.sqrt(variance / items) - least)
+    return {"share": share_passing, "needed": round(variance * ((least + most) / margin) ** 2)}
+
+
+def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
+    """Of the mean difference of two equal models, over groups, times the guard's items; None if nothing is known."""
+    found, scores = 0.0, [] if guard.benchmark else [*known.values()]
+    inside = guard.covers([item.category for item in scores[0].items] if scores else ())
+    if inside.any():
+        tables = [s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values for s in scores]
+        groups = _groups(scores[0].items)[inside]
+        sums = np.stack([np.bincount(groups, table[inside] - table[inside].mean()) for table in tables])
+        found = (1.0 if guard.lengths else NEARER) * pair_variance(sums @ sums.T / inside.sum())
+    return found or (DISCORDANCE if guard.unit.fractions else None)
 
 
 def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to say before a search with guards that even an equal soup will often not pass."""
     return [
-        f"guard {one['name']}: on {one['items']:,} search items {100 * one['share']:.0f} % of soups that lose nothing "
-        f"will pass; {one['needed']:,} items would let 80 % pass"
+        f"guard {one['name']}: with {one['items']:,} search items, only {100 * one['share']:.0f} % of the soups that "
+        f"lose nothing would pass; with {one['needed']:,} items, 80 % would"
         for one in plans
         if one["fold"] == "search" and (one["share"] or 1) < 0.5
     ]
-
-
-def _discordance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Variance of the mean difference of soup and reference, over groups, times the guard's items; None if unknown."""
-    items = next(iter(known.values())).items
-    inside = guard.covers([item.category for item in items])
-    if len(known) < 2 or inside.sum() < 2:
-        return None
-    tables = [s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values for s in known.values()]
-    groups = _groups(items)[inside]
-    sums = np.stack([np.bincount(groups, table[inside] - table[inside].mean()) for table in tables])
-    return (1.0 if guard.lengths else NEARER) * pair_variance(sums @ sums.T / inside.sum()) or None
 
 
 # ------------------------------------------------------------ how they are shown
@@ -259,26 +227,24 @@ def _discordance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
 
 def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     """The section of a plan."""
-    if not plans:
-        return None
-    keys = ("name", "borne", "fold")
     rows = [
-        (*(one[key] for key in keys), count(one["items"]), share(one["share"]), count(one["needed"])) for one in plans
+        (one["name"], one["allowed"], one["fold"], count(one["items"]), share(one["share"]), count(one["needed"]))
+        for one in plans
     ]
-    header = ("guard", "loss borne", "fold", "items", "equal soups that pass", "items for 80 %")
+    header = ("guard", "allowed loss", "fold", "items", "equal soups that pass", "items for 80 %")
     lines = (
-        "The search admits a soup if a larger loss has a probability below 5 %; the report tests at 2.5 %. Without "
-        f"stored answers the plan assumes that soup and reference differ on {100 * DISCORDANCE:.0f} % of the items.",
+        "The search admits a soup if the probability of a larger loss is below 5 %; the report tests at 2.5 %. Without "
+        f"stored answers, the plan assumes that soup and reference differ on {100 * DISCORDANCE:.0f} % of the items.",
         *(f"{warning}." for warning in warnings_of(plans)),
     )
-    return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),))
+    return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),)) if rows else None
 
 
 def section(data: Row) -> Section:
     checks = entries(data, "checks")
-    lines = [f"Losses that the soup must not have: {clean(data.get('sentence'))}."]
+    lines = [f"Compared with {clean(data.get('against'))}, {clean(data.get('sentence'))}."]
     lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(checks)
-    header = ("guard", "loss borne", "soup minus reference", "items", "outcome")
+    header = ("guard", "allowed loss", f"soup minus {clean(data.get('against'))}", "items", "outcome")
     broken = [n for n, one in enumerate(checks) if one.get("outcome") == "broken"]
     table = grid(header, map(_row, checks), left=(0, 1, 4), strong=broken)
     return Section("Guards", tuple(lines), grids=(table,) if checks else ())
@@ -286,14 +252,8 @@ def section(data: Row) -> Section:
 
 def _row(one: Row) -> tuple[str, ...]:
     own = unit_of(one)
-    with scores_in(own):
-        return (
-            clean(one.get("name")),
-            own.amount(float(str(one.get("margin")))),
-            f"{brackets(one, sign=True)} {own.name}",
-            count(one.get("items")),
-            clean(one.get("outcome")),
-        )
+    margin, difference = own.amount(float(str(one.get("margin")))), f"{brackets(one, True, own)} {own.name}"
+    return clean(one.get("name")), margin, difference, count(one.get("items")), clean(one.get("outcome"))
 
 
 DISPLAYS[NAME] = Display(section, place=-1)

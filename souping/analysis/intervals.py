@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -54,6 +54,8 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     t over groups, and Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
+    from scipy.special import stdtrit
+
     bottom, top = span(values)
     one = np.zeros(len(values), dtype=np.int64)
     whole, size = design(values, one, groups, np.ones(1)), effective_size(values, one, groups, np.ones(1))
@@ -64,37 +66,11 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
         below, above = flat_margins(whole, bottom, top)
         low, high = mean - below, mean + above
     else:
-        margin = _student(len(whole.sums) - 1) * float(np.sqrt(whole.variances().sum()))
+        degrees = max(len(whole.sums) - 1, 1)  # a single group: the widest that we state
+        margin = float(-stdtrit(degrees, TAIL)) * float(np.sqrt(whole.variances().sum()))
         low, high = mean - margin, mean + margin
-    return Interval(
-        mean=mean, low=max(bottom, low), high=min(top, high), n=len(values), groups=len(whole.sums), effective_n=size
-    )
-
-
-def objective_interval(
-    values: FloatArray,
-    categories: IntArray,
-    groups: IntArray,
-    coefficients: FloatArray,
-    *,
-    draws: int = 4999,
-    seed: int = 0,
-) -> Interval:
-    """Interval of sum_c w_c * mean_c for one model; values, categories, groups [I], coefficients [C], w_c >= 0.
-
-    Bootstrap-t over groups within strata (`limits`). All items right: Jeffreys' limits, never width 0.
-    """
-    whole = design(values, categories, groups, coefficients)
-    bottom, top = (bound * float(whole.weights.sum()) for bound in span(values))
-    low, high = limits(whole, bottom, top, draws=draws, seed=seed)
-    return Interval(
-        mean=whole.objective,
-        low=low,
-        high=high,
-        n=len(values),
-        groups=len(np.unique(groups)),
-        effective_n=effective_size(values, categories, groups, coefficients),
-    )
+    low, high = max(bottom, low), min(top, high)
+    return Interval(mean=mean, low=low, high=high, n=len(values), groups=len(whole.sums), effective_n=size)
 
 
 def span(values: FloatArray) -> tuple[float, float]:
@@ -143,7 +119,7 @@ def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float
     Categories that already stand at a bound cannot move past it.
     """
     shares, scale = whole.shares(), float(whole.weights.sum())
-    sums, counts = (_by_stratum(whole, table) for table in (whole.sums, whole.counts))
+    sums, counts = (whole.by_stratum(table) for table in (whole.sums, whole.counts))
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     moves = ((shares * room).sum(axis=1) * whole.flat() for room in (means > bottom / scale, means < top / scale))
     down, up = (_unseen(whole, move, np.zeros(whole.strata), TAIL) for move in moves)
@@ -177,11 +153,6 @@ def _unseen(whole: GroupedScores, moves: FloatArray, seen: FloatArray, tail: flo
     return float(np.sqrt(((moves * np.maximum(most - normal, 0.0)) ** 2).sum()))
 
 
-def _by_stratum(whole: GroupedScores, table: FloatArray) -> FloatArray:
-    """[G, C] -> sums over the groups of each stratum, [H, C]."""
-    return np.stack([np.bincount(whole.stratum, column, whole.strata) for column in table.T], axis=1)
-
-
 def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
     """Distances from T to its bootstrap-t limits: quantiles of (T* - T) / se*, turned round, times se.
 
@@ -201,7 +172,8 @@ def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[flo
 def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Objective and its standard error on each draw of groups within strata, both [D].
 
-    A stratum whose groups are all alike in a draw counts with the variance of half a discordant group (Jeffreys).
+    A stratum whose groups are all alike in a draw counts with the variance of half a discordant group among n + 1
+    (Jeffreys).
     A draw without any item of a category is nan. einsum instead of a matrix product: its sums do not depend on threads.
     """
     width = len(whole.weights)
@@ -213,26 +185,14 @@ def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tup
         means, scale = sums / counts, whole.weights / counts
         centres = whole.centres(means, drawn, stratum, *np.hsplit(rows, [width]))
         pull = np.einsum("dc,cr->dr", scale, columns[:width]) - np.einsum("dc,cr->dr", scale * centres, columns[width:])
-    floor, flat, variance = _floor(whole), whole.flat(), np.zeros(draws)
+    floor = whole.shares().sum(axis=1) ** 2 * 0.5 / (whole.sizes + 1) / whole.sizes
+    flat, variance = whole.flat(), np.zeros(draws)
     for h in np.flatnonzero(~flat):
         inside, n = stratum == h, whole.sizes[h]
         k, u = drawn[:, inside], pull[:, inside]
         spread = ((k * u**2).sum(axis=1) - (k * u).sum(axis=1) ** 2 / n) * n / max(n - 1, 1)
         variance += np.where(spread <= 1e-9 * floor[h], floor[h], spread)
     return (whole.weights * means).sum(axis=1), np.sqrt(variance)
-
-
-def _floor(whole: GroupedScores) -> FloatArray:
-    """Variance of T from half a discordant group among n + 1, by stratum, [H]."""
-    n = whole.sizes
-    return np.asarray(whole.shares().sum(axis=1) ** 2 * 0.5 / (n + 1) / n)
-
-
-def _student(degrees: int) -> float:
-    """97.5 % point of Student's t; a single group gives the widest we state, one degree of freedom."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(max(degrees, 1), 1 - TAIL))
 
 
 SMALLEST_STRATUM = 5
@@ -262,19 +222,34 @@ class ItemTable:
             value=value_of(objective, names),
         )
 
+    def grouped(self, values: FloatArray) -> GroupedScores:
+        return design(values, self.categories, self.groups, self.coefficients)
+
     def score(self, values: FloatArray) -> float:
         """Objective of scores [I]."""
-        whole = design(values, self.categories, self.groups, self.coefficients)
+        whole = self.grouped(values)
         return whole.objective if self.value is None else float(self.value(whole.means))
 
-    def interval(self, values: FloatArray) -> Interval:
-        """Objective of scores [I] with its 95 % interval."""
-        linear = objective_interval(values, self.categories, self.groups, self.coefficients)
+    def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
+        """Objective of scores [I] with its 95 % interval.
+
+        Bootstrap-t over groups within strata. All items right: Jeffreys' limits, never width 0.
+        """
+        whole, (bottom, top) = self.grouped(values), span(values)
         if self.value is None:
-            return linear
-        low, high = self.limits(values)
-        bottom, top = span(values)
-        return replace(linear, mean=self.score(values), low=max(bottom, low), high=min(top, high))
+            scale = float(whole.weights.sum())
+            low, high = limits(whole, bottom * scale, top * scale, draws=draws, seed=seed)
+        else:
+            low, high = self.limits(values)
+            low, high = max(bottom, low), min(top, high)
+        return Interval(
+            mean=self.score(values),
+            low=low,
+            high=high,
+            n=len(values),
+            groups=len(np.unique(self.groups)),
+            effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
+        )
 
     def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
         """Limits of an objective that is not linear or, of two models, of the difference: a bootstrap over groups.
@@ -283,7 +258,7 @@ class ItemTable:
         of noisy means is below that of the true ones. Where the categories that decide show no variation, Jeffreys'
         limits for what was not seen.
         """
-        tail, wholes = alpha / 2, [design(one, self.categories, self.groups, self.coefficients) for one in scores]
+        tail, wholes = alpha / 2, list(map(self.grouped, scores))
 
         def contrast(means: Sequence[FloatArray]) -> FloatArray:
             assert self.value is not None
@@ -372,8 +347,11 @@ class GroupedScores:
 
     def shares(self) -> FloatArray:
         """Weight of each stratum's items in T, by category, [H, C]: T moves so much if all its items move by 1."""
-        part = self.weights * self.counts / self.counts.sum(axis=0)
-        return np.stack([np.bincount(self.stratum, column, self.strata) for column in part.T], axis=1)
+        return self.by_stratum(self.weights * self.counts / self.counts.sum(axis=0))
+
+    def by_stratum(self, table: FloatArray) -> FloatArray:
+        """[G, C] -> sums over the groups of each stratum, [H, C]."""
+        return np.stack([np.bincount(self.stratum, column, self.strata) for column in table.T], axis=1)
 
     def flat(self) -> NDArray[np.bool_]:
         """Strata in which no group differs from another: their estimated variance is zero, [H]."""
@@ -384,13 +362,9 @@ def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficie
     """Sum values [I] by group and category. Categories without weight are left out.
 
     Raises:
-        ValueError: lengths differ, a coefficient is negative, or a category with weight has no item.
+        ValueError: a category with weight has no item.
     """
     weights = np.asarray(coefficients, dtype=float)
-    if not len(values) == len(categories) == len(groups) or not len(values):
-        raise ValueError("values, categories and groups must have one entry an item, and at least one item")
-    if weights.min() < 0 or weights.max() <= 0:
-        raise ValueError("coefficients must not be negative, and one must be above zero")
     _, group = np.unique(groups, return_inverse=True)
     shape = (int(group.max()) + 1, len(weights))
     cell = group * shape[1] + np.asarray(categories)

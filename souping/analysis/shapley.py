@@ -78,7 +78,6 @@ class _Game:
         self.soups = soups
         self.names = tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
         self.everybody = Members(self.names)
-        self._recipes: dict[Members, Recipe] = {}
 
     def in_order(self, members: Members) -> list[str]:
         return [name for name in self.names if name in members]
@@ -93,9 +92,7 @@ class _Game:
 
     def recipe(self, members: Members) -> Recipe:
         """The soup of a coalition."""
-        if members not in self._recipes:
-            self._recipes[members] = self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
-        return self._recipes[members]
+        return self.soups.recipe(dict.fromkeys(self.in_order(members), 1 / len(members)))
 
 
 class _Values:
@@ -105,10 +102,8 @@ class _Values:
         soups = {members: game.recipe(members).id for members in game.coalitions()}
         lacking = set(soups.values()) - set(run.search)
         if lacking:
-            raise NotEstimableError(
-                f"{len(lacking)} of {len(soups)} coalitions have not answered the whole search fold: make this "
-                "analysis again to evaluate the rest"
-            )
+            lack = f"{len(lacking)} of {len(soups)} coalitions lack answers to the search fold"
+            raise NotEstimableError(f"{lack}: repeat this analysis to evaluate the rest")
         self.run, self.game = run, game
         self.first = run.search[soups[game.everybody]]
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
@@ -174,10 +169,8 @@ COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_single"], 3: COLOURS["uniform_sel
 def section(data: Row) -> Section:
     levels = entries(data, "levels")
     head = (
-        f"What each adds to the others on the search fold, in {unit().name}, on average over all orders of joining: a "
-        "coalition is worth the score of the uniform soup of its members. The values of a table sum to the score of "
-        f"all, {score(data.get('whole'))}. The search fold chose the weights: this explains the soup, and proves "
-        "nothing."
+        f"What each adds to uniform soups of the others on the search fold, in {unit().name}: the mean over orders "
+        f"of joining. The values of a table sum to the score of all, {score(data.get('whole'))}."
     )
     tables = [Section(clean(level.get("kind")).capitalize(), grids=(_table(level),)) for level in levels]
     folded = tables[1:]

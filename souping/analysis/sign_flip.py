@@ -18,13 +18,18 @@ from souping.core.types import FloatArray, IntArray
 TEST = "studentised sign-flip over groups"
 MAX_T = "max-T of studentised sign flips over groups"
 ALPHA = 0.05
-DRAWS, MOST_DRAWS = 9_999, 99_999
+DRAWS = 9_999
+MOST_DRAWS = 99_999
 EXACT_STATES = 20_000
+"""Sign patterns up to which all are counted instead of drawn."""
 TIE = 1e-9
 STEPS = 20
+"""Halvings of the bracket of an interval's end."""
 CHUNK = 4_000_000
-MANY_GROUPS, FEW_ALIKE = 2000, 32
-"""From so many groups on, of which so few are alike, signs are drawn by the byte."""
+"""Signs that are drawn at a time."""
+MANY_GROUPS = 2000
+FEW_ALIKE = 32
+"""Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of them are equal."""
 
 
 def sign_flip(whole: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:

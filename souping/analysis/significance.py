@@ -15,9 +15,9 @@ import numpy as np
 from souping.analysis.intervals import NORMAL, ItemTable, design, span
 from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
 from souping.core.protocols import Objective
-from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit
+from souping.report.format import limits, points
 
 EVERY = "better in every category: the largest of the categories' sign-flip p-values"
 
@@ -75,8 +75,6 @@ def compare(
     Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
     might tell them apart. With `same_model` both are one soup, the difference is 0 by construction and so is the width.
     """
-    if len(a) != len(b):
-        raise ValueError("a and b must be scores of the same items")
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     whole = design(deltas, categories, groups, coefficients)
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
@@ -131,12 +129,7 @@ def better_than_every(comparisons: Sequence[Comparison]) -> float:
 
     An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
     comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
-
-    Raises:
-        ValueError: there is nothing to compare with.
     """
-    if not comparisons:
-        raise ValueError("better than every candidate needs a comparison with each of them")
     return max(c.p_value if c.difference > TIE else 1.0 for c in comparisons)
 
 
@@ -145,12 +138,7 @@ def penalty(looks: int) -> int:
 
     1 + 1/6 + 1/12 + .. is 1.5: over however many looks, each corrected as it comes, false claims stay below 1.5 times
     the level.
-
-    Raises:
-        ValueError: there was no look; the one in question counts.
     """
-    if looks < 1:
-        raise ValueError(f"looks={looks}: a recipe that is reported on items is a look at them")
     return looks * (looks + 1) if looks > 1 else 1
 
 
@@ -242,9 +230,7 @@ def verdict(
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
-        tried = (
-            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n:,} search items" if mixture else ""
-        )
+        tried = f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items" if mixture else ""
         return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
@@ -284,12 +270,9 @@ def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
 
 
 def _points(c: Comparison, more: str = "") -> str:
-    """The difference with the interval, whose limits show on which side of 0 they are however near."""
-    own, found = unit(), c.as_dict()
-    middle, low, high = (own.scale * float(str(found[key])) for key in ("difference", "low", "high"))
-    digits = f"+.{own.digits}f"
-    shown = f"{round(middle, own.digits) + 0.0:{digits}} {own.name} ({100 * c.level:.4g} % interval "
-    return minus(f"{shown}{low:{digits}} to {high:{digits}}") + f"{more})"
+    """The difference with the interval."""
+    found = c.as_dict()
+    return f"{points(found['difference'], sign=True)} ({limits(found)}{more})"
 
 
 def _figures(c: Comparison, p_value: float, opened: int) -> str:
@@ -302,7 +285,9 @@ def _p(value: float) -> str:
     return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
 
 
-POWER, FUTURES = 0.8, 4000
+POWER = 0.8
+FUTURES = 4000
+"""Simulated report folds."""
 DISCORDANCE = 0.1
 """Assumed share of the items on which two models differ, if no answers of the candidates are known."""
 ABSURD = 100_000
@@ -327,11 +312,9 @@ class Power:
     def sentence(self) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
         basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
-        return (
-            f"{self.items:,} report items: a soup that is truly {_rounded(self.gain)} better than the best "
-            f"candidate has an 80 % chance to be shown better than every candidate ({basis}); for a gain of "
-            f"{_amount(self.margin)}, the margin, it takes {items_in_words(self.needed)} items"
-        )
+        shown = f"{self.items:,} report items show a true gain of {_rounded(self.gain)} over the best candidate"
+        needed = f"the margin of {_amount(self.margin)} takes {items_in_words(self.needed)} items"
+        return f"{shown} with 80 % power ({basis}); {needed}"
 
 
 def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:
@@ -358,7 +341,7 @@ def measured_power(
     to differ from each candidate as much as the candidates differ from each other.
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
-    wholes = [design(s.values, table.categories, table.groups, table.coefficients) for s in scores.values()]
+    wholes = [table.grouped(s.values) for s in scores.values()]
     pull, sizes, stratum = np.stack([w.influence() for w in wholes]), wholes[0].sizes, wholes[0].stratum
     means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
     apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]

@@ -7,6 +7,7 @@ run's own search did. This describes the soup and claims nothing; the report fol
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,14 +41,10 @@ class Size(Analysis):
         sizes, budget = affordable(len(names), len(half), run.spent - len(half))
         fold = ItemTable.of(whole.items, run.objective)
         found = {1: whole.values, **{size: _cross_fitted(run, names[:size], half, budget) for size in sizes}}
-        rows: list[Json] = [
-            {
-                "ingredients": list(names[:size]),
-                "score": fold.interval(values).as_dict(),
-                "gain": compare_on_table(("", ""), values, whole.values, fold).as_dict(),
-            }
-            for size, values in found.items()
-        ]
+        rows: list[Json] = []
+        for size, values in found.items():
+            gain = compare_on_table(("", ""), values, whole.values, fold).as_dict() if size > 1 else None
+            rows.append({"ingredients": list(names[:size]), "score": fold.interval(values).as_dict(), "gain": gain})
         return {"fold": "search", "budget": budget, "sizes": rows, "pruned": self._pruned(run, fold)}
 
     def _pruned(self, run: RunScores, fold: ItemTable) -> Json:
@@ -85,18 +82,12 @@ def affordable(most: int, items: int, spent: int) -> tuple[list[int], int]:
 
 def _cross_fitted(run: RunScores, names: tuple[str, ...], half: IntArray, budget: int) -> FloatArray:
     """Scores [I], of each item by the soup that the other half chose."""
-    values = np.full(len(half), np.nan)
-    for side in (0, 1):
-        other = np.flatnonzero(half != side)
-        known = [_part(run.search[run.single(name).id], np.flatnonzero(half == side)) for name in names]
-        items = _part(run.search[run.single(names[0]).id], other).items
-        values[other] = run.search_again(names, known, budget, items)
+    values, whole = np.full(len(half), np.nan), [run.search[run.single(name).id] for name in names]
+    for side in (half == 0, half == 1):
+        items, others = (tuple(itertools.compress(whole[0].items, some)) for some in (side, ~side))
+        known = [ItemScores(items=items, values=one.values[side], lengths=one.lengths[side]) for one in whole]
+        values[~side] = run.search_again(names, known, budget, others)
     return values
-
-
-def _part(scores: ItemScores, places: IntArray) -> ItemScores:
-    items = tuple(scores.items[n] for n in places)
-    return ItemScores(items=items, values=scores.values[places], lengths=scores.lengths[places])
 
 
 # How it is shown
@@ -105,26 +96,17 @@ def _part(scores: ItemScores, places: IntArray) -> ItemScores:
 def section(data: Row) -> Section:
     less = part(data, "pruned")
     lines = [
-        "The first ingredients of the selector's order, each set searched on one half of the search fold and scored on "
-        f"the other, both ways, at most {count(data.get('budget'))} items a search. It describes the soup and claims "
-        "nothing; the report fold was not touched."
+        "Nested sets in the selector's order. Each is searched on one half of the search fold and scored on the other, "
+        f"both ways. A search takes at most {count(data.get('budget'))} items. This claims nothing."
     ]
     if less:
-        limits = interval(less.get("low"), less.get("high"), sign=True)
-        lines.append(
-            f"Without {in_words(texts(less, 'without'))}, the smallest weight, the soup changes by "
-            f"{points(less.get('difference'), sign=True)} ({limits}) on the search fold, which chose the weights."
-        )
-    rows = [
-        (
-            str(len(texts(row, "ingredients"))),
-            clean(texts(row, "ingredients")[-1]),
-            brackets(row.get("score")),
-            brackets(row.get("gain"), sign=True),
-        )
-        for row in entries(data, "sizes")
-    ]
-    header = ("ingredients", "last one", unit().heading("score"), f"over the first alone, {unit().name}")
+        change = f"{points(less.get('difference'), True)} ({interval(less.get('low'), less.get('high'), True)})"
+        lines.append(f"Without {in_words(texts(less, 'without'))}, the smallest weight: {change} on the search fold.")
+    rows = []
+    for row in entries(data, "sizes"):
+        names, gain = texts(row, "ingredients"), brackets(row.get("gain"), sign=True)
+        rows.append((str(len(names)), clean(names[-1]), brackets(row.get("score")), gain))
+    header = ("ingredients", "last added", unit().heading("score"), f"over the first alone, {unit().name}")
     return Section("How many ingredients?", tuple(lines), grids=(grid(header, rows),))
 
 

@@ -19,8 +19,8 @@ from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
 from souping.core.unit import unit
-from souping.report.format import count, in_words, points, short, weight
-from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas, figure, ring, scale, triangle
+from souping.report.format import count, in_words, points, weight
+from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
@@ -30,11 +30,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LEAST, MOST, FITTED = 4, 150, 400
-"""Soups beside the uniform one below which nothing is said; points shown, and soups fitted, at most."""
-SURE, DRAWS, WIDER = 0.95, 2000, 1.35
-"""Confidence of a band, the draws that its quantile is estimated from, and a factor for what the posterior takes for
-certain (the scales and the smoothness): set on the simulated bowls of tests/analysis/test_surface.py, not on tables."""
+FEWEST_SOUPS = 5
+"""Evaluated soups without which there is no surface."""
+MOST_POINTS = 150
+FITTED = 400
+"""Soups at most that the model is fitted on."""
+CONFIDENCE = 0.95
+DRAWS = 2000
+"""Draws of the posterior that the width of a band is estimated from."""
+WIDENING = 1.35
+"""Factor of a band's width for what the posterior takes for certain (the scales and the smoothness): set on the
+simulated bowls of tests/analysis/test_surface.py, not on tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +58,9 @@ class SurfaceBand:
         error = np.sqrt(np.maximum(np.diag(cov), 0))
         largest = np.max(np.abs(draws(cov, DRAWS))[:, 1:] / np.maximum(error[1:], 1e-9), axis=1)
         difference = np.clip(mean - mean[0], -most, most)
-        reach = WIDER * float(np.quantile(largest, SURE)) * error
+        reach = WIDENING * float(np.quantile(largest, CONFIDENCE)) * error
         return cls(
-            difference=difference,
-            low=np.maximum(difference - reach, -most),
-            high=np.minimum(difference + reach, most),
+            difference=difference, low=np.maximum(difference - reach, -most), high=np.minimum(difference + reach, most)
         )
 
     def at(self, points: int) -> Mapping[str, Json]:
@@ -148,7 +152,7 @@ class ResponseSurface(Analysis):
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
         step = self.step
-        while grid_size(size, step) > MOST and step < 0.5:
+        while grid_size(size, step) > MOST_POINTS and step < 0.5:
             step = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}.get(round(step, 3), 0.5)
         return [_key(point) for point in (uniform(size), *vertices(size), *grid(size, step))]
 
@@ -173,8 +177,8 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
         if soup.id in known and len(found) < FITTED:
             weights = dict(zip(soup.ingredients, soup.weights, strict=True))
             found[_key([weights.get(name, 0.0) for name in names])] = known[soup.id]
-    if len(found) <= LEAST:
-        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {LEAST + 1}")
+    if len(found) < FEWEST_SOUPS:
+        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}")
     return found
 
 
@@ -185,11 +189,9 @@ def section(data: Row) -> Section:
     low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
     above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
     lines = (
-        f"What the search's model says of the objective at {count(len(low))} points of the weights, less that of the "
-        f"uniform soup: {count(above)} are better and {count(below)} worse with 95 % confidence, at all points at "
-        f"once; the bands are {points(data.get('width'))} wide on average.",
-        f"Fitted on {count(data.get('soups'))} soups of the search and {count(data.get('fold_items'))} items of the "
-        "search fold; the report fold was not touched.",
+        f"Of {count(len(low))} points, {count(above)} are better and {count(below)} worse than the uniform soup, "
+        f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
+        f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
     )
     return Section("Response surface", lines, "surface")
 
@@ -207,17 +209,15 @@ def draw(data: Row) -> Drawing | None:
             reach = max(float(np.abs(value).max()), 1e-9)
             rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
             shades = scale(-reach, reach, unit().colours("RdBu"))
-            label = f"over the uniform soup, {unit().name}"
+            label = f"score minus uniform soup ({unit().name})"
             made = triangle(names, places, value, chosen, shades, label, rims)
         else:
             made = _band(names, places, chosen, value, low, high)
     least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
     top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
-    alt = (
-        f"Objective over the weights of {in_words(names)}, less the uniform soup's: from {least} to {most} "
-        f"{unit().name}, best at {top}."
-    )
-    caption = "Ring: the chosen weights." + (" Dark rim: the band leaves 0 out." if len(names) == 3 else "")
+    reached = f"from {least} to {most} {unit().name}, best at {top}"
+    alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
+    caption = "Ring: the chosen soup." + (" Dark outline: its interval excludes 0." if len(names) == 3 else "")
     return Drawing("surface", made, alt, caption)
 
 
@@ -225,17 +225,14 @@ def _band(
     names: Sequence[str], points: FloatArray, chosen: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
-    made, axes = figure(7.6, 3.2)
-    two = len(names) == 2
-    order = np.argsort(points[:, 0] if two else value, kind="stable")
-    across = points[order, 0] if two else np.arange(1.0, len(order) + 1)
-    axes.fill_between(across, low[order], high[order], color=FAINT, linewidth=0)
-    axes.plot(across, value[order], "o-", color=COLOURS["soup"], markersize=3, linewidth=1.2)
+    across, below = points[:, 0], weight_axis(names)
+    if len(names) > 2:
+        across, below = np.argsort(np.argsort(value, kind="stable")).astype(float), "points, in order"
+    near = int(np.abs(points - chosen).sum(axis=1).argmin())
+    made, axes = curve(across, value, near, below, f"score minus uniform soup ({unit().name})")
+    order = np.argsort(across, kind="stable")
+    axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
-    near = int(np.abs(points[order] - chosen).sum(axis=1).argmin())
-    ring(axes, across[near], value[order][near], 6.5)
-    axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})" if two else "points, in order")
-    axes.set_ylabel(f"over the uniform soup, {unit().name}")
     return made
 
 

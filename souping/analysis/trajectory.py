@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.intervals import GroupedScores, ItemTable, design
+from souping.analysis.intervals import ItemTable
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, compare, over_looks, penalty
 from souping.checkpoints.pool import Trajectory
@@ -42,7 +42,7 @@ class CheckpointScores:
 
     def objective(self, values: FloatArray) -> float:
         """As a reader sees it."""
-        return unit().raw(_grouped(values, self.table).objective)
+        return unit().raw(self.table.grouped(values).objective)
 
     def spread(self) -> float | None:
         """Standard deviation between the last checkpoints, None if there are fewer than three."""
@@ -75,8 +75,8 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
     from scipy.special import stdtr, stdtrit
 
     count, alpha = len(deltas), ALPHA / penalty(looks)
-    rest = [_grouped(run, table) for run in deltas - deltas.mean(axis=0)]
-    whole, means = _grouped(deltas.mean(axis=0), table), [_grouped(run, table).objective for run in deltas]
+    rest = [table.grouped(run) for run in deltas - deltas.mean(axis=0)]
+    whole, means = table.grouped(deltas.mean(axis=0)), [table.grouped(run).objective for run in deltas]
     items, runs = float(whole.variances().sum()), float(np.var(means, ddof=1)) / count
     both = sum(float(one.variances().sum()) for one in rest) / (count - 1) / count
     total = max(items, runs, items + runs - both)
@@ -95,10 +95,6 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
         groups=len(whole.sums),
         discordant=float((np.abs(deltas.mean(axis=0)) > TIE).mean()),
     )
-
-
-def _grouped(values: FloatArray, table: ItemTable) -> GroupedScores:
-    return design(values, table.categories, table.groups, table.coefficients)
 
 
 def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:

@@ -45,7 +45,7 @@ from souping.core.types import (
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableCell, TableGrid, grid
+from souping.report.tables import Columns, Row, Section, TableCell, TableGrid, grid, listing, of
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -134,14 +134,12 @@ KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 def parents_section(data: Row) -> Section:
     soups, categories = entries(data, "soups"), elements(data, "categories")
     head = (
-        f"Each soup of the search ({count(len(soups))}) against its own parents in {count(len(categories))} categories "
-        f"of the search fold: {_share_of(data, 'beats_all')} {KINDS['beats_all']}, {_share_of(data, 'beats_one')} "
-        f"{KINDS['beats_one']}."
+        f"{count(len(soups))} soups against their parents in {count(len(categories))} categories of the search fold: "
+        f"{', '.join(f'{_share_of(data, key)} {kind}' for key, kind in KINDS.items())}."
     )
     note = (
-        "By chance: were a soup and its parents equally good, any of their scores might be the soup's; 1/3 and 2/3 for "
-        "two parents where no two scores are equal. A mere mixture of its parents' scores is never above all, always "
-        "above one."
+        "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean of "
+        "the parents' scores is never above all, and always above one."
     )
     return Section("Do soups beat their parents?", (head, note), "parents")
 
@@ -178,10 +176,7 @@ DISPLAYS["parents"] = Display(parents_section, (draw_parents,), folded=True)
 
 # ------------------------------------------------------------ over ingredients, item by item
 
-RULE = (
-    "on the search fold, so that the report fold stays unseen: of each kind the first items by the hash of their "
-    "prompt, no category twice before all had one"
-)
+RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
 CORPUS = "no item is solved or not by a corpus metric (BLEU) or a loss: it takes scores from 0 to 1, item by item"
 LONGEST = 600
 """Characters of a prompt or an answer that an example shows."""
@@ -215,10 +210,8 @@ class Wins(Analysis):
         recipes = {name: run.single(name) for name in soup.ingredients}
         lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
         if lacking:
-            raise NotEstimableError(
-                f"{lacking} of the soup and its ingredients have not answered the whole report fold; the same run "
-                "again evaluates the rest"
-            )
+            lack = f"{lacking} of the soup and its ingredients lack answers to the report fold"
+            raise NotEstimableError(f"{lack}: repeat the run to evaluate the rest")
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items
@@ -230,7 +223,10 @@ class Wins(Analysis):
             "items": len(items),
             "answers": run.answers,
             "solved": dict(zip(("soup", *found.names), means, strict=True)),
-            "kept": [_kept(found, k, groups) for k in range(len(recipes))],
+            "kept": [
+                {"name": name, "kept": _share(own, found.soup, groups), "gained": _share(1 - own, found.soup, groups)}
+                for name, own in zip(recipes, found.ingredients, strict=True)
+            ],
             "by_failures": _by_failures(found, groups),
             "rule": RULE,
             "examples": self._examples(run, recipes),
@@ -287,14 +283,6 @@ def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -
     return {"items": total, "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin)}
 
 
-def _kept(found: Solved, k: int, groups: NDArray[np.int64]) -> dict[str, Json]:
-    """What the soup keeps of an ingredient's solved items, and gains of those that it fails."""
-    solved = found.ingredients[k]
-    row: dict[str, Json] = {"name": found.names[k], "kept": _share(solved, found.soup, groups)}
-    row["gained"] = _share(1 - solved, found.soup, groups)
-    return row
-
-
 def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
     """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
     chances = np.zeros((len(found.names) + 1, len(found.soup)))
@@ -342,29 +330,15 @@ def _cut(text: str) -> str:
 
 
 def section(data: Row) -> Section:
-    """A few sentences; the tables and examples are folded away."""
+    """What is kept, and the soup where none, one or all fail; the rest is folded away."""
     kept = [f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
-    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}. {_gains(data)}"
+    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
     examples = tuple(map(_example_section, entries(data, "examples")))
-    folded = [
-        Section("By ingredient", grids=(_kept_table(data),)),
-        Section("By how many ingredients fail", grids=(_failures(data),)),
-    ]
+    folded = [Section("By ingredient", grids=(_kept_table(data),))]
     if examples:
         folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
-    return Section("What did the soup keep of its ingredients?", (head,), folded=tuple(folded))
-
-
-def _gains(data: Row) -> str:
-    """The soup where all ingredients are right, exactly one fails, and all fail."""
-    rows = entries(data, "by_failures")
-    words = {0: "where every ingredient is right", 1: "where exactly one fails", len(rows) - 1: "where all fail"}
-    shares = [
-        f"{_percent_of(row)} {words[place]} ({count(row.get('items'))} items)"
-        for place, row in enumerate(rows)
-        if place in words and (number(row.get("items")) or 0.0) > 0
-    ]
-    return f"It solves {in_words(shares)}."
+    shown = (_failures(data),)
+    return Section("What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded))
 
 
 def _percent_of(share: Row) -> str:
@@ -377,17 +351,14 @@ def _cell(share: Row) -> TableCell:
 
 
 def _kept_table(data: Row) -> TableGrid:
-    rows, solved = entries(data, "kept"), part(data, "solved")
-    header = ["ingredient", "it solves, %", "the soup keeps, %", "and gains of the rest, %"]
-    lines: list[list[str | TableCell]] = [
-        [
-            clean(row.get("name")),
-            percent(solved.get(str(row.get("name")))),
-            *(_cell(part(row, key)) for key in ("kept", "gained")),
-        ]
-        for row in rows
-    ]
-    return grid(header, lines)
+    solved = part(data, "solved")
+    columns: Columns = {
+        "ingredient": of("name"),
+        "it solves, %": lambda row: percent(solved.get(str(row.get("name")))),
+        "the soup keeps, %": lambda row: _cell(part(row, "kept")),
+        "and gains of the rest, %": lambda row: _cell(part(row, "gained")),
+    }
+    return listing(entries(data, "kept"), columns)
 
 
 def _failures(data: Row) -> TableGrid:

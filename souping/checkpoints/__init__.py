@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -46,6 +46,10 @@ PIECE = 1 << 20
 FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
 Stamp = tuple[int, int, int, int]
 """A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
+
+
+Cache: TypeAlias = MutableMapping[str, str] | None
+"""Digests of files that are known already."""
 
 
 def stamp(path: Path) -> Stamp:
@@ -289,12 +293,7 @@ def stores_head(folder: Path) -> bool:
     return any(name.endswith("lm_head.weight") for name in Checkpoint.open(folder, allow_pickle=True).tensors)
 
 
-def fingerprint(
-    folder: Path,
-    cache: MutableMapping[str, str] | None = None,
-    allow_pickle: bool = False,
-    like: Like | None = None,
-) -> str:
+def fingerprint(folder: Path, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None) -> str:
     """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
     Names, dtypes, shapes and values of tensors count, and the names and bytes of the other files. How the tensors are
@@ -307,7 +306,7 @@ def fingerprint(
     return fingerprint_of(Checkpoint.open(folder, allow_pickle, like), cache)
 
 
-def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
+def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """`fingerprint` of a folder that is open already."""
     weights = weights_of(checkpoint, cache)
     value = digest({"": weights, **{name: file_digest(checkpoint.home / name, cache) for name in checkpoint.side}})
@@ -315,7 +314,7 @@ def fingerprint_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | Non
     return value
 
 
-def weights_of(checkpoint: Checkpoint, cache: MutableMapping[str, str] | None = None) -> str:
+def weights_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """SHA-256 (hex) over the tensors alone: their names, dtypes, shapes and values, as they are stored."""
     checkpoint = checkpoint.quantised or checkpoint
     rows: list[list[Json]] = [
@@ -335,9 +334,7 @@ def hashed_groups(checkpoint: Checkpoint) -> Iterator[list[Tensor]]:
         yield sorted(groups[file], key=lambda tensor: (tensor.offset, tensor.nbytes, tensor.name))
 
 
-def tensor_digests(
-    checkpoint: Checkpoint, group: Sequence[Tensor], cache: MutableMapping[str, str] | None
-) -> list[str]:
+def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache) -> list[str]:
     """SHA-256 (hex) of each tensor of a group of `hashed_groups`; read once where a `cache` keeps them."""
     number = checkpoint.file_number(group[0])
     before = hashed_files(checkpoint, number)
@@ -372,7 +369,7 @@ def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
 
 
-def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: MutableMapping[str, str] | None) -> None:
+def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:
     """Note a digest in the cache. Raises UserError where a file has changed since `before`."""
     for path, state in before.items():
         check_stamp(path, state)
@@ -380,7 +377,7 @@ def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Mutab
         cache[key] = value  # a clock that went back tells nothing
 
 
-def file_digest(path: Path, cache: MutableMapping[str, str] | None) -> str:
+def file_digest(path: Path, cache: Cache) -> str:
     """SHA-256 (hex) of a file, hashed once where a `cache` keeps it."""
     before = settled(path)
     key = digest_key(path, before)

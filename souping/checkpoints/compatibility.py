@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from souping.checkpoints import PIECE, Checkpoint, WeightReader
 from souping.checkpoints.folder import TIED, setting, side_files
-from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
+from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
+from souping.checkpoints.views import widen
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 
@@ -185,24 +186,32 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     tensor = checkpoint.tensors[head]
     others = [t for t in checkpoint.tensors.values() if t.name != head]
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
-    with WeightReader(checkpoint) as reader:
-        if not twins or any(_same_bytes(checkpoint, reader, tensor, twin) for twin in twins):
-            return
+    if not twins or any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins):
+        return
     raise UserError(
         f"tied embeddings on one side only: {name} stores {head}, which its config ties to the embedding, with "
         "other values, and another candidate does not store it"
     )
 
 
-def _same_bytes(checkpoint: Checkpoint, reader: WeightReader, a: Tensor, b: Tensor) -> bool:
-    rows: list[NDArray[np.uint8]] = [np.empty(PIECE, np.uint8) for _ in (a, b)]
-    for start in range(0, a.nbytes, PIECE):
-        pieces = [row[: min(PIECE, a.nbytes - start)] for row in rows]
-        for piece, tensor in zip(pieces, (a, b), strict=True):
-            reader.read(checkpoint.file_number(tensor), piece, tensor.offset + start)
-        if not np.array_equal(pieces[0], pieces[1]):
-            return False
+def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever float dtypes they are stored."""
+    if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape:
+        return False
+    with WeightReader(a) as one, WeightReader(b) as other:
+        places = ((one, a.file_number(left), left), (other, b.file_number(right), right))
+        for start in range(0, left.count, PIECE):
+            count = min(PIECE, left.count - start)
+            rows = [_values(reader, number, tensor, start, count) for reader, number, tensor in places]
+            if not np.array_equal(rows[0], rows[1]):
+                return False
     return True
+
+
+def _values(reader: WeightReader, number: int, tensor: Tensor, start: int, count: int) -> NDArray[np.float32]:
+    raw = np.empty(count * size_of(tensor.dtype), np.uint8)
+    reader.read(number, raw, tensor.offset + start * size_of(tensor.dtype))
+    return widen(raw, tensor.dtype)
 
 
 def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -88,7 +88,9 @@ class Rule:
         want = [*(axis.name for dim in after for axis in dim), *self.unstacked]
         if sorted(have) != sorted(want) or len(set(have)) < len(have):
             odd = sorted(set(have) ^ set(want)) or sorted(name for name in have if have.count(name) > 1)
-            raise ValueError(f"{self.text!r} for {self.name} must have the axis {', '.join(odd)} once on each side")
+            raise ValueError(
+                f"{self.text!r} for {shown(self.name)} must have the axis {', '.join(odd)} once on each side"
+            )
 
 
 @dataclass(frozen=True)

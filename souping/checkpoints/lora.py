@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, stamps_in
+from souping.checkpoints import Cache, Checkpoint, fingerprint, fingerprint_of, stamps_in
 from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
@@ -88,7 +88,7 @@ class Adapter:
     def has_tokenizer(self) -> bool:
         return bool({"tokenizer.json", "tokenizer_config.json"} & set(self.checkpoint.side))
 
-    def fingerprint(self, base: str, cache: MutableMapping[str, str] | None) -> str:
+    def fingerprint(self, base: str, cache: Cache) -> str:
         """SHA-256 (hex) over its weights, what its config does to them, its tokenizer and the base's fingerprint."""
         rules: list[list[Json]] = [
             [part.module, part.embedding, part.rank, part.scaling] for part in self.parts.values()
@@ -96,13 +96,7 @@ class Adapter:
         return digest([base, sorted(rules), fingerprint_of(self.checkpoint, cache)])
 
 
-def content(
-    folder: Path,
-    base: Json,
-    cache: MutableMapping[str, str] | None = None,
-    allow_pickle: bool = False,
-    like: Like | None = None,
-) -> str:
+def content(folder: Path, base: Json, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
     Raises:
@@ -181,6 +175,11 @@ PLAIN = {
 """Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
+TYPES = {
+    "alpha_pattern": dict, "use_rslora": bool, "fan_in_fan_out": bool, "base_model_name_or_path": str, "revision": str,
+    "task_type": str,
+}  # fmt: skip
+"""Types of settings, which may be absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,15 +214,18 @@ def read_settings(folder: Path) -> AdapterSettings:
         raise broken(path, f"{CONFIG} is not a JSON object")
     _refuse(folder, config)
     try:
-        alphas = _typed(config, "alpha_pattern", dict) or {}
+        for key, kind in TYPES.items():
+            if not isinstance(config.get(key), kind | None):
+                raise ValueError(f"{key}={config[key]}")
+        alphas = config.get("alpha_pattern") or {}
         return AdapterSettings(
             alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
-            rslora=_typed(config, "use_rslora", bool) or False,
+            rslora=bool(config.get("use_rslora")),
             alpha_pattern={_name(key): _number(key, value) for key, value in alphas.items()},
-            transposed=_typed(config, "fan_in_fan_out", bool) or False,
-            base=_typed(config, "base_model_name_or_path", str) or None,
-            revision=_typed(config, "revision", str),
-            task_type=_typed(config, "task_type", str),
+            transposed=bool(config.get("fan_in_fan_out")),
+            base=config.get("base_model_name_or_path") or None,
+            revision=config.get("revision"),
+            task_type=config.get("task_type"),
             auto_mapping=config.get("auto_mapping"),
         )
     except (TypeError, ValueError, OverflowError) as error:
@@ -244,16 +246,6 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
         value = shown(str(config.get(odd[0])))[:40]
         hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (odd[0] == "init_lora_weights")
         raise UserError(f"adapter {folder}: {shown(odd[0])}={value}: only plain LoRA adapters can be souped{hint}")
-
-
-T = TypeVar("T")
-
-
-def _typed(config: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
-    value = config.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{key}={value}")
-    return value
 
 
 def _number(key: str, value: Json) -> float:

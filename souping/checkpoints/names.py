@@ -155,33 +155,32 @@ class Found:
     sources: dict[Shape, str] = field(default_factory=dict)
 
 
+@dataclass
 class Assignment:
     """What the rules of one family say of a checkpoint: `found` tensors by Hugging Face name, and `unknown` ones."""
 
-    def __init__(
-        self,
-        family: Family,
-        prefix: str,
-        native: Headers,
-        clean: Mapping[str, str],
-        config: Mapping[str, Json],
-        like: Mapping[str, Shape] | None,
-        where: str | Path,
-    ) -> None:
-        self.family, self.native, self.like, self.where = family, native, like, where
-        self.sizes, self.model_type = sizes_of(config), str(config.get("model_type"))
+    family: Family
+    prefix: str
+    native: Headers
+    clean: Mapping[str, str]
+    config: Mapping[str, Json]
+    like: Mapping[str, Shape] | None
+    where: str | Path
+
+    def __post_init__(self) -> None:
+        self.sizes, self.model_type = sizes_of(self.config), str(self.config.get("model_type"))
         self.found: dict[str, Found] = {}
         self.unknown: list[str] = []
-        tied = config.get("tie_word_embeddings") is True
-        self._omits_head = tied and (like is None or HEAD not in like)
+        tied = self.config.get("tie_word_embeddings") is True
+        self._omits_head = tied and (self.like is None or HEAD not in self.like)
         self._groups: dict[str, list[tuple[Rule, int]]] = defaultdict(list)
-        for rule in family.rules:
+        for rule in self.family.rules:
             if rule.fits(self.model_type):
                 for number, pattern in enumerate(rule.natives):
                     self._groups[pattern].append((rule, number))
-        drop = any_of(family.drop)
-        for short, name in clean.items():
-            inside = short.startswith(prefix) and self._place(short.removeprefix(prefix), name)
+        drop = any_of(self.family.drop)
+        for short, name in self.clean.items():
+            inside = short.startswith(self.prefix) and self._place(short.removeprefix(self.prefix), name)
             if not inside and not drop.fullmatch(short):
                 self.unknown.append(name)
         if tied and not self._omits_head and HEAD not in self.found and EMBEDDING in self.found:

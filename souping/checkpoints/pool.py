@@ -134,7 +134,8 @@ class TrajectoryPool(CandidateSource):
         members = self.trajectory.runs[0].members
         if len(members) < at_least:
             left = "".join(f"; {line}" for line in self.trajectory.notes[:1])
-            raise UserError(f"pool.path={self.path} gives {len(members)} checkpoint(s): souping needs two{left}")
+            needed = f"{len(members)} of the {at_least} checkpoints that are needed"
+            raise UserError(f"pool.path={self.path} gives {needed}{left}")
         return tuple(self._candidate(one.name, one.model) for one in members)
 
     @cached_property

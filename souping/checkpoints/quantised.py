@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
-from souping.checkpoints.views import Assembly, Fetch, Part, Raw, StoredTensor, View, scratch_of, widen
+from souping.checkpoints.views import Assembly, Fetch, Raw, StoredTensor, View, scratch_of, widen
 from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -37,6 +37,9 @@ FLOAT = "give the float model from which it was quantised"
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
 
+CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p, ctypes.c_void_p)
+"""The arguments of `ASSEMBLY`."""
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -44,11 +47,6 @@ class Scheme:
 
     suffix: str
     block: tuple[int, int] | None
-
-
-def is_quantised(config: Mapping[str, Any]) -> bool:
-    """Whether a model's config says that its weights are quantised."""
-    return any(config.get(key) for key in KEYS)
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,17 +155,15 @@ class ScaledTensor(StoredTensor):
 
     def __init__(self, folder: Path, weight: Tensor, scale: Tensor | None, scheme: Scheme) -> None:
         """Raises UserError where the scale is missing, or its shape or dtype is wrong."""
-        super().__init__(
-            "F32", weight.shape, [Part(weight.file, weight.offset, (0,) * len(weight.shape), weight.shape)]
-        )
+        super().__init__("F32", weight.shape, StoredTensor.of(weight).parts)
         if scale is None:
-            raise broken(
-                folder / weight.file, f"its scale {shown(weight.name + scheme.suffix)} is missing", weight.name
-            )
+            missing = f"its scale {shown(weight.name + scheme.suffix)} is missing"
+            raise broken(folder / weight.file, missing, weight.name)
         if scale.dtype not in FLOATS:
             raise refused(folder, f"fp8, {shown(scale.name)} is {scale.dtype}")
         self._weight, self._scale, self._folder = weight, scale, folder
         self._columns = weight.shape[-1] if weight.shape else 1
+        self._scales: NDArray[np.float32] | None = None  # from a read to that of the last element
         self._block = self._block_of(scheme.block)
 
     def _block_of(self, block: tuple[int, int] | None) -> tuple[int, int]:
@@ -187,84 +183,87 @@ class ScaledTensor(StoredTensor):
         """Fill `into` with fp32 elements from `start` on."""
         numbers = scratch_of("fp8", len(into) // 4)
         fetch(self._weight.file, numbers, self._weight.offset + start)
-        ends, scales = self._shared(start, len(numbers), fetch)
-        dequantise(numbers, ends, scales, into.view(np.float32))
+        scales = self._read_scales(fetch) if self._scales is None else self._scales
+        self._scales = scales if start + len(numbers) < self.count else None
+        dequantise(numbers, start, scales, self._columns, self._block, into.view(np.float32))
 
-    def _shared(self, start: int, count: int, fetch: Fetch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Where the runs of elements that share a scale end, counted from `start`, and their scales."""
-        columns, (height, width) = self._columns, self._block
-        rows = np.arange(start // columns, -(-(start + count) // columns))
-        top, edges = rows[0] // height, np.minimum(np.arange(width, columns + width, width), columns)
-        scales = self._scales(top, rows[-1] // height + 1, len(edges), fetch)[rows // height - top]
-        return np.clip((rows[:, None] * columns + edges).ravel() - start, 0, count), scales.ravel()
-
-    def _scales(self, top: int, bottom: int, width: int, fetch: Fetch) -> NDArray[np.float32]:
-        """The scales [rows, columns] of some rows of their grid, which is `width` columns wide."""
-        size = size_of(self._scale.dtype)
-        raw = np.empty((bottom - top) * width * size, np.uint8)
-        fetch(self._scale.file, raw, self._scale.offset + top * width * size)
-        scales = widen(raw, self._scale.dtype).reshape(-1, width)
+    def _read_scales(self, fetch: Fetch) -> NDArray[np.float32]:
+        """All scales [rows of blocks, blocks in a row]."""
+        raw = np.empty(self._scale.nbytes, np.uint8)
+        fetch(self._scale.file, raw, self._scale.offset)
+        scales = widen(raw, self._scale.dtype).reshape(-1, -(-self._columns // self._block[1]))
         if not np.isfinite(scales).all():
             raise broken(self._folder / self._scale.file, "a scale is NaN or infinite", self._scale.name)
         return scales
 
 
-def dequantise(numbers: Raw, ends: NDArray[np.int64], scales: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Fill `out` [I] with FP8 numbers [I], each times the scale [R] of the run that it is in; `ends` [R] are theirs."""
+def dequantise(
+    numbers: Raw,
+    start: int,
+    scales: NDArray[np.float32],
+    columns: int,
+    block: tuple[int, int],
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` [I] with FP8 numbers [I], which are those from `start` on of a matrix of so many columns, each times
+    the scale of its block (rows, columns)."""
     address = compiled(ASSEMBLY)
     if address is None:
         import torch
 
+        row, column = np.divmod(np.arange(start, start + len(numbers)), columns)
         values = torch.from_numpy(numbers).view(torch.float8_e4m3fn).float().numpy()
-        np.multiply(values, np.repeat(scales, np.diff(ends, prepend=0)), out=out)
+        np.multiply(values, scales[row // block[0], column // block[1]], out=out)
         return
-    pointer = ctypes.c_void_p
-    call = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, ctypes.c_int64, pointer)(address)
-    call(numbers.ctypes.data, ends.ctypes.data, scales.ctypes.data, len(ends), out.ctypes.data)
+    numbers_at, scales_at, out_at = (array.ctypes.data for array in (numbers, scales, out))
+    CALL(address)(numbers_at, start, len(numbers), columns, *block, scales.shape[1], scales_at, out_at)
 
 
 ASSEMBLY = """
-define void @kernel(ptr noalias %numbers, ptr noalias %ends, ptr noalias %scales, i64 %R, ptr noalias %out) {
+declare i64 @llvm.smin.i64(i64, i64)
+define void @kernel(ptr noalias %numbers, i64 %start, i64 %count, i64 %columns, i64 %height, i64 %width, i64 %across,
+                    ptr noalias %scales, ptr noalias %out) {
 entry:
   br label %run
-run:
-  %r = phi i64 [ 0, %entry ], [ %following, %done ]
-  %start = phi i64 [ 0, %entry ], [ %end, %done ]
-  %end.at = getelementptr i64, ptr %ends, i64 %r
-  %end = load i64, ptr %end.at
-  %scale.at = getelementptr float, ptr %scales, i64 %r
+run:                                         ; elements in a row that share a scale
+  %begin = phi i64 [ 0, %entry ], [ %end, %done ]
+  %at = add i64 %begin, %start
+  %row = udiv i64 %at, %columns
+  %column = urem i64 %at, %columns
+  %block = udiv i64 %column, %width
+  %next.block = add i64 %block, 1
+  %passed = mul i64 %next.block, %width
+  %edge = call i64 @llvm.smin.i64(i64 %passed, i64 %columns)
+  %left = sub i64 %edge, %column
+  %reached = add i64 %begin, %left
+  %end = call i64 @llvm.smin.i64(i64 %reached, i64 %count)
+  %block.row = udiv i64 %row, %height
+  %above = mul i64 %block.row, %across
+  %place = add i64 %above, %block
+  %scale.at = getelementptr float, ptr %scales, i64 %place
   %scale = load float, ptr %scale.at
-  %some = icmp slt i64 %start, %end
-  br i1 %some, label %element, label %done
+  br label %element
 element:
-  %i = phi i64 [ %start, %run ], [ %next, %element ]
+  %i = phi i64 [ %begin, %run ], [ %next, %element ]
   %from = getelementptr i8, ptr %numbers, i64 %i
   %number = load i8, ptr %from
-  %wide = sext i8 %number to i32
-  %up = shl i32 %wide, 20
-  %sign = and i32 %up, -2147483648
-  %size = and i32 %up, 133169152           ; exponent and fraction at their places in fp32
-  %moved = add i32 %size, 1006632960       ; 120 more: fp32's bias less that of E4M3
-  %normal = bitcast i32 %moved to float
-  %one.more = add i32 %size, 1015021568    ; of a subnormal: as a normal number, less the one that this adds to it,
-  %with.one = bitcast i32 %one.more to float    ; since processors are slow with subnormals of fp32
-  %tiny = fsub float %with.one, 0x3F90000000000000
-  %low = icmp ult i32 %size, 8388608
-  %positive = select i1 %low, float %tiny, float %normal
-  %positive.bits = bitcast float %positive to i32
-  %bits = or i32 %positive.bits, %sign
-  %value = bitcast i32 %bits to float
+  %wide = sext i8 %number to i16
+  %up = shl i16 %wide, 7
+  %bits = and i16 %up, -16385              ; sign, exponent and fraction at their places in fp16
+  %size = and i16 %wide, 127
+  %nan = icmp eq i16 %size, 127
+  %half.bits = select i1 %nan, i16 32256, i16 %bits
+  %half = bitcast i16 %half.bits to half
+  %small = fpext half %half to float
+  %value = fmul float %small, 256.0        ; fp16's bias is 8 more than that of E4M3
   %scaled = fmul float %value, %scale
-  %nan = icmp eq i32 %size, 133169152
-  %result = select i1 %nan, float 0x7FF8000000000000, float %scaled
   %to = getelementptr float, ptr %out, i64 %i
-  store float %result, ptr %to
+  store float %scaled, ptr %to
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %end
   br i1 %more, label %element, label %done
 done:
-  %following = add i64 %r, 1
-  %rest = icmp slt i64 %following, %R
+  %rest = icmp slt i64 %end, %count
   br i1 %rest, label %run, label %exit
 exit:
   ret void

@@ -104,10 +104,11 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     left_out |= {one.name: why for one in found if (why := _incomplete(one, found))}
     members, copies = list[Member](), dict[str, str]()
     for member in [one for one in found[::-1] if one.name not in left_out]:
-        if members and member.same_weights(members[-1].weights):
-            copies[member.name] = members[-1].name
-        else:
+        copy = next((other for other in members if member.same_weights(other.weights)), None)
+        if copy is None:
             members.append(member)
+        else:
+            copies[member.name] = copy.name
     left_out |= {one: f"the same weights as {other}" for one, other in copies.items()}
     notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
     state = _state(found)
@@ -193,7 +194,7 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
     if not distance or any(step % distance for step in steps[:-1]):
         return []
     gone = sorted(set(range(distance, steps[-1], distance)) - set(steps))
-    return [f"{len(gone)} checkpoints are gone (save_total_limit?), steps {listed(map(str, gone))}"] * bool(gone)
+    return [f"no checkpoint at steps {listed(map(str, gone))} (deleted by save_total_limit?)"] * bool(gone)
 
 
 # ------------------------------------------------------------ learning rates

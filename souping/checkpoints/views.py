@@ -10,9 +10,10 @@ import itertools
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import add, attrgetter, lt, mul, sub
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,8 +29,6 @@ Fetch = Callable[[str, Raw, int], None]
 SCRATCH = 8 << 20
 """Bytes that are read at once, at most, to pick elements from."""
 MAX_PARTS = 1 << 16
-ROW = 1 << 15
-"""Elements of a row that is as quickly read whole."""
 FEW = 16
 """Parts that are as quickly looked through one by one."""
 KEPT = threading.local()
@@ -104,6 +103,18 @@ class Part:
         return math.prod(self.sizes)
 
 
+@dataclass(frozen=True)
+class Box:
+    """Part in the joined dimensions of its tensor, whose element (i, ..) is at byte `origin` + i * steps[0] + .."""
+
+    low: Shape
+    high: Shape
+    file: str
+    origin: int
+    steps: Shape
+
+
+@lru_cache(maxsize=1 << 12)
 def row_major(shape: Shape) -> Shape:
     """The strides of a contiguous array, in elements."""
     return tuple(itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1] if shape else ()
@@ -114,19 +125,21 @@ def in_order(shape: Shape, steps: Shape) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(shape, steps, row_major(shape), strict=True))
 
 
-def boxes(shape: Shape, start: int, count: int) -> Iterator[tuple[Shape, Shape]]:
+@lru_cache(maxsize=1 << 8)  # all ingredients of a soup are read in the same blocks
+def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
     """Elements `start .. start + count` of a row-major array as boxes (low, high), in order.
 
     Each is one index in the leading dimensions, a range in one, and everything in the others.
     """
-    steps, end = row_major(shape), start + count
+    found, steps, end = [], row_major(shape), start + count
     while start < end:
         level = next(d for d, step in enumerate(steps) if start % step == 0 and end - start >= step)
         low = [start // step % size for step, size in zip(steps, shape, strict=True)]
         taken = min((end - start) // steps[level], shape[level] - low[level])
         sizes = [1] * level + [taken, *shape[level + 1 :]]
-        yield tuple(low), tuple(a + n for a, n in zip(low, sizes, strict=True))
+        found.append((tuple(low), tuple(map(add, low, sizes))))
         start += taken * steps[level]
+    return found
 
 
 class StoredTensor:
@@ -148,8 +161,13 @@ class StoredTensor:
         edges = [d for d, size in enumerate(whole) if not d or any(sizes[d] != size for _, sizes in places)]
         groups = list(itertools.pairwise([*edges, len(whole)]))
         self._shape = tuple(math.prod(whole[a:b]) for a, b in groups)
-        self._low = [tuple(low[a] * math.prod(whole[a + 1 : b]) for a, b in groups) for low, _ in places]
-        self._sizes = [tuple(math.prod(sizes[a:b]) for a, b in groups) for _, sizes in places]
+        self._boxes = []
+        for part, (start, sizes) in zip(self.parts, places, strict=True):
+            low = tuple(start[a] * math.prod(whole[a + 1 : b]) for a, b in groups)
+            counts = tuple(math.prod(sizes[a:b]) for a, b in groups)
+            steps = tuple(step * self.size for step in row_major(counts))
+            origin = part.offset - sum(map(mul, low, steps))
+            self._boxes.append(Box(low, tuple(map(add, low, counts)), part.file, origin, steps))
         self._check_cover()
 
     @classmethod
@@ -172,8 +190,9 @@ class StoredTensor:
 
     @cached_property
     def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        low = np.array(self._low, np.int64).reshape(-1, len(self._shape))
-        return low, low + np.array(self._sizes, np.int64).reshape(-1, len(self._shape))
+        low, high = ([edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high")))
+        shape = (-1, len(self._shape))
+        return np.array(low, np.int64).reshape(shape), np.array(high, np.int64).reshape(shape)
 
     def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
         """The numbers of the parts that have something of a box."""
@@ -182,37 +201,26 @@ class StoredTensor:
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> None:
         """Fill `into` with the elements from `start` on."""
-        width, count = math.prod(self._shape[1:]), len(into) // self.size
-        if width <= ROW:  # as whole rows, with their neighbours at the edges
-            first, last, rest = start // width, -(-(start + count) // width), self._shape[1:]
-            even = count == (last - first) * width
-            whole = into if even else scratch_of("rows", (last - first) * width * self.size)
-            self._read_box((first, *(0 for _ in rest)), (last, *rest), whole, fetch)
-            if not even:
-                into[:] = whole[(start - first * width) * self.size :][: len(into)]
-            return
-        for low, high in boxes(self._shape, start, count):
-            taken = math.prod(b - a for a, b in zip(low, high, strict=True)) * self.size
-            self._read_box(low, high, into[:taken], fetch)
+        for low, high in boxes(self._shape, start, len(into) // self.size):
+            sizes = tuple(map(sub, high, low))
+            taken = math.prod(sizes) * self.size
+            self._read_box(low, high, elements(into[:taken], self.size).reshape(sizes), fetch)
             into = into[taken:]
 
-    def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> None:
+    def _read_box(self, low: Shape, high: Shape, into: NDArray[Any], fetch: Fetch) -> None:
         """A box of `boxes`: what a part has of it is contiguous in the part's file."""
-        whole = elements(into, self.size).reshape([b - a for a, b in zip(low, high, strict=True)])
         for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
-            part, begin, sizes = self.parts[number], self._low[number], self._sizes[number]
-            first = [max(a, b) for a, b in zip(begin, low, strict=True)]
-            last = [min(a + n, b) for a, n, b in zip(begin, sizes, high, strict=True)]
-            if any(a >= b for a, b in zip(first, last, strict=True)):
+            box = self._boxes[number]
+            first, last = tuple(map(max, box.low, low)), tuple(map(min, box.high, high))
+            if not all(map(lt, first, last)):
                 continue
-            steps = zip(first, begin, row_major(sizes), strict=True)
-            offset = part.offset + sum((a - b) * step for a, b, step in steps) * self.size
-            target = whole[tuple(slice(a - c, b - c) for a, b, c in zip(first, last, low, strict=True))]
+            target = into[tuple(map(slice, map(sub, first, low), map(sub, last, low)))]
+            offset = box.origin + sum(map(mul, first, box.steps))
             if target.flags.c_contiguous:
-                fetch(part.file, target.reshape(-1).view(np.uint8), offset)
+                fetch(box.file, target.reshape(-1).view(np.uint8), offset)
                 continue
-            scratch = scratch_of("box", target.size * self.size)
-            fetch(part.file, scratch, offset)
+            scratch = scratch_of("box", target.nbytes)
+            fetch(box.file, scratch, offset)
             target[...] = elements(scratch, self.size).reshape(target.shape)
 
 

@@ -146,9 +146,7 @@ def looks_of(
         return least, []
     path = store_of(runs[0].path, store)
     if path is None:
-        return least, [
-            "The store of these runs is not here (--store FILE): earlier looks at their items are not counted."
-        ]
+        return least, ["The store of these runs is not here (--store FILE): earlier looks are not counted."]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
@@ -394,17 +392,18 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
             before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
             for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
-                flip = Flip(
-                    model=model,
-                    task=task,
-                    item=item,
-                    base=float(base[place]),
-                    score=float(mean[place]),
-                    prompt=now[item].prompt,
-                    base_output=before[item].output,
-                    output=now[item].output,
+                found.append(
+                    Flip(
+                        model=model,
+                        task=task,
+                        item=item,
+                        base=float(base[place]),
+                        score=float(mean[place]),
+                        prompt=now[item].prompt,
+                        base_output=before[item].output,
+                        output=now[item].output,
+                    )
                 )
-                found.append(flip)
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 
@@ -443,7 +442,5 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
-            yield (
-                f"Items of {row.model} and {row.baseline} with a missing answer: {row.missing:,}. Verdicts hold with "
-                "these answers all right and all wrong."
-            )
+            who = f"{row.model} and {row.baseline}"
+            yield f"Missing answers of {who}: {row.missing:,}. Verdicts hold with all of them right and all wrong."

@@ -121,7 +121,11 @@ class CompareResult:
         return DataFrame([asdict(row) for row in self.verdicts])
 
     def __repr__(self) -> str:
-        return as_text(self)
+        from rich.console import Console
+
+        out = StringIO()
+        show_sheet(sections(self), Console(file=out, width=120, highlight=False))
+        return out.getvalue()
 
     def _repr_html_(self) -> str:
         return "\n".join(map(section_html, sections(self)))
@@ -161,13 +165,15 @@ def _model(result: CompareResult, model: str) -> Section:
 
 def _pairs(result: CompareResult) -> Section:
     head = result.verdicts[0]
+
+    def shown(difference: float, low: float, high: float) -> str:
+        return f"{amount(head, difference, True)} [{_limits(head, low, high)}]"
+
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
     line = f"{best} Row minus column, in {_unit(head)}:"
-    rows = [
-        [one, *(_pair(head, row[other]) if other in row else "" for other in result.models[1:])]
-        for one, row in result.pairs.items()
-    ]
-    return Section("All pairs, without correction", (line,), grids=(grid(["", *result.models[1:]], rows),))
+    others = result.models[1:]
+    rows = [[one, *(shown(*row[m]) if m in row else "" for m in others)] for one, row in result.pairs.items()]
+    return Section("All pairs, without correction", (line,), grids=(grid(["", *others], rows),))
 
 
 def _flip(flip: Flip) -> Section:
@@ -197,10 +203,6 @@ def amount(row: RowVerdict, value: float | None, sign: bool = False) -> str:
     if value is None:
         return ""
     return score(value, sign) if row.fraction else minus(f"{value + 0.0:{'+' if sign else ''}.4g}")
-
-
-def _pair(row: RowVerdict, found: Difference) -> str:
-    return f"{amount(row, found[0], True)} [{_limits(row, *found[1:])}]"
 
 
 def _limits(row: RowVerdict, low: float, high: float, middle: str = ", ") -> str:
@@ -242,14 +244,6 @@ def power_sentence(row: RowVerdict) -> str:
         return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
     needs = f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
     return f"A true difference of {least} has 80 % power here. {needs}; there are {row.items:,}."
-
-
-def as_text(result: CompareResult) -> str:
-    from rich.console import Console
-
-    out = StringIO()
-    show_sheet(sections(result), Console(file=out, width=120, highlight=False))
-    return out.getvalue()
 
 
 def title(result: CompareResult) -> str:

@@ -437,11 +437,10 @@ class Bound:
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
-    `categories` and `groups` are those of each item, `coefficients` {category: its weight in the objective}. `value`
-    is an objective of category means [..., C] that is not linear. `singles` [K, I] are the ingredients' own scores, if
-    they are known, `lengths` [K, I] the tokens of their answers. Soups keep to the `bounds` against the scores
-    `reference`, which are those of ingredient number `against`, if it is one. Fewer than `full_batch` items at a time
-    are slow. With `whole` only whole folds may be evaluated (corpus metrics).
+    The `objective` of category means [..., C] is their mean weighted by `coefficients`, or `value` if it is not linear.
+    `singles` [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] the tokens of their answers.
+    Soups keep to the `bounds` against `reference`, the scores of ingredient number `against` if it is one. Fewer than
+    `full_batch` items at a time are slow; with `whole` only whole folds may be evaluated (corpus metrics).
     """
 
     ingredients: tuple[str, ...]
@@ -457,6 +456,9 @@ class SearchSpace:
     against: int | None = None
     full_batch: int = 1
     whole: bool = False
+
+    def objective(self, means: FloatArray) -> FloatArray:
+        return np.asarray(self.value(means) if self.value else means @ np.array([*self.coefficients.values()]))
 
 
 @dataclass(frozen=True, kw_only=True)

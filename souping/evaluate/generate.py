@@ -18,7 +18,7 @@ from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost,
 from souping.core.system import cores
 from souping.core.types import TEXT, Item, Json, Missing, Record
 from souping.evaluate.engines.transformers import DEFAULT_NEW_TOKENS, Answer, Engine, TransformersEngine
-from souping.evaluate.scoring import score
+from souping.evaluate.scoring import SCORERS, score
 from souping.evaluate.templates import (
     PROCESS,
     Decoding,
@@ -209,7 +209,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
 
     @property
     def settings(self) -> dict[str, Json]:
-        decoding: dict[str, Json] = asdict(self.decoding) if self.decoding.samples else {"temperature": 0.0}
+        decoding: dict[str, Json] = asdict(self.decoding) if self.temperature else {"temperature": 0.0}
         own: dict[str, Json] = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
@@ -226,10 +226,10 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         return self.max_new_tokens or DEFAULT_NEW_TOKENS
 
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
-        """Refuse texts without an answer, and as every engine does (UserError)."""
+        """Refuse texts without an answer and scorers that are not known, and as every engine does (UserError)."""
         EngineEvaluator.check_tokenizer(self, folder, items)
         for item in items:
-            if item.scorer == TEXT:
+            if item.scorer == TEXT or (item.user_scorer is None and item.scorer not in SCORERS):
                 score(item, "")
 
     def banner(self) -> str:
@@ -281,7 +281,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
 
 def _score(item: Item, output: str) -> float:
     """The user's scorers are called by the process with the store, which may have the score."""
-    return math.nan if item.user_scorer is not None else score(item, output)
+    return math.nan if item.user_scorer is not None else SCORERS[item.scorer].score(item, output)
 
 
 def compute_dtype(model: Checkpoint) -> str:

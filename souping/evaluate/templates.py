@@ -247,10 +247,6 @@ class Decoding:
     seed: int = 0
     penalties: Mapping[str, Json] = field(default_factory=dict)
 
-    @property
-    def samples(self) -> bool:
-        return self.temperature > 0
-
     def seed_of(self, item: Item, replicate: int) -> int:
         """Seed of one answer, 63 bits."""
         text = f"{self.seed}\0{item.question}\0{replicate}".encode()

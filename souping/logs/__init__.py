@@ -14,10 +14,7 @@ from souping.logs.records import Log
 from souping.logs.runs import read_run
 from souping.logs.tables import Frame, is_table, read_frame, read_table
 
-KINDS = (
-    "an output folder of lm_eval, a BFCL project (result/ and score/), a log of inspect_ai, a run of souping, "
-    "or CSV or JSONL with item, category and score"
-)
+KINDS = "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, or CSV or JSONL with item, category, score"
 
 
 def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:

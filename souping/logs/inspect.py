@@ -42,9 +42,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     own = [(file, header) for file, header in headers if header.eval.model == model]
     newest = {header.eval.task: (file, header) for file, header in sorted(own, key=lambda pair: pair[1].eval.created)}
     notes = [f"{path}: of {len(own)} logs the newest of each task was read"] if len(newest) < len(own) else []
-    notes += [
-        f"{file}: its status is {header.status}" for file, header in newest.values() if header.status != "success"
-    ]
+    notes += [f"{file}: its status is {head.status}" for file, head in newest.values() if head.status != "success"]
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
     return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
 

@@ -111,9 +111,7 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     if len(items) < (number(asked) or 0) and not any(metric.is_mean for metric in metrics.values()):
         raise UserError(f"{path}: {len(items)} of {asked} samples: the file is cut off")
     return Task(
-        name=task,
-        metrics=metrics,
-        settings={name: str(part(table, key).get(task)) for name, key in settings.items()},
+        name=task, metrics=metrics, settings={name: str(part(table, key).get(task)) for name, key in settings.items()}
     )
 
 

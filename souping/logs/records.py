@@ -160,6 +160,4 @@ def _metric(path: Path, name: str, answers: list[LoggedAnswer], reported: float 
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
     if reported is not None and not (counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)):
         is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
-    return LoggedMetric(
-        name=name, higher_is_better=higher, is_mean=bool(is_mean), answers=tuple(answers), reported=reported
-    )
+    return LoggedMetric(name=name, higher_is_better=higher, is_mean=is_mean, answers=tuple(answers), reported=reported)

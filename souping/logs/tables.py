@@ -130,9 +130,7 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             output=output,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: row {number}: score, tokens and replicate must be numbers, or empty: {error}"
-        ) from error
+        raise UserError(f"{path}: row {number}: score, tokens, replicate must be numbers or empty: {error}") from error
 
 
 def _replicate(value: Any) -> int:

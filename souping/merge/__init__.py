@@ -3,10 +3,11 @@ and of live modules that become soups."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from souping.checkpoints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
 from souping.core.types import ProgressCallback, Recipe
@@ -20,6 +21,9 @@ Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]
 Format = Literal["hf", "same"]
 Adapters = Literal["keep", "merge"]
+Progress: TypeAlias = ProgressCallback | None
+Extra: TypeAlias = Mapping[str, str] | None
+"""{name: content} of files that a soup's folder gets besides its own."""
 
 
 class Pourable(Protocol):
@@ -73,14 +77,7 @@ class CandidatePool(Component, Protocol):
 
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
-    def write(
-        self,
-        recipe: Recipe,
-        out: Path,
-        *,
-        extra_files: Mapping[str, str] | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> Path:
+    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
         """The soup as a folder, whole or not at all."""
         ...
 
@@ -139,11 +136,6 @@ class MergeBackend(Component, Protocol):
         """This backend with other settings; those that it does not have are left out."""
         ...
 
-    def open(
-        self,
-        folders: Mapping[str, Path],
-        cache: MutableMapping[str, str] | None = None,
-        like: Like | None = None,
-    ) -> CandidatePool:
+    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
         """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
         ...

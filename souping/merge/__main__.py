@@ -21,8 +21,8 @@ from typing import NoReturn
 from souping.core.files import error_text
 from souping.core.system import LAUNCHER, end_with
 from souping.core.text import first_line, positive, safe, seconds
-from souping.core.types import ProgressCallback, UserError
-from souping.merge import ERROR, WARNING
+from souping.core.types import UserError
+from souping.merge import ERROR, WARNING, Progress
 from souping.merge.plan import MergePlan
 from souping.merge.stored import load_plan
 from souping.merge.writer import Shares, write_checkpoint
@@ -70,7 +70,7 @@ def write_together(options: argparse.Namespace) -> None:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
 
-    def lead(plan: MergePlan, stage: Path, progress: ProgressCallback | None) -> None:
+    def lead(plan: MergePlan, stage: Path, progress: Progress) -> None:
         rank.broadcast(str(stage))
         rank.fill(plan, stage, progress)
 

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,8 +34,8 @@ from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line
-from souping.core.types import Missing, ProgressCallback, UserError
-from souping.merge import ERROR, WARNING
+from souping.core.types import Missing, UserError
+from souping.merge import ERROR, WARNING, Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
 from souping.merge.plan import Chunk, MergePlan, blocks, check_finite
@@ -74,13 +74,7 @@ class AccelerateMerge(LocalMerge):
     def hashes_while_reading(self) -> bool:
         return False
 
-    def write(
-        self,
-        plan: MergePlan,
-        out: Path,
-        progress: ProgressCallback | None = None,
-        extra_files: Mapping[str, str] | None = None,
-    ) -> Path:
+    def write(self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path:
         """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
 
         Raises:
@@ -88,7 +82,7 @@ class AccelerateMerge(LocalMerge):
         """
         return write_checkpoint(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
 
-    def _fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None) -> None:
+    def _fill(self, plan: MergePlan, stage: Path, progress: Progress) -> None:
         count = rank_count(self.num_processes)
         if count == 1:
             Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
@@ -212,7 +206,7 @@ class Rank:
             box: list[str] = broadcast_object_list([text])
         return box[0]
 
-    def fill(self, plan: MergePlan, stage: Path, progress: ProgressCallback | None = None) -> None:
+    def fill(self, plan: MergePlan, stage: Path, progress: Progress = None) -> None:
         """Write this rank's share into the prepared shards in `stage`, and wait until all ranks have.
 
         Raises:

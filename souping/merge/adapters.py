@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint_of
-from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, read_tokenizer, tied
+from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint_of
+from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, read_tokenizer, same_values, tied
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged, write_files
 from souping.core.text import shown
-from souping.core.types import ProgressCallback, Recipe, UserError
-from souping.merge import CandidatePool, MergeBackend, Pourable, SoupPlan, factors
+from souping.core.types import Recipe, UserError
+from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
@@ -53,9 +51,7 @@ class AdapterPool(CandidatePool):
     the base's content.
     """
 
-    def __init__(
-        self, folders: Mapping[str, Path], merge: MergeBackend, cache: MutableMapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folders: Mapping[str, Path], merge: MergeBackend, cache: Cache = None) -> None:
         """Open and check.
 
         Raises:
@@ -134,14 +130,7 @@ class AdapterPool(CandidatePool):
     def plan(self, recipe: Recipe) -> AdapterPlan:
         return AdapterPlan(recipe, self._carrier(recipe))
 
-    def write(
-        self,
-        recipe: Recipe,
-        out: Path,
-        *,
-        extra_files: Mapping[str, str] | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> Path:
+    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
         Raises:
@@ -155,9 +144,7 @@ class AdapterPool(CandidatePool):
             self.check_unchanged(recipe)
         return Path(out)
 
-    def _write_weights(
-        self, plan: AdapterPlan, stage: Path, progress: ProgressCallback | None
-    ) -> dict[str, str | bytes]:
+    def _write_weights(self, plan: AdapterPlan, stage: Path, progress: Progress) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
         recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
         shares = self.shares(recipe)
@@ -396,20 +383,10 @@ def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
     """PEFT may save whole embeddings too; resized or trained ones are refused."""
     for module, tensor in adapter.whole.items():
         own = weight_of(base, module) or _tied_embedding(base, module)
-        if own is None or not _equal(adapter.checkpoint, tensor, base, own):
+        if own is None or not same_values(adapter.checkpoint, tensor, base, own):
             raise UserError(
                 f"adapter {name} carries resized or trained embeddings (the whole weight of {shown(module)})"
             )
-
-
-def _equal(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
-    """The same numbers, in whatever float types they are stored."""
-    if {left.dtype, right.dtype} - set(FLOATS) or left.shape != right.shape or not left.shape:
-        return False
-    read = factors.TensorReader({"a": a, "b": b}).rows
-    return all(
-        np.array_equal(read("a", left, *rows), read("b", right, *rows)) for rows in factors.blocks_of(left.shape)
-    )
 
 
 def check_settings(merge: MergeBackend) -> None:

@@ -7,12 +7,12 @@ bands of rows that the same ingredients have (one band, unless vocabularies diff
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cache, cached_property
+from typing import Any
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import AlignedTensor, align
@@ -38,9 +38,6 @@ RANGE = r"(?<![^.])\d+-\d+(?![^.])"
 """Part of a pattern that stands for the numbers of layers."""
 LAYOUTS = 32
 """Sets of ingredients whose layouts are kept: a search goes through few."""
-Kind: TypeAlias = "tuple[tuple[int, ...], tuple[str, ...], int]"
-"""What decides a band's mix besides the recipe: models that have its rows, all models' dtypes, number of the override
-that applies to its tensor (-1: none)."""
 
 
 class Alignment:
@@ -165,7 +162,7 @@ class Layout:
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
-    @property
+    @cached_property
     def uneven(self) -> list[AlignedTensor]:
         return [tensor.slot for tensor in self.tensors.values() if tensor.slot.uneven]
 
@@ -200,9 +197,6 @@ class Mix:
         """The operation on a tensor: what is rounded when it is written cannot be copied."""
         return "linear" if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype else self.op
 
-    def differs_in_weights_alone(self, other: Mix) -> bool:
-        return (self.op, self.used, self.dtype) == (other.op, other.used, other.dtype)
-
 
 class WeightedLayout:
     """Recipe's weights on a layout. Each kind of band is worked out once, however many tensors are of it.
@@ -217,13 +211,7 @@ class WeightedLayout:
         self._based = get_method(recipe.method).base
         self._weights, self._number = _overridden(recipe, list(layout.tensors))
         self._weights.append(_effective(recipe))  # number -1
-        self._mixes: dict[Kind, Mix] = {}
-
-    @property
-    def plan_key(self) -> tuple[str, ...]:
-        """Everything in the recipe that decides a plan, except its weights: recipes with one key share a plan."""
-        settings = (self.recipe.settings.get("vocab", "error"), self.recipe.settings.get("overrides", []))
-        return (self.method, self.recipe.dtype, json.dumps(settings), *self.layout.pool)
+        self._mix = cache(self._mix_of)
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
@@ -242,19 +230,11 @@ class WeightedLayout:
             tensors=tensors,
         )
 
-    def kinds(self, name: str) -> tuple[Kind, ...]:
-        """The kinds of a tensor's bands; none where values must be equal."""
-        tensor = self.layout.tensors[name]
-        return tuple((band.have, tensor.stored, self._number(name)) for band in tensor.bands)
+    def _mix_of(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
+        """What this recipe makes of a band: by the models that have its rows, all models' dtypes, and its override.
 
-    def mix(self, kind: Kind) -> Mix:
-        """What this recipe makes of a band of that kind."""
-        if kind not in self._mixes:
-            self._mixes[kind] = self._mix(*kind)
-        return self._mixes[kind]
-
-    def _mix(self, have: tuple[int, ...], stored: tuple[str, ...], number: int) -> Mix:
-        """If a model lacks the rows, the other weights are scaled to the same sum."""
+        If a model lacks the rows, the other weights are scaled to the same sum.
+        """
         given = self._weights[number]
         used = [tag for tag, weight in zip(stored, given, strict=False) if weight != 0]
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
@@ -279,7 +259,7 @@ class WeightedLayout:
     def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
         """A tensor of the soup, not yet placed in a shard."""
         slot, first = tensor.slot, tensor.slot.parts[0]
-        mixes = [self.mix(kind) for kind in self.kinds(slot.name)]
+        mixes = [self._mix(band.have, tensor.stored, self._number(slot.name)) for band in tensor.bands]
         dtype = mixes[0].dtype if mixes else first.dtype
         bands = tuple(
             PlannedBand(

@@ -27,7 +27,8 @@ from souping.checkpoints.lora import Adapter, FactorPair
 from souping.checkpoints.views import widen
 from souping.core.files import write_at
 from souping.core.text import shown
-from souping.core.types import ProgressCallback, Recipe, UserError
+from souping.core.types import Recipe, UserError
+from souping.merge import Progress
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import Float32, Raw, narrow
 from souping.merge.plan import MergePlan, PlannedTensor
@@ -150,9 +151,7 @@ def rank_of(shares: Sequence[Share]) -> int:
     return sum(part.rank for _, part, _ in shares)
 
 
-def write_weights(
-    path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: ProgressCallback | None = None
-) -> None:
+def write_weights(path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress = None) -> None:
     """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
 
     Raises:
@@ -219,7 +218,7 @@ def write_model(
     sites: Mapping[str, Site],
     shares: Shares,
     reader: TensorReader,
-    progress: ProgressCallback | None = None,
+    progress: Progress = None,
 ) -> None:
     """All shards into a staging folder: the base's tensors streamed, the adapted ones block by block.
 

@@ -1,8 +1,7 @@
 """Live pouring: a soup straight into the parameters of a module, no disk, on the CPU or where the module is.
 
 A parameter gets the very numbers that writing the soup and loading it back would give: fp32 accumulation, one rounding
-to the soup's dtype, then the cast to the parameter's dtype. What recipes of the same ingredients share (tensors side by
-side, places in files and module) is worked out at the first of them; the others bring weights.
+to the soup's dtype, then the cast to the parameter's dtype.
 
 A module that does not look like its checkpoints (experts that transformers stacks) is filled by a detour: transformers
 loads the soup. A parameter on a GPU, or one that is not contiguous, is mixed in main memory and copied.
@@ -11,10 +10,9 @@ loads the soup. A parameter on a GPU, or one that is not contiguous, is mixed in
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +21,22 @@ import numpy as np
 from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import Recipe, UserError
 from souping.merge import Pourable
-from souping.merge.alignment import DEFAULT_SHARD, LAYOUTS, Alignment, Kind, Mix, WeightedLayout
+from souping.merge.alignment import Alignment
 from souping.merge.kernels import Gram, Method, Raw, get_method, torch_dtype
 from souping.merge.plan import (
     Chunk,
     MergePlan,
     PlannedTensor,
-    Source,
     Task,
     blocks,
     chunk_gram,
-    chunk_of,
     mixed,
     run_tasks,
+    tensor_chunks,
 )
 from souping.merge.writer import raise_file_limit
 
@@ -46,19 +44,18 @@ if TYPE_CHECKING:
     import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
-THREADS = 2
-Snapshot = list[tuple["torch.Tensor", int]]
-"""A module's parameters and buffers, with their addresses."""
+THREADS = min(cores(), 4)  # an eighth of a pour is Python, which one thread at a time runs
+Row = Callable[[int, int], Raw]
+"""row(byte offset in its file, number of bytes): fewer if the file ends early"""
 
 
 class LiveModule(Pourable):
     """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
 
     def __init__(self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error") -> None:
-        self._alignment = alignment
-        self._nonfinite, self._files, self._targets = nonfinite, WeightFiles(), ModuleTargets(module)
-        self._module, self._warned = module, set[str]()
-        self._known: dict[tuple[str, ...], PourWork] = {}
+        self._alignment, self._module, self._nonfinite = alignment, module, nonfinite
+        self._files, self._targets, self._warned = WeightFiles(), ModuleTargets(module), set[str]()
+        self._grams: dict[tuple[object, ...], Gram] = {}
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -72,165 +69,97 @@ class LiveModule(Pourable):
                 or infinity is found (the module then holds a part of the soup: pour again).
         """
         self._alignment.check_unchanged(recipe)
-        weighted = self._alignment.weighted_layout(recipe)
-        work = self._known.get(weighted.plan_key)
-        if work is None or not work.fits(weighted) or not self._targets.unchanged(work.snapshot):
-            work = self._prepare(weighted)
-        if work is not None:  # else transformers has filled the module
-            plan = replace(work.plan, recipe=recipe)
-            run_tasks(self._tasks(plan, weighted, work), 1 if plan.nbytes < SMALL else THREADS)
-
-    def _prepare(self, weighted: WeightedLayout) -> PourWork | None:
-        """The work of recipes like this one; None where the module had to be filled by transformers, and was."""
-        self._known = {key: work for key, work in self._known.items() if self._targets.unchanged(work.snapshot)}
-        if len(self._known) >= LAYOUTS:
-            del self._known[next(iter(self._known))]
-        plan = weighted.plan(DEFAULT_SHARD, self._nonfinite, None)
+        plan = self._alignment.plan(recipe, nonfinite=self._nonfinite)
         self._targets.resize(plan.tensors)
         places = self._targets.match(plan.tensors)
         if places is None:
-            reload(self._module, {tensor.name: self._whole(plan, weighted, tensor) for tensor in plan.tensors})
-            return None
-        chunks: list[LiveChunk] = []
-        elsewhere: list[tuple[PlannedTensor, torch.Tensor]] = []
+            reload(self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors})
+        else:
+            run_tasks(self._tasks(plan, places), 1 if plan.nbytes < SMALL else THREADS)
+
+    def _tasks(self, plan: MergePlan, places: Mapping[str, ParameterTarget]) -> Iterator[Task]:
         for tensor in (tensor for tensor in plan.tensors if tensor.name in places):
             target = places[tensor.name]
             if target.flat is None:
-                elsewhere.append((tensor, target.tensor))
+                yield partial(self._copy, plan, tensor, target.tensor)
             else:
-                chunks += self._live_chunks(plan, weighted, tensor, target.flat, target.dtype)
-        mixes = {kind: weighted.mix(kind) for tensor in plan.tensors for kind in weighted.kinds(tensor.name)}
-        work = PourWork(plan, mixes, tuple(chunks), tuple(elsewhere), self._targets.snapshot())
-        self._known[weighted.plan_key] = work
-        return work
+                yield from self._blocks(plan, tensor, target.flat, target.dtype)
 
-    def _live_chunks(
-        self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor, flat: Raw, dtype: str
-    ) -> Iterator[LiveChunk]:
-        """One tensor's bands, each with the bytes that it is read from and those that it fills."""
+    def _blocks(self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str) -> Iterator[Task]:
+        """Calls that mix a tensor block by block into bytes of `dtype`."""
         method, size = get_method(plan.method), size_of(dtype)
-        kinds: tuple[Kind | None, ...] = weighted.kinds(tensor.name) or (None,)
-        for kind, band in zip(kinds, tensor.bands, strict=True):
-            if band.count:
-                rows = tuple(self._files.row(plan.ingredients[s.ingredient].checkpoint, s) for s in band.sources)
-                into = flat[band.start * size : (band.start + band.count) * size]
-                yield LiveChunk(chunk_of(method, tensor, band), kind, method, rows, into, dtype)
+        for chunk in tensor_chunks(plan, tensor):
+            rows = [self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file) for s in chunk.sources]
+            weighed = self._weighed(plan, method, chunk, rows)
+            for part in [weighed] if chunk.indivisible and method.whole else blocks(weighed):
+                first = (part.offset - tensor.offset) // size_of(tensor.dtype)
+                yield partial(self._mix, plan, part, rows, flat[first * size : (first + part.count) * size], dtype)
 
-    def _tasks(self, plan: MergePlan, weighted: WeightedLayout, work: PourWork) -> Iterator[Task]:
-        for chunk in work.chunks:
-            yield from chunk.tasks(plan, weighted, self._warned)
-        for tensor, target in work.elsewhere:
-            yield partial(self._copy, plan, weighted, tensor, target)
+    def _weighed(self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[Row]) -> Chunk:
+        """The chunk with its final weights, which may need inner products of the whole band: no recipe changes them."""
+        if not chunk.indivisible or method.coefficients is None:
+            return chunk
+        places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]
+        key = (*places, chunk.count)
+        if key not in self._grams:
+            self._grams[key] = chunk_gram(chunk, method.base, partial(_read, rows))
+        return replace(chunk, weights=method.weigh(self._grams[key], chunk.weights))
 
-    def _copy(self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor, target: torch.Tensor) -> None:
+    def _mix(self, plan: MergePlan, chunk: Chunk, rows: Sequence[Row], into: Raw, dtype: str) -> None:
+        sources = [_row(rows, chunk, number) for number in range(len(rows))]
+        soup = mixed(plan, chunk, sources, into, dtype, self._warned)
+        if soup is not into:
+            into[:] = soup
+
+    def _copy(self, plan: MergePlan, tensor: PlannedTensor, target: torch.Tensor) -> None:
         import torch
 
         with torch.no_grad():
-            target.copy_(self._whole(plan, weighted, tensor))
+            target.copy_(self._whole(plan, tensor))
 
-    def _whole(self, plan: MergePlan, weighted: WeightedLayout, tensor: PlannedTensor) -> torch.Tensor:
+    def _whole(self, plan: MergePlan, tensor: PlannedTensor) -> torch.Tensor:
         """A tensor of the soup in its own dtype, in memory."""
         import torch
 
         flat = np.empty(tensor.nbytes, np.uint8)
-        for chunk in self._live_chunks(plan, weighted, tensor, flat, tensor.dtype):
-            for task in chunk.tasks(plan, weighted, self._warned):
-                task()
+        for task in self._blocks(plan, tensor, flat, tensor.dtype):
+            task()
         return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
-@dataclass(frozen=True)
-class LiveChunk:
-    """Chunk of one band: `rows` read its sources, `into` are the bytes of the parameter that it fills, of `dtype`."""
-
-    chunk: Chunk
-    kind: Kind | None
-    method: Method
-    rows: tuple[Row, ...]
-    into: Raw
-    dtype: str
-
-    def tasks(self, plan: MergePlan, weighted: WeightedLayout, warned: set[str]) -> Iterator[Task]:
-        """Calls that mix the blocks, with a recipe's final weights, which may need statistics of the whole band."""
-        weights = self.chunk.weights if self.kind is None else weighted.mix(self.kind).weights
-        if self.chunk.indivisible and self.method.coefficients is not None:
-            weights = self.method.weigh(self._gram, weights)
-        chunk = replace(self.chunk, weights=weights)
-        for part in [chunk] if chunk.indivisible and self.method.whole else blocks(chunk):
-            yield partial(self._block, plan, part, warned)
-
-    @cached_property
-    def _gram(self) -> Gram:
-        """Inner products of the sources, which no weight changes."""
-        return chunk_gram(self.chunk, self.method.base, self._read)
-
-    def _read(self, chunk: Chunk, number: int, into: Raw) -> None:
-        into[:] = self._row(chunk, number)
-
-    def _row(self, chunk: Chunk, number: int) -> Raw:
-        source = chunk.sources[number]
-        return self.rows[number](source.offset, chunk.count * size_of(source.dtype))
-
-    def _block(self, plan: MergePlan, chunk: Chunk, warned: set[str]) -> None:
-        rows, into = [self._row(chunk, number) for number in range(len(self.rows))], self.into
-        if chunk.count != self.chunk.count:
-            first = (chunk.offset - self.chunk.offset) // size_of(chunk.dtype)
-            into = into[first * size_of(self.dtype) : (first + chunk.count) * size_of(self.dtype)]
-        soup = mixed(plan, chunk, rows, into, self.dtype, warned)
-        if soup is not into:
-            into[:] = soup
+def _row(rows: Sequence[Row], chunk: Chunk, number: int) -> Raw:
+    source = chunk.sources[number]
+    return rows[number](source.offset, chunk.count * size_of(source.dtype))
 
 
-@dataclass(frozen=True)
-class PourWork:
-    """Pours of recipes that differ in weights alone: chunks on the CPU, and tensors that are filled elsewhere.
-
-    `mixes` are those of the recipe that it was made for.
-    """
-
-    plan: MergePlan
-    mixes: Mapping[Kind, Mix]
-    chunks: tuple[LiveChunk, ...]
-    elsewhere: tuple[tuple[PlannedTensor, torch.Tensor], ...]
-    snapshot: Snapshot
-
-    def fits(self, weighted: WeightedLayout) -> bool:
-        """Whether another recipe needs the same operations on the same sources."""
-        return all(mix.differs_in_weights_alone(weighted.mix(kind)) for kind, mix in self.mixes.items())
-
-
-Row = Callable[[int, int], Raw]
-"""row(byte offset in its file, number of bytes): fewer if the file ends early"""
+def _read(rows: Sequence[Row], chunk: Chunk, number: int, into: Raw) -> None:
+    into[:] = _row(rows, chunk, number)
 
 
 class WeightFiles:
     """Weight files: mapped into memory, or read where tensors are assembled from pieces."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, Raw] = {}
+        self._rows: dict[tuple[Path, int], Row] = {}
         self._readers: dict[Path, WeightReader] = {}
 
-    def row(self, checkpoint: Checkpoint, source: Source) -> Row:
-        """Reader of a source's bytes."""
-        path = checkpoint.folder / checkpoint.files[source.file]
-        if checkpoint.assembly is not None or pointer_in(path) is not None:
-            return partial(self._assembled, self._reader(checkpoint), source.file)
-        mapped = self._mapped(path)
-        return lambda offset, nbytes: mapped[offset : offset + nbytes]
+    def row(self, checkpoint: Checkpoint, number: int) -> Row:
+        """Reader of a checkpoint's file."""
+        key = checkpoint.folder, number
+        if key not in self._rows:
+            self._rows[key] = self._opened(checkpoint, number)
+        return self._rows[key]
 
-    def _mapped(self, path: Path) -> Raw:
-        if path not in self._files:
-            raise_file_limit(len(self._files) + 1)
+    def _opened(self, checkpoint: Checkpoint, number: int) -> Row:
+        path = checkpoint.folder / checkpoint.files[number]
+        raise_file_limit(len(self._rows) + len(checkpoint.files))
+        if checkpoint.assembly is None and pointer_in(path) is None:
             with path.open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            self._files[path] = np.frombuffer(mapped, np.uint8)
-        return self._files[path]
-
-    def _reader(self, checkpoint: Checkpoint) -> WeightReader:
+                mapped = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            return lambda offset, nbytes: mapped[offset : offset + nbytes]
         if checkpoint.folder not in self._readers:
-            raise_file_limit(len(checkpoint.files))
             self._readers[checkpoint.folder] = WeightReader(checkpoint)
-        return self._readers[checkpoint.folder]
+        return partial(self._assembled, self._readers[checkpoint.folder], number)
 
     def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
         piece = np.empty(nbytes, np.uint8)
@@ -256,18 +185,6 @@ class ModuleTargets:
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
 
-    def snapshot(self) -> Snapshot:
-        """What the module is made of now."""
-        return [(tensor, tensor.data_ptr()) for tensor in chain(self._module.parameters(), self._module.buffers())]
-
-    def unchanged(self, snapshot: Snapshot) -> bool:
-        """Whether the module is still made of the same tensors in the same places."""
-        now = list(chain(self._module.parameters(), self._module.buffers()))
-        return len(now) == len(snapshot) and all(
-            tensor is known and tensor.data_ptr() == pointer
-            for tensor, (known, pointer) in zip(now, snapshot, strict=True)
-        )
-
     def match(self, tensors: Iterable[PlannedTensor]) -> dict[str, ParameterTarget] | None:
         """{tensor name: target}, each storage once (tied parameters share one).
 
@@ -287,7 +204,8 @@ class ModuleTargets:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")
                 places[tensor.name] = ParameterTarget(place, tag, _flat(place))
-        return places if self._covered(named, taken) else None
+        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
+        return places if all(tensor.data_ptr() in taken for tensor in own) else None
 
     def resize(self, tensors: Iterable[PlannedTensor]) -> None:
         """Give the module's embeddings the soup's number of rows, where they differ."""
@@ -315,11 +233,6 @@ class ModuleTargets:
             if key in named:
                 return named[key]
         return None
-
-    def _covered(self, named: Mapping[str, torch.Tensor], taken: set[int]) -> bool:
-        """Whether every parameter is filled."""
-        own = [named[name] for name, _ in self._module.named_parameters() if name in named]
-        return all(tensor.data_ptr() in taken for tensor in own)
 
 
 def _flat(tensor: torch.Tensor) -> Raw | None:

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from souping.checkpoints import Checkpoint, eos_token_ids, fingerprint, fingerprint_of
+from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
-from souping.core.types import Json, ProgressCallback, Recipe, UserError, Weights
+from souping.core.types import Json, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
+    Extra,
     Format,
     MergeBackend,
     Nonfinite,
     Pourable,
+    Progress,
     SoupPlan,
     Vocab,
 )
@@ -88,18 +90,11 @@ class ModelMerge(MergeBackend, Protocol[P]):
 
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
-    def write(
-        self, plan: P, out: Path, progress: ProgressCallback | None = None, extra_files: Mapping[str, str] | None = None
-    ) -> Path: ...
+    def write(self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path: ...
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
-    def open(
-        self,
-        folders: Mapping[str, Path],
-        cache: MutableMapping[str, str] | None = None,
-        like: Like | None = None,
-    ) -> CandidatePool:
+    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
         return open_pool(folders, self, cache, like)
 
 
@@ -174,26 +169,14 @@ class LocalMerge(ModelMerge[MergePlan]):
     def plan(self, recipe: Recipe, models: Alignment) -> MergePlan:
         """The recipe worked out to the byte, from headers. Raises UserError as `Alignment.plan`."""
         carry = carried(self.carry, recipe)
+        make = models.plan
         if self.format == "same":
             from souping.merge.stored import stored_plan
 
-            return stored_plan(
-                recipe,
-                models,
-                max_shard_size=self.max_shard_size,
-                nonfinite=self.nonfinite,
-                carry=carry,
-                allow_pickle=self.allow_pickle,
-            )
-        return models.plan(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
+            make = partial(stored_plan, models=models, allow_pickle=self.allow_pickle)
+        return make(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
 
-    def write(
-        self,
-        plan: MergePlan,
-        out: Path,
-        progress: ProgressCallback | None = None,
-        extra_files: Mapping[str, str] | None = None,
-    ) -> Path:
+    def write(self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
 
@@ -210,11 +193,7 @@ class FullModelPool(CandidatePool, Generic[P]):
     """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
-        self,
-        folders: Mapping[str, Path],
-        merge: ModelMerge[P],
-        cache: MutableMapping[str, str] | None = None,
-        like: Like | None = None,
+        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
     ) -> None:
         """Open every candidate's headers.
 
@@ -289,14 +268,7 @@ class FullModelPool(CandidatePool, Generic[P]):
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)
 
-    def write(
-        self,
-        recipe: Recipe,
-        out: Path,
-        *,
-        extra_files: Mapping[str, str] | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> Path:
+    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
     def check_tokenizers(self) -> None:
@@ -370,10 +342,7 @@ def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def open_pool(
-    folders: Mapping[str, Path],
-    merge: ModelMerge[P],
-    cache: MutableMapping[str, str] | None = None,
-    like: Like | None = None,
+    folders: Mapping[str, Path], merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
 ) -> CandidatePool:
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}

@@ -13,19 +13,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Checkpoint, fingerprint
+from souping.checkpoints import Cache, Checkpoint, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.text import install
-from souping.core.types import Json, Missing, ProgressCallback, Recipe, UserError, number, part
-from souping.merge import CandidatePool, Nonfinite, Pourable, SoupPlan
+from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
@@ -85,12 +85,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     nonfinite: Nonfinite = "error"
     seed: Seed = 0
 
-    def open(
-        self,
-        folders: Mapping[str, Path],
-        cache: MutableMapping[str, str] | None = None,
-        like: Like | None = None,
-    ) -> CandidatePool:
+    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
             raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
@@ -116,11 +111,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
     def write(
-        self,
-        plan: MergekitPlan | MergePlan,
-        out: Path,
-        progress: ProgressCallback | None = None,
-        extra_files: Mapping[str, str] | None = None,
+        self, plan: MergekitPlan | MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
     ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.
 
@@ -173,10 +164,8 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     """What mergekit runs; a base model is last."""
     folders = [ingredient.folder for ingredient in ingredients]
-    document = _document(recipe, folders) | {
-        "parameters": dict(part(recipe.settings, "parameters")),
-        "dtype": "float32",
-    }
+    document = _document(recipe, folders)
+    document |= {"parameters": dict(part(recipe.settings, "parameters")), "dtype": "float32"}
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = folders[-1]
     return _dump(document)

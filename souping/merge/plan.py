@@ -302,14 +302,12 @@ def chunks(plan: MergePlan) -> list[Chunk]:
 def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     """One tensor's bands as chunks; empty ones are left out."""
     method = get_method(plan.method)
-    return [chunk_of(method, tensor, band) for band in tensor.bands if band.count]
-
-
-def chunk_of(method: Method, tensor: PlannedTensor, band: PlannedBand) -> Chunk:
-    """One band of a tensor as a chunk."""
-    indivisible = (method.whole or method.coefficients is not None) and band.op == "mix"
-    offset = tensor.offset + band.start * size_of(tensor.dtype)
-    return Chunk(band.op, tensor.shard, offset, band.count, tensor.dtype, band.sources, band.weights, indivisible)
+    made = []
+    for band in (band for band in tensor.bands if band.count):
+        whole = (method.whole or method.coefficients is not None) and band.op == "mix"
+        offset = tensor.offset + band.start * size_of(tensor.dtype)
+        made.append(Chunk(band.op, tensor.shard, offset, band.count, tensor.dtype, band.sources, band.weights, whole))
+    return made
 
 
 def _follows(a: Chunk, b: Chunk) -> bool:

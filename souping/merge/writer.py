@@ -40,7 +40,8 @@ from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
 from souping.core.files import reserve, staged, start_writing, write_at, write_files
-from souping.core.types import Json, ProgressCallback, Recipe, UserError
+from souping.core.types import Json, Recipe, UserError
+from souping.merge import Extra, Progress
 from souping.merge.kernels import Raw, get_method
 from souping.merge.plan import (
     Chunk,
@@ -216,9 +217,7 @@ class ShardWriter:
         self._stack.callback(os.close, descriptor)
         return descriptor
 
-    def fill(
-        self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: ProgressCallback | None = None
-    ) -> None:
+    def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress = None) -> None:
         """Write the blocks of one share.
 
         Raises:
@@ -228,7 +227,7 @@ class ShardWriter:
         self._done = 0
         run_tasks(self._tasks(work, sum(chunk.nbytes for chunk in work), progress), threads)
 
-    def _tasks(self, work: list[Chunk], total: int, progress: ProgressCallback | None) -> Iterator[Task]:
+    def _tasks(self, work: list[Chunk], total: int, progress: Progress) -> Iterator[Task]:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
@@ -239,7 +238,7 @@ class ShardWriter:
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
 
-    def _fill_block(self, block: Chunk, hashed: Sequence[int], total: int, progress: ProgressCallback | None) -> None:
+    def _fill_block(self, block: Chunk, hashed: Sequence[int], total: int, progress: Progress) -> None:
         """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
             self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
@@ -323,7 +322,7 @@ def prepare(plan: MergePlan, folder: Path) -> None:
             reserve(file.fileno(), size)
 
 
-Shares = Callable[[MergePlan, Path, ProgressCallback | None], None]
+Shares = Callable[[MergePlan, Path, Progress], None]
 """Fills the prepared shards in a staging folder, as ranks do that each take a share."""
 
 
@@ -331,8 +330,8 @@ def write_checkpoint(
     plan: MergePlan,
     out: Path,
     *,
-    progress: ProgressCallback | None = None,
-    extra_files: Mapping[str, str] | None = None,
+    progress: Progress = None,
+    extra_files: Extra = None,
     shares: Shares | None = None,
     late: Late | None = None,
 ) -> Path:
@@ -368,13 +367,11 @@ def write_checkpoint(
     return Path(out)
 
 
-def _files(plan: MergePlan, extra: Mapping[str, str] | None) -> dict[str, str | bytes]:
+def _files(plan: MergePlan, extra: Extra) -> dict[str, str | bytes]:
     return with_extra(companion_files(plan), plan.shards, extra)
 
 
-def with_extra(
-    files: Mapping[str, str | bytes], weights: Iterable[str], extra: Mapping[str, str] | None
-) -> dict[str, str | bytes]:
+def with_extra(files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra) -> dict[str, str | bytes]:
     """The model's files and the extra ones, which must not replace any of them (UserError)."""
     if own := {*files, *weights} & {*(extra or {})}:
         raise UserError(f"the extra file {min(own)} would replace a file of the model")
@@ -384,10 +381,9 @@ def with_extra(
 def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
-    recipe = recipe_text(
-        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, plan.frame is not None
-    ).encode()
-    if plan.frame is not None:
+    same = plan.frame is not None
+    recipe = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same).encode()
+    if same:
         return {"recipe.json": recipe}
     folder = carrier.checkpoint.home
     files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}

@@ -71,7 +71,8 @@ def refusals(
 def _checks(
     settings: RunSettings, folds: Mapping[Fold, Sequence[Item]], evaluators: EvaluatorItems
 ) -> Iterator[Callable[[], None]]:
-    names = [candidate.name for candidate in settings.pool.resolve()]
+    candidates = settings.pool.resolve()
+    names = [candidate.name for candidate in candidates]
     categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
     for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
@@ -79,7 +80,7 @@ def _checks(
     yield partial(_check_expected, settings, names, categories)
     if categories:
         yield partial(_check_objective, settings, categories)
-        yield partial(_check_goals, settings, categories)
+        yield partial(_check_goals, settings, categories, candidates)
         if settings.stop_after != "select":
             yield partial(check_budget, settings.optimiser, len(folds["search"]))
     yield partial(_check_selector, settings, names, categories)
@@ -127,13 +128,15 @@ def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
         raise UserError(f"objective {named(objective)}: its name must be a text")
 
 
-def _check_goals(settings: RunSettings, categories: Sequence[str]) -> None:
+def _check_goals(settings: RunSettings, categories: Sequence[str], candidates: Sequence[Candidate]) -> None:
     if settings.pareto and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
     if settings.optimiser.scales and settings.merge.method != "task_arithmetic":
         raise UserError("optimiser.scales needs merge.method=task_arithmetic and merge.base=FOLDER")
     settings.goals_on(categories)
     settings.guards_on(categories)
+    if settings.guard_reference(candidates) and not settings.guard:
+        raise UserError(f"guard_against={settings.guard_against} needs guards, as in guard={{safety: 3}}")
 
 
 def _check_source(settings: RunSettings) -> None:

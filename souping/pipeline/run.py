@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
 from souping.analysis.correlation import pearson, stability
-from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
+from souping.analysis.guards import NAME, Admission, Guard, judge, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
@@ -50,7 +50,7 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import judged_guards, reference_of, search_again, with_goals
+from souping.pipeline.goals import check_tokens, search_again, with_goals
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
@@ -141,6 +141,7 @@ class Run(Steps):
         evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item)
         measured = evaluation.all_scores(stage.models, stage.items)
+        check_tokens(self.settings, stage, measured)
         names = [r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models]
         by_model = dict(zip(names, measured, strict=True))
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
@@ -198,7 +199,7 @@ class Run(Steps):
         if words := ended(winner.summary):
             self.progress.say(words)
         if winner.guards:
-            self.note(str(winner.guards["sentence"]))
+            self.note(f"compared with {winner.guards['against']}, {winner.guards['sentence']}")
         return winner
 
     def _remember_choice(self, fold: Fold) -> None:
@@ -222,16 +223,14 @@ class Run(Steps):
             self.progress.trial(unit().raw(self.best))
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> Admission:
-        scores, settings = self._by_candidate(stage), self.settings
-        against = reference_of(settings.guard_against, settings.config, self.pool.candidates, self._best_of(scores))
-        if any(guard.lengths for guard in guards) and not scores[against].lengths.any():
-            raise UserError("guard.tokens: this evaluator does not count the tokens of its answers")
+        self.searched = scores = self._by_candidate(stage)
+        against = self.settings.guard_reference(self.pool.candidates) or self._best_of(scores)
         self.note(*warnings_of(plan_guards(guards, self.guarded_items, scores)))
         return Admission(guards=guards, against=against, reference=scores[against])
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate with the best objective on the search fold; of equals, the first of the pool."""
-        self.searched = self._by_candidate(stage)
+        self.searched = self.searched or self._by_candidate(stage)  # guards needed them before the search
         return self._best_of(self.searched)
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
@@ -392,10 +391,10 @@ class Run(Steps):
     def analyse(self, name: str, stage: Stage) -> None:
         """Evaluate what an analysis needs, then keep what it finds. An analysis that fails never ends the run."""
         try:
-            if self.settings.analyses[name].searches:
-                self.progress.stage(f"{stage.name}: searches, at most {self.winner.spent:,} items as the run's own")
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
+            if self.settings.analyses[name].searches:
+                self.progress.stage(f"{stage.name}: searches, with at most {self.winner.spent:,} items in all")
             self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.models))
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
@@ -447,8 +446,11 @@ class Run(Steps):
         assert self.scores is not None
         trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
-            opened = self.report_content["verdict"]["opened"]
-            self.analyses[NAME] = judged_guards(self, self.winner, self.measured, opened)
+            soup, against = self.winner.recipe.id, self.single(self.admission.against).id
+            guards = self.admission.guards if soup != against else ()
+            pairs = [(self.measured[one.benchmark][soup], self.measured[one.benchmark][against]) for one in guards]
+            checks = judge(guards, pairs, self.report_content["verdict"]["opened"])
+            self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")

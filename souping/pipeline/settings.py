@@ -17,11 +17,11 @@ from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import CandidateSource
 from souping.core import protocols
+from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
 from souping.core.system import __version__
-from souping.core.types import Json, UserError, part
-from souping.core.unit import Unit
+from souping.core.types import Candidate, Json, UserError, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -161,9 +161,8 @@ class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
     A gain below `margin`, in the evaluator's unit, is no reason to soup. `limit` makes it a dry run on so many items
-    per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default
-    the best single model. `pareto` are the goals of a front, `pick` the weights
-    of the goals by which a point of it is written.
+    per category and fold. `guard` are the losses that a soup must not have against `guard_against`, by default the best
+    single model. `pareto` are the goals of a front, `pick` the weights of the goals by which a point of it is written.
     """
 
     benchmark: protocols.BenchmarkItems
@@ -198,18 +197,26 @@ class RunSettings(MergeSettings):
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
 
+    def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
+        """The candidate that `guard_against` names (UserError if it is none)."""
+        names, base = {one.name: one.name for one in candidates}, self.merge.base
+        for one in candidates:
+            if base and base in (one.name, str(one.path), one.source):
+                names["base"] = one.name
+        if self.guard_against is None:
+            return None
+        return names[pick(self.guard_against, names, "guard_against", " (base: the candidate at merge.base)")]
+
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is no category, group or extra benchmark)."""
-        return resolve(self.guard, categories, self.objective.groups, self._units) if self.guard else ()
+        if not self.guard:
+            return ()
+        extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
+        return resolve(self.guard, categories, self.objective.groups, {"": self.evaluator.unit, **extra})
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
-        """The goals of `pareto` (UserError as above)."""
-        return resolve_goals(self.pareto, self.pick, categories, self.objective.groups, self._units)
-
-    @property
-    def _units(self) -> dict[str, Unit]:
-        extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
-        return {"": self.evaluator.unit, **extra}
+        """The goals of `pareto` (UserError if a name is no category or group)."""
+        return resolve_goals(self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit)
 
     @property
     def selects_from_table(self) -> bool:

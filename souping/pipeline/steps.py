@@ -254,9 +254,9 @@ class Steps:
     @property
     def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
-        cut: Mapping[str, Mapping[Fold, tuple[Item, ...]]] = {name: two_folds(own) for name, own in self.extra.items()}
         folds: tuple[Fold, ...] = ("search", "report")
-        return {fold: {"": self.folds.get(fold, ()), **{n: own[fold] for n, own in cut.items()}} for fold in folds}
+        extra = {fold: {name: two_folds(own)[fold] for name, own in self.extra.items()} for fold in folds}
+        return {fold: {"": self.folds.get(fold, ()), **extra[fold]} for fold in folds}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""

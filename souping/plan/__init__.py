@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 Range = tuple[float, float]
-CORE, GPU = 2e10, 5e13
-"""Assumed useful operations per second: of a core, and of a GPU that decodes in batches."""
-CHARACTERS, ANSWER = 4, 64
-"""Assumed characters per token of a prompt, and tokens of an answer if the evaluator states no limit."""
-OVERHEAD = 0.005
-"""Assumed seconds per item beside the arithmetic: what small models spend their time on."""
-READ, FETCH = 2e9, 5e7
-"""Assumed bytes per second at which ingredients are read for a soup, and at which the Hub sends."""
+# What is assumed where nothing was measured
+
+CORE_OPERATIONS = 2e10  # useful operations per second
+GPU_OPERATIONS = 5e13  # decoding in batches
+CHARACTERS_PER_TOKEN = 4
+ANSWER_TOKENS = 64  # if the evaluator states no limit
+OVERHEAD = 0.005  # seconds per item beside the arithmetic: what small models spend their time on
+READ_SPEED = 2e9  # bytes per second
+HUB_SPEED = 5e7  # bytes per second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +113,9 @@ class Plan:
                 answering[end] = sum(stage.todo[end] / rate[stage.name] for stage in self.stages)
                 # A model with something to answer is loaded once per stage.
                 loads = sum(-(-stage.todo[end] // stage.items) for stage in self.stages if stage.items)
-                reading[end] = loads * size * count / READ
+                reading[end] = loads * size * count / READ_SPEED
             times = {"evaluate": (answering[0], answering[1]), "read weights": (reading[0], reading[1])}
-        fetch = sum(model.download for model in self.models) / FETCH
+        fetch = sum(model.download for model in self.models) / HUB_SPEED
         return {**times, "download": (fetch, fetch)}
 
     @property
@@ -149,17 +150,15 @@ def speed(
     host = evaluator.host
     ways = max(1, host.gpus) if host else 1
     gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
-    operations = GPU * ways if gpu else CORE * machine.cores
+    pace, number = (GPU_OPERATIONS, ways) if gpu else (CORE_OPERATIONS, machine.cores)
     limit = evaluator.answer_tokens
-    answer = ANSWER if limit is None else min(limit, 8 * ANSWER)
+    answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
     read = [f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt) for item in items]
-    tokens = sum(map(len, read)) / len(items) / CHARACTERS + answer
-    rate = 1 / (2 * parameters * tokens / operations + OVERHEAD)
-    where = f"{ways} GPU{'s' if ways > 1 else ''} at {GPU:.0e}" if gpu else f"{machine.cores} cores at {CORE:.0e}"
-    reason = (
-        f"{rate:.3g} items/s, assumed: {tokens:.0f} tokens per item, 2 operations per parameter and token, "
-        f"{where} operations/s, and 5 ms per item; set your own with throughput=ITEMS_PER_SECOND"
-    )
+    tokens = sum(map(len, read)) / len(items) / CHARACTERS_PER_TOKEN + answer
+    rate = 1 / (2 * parameters * tokens / (pace * number) + OVERHEAD)
+    where = f"{number} {'GPU' if gpu else 'core'}{'s' if number > 1 else ''} at {pace:.0e}"
+    basis = f"{tokens:.0f} tokens per item, {where} operations/s, 5 ms per item"
+    reason = f"{rate:.3g} items/s, assumed ({basis}); set your own with throughput=ITEMS_PER_SECOND"
     return Speed(items_per_second=rate, basis="assumed", reason=reason)
 
 
@@ -205,10 +204,8 @@ def _selection(plan: Plan) -> Section:
         return Section("Selection", (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",))
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        lines.append(
-            f"Low-correlation categories ({selection.metric}, threshold {selection.threshold:g}): "
-            f"{format.in_words(selection.low_correlation)}."
-        )
+        by, low = f"{selection.metric}, threshold {selection.threshold:g}", format.in_words(selection.low_correlation)
+        lines.append(f"Low-correlation categories ({by}): {low}.")
     experts = list(selection.experts.items())
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
     return Section("Selection", (*lines, *selection.notes), grids=grids)
@@ -238,10 +235,7 @@ def _work_lines(plan: Plan) -> list[str]:
     if len(plan.sizes) > 1:
         lines.append("The number of ingredients is not known yet, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):
-        lines.append(
-            "The search evaluates most soups on some of the items; its row counts whole folds. Of two figures the "
-            "first is expected, the second hardly ever exceeded."
-        )
+        lines.append("The search evaluates soups on parts of the fold: its row gives expected and most whole folds.")
     return lines
 
 
@@ -267,22 +261,18 @@ def _time(plan: Plan) -> Section | None:
     rows = [(what, _duration(pair)) for what, pair in times.items() if pair[1] > 0]
     rows.append(("total", _duration(_total(times.values()))))
     lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
-    lines.append(
-        f"Assumed: weights are read at {READ / 1e9:g} GB/s for each soup, the Hub sends {FETCH / 1e6:g} MB/s. "
-        "Loading the first model and starting servers come on top."
-    )
+    lines.append(f"Assumed: weights are read at {READ_SPEED / 1e9:g} GB/s, the Hub sends {HUB_SPEED / 1e6:g} MB/s.")
+    lines.append("Not counted: loading the first model, and starting servers.")
     if not plan.folds:
         lines.append("The time of the evaluations is not known: their items cannot be counted here.")
     return Section("Time", tuple(lines), grids=(grid(("what", "time"), rows),))
 
 
 def _report(plan: Plan) -> Section | None:
-    if not plan.has_report:
+    if not plan.has_report or not plan.run.objective.linear:
         return None
     shown = plan.power()
     later = "Known after selection, from the candidates' answers on the select fold."
-    if not plan.run.objective.linear:
-        return None
     return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
 
 

@@ -208,9 +208,8 @@ def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
         same = [stage for stages in counted for stage in stages if stage.name == name]
         parts = any(stage.in_parts for stage in same)
-        models, asked, todo = (
-            _range(pairs, parts) for pairs in zip(*((s.models, s.asked, s.todo) for s in same), strict=True)
-        )
+        columns = zip(*((stage.models, stage.asked, stage.todo) for stage in same), strict=True)
+        models, asked, todo = (_range(pairs, parts) for pairs in columns)
         whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
     return whole
 
@@ -282,33 +281,27 @@ class _Planner:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
         return {"": (self.run.evaluator, items), **{one.name: (one.evaluator, one.items) for one in self.extra}}
 
-    def _refused(self, error: UserError | OSError) -> None:
-        """A command in the message fixes it here; anything else is a fault of the settings."""
+    def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
+        """If something is `missing`, or a command in the message fixes it here; else it is a fault of the settings."""
         one = Missing.from_error(UserError(error_text(error)))
-        if one.fix:
+        if one.fix or missing:
             self.lacking.append(one)
         else:
             self.faults.append(error_text(error))
 
     @contextmanager
-    def _attempt(self) -> Iterator[None]:
+    def _attempt(self, missing: bool = False) -> Iterator[None]:
         try:
             yield
         except (UserError, OSError) as error:
-            self._refused(error)
+            self._refused(error, missing)
 
     def _folds(self) -> Folds | None:
         """None if the items cannot be read (an evaluator's own may be elsewhere) or cut."""
-        try:
+        with self._attempt(missing=isinstance(self.run.benchmark, OwnBenchmark)):
             self.items = items_of(self.run.evaluator, self.run.benchmark).items()
-        except (UserError, OSError) as error:
-            if isinstance(self.run.benchmark, OwnBenchmark):
-                self.lacking.append(Missing.from_error(UserError(error_text(error))))
-            else:
-                self._refused(error)
-            return None
         with self._attempt():
-            return checks.cut_folds(self.run, self.items)
+            return checks.cut_folds(self.run, self.items) if self.items else None
         self.items = ()
         return None
 
@@ -447,9 +440,7 @@ def check_run(run: RunSettings) -> None:
         UserError: the run cannot start here, or its items cannot be answered.
     """
     if run.selects_from_table:
-        raise UserError(
-            "check=true evaluates a few items; stop_after=select with published scores has none: use plan=true"
-        )
+        raise UserError("check=true needs items; stop_after=select with published scores has none: use plan=true")
     whole = _planned(run)
     for note in whole.notes:
         print(f"note: {safe(note)}")
@@ -490,8 +481,6 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
         records = [record for item in items if (record := stored.first(item)) is not None]
         prompts = store.prompts({record.prompt_key for record in records})
-    reason = (
-        f"{rate:.3g} items/s, measured just now on {len(items)} items with {pool.names[0]} "
-        f"(loading took {format.seconds(loaded - began)}); larger batches are faster"
-    )
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+    reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
     return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import UNSAFE, minus
 from souping.core.types import Json, number
-from souping.core.unit import gain, unit
+from souping.core.unit import Unit, gain, scores_in, unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -78,8 +78,11 @@ def level(pair: Mapping[str, Json]) -> str:
     return f"{100 * (0.95 if given is None else given):.4g} %"
 
 
-def brackets(found: Json, sign: bool = False) -> str:
-    """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
+def brackets(found: Json, sign: bool = False, own: Unit | None = None) -> str:
+    """`78.1 [74.1, 82.0]`: the narrow form, for terminals; in a unit of its `own`, if there is one."""
+    if own is not None:
+        with scores_in(own):
+            return brackets(found, sign)
     if not isinstance(found, Mapping):
         return score(found, sign)
     middle = score(found.get("mean", found.get("difference")), sign)

@@ -178,10 +178,8 @@ def categories(report: Report) -> Drawing | None:
     below, labels = f"soup minus {short(against, 40)}, {unit().name}", [short(name) for name in names]
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
     made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
-    caption = (
-        f"Orange: the soup is ahead; blue: {against} is. A full dot is beyond chance; "
-        f"whiskers are {level(pairs[0])} intervals that hold for all categories at once."
-    )
+    whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
+    caption = f"Orange: the soup is ahead; blue: {against} is. Full dots: more than chance explains; {whiskers}."
     return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
 
 
@@ -295,7 +293,11 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
             label = f"search objective, {unit().symbol} (ring: chosen soup)"
             made = triangle(names, weights, values, weights[chosen], shades, label)
         else:
-            made = (_line if len(names) == 2 else _curves)(names, weights, values, chosen)
+            across, below, marks = weights[:, 0], weight_axis(names), "o-"
+            if len(names) > 3:
+                across = np.abs(weights - weights[chosen]).sum(axis=1) / 2
+                below, marks = f"share of the {len(names)} weights moved from the chosen soup's", "o"
+            made, _ = curve(across, values, chosen, below, f"search objective, {unit().symbol}", marks)
     top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
     alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {top}"
     return Drawing("landscape", made, alt)
@@ -306,15 +308,22 @@ def ring(axes: Axes, x: float, y: float, size: float) -> None:
     axes.plot([x], [y], "o", markersize=size + 7, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
 
 
-def _line(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
+def weight_axis(names: Sequence[str]) -> str:
+    """What an axis shows that has the first of two weights."""
+    return f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})"
+
+
+def curve(
+    across: FloatArray, values: FloatArray, chosen: int, below: str, beside: str, marks: str = "o-"
+) -> tuple[Figure, Axes]:
+    """Values [N] in the order of `across` [N], with a ring around the chosen one."""
     made, axes = figure(7.6, 3.2)
-    order = np.argsort(weights[:, 0], kind="stable")
-    axes.plot(weights[order, 0], values[order], "o-", color=COLOURS["best_single"], markersize=6.5, linewidth=1.0)
-    ring(axes, weights[chosen, 0], values[chosen], 6.5)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(f"weight of {short(names[0], 40)} (the rest: {short(names[1], 40)})")
-    axes.set_ylabel(f"search objective, {unit().symbol}")
-    return made
+    order = np.argsort(across, kind="stable")
+    axes.plot(across[order], values[order], marks, color=COLOURS["best_single"], markersize=5.0, linewidth=1.0)
+    ring(axes, across[chosen], values[chosen], 5.0)
+    axes.set_xlabel(below)
+    axes.set_ylabel(beside)
+    return made, axes
 
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
@@ -345,15 +354,4 @@ def triangle(
     axes.set_aspect("equal")
     axes.set_axis_off()
     colour_bar(made, axes, shades, label)
-    return made
-
-
-def _curves(names: Sequence[str], weights: FloatArray, values: FloatArray, chosen: int) -> Figure:
-    """More than three ingredients: the objective by distance from the chosen soup."""
-    made, axes = figure(7.6, 3.2)
-    distance = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-    axes.plot(distance, values, "o", color=COLOURS["best_single"], markersize=5.5)
-    ring(axes, 0.0, values[chosen], 5.5)
-    axes.set_xlabel(f"share of the {len(names)} weights moved from the chosen soup's")
-    axes.set_ylabel(f"search objective, {unit().symbol}")
     return made

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from souping.core.system import cores, versions
 from souping.core.text import safe
@@ -21,7 +21,6 @@ from souping.report import format
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
-    from rich.progress import ProgressColumn
     from rich.table import Table
 
 LOG = "run.log"
@@ -36,32 +35,23 @@ class Progress:
     """Context manager that shows the stages of a run: a live bar on a terminal, else a line every `PAUSE` seconds."""
 
     def __init__(self) -> None:
-        self._bars: Bars | None = None
-        if _live():
-            from rich.progress import MofNCompleteColumn, TextColumn
+        self._bars = _bars() if _live() else None
+        self._begin("", None)
 
-            self._bars = _bars(MofNCompleteColumn(), TextColumn("{task.fields[state]}", markup=False))
-        self._begin("", None, None)
-
-    def __enter__(self) -> Progress:
-        if self._bars is not None:
-            self._bars.start()
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.end_stage()
         if self._bars is not None:
             self._bars.stop()
+        if kind is None:
+            self.end_stage()
 
     def stage(self, name: str, items: int | None = None, trials: int | None = None) -> None:
         """Begin a stage of so many item evaluations and trials, if they are known."""
         self.end_stage()
         self._begin(format.clean(name), items, trials)
-        if self._bars is not None:
-            for task in self._bars.task_ids:
-                self._bars.remove_task(task)
-            self._bars.add_task(self._name, total=items, state="")
+        self._show_bar()
         self._line(f"{self._name}: {items:,} items" if items else self._name)
 
     def advance(self, items: int) -> None:
@@ -77,8 +67,8 @@ class Progress:
     def end_stage(self) -> None:
         """Write the last line of a stage, once."""
         if self._done or self._trials:
-            self._line(self._state())
-            self._begin(self._name, None, None)
+            self._line(self._state(self._name))
+            self._begin(self._name, None)
 
     def show(self, table: Table) -> None:
         side_console().print(table)
@@ -101,67 +91,64 @@ class Progress:
         """A line of progress: a live display has it already, run.log gets it in any case."""
         say(line) if self._bars is None else log.info(line)
 
-    def _begin(self, name: str, items: int | None, trials: int | None) -> None:
-        self._name, self._items, self._all_trials = name, items, trials
+    def _begin(self, name: str, total: int | None, trials: int | None = None) -> None:
+        self._name, self._total, self._all_trials = name, total, trials
         self._done = self._trials = 0
         self._best = 0.0
         self._started = self._said = time.monotonic()
 
+    def _show_bar(self) -> None:
+        """A bar of this stage in place of the last one's."""
+        if self._bars is not None:
+            for task in self._bars.task_ids:
+                self._bars.remove_task(task)
+            self._bars.add_task(self._name, total=self._total, state="")
+            self._bars.start()
+
     def _update(self) -> None:
         if self._bars is not None and self._bars.task_ids:
-            self._bars.update(self._bars.task_ids[-1], completed=self._done, state=self._state(short=True))
+            state = self._state("")
+            self._bars.update(self._bars.task_ids[-1], total=self._total, completed=self._done, state=state)
         if time.monotonic() - self._said > PAUSE:
             self._said = time.monotonic()
-            self._line(self._state())
+            self._line(self._state(self._name))
 
-    def _state(self, short: bool = False) -> str:
-        parts = [] if short else [self._name, _of(self._done, self._items, "items")]
+    def _state(self, name: str) -> str:
+        parts = [name, _of(self._done, self._total, "items")]
         if self._trials:
             parts += [_of(self._trials, self._all_trials, "trials"), f"best {unit().level(self._best, more=1)}"]
         seconds = time.monotonic() - self._started
         rate = self._done / seconds if seconds > 0.2 else 0.0
         if rate:
             parts.append(f"{rate:,.0f} items/s" if rate >= 10 else f"{rate:.2g} items/s")
-            rest = (self._items or 0) - self._done
+            rest = (self._total or 0) - self._done
             parts += [f"{format.seconds(rest / rate)} left"] if rest > 0 else []
         return ", ".join(filter(None, parts))
 
 
-class Throughput:
-    """Context manager to be called with (bytes done, bytes in all), from any thread: a live bar on a terminal, else
-    a line every `PAUSE` seconds. Nothing is shown if it is never called."""
+class Throughput(Progress):
+    """Context manager to be called with (bytes done, bytes in all), from any thread. Nothing is shown if it is never
+    called."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._done = name, 0
-        self._bars: Bars | None = None
-        self._started = self._said = time.monotonic()
-
-    def __enter__(self) -> Throughput:
-        return self
+        super().__init__()
+        self._begin(name, None)
 
     def __call__(self, done: int, total: int) -> None:
-        if not self._done and self._bars is None and _live():
-            from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-
-            self._bars = _bars(DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._bars.start()
-            self._bars.add_task(self._name)
+        if self._total is None:
+            self._total = total
+            self._show_bar()
         self._done = max(self._done, done)
-        if self._bars is not None:
-            self._bars.update(self._bars.task_ids[0], completed=self._done, total=total)
-        elif time.monotonic() - self._said > PAUSE:
-            self._said = time.monotonic()
-            self._line(f" of {total / 1e9:.2f}")
+        self._update()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        if kind is None and self._done:
-            self._line("")
+    def end_stage(self) -> None:
+        if self._done:
+            say(self._state(self._name))
 
-    def _line(self, rest: str) -> None:
+    def _state(self, name: str) -> str:
         seconds, done = max(time.monotonic() - self._started, 1e-9), self._done / 1e9
-        say(f"{self._name}: {done:.2f}{rest} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s")
+        amount = f"{done:.2f} of {(self._total or 0) / 1e9:.2f} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s"
+        return f"{name}: {amount}" if name else amount
 
 
 def _of(done: int, total: int | None, unit: str) -> str:
@@ -180,12 +167,12 @@ def _live() -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def _bars(*columns: ProgressColumn) -> Bars:
+def _bars() -> Bars:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    name = TextColumn("{task.description}", markup=False)
-    return Bars(name, BarColumn(bar_width=24), *columns, console=side_console(), transient=True)
+    name, state = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[state]"))
+    return Bars(name, BarColumn(bar_width=24), state, console=side_console(), transient=True)
 
 
 def side_console() -> Console:

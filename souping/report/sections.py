@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.types import elements, entries, number, part, texts
+from souping.core.types import FOLDS, elements, entries, number, part, texts
 from souping.core.unit import gain, unit
 from souping.report import tables, trajectory
 from souping.report.format import (
@@ -26,12 +26,9 @@ from souping.report.format import (
     weight,
 )
 from souping.report.plots import Drawing
-from souping.report.tables import Report, Row, Section, TableGrid, grid, nonempty, sentences, table
+from souping.report.tables import Columns, Report, Row, Section, TableGrid, grid, listing, nonempty, of, table
 
-REBUILD = (
-    "It writes the same bytes again, from the folders recorded in the store or from the Hub at the recipe's commits, "
-    "and stops if an ingredient's content differs."
-)
+REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "cut off or missing and count as wrong"
 
@@ -62,9 +59,7 @@ def summary(report: Report) -> list[str]:
         if objective and not part(objective, "coefficients"):
             kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in {unit().meaning}"
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
-        lines.append(
-            f"The score is the {kind}, on {count(items)} items{'' if report.get('limit') else ' of the report fold'}."
-        )
+        lines.append(f"The score is the {kind}, on {count(items)} {'' if report.get('limit') else 'report '}items.")
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
         pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
         mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
@@ -132,10 +127,7 @@ def _verdict(report: Report) -> Section | None:
         numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
-    paired = (
-        f"Every model answered the same items{'' if dry else ' of the report fold'}, so differences are paired; items "
-        f"that share content are one group. {tables.tested(report)}".strip()
-    )
+    paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
     lines = tuple(filter(None, (paired, "" if dry else LOOKS)))
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
@@ -158,11 +150,11 @@ def _least(found: Sequence[Row]) -> str:
     if not sizes:
         return ""
     low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
-    return f"The smallest loss that these items can tell from chance is {low} to {high}."
+    return f"The smallest loss that these items can show is {low} to {high}."
 
 
 def losses(report: Report) -> list[str]:
-    """Categories in which the soup is below the best single, which of them beyond chance, and the worst of them."""
+    """Categories in which the soup is below the best single, and which of these losses chance does not explain."""
     lost = part(report, "losses")
     pairs = entries(lost, "categories")
     if not pairs:
@@ -175,12 +167,10 @@ def losses(report: Report) -> list[str]:
         return [f"{head} {_least(pairs)}".strip()]
     worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
     names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
-    beyond = f"It lost {in_words(names)} beyond chance" if names else "No loss is beyond chance"
-    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)})"
-    return [
-        f"{head} {beyond}, with limits for {count(len(pairs))} categories at once; "
-        f"the largest is {clean(worst.get('category'))}, {size}. {_least(pairs)}".strip()
-    ]
+    who = f"The loss in {in_words(names)}" if names else "No loss"
+    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)}, for all categories at once)"
+    beyond = f"{who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}."
+    return [f"{head} {beyond} {_least(pairs)}".strip()]
 
 
 def warnings(report: Report) -> list[str]:
@@ -192,46 +182,36 @@ def warnings(report: Report) -> list[str]:
 
 
 def endings(report: Report) -> list[str]:
-    """Models with answers cut off or missing, and what part of the variance comes from the draw of the answers."""
-    lost, lines = _incomplete(report), list[str]()
-    if lost:
-        who = in_words([f"{clean(name)} {percent(_lost(outcome))} %" for name, outcome in lost.items()])
-        lines.append(f"Answers that were cut off at the limit of tokens, or are missing, count as wrong: {who}.")
+    """Models with answers cut off or missing, and what the variance is split into."""
+    lines = list[str]()
+    if lost := _incomplete(report):
+        names = in_words([row["name"] for row in lost])
+        lines.append(f"Answers of {names} were cut off at the limit of tokens or are missing; they count as wrong.")
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
-        lines.append(
-            "Each item was answered several times; its score is the mean. The table splits each model's variance into "
-            "that of the answers and that of the items."
-        )
+        lines.append("Each item was answered several times: the table splits the variance into answers and items.")
     return lines
 
 
-def _incomplete(report: Report) -> dict[str, Row]:
-    """{model: how its answers ended}, of the models with answers cut off or missing."""
+def _incomplete(report: Report) -> list[Row]:
+    """How the answers ended of the models with answers cut off or missing."""
     outcomes = part(report, "outcomes")
-    return {name: part(outcomes, name) for name in outcomes if _lost(part(outcomes, name))}
-
-
-def _lost(outcome: Row) -> float:
-    return (number(outcome.get("truncated")) or 0.0) + (number(outcome.get("unanswered")) or 0.0)
+    every = [{**part(outcomes, name), "name": name} for name in outcomes]
+    return [row for row in every if row.get("truncated") or row.get("unanswered")]
 
 
 def _outcomes(report: Report) -> Iterator[Section | None]:
     """Answers that are cut off or missing by model, and the variance of answers."""
-    lost = _incomplete(report)
-    heads = ("model", "cut off %", "missing %", "items", "why missing")
-    models = [(clean(name), *_shares(outcome), _reasons(outcome)) for name, outcome in lost.items()]
-    yield table("Answers by model", grid(heads, models, left=(0, 4)))
+    columns: Columns = {
+        "model": of("name"),
+        "cut off %": of("truncated", percent),
+        "missing %": of("unanswered", percent),
+        "items": of("items", count),
+        "why missing": lambda row: ", ".join(f"{clean(why)} ({count(n)})" for why, n in part(row, "reasons").items()),
+    }
+    yield table("Answers by model", listing(_incomplete(report), columns, left=(0, 4)))
     yield table("Answers against items", _variance(report))
-
-
-def _reasons(outcome: Row) -> str:
-    return ", ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(outcome, "reasons").items())
-
-
-def _shares(outcome: Row) -> tuple[str, ...]:
-    return percent(outcome.get("truncated")), percent(outcome.get("unanswered")), count(outcome.get("items"))
 
 
 def _variance(report: Report) -> TableGrid:
@@ -251,7 +231,7 @@ def _experts(report: Report) -> Section | None:
     selection = part(report, "selection")
     if not selection:
         return None
-    lines = [_chosen(selection), *([steady] if (steady := _steady(report)) else [])]
+    lines = [_chosen(selection)]
     if selection.get("published"):
         lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
     lines += [clean(note) for note in elements(selection, "notes")]
@@ -278,20 +258,10 @@ def _chosen(selection: Row) -> str:
     how = ", ".join(text for text in rule if text)
     low = elements(selection, "low_correlation")
     whole = len(elements(part(selection, "correlation"), "categories"))
-    where = (
-        f" Low-correlation categories: {'all ' + count(whole) if len(low) == whole else in_words(low)}." if low else ""
-    )
+    shown = f"all {count(whole)}" if len(low) == whole else in_words(low)
+    where = f" Low-correlation categories: {shown}." if low else ""
     names = in_words(elements(selection, "ingredients")) or "nothing"
     return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
-
-
-def _steady(report: Report) -> str:
-    """Which thresholds around the one that was used select the same."""
-    used = number(part(report, "stability").get("threshold"))
-    for low, high, entry in tables.spans(report):
-        if used is not None and low <= used <= high and not entry.get("error"):
-            return f"Every threshold from {weight(low)} to {weight(high)} selects the same."
-    return ""
 
 
 def _stability(report: Report) -> list[str]:
@@ -318,7 +288,7 @@ def _also(report: Report) -> Section | None:
         return None
     line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
     folded = [table(f"{clean(entry.get('name'))}: differences", tables.differences(entry)) for entry in measured]
-    lines, grids = (line, *sentences(report)), (tables.overview(report),)
+    lines, grids = (line, *tables.sentences(report)), (tables.overview(report),)
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
 
@@ -327,11 +297,8 @@ def _gate(report: Report) -> Section | None:
     if not checked:
         return None
     title, shown = "Were the single models as expected?", tables.gate(report)
-    line = (
-        f"What single models were expected to score, beside what they scored on the {clean(checked.get('fold'))} "
-        f"fold before the search. If all are as expected, one or more fall outside with a chance of at most "
-        f"{percent(checked.get('false_alarm'), 0)} %."
-    )
+    fold, alarm = clean(checked.get("fold")), percent(checked.get("false_alarm"), 0)
+    line = f"Scores on the {fold} fold. With correct models, one falls outside in at most {alarm} % of runs."
     if not checked.get("passed"):
         return Section(title, (line,), grids=(shown,))
     return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))
@@ -342,12 +309,14 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
         return None
     reached = number(part(report, "objective").get("search"))
     best = f" The chosen recipe reached {unit().level(reached, more=1)} there." if reached is not None else ""
+    search = part(report, "search")
+    alike = clean(search.get("indistinguishable_count"))
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
     rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
     lines = (
-        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} "
-        "The best of many noisy scores is optimistic; the report fold has other items and gives the unbiased number.",
-        " ".join(searched(part(report, "search"))),
+        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic.",
+        f"Other soups that may be as good, judging by the items the search evaluated: {alike}." if alike else "",
+        f"It ended: {clean(stopped)}." if (stopped := search.get("stopped")) else "",
     )
     shown = (tables.trials(report, trials),)
     return Section("Landscape of weights", tuple(filter(None, lines)), "landscape", grids=shown)
@@ -355,9 +324,10 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
 
 def _cost(report: Report) -> Section | None:
     """What the run took, and the answers that it did not get."""
-    shown = (tables.folds(report), tables.cost(report))
-    grids = tuple(one for one in shown if one.rows)
-    return Section("Cost", tuple(endings(report)), grids=grids, folded=nonempty(_outcomes(report)))
+    sizes = part(report, "folds")
+    items = [f"Items: {', '.join(f'{fold} {count(sizes[fold])}' for fold in FOLDS if fold in sizes)}."] if sizes else []
+    grids = (shown,) if (shown := tables.cost(report)).rows else ()
+    return Section("Cost", (*items, *endings(report)), grids=grids, folded=nonempty(_outcomes(report)))
 
 
 def _provenance(report: Report) -> Section | None:
@@ -374,17 +344,6 @@ def _provenance(report: Report) -> Section | None:
 def ended(search: Row) -> str:
     """Why a search ended, in a line; empty where it says nothing."""
     return f"the search ended: {clean(search.get('stopped'))}" if search.get("stopped") else ""
-
-
-def searched(search: Row) -> list[str]:
-    """What a search says of itself."""
-    lines = []
-    others = number(search.get("indistinguishable_count"))
-    if others is not None:
-        lines.append(f"Other soups that may be as good, judging by the items the search evaluated: {count(others)}.")
-    if search.get("stopped"):
-        lines.append(f"It ended: {clean(search.get('stopped'))}.")
-    return lines
 
 
 def _alternatives(report: Report) -> Section | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.core.unit import gain, scores_in, unit, unit_of
@@ -34,7 +35,6 @@ Report = Mapping[str, Json]
 """`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
-FIGURES = ("difference", "95 % interval", "p", "p (Holm)")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,37 @@ def grid(
     """A table of plain strings or cells."""
     cells = tuple(tuple(c if isinstance(c, TableCell) else TableCell(c) for c in row) for row in rows)
     return TableGrid(header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong))
+
+
+Columns = dict[str, Callable[[Row], str | TableCell]]
+"""{heading: what a row has below it}"""
+
+
+def listing(rows: Iterable[Row], columns: Columns, left: Sequence[int] = (0,), strong: Iterable[int] = ()) -> TableGrid:
+    """A table of one line per row."""
+    return grid(list(columns), [[show(row) for show in columns.values()] for row in rows], left, strong)
+
+
+def of(key: str, show: Callable[[Json], str] = clean) -> Callable[[Row], str]:
+    """A column of the values of a key."""
+    return lambda row: show(row.get(key))
+
+
+def difference(pair: Row) -> str:
+    return score(pair.get("difference"), sign=True)
+
+
+def whiskers(pair: Row) -> str:
+    """Interval of a difference."""
+    return interval(pair.get("low"), pair.get("high"), sign=True)
+
+
+FIGURES: Columns = {
+    "difference": difference,
+    "95 % interval": whiskers,
+    "p": of("p_value", p_value),
+    "p (Holm)": of("p_holm", p_value),
+}
 
 
 def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
@@ -155,23 +186,18 @@ def _is_of(pair: Row, row: Row) -> bool:
 def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other model, points with interval and p-value."""
     pairs = compared(report)
-    adjusted = any(number(pair.get("p_holm")) is not None for pair in pairs)
-    lines: list[tuple[str | TableCell, ...]] = [
-        (
-            named(part(pair, "row")),
-            score(pair.get("difference"), sign=True),
-            interval(pair.get("low"), pair.get("high"), sign=True),
-            p_of(pair),
-            *((p_value(pair.get("p_holm")),) if adjusted else ()),
-            percent(pair.get("discordant")),
-        )
-        for pair in pairs
-    ]
     looks = number(part(report, "verdict").get("opened")) or 1
-    p = f"p (look {count(looks)})" if looks > 1 else "p"
-    around = f"{level(next(iter(pairs), {}))} interval"
-    middle = ("p (Holm)",) if adjusted else ()
-    return grid(("soup minus", "difference", around, p, *middle, "answered differently %"), lines)
+    columns: Columns = {
+        "soup minus": lambda pair: named(part(pair, "row")),
+        "difference": difference,
+        f"{level(next(iter(pairs), {}))} interval": whiskers,
+        f"p (look {count(looks)})" if looks > 1 else "p": p_of,
+        "p (Holm)": of("p_holm", p_value),
+        "answered differently %": of("discordant", percent),
+    }
+    if all(number(pair.get("p_holm")) is None for pair in pairs):
+        del columns["p (Holm)"]
+    return listing(pairs, columns)
 
 
 def summary(report: Report) -> TableGrid:
@@ -181,8 +207,8 @@ def summary(report: Report) -> TableGrid:
     lines: list[tuple[str | TableCell, ...]] = []
     for row in rows:
         pair = pairs.get(row.get("name"))
-        difference = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
-        lines.append((named(row), brackets(row.get("objective")), *difference))
+        against = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
+        lines.append((named(row), brackets(row.get("objective")), *against))
     minus_it = "soup minus it" if around == "95 %" else f"soup minus it ({around})"
     return grid(("model", unit().heading("score"), minus_it, "p"), lines, strong=where(rows, "kind", "soup"))
 
@@ -202,20 +228,16 @@ def _score(given: Json) -> TableCell:
 def losses(report: Report) -> TableGrid:
     """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
     found = entries(part(report, "losses"), "categories")
-    lines = [
-        (
-            clean(pair.get("category")),
-            count(pair.get("n")),
-            *figures(pair)[:3],
-            score(pair.get("least")),
-            verdict(pair),
-        )
-        for pair in found
-    ]
-    around = f"{level(next(iter(found), {}))} interval, all at once"
-    least = "smallest difference beyond chance"
-    header = ("category", "items", "difference", around, "p, corrected", least, "the soup is")
-    return grid(header, lines, (0, 6), where(found, "verdict", "lower"))
+    columns: Columns = {
+        "category": of("category"),
+        "items": of("n", count),
+        "difference": difference,
+        f"{level(next(iter(found), {}))} interval, all at once": whiskers,
+        "p, corrected": of("p_value", p_value),
+        "smallest difference that would show": of("least", score),
+        "the soup is": verdict,
+    }
+    return listing(found, columns, (0, 6), where(found, "verdict", "lower"))
 
 
 def recipe(report: Report) -> TableGrid:
@@ -253,9 +275,8 @@ def _expert_of(report: Report, name: str) -> list[str]:
     selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
     tied = part(selection, "tied")
     shared = selection.get("ties") == "all"
-    found = [
-        c for c, expert in part(selection, "experts").items() if name in (expert, *(texts(tied, c) if shared else ()))
-    ]
+    chosen = part(selection, "experts")
+    found = [c for c in chosen if name in (chosen[c], *(texts(tied, c) if shared else ()))]
     return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
 
 
@@ -279,26 +300,15 @@ def around(low: Json, high: Json) -> str:
     return f"{rho(low)} to {rho(high)}"
 
 
-def spans(report: Report) -> list[tuple[float, float, Row]]:
-    """(from, to, outcome) of neighbouring thresholds that select the same ingredients, or fail alike."""
-    found: list[tuple[float, float, Row]] = []
-    for entry in entries(part(report, "stability"), "thresholds"):
-        value = number(entry.get("threshold")) or 0.0
-        if found and all(found[-1][2].get(key) == entry.get(key) for key in ("ingredients", "error")):
-            found[-1] = (found[-1][0], value, found[-1][2])
-        else:
-            found.append((value, value, entry))
-    return found
-
-
 def thresholds(report: Report) -> TableGrid:
-    """The selection by other thresholds, one line per range."""
-    cut = number(part(report, "stability").get("threshold"))
-    used = [i for i, (low, high, _) in enumerate(spans(report)) if cut is not None and low <= cut <= high]
-    lines = [
-        (weight(low) if low == high else f"{weight(low)} to {weight(high)}", _outcome(entry)[0])
-        for low, high, entry in spans(report)
-    ]
+    """The selection by other thresholds, one line per range that selects the same ingredients or fails alike."""
+    stability = part(report, "stability")
+    lines, used, cut = list[tuple[str, str]](), list[int](), number(stability.get("threshold"))
+    for shown, same in groupby(entries(stability, "thresholds"), lambda entry: _outcome(entry)[0]):
+        values = [number(entry.get("threshold")) or 0.0 for entry in same]
+        if cut is not None and values[0] <= cut <= values[-1]:
+            used.append(len(lines))
+        lines.append((" to ".join(dict.fromkeys(map(weight, (values[0], values[-1])))), shown))
     return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=used)
 
 
@@ -316,20 +326,6 @@ def _outcome(entry: Row) -> tuple[str, str]:
     return in_words(elements(entry, "ingredients")) or DASH, low or DASH
 
 
-def folds(report: Report) -> TableGrid:
-    """Items of each fold and what it is for."""
-    use = {
-        "select": "correlations and experts",
-        "search": "weights and the best single",
-        "report": "the numbers of this page",
-    }
-    if report.get("limit"):
-        use["report"] = "the numbers of this page: items of the other folds, the report fold stayed closed"
-    sizes = part(report, "folds")
-    lines = [(fold, count(sizes[fold]), text) for fold, text in use.items() if fold in sizes]
-    return grid(("fold", "items", "used for"), lines, left=(0, 2))
-
-
 COSTS = {"evaluated_items": "items evaluated", "reused_items": "items taken from the store", "trials": "soups tried"}
 SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
 
@@ -337,20 +333,11 @@ SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of ans
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
-    search = part(spent, "search")
-    lines = [
-        (COSTS.get(key) or clean(key).replace("_", " "), _spent(key, spent[key]))
-        for key in dict.fromkeys([*COSTS, "seconds", *spent])
-        if number(spent.get(key)) is not None
-    ]
-    lines += [
-        (f"search: {text}", _spent(key, search[key])) for key, text in SEARCHED.items() if number(search.get(key))
-    ]
+    names = {key: COSTS.get(key) or clean(key).replace("_", " ") for key in dict.fromkeys([*COSTS, "seconds", *spent])}
+    rows = [(name, key, spent.get(key)) for key, name in names.items()]
+    rows += [(f"search: {name}", key, part(spent, "search").get(key)) for key, name in SEARCHED.items()]
+    lines = [(name, seconds(n) if key == "seconds" else count(n)) for name, key, n in rows if number(n) is not None]
     return grid(("cost", "amount"), lines)
-
-
-def _spent(key: str, amount: Json) -> str:
-    return seconds(amount) if key == "seconds" else count(amount)
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
@@ -381,21 +368,17 @@ def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
 def gate(report: Report) -> TableGrid:
     """One line per score that was expected of a candidate; those that were missed are stressed."""
     checks = entries(part(report, "gate"), "checks")
-    lines = [
-        (
-            clean(check.get("candidate")),
-            clean(check.get("category")) or "objective",
-            score(check.get("expected")),
-            score(check.get("measured")),
-            interval(check.get("low"), check.get("high")),
-            count(check.get("n")),
-            clean(check.get("verdict")),
-        )
-        for check in checks
-    ]
-    header = ("candidate", "of", *map(unit().heading, ("expected", "measured")), "allowed", "items", "verdict")
+    columns: Columns = {
+        "candidate": of("candidate"),
+        "of": lambda check: clean(check.get("category")) or "objective",
+        unit().heading("expected"): of("expected", score),
+        unit().heading("measured"): of("measured", score),
+        "allowed": lambda check: interval(check.get("low"), check.get("high")),
+        "items": of("n", count),
+        "verdict": of("verdict"),
+    }
     missed = [i for i, check in enumerate(checks) if check.get("verdict") != "as expected"]
-    return grid(header, lines, left=(0, 1, 6), strong=missed)
+    return listing(checks, columns, (0, 1, 6), missed)
 
 
 def overview(report: Report) -> TableGrid:
@@ -419,28 +402,14 @@ def differences(entry: Row) -> TableGrid:
     with scores_in(unit_of(entry)):
         pairs = entries(entry, "comparisons")
         pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
-        lines = [
-            (
-                clean(pair.get("b")),
-                clean(pair.get("category")) or "all",
-                *figures(pair),
-                f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
-                verdict(pair),
-            )
-            for pair in pairs
-        ]
-        header = ("soup minus", "category", *FIGURES, "items / groups", "the soup is")
-        return grid(header, lines, (0, 1, 7), where(pairs, "verdict", "lower"))
-
-
-def figures(pair: Row) -> tuple[str, ...]:
-    """Difference, interval, p-value and Holm's."""
-    return (
-        score(pair.get("difference"), sign=True),
-        interval(pair.get("low"), pair.get("high"), sign=True),
-        p_value(pair.get("p_value")),
-        p_value(pair.get("p_holm")),
-    )
+        columns: Columns = {
+            "soup minus": of("b"),
+            "category": lambda pair: clean(pair.get("category")) or "all",
+            **FIGURES,
+            "items / groups": lambda pair: f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
+            "the soup is": verdict,
+        }
+        return listing(pairs, columns, (0, 1, 7), where(pairs, "verdict", "lower"))
 
 
 def sentences(report: Report) -> Iterator[str]:
@@ -473,6 +442,5 @@ def _sentences(entry: Row) -> Iterator[str]:
 
 
 def _points(pair: Row) -> str:
-    limits = interval(pair.get("low"), pair.get("high"), sign=True)
     size = points(abs(number(pair.get("difference")) or 0.0))
-    return f"{size} (95 % interval of the difference {limits}, p {p_value(pair.get('p_holm'))})"
+    return f"{size} (95 % interval of the difference {whiskers(pair)}, p {p_value(pair.get('p_holm'))})"

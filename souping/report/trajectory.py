@@ -11,7 +11,7 @@ from souping.core.types import FloatArray, elements, entries, number, part, text
 from souping.core.unit import unit
 from souping.report.format import KINDS, clean, count, level, limits, p_of, points, score, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.tables import Report, Row, Section, TableGrid, figures, grid, losses, nonempty, table
+from souping.report.tables import Report, Row, Section, TableGrid, difference, grid, losses, nonempty, table, whiskers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +34,12 @@ def sections(report: Report) -> tuple[Section, ...]:
     if not members:
         return ()
     folded = nonempty((table("Every checkpoint", _members(members)), table("By category", losses({"losses": data}))))
-    line = (
-        f"{count(len(windows))} averages on the search fold. One of them was chosen here, so its numbers are "
-        "optimistic; the report fold has the fair ones. Bands and whiskers hold for all averages at once."
-    )
+    tried = f"{count(len(windows))} averages on the search fold, which chose one of them: its score here is optimistic."
+    line = f"{tried} Bands and whiskers hold for all averages at once."
     numbers = nonempty((table("The averages in numbers", _windows(windows)),))
-    tried = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
+    shown = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
     rows = (_rows(report, data),)
-    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *tried
+    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *shown
 
 
 def _lines(report: Report, data: Row) -> list[str]:
@@ -49,10 +47,8 @@ def _lines(report: Report, data: Row) -> list[str]:
     for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
         lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
     if number(spread.get("report")) is not None:
-        lines.append(
-            f"The last {count(spread.get('checkpoints'))} checkpoints differ among themselves by a standard deviation "
-            f"of {points(spread.get('report'))}."
-        )
+        apart = f"a standard deviation of {points(spread.get('report'))}"
+        lines.append(f"The last {count(spread.get('checkpoints'))} checkpoints differ by {apart}.")
     if further := [score(value, sign=True) for value in elements(runs, "differences")]:
         claim = part(runs, "claim")
         recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
@@ -71,7 +67,7 @@ def _rows(report: Report, data: Row) -> TableGrid:
     found.sort(key=lambda pair: order[str(pair.get("kind"))])
     spread = score(part(data, "spread").get("report"))
     lines = [
-        (labels[str(pair.get("kind"))], clean(pair.get("b")), *figures(pair)[:2], p_of(pair), spread)
+        (labels[str(pair.get("kind"))], clean(pair.get("b")), difference(pair), whiskers(pair), p_of(pair), spread)
         for pair in [*found, {**part(data, "members_mean"), "kind": "members_mean", "b": ""}]
     ]
     around = f"{level(next(iter(found), {}))} interval"
@@ -92,7 +88,7 @@ def _windows(found: Sequence[Row]) -> TableGrid:
             SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
             *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
             score(one.get("objective")),
-            *(text for side in SIDES for text in figures(part(one, side))[:2]),
+            *(show(part(one, side)) for side in SIDES for show in (difference, whiskers)),
         )
         for one in found
     ]

@@ -274,9 +274,8 @@ def merits_of(space: SearchSpace) -> FloatArray | None:
     """The ingredients' own objectives [K], if their scores are known."""
     if space.singles is None:
         return None
-    names, coefficients = np.array(space.categories), np.array([*space.coefficients.values()])
-    means = np.stack([space.singles[:, names == name].mean(1) for name in space.coefficients], 1)
-    return np.asarray(space.value(means) if space.value else means @ coefficients)
+    names = np.array(space.categories)
+    return space.objective(np.stack([space.singles[:, names == name].mean(1) for name in space.coefficients], 1))
 
 
 def item_samples(space: SearchSpace, seed: int) -> list[list[IntArray]]:

@@ -10,10 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from souping.analysis.guards import Admission
-from souping.core.fields import check_weights
 from souping.core.protocols import Objective, Optimiser, Strategy
 from souping.core.scores import value, value_of
-from souping.core.text import named
+from souping.core.text import listed, named
 from souping.core.types import (
     TOLERANCE,
     Cell,
@@ -172,7 +171,7 @@ def find_weights(
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
-    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, objective, log, scores).run()
+    return SearchRun(optimiser, strategy, recipe_of, evaluation, items, space, log, scores).run()
 
 
 @dataclass(kw_only=True)
@@ -204,14 +203,13 @@ class SearchRun:
         recipe_of: Callable[[Weights], Recipe],
         evaluation: RecipeEvaluator,
         items: Sequence[Item],
-        objective: Objective,
+        space: SearchSpace,
         log: Callable[[Trial], None],
         known: Mapping[Weights, ItemScores] | None = None,
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._name = f"optimiser {named(strategy)}"
-        self._categories, self._objective = list(dict.fromkeys(item.category for item in items)), objective
-        self._optimiser, self._strategy, self._recipe_of = optimiser, strategy, recipe_of
+        self._space, self._optimiser, self._strategy, self._recipe_of = space, optimiser, strategy, recipe_of
         self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
@@ -331,11 +329,12 @@ class SearchRun:
         """The means of scores and tokens [2, I] that are nan where there is none."""
         values, lengths = answers
         known = np.flatnonzero(np.isfinite(values))
-        means: dict[str, list[float]] = {name: [] for name in self._categories}
+        means: dict[str, list[float]] = {name: [] for name in self._space.coefficients}
         for place in known:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
-        objective = value(self._objective, categories) if len(categories) == len(means) else math.nan
+        whole = len(categories) == len(means)
+        objective = float(self._space.objective(np.array([*categories.values()]))) if whole else math.nan
         return Result(objective=objective, categories=categories, items=len(known), values=values, lengths=lengths)
 
     def _winner(self) -> Trial:
@@ -366,8 +365,9 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    if not any(math.isclose(sum(cell.weights), scale, abs_tol=TOLERANCE) for scale in scales):
-        check_weights(cell.weights, f"{name}: weights")
+    total, sums = sum(cell.weights), (1.0, *scales)
+    if min(cell.weights) < 0 or not any(math.isclose(total, one, abs_tol=TOLERANCE) for one in sums):
+        raise UserError(f"{name}: weights={list(cell.weights)} must sum to {listed(map(str, sums))}, none below 0")
 
 
 def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:

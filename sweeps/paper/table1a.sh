@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 1a: SoCE on BFCL v3 with 70B models. Four GPUs of 80 GB, 0.7 TB of disk, about 60 hours. Steps: steps.sh.
+# Table 1a: SoCE on BFCL v3 with 70B models. Four GPUs of 80 GB, 0.7 TB of disk. Steps: steps.sh.
 experiment=bfcl_70b
 table="bfcl_v3 70b"
 models=(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 1b: SoCE on BFCL v3 with 8B models. One GPU from 24 GB, 80 GB of disk, about 6.5 hours. Steps: steps.sh.
+# Table 1b: SoCE on BFCL v3 with 8B models. One GPU from 24 GB, 80 GB of disk. Steps: steps.sh.
 experiment=bfcl_8b
 table=${table:-bfcl_v3 8b}
 models=(

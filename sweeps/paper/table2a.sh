@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 2a and Figure 3b: SoCE on MGSM with Llama 2 7B models. One GPU from 24 GB, about 2 hours. Steps: steps.sh.
+# Table 2a and Figure 3b: SoCE on MGSM with Llama 2 7B models. One GPU from 24 GB. Steps: steps.sh.
 experiment=mgsm
 table="mgsm 7b"
 models=(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 2b: SoCE on three categories of infinite-Bench. One GPU of 80 GB, 10 to 71 hours for five 8B models.
+# Table 2b: SoCE on three categories of infinite-Bench. One GPU of 80 GB.
 # The paper's candidates were never published: POOL='[A,B,C]' names your own. Steps: steps.sh.
 experiment=infinitebench
 table="infinitebench 70b"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Table 5: SoCE on FLORES-36, 36 directions, BLEU. One GPU from 24 GB, 3 to 17 hours for five 8B models.
+# Table 5: SoCE on FLORES-36, 36 directions, BLEU. One GPU from 24 GB.
 # The paper's candidates were never published: POOL='[A,B,C]' names your own. FLORES_DIR: the unpacked archive.
 experiment=flores
 table="flores36"

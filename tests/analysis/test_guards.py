@@ -40,7 +40,7 @@ def scores(values: Any, lengths: Any = None, group: int = 1) -> ItemScores:
     [
         (3, {"safe": ("safe",), "live_a": ("live_a",), "live_b": ("live_b",)}),
         ({"live": 2}, {"live": ("live_a", "live_b")}),
-        ({"*_a": 2, "tokens": "+10%", "mgsm": 1.5}, {"*_a": ("live_a",), "tokens": (), "mgsm": ()}),
+        ({"safe": 2, "tokens": "+10%", "mgsm": 1.5}, {"safe": ("safe",), "tokens": (), "mgsm": ()}),
         (None, {}),
     ],
 )
@@ -56,9 +56,9 @@ def test_names_stand_for_categories_groups_benchmarks_and_lengths(
 @pytest.mark.parametrize(
     ("guard", "words"),
     [
-        (0, "name the loss"), ({"safe": 0}, "guard.safe=0"), ({"safe": "5%"}, "guard.safe"), ({"tokens": 3}, "+10%"),
+        (0, "you accept"), ({"safe": 0}, "guard.safe=0"), ({"safe": "5%"}, "guard.safe"), ({"tokens": 3}, "+10%"),
         (-1, "above 0"), (True, "guard=True"), ("much", "guard=much"), ({"saef": 3}, "did you mean safe"),
-        ({"mgsm2": 3}, "guard=mgsm2"),
+        ({"mgsm2": 3}, "guard=mgsm2"), ({"safe": 100}, "below 100"),
     ],
 )  # fmt: skip
 def test_what_is_refused(guard: Any, words: str) -> None:
@@ -72,26 +72,26 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
     reference = (rng.random(n) < 0.7).astype(float)
     worse = np.where(rng.random(n) < 0.3, 0.0, reference)
     guard = Guard(name="safe", margin=0.05, categories=("safe",))
-    assert check(guard, scores(reference), scores(reference)).admits
-    assert check(guard, scores(worse), scores(reference)).outcome == "broken"
+    assert guard.admits(check(guard, scores(reference), scores(reference)))
     lost = check(guard, scores(worse), scores(reference))
-    assert lost.found.low < lost.found.difference < lost.found.high < -guard.margin
+    assert guard.outcome(lost) == "broken"
+    assert lost.low < lost.difference < lost.high < -guard.margin
     tokens = rng.integers(20, 200, n).astype(float)
     length = Guard(name="tokens", margin=0.1, lengths=True, unit=LONGER)
     for factor, outcome in ((1.0, "held"), (1.05, "held"), (1.3, "broken")):
         found = check(length, scores(reference, factor * tokens), scores(reference, tokens))
-        assert found.outcome == outcome
-        assert found.found.difference == pytest.approx(1 - factor)
-        assert found.as_dict()["difference"] == pytest.approx(factor - 1)
+        assert length.outcome(found) == outcome
+        assert found.difference == pytest.approx(1 - factor)
+        assert length.as_dict(found)["difference"] == pytest.approx(factor - 1)
 
 
 def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
     (guard,) = resolve(read_guards(0.01), ["safe"], {}, {"": BITS_PER_BYTE})
-    assert guard.borne == "0.01 bits per byte"
+    assert guard.allowed == "0.01 bits per byte"
     losses = 1 + 0.2 * np.random.default_rng(3).standard_normal(200)
     reference = scores(BITS_PER_BYTE.inner(losses))
     for rise, outcome in ((0.0, "held"), (-0.1, "held"), (0.03, "broken")):
-        made = check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference).as_dict()
+        made = guard.as_dict(check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference))
         assert (made["outcome"], made["margin"]) == (outcome, pytest.approx(0.01))
         assert made["difference"] == pytest.approx(rise, abs=1e-9)
     page = section({"sentence": "none", "checks": [made]})
@@ -104,11 +104,11 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
     reference = scores((rng.random(300) < 0.7).astype(float))
     soup = scores(np.where(rng.random(300) < 0.06, 1 - reference.values, reference.values))
     guards = [Guard(name=name, margin=margin) for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))]
-    wide, near, narrow = judge(guards, [(soup, reference)] * 3)
-    assert (wide.outcome, narrow.outcome) == ("held", "undecided")
-    assert wide.found.level == pytest.approx(1 - 0.05 / 3)
-    assert near.found.level > 0.95
-    assert judge(guards[:1], [(soup, reference)], looks=2)[0].found.level == pytest.approx(1 - 0.05 / 6)
+    wide, near, narrow, again = [*judge(guards, [(soup, reference)] * 3), *judge(guards[:1], [(soup, reference)], 2)]
+    assert (wide["outcome"], narrow["outcome"]) == ("held", "undecided")
+    assert wide["level"] == pytest.approx(1 - 0.05 / 3)
+    assert near["level"] > 0.95
+    assert again["level"] == pytest.approx(1 - 0.05 / 6)
 
 
 def test_a_plan_says_how_many_items_a_guard_needs() -> None:

@@ -12,11 +12,19 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from souping.analysis.correlation import kendall, pearson, spearman
-from souping.analysis.intervals import effective_size, objective_interval, rate
+from souping.analysis.intervals import Interval, ItemTable, effective_size, rate
 from souping.core.protocols import Correlation
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray, IntArray, UserError
 from souping.testing import check_correlation
 from tests.support.choices import dotted, targets
+
+
+def objective_interval(
+    values: FloatArray, categories: IntArray, groups: IntArray, weights: FloatArray, **random: int
+) -> Interval:
+    table = ItemTable(names=(), categories=categories, groups=groups, coefficients=weights)
+    return table.interval(values, **random)
+
 
 CORRELATIONS: dict[str, Correlation] = {"kendall": kendall, "pearson": pearson, "spearman": spearman}
 SCIPY = {

@@ -208,16 +208,12 @@ def test_better_than_every_is_the_largest_p() -> None:
     assert better_than_every([against("x", 0.05, 0.001), against("y", 0.03, 0.04)]) == 0.04
     assert better_than_every([against("x", 0.05, 0.001), against("y", -0.03, 0.04)]) == 1.0
     assert better_than_every([against("x", 0.05, 0.001), against("y", 0.0, 1.0)]) == 1.0
-    with pytest.raises(ValueError, match="each of them"):
-        better_than_every([])
 
 
 def test_the_first_look_costs_nothing_and_all_of_them_together_half_the_level() -> None:
     assert [over_looks(0.001, k) for k in (1, 2, 5)] == pytest.approx([0.001, 0.006, 0.03])
     assert over_looks(0.2, 20) == 1.0
     assert sum(1 / penalty(k) for k in range(1, 10_000)) < 1.5
-    with pytest.raises(ValueError, match="looks=0"):
-        penalty(0)
 
 
 def test_items_for_the_margin_do_not_depend_on_the_difference_seen() -> None:

@@ -92,10 +92,10 @@ def test_every_number_of_fp8_is_what_torch_reads(llvm: bool, tmp_path: Path, mon
     if not llvm:
         monkeypatch.setattr("souping.checkpoints.quantised.compiled", lambda _: None)
     folder = Path(shutil.copytree(DATA / "block-0", tmp_path / "a"))
-    numbers = torch.arange(256, dtype=torch.uint8).repeat(13)[: 200 * 16].reshape(200, 16)
-    scales = torch.tensor([[1.5], [2.0**-130]])
+    numbers = torch.arange(256, dtype=torch.uint8).repeat(125).reshape(200, 160)
+    scales = torch.tensor([[1.5, 3.0], [2.0**-130, 0.7]])
     rewrite(folder, {UP: numbers.view(torch.float8_e4m3fn), f"{UP}_scale": scales})
-    wanted = numbers.view(torch.float8_e4m3fn).float() * scales.repeat_interleave(128, 0)[:200]
+    wanted = numbers.view(torch.float8_e4m3fn).float() * torch.kron(scales, torch.ones(128, 128))[:200, :160]
     torch.testing.assert_close(read(folder)[UP], wanted, rtol=0, atol=0, equal_nan=True)
 
 

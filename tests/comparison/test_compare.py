@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import souping as library
-from souping.comparison.result import CompareResult, Flip, RowVerdict, as_text, page, sections
+from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
 from souping.report.render import sheet_markdown, show_sheet
 from tests.conftest import ROOT, Cli
@@ -211,7 +211,7 @@ def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
     written, shown = sheet_markdown("x", sections(result, 5)), StringIO()
     show_sheet(sections(result, 5), Console(file=shown))
-    for text in (as_text(result), shown.getvalue(), written, page(result, 5)):
+    for text in (repr(result), shown.getvalue(), written, page(result, 5)):
         assert not {"\x1b", "\u202e"} & set(text)
     assert "<script" not in page(result, 5)
     assert "<script" not in written

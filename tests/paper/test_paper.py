@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 import pytest
 
-from examples.paper.__main__ import figures
-from examples.paper.findings import (
+from souping.analysis.correlation import pearson
+from souping.core.scores import Mean
+from souping.paper.findings import (
     CLUSTERS,
     STATED,
     TABLES,
@@ -26,8 +27,6 @@ from examples.paper.findings import (
     reading,
     spans,
 )
-from souping.analysis.correlation import pearson
-from souping.core.scores import Mean
 from souping.paper.reproduction import PaperFigures
 from souping.report.render import markdown
 from souping.report.sections import DISPLAYS
@@ -40,12 +39,8 @@ BIG, SMALL, MGSM, FLORES = TABLES
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
-    """What the analysis shows."""
-    return dict(PaperFigures().analyse(run_of()))
-
-
-def test_what_is_shown_is_recomputed_from_the_published_figures(data: dict[str, Any]) -> None:
-    assert data == json.loads(json.dumps(figures()))
+    """What the analysis makes of the published figures."""
+    return PaperFigures().analyse(run_of())
 
 
 @pytest.fixture(scope="module")

@@ -304,6 +304,11 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     assert same[0] == same[1]  # nothing was chosen on it
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
     assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
+    guard = ("guard={side: 90}", f"guard_against={report['selection']['ingredients'][0]}")
+    souping(*settings(family), f"also=[{side}]", *guard, "hydra.run.dir=guarded").ok()
+    guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
+    (check,) = guarded["analyses"]["guards"]["checks"]
+    assert 0 < check["items"] == guarded["also"][0]["items"] < 90  # the guard chose on the others
 
 
 def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:

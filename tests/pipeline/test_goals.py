@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import souping
-from souping.core.types import entries, part
+from souping.analysis.guards import Admission, Guard
+from souping.core.types import Item, ItemScores, Recipe, Trial, entries, part
+from souping.pipeline.goals import admitted
+from souping.search.loop import SearchResult, result_of
 
-pytestmark = pytest.mark.slow
+ITEMS = [Item(id=str(n), category="a", group=str(n), prompt="", answer="") for n in range(200)]
 
 
+def trial(name: str, lost: int) -> Trial:
+    """A soup that lost some of 120 right answers of 200."""
+    recipe = Recipe(ingredients=(name,), fingerprints=(name,), weights=(1.0,), dtype="F32")
+    result = result_of(ItemScores(items=tuple(ITEMS), values=np.arange(200) < 120.0 - lost), souping.Mean())
+    return Trial(number=0, recipe=recipe, weights=(1.0,), result=result)
+
+
+@pytest.mark.parametrize(
+    ("lost", "chosen", "words"),
+    [
+        ({"worse": 60, "alike": 1, "ref": 0}, "alike", "passed"), ({"risky": 15, "alike": 1}, "ref", "failed: a"),
+        ({"worse": 60, "ref": 0, "alike": 1}, "ref", "lost too much"), ({"ref": 0, "alike": 1}, "ref", "nothing"),
+    ],
+)  # fmt: skip
+def test_the_first_soup_that_seems_to_keep_to_the_guards_is_tested(
+    lost: dict[str, int], chosen: str, words: str
+) -> None:
+    order, reference = [trial(name, count) for name, count in lost.items()], trial("ref", 0)
+    scores = ItemScores(items=tuple(ITEMS), values=reference.result.values)
+    admission = Admission(guards=(Guard(name="a", margin=0.1),), against="ref", reference=scores)
+    winner = SearchResult(recipe=order[0].recipe, result=order[0].result, trials=())
+    found = admitted(winner, order, admission, reference.recipe, souping.Mean())
+    assert found.recipe.ingredients == (chosen,)
+    assert words in str(found.guards["sentence"])
+    assert found.guards["refused"] == (chosen == "ref" != order[0].recipe.ingredients[0])
+
+
+@pytest.mark.slow
 def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) -> None:
     done = souping.run(
         pool={name: family / name for name in ("ant", "bee", "cat")},

@@ -308,6 +308,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "weights": ((*ALL, "optimiser=fixed", "optimiser.weights=[0.5,0.5]"), "optimiser.weights has 2 weights"),
     "objective": (("objective=weighted", "objective.weights={reed:1}"), "objective: category=reed"),
     "also": (("also=[hellaswag,hellaswag]",), "two entries are called 'hellaswag'"),
+    "guard_against": (("guard=3", "guard_against=nobody"), "guard_against=nobody is not one of ant"),
 }
 
 

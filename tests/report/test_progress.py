@@ -81,7 +81,7 @@ def test_a_terminal_gets_one_live_display(terminal: Console, capsys: pytest.Capt
     with Progress() as progress, progress.aside(), Throughput("soup") as report:
         report(5, 10)
     text = terminal.file.getvalue()  # type: ignore[attr-defined]
-    for needle in ("search [bold]", "5/10", "1 of 2 trials", "best 50.00 %", "soup"):
+    for needle in ("search [bold]", "5 of 10 items, 1 of 2 trials", "best 50.00 %", "soup"):
         assert needle in text
     assert text.endswith("\x1b[?25h") or text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor is back
 

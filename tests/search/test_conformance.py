@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from souping.core.protocols import Optimiser, Strategy
-from souping.core.scores import Mean
 from souping.core.types import (
     Cell,
     Item,
@@ -18,6 +17,7 @@ from souping.core.types import (
     Recipe,
     Request,
     Result,
+    SearchSpace,
     Trial,
     UserError,
     Weights,
@@ -185,6 +185,7 @@ def test_a_greedy_soup_grows_only_while_strictly_better(case: str, late: bool) -
 
 
 ITEMS = make_items(10)
+SPACE = SearchSpace(ingredients=("a", "b"), coefficients={"w": 0.5, "x": 0.5})
 FIRST, SECOND = (0.5, 0.5), (0.3, 0.7)
 
 
@@ -260,7 +261,7 @@ def run(
 ) -> tuple[SearchResult, list[Trial]]:
     heard: list[Trial] = []
     found = SearchRun(
-        optimiser, limits, lambda weights: recipe(*weights), table, ITEMS, Mean(), heard.append, known
+        optimiser, limits, lambda weights: recipe(*weights), table, ITEMS, SPACE, heard.append, known
     ).run()
     assert list(found.trials) == heard
     return found, heard

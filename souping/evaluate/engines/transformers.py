@@ -321,7 +321,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
 
 def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcessorList | None:
     """Processor after which the arg max of each row is a draw with its seed; None for greedy decoding."""
-    if not decoding.samples:
+    if not decoding.temperature:
         return None
     from transformers import LogitsProcessorList
 

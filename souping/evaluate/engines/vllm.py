@@ -205,7 +205,7 @@ def sampling_arguments(
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
     common: dict[str, Json] = {"max_tokens": max_new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
-    if not decoding.samples:
+    if not decoding.temperature:
         return {**common, "temperature": 0.0}
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
     return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}

@@ -292,7 +292,7 @@ class HarnessModel(Base):  # type: ignore[misc]
 
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
-        seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.samples else []
+        seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.temperature else []
         stops, pad, new = [text for text in stop if text], self.tokenizer.pad_token_id, max_length - context.shape[1]
         dtype = self.mixed_precision_dtype
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):

@@ -351,5 +351,5 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)
-    if decoding.samples and beams != 1:
+    if decoding.temperature and beams != 1:
         raise UserError(f"{where}: its generation_kwargs say num_beams={beams}, which needs greedy answers")

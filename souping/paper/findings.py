@@ -1,13 +1,15 @@
 """Figures of arXiv 2511.13254v1 that can be recomputed from published ones, compared with what the paper prints.
 
-The published figures are the CSV files in `souping/paper`.
+The published figures are the CSV files in this folder.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,9 +18,16 @@ from numpy.typing import NDArray
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
-from souping.paper import DATA, published, results, totals
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
+
+DATA = Path(__file__).resolve().parent
+
+
+def published(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV of published figures."""
+    with (DATA / name).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,19 @@ TABLES = (
     PaperTable(title="Table 2a, MGSM 7B", file="mgsm.csv", benchmark="mgsm", scale="7b"),
     PaperTable(title="Table 5, FLORES-36", file="flores36_selection.csv"),
 )
+
+
+def results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
+    """{row: its line of results.csv}."""
+    rows = published("results.csv")
+    return {row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)}
+
+
+def totals(benchmark: str, scale: str) -> dict[str, float]:
+    """{row: percent} of a benchmark in results.csv, with its `best candidate`."""
+    rows = results(benchmark, scale)
+    single = [float(row["score"]) for row in rows.values() if row["role"] in ("ingredient", "candidate")]
+    return {**{name: float(row["score"]) for name, row in rows.items()}, "best candidate": max(single)}
 
 
 def recipes() -> dict[str, dict[str, float]]:

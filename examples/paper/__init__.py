@@ -1,1 +1,0 @@
-"""How the paper's figures were recomputed: not part of the wheel."""
