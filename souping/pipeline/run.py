@@ -18,7 +18,6 @@ from souping.analysis.significance import Power, power_of
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
-from souping.core.protocols import Evaluator
 from souping.core.types import (
     FOLDS,
     TOLERANCE,
@@ -99,7 +98,11 @@ class Run(Steps):
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
             partial(open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)),
         )
-        self.evaluations = {name: self._evaluation(one, name) for name, one in evaluators.items()}
+        ends, advance = pool.eos_token_ids, progress.advance
+        self.evaluations = {
+            name: Evaluation(store, one, pool.serving(one), ends, advance, self.workers, name)
+            for name, one in evaluators.items()
+        }
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
@@ -116,11 +119,6 @@ class Run(Steps):
         for sentence in found.sentences if found else ():
             progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
-
-    def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
-        pool = self.pool
-        serve = pool.serving(evaluator)
-        return Evaluation(self.store, evaluator, serve, pool.eos_token_ids, self.progress.advance, self.workers, name)
 
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
