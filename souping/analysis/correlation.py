@@ -51,10 +51,10 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         raise UserError(f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all")
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=0))
     if broken.size:
-        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: mend it or leave that out")
+        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: fix it or leave that out")
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
-        same = f"all {len(scores)} models have the same score in {_columns(flat, names)}"
+        same = f"the same score for all {len(scores)} models in {_columns(flat, names)}"
         raise UserError(f"{same}, so no correlation exists: leave it out or add models")
 
 
@@ -320,8 +320,9 @@ class GroupSums:
         _, group = np.unique([item.group for item in items], return_inverse=True)
         column, equal = np.array([scores.categories.index(i.category) for i in items]), np.ones(len(scores.categories))
         wholes = [design(scores.items[m].values, column, group.astype(np.int64), equal) for m in scores.models]
-        sums = np.stack([whole.sums for whole in wholes], axis=1)
-        return cls(sums=sums, counts=wholes[0].counts, stratum=wholes[0].stratum)
+        sums, counts = np.stack([whole.sums for whole in wholes], axis=1), wholes[0].counts
+        # the order of a sum follows the layout
+        return cls(sums=np.ascontiguousarray(sums), counts=np.ascontiguousarray(counts), stratum=wholes[0].stratum)
 
     @property
     def means(self) -> FloatArray:

@@ -23,7 +23,7 @@ from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, Us
 from souping.core.unit import POINTS, Unit, unit_of
 from souping.report.format import brackets, clean, count, share
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.report.tables import Row, Section, grid, where
 
 NAME = "guards"
 TOKENS = "tokens"
@@ -139,7 +139,7 @@ def _groups(items: Sequence[Item]) -> IntArray:
     return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
 
 
-def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Json]:
+def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Row]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard.
@@ -245,8 +245,7 @@ def section(data: Row) -> Section:
     lines = [f"Compared with {clean(data.get('against'))}, {clean(data.get('sentence'))}."]
     lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(checks)
     header = ("guard", "allowed loss", f"soup minus {clean(data.get('against'))}", "items", "outcome")
-    broken = [n for n, one in enumerate(checks) if one.get("outcome") == "broken"]
-    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=broken)
+    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=where(checks, "outcome", "broken"))
     return Section("Guards", tuple(lines), grids=(table,) if checks else ())
 
 

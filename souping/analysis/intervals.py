@@ -100,19 +100,6 @@ def effective_size(values: FloatArray, categories: IntArray, groups: IntArray, c
     return max(1.0, len(values) * min(1.0, independent / clustered))
 
 
-def limits(whole: GroupedScores, bottom: float, top: float, *, draws: int, seed: int) -> tuple[float, float]:
-    """95 % limits of the objective T of a design whose scores, item by item, lie in bottom..top.
-
-    Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata without any variation would
-    give none; each gets Jeffreys' limit for what was not seen. The two kinds are independent, so their distances from T
-    add in squares (MOVER, Zou and Donner 2008).
-    """
-    below, above = _bootstrap_margins(whole, draws, seed)
-    flat_below, flat_above = flat_margins(whole, bottom, top)
-    low, high = whole.objective - np.hypot(below, flat_below), whole.objective + np.hypot(above, flat_above)
-    return float(max(bottom, low)), float(min(top, high))
-
-
 def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
     """Distances that T may lie below and above because of strata that show no variation: Jeffreys' limit of none seen.
 
@@ -233,23 +220,20 @@ class ItemTable:
     def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
         """Objective of scores [I] with its 95 % interval.
 
-        Bootstrap-t over groups within strata. All items right: Jeffreys' limits, never width 0.
+        Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata without any variation
+        would give none; each gets Jeffreys' limit for what was not seen. The two kinds are independent, so their
+        distances from the objective add in squares (MOVER, Zou and Donner 2008).
         """
         whole, (bottom, top) = self.grouped(values), span(values)
         if self.value is None:
-            scale = float(whole.weights.sum())
-            low, high = limits(whole, bottom * scale, top * scale, draws=draws, seed=seed)
+            bottom, top = (bound * float(whole.weights.sum()) for bound in (bottom, top))
+            below, above = map(np.hypot, _bootstrap_margins(whole, draws, seed), flat_margins(whole, bottom, top))
+            low, high = whole.objective - float(below), whole.objective + float(above)
         else:
             low, high = self.limits(values)
-            low, high = max(bottom, low), min(top, high)
-        return Interval(
-            mean=self.score(values),
-            low=low,
-            high=high,
-            n=len(values),
-            groups=len(np.unique(self.groups)),
-            effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
-        )
+        low, high, groups = max(bottom, low), min(top, high), len(np.unique(self.groups))
+        size = effective_size(values, self.categories, self.groups, self.coefficients)
+        return Interval(mean=self.score(values), low=low, high=high, n=len(values), groups=groups, effective_n=size)
 
     def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
         """Limits of an objective that is not linear or, of two models, of the difference: a bootstrap over groups.

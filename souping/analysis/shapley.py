@@ -103,7 +103,7 @@ class _Values:
         lacking = set(soups.values()) - set(run.search)
         if lacking:
             lack = f"{len(lacking)} of {len(soups)} coalitions lack answers to the search fold"
-            raise NotEstimableError(f"{lack}: repeat this analysis to evaluate the rest")
+            raise NotEstimableError(f"{lack}: make it again to evaluate the rest")
         self.run, self.game = run, game
         self.first = run.search[soups[game.everybody]]
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}

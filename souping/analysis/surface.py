@@ -189,7 +189,7 @@ def section(data: Row) -> Section:
     low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
     above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
     lines = (
-        f"Of {count(len(low))} points, {count(above)} are better and {count(below)} worse than the uniform soup, "
+        f"Of {count(len(low))} mixtures, {count(above)} are better and {count(below)} worse than the uniform soup, "
         f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
         f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
     )

@@ -211,7 +211,7 @@ class Wins(Analysis):
         lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
         if lacking:
             lack = f"{lacking} of the soup and its ingredients lack answers to the report fold"
-            raise NotEstimableError(f"{lack}: repeat the run to evaluate the rest")
+            raise NotEstimableError(f"{lack}: run it again to evaluate the rest")
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items

@@ -392,18 +392,17 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
             before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
             for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
-                found.append(
-                    Flip(
-                        model=model,
-                        task=task,
-                        item=item,
-                        base=float(base[place]),
-                        score=float(mean[place]),
-                        prompt=now[item].prompt,
-                        base_output=before[item].output,
-                        output=now[item].output,
-                    )
+                flip = Flip(
+                    model=model,
+                    task=task,
+                    item=item,
+                    base=float(base[place]),
+                    score=float(mean[place]),
+                    prompt=now[item].prompt,
+                    base_output=before[item].output,
+                    output=now[item].output,
                 )
+                found.append(flip)
         yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
 
 
@@ -442,5 +441,5 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
-            who = f"{row.model} and {row.baseline}"
-            yield f"Missing answers of {who}: {row.missing:,}. Verdicts hold with all of them right and all wrong."
+            gone = f"Items of {row.model} and {row.baseline} with missing answers: {row.missing:,}."
+            yield f"{gone} Verdicts hold with these answers all right and all wrong."

@@ -83,24 +83,22 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
         table = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
-    for key in table:
-        pick(key, ("margin", "tasks"), f"{path}: key")
-    tasks = table.get("tasks", {})
+    tasks, margins = table.get("tasks", {}), dict[str, Margin]()
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise UserError(f"{path}: tasks: each task is a table, [tasks.NAME]")
+    for key in table:
+        pick(key, ("margin", "tasks"), f"{path}: key")
     for name, task in tasks.items():
         for key in task:
             pick(key, ("margin", "critical"), f"{path}: tasks.{name}: key")
         if not isinstance(task.get("critical", False), bool):
             raise UserError(f"{path}: tasks.{name}.critical={task['critical']}: true or false")
+        if "margin" in task:
+            margins[name] = Margin.of(task["margin"], f"{path}: tasks.{name}.margin")
     if margin is None and "margin" in table:
         margin = Margin.of(table["margin"], f"{path}: margin")
-    given = {name: task["margin"] for name, task in tasks.items() if "margin" in task}
-    return Policy(
-        margin=margin,
-        margins={name: Margin.of(value, f"{path}: tasks.{name}.margin") for name, value in given.items()},
-        critical=frozenset(name for name, task in tasks.items() if task.get("critical")),
-    )
+    critical = frozenset(name for name, task in tasks.items() if task.get("critical"))
+    return Policy(margin=margin, margins=margins, critical=critical)
 
 
 def holds(word: Word, limits: Limits, margin: float | None) -> bool:

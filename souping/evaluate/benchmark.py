@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from souping.core.fields import Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
@@ -400,25 +402,19 @@ def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
     return [f"fold {fold}: fewer than {ENOUGH} items in {listed(small)}: their rates are rough"] if small else []
 
 
-Node = tuple[str, str]
-
-
 def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     """{id: the first id of its group} from (id, texts) pairs. Two ids are in one group if they share a text, directly
     or through others."""
-    parent: dict[Node, Node] = {}
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: Node) -> Node:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    ids = []
+    places, ids, edges = dict[str, int](), list[str](), list[tuple[int, int]]()
     for name, texts in shared:
+        edges += [(len(ids), places.setdefault(text, len(places))) for text in texts]
         ids.append(name)
-        for text in texts:
-            parent[root(("text", text))] = root(("id", name))
-    first: dict[Node, str] = {}
-    return {name: first.setdefault(root(("id", name)), name) for name in ids}
+    rows, columns = np.array(edges, dtype=int).reshape(-1, 2).T
+    size = len(ids) + len(places)
+    graph = csr_matrix((np.ones(len(edges)), (rows, len(ids) + columns)), shape=(size, size))
+    first = dict[int, str]()
+    labels = connected_components(graph, directed=False)[1].tolist()
+    return {name: first.setdefault(label, name) for name, label in zip(ids, labels, strict=False)}

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,13 +99,8 @@ class CommandEvaluator(Evaluator):
         words = shlex.split(self.command)
         for name, path in paths.items():
             words = [word.replace(name, str(path)) for word in words]
-        process, end = Process(words, os.environ, attempt / "command.log"), time.monotonic() + self.timeout
-        try:
-            while process.alive and time.monotonic() < end:
-                time.sleep(0.05)
-            late = process.alive
-        finally:
-            process.stop()
+        process = Process(words, os.environ, attempt / "command.log")
+        late = not process.ends_in(self.timeout)
         text = process.log.read_text(encoding="utf-8", errors="replace")
         status = (ENDED.findall(text) or ["?"])[-1]
         if not late and status == "0":

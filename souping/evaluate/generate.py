@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
@@ -34,14 +34,6 @@ SMALL = 50_000_000
 """Parameters below which one thread is the default."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointDefaults:
-    """What an evaluator's settings leave to the checkpoints; `small` models gain nothing from a second thread."""
-
-    dtype: str = "auto"
-    small: bool = False
-
-
 @component
 class MachineEvaluator(Evaluator):
     """Evaluator of a live module. Its settings are part of the fingerprint, because they change logits in the last
@@ -52,16 +44,17 @@ class MachineEvaluator(Evaluator):
     device: Device = "auto"
     threads: Threads | None = None
     trust_remote_code: bool = False
-    _defaults: CheckpointDefaults = field(default_factory=CheckpointDefaults, init=False, repr=False)
+    _dtype: str = field(default="auto", init=False, repr=False)
+    _small: bool = field(default=False, init=False, repr=False)
 
     @property
     def resolved_dtype(self) -> str:
         """What the module computes in; `auto` as long as the checkpoint's own dtype is not known."""
-        return self.dtype or ("float32" if self.resolved_device == "cpu" else self._defaults.dtype)
+        return self.dtype or ("float32" if self.resolved_device == "cpu" else self._dtype)
 
     @property
     def resolved_threads(self) -> int:
-        return self.threads or (1 if self._defaults.small else min(cores(), 8))
+        return self.threads or (1 if self._small else min(cores(), 8))
 
     @property
     def resolved_device(self) -> str:
@@ -75,7 +68,7 @@ class MachineEvaluator(Evaluator):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
-        """This evaluator with the candidates' own dtype."""
+        """This evaluator with what it leaves to the candidates: their own dtype, and one thread if they are small."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         dtype, small = "float32", False
         if has_weights(architecture_folder):
@@ -84,8 +77,7 @@ class MachineEvaluator(Evaluator):
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copied = copy.copy(self)
-        known = CheckpointDefaults(dtype="float32" if on_cpu else dtype, small=small)
-        object.__setattr__(copied, "_defaults", known)
+        vars(copied).update(_dtype="float32" if on_cpu else dtype, _small=small)
         return copied
 
     def module_settings(self) -> ModuleSettings:

@@ -106,13 +106,12 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     names = dict.fromkeys(name for name, _ in answers)
     reported = {name: number(figures.get(name if "," in name else f"{name},none")) for name in names}
     lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
-    settings = {"task version": "versions", "number of shots": "n-shot"}
+    keys = {"task version": "versions", "number of shots": "n-shot"}
+    settings = {name: str(part(table, key).get(task)) for name, key in keys.items()}
     metrics, asked = metrics_of(path, answers, reported, lower), part(part(table, "n-samples"), task).get("effective")
     if len(items) < (number(asked) or 0) and not any(metric.is_mean for metric in metrics.values()):
         raise UserError(f"{path}: {len(items)} of {asked} samples: the file is cut off")
-    return Task(
-        name=task, metrics=metrics, settings={name: str(part(table, key).get(task)) for name, key in settings.items()}
-    )
+    return Task(name=task, metrics=metrics, settings=settings)
 
 
 def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:

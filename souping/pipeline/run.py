@@ -18,7 +18,6 @@ from souping.analysis.significance import Power, power_of
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
-from souping.core.protocols import Evaluator
 from souping.core.types import (
     FOLDS,
     TOLERANCE,
@@ -99,7 +98,11 @@ class Run(Steps):
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
             partial(open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)),
         )
-        self.evaluations = {name: self._evaluation(one, name) for name, one in evaluators.items()}
+        ends, advance = pool.eos_token_ids, progress.advance
+        self.evaluations = {
+            name: Evaluation(store, one, pool.serving(one), ends, advance, self.workers, name)
+            for name, one in evaluators.items()
+        }
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
         self.gate: dict[str, Any] | None = None
@@ -116,11 +119,6 @@ class Run(Steps):
         for sentence in found.sentences if found else ():
             progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
-
-    def _evaluation(self, evaluator: Evaluator, name: str) -> Evaluation:
-        pool = self.pool
-        serve = pool.serving(evaluator)
-        return Evaluation(self.store, evaluator, serve, pool.eos_token_ids, self.progress.advance, self.workers, name)
 
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
@@ -405,8 +403,8 @@ class Run(Steps):
             return ()
         new = [len(self.evaluation.missing_answers(model, stage.items, any_block=True)) for model in stage.models]
         self.progress.say(
-            f"{stage.name}: {len(stage.models)} models on the {len(stage.items)} items of the search fold, "
-            f"{sum(map(bool, new))} of them new: {sum(new):,} answers to evaluate"
+            f"{stage.name}: {sum(map(bool, new))} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
+            f"items of the search fold: {sum(new):,} answers to evaluate"
         )
         return tuple(model for model, answers in zip(stage.models, new, strict=True) if answers)
 
@@ -449,7 +447,10 @@ class Run(Steps):
             soup, against = self.winner.recipe.id, self.single(self.admission.against).id
             guards = self.admission.guards if soup != against else ()
             pairs = [(self.measured[one.benchmark][soup], self.measured[one.benchmark][against]) for one in guards]
-            checks = judge(guards, pairs, self.report_content["verdict"]["opened"])
+            verdict = self.report_content["verdict"]
+            checks = judge(guards, pairs, verdict["opened"])
+            if verdict["claim"] in ("not_measured", "dry_run"):
+                checks = [{**one, "outcome": verdict["claim"].replace("_", " ")} for one in checks]
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)

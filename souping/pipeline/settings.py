@@ -203,9 +203,7 @@ class RunSettings(MergeSettings):
         for one in candidates:
             if base and base in (one.name, str(one.path), one.source):
                 names["base"] = one.name
-        if self.guard_against is None:
-            return None
-        return names[pick(self.guard_against, names, "guard_against", " (base: the candidate at merge.base)")]
+        return self.guard_against and names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is no category, group or extra benchmark)."""

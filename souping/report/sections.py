@@ -185,8 +185,9 @@ def endings(report: Report) -> list[str]:
     """Models with answers cut off or missing, and what the variance is split into."""
     lines = list[str]()
     if lost := _incomplete(report):
-        names = in_words([row["name"] for row in lost])
-        lines.append(f"Answers of {names} were cut off at the limit of tokens or are missing; they count as wrong.")
+        shares = [sum(number(row.get(key)) or 0.0 for key in ("truncated", "unanswered")) for row in lost]
+        who = [f"{clean(row['name'])} {percent(share)} %" for row, share in zip(lost, shares, strict=True)]
+        lines.append(f"Answers that were cut off or are missing count as wrong: {in_words(who)}.")
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
@@ -348,8 +349,8 @@ def ended(search: Row) -> str:
 
 def _alternatives(report: Report) -> Section | None:
     """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
-    rows_of_soup = [row for row in entries(report, "rows") if row.get("kind") == "soup"]
-    soup = number(part(rows_of_soup[0], "objective").get("mean")) if rows_of_soup else None
+    row = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
+    soup = number(part(row, "objective").get("mean"))
     found = {name: part(report, name) for name in ("router", "oracle")}
     if soup is None or not found["router"]:
         return None

@@ -387,9 +387,8 @@ def overview(report: Report) -> TableGrid:
     scores = [_objectives(entry) for entry in measured]
     names = list(dict.fromkeys(name for one in scores for name in one))
     lines = [(TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names]
-    soups = [names.index("soup")] if "soup" in names else []
     titles = [unit_of(entry).heading(clean(entry.get("name"))) for entry in measured]
-    return grid(("model", *titles), lines, strong=soups)
+    return grid(("model", *titles), lines, strong=[i for i, name in enumerate(names) if name == "soup"])
 
 
 def _objectives(entry: Row) -> dict[str, TableCell]:

@@ -153,9 +153,8 @@ def window_bands(report: Report) -> Drawing | None:
             reach, label = unit().scale * spread, "SD of the last checkpoints"
             figure.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
         figure.tight_layout()
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4
-        )
+        marks = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     alt = f"Differences of {len(found)} averages to the last checkpoint and to the mean of their members."
     better = "Above" if unit().higher_is_better else "Below"
     return Drawing("windows", figure, alt, f"On the search fold. {better} 0 is better.")

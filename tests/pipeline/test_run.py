@@ -387,7 +387,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(finished_copy: Path, soupin
     planned = souping("run=run", "analysis=shapley", "plan=true").ok()
     assert (counts(tmp_path), contents(finished_copy)) == (before, files)
     soups = 2 ** len(ingredients) - 1
-    (cost,) = re.findall(rf"{soups} models on the {items} items .*: ([\d,]+) answers", planned.out + planned.err)
+    (cost,) = re.findall(rf"of {soups} soups .* the {items} items .*: ([\d,]+) answers", planned.out + planned.err)
     souping("run=run", "analysis=shapley", "shapley.exact=4").ok()
     made = analyses_of(finished_copy)
     assert set(made) == {*FREE, "shapley"}  # what was there stays
@@ -397,7 +397,7 @@ def test_shapley_is_planned_then_evaluated_then_kept(finished_copy: Path, soupin
     assert 0 < new <= 4 * items
     assert (finished_copy / "plots" / "shapley.png").is_file()
     again = souping("run=run", "analysis=shapley")
-    assert "0 of them new: 0 answers" in again.out + again.err
+    assert "search fold: 0 answers" in again.out + again.err
     assert analyses_of(finished_copy) == made
 
 

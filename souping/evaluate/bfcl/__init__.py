@@ -13,7 +13,6 @@ import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -312,25 +311,12 @@ def call(
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
     own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
     process = Process([str(environment.python), "-I", str(RUNNER), str(request)], own, log)
-    try:
-        _wait(process, alive, patience)
-    finally:
-        process.stop()
+    if not process.ends_in(patience, alive):
+        raise UserError(f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow")
     outcome = root / "outcome.json"
     stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
     if stopped:
         raise UserError(f"bfcl-eval: {safe(str(stopped))}")
-
-
-def _wait(process: Process, alive: Path, patience: float) -> None:
-    """Wait for the process's end, for as long as answers come."""
-    answers, since = 0, time.monotonic()
-    while process.alive:
-        time.sleep(0.05)
-        if (now := alive.stat().st_size) != answers:
-            answers, since = now, time.monotonic()
-        elif time.monotonic() - since > patience:
-            raise UserError(f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow")
 
 
 OWN = ("chat-template", "plain")

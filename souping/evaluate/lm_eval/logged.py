@@ -104,6 +104,3 @@ class LoggedModel:
     def _likelihood(self, request: Instance, value: Sequence[str]) -> tuple[float, bool]:
         self._note(request, Answer())
         return float(value[0]), value[1] == "True"
-
-    def _note(self, request: Instance, answer: Answer) -> None:
-        self._live.answers.setdefault((request.task_name, request.doc_id), []).append(answer)

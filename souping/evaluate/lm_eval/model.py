@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
@@ -50,35 +50,38 @@ class TaskSubset:
     anew at each call; the few-shot examples are those that were drawn at loading; and nothing is aggregated.
     """
 
-    _instances: list[Instance]
-
     def __init__(self, loaded: Loaded, seed: int | None) -> None:
         self._loaded, self._task, self._seed = loaded, loaded.task, seed
         self.eval_docs = loaded.docs
+        self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)  # with the methods below
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
+
+    @property
+    def _instances(self) -> list[Instance]:
+        """The requests, which the task filters and scores."""
+        return list(self._task._instances)
+
+    @_instances.setter
+    def _instances(self, requests: list[Instance]) -> None:
+        self._task._instances = requests
 
     def doc_iterator(
         self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
     ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
+        self._numbers = iter(samples)
         return enumerate(self._loaded.docs[number] for number in samples)
 
-    def build_all_requests(self, *, samples: Sequence[int], **settings: Any) -> None:
-        """The harness's own, with this object's documents and contexts."""
-        self._numbers = iter(samples)
-        type(self._task).build_all_requests(self, samples=samples, **settings)
-        self._task._instances = self._instances
-
-    def fewshot_context(self, doc: Document, **settings: Any) -> Any:
-        """The prompt of the next document with its own few-shot examples."""
+    def doc_to_prefix(self, doc: Document) -> Any:
+        """The beginning of an answer. The harness wants it before it writes the prompt, whose examples are set here."""
         task, number = self._task, next(self._numbers)
         if shots := self._loaded.shots[number]:
             task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
         elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
             task.fewshot_rnd = random.Random(f"{self._seed} {number}")
-        return task.fewshot_context(doc, **settings)
+        return task.doc_to_prefix(doc)
 
     def aggregation(self) -> Mapping[str, Callable[[Sequence[float]], int]]:
         """The loop wants a number for every metric; how many values there are never fails."""

@@ -82,6 +82,19 @@ class Process:
             self._over = True
             atexit.unregister(self.stop)
 
+    def ends_in(self, seconds: float, sign: Path | None = None) -> bool:
+        """Whether it ends by itself in so many seconds, or as many after the last growth of the file `sign`; else it is
+        stopped."""
+        size, since = 0, time.monotonic()
+        try:
+            while self.alive and time.monotonic() - since < seconds:
+                time.sleep(0.05)
+                if sign is not None and (now := sign.stat().st_size) != size:
+                    size, since = now, time.monotonic()
+            return not self.alive
+        finally:
+            self.stop()
+
     def reason(self) -> str:
         """The last line of the log that names an error, else the last line."""
         with self.log.open("rb") as log:
