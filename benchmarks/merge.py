@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ class Bench:
     def __init__(self, folder: Path, mergekit: str | None, olmo: list[str] | None) -> None:
         self.folder, self.mergekit, self.olmo = folder, mergekit, olmo
         self.lines: list[str] = []
+        self.written: dict[str, dict[str, str]] = {}
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -80,7 +82,7 @@ class Bench:
         return out
 
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
-        out, paths = str(self.folder / f"out-{what}"), [str(path) for path in folders.values()]
+        out, paths = str(self.folder / "out"), [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
         if what == "mergekit":
             models = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, weights, strict=True)]
@@ -104,9 +106,12 @@ class Bench:
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, _text(weights), *paths]
 
     def cost(self, what: str, folders: dict[str, Path]) -> tuple[float, float, float]:
-        """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk."""
+        """(wall s, cpu s, peak RSS in MB) of one process, started with a clean target and a quiet disk.
+
+        All write to one folder: the place of a folder on the disk can make it a third slower.
+        """
         command = self.command(what, folders)
-        shutil.rmtree(self.folder / f"out-{what}", ignore_errors=True)
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
         place = self.folder / ("empty" if what.endswith("_empty") else "warm")
         if place.name == "empty":
             shutil.rmtree(place, ignore_errors=True)
@@ -121,15 +126,22 @@ class Bench:
             done = subprocess.run(launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False, cwd=place)
         if done.returncode:
             raise SystemExit(f"{what} failed:\n{log.read_text()[-2000:]}")
+        if what not in self.written and what != "olmo":  # which writes another layout
+            self.written[what] = digests(self.folder / "out")
         wall, cpu, rss = map(float, done.stdout.split())
         return wall, cpu, rss
 
     def contest(self, pools: Mapping[str, dict[str, Path]], rounds: int) -> dict[str, tuple[float, ...]]:
-        """Medians of the costs of each contender, which has its own folders."""
+        """Medians of the costs of each contender, which has its own folders.
+
+        Each round begins with another contender: the first one of a round may find the machine's memory in a better
+        state than the others.
+        """
         costs: dict[str, list[tuple[float, ...]]] = {name: [] for name in pools}
-        for _ in range(rounds + 1):
-            for name, folders in pools.items():
-                costs[name].append(self.cost(name, folders))
+        for first in range(rounds + 1):
+            names = list(pools)
+            for name in names[first % len(names) :] + names[: first % len(names)]:
+                costs[name].append(self.cost(name, pools[name]))
         return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
 
 
@@ -157,7 +169,7 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
         bench.say(
             f"\nOf mergekit's wall time: {warm:.3f} where the store knows the models, {empty:.3f} in an empty folder."
         )
-        same = equal(bench.folder / "out-ours", bench.folder / "out-mergekit")
+        same = bench.written["ours"] == bench.written["mergekit"]
         bench.say(f"\nBytes of ours and mergekit's tensors: {'equal' if same else 'DIFFERENT'}.")
 
 
@@ -182,7 +194,7 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
         bench.say("")
         beside(bench, 1, contenders, dict.fromkeys(contenders, next(iter(others))), next(iter(others)))
         written += ["convert"] if bench.mergekit else []
-    same = all(equal(bench.folder / "out-ours", bench.folder / f"out-{name}") for name in written)
+    same = all(bench.written["ours"] == bench.written[name] for name in written)
     bench.say(f"\nBytes of {', '.join(['ours', *written])}: {'equal' if same else 'DIFFERENT'}.")
 
 
@@ -208,17 +220,13 @@ def beside(
         bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |")
 
 
-def equal(a: Path, b: Path) -> bool:
-    """Whether two folders hold the same tensors, byte for byte."""
-    left, right = Checkpoint.open(a), Checkpoint.open(b)
-    return set(left.tensors) == set(right.tensors) and all(
-        np.array_equal(_bytes(left, name), _bytes(right, name)) for name in left.tensors
-    )
-
-
-def _bytes(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    t = checkpoint.tensors[name]
-    return np.memmap(checkpoint.folder / t.file, np.uint8, "r", t.offset, (t.nbytes,))
+def digests(folder: Path) -> dict[str, str]:
+    """{tensor: digest of its bytes} of a model folder."""
+    checkpoint, found = Checkpoint.open(folder), dict[str, str]()
+    for name, tensor in checkpoint.tensors.items():
+        data = np.memmap(checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,))
+        found[name] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 def memory(bench: Bench) -> None:
