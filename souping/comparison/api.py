@@ -179,7 +179,10 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
         return expanded(given)
     config = run_dir / "config.yaml"
     try:
-        settings = yaml.safe_load(text_of(config)) if config.is_file() else None
+        text = text_of(config) if config.is_file() else ""
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has YAML aliases (*NAME), which no run writes")
+        settings = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
     named = part(settings, "store").get("path") if isinstance(settings, dict) else None
