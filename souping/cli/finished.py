@@ -26,7 +26,7 @@ from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
-from souping.core.text import first_line, listed, positive, safe
+from souping.core.text import first_line, listed, positive, read_yaml, safe
 from souping.core.types import FOLDS, Json, UserError, entries, part
 from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
@@ -118,22 +118,13 @@ def shipped() -> frozenset[str]:
     return frozenset(name for text in texts for name in re.findall(r"_target_:\s*([\w.]+)", text))
 
 
-class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Loader that refuses aliases: a few lines of them fill any memory."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("it has YAML aliases (*NAME), which no run writes")
-        return super().compose_node(parent, index)
-
-
 def read_config(path: Path) -> DictConfig:
     """A run's config.yaml, unresolved (UserError if it cannot be read)."""
     try:
         text = path.read_bytes()
         if len(text) > LONGEST:
             raise ValueError(f"it has more than {LONGEST:,} bytes")
-        config = OmegaConf.create(yaml.load(text, PlainLoader))
+        config = OmegaConf.create(read_yaml(text))
         if not isinstance(config, DictConfig):
             raise ValueError("it is no mapping")
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do

@@ -25,7 +25,7 @@ from souping.comparison.result import CompareResult, Difference, Flip, Kind, Row
 from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
 from souping.core.fields import Count, check_arguments, load, pick, text_of
 from souping.core.files import expanded, seen_from
-from souping.core.text import first_line
+from souping.core.text import first_line, read_yaml
 from souping.core.types import Json, UserError, digest, entries, part
 from souping.logs import read
 from souping.logs.match import Field, Matched, MatchedMetric, matched
@@ -179,10 +179,7 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
         return expanded(given)
     config = run_dir / "config.yaml"
     try:
-        text = text_of(config) if config.is_file() else ""
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases (*NAME), which no run writes")
-        settings = yaml.safe_load(text)
+        settings = read_yaml(text_of(config)) if config.is_file() else None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
     named = part(settings, "store").get("path") if isinstance(settings, dict) else None

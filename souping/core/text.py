@@ -51,6 +51,26 @@ def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] |
     return value
 
 
+def read_yaml(text: str | bytes) -> Any:
+    """YAML from somebody else.
+
+    Raises:
+        ValueError: it has aliases, a few lines of which fill any memory.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+        """Loader that refuses aliases."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has YAML aliases (*NAME), which no run writes")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, PlainLoader)
+
+
 def _number(digits: str) -> int | float:
     if math.isinf(float(digits)):
         raise ValueError(f"the number {shown(digits)} is too large")
