@@ -24,7 +24,8 @@ import numpy as np
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import detectable
 from souping.comparison import estimate
-from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, best_set, pool, step_down
+from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool
+from souping.comparison.several import JointFlips, best_set, step_down
 from souping.comparison.verdict import verdict_of
 from souping.logs.match import MatchedMetric
 

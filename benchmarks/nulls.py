@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.analysis.intervals import ItemTable, design, rate
+from souping.analysis.grouped import design
+from souping.analysis.intervals import ItemTable, rate
 from souping.analysis.sign_flip import ALPHA, invert, sign_flip
 from souping.analysis.significance import MARGIN, penalty
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.intervals import Z95, design, distinct, resample
+from souping.analysis.grouped import design, distinct, resample
+from souping.analysis.intervals import Z95
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
 from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError

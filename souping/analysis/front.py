@@ -1,7 +1,10 @@
-"""Front of several goals (`pareto`): the soups that no other beats in all of them, by the posterior of the search.
+"""Front of several goals (`pareto`): soups that no other beats in all of them.
 
-A goal is what a guard of its name would watch: its mean is a linear function of the posterior's category means, which
-is fitted to all answers on the search fold. The report fold is not touched.
+A goal is what a guard of its name would watch: its mean is a linear function of the category means
+of the search's posterior, which is fitted to all answers on the search fold. The report fold is
+not touched.
+
+Shape legend: S points, K ingredients, G goals, C categories, I items, D draws.
 """
 
 from __future__ import annotations
@@ -14,22 +17,35 @@ import numpy as np
 from souping.analysis.guards import TOKENS, Guard, resolve
 from souping.analysis.surface import FITTED, fitted
 from souping.core.fields import fits, pick
-from souping.core.types import BoolArray, FloatArray, Item, Json, Trial, UserError, Weights, elements, entries, part
+from souping.core.types import (
+    BoolArray,
+    FloatArray,
+    Item,
+    Json,
+    Trial,
+    UserError,
+    Weights,
+    elements,
+    entries,
+    part,
+)
 from souping.core.unit import Unit, unit_of
 from souping.report.format import brackets, clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, grid
 
+# Key under `analyses`.
 NAME = "front"
-"""Key under `analyses`."""
+# Most points that are evaluated on the whole search fold.
 CONFIRMED = 3
-"""Most points that are evaluated on the whole search fold."""
+# Draws of the posterior.
 DRAWS = 400
-"""Draws of the posterior."""
+# Points in the report's table.
 LISTED = 15
-"""Points in the report's table."""
-LENGTH = Unit(symbol="mean per answer", meaning=TOKENS, higher_is_better=False, scale=1.0, fractions=False)
+LENGTH = Unit(
+    symbol="mean per answer", meaning=TOKENS, higher_is_better=False, scale=1.0, fractions=False
+)
 
 
 def resolve_goals(
@@ -42,123 +58,211 @@ def resolve_goals(
     """What the names of `pareto` stand for, as in `resolve`; `weights` are those of `pick`.
 
     Raises:
-        UserError: there is one goal, a name is no category, group or `tokens`, or `pick` has no weights of goals.
+        UserError: there is one goal, a name is no category, group or `tokens`, or `pick` has no
+            weights of goals.
     """
     if not names and not weights:
         return ()
     if len(set(names)) < max(2, len(names)):
-        raise UserError(f"pareto={[*names]!r:.60} needs two goals or more, each once, as in pareto=[math,safety]")
-    if weights and not (
-        fits(weights, Mapping[str, float]) and min(weights.values()) >= 0 < sum(weights.values()) < np.inf
-    ):
-        raise UserError(f"pick={weights!r:.60} needs finite weights of 0 or more, one of them above 0")
+        raise UserError(
+            f"pareto={[*names]!r:.60} needs two goals or more, each once, "
+            "as in pareto=[math,safety]"
+        )
+    if weights and not _are_goal_weights(weights):
+        raise UserError(
+            f"pick={weights!r:.60} needs finite weights of 0 or more, one of them above 0"
+        )
     for name in weights or ():
         pick(name, names, "pick: goal")
     return resolve(dict.fromkeys(names, 1.0), categories, groups, {"": unit}, "pareto")
 
 
-class Front:
-    """Points [S, K] with each goal's posterior mean and 95 % band [S, G], and the odds [S] of being on it.
+def _are_goal_weights(weights: Mapping[str, float]) -> bool:
+    if not fits(weights, Mapping[str, float]):
+        return False
+    return min(weights.values()) >= 0 and 0 < sum(weights.values()) < np.inf
 
-    Higher is better: inner scores, lengths as minus a multiple of the first model's. `on` [S] marks the front of the
-    means, `whole` [S] the points that answered all items; `known` counts those that answered any.
+
+class Front:
+    """Points with each goal's posterior mean and 95 % band, and the odds of being on the front.
+
+    Higher is better: inner scores, lengths as minus a multiple of the first model's.
     """
 
+    goals: Sequence[Guard]
+    points: FloatArray  # [S, K]
+    known: int  # points that answered any items
+    whole: BoolArray  # [S] points that answered all items
+    means: FloatArray  # [S, G]
+    low: FloatArray  # [S, G]
+    high: FloatArray  # [S, G]
+    odds: FloatArray  # [S] probability of being on the true front
+    on: BoolArray  # [S] points on the front of the means
+
     def __init__(
-        self, goals: Sequence[Guard], items: Sequence[Item], points: Sequence[Weights], trials: Iterable[Trial]
+        self,
+        goals: Sequence[Guard],
+        items: Sequence[Item],
+        points: Sequence[Weights],
+        trials: Iterable[Trial],
     ) -> None:
         """From the answers of a search."""
-        found, blank = {trial.weights: trial.result for trial in trials}, np.full(len(items), np.nan)
-        every = list(dict.fromkeys([*found, *points]))[:FITTED]
+        results = {trial.weights: trial.result for trial in trials}
+        fitted_points = list(dict.fromkeys([*results, *points]))[:FITTED]
+        scores_of = {weights: result.values for weights, result in results.items()}
+        scores = _answer_table(fitted_points, scores_of, len(items))
+        self.points = np.array(fitted_points)
+        self.known = len(results)
+        self.whole = np.asarray(np.isfinite(scores).all(axis=1))
+
+        # Surrogates of the scores and, where a goal is about them, of the lengths. The key is
+        # `goal.lengths`.
         names = [item.category for item in items]
-        categories = np.unique(names, return_inverse=True)[1]
-        scores = np.array([found[p].values if p in found else blank for p in every])
-        self.points, self.known, self.whole = np.array(every), len(found), np.isfinite(scores).all(1)
-        flat = np.ones(categories.max() + 1)
-        models = {False: fitted(self.points, scores, categories, flat)}
+        _, categories = np.unique(names, return_inverse=True)
+        equal_weights = np.ones(categories.max() + 1)
+        models = {False: fitted(self.points, scores, categories, equal_weights)}
         if any(goal.lengths for goal in goals):
-            tokens = np.array([found[p].lengths if p in found else blank for p in every])
-            length = float(np.nanmean(tokens[0])) or 1.0
-            models[True] = fitted(self.points, -tokens / length, categories, flat, rise=0.0)
-            unit = replace(LENGTH, margin=0.01 * length)
+            lengths_of = {weights: result.lengths for weights, result in results.items()}
+            lengths = _answer_table(fitted_points, lengths_of, len(items))
+            first_length = float(np.nanmean(lengths[0])) or 1.0
+            shortness = -lengths / first_length
+            models[True] = fitted(self.points, shortness, categories, equal_weights, rise=0.0)
+            unit = replace(LENGTH, margin=0.01 * first_length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
-        drawn = {kind: model.posterior_draws(DRAWS, max(1.0, model.surprise())) for kind, model in models.items()}
-        self.goals, pairs = goals, [(goal, models[False].shares(goal.covers(names))) for goal in goals]
-        draws = np.stack([drawn[goal.lengths] @ own for goal, own in pairs], -1)
-        self.means = np.stack([models[goal.lengths].total(own)[0] for goal, own in pairs], -1)
+        self.goals = goals
+
+        # Mean of each goal, and draws of it from a posterior that is wider where answers vary
+        # more than it believes.
+        category_draws = {}  # [D, S, C]
+        for kind, model in models.items():
+            category_draws[kind] = model.posterior_draws(DRAWS, max(1.0, model.surprise()))
+        means = []
+        goal_draws = []
+        for goal in goals:
+            shares = models[False].shares(goal.covers(names))
+            mean, _ = models[goal.lengths].total(shares)
+            means.append(mean)
+            goal_draws.append(category_draws[goal.lengths] @ shares)
+        self.means = np.stack(means, axis=-1)
+        draws = np.stack(goal_draws, axis=-1)  # [D, S, G]
+
         self.low, self.high = np.quantile(draws, (0.025, 0.975), axis=0)
-        self.odds, self.on = np.mean([undominated(draw) for draw in draws], axis=0), undominated(self.means)
+        self.odds = np.mean([undominated(draw) for draw in draws], axis=0)
+        self.on = undominated(self.means)
 
     def merits(self, pick: Mapping[str, float]) -> dict[Weights, float]:
         """{point: weighted sum of its goals}"""
-        totals = (self.means @ np.array([pick.get(goal.name, 0.0) for goal in self.goals])).tolist()
-        return {tuple(map(float, point)): total for point, total in zip(self.points, totals, strict=True)}
+        merits = self._weighted_sums(pick).tolist()
+        points = [self._weights(n) for n in range(len(self.points))]
+        return dict(zip(points, merits, strict=True))
 
     def candidates(self, pick: Mapping[str, float] | None) -> list[Weights]:
-        """Points of the front to be confirmed: the best by `pick`, else those that are most likely on the true one."""
-        worth = self.odds if pick is None else np.array([*self.merits(pick).values()])
+        """Points of the front to be confirmed.
+
+        The best by `pick`, else those that are most likely on the true front.
+        """
+        worth = self.odds if pick is None else self._weighted_sums(pick)
         order = sorted(np.flatnonzero(self.on), key=lambda n: -worth[n])
-        return [tuple(map(float, self.points[n])) for n in order[:CONFIRMED]]
+        return [self._weights(n) for n in order[:CONFIRMED]]
+
+    def _weighted_sums(self, pick: Mapping[str, float]) -> FloatArray:
+        weights = np.array([pick.get(goal.name, 0.0) for goal in self.goals])
+        return np.asarray(self.means @ weights)
+
+    def _weights(self, n: int) -> Weights:
+        return tuple(float(weight) for weight in self.points[n])
 
     def as_dict(
         self, names: Sequence[str], chosen: Mapping[str, float], pick: Mapping[str, float] | None
     ) -> dict[str, Json]:
         """What report.json keeps: goals in their units."""
-        order = np.flatnonzero(self.on)[np.argsort(self.means[self.on, 0], kind="stable")]
-        point = np.array([chosen.get(name, 0.0) for name in names])
+        by_first_goal = np.argsort(self.means[self.on, 0], kind="stable")
+        front = np.flatnonzero(self.on)[by_first_goal]
+        chosen_point = np.array([chosen.get(name, 0.0) for name in names])
+        distances = np.abs(self.points - chosen_point).sum(axis=1)
         return {
             "fold": "search",
             "goals": [{"name": goal.name, "unit": asdict(goal.unit)} for goal in self.goals],
             "ingredients": list(names),
             "soups": self.known,
             "pick": None if pick is None else dict(pick),
-            "points": [self._row(n) for n in order],
-            "chosen": self._row(int(np.abs(self.points - point).sum(axis=1).argmin())),
+            "points": [self._row(n) for n in front],
+            "chosen": self._row(int(distances.argmin())),
             "rest": [self._row(n) for n in np.flatnonzero(~self.on)],
         }
 
     def _row(self, n: int) -> dict[str, Json]:
-        found = dict[str, Json]()
-        for goal, *band in zip(self.goals, self.means[n], self.low[n], self.high[n], strict=True):
-            band = np.clip(band, 0, 1).tolist() if goal.unit.fractions else list(map(float, band))
-            found[goal.name] = goal.unit.raw_table(dict(zip(("mean", "low", "high"), band, strict=True)))
+        """A point of report.json."""
+        goals: dict[str, Json] = {}
+        for g, goal in enumerate(self.goals):
+            band = np.array([self.means[n, g], self.low[n, g], self.high[n, g]])
+            if goal.unit.fractions:
+                band = np.clip(band, 0, 1)
+            mean, low, high = band.tolist()
+            goals[goal.name] = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
         return {
             "weights": [round(float(share), 9) for share in self.points[n]],
-            "goals": found,
+            "goals": goals,
             "probability": round(float(self.odds[n]), 4),
             "confirmed": bool(self.whole[n]),
         }
 
 
+def _answer_table(
+    points: Sequence[Weights], answers: Mapping[Weights, FloatArray], items: int
+) -> FloatArray:
+    """Answers of points [S, I]; nan where a point was not evaluated."""
+    unknown = np.full(items, np.nan)
+    return np.array([answers.get(point, unknown) for point in points])
+
+
 def undominated(values: FloatArray) -> BoolArray:
     """Which rows [S, G] no other beats: it would be as good in every goal and better in one."""
-    beats = (values[:, None] >= values).all(-1) & (values[:, None] > values).any(-1)
-    return np.asarray(~beats.any(0))
+    as_good = (values[:, None] >= values).all(axis=-1)
+    better = (values[:, None] > values).any(axis=-1)
+    dominated = (as_good & better).any(axis=0)
+    return np.asarray(~dominated)
 
 
-# How it is shown
+# ---------------------------------------------------------------- how it is shown
 
 
 def section(data: Row) -> Section:
-    units, points = _units(data), entries(data, "points")
-    goals, total = in_words([*units]), len(points) + len(entries(data, "rest"))
+    """A table of the points on the front, confirmed ones first."""
+    units = _units(data)
+    points = entries(data, "points")
+    goals = in_words([*units])
+    total = len(points) + len(entries(data, "rest"))
     lines = [
-        f"By the search's model, {len(points)} of {total} soups are on the front: none beats them in {goals} together. "
-        f"Means from {count(data.get('soups'))} evaluated soups, 95 % bands, and the probability of being on the true "
-        "front. Confirmed soups answered the whole search fold."
+        f"By the search's model, {len(points)} of {total} soups are on the front: none beats them "
+        f"in {goals} together. Means from {count(data.get('soups'))} evaluated soups, 95 % bands, "
+        "and the probability of being on the true front. Confirmed soups answered the whole "
+        "search fold."
     ]
-    if sums := part(data, "pick"):
-        what = " + ".join(f"{value:.3g} {clean(name)}" for name, value in sums.items())
-        lines.append(f"Among the confirmed soups, pick prefers the largest {what}; guards may rule it out.")
-    lines += [f"{count(len(points) - LISTED)} more are in report.json."] * (len(points) > LISTED)
-    rows = []
-    for row in sorted(points, key=lambda row: not row.get("confirmed"))[:LISTED]:
-        means = [brackets(part(part(row, "goals"), name), own=unit) for name, unit in units.items()]
-        mixed = " / ".join(weight(share) for share in elements(row, "weights"))
-        rows.append((mixed, *means, percent(row.get("probability"), 0), "yes" if row.get("confirmed") else ""))
-    heads = [unit.heading(name) for name, unit in units.items()]
-    header = (" / ".join(map(clean, elements(data, "ingredients"))), *heads, "on the true front, %", "confirmed")
+    pick_weights = part(data, "pick")
+    if pick_weights:
+        weighted_sum = " + ".join(f"{w:.3g} {clean(name)}" for name, w in pick_weights.items())
+        lines.append(
+            f"Among the confirmed soups, pick prefers the largest {weighted_sum}; "
+            "guards may rule it out."
+        )
+    if len(points) > LISTED:
+        lines.append(f"{count(len(points) - LISTED)} more are in report.json.")
+
+    ingredients = " / ".join(clean(name) for name in elements(data, "ingredients"))
+    headings = [unit.heading(name) for name, unit in units.items()]
+    header = (ingredients, *headings, "on the true front, %", "confirmed")
+    confirmed_first = sorted(points, key=lambda point: not point.get("confirmed"))
+    rows = [_table_row(point, units) for point in confirmed_first[:LISTED]]
     return Section(f"Front of {goals}", tuple(lines), NAME, (grid(header, rows),))
+
+
+def _table_row(point: Row, units: Mapping[str, Unit]) -> tuple[str, ...]:
+    weights = " / ".join(weight(share) for share in elements(point, "weights"))
+    goals = part(point, "goals")
+    bands = [brackets(part(goals, name), own=unit) for name, unit in units.items()]
+    probability = percent(point.get("probability"), 0)
+    return (weights, *bands, probability, "yes" if point.get("confirmed") else "")
 
 
 def _units(data: Row) -> dict[str, Unit]:
@@ -168,28 +272,53 @@ def _units(data: Row) -> dict[str, Unit]:
 
 def draw(data: Row) -> Drawing | None:
     """The first two goals of all points, with the bands of those on the front."""
-    points, rest, goals = entries(data, "points"), entries(data, "rest"), list(_units(data).items())[:2]
-    (across, first), (up, second) = goals
-
-    def numbers(rows: Sequence[Row]) -> FloatArray:
-        """Mean, low and high of both goals [2, 3, rows]."""
-        tables = [(unit, [part(part(row, "goals"), name) for row in rows]) for name, unit in goals]
-        keys = ("mean", "low", "high")
-        return np.stack(
-            [unit.scale * np.array([[one[k] for one in t] for k in keys], dtype=float) for unit, t in tables]
-        )
-
+    points = entries(data, "points")
+    rest = entries(data, "rest")
+    units = dict(list(_units(data).items())[:2])
+    (x_name, x_unit), (y_name, y_unit) = units.items()
     with canvas():
-        made, axes = figure(6.4, 4.2)
-        axes.plot(*numbers(rest)[:, 0], "o", color=FAINT, markersize=3)
-        middle, bands = numbers(points)[:, 0], numbers(points)[:, 1:]
-        x, y = np.abs(bands - middle[:, None])
-        axes.errorbar(middle[0], middle[1], y, x, fmt="o", color=COLOURS["soup"], markersize=4, linewidth=0.5)
-        x, y = numbers([part(data, "chosen")])[:, 0, 0].tolist()
+        plot, axes = figure(6.4, 4.2)
+        mean, _, _ = _bands(rest, units)
+        axes.plot(*mean, "o", color=FAINT, markersize=3)
+
+        mean, low, high = _bands(points, units)
+        x_error, y_error = np.abs(np.stack([low, high], axis=1) - mean[:, None])
+        axes.errorbar(
+            mean[0],
+            mean[1],
+            y_error,
+            x_error,
+            fmt="o",
+            color=COLOURS["soup"],
+            markersize=4,
+            linewidth=0.5,
+        )
+        mean, _, _ = _bands([part(data, "chosen")], units)
+        x, y = mean[:, 0].tolist()
         ring(axes, x, y, 7)
-        axes.set(xlabel=first.heading(short(across, 40)), ylabel=second.heading(short(up, 40)))
-    alt = f"Front of {in_words([across, up])}: {len(points)} points that no other beats, of {len(points) + len(rest)}."
-    return Drawing(NAME, made, alt, "Ring: the chosen soup. Bars: 95 % bands of the points on the front.")
+        axes.set_xlabel(x_unit.heading(short(x_name, 40)))
+        axes.set_ylabel(y_unit.heading(short(y_name, 40)))
+    alt = (
+        f"Front of {in_words([x_name, y_name])}: {len(points)} points that no other beats, "
+        f"of {len(points) + len(rest)}."
+    )
+    caption = "Ring: the chosen soup. Bars: 95 % bands of the points on the front."
+    return Drawing(NAME, plot, alt, caption)
+
+
+def _bands(
+    points: Sequence[Row], units: Mapping[str, Unit]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, low and high of both goals, each [2, points]."""
+    bands = []
+    for key in ("mean", "low", "high"):
+        rows = []
+        for name, unit in units.items():
+            values = [part(part(point, "goals"), name)[key] for point in points]
+            rows.append(unit.scale * np.array(values, dtype=float))
+        bands.append(np.stack(rows))
+    mean, low, high = bands
+    return mean, low, high
 
 
 DISPLAYS[NAME] = Display(section, (draw,), place=0)

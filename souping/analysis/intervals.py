@@ -1,6 +1,7 @@
-"""95 % intervals: Wilson for the rate of a category, bootstrap-t over groups for the objective and for differences.
+"""95 % intervals of scores.
 
-Tests and intervals of the objective come from group x category sums of per-item scores (`GroupedScores`).
+A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and
+plain bootstrap limits where it is not linear.
 
 Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
 """
@@ -13,24 +14,29 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from souping.analysis.grouped import FLAT, GroupedScores, design, distinct, resample
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item, Json
 from souping.core.unit import unit
 
-SALT = 0x50_0D  # with the caller's seed: equal inputs give equal intervals, whatever was drawn before
-Z95 = 1.959963984540054
-TAIL = 0.025
+# With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
+SALT = 0x50_0D
 NORMAL = NormalDist()
+# Tail on either side of a 95 % interval, and the normal quantile of it.
+TAIL = 0.025
+Z95 = 1.959963984540054
+# Step of the numerical slopes of an objective that is not linear.
+SLOPE_STEP = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 
-    `effective_n` is the number of independent items that would tell as much: `n` where every item is its own group.
+    `effective_n` is the number of independent items that would tell as much: `n` where every item
+    is its own group.
     """
 
     mean: float
@@ -45,37 +51,57 @@ class Interval:
         return unit().raw_table(asdict(self))
 
 
+# ---------------------------------------------------------------- one category
+
+
 def rate(values: FloatArray, groups: IntArray) -> Interval:
     """Interval of one category's mean: values [I], groups [I] as integers.
 
-    Right-or-wrong scores: Wilson's interval (1927) with the effective number of items in place of n, n divided by the
-    design effect, the variance between groups over the variance that independent items would have (Korn and Graubard
-    1998). Where all items are alike there is no variance to compare and each group counts once. Other scores: Student's
-    t over groups, and Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
+    Right-or-wrong scores: Wilson's interval (1927) with the effective number of items in place of
+    n, n divided by the design effect, the variance between groups over the variance that
+    independent items would have (Korn and Graubard 1998). Where all items are alike there is no
+    variance to compare and each group counts once. Other scores: Student's t over groups, and
+    Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
+    category = np.zeros(len(values), dtype=np.int64)
+    weight = np.ones(1)
+    scores = design(values, category, groups, weight)
+    effective_n = effective_size(values, category, groups, weight)
+    low, high = _rate_limits(values, scores, effective_n)
+    bottom, top = span(values)
+    return Interval(
+        mean=scores.objective,
+        low=max(bottom, low),
+        high=min(top, high),
+        n=len(values),
+        groups=len(scores.sums),
+        effective_n=effective_n,
+    )
+
+
+def _rate_limits(
+    values: FloatArray, scores: GroupedScores, effective_n: float
+) -> tuple[float, float]:
     from scipy.special import stdtrit
 
-    bottom, top = span(values)
-    one = np.zeros(len(values), dtype=np.int64)
-    whole, size = design(values, one, groups, np.ones(1)), effective_size(values, one, groups, np.ones(1))
-    mean = whole.objective
+    mean = scores.objective
     if np.isin(values, (0.0, 1.0)).all():
-        low, high = wilson(mean, size)
-    elif whole.flat().all():
-        below, above = flat_margins(whole, bottom, top)
-        low, high = mean - below, mean + above
-    else:
-        degrees = max(len(whole.sums) - 1, 1)  # a single group: the widest that we state
-        margin = float(-stdtrit(degrees, TAIL)) * float(np.sqrt(whole.variances().sum()))
-        low, high = mean - margin, mean + margin
-    low, high = max(bottom, low), min(top, high)
-    return Interval(mean=mean, low=low, high=high, n=len(values), groups=len(whole.sums), effective_n=size)
+        return wilson(mean, effective_n)
+    if scores.flat().all():
+        below, above = flat_margins(scores, *span(values))
+        return mean - below, mean + above
+    degrees = max(len(scores.sums) - 1, 1)  # a single group: the widest that we state
+    error = float(np.sqrt(scores.variances().sum()))
+    margin = float(-stdtrit(degrees, TAIL)) * error
+    return mean - margin, mean + margin
 
 
 def span(values: FloatArray) -> tuple[float, float]:
-    """Limits of a mean of such values: 0 and 1 where all of them do, else anything."""
-    return (0.0, 1.0) if ((values >= 0) & (values <= 1)).all() else (-math.inf, math.inf)
+    """Limits of a mean of such values: 0 and 1 where all of them lie between, else none."""
+    if ((values >= 0) & (values <= 1)).all():
+        return 0.0, 1.0
+    return -math.inf, math.inf
 
 
 def wilson(mean: float, n: float) -> tuple[float, float]:
@@ -85,116 +111,179 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
     return min(mean, float(centre - margin)), max(mean, float(centre + margin))
 
 
-def effective_size(values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> float:
+def effective_size(
+    values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray
+) -> float:
     """Items divided by the design effect of groups (Kish 1965), at most the number of items.
 
-    Where nothing varies the design effect is unknown: the number of groups, as if the items of a group were copies.
+    Where nothing varies the design effect is unknown: the number of groups, as if the items of a
+    group were copies.
     """
-    grouped = design(values, categories, groups, coefficients)
-    if len(np.unique(groups)) == len(values):
-        return float(len(values))
-    items = design(values, categories, np.arange(len(values)), coefficients)
-    clustered, independent = float(grouped.variances().sum()), float(items.variances().sum())
+    n = len(values)
+    by_group = design(values, categories, groups, coefficients)
+    if len(np.unique(groups)) == n:
+        return float(n)
+    by_item = design(values, categories, np.arange(n), coefficients)
+    clustered = float(by_group.variances().sum())
+    independent = float(by_item.variances().sum())
     if independent <= 1e-15 or clustered <= 1e-15:
-        return float(len(grouped.sums))
-    return max(1.0, len(values) * min(1.0, independent / clustered))
+        return float(len(by_group.sums))
+    return max(1.0, n * min(1.0, independent / clustered))
 
 
-def flat_margins(whole: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
-    """Distances that T may lie below and above because of strata that show no variation: Jeffreys' limit of none seen.
+# ---------------------------------------------------------------- what was not seen
 
-    Categories that already stand at a bound cannot move past it.
+
+def flat_margins(scores: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
+    """Distances that T may lie below and above because of strata that show no variation.
+
+    That is Jeffreys' limit of none seen. Categories that already stand at a bound cannot move
+    past it.
     """
-    shares, scale = whole.shares(), float(whole.weights.sum())
-    sums, counts = (whole.by_stratum(table) for table in (whole.sums, whole.counts))
+    # Mean of each category in each stratum [H, C], 0 where there is none.
+    sums = scores.by_stratum(scores.sums)
+    counts = scores.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-    moves = ((shares * room).sum(axis=1) * whole.flat() for room in (means > bottom / scale, means < top / scale))
-    down, up = (_unseen(whole, move, np.zeros(whole.strata), TAIL) for move in moves)
-    return down, up
+
+    # How far T moves if all groups of a flat stratum fall, or rise, [H].
+    shares = scores.shares()
+    flat = scores.flat()
+    scale = float(scores.weights.sum())
+    fall = (shares * (means > bottom / scale)).sum(axis=1) * flat
+    rise = (shares * (means < top / scale)).sum(axis=1) * flat
+    none = np.zeros(scores.strata)
+    return _jeffreys_margin(scores, fall, none, TAIL), _jeffreys_margin(scores, rise, none, TAIL)
 
 
-def unseen_margins(whole: GroupedScores, tail: float) -> tuple[float, float]:
+def unseen_margins(scores: GroupedScores, tail: float) -> tuple[float, float]:
     """Distances that T, a difference, may lie below and above because few or no groups showed it.
 
-    Of n groups of a stratum k lie below zero, or above: their rate may be as high as the upper `tail` point of
-    Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001). What that goes beyond the normal limit
-    is what no resampling of the groups shows: all of it where k is 0, next to nothing where k is large.
+    Of n groups of a stratum k lie below zero, or above: their rate may be as high as the upper
+    `tail` point of Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001).
+    What that goes beyond the normal limit is what no resampling of the groups shows: all of it
+    where k is 0, next to nothing where k is large.
     """
-    pull, moves = whole.pulls(), whole.shares().sum(axis=1)
+    pulls = scores.pulls()
+    moves = scores.shares().sum(axis=1)
     least = FLAT * moves.max()
-    seen = (np.bincount(whole.stratum, side * pull > least, whole.strata).astype(float) for side in (-1, 1))
-    down, up = (_unseen(whole, moves, k, tail) for k in seen)
-    return down, up
+    lower = np.bincount(scores.stratum, -pulls > least, scores.strata).astype(float)
+    higher = np.bincount(scores.stratum, pulls > least, scores.strata).astype(float)
+    below = _jeffreys_margin(scores, moves, lower, tail)
+    above = _jeffreys_margin(scores, moves, higher, tail)
+    return below, above
 
 
-def _unseen(whole: GroupedScores, moves: FloatArray, seen: FloatArray, tail: float) -> float:
-    """How far what `seen` [H] of a stratum's groups showed may move T, which all of them would move by `moves` [H].
+def _jeffreys_margin(
+    scores: GroupedScores, moves: FloatArray, seen: FloatArray, tail: float
+) -> float:
+    """How far T may move by what `seen` [H] of a stratum's groups showed.
 
-    Strata add in squares.
+    All groups of a stratum would move it by `moves` [H]. Strata add in squares.
     """
     from scipy.special import betaincinv, ndtri
 
-    n, k = whole.sizes, seen
-    normal = k / n - ndtri(tail) * np.sqrt(k * (1 - k / n)) / n
-    most = betaincinv(k + 0.5, n - k + 0.5, 1 - tail)
-    return float(np.sqrt(((moves * np.maximum(most - normal, 0.0)) ** 2).sum()))
+    n = scores.sizes
+    rate_seen = seen / n
+    normal_limit = rate_seen - ndtri(tail) * np.sqrt(seen * (1 - rate_seen)) / n
+    jeffreys_limit = betaincinv(seen + 0.5, n - seen + 0.5, 1 - tail)
+    excess = np.maximum(jeffreys_limit - normal_limit, 0.0)
+    return float(np.sqrt(((moves * excess) ** 2).sum()))
 
 
-def _bootstrap_margins(whole: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
-    """Distances from T to its bootstrap-t limits: quantiles of (T* - T) / se*, turned round, times se.
+# ---------------------------------------------------------------- bootstrap over groups
 
-    Never below the normal 1.96 se: with few wrong items many draws show hardly any. With many categories of an item or
+
+def bootstrap(
+    scores: GroupedScores, draws: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Objective and its standard error on each draw of groups within strata, both [D].
+
+    A stratum whose groups are all alike in a draw counts with the variance of half a discordant
+    group among n + 1 (Jeffreys). A draw without any item of a category is nan.
+    """
+    width = len(scores.weights)
+    rows, stratum, number = distinct(np.hstack([scores.sums, scores.counts]), scores.stratum)
+    drawn = resample(stratum, number, draws, rng)
+    columns = np.ascontiguousarray(rows.T)
+    row_sums = columns[:width]  # [C, R]
+    row_counts = columns[width:]
+
+    # Category means of each draw [D, C], and what each row pulls T by in it [D, R]. einsum instead
+    # of a matrix product: its sums do not depend on threads.
+    sums = np.einsum("dr,cr->dc", drawn, row_sums)
+    counts = np.einsum("dr,cr->dc", drawn, row_counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = sums / counts
+        scale = scores.weights / counts
+        centres = scores.centres(means, drawn, stratum, rows[:, :width], rows[:, width:])
+        pulls = np.einsum("dc,cr->dr", scale, row_sums)
+        pulls = pulls - np.einsum("dc,cr->dr", scale * centres, row_counts)
+
+    # Variance of T, stratum by stratum.
+    sizes = scores.sizes
+    floor = scores.shares().sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
+    variance = np.zeros(draws)
+    for h in np.flatnonzero(~scores.flat()):
+        n = sizes[h]
+        times = drawn[:, stratum == h]
+        pull = pulls[:, stratum == h]
+        squares = (times * pull**2).sum(axis=1) - (times * pull).sum(axis=1) ** 2 / n
+        contribution = squares * n / max(n - 1, 1)
+        variance += np.where(contribution <= 1e-9 * floor[h], floor[h], contribution)
+    return (scores.weights * means).sum(axis=1), np.sqrt(variance)
+
+
+def _bootstrap_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
+    """Distances from T to its bootstrap-t limits.
+
+    They are quantiles of (T* - T) / se*, turned round, times se, and never below the normal
+    1.96 se: with few wrong items many draws show hardly any. With many categories of an item or
     two it may be that no draw has all of them: the normal limits then.
     """
-    error = float(np.sqrt(whole.variances()[~whole.flat()].sum()))
+    error = float(np.sqrt(scores.variances()[~scores.flat()].sum()))
     if error == 0:
         return 0.0, 0.0
-    totals, errors = bootstrap(whole, draws, np.random.default_rng([SALT, seed]))
-    studentised = (totals - whole.objective) / errors
-    shown = studentised[np.isfinite(studentised)]
-    low, high = np.quantile(shown, (TAIL, 1 - TAIL)) if len(shown) else (-Z95, Z95)
+    objectives, errors = bootstrap(scores, draws, np.random.default_rng([SALT, seed]))
+    studentised = (objectives - scores.objective) / errors
+    studentised = studentised[np.isfinite(studentised)]
+    if not len(studentised):
+        return Z95 * error, Z95 * error
+    low, high = np.quantile(studentised, (TAIL, 1 - TAIL))
     return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
 
 
-def bootstrap(whole: GroupedScores, draws: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Objective and its standard error on each draw of groups within strata, both [D].
+def _corrected_percentiles(
+    estimates: FloatArray, estimate: float, tail: float
+) -> tuple[float, float]:
+    """Plain and bias-corrected percentiles of bootstrap estimates, whichever are wider."""
+    lower = (estimates < estimate - 1e-12).mean()
+    lower_or_equal = (estimates <= estimate + 1e-12).mean()
+    share_below = float((lower + lower_or_equal) / 2)
 
-    A stratum whose groups are all alike in a draw counts with the variance of half a discordant group among n + 1
-    (Jeffreys).
-    A draw without any item of a category is nan. einsum instead of a matrix product: its sums do not depend on threads.
-    """
-    width = len(whole.weights)
-    rows, stratum, number = distinct(np.hstack([whole.sums, whole.counts]), whole.stratum)
-    drawn = resample(stratum, number, draws, rng)
-    columns = np.ascontiguousarray(rows.T)
-    sums, counts = (np.einsum("dr,cr->dc", drawn, part) for part in (columns[:width], columns[width:]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means, scale = sums / counts, whole.weights / counts
-        centres = whole.centres(means, drawn, stratum, *np.hsplit(rows, [width]))
-        pull = np.einsum("dc,cr->dr", scale, columns[:width]) - np.einsum("dc,cr->dr", scale * centres, columns[width:])
-    floor = whole.shares().sum(axis=1) ** 2 * 0.5 / (whole.sizes + 1) / whole.sizes
-    flat, variance = whole.flat(), np.zeros(draws)
-    for h in np.flatnonzero(~flat):
-        inside, n = stratum == h, whole.sizes[h]
-        k, u = drawn[:, inside], pull[:, inside]
-        spread = ((k * u**2).sum(axis=1) - (k * u).sum(axis=1) ** 2 / n) * n / max(n - 1, 1)
-        variance += np.where(spread <= 1e-9 * floor[h], floor[h], spread)
-    return (whole.weights * means).sum(axis=1), np.sqrt(variance)
+    # z0 of Efron and Tibshirani (1993), equation 14.14; then 14.10 with no acceleration.
+    z0 = NORMAL.inv_cdf(min(max(share_below, 0.01), 0.99))
+    corrected_low = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(tail))
+    corrected_high = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(1 - tail))
+    levels = [min(tail, corrected_low), max(1 - tail, corrected_high)]
+    low, high = np.quantile(estimates, levels)
+    return float(low), float(high)
 
 
-SMALLEST_STRATUM = 5
-FLAT = 1e-12
+# ---------------------------------------------------------------- the objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemTable:
-    """Items of a fold as arrays: category and group number of each item [I], objective weights [C], or the objective's
-    `value` of category means [..., C] where it is not linear."""
+    """Items of a fold as arrays.
+
+    `coefficients` are the objective's weights, `value` the objective of category means [..., C]
+    where it is not linear.
+    """
 
     names: tuple[str, ...]
-    categories: IntArray
-    groups: IntArray
-    coefficients: FloatArray
+    categories: IntArray  # [I]
+    groups: IntArray  # [I]
+    coefficients: FloatArray  # [C]
     value: Callable[[FloatArray], FloatArray] | None = None
 
     @classmethod
@@ -214,183 +303,88 @@ class ItemTable:
 
     def score(self, values: FloatArray) -> float:
         """Objective of scores [I]."""
-        whole = self.grouped(values)
-        return whole.objective if self.value is None else float(self.value(whole.means))
+        scores = self.grouped(values)
+        if self.value is None:
+            return scores.objective
+        return float(self.value(scores.means))
 
     def interval(self, values: FloatArray, *, draws: int = 4999, seed: int = 0) -> Interval:
         """Objective of scores [I] with its 95 % interval.
 
-        Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata without any variation
-        would give none; each gets Jeffreys' limit for what was not seen. The two kinds are independent, so their
-        distances from the objective add in squares (MOVER, Zou and Donner 2008).
+        Strata that vary give bootstrap-t limits (Efron and Tibshirani 1993, chapter 12). Strata
+        without any variation would give none; each gets Jeffreys' limit for what was not seen.
+        The two kinds are independent, so their distances from the objective add in squares
+        (MOVER, Zou and Donner 2008).
         """
-        whole, (bottom, top) = self.grouped(values), span(values)
+        bottom, top = span(values)
         if self.value is None:
-            bottom, top = (bound * float(whole.weights.sum()) for bound in (bottom, top))
-            below, above = map(np.hypot, _bootstrap_margins(whole, draws, seed), flat_margins(whole, bottom, top))
-            low, high = whole.objective - float(below), whole.objective + float(above)
+            scores = self.grouped(values)
+            bottom = bottom * float(scores.weights.sum())
+            top = top * float(scores.weights.sum())
+            varying_below, varying_above = _bootstrap_margins(scores, draws, seed)
+            flat_below, flat_above = flat_margins(scores, bottom, top)
+            low = scores.objective - float(np.hypot(varying_below, flat_below))
+            high = scores.objective + float(np.hypot(varying_above, flat_above))
         else:
             low, high = self.limits(values)
-        low, high, groups = max(bottom, low), min(top, high), len(np.unique(self.groups))
-        size = effective_size(values, self.categories, self.groups, self.coefficients)
-        return Interval(mean=self.score(values), low=low, high=high, n=len(values), groups=groups, effective_n=size)
+        return Interval(
+            mean=self.score(values),
+            low=max(bottom, low),
+            high=min(top, high),
+            n=len(values),
+            groups=len(np.unique(self.groups)),
+            effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
+        )
 
-    def limits(self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999) -> tuple[float, float]:
-        """Limits of an objective that is not linear or, of two models, of the difference: a bootstrap over groups.
+    def limits(
+        self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999
+    ) -> tuple[float, float]:
+        """Limits of an objective that is not linear or, of two models, of the difference.
 
-        Plain and bias-corrected percentiles (Efron and Tibshirani 1993, chapter 14), whichever are wider: the minimum
-        of noisy means is below that of the true ones. Where the categories that decide show no variation, Jeffreys'
-        limits for what was not seen.
+        A bootstrap over groups: plain and bias-corrected percentiles (Efron and Tibshirani 1993,
+        chapter 14), whichever are wider, as the minimum of noisy means is below that of the true
+        ones. Where the categories that decide show no variation, Jeffreys' limits for what was
+        not seen.
         """
-        tail, wholes = alpha / 2, list(map(self.grouped, scores))
+        tail = alpha / 2
+        models = [self.grouped(values) for values in scores]
+        estimate = float(self._contrast([model.means for model in models]))
+        estimates = self._bootstrap_contrasts(models, draws)
+        low, high = _corrected_percentiles(estimates, estimate, tail)
 
-        def contrast(means: Sequence[FloatArray]) -> FloatArray:
-            assert self.value is not None
-            first, *second = map(self.value, means)
-            return np.asarray(first - sum(second))
+        # What was not seen, of the objective made linear around the means.
+        contrasts = scores[0] - sum(scores[1:])
+        linear = design(contrasts, self.categories, self.groups, self._local_weights(models))
+        if len(scores) > 1:
+            unseen_below, unseen_above = unseen_margins(linear, tail)
+        else:
+            unseen_below, unseen_above = flat_margins(linear, *span(scores[0]))
+        below = float(np.hypot(estimate - low, unseen_below))
+        above = float(np.hypot(high - estimate, unseen_above))
+        return estimate - below, estimate + above
 
-        rows, stratum, number = distinct(np.hstack([*(w.sums for w in wholes), wholes[0].counts]), wholes[0].stratum)
-        sums = np.einsum("dr,rc->dc", resample(stratum, number, draws, np.random.default_rng(SALT)), rows)
-        *parts, counts = np.split(sums, len(scores) + 1, axis=1)
+    def _contrast(self, means: Sequence[FloatArray]) -> FloatArray:
+        """Objective of the first model's category means [..., C], less that of the second's."""
+        assert self.value is not None
+        objectives = [self.value(model_means) for model_means in means]
+        return np.asarray(objectives[0] - sum(objectives[1:]))
+
+    def _bootstrap_contrasts(self, models: Sequence[GroupedScores], draws: int) -> FloatArray:
+        """The contrast on each draw of groups, [D]; all models have the same draws."""
+        tables = [model.sums for model in models]
+        tables.append(models[0].counts)
+        rows, stratum, number = distinct(np.hstack(tables), models[0].stratum)
+        drawn = resample(stratum, number, draws, np.random.default_rng(SALT))
+        *sums, counts = np.split(np.einsum("dr,rc->dc", drawn, rows), len(tables), axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = contrast([part / counts for part in parts])
-        drawn, found = drawn[np.isfinite(drawn)], float(contrast([whole.means for whole in wholes]))
-        below = float(((drawn < found - 1e-12).mean() + (drawn <= found + 1e-12).mean()) / 2)
-        bias = 2 * NORMAL.inv_cdf(min(max(below, 0.01), 0.99))
-        turned = [NORMAL.cdf(bias + NORMAL.inv_cdf(share)) for share in (tail, 1 - tail)]
-        low, high = np.quantile(drawn, [min(tail, turned[0]), max(1 - tail, turned[1])])
-        steps = 1e-6 * np.eye(len(self.names))
-        slopes = [[float(contrast([w.means]) - contrast([w.means - step])) for step in steps] for w in wholes]
-        decides = np.clip(np.mean(slopes, axis=0) / 1e-6, 0, None)
-        apart = design(scores[0] - sum(scores[1:]), self.categories, self.groups, decides)
-        down, up = unseen_margins(apart, tail) if len(scores) > 1 else flat_margins(apart, *span(scores[0]))
-        return found - float(np.hypot(found - low, down)), found + float(np.hypot(high - found, up))
+            contrasts = self._contrast([model_sums / counts for model_sums in sums])
+        return np.asarray(contrasts[np.isfinite(contrasts)])
 
-
-@dataclass(frozen=True, kw_only=True)
-class GroupedScores:
-    """Scores (or paired differences) summed over the items of each group.
-
-    `sums`, `counts` [G, C]; `stratum` [G] numbers the groups with items in the same categories; `weights` [C] are the
-    objective's coefficients. The objective is T = sum_c w_c * sum_g sums[g, c] / sum_g counts[g, c].
-    """
-
-    sums: FloatArray
-    counts: FloatArray
-    stratum: IntArray
-    weights: FloatArray
-
-    @property
-    def means(self) -> FloatArray:
-        """Category means, [C]."""
-        return np.asarray(self.sums.sum(axis=0) / self.counts.sum(axis=0))
-
-    @property
-    def objective(self) -> float:
-        return float((self.weights * self.means).sum())
-
-    @property
-    def strata(self) -> int:
-        return int(self.stratum.max()) + 1
-
-    @property
-    def sizes(self) -> FloatArray:
-        """Groups per stratum, [H]."""
-        return np.bincount(self.stratum, minlength=self.strata).astype(float)
-
-    def centres(
-        self, means: FloatArray, drawn: FloatArray, stratum: IntArray, sums: FloatArray, counts: FloatArray
-    ) -> FloatArray:
-        """What categories vary around, [D, C], where rows (`sums`, `counts` [R, C], `stratum` [R]) are `drawn` [D, R].
-
-        Their means [D, C]; small ones, of fewer than five groups, the mean of the stratum in which all of those are. A
-        lone item has no distance from its own mean (strata of one unit, collapsed: Cochran 1977, section 5A.12).
-        """
-        small = (self.counts > 0).sum(axis=0) < SMALLEST_STRATUM
-        if not small.any():
-            return means
-        inside = np.isin(stratum, self.stratum[(self.counts[:, small] > 0).any(axis=1)])
-        total, number = (np.einsum("dr,r->d", drawn[:, inside], part[inside].sum(axis=1)) for part in (sums, counts))
-        return np.where(small, (total / number)[:, None], means)
-
-    def pulls(self) -> FloatArray:
-        """What each group adds to T, [G]."""
-        return np.asarray((self.weights * self.sums / self.counts.sum(axis=0)).sum(axis=1))
-
-    def influence(self) -> FloatArray:
-        """Each group's pull on T, linearised because category means are ratios over groups, [G]."""
-        once = np.ones((1, len(self.sums)))
-        centres = self.centres(self.means[None], once, self.stratum, self.sums, self.counts)
-        return np.asarray((self.weights * (self.sums - self.counts * centres) / self.counts.sum(axis=0)).sum(axis=1))
-
-    def variances(self) -> FloatArray:
-        """Variance of T that each stratum contributes, [H]: n / (n - 1) * sum (u_g - mean u)^2."""
-        pull, n = self.influence(), self.sizes
-        centred = pull - (np.bincount(self.stratum, pull, self.strata) / n)[self.stratum]
-        return np.asarray(np.bincount(self.stratum, centred**2, self.strata) * n / np.maximum(n - 1, 1))
-
-    def shares(self) -> FloatArray:
-        """Weight of each stratum's items in T, by category, [H, C]: T moves so much if all its items move by 1."""
-        return self.by_stratum(self.weights * self.counts / self.counts.sum(axis=0))
-
-    def by_stratum(self, table: FloatArray) -> FloatArray:
-        """[G, C] -> sums over the groups of each stratum, [H, C]."""
-        return np.stack([np.bincount(self.stratum, column, self.strata) for column in table.T], axis=1)
-
-    def flat(self) -> NDArray[np.bool_]:
-        """Strata in which no group differs from another: their estimated variance is zero, [H]."""
-        return np.asarray(self.variances() <= FLAT * self.shares().sum(axis=1) ** 2)
-
-
-def design(values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray) -> GroupedScores:
-    """Sum values [I] by group and category. Categories without weight are left out.
-
-    Raises:
-        ValueError: a category with weight has no item.
-    """
-    weights = np.asarray(coefficients, dtype=float)
-    _, group = np.unique(groups, return_inverse=True)
-    shape = (int(group.max()) + 1, len(weights))
-    cell = group * shape[1] + np.asarray(categories)
-    counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
-    sums = np.bincount(cell, np.asarray(values, dtype=float), shape[0] * shape[1]).reshape(shape)
-    used = weights > 0
-    if (counts[:, used].sum(axis=0) == 0).any():
-        raise ValueError("every category with weight needs at least one item")
-    rows = counts[:, used].sum(axis=1) > 0
-    sums, counts = sums[rows][:, used], counts[rows][:, used]
-    return GroupedScores(sums=sums, counts=counts, stratum=stratify(counts > 0), weights=weights[used])
-
-
-def stratify(present: NDArray[np.bool_]) -> IntArray:
-    """Stratum [G] of each group: the set of categories its items are in, present [G, C].
-
-    Sets that fewer than five groups have cannot show their own variance; they form one stratum, and where that is still
-    below five it joins the largest.
-    """
-    packed = np.ascontiguousarray(np.packbits(present, axis=1))  # compares faster, and sorts alike
-    _, label = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_inverse=True)
-    sizes = np.bincount(label)
-    rare = sizes < SMALLEST_STRATUM
-    target = len(sizes)
-    if rare.any() and not rare.all() and sizes[rare].sum() < SMALLEST_STRATUM:
-        target = int(np.argmax(sizes))
-    _, stratum = np.unique(np.where(rare[label], target, label), return_inverse=True)
-    return stratum.reshape(-1).astype(np.int64)
-
-
-def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
-    """Equal rows within a stratum are interchangeable: (rows [R, F], their stratum [R], how many of each [R])."""
-    keyed = np.column_stack([stratum, rows.round(12)])
-    _, first, number = np.unique(keyed, axis=0, return_index=True, return_counts=True)
-    return rows[first], stratum[first], number.astype(np.int64)
-
-
-def resample(stratum: IntArray, number: IntArray, draws: int, rng: np.random.Generator) -> FloatArray:
-    """Bootstrap multiplicities [D, R]: in each stratum as many groups as there are, drawn with replacement."""
-    drawn = np.empty((draws, len(stratum)))
-    for h in range(int(stratum.max()) + 1):
-        rows = np.flatnonzero(stratum == h)
-        total = int(number[rows].sum())
-        drawn[:, rows] = rng.multinomial(total, number[rows] / total, size=draws)
-    return drawn
+    def _local_weights(self, models: Sequence[GroupedScores]) -> FloatArray:
+        """Slope of the objective to each category mean, of all models in the mean, [C]."""
+        slopes = np.zeros((len(models), len(self.names)))
+        for row, model in zip(slopes, models, strict=True):
+            objective = self._contrast([model.means])
+            for c, step in enumerate(SLOPE_STEP * np.eye(len(self.names))):
+                row[c] = objective - self._contrast([model.means - step])
+        return np.asarray(np.clip(np.mean(slopes, axis=0) / SLOPE_STEP, 0, None))

@@ -1,334 +1,288 @@
-"""Studentised sign-flip test of paired differences over groups, and the interval that is its inversion.
+"""Studentised sign-flip test of paired differences over groups, and its inversion, an interval.
 
-Shape legend: G groups, C categories, H strata, R distinct rows, D sign patterns.
+Under "a and b are exchangeable in every group" any pattern of signs of the groups' differences is
+as likely as the one seen, so the test is exact; dividing T by its standard error, recomputed for
+every pattern, keeps it valid for large samples where only E T = 0 holds and categories differ the
+opposite way (Chung and Romano 2013; Janssen 1997).
+
+Shape legend: G groups, H strata, D sign patterns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL, SALT, GroupedScores, distinct, unseen_margins
+from souping.analysis.grouped import GroupedScores, distinct
+from souping.analysis.intervals import unseen_margins
+from souping.analysis.sign_patterns import (
+    DRAWS,
+    drawn_sums,
+    draws_for,
+    every_pattern,
+    is_countable,
+    stratum_sums,
+)
 from souping.core.types import FloatArray, IntArray
 
 TEST = "studentised sign-flip over groups"
-MAX_T = "max-T of studentised sign flips over groups"
 ALPHA = 0.05
-DRAWS = 9_999
-MOST_DRAWS = 99_999
-EXACT_STATES = 20_000
-"""Sign patterns up to which all are counted instead of drawn."""
+# Relative distance below which two statistics are equal.
 TIE = 1e-9
-STEPS = 20
-"""Halvings of the bracket of an interval's end."""
-CHUNK = 4_000_000
-"""Signs that are drawn at a time."""
-MANY_GROUPS = 2000
-FEW_ALIKE = 32
-"""Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of them are equal."""
+# Halvings of the bracket of an interval's end, and doublings until one is found.
+HALVINGS = 20
+DOUBLINGS = 60
 
 
-def sign_flip(whole: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
+def sign_flip(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
     """Two-sided p-value of T = 0 by flipping the sign of all differences of a group together.
 
-    Under "a and b are exchangeable in every group" any pattern of signs is as likely as the one seen, so the test is
-    exact; dividing T by its standard error, recomputed for every pattern, keeps it valid for large samples where only
-    E T = 0 holds and categories differ the opposite way (Chung and Romano 2013; Janssen 1997).
-    p = (1 + #{|T*| >= |T|}) / (draws + 1); where there are at most 20,000 distinct patterns all are counted instead.
+    p = (1 + #{|T*| >= |T|}) / (draws + 1); where there are at most 20,000 distinct patterns all
+    are counted instead.
     """
-    pulls = Pulls.of(whole)
-    return 1.0 if pulls is None else _p_of_zero(pulls, SignFlips.of(pulls, draws, seed))
+    pulls = Pulls.upward(scores)
+    if pulls is None:
+        return 1.0
+    p_value = _exact_p_value(pulls)
+    if p_value is not None:
+        return p_value
+    return SignFlips.of_pulls(pulls, draws, seed).p_value(0.0)
 
 
 def invert(
-    whole: GroupedScores, scale: float, *, alpha: float = ALPHA, draws: int = DRAWS, seed: int = 0
+    scores: GroupedScores, scale: float, *, alpha: float = ALPHA, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Interval of T within -scale..scale at level 1 - alpha, and the p-value of T = 0: (low, high, p).
+    """Interval of T within -scale..scale at level 1 - alpha, and the p-value: (low, high, p).
 
-    A difference is rejected where the test rejects the scores less that difference, with the same signs for every
-    one; the interval reaches from the first to the last that is not rejected. What few or none of a stratum's groups
-    showed in one direction may be more of them all the same: the limit on that side is widened by Jeffreys' limit
-    (`unseen_margins`), added in squares, unless it would then contradict the test of 0. So 0 is outside just where
-    p < alpha.
+    A difference is rejected where the test rejects the scores less that difference, with the same
+    signs for every one; the interval reaches from the first to the last that is not rejected.
+    What few or none of a stratum's groups showed in one direction may be more of them all the
+    same: the limit on that side is widened by Jeffreys' limit (`unseen_margins`), added in
+    squares, unless it would then contradict the test of 0. So 0 is outside just where p < alpha.
     """
-    below, above = unseen_margins(whole, alpha / 2)
-    pulls = Pulls.of(whole)
+    below, above = unseen_margins(scores, alpha / 2)
+    pulls = Pulls.upward(scores)
     if pulls is None:
-        return max(-scale, whole.objective - below), min(scale, whole.objective + above), 1.0
-    below, above = (above, below) if pulls.turned else (below, above)
-    flips = SignFlips.of(pulls, max(draws, min(MOST_DRAWS, round(20 / alpha))), seed)
-    p_value, total = _p_of_zero(pulls, flips), abs(whole.objective)
-    shown = p_value < alpha
-    low = flips.edge(total if shown else 0.0, 0.0 if shown else -scale, alpha)
+        total = scores.objective
+        return max(-scale, total - below), min(scale, total + above), 1.0
+
+    total = abs(scores.objective)
+    if pulls.turned:
+        below, above = above, below
+    flips = SignFlips.of_pulls(pulls, draws_for(alpha, draws), seed)
+    p_value = _exact_p_value(pulls)
+    if p_value is None:
+        p_value = flips.p_value(0.0)
+
+    # The interval of the test itself.
+    rejected = p_value < alpha
+    if rejected:
+        low = flips.edge(total, 0.0, alpha)
+    else:
+        low = flips.edge(0.0, -scale, alpha)
     high = flips.edge(total, scale, alpha)
-    wide = max(-scale, total - float(np.hypot(total - low, below)))
-    low = low if shown and wide <= 0 else wide
+
+    # Wider by what was not seen.
+    wider_low = max(-scale, total - float(np.hypot(total - low, below)))
+    if not rejected or wider_low > 0:
+        low = wider_low
     high = min(scale, total + float(np.hypot(high - total, above)))
-    return (-high, -low, p_value) if pulls.turned else (low, high, p_value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxT:
-    """Correction of several tests for their number: the `largest` |T*| / se* of all of them in each sign pattern [D],
-    sorted (Westfall and Young 1993). `errors` [F] are standard errors of the differences, `items` [F] their items."""
-
-    largest: FloatArray
-    errors: FloatArray
-    items: FloatArray
-    alpha: float
-
-    @classmethod
-    def of(cls, wholes: Sequence[GroupedScores], members: Sequence[IntArray], alpha: float, draws: int = DRAWS) -> MaxT:
-        """Differences of one category each; `members[f]` number their groups, which have one sign in all of them."""
-        _, number = np.unique(np.concatenate(members), return_inverse=True)
-        sizes = np.array([len(m) for m in members])
-        items = np.array([whole.counts.sum() for whole in wholes])
-        pull = np.zeros((int(number.max()) + 1, len(wholes)))
-        for f, place in enumerate(np.split(number, np.cumsum(sizes)[:-1])):
-            pull[place, f] = wholes[f].sums[:, 0] / items[f]
-        rows, stratum, count = distinct(pull, np.zeros(len(pull), dtype=np.int64))
-        sums = drawn_sums(rows, count, stratum, 1, max(draws, min(MOST_DRAWS, round(20 / alpha))), 0)[:, 0]
-        squares, own = (pull**2).sum(axis=0), pull.sum(axis=0)
-        variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
-        ratio = np.abs(sums) / np.sqrt(np.maximum(variance, np.maximum(1e-12 * squares, 1e-30)))
-        errors = np.sqrt(np.maximum(squares - own**2 / sizes, 0.0) * sizes / np.maximum(sizes - 1, 1))
-        return cls(largest=np.sort(ratio.max(axis=1)), errors=errors, items=items, alpha=alpha)
-
-    @property
-    def critical(self) -> float:
-        """Size of |T| / se above which a difference is beyond chance in any of the tests, at most Bonferroni's: in a
-        category of few groups many patterns have all groups on one side, and no error."""
-        rank = max(1, math.ceil(self.alpha * (1 + len(self.largest)) - 1 - TIE))
-        return min(float(self.largest[-rank]), -NORMAL.inv_cdf(self.alpha / 2 / len(self.errors)))
-
-    @property
-    def tests(self) -> float:
-        """Number of independent tests that would need the same correction."""
-        return self.alpha / (2 * NORMAL.cdf(-self.critical))
-
-    def p_value(self, single: float) -> float:
-        """p-value for all tests of one whose own is `single`: below alpha just where that is below alpha / `tests`."""
-        reached = len(self.largest) - np.searchsorted(self.largest, -NORMAL.inv_cdf(single / 2))
-        return min(float((1 + reached) / (1 + len(self.largest))), len(self.errors) * single, 1.0)
-
-    @property
-    def least(self) -> FloatArray:
-        """Smallest difference that would have been beyond chance [F]: q se, and at least q^2 of the items, all of which
-        would have to differ in one direction."""
-        return np.asarray(np.maximum(self.critical * self.errors, self.critical**2 / self.items))
+    if pulls.turned:
+        return -high, -low, p_value
+    return low, high, p_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pulls:
-    """Groups as the test sees them: `pull` [G] sums to T, `slope` [G] to 1: what a shift of every score takes from it.
+    """Groups as the test sees them, in units of the largest pull, `unit`.
 
-    Both in units of the largest pull, `unit`. T is not below zero: the difference is `turned` where it was, and where
-    it is zero by the order of its rows, so that a - b and b - a meet the same signs and mirror each other.
+    T is not below zero: the difference is `turned` where it was, and where it is zero by the order
+    of its rows, so that a - b and b - a meet the same signs and mirror each other.
     """
 
-    pull: FloatArray
-    slope: FloatArray
-    stratum: IntArray
-    sizes: FloatArray
+    pull: FloatArray  # [G] sums to T
+    slope: FloatArray  # [G] sums to 1: what a shift of every score takes from the pull
+    stratum: IntArray  # [G]
+    sizes: FloatArray  # [H] groups of a stratum
     unit: float
     turned: bool
 
     @classmethod
-    def of(cls, whole: GroupedScores) -> Pulls | None:
-        """None where no group differs."""
-        totals = whole.counts.sum(axis=0)
-        pull = whole.pulls()
-        largest = float(np.abs(pull).max())
-        if largest <= TIE * whole.shares().max():
+    def upward(cls, scores: GroupedScores) -> Pulls | None:
+        """The difference, turned so that T is not below zero; None where no group differs."""
+        pull = scores.pulls()
+        unit = float(np.abs(pull).max())
+        if unit <= TIE * scores.shares().max():
             return None
-        pull = pull / largest  # the statistic has no unit
+        pull = pull / unit
         pull[np.abs(pull) <= TIE] = 0.0
-        slope = (whole.weights * whole.counts / totals).sum(axis=1) / (float(whole.weights.sum()) * largest)
-        turned = pull.sum() < -TIE or (abs(pull.sum()) <= TIE and _comes_later(-pull, pull, slope, whole.stratum))
+        shares = scores.weights * scores.counts / scores.counts.sum(axis=0)
+        slope = shares.sum(axis=1) / (float(scores.weights.sum()) * unit)
+        turned = _is_downward(pull, slope, scores.stratum)
         return cls(
             pull=-pull if turned else pull,
             slope=slope,
-            stratum=whole.stratum,
-            sizes=whole.sizes,
-            unit=largest,
+            stratum=scores.stratum,
+            sizes=scores.sizes,
+            unit=unit,
             turned=turned,
         )
 
 
-def _comes_later(one: FloatArray, other: FloatArray, slope: FloatArray, stratum: IntArray) -> bool:
-    """Whether the rows of one direction come after those of the other, both in order."""
-    keys = []
-    for pull in (one, other):
-        rows = np.column_stack([stratum, pull.round(9), slope.round(9)]) + 0.0
-        keys.append(rows[np.lexsort(rows.T[::-1])].ravel().tolist())
-    return bool(keys[0] > keys[1])
+def _is_downward(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> bool:
+    """Whether T is below zero or, where it is zero, the turned difference's rows come later."""
+    total = pull.sum()
+    if abs(total) > TIE:
+        return bool(total < 0)
+    return _sorted_rows(-pull, slope, stratum) > _sorted_rows(pull, slope, stratum)
+
+
+def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list[float]:
+    rows = np.column_stack([stratum, pull.round(9), slope.round(9)]) + 0.0  # no -0.0
+    order = np.lexsort(rows.T[::-1])
+    values: list[float] = rows[order].ravel().tolist()
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlips:
     """Sign patterns, the one seen first, as what T and its variance are made of for every shift.
 
-    Of the scores less d, T* = `pull` - d `slope` [D] and its variance is q(d) - v(d), the scalar q from the sums of
-    squares of the strata, `squares` (3), and v from the squares of their sums, `spread` [3, D]: both are polynomials
-    in d. `chance` [D - 1] is None where the patterns were drawn.
+    Of the scores less d, T* = pull - d slope and its variance is q(d) - v(d). The scalar q comes
+    from the sums of squares of the strata and v from the squares of their sums; both are
+    polynomials c0 - 2 d c1 + d^2 c2.
     """
 
-    pull: FloatArray
-    slope: FloatArray
-    squares: tuple[float, float, float]
-    spread: FloatArray
+    pull: FloatArray  # [D]
+    slope: FloatArray  # [D]
+    squares: FloatArray  # [3] coefficients of q
+    spread: FloatArray  # [3, D] coefficients of v
     unit: float
-    chance: FloatArray | None
+    chance: FloatArray | None  # [D - 1] None where the patterns were drawn
 
     @classmethod
-    def of(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
+    def of_pulls(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
         """All patterns of the groups where they are few, else so many drawn ones."""
-        rows, stratum, number = distinct(np.column_stack([pulls.pull, pulls.slope]), pulls.stratum)
+        columns = np.column_stack([pulls.pull, pulls.slope])
+        rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        if _countable(number):
-            plus, chance = _every_pattern(number)
-            sums = _stratum_sums(plus, rows, number, stratum, strata)
+        chance = None
+        if is_countable(number):
+            plus, chance = every_pattern(number)
+            flipped = stratum_sums(plus, rows, number, stratum, strata)
         else:
-            sums, chance = drawn_sums(rows, number, stratum, strata, draws, seed), None
-        seen = _stratum_sums(number[None, :], rows, number, stratum, strata)
-        pull, slope = np.concatenate([seen, sums])[:, :, 0], np.concatenate([seen, sums])[:, :, 1]
+            flipped = drawn_sums(rows, number, stratum, strata, draws, seed)
+        seen = stratum_sums(number[None, :], rows, number, stratum, strata)
+        sums = np.concatenate([seen, flipped])
+        pull = sums[:, :, 0]  # [D, H]
+        slope = sums[:, :, 1]
+
+        # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
-        products = [(pull, pull), (pull, slope), (slope, slope)]
-        spread = np.stack([np.einsum("dh,dh,h->d", a, b, factor / pulls.sizes) for a, b in products])
-        own = (pulls.pull, pulls.slope)
-        squares = [float((own[i] * own[j] * factor[pulls.stratum]).sum()) for i, j in ((0, 0), (0, 1), (1, 1))]
+        group_factor = factor[pulls.stratum]
+        squares = [
+            (pulls.pull * pulls.pull * group_factor).sum(),
+            (pulls.pull * pulls.slope * group_factor).sum(),
+            (pulls.slope * pulls.slope * group_factor).sum(),
+        ]
+        spread = [
+            np.einsum("dh,dh,h->d", pull, pull, factor / pulls.sizes),
+            np.einsum("dh,dh,h->d", pull, slope, factor / pulls.sizes),
+            np.einsum("dh,dh,h->d", slope, slope, factor / pulls.sizes),
+        ]
         return cls(
             pull=pull.sum(axis=1),
             slope=slope.sum(axis=1),
-            squares=(squares[0], squares[1], squares[2]),
-            spread=spread,
+            squares=np.array(squares),
+            spread=np.stack(spread),
             unit=pulls.unit,
             chance=chance,
         )
 
     def p_value(self, shift: float) -> float:
         """Two-sided p-value of T = shift."""
-        d = shift
-        squares = self.squares[0] - 2 * d * self.squares[1] + d * d * self.squares[2]
-        variance = squares - (self.spread[0] - 2 * d * self.spread[1] + d * d * self.spread[2])
-        least = 1e-12 * max(squares, 1e-6 * self.squares[0])  # all of it may cancel but for rounding
-        variance, far = np.maximum(variance, least), self.pull - d * self.slope
-        seen = abs(float(far[0])) / math.sqrt(float(variance[0])) * (1 - TIE) - TIE  # T may be 0 but for rounding
-        reached = far[1:] ** 2 >= max(seen, 0.0) ** 2 * variance[1:]
+        total = self.pull - shift * self.slope
+        squares = float(_polynomial(self.squares, shift))
+        variance = squares - _polynomial(self.spread, shift)
+        # All of it may cancel but for rounding.
+        least_variance = 1e-12 * max(squares, 1e-6 * self.squares[0])
+        variance = np.maximum(variance, least_variance)
+
+        # |T*| / se* >= |T| / se, in squares. T may be 0 but for rounding.
+        seen = abs(float(total[0])) / math.sqrt(float(variance[0]))
+        threshold = max(seen * (1 - TIE) - TIE, 0.0)
+        reached = total[1:] ** 2 >= threshold**2 * variance[1:]
         if self.chance is not None:
             return float(min(1.0, self.chance[reached].sum()))
-        return float((1 + reached.sum()) / len(far))
+        return float((1 + reached.sum()) / len(total))
 
     def edge(self, inside: float, outside: float, alpha: float) -> float:
-        """Where the differences that are not rejected end between `inside`, one of them, and `outside`."""
+        """Where the differences that are not rejected end.
+
+        That is between `inside`, one of them, and `outside`.
+        """
         if outside != 0:
             inside, outside = self._bracket(inside, outside, alpha)
-        for _ in range(STEPS if inside != outside else 0):
+        if inside == outside:
+            return inside
+        for _ in range(HALVINGS):
             middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if self.p_value(middle) >= alpha else (inside, middle)
+            if self.p_value(middle) >= alpha:
+                inside = middle
+            else:
+                outside = middle
         return inside
 
     def _bracket(self, inside: float, bound: float, alpha: float) -> tuple[float, float]:
-        """The last step that is not rejected and the first that is, steps doubling until the bound (both, if none)."""
+        """The last step that is not rejected and the first that is, steps doubling.
+
+        Both are the bound if none up to there is rejected.
+        """
         step = float(np.sign(bound)) * self.unit
-        for _ in range(60):
-            tried = inside + step
-            if abs(tried) >= abs(bound):
-                return (bound, bound) if self.p_value(bound) >= alpha else (inside, bound)
-            if self.p_value(tried) < alpha:
-                return inside, tried
-            inside, step = tried, 2 * step
+        for _ in range(DOUBLINGS):
+            farther = inside + step
+            if abs(farther) >= abs(bound):
+                rejected = self.p_value(bound) < alpha
+                return (inside, bound) if rejected else (bound, bound)
+            if self.p_value(farther) < alpha:
+                return inside, farther
+            inside = farther
+            step = 2 * step
         return bound, bound
 
 
-def _p_of_zero(pulls: Pulls, flips: SignFlips) -> float:
-    """Groups without a difference have no sign: where few have one, all their patterns are counted."""
-    apart = pulls.pull != 0
-    rows, stratum, number = distinct(np.abs(pulls.pull[apart])[:, None], pulls.stratum[apart])
-    if not _countable(number):
-        return flips.p_value(0.0)
-    plus, chance = _every_pattern(number)
-    squares, seen = (np.bincount(pulls.stratum, x, len(pulls.sizes)).astype(float) for x in (pulls.pull**2, pulls.pull))
-    sums = _stratum_sums(plus, rows, number, stratum, len(pulls.sizes))[:, :, 0]
-    threshold = _studentised(seen[None, :], squares, pulls.sizes)[0] * (1 - TIE) - TIE
-    return float(min(1.0, chance[_studentised(sums, squares, pulls.sizes) >= threshold].sum()))
+def _polynomial(coefficients: FloatArray, d: float) -> FloatArray:
+    """c0 - 2 d c1 + d^2 c2 of coefficients [3, ...]."""
+    return np.asarray(coefficients[0] - 2 * d * coefficients[1] + d * d * coefficients[2])
 
 
-def _countable(number: IntArray) -> bool:
-    """Whether so many rows, each `number` times, have few enough distinct patterns to count them all."""
-    return len(number) < EXACT_STATES.bit_length() and bool(np.prod(number + 1.0) <= EXACT_STATES)
+def _exact_p_value(pulls: Pulls) -> float | None:
+    """p-value of T = 0 by all patterns; None where they are too many.
+
+    Groups without a difference have no sign, so there may be fewer patterns than for a shift.
+    """
+    differing = pulls.pull != 0
+    sizes = np.abs(pulls.pull[differing])
+    rows, stratum, number = distinct(sizes[:, None], pulls.stratum[differing])
+    if not is_countable(number):
+        return None
+    strata = len(pulls.sizes)
+    squares = np.bincount(pulls.stratum, pulls.pull**2, strata).astype(float)
+    seen = np.bincount(pulls.stratum, pulls.pull, strata).astype(float)
+    seen_t = _studentised(seen[None, :], squares, pulls.sizes)[0]
+    plus, chance = every_pattern(number)
+    sums = stratum_sums(plus, rows, number, stratum, strata)[:, :, 0]
+    reached = _studentised(sums, squares, pulls.sizes) >= seen_t * (1 - TIE) - TIE
+    return float(min(1.0, chance[reached].sum()))
 
 
 def _studentised(sums: FloatArray, squares: FloatArray, sizes: FloatArray) -> FloatArray:
-    """|T| / se from stratum sums [D, H]: flipping signs changes the sums, never the sums of squares [H]."""
-    variance = ((squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)).sum(axis=1)
-    return np.asarray(np.abs(sums.sum(axis=1)) / np.sqrt(np.maximum(variance, 1e-12 * squares.sum())))
+    """|T| / se [D] from stratum sums [D, H].
 
-
-def _stratum_sums(plus: IntArray, rows: FloatArray, number: IntArray, stratum: IntArray, strata: int) -> FloatArray:
-    """Sums by stratum [D, H, F] when `plus` [D, R] of the `number` [R] groups of `rows` [R, F] have a positive sign."""
-    signed = 2.0 * plus - number
-    parts = [np.einsum("dr,rf->df", signed[:, stratum == h], rows[stratum == h]) for h in range(strata)]
-    return np.stack(parts, axis=1)
-
-
-def drawn_sums(rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int) -> FloatArray:
-    """`_stratum_sums` of so many drawn patterns, some at a time. A fair bit is drawn faster than a binomial number."""
-    rng = np.random.default_rng([SALT, seed])
-    if MANY_GROUPS <= number.sum() <= FEW_ALIKE * len(number):
-        return _bytewise_sums(np.repeat(rows, number, axis=0), np.repeat(stratum, number), strata, draws, rng)
-    return _drawn_rows(rows, number, stratum, strata, draws, rng)
-
-
-def _drawn_rows(
-    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
-) -> FloatArray:
-    single, sums = number == 1, list[FloatArray]()
-    steps = {int(n): np.cumsum(_fair(int(n))) for n in np.unique(number[~single])}
-    for start in range(0, draws, max(1, CHUNK // len(number))):
-        size = min(draws - start, max(1, CHUNK // len(number)))
-        plus = np.empty((size, len(number)), dtype=np.int64)
-        plus[:, single] = rng.integers(0, 2, size=(size, int(single.sum())), dtype=np.int8)
-        for row in np.flatnonzero(~single):  # by the inverse of their distribution, much faster than rng.binomial
-            plus[:, row] = np.minimum(np.searchsorted(steps[int(number[row])], rng.random(size)), number[row])
-        sums.append(_stratum_sums(plus, rows, number, stratum, strata))
-    return np.concatenate(sums)
-
-
-def _bytewise_sums(
-    rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
-) -> FloatArray:
-    """Stratum sums [D, H, F] of rows with a random sign each: a random byte picks one of the 256 signed sums of eight
-    rows, which is much faster than eight signs."""
-    signs = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-    sums, picked = np.zeros((strata, rows.shape[1], draws)), np.empty(draws)
-    for h in range(strata):
-        inside = rows[stratum == h]
-        for start in range(0, len(inside), 8):
-            eight = inside[start : start + 8]
-            table = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)
-            byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
-            for total, column in zip(sums[h], table, strict=True):
-                total += column.take(byte, out=picked, mode="clip")  # much the fastest form
-    return sums.transpose(2, 0, 1)
-
-
-def _every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
-    """All counts of positive signs, [S, R], and the probability of each under fair signs, [S]."""
-    plus = np.indices(tuple(number + 1)).reshape(len(number), -1).T
-    ways = [_fair(int(n)) for n in number]
-    return plus, np.prod([way[plus[:, r]] for r, way in enumerate(ways)], axis=0)
-
-
-def _fair(number: int) -> FloatArray:
-    """Probabilities of 0, 1, .. heads of so many fair coins."""
-    if number <= 1000:  # beyond, the counts are no floats
-        return np.array([comb(number, heads) / 2.0**number for heads in range(number + 1)])
-    heads = np.arange(1, number + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((number + 1 - heads) / heads))])
-    ways: FloatArray = np.exp(logs - logs.max())
-    return np.array(ways / ways.sum())
+    Flipping signs changes the sums, never the sums of squares [H].
+    """
+    by_stratum = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
+    variance = np.maximum(by_stratum.sum(axis=1), 1e-12 * squares.sum())
+    return np.asarray(np.abs(sums.sum(axis=1)) / np.sqrt(variance))

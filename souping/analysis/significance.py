@@ -12,8 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL, ItemTable, design, span
-from souping.analysis.sign_flip import ALPHA, DRAWS, TEST, TIE, invert
+from souping.analysis.grouped import design
+from souping.analysis.intervals import NORMAL, ItemTable, span
+from souping.analysis.sign_flip import ALPHA, TEST, TIE, invert
+from souping.analysis.sign_patterns import DRAWS
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit

@@ -20,8 +20,10 @@ from annotated_types import Interval
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, detectable, items_for, penalty
 from souping.comparison import estimate
-from souping.comparison.estimate import BEST, SCORE, WORST, JointFlips, PooledScores, pool, task_weights, variance_parts
+from souping.comparison.estimate import variance_parts
+from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
+from souping.comparison.several import JointFlips, best_set, step_down
 from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
 from souping.core.fields import Count, check_arguments, load, pick, text_of
 from souping.core.files import expanded, seen_from
@@ -126,7 +128,7 @@ def _several(
     for one, other in combinations(models, 2):
         shown = estimate.contrast(pooled, one, other)
         pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
-    return estimate.step_down(flips, alpha), tuple(models[n] for n in estimate.best_set(flips, alpha)), pairs
+    return step_down(flips, alpha), tuple(models[n] for n in best_set(flips, alpha)), pairs
 
 
 def looks_of(

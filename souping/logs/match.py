@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,23 +13,22 @@ from souping.core.text import listed
 from souping.core.types import FloatArray, UserError
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
-Named = tuple[str, Log]
+NamedLog = tuple[str, Log]
 """A model's name and one of its logs."""
-
-
 Field = Literal["score", "missing", "cut", "tokens", "characters"]
 FIELDS: tuple[Field, ...] = get_args(Field)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedMetric:
-    """Answers of all models to the items of one task by one metric, for the items that every log has.
+    """Answers of all models to the items of one task by one metric, for items that every log has.
 
-    `values` is {field: {model: array}}, and each array is [runs, replicates, items]. The numbers of runs and replicates
-    may differ between models. A value that does not exist is nan: a replicate that an item lacks, a score that the
-    harness left out of its mean, a length that the log does not say. `missing` is 1 for answers that were requested and
-    not scored, whether the harness counted them or not. `groups` are those of the items, empty without one. `reported`
-    are the harness's figures by run: all that there is of a corpus metric, whose scores are all nan.
+    Each array of `values` is [runs, replicates, items]. The numbers of runs and replicates may
+    differ between models. A value that does not exist is nan: a replicate that an item lacks, a
+    score that the harness left out of its mean, a length that the log does not say. `missing` is 1
+    for answers that were requested and not scored, whether the harness counted them or not.
+    `reported` are the harness's figures by run: all that there is of a corpus metric, whose scores
+    are all nan.
     """
 
     task: str
@@ -36,9 +36,9 @@ class MatchedMetric:
     higher_is_better: bool
     is_mean: bool
     items: tuple[str, ...]
-    groups: tuple[str, ...]
-    values: Mapping[Field, Mapping[str, FloatArray]]
-    reported: Mapping[str, tuple[float | None, ...]]
+    groups: tuple[str, ...]  # of the items, empty without one
+    values: Mapping[Field, Mapping[str, FloatArray]]  # {field: {model: array}}
+    reported: Mapping[str, tuple[float | None, ...]]  # {model: figure of each run}
     unit: str = ""
 
     @property
@@ -47,154 +47,288 @@ class MatchedMetric:
 
     def item_means(self, model: str) -> FloatArray:
         """[items] mean score over runs and replicates."""
-        return np.asarray(moments(self.scores[model].reshape(1, -1, len(self.items)))[1][0])
+        answers = self.scores[model].reshape(1, -1, len(self.items))
+        _, mean, _ = moments(answers)
+        return np.asarray(mean[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """What several models have in common, in the order in which they were named.
-
-    `metrics` is {task: its metrics}, the first of them stands for the task. `groups` are those whose members are all
-    here, `asked` the tasks and groups whose mean is the headline. `notes` are sentences for the reader: what was left
-    out, and how the prompts differ.
-    """
+    """What several models have in common, in the order in which they were named."""
 
     models: tuple[str, ...]
-    metrics: Mapping[str, tuple[MatchedMetric, ...]]
-    groups: Mapping[str, Group]
-    asked: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
+    groups: Mapping[str, Group]  # those whose members are all here
+    asked: tuple[str, ...]  # tasks and groups whose mean is the headline
+    notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 
 def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Number of an item's answers, their mean and its variance: [runs, answers, items] -> three of [runs, items]."""
-    there = np.isfinite(raw)
-    count = there.sum(axis=1)
+    """Number of an item's answers, their mean and its variance.
+
+    [runs, answers, items] -> three of [runs, items]; the variance is nan of fewer than two.
+    """
+    answered = np.isfinite(raw)
+    count = answered.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(there, raw, 0.0).sum(axis=1) / count
-        squares = np.where(there, (raw - mean[:, None]) ** 2, 0.0).sum(axis=1)
-        return count, mean, np.where(count > 1, squares / (count - 1) / count, np.nan)
+        mean = np.where(answered, raw, 0.0).sum(axis=1) / count
+        deviations = np.where(answered, (raw - mean[:, None]) ** 2, 0.0)
+        variance = deviations.sum(axis=1) / (count - 1) / count
+    return count, mean, np.where(count > 1, variance, np.nan)
 
 
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:
     """What the models have in common; {name: its training runs}, the baseline first.
 
     Raises:
-        UserError: they may not be compared: another harness, metric, version, number of shots or judge; no item in
-            common; one log under two names; no score; with `same_prompts` also prompts that differ.
+        UserError: they may not be compared: another harness, metric, version, number of shots or
+            judge; no item in common; one log under two names; no score; with `same_prompts` also
+            prompts that differ.
     """
-    every = [(name, log) for name, runs in logs.items() for log in runs]
-    _check_sources(every)
-    first = every[0][1]
-    names = [name for name in first.tasks if all(name in log.tasks for _, log in every)]
-    if not names:
-        raise UserError(f"no task in common: {'; '.join(f'{name} has {listed(log.tasks, 4)}' for name, log in every)}")
-    notes = [note for _, log in every for note in log.notes]
-    if gone := sorted({name for _, log in every for name in log.tasks} - set(names)):
-        notes.append(f"left out, as not every log has them: {listed(gone)}")
-    tasks = {name: _task(name, every, notes) for name in names}
-    notes += _prompts(names, every, same_prompts)
-    groups = dict[str, Group]()
-    for group in first.groups.values():
-        if members := tuple(member for member in group.members if member in names):
-            others = [log.groups[group.name].weight_by_size for _, log in every if group.name in log.groups]
-            by_size = next((known for known in others if known is not None), False)
-            groups[group.name] = replace(group, members=members, weight_by_size=by_size)
-    asked = tuple(name for name in first.asked if name in tasks or name in groups)
-    return Matched(models=tuple(logs), metrics=tasks, groups=groups, asked=asked or tuple(names), notes=tuple(notes))
+    named_logs = [(name, log) for name, runs in logs.items() for log in runs]
+    _check_sources(named_logs)
+    tasks = _common_tasks(named_logs)
+    metrics = {task: _match_task(task, named_logs) for task in tasks}
+    groups = _common_groups(named_logs, tasks)
+    _, first = named_logs[0]
+    asked = [name for name in first.asked if name in metrics or name in groups]
 
-
-def _check_sources(every: Sequence[Named]) -> None:
-    """Refuse logs of several harnesses, and one log twice."""
-    name, log = every[0]
-    seen = dict[tuple[str, str], str]()
-    for other, own in every:
-        if own.harness != log.harness:
-            harnesses = f"{name} is a log of {log.harness}, {other} one of {own.harness}"
-            raise UserError(f"{harnesses}: their items do not compare")
-        key = (str(own.path.resolve()), own.model)
-        if key in seen:
-            raise UserError(f"{seen[key]} and {other} are the same log, {own.path}: name two different ones")
-        seen[key] = other
-
-
-def _task(task: str, every: Sequence[Named], notes: list[str]) -> tuple[MatchedMetric, ...]:
-    """The metrics that all logs of a task have, if its settings agree."""
-    tasks = [(name, log.tasks[task]) for name, log in every]
-    lead, *_ = tasks[0][1].metrics
-    common = [metric for metric in tasks[0][1].metrics if all(metric in one.metrics for _, one in tasks)]
-    (first, own), *others = [(name, _traits(one, lead, common)) for name, one in tasks]
-    for name, other in others:
-        for key in {**own, **other}:
-            here, there = own.get(key, "none"), other.get(key, "none")
-            if here != there:
-                where = f"{here} in {first} and {there} in {name}"
-                raise UserError(f"{task}: the {key} is {where}: these scores do not compare")
-    found = tuple(_metric(task, metric, every) for metric in common)
-    requested = {answer.item for _, one in tasks for metric in one.metrics.values() for answer in metric.answers}
-    if gone := len(requested) - len({item for metric in found for item in metric.items}):
-        notes.append(f"{task}: {gone} of {len(requested)} items are left out, as not every log has them")
-    return found
-
-
-def _traits(task: Task, lead: str, common: Sequence[str]) -> dict[str, str]:
-    """What must agree between logs: settings, the metric that stands for the task, directions."""
-    ways = {True: "higher is better", False: "lower is better"}
-    directions = {f"direction of {name}": ways[task.metrics[name].higher_is_better] for name in common}
-    return {**task.settings, "metric": lead if lead in task.metrics else next(iter(task.metrics)), **directions}
-
-
-def _metric(task: str, metric: str, every: Sequence[Named]) -> MatchedMetric:
-    found = [(name, log.tasks[task].metrics[metric]) for name, log in every]
-    (first, own), *others = found
-    common = set.intersection(*({answer.item for answer in one.answers} for _, one in found))
-    items = {item: place for place, item in enumerate(dict.fromkeys(a.item for a in own.answers if a.item in common))}
-    if not items:
-        raise UserError(f"{task}: no item in common (by id and content): {first} and {', '.join(n for n, _ in others)}")
-    is_mean = all(one.is_mean for _, one in found)
-    groups = {answer.item: answer.group for _, one in reversed(found) for answer in one.answers if answer.group}
-    arrays = {name: _arrays(items, [one for other, one in found if other == name]) for name, _ in found}
-    if empty := [name for name, table in arrays.items() if is_mean and np.isnan(table[0]).all()]:
-        raise UserError(f"{task}: {empty[0]} has no score of {metric} for any item in common")
-    return MatchedMetric(
-        task=task,
-        metric=metric,
-        higher_is_better=own.higher_is_better,
-        is_mean=is_mean,
-        unit=own.unit,
-        items=tuple(items),
-        groups=tuple(groups.get(item, "") for item in items),
-        values={field: {name: arrays[name][n] for name in arrays} for n, field in enumerate(FIELDS)},
-        reported={name: tuple(one.reported for other, one in found if other == name) for name in arrays},
+    notes: list[str] = []
+    for _, log in named_logs:
+        notes.extend(log.notes)
+    notes.extend(_tasks_left_out(named_logs, tasks))
+    notes.extend(_items_left_out(named_logs, metrics))
+    notes.extend(_differing_prompts(named_logs, tasks, same_prompts))
+    return Matched(
+        models=tuple(logs),
+        metrics=metrics,
+        groups=groups,
+        asked=tuple(asked or tasks),
+        notes=tuple(notes),
     )
 
 
-def _arrays(items: Mapping[str, int], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """[fields, runs, replicates, items]."""
-    replicates = {number: place for place, number in enumerate(sorted({a.replicate for m in runs for a in m.answers}))}
-    table = np.full((len(FIELDS), len(runs), len(replicates), len(items)), np.nan)
-    for run, metric in enumerate(runs):
-        kept = [answer for answer in metric.answers if answer.item in items]
-        places = [replicates[answer.replicate] for answer in kept], [items[answer.item] for answer in kept]
-        fields = np.array([(a.score, a.missing, a.cut, a.tokens, a.characters) for a in kept], dtype=float)  # None: nan
-        table[:, run, *places] = fields.T
-    return table
+def _check_sources(named_logs: Sequence[NamedLog]) -> None:
+    """Refuse logs of several harnesses, and one log twice."""
+    first_name, first = named_logs[0]
+    name_of: dict[tuple[str, str], str] = {}
+    for name, log in named_logs:
+        if log.harness != first.harness:
+            raise UserError(
+                f"{first_name} is a log of {first.harness}, {name} one of {log.harness}: "
+                "their items do not compare"
+            )
+        source = (str(log.path.resolve()), log.model)
+        if source in name_of:
+            raise UserError(
+                f"{name_of[source]} and {name} are the same log, {log.path}: "
+                "name two different ones"
+            )
+        name_of[source] = name
 
 
-def _prompts(tasks: Sequence[str], every: Sequence[Named], same: bool) -> Iterable[str]:
+def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
+    """Tasks that every log has, in the order of the first."""
+    _, first = named_logs[0]
+    tasks = [task for task in first.tasks if all(task in log.tasks for _, log in named_logs)]
+    if not tasks:
+        has = "; ".join(f"{name} has {listed(log.tasks, 4)}" for name, log in named_logs)
+        raise UserError(f"no task in common: {has}")
+    return tasks
+
+
+def _common_groups(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> dict[str, Group]:
+    """Groups of the first log with their common tasks, where there are any."""
+    _, first = named_logs[0]
+    groups = {}
+    for group in first.groups.values():
+        members = tuple(member for member in group.members if member in tasks)
+        if members:
+            by_size = _weight_by_size(group.name, named_logs)
+            groups[group.name] = replace(group, members=members, weight_by_size=by_size)
+    return groups
+
+
+def _weight_by_size(group: str, named_logs: Sequence[NamedLog]) -> bool:
+    """Whether the group is weighted by size, as the first log says that can tell."""
+    for _, log in named_logs:
+        if group in log.groups:
+            by_size = log.groups[group].weight_by_size
+            if by_size is not None:
+                return by_size
+    return False
+
+
+# ---------------------------------------------------------------- tasks and metrics
+
+
+def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetric, ...]:
+    """The metrics that all logs of a task have, if its settings agree."""
+    named_tasks = [(name, log.tasks[task]) for name, log in named_logs]
+    first_name, first = named_tasks[0]
+    headline = next(iter(first.metrics))
+    metrics = [
+        metric for metric in first.metrics if all(metric in each.metrics for _, each in named_tasks)
+    ]
+    first_traits = _traits(first, headline, metrics)
+    for name, other in named_tasks[1:]:
+        traits = _traits(other, headline, metrics)
+        for key in {**first_traits, **traits}:
+            here = first_traits.get(key, "none")
+            there = traits.get(key, "none")
+            if here != there:
+                raise UserError(
+                    f"{task}: the {key} is {here} in {first_name} and {there} in {name}: "
+                    "these scores do not compare"
+                )
+    return tuple(_match_metric(task, metric, named_logs) for metric in metrics)
+
+
+def _traits(task: Task, headline: str, metrics: Sequence[str]) -> dict[str, str]:
+    """What must agree between logs: settings, the metric that stands for the task, directions."""
+    traits = dict(task.settings)
+    traits["metric"] = headline if headline in task.metrics else next(iter(task.metrics))
+    for metric in metrics:
+        higher_is_better = task.metrics[metric].higher_is_better
+        direction = "higher is better" if higher_is_better else "lower is better"
+        traits[f"direction of {metric}"] = direction
+    return traits
+
+
+def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> MatchedMetric:
+    """The answers of all models to the items that every log has."""
+    runs_of: dict[str, list[LoggedMetric]] = {}
+    for model, log in named_logs:
+        runs_of.setdefault(model, []).append(log.tasks[task].metrics[metric])
+    every_run = list(chain.from_iterable(runs_of.values()))
+    items = _common_items(every_run)
+    if not items:
+        first, *others = [name for name, _ in named_logs]
+        raise UserError(
+            f"{task}: no item in common (by id and content): {first} and {', '.join(others)}"
+        )
+    is_mean = all(run.is_mean for run in every_run)
+    group_of = _item_groups(every_run)
+
+    values: dict[Field, dict[str, FloatArray]] = {field: {} for field in FIELDS}
+    reported: dict[str, tuple[float | None, ...]] = {}
+    for model, runs in runs_of.items():
+        array = _answer_array(items, runs)
+        for number, field in enumerate(FIELDS):
+            values[field][model] = array[number]
+        reported[model] = tuple(run.reported for run in runs)
+    for model, scores in values["score"].items():
+        if is_mean and np.isnan(scores).all():
+            raise UserError(f"{task}: {model} has no score of {metric} for any item in common")
+    return MatchedMetric(
+        task=task,
+        metric=metric,
+        higher_is_better=every_run[0].higher_is_better,
+        is_mean=is_mean,
+        unit=every_run[0].unit,
+        items=tuple(items),
+        groups=tuple(group_of.get(item, "") for item in items),
+        values=values,
+        reported=reported,
+    )
+
+
+def _common_items(runs: Sequence[LoggedMetric]) -> list[str]:
+    """Items that every log has, in the order of the first."""
+    common = dict.fromkeys(answer.item for answer in runs[0].answers)
+    for run in runs[1:]:
+        answered = {answer.item for answer in run.answers}
+        common = {item: None for item in common if item in answered}
+    return list(common)
+
+
+def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
+    """{item: its group}, by the first log that says one."""
+    group_of: dict[str, str] = {}
+    for run in reversed(runs):
+        for answer in run.answers:
+            if answer.group:
+                group_of[answer.item] = answer.group
+    return group_of
+
+
+def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
+    """The FIELDS of a model's answers, [fields, runs, replicates, items]."""
+    every_answer = chain.from_iterable(run.answers for run in runs)
+    numbers = sorted({answer.replicate for answer in every_answer})
+    replicate_place = {number: place for place, number in enumerate(numbers)}
+    item_place = {item: place for place, item in enumerate(items)}
+    shape = (len(FIELDS), len(runs), len(numbers), len(items))
+    array = np.full(shape, np.nan)
+    for number, run in enumerate(runs):
+        answers = [answer for answer in run.answers if answer.item in item_place]
+        replicate = [replicate_place[answer.replicate] for answer in answers]
+        item = [item_place[answer.item] for answer in answers]
+        rows = [(a.score, a.missing, a.cut, a.tokens, a.characters) for a in answers]
+        array[:, number, replicate, item] = np.array(rows, dtype=float).T  # None becomes nan
+    return array
+
+
+# ---------------------------------------------------------------- notes
+
+
+def _tasks_left_out(named_logs: Sequence[NamedLog], tasks: Sequence[str]) -> Iterator[str]:
+    """Tasks that some logs lack."""
+    every_task = {task for _, log in named_logs for task in log.tasks}
+    missing = sorted(every_task - set(tasks))
+    if missing:
+        yield f"left out, as not every log has them: {listed(missing)}"
+
+
+def _items_left_out(
+    named_logs: Sequence[NamedLog], metrics: Mapping[str, Sequence[MatchedMetric]]
+) -> Iterator[str]:
+    """How many items of each task some logs lack."""
+    for task, task_metrics in metrics.items():
+        requested: set[str] = set()
+        for _, log in named_logs:
+            for metric in log.tasks[task].metrics.values():
+                requested.update(answer.item for answer in metric.answers)
+        common = {item for metric in task_metrics for item in metric.items}
+        missing = len(requested) - len(common)
+        if missing:
+            yield (
+                f"{task}: {missing} of {len(requested)} items are left out, "
+                "as not every log has them"
+            )
+
+
+def _differing_prompts(
+    named_logs: Sequence[NamedLog], tasks: Sequence[str], same_prompts: bool
+) -> Iterator[str]:
     """How many prompts of each log differ from the first log's."""
-    hashes = list[dict[tuple[str, str], str]]()
-    for _, log in every:
-        first = {task: next(iter(log.tasks[task].metrics.values())) for task in tasks}
-        hashes.append({(task, answer.item): answer.prompt_hash for task in tasks for answer in first[task].answers})
-    for (name, _), prompts in zip(every[1:], hashes[1:], strict=True):
-        pairs = [(prompt, hashes[0].get(key)) for key, prompt in prompts.items()]
-        common = [one == other for one, other in pairs if one and other]
-        if same and not common:
-            raise UserError(f"--same-prompts: the logs of {every[0][0]} and {name} do not have the prompts of any item")
-        if all(common):
+    first_name, first_log = named_logs[0]
+    first_hashes = _prompt_hashes(first_log, tasks)
+    for name, log in named_logs[1:]:
+        equal = []
+        for key, prompt in _prompt_hashes(log, tasks).items():
+            first_prompt = first_hashes.get(key)
+            if prompt and first_prompt:
+                equal.append(prompt == first_prompt)
+        if same_prompts and not equal:
+            raise UserError(
+                f"--same-prompts: the logs of {first_name} and {name} do not have the prompts of "
+                "any item"
+            )
+        if all(equal):
             continue
-        share = f"prompts of {every[0][0]} and {name} differ in {100 - 100 * np.mean(common):.3g} % of the items"
-        if same:
-            raise UserError(f"{share}: leave --same-prompts out to compare them nevertheless")
-        yield f"{share}: chat templates, few-shot examples or instructions may differ"
+        share = 100 - 100 * np.mean(equal)
+        difference = f"prompts of {first_name} and {name} differ in {share:.3g} % of the items"
+        if same_prompts:
+            raise UserError(f"{difference}: leave --same-prompts out to compare them nevertheless")
+        yield f"{difference}: chat templates, few-shot examples or instructions may differ"
+
+
+def _prompt_hashes(log: Log, tasks: Sequence[str]) -> dict[tuple[str, str], str]:
+    """{(task, item): hash of its prompt}, empty where the log does not have it."""
+    hashes = {}
+    for task in tasks:
+        metric = next(iter(log.tasks[task].metrics.values()))
+        for answer in metric.answers:
+            hashes[task, answer.item] = answer.prompt_hash
+    return hashes

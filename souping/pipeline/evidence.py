@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import few_models
-from souping.analysis.intervals import Z95, ItemTable, design, rate, span
-from souping.analysis.sign_flip import ALPHA, MAX_T, MaxT
+from souping.analysis.grouped import design
+from souping.analysis.intervals import Z95, ItemTable, rate, span
+from souping.analysis.max_t import MAX_T, MaxT
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Comparison, compare, compare_on_table, holm, over_looks, penalty, verdict
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective

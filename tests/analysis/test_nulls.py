@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from souping.analysis.intervals import ItemTable, design
+from souping.analysis.grouped import design
+from souping.analysis.intervals import ItemTable
 from souping.analysis.sign_flip import ALPHA, sign_flip
 from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.scores import Mean, Weighted

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from souping.analysis import sign_flip as module
-from souping.analysis.intervals import IntArray, design
+from souping.analysis import sign_patterns as module
+from souping.analysis.grouped import design
 from souping.analysis.sign_flip import sign_flip
 from souping.analysis.significance import (
     Comparison,
@@ -22,7 +22,7 @@ from souping.analysis.significance import (
     over_looks,
     penalty,
 )
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, IntArray
 
 Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
 
@@ -240,4 +240,4 @@ def test_difference_is_the_objectives() -> None:
 @pytest.mark.parametrize("number", [1, 1000, 1001, 20_000])
 def test_so_many_coins_have_probabilities(number: int) -> None:
     expected = stats.binom.pmf(np.arange(number + 1), number, 0.5)
-    np.testing.assert_allclose(module._fair(number), expected, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(module._heads_distribution(number), expected, rtol=1e-9, atol=1e-300)

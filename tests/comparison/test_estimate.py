@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 
 from souping.analysis.significance import detectable
-from souping.comparison.estimate import SCORE, JointFlips, best_set, contrast, step_down, task_weights, variance_parts
+from souping.comparison.estimate import contrast, variance_parts
+from souping.comparison.pooled import SCORE, task_weights
+from souping.comparison.several import JointFlips, best_set, step_down
 from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled

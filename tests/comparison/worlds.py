@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from souping.comparison.estimate import PooledScores, pool
+from souping.comparison.pooled import PooledScores, pool
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Group
 

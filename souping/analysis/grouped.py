@@ -1,0 +1,186 @@
+"""Scores summed over the items of each group: what tests and intervals of the objective work on.
+
+Items of a group (questions on one passage) are not independent, so groups are what is resampled,
+and whose signs are flipped. Groups with items in the same categories form a stratum.
+
+Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from souping.core.types import BoolArray, FloatArray, IntArray
+
+# Groups without which a stratum cannot show its own variance.
+SMALLEST_STRATUM = 5
+# Variance of a stratum, relative to its share of T squared, that counts as none.
+FLAT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedScores:
+    """Scores (or paired differences) summed over the items of each group.
+
+    `weights` [C] are the objective's coefficients. The objective is
+    T = sum_c w_c * sum_g sums[g, c] / sum_g counts[g, c].
+    """
+
+    sums: FloatArray  # [G, C]
+    counts: FloatArray  # [G, C]
+    stratum: IntArray  # [G]
+    weights: FloatArray  # [C]
+
+    @property
+    def means(self) -> FloatArray:
+        """Category means, [C]."""
+        return np.asarray(self.sums.sum(axis=0) / self.counts.sum(axis=0))
+
+    @property
+    def objective(self) -> float:
+        return float((self.weights * self.means).sum())
+
+    @property
+    def strata(self) -> int:
+        """Number of strata."""
+        return int(self.stratum.max()) + 1
+
+    @property
+    def sizes(self) -> FloatArray:
+        """Groups per stratum, [H]."""
+        return np.bincount(self.stratum, minlength=self.strata).astype(float)
+
+    def pulls(self) -> FloatArray:
+        """What each group adds to T, [G]."""
+        return np.asarray((self.weights * self.sums / self.counts.sum(axis=0)).sum(axis=1))
+
+    def influence(self) -> FloatArray:
+        """Each group's pull on T, linearised because category means are ratios, [G]."""
+        once = np.ones((1, len(self.sums)))
+        centres = self.centres(self.means[None], once, self.stratum, self.sums, self.counts)
+        residuals = self.sums - self.counts * centres
+        return np.asarray((self.weights * residuals / self.counts.sum(axis=0)).sum(axis=1))
+
+    def centres(
+        self,
+        means: FloatArray,
+        drawn: FloatArray,
+        stratum: IntArray,
+        sums: FloatArray,
+        counts: FloatArray,
+    ) -> FloatArray:
+        """What categories vary around [D, C], if rows of groups are `drawn` [D, R] times.
+
+        That is their `means` [D, C]. A small category, of fewer than five groups, varies around
+        the mean of the strata in which all small ones are: a lone item has no distance from its
+        own mean (strata of one unit, collapsed: Cochran 1977, section 5A.12). The rows have
+        `sums` and `counts` [R, C] and a `stratum` [R].
+        """
+        small = (self.counts > 0).sum(axis=0) < SMALLEST_STRATUM
+        if not small.any():
+            return means
+        has_small = (self.counts[:, small] > 0).any(axis=1)
+        collapsed = np.isin(stratum, self.stratum[has_small])
+        times = drawn[:, collapsed]
+        total = np.einsum("dr,r->d", times, sums[collapsed].sum(axis=1))
+        items = np.einsum("dr,r->d", times, counts[collapsed].sum(axis=1))
+        return np.where(small, (total / items)[:, None], means)
+
+    def variances(self) -> FloatArray:
+        """Variance of T that each stratum contributes, [H]: n / (n - 1) * sum (u_g - mean u)^2."""
+        influence = self.influence()
+        n = self.sizes
+        means = np.bincount(self.stratum, influence, self.strata) / n
+        deviations = influence - means[self.stratum]
+        squares = np.bincount(self.stratum, deviations**2, self.strata)
+        return np.asarray(squares * n / np.maximum(n - 1, 1))
+
+    def shares(self) -> FloatArray:
+        """How far T moves if all items of a stratum and category move by 1, [H, C]."""
+        return self.by_stratum(self.weights * self.counts / self.counts.sum(axis=0))
+
+    def by_stratum(self, table: FloatArray) -> FloatArray:
+        """[G, C] -> sums over the groups of each stratum, [H, C]."""
+        columns = [np.bincount(self.stratum, column, self.strata) for column in table.T]
+        return np.stack(columns, axis=1)
+
+    def flat(self) -> BoolArray:
+        """Strata in which no group differs from another: their estimated variance is zero, [H]."""
+        return np.asarray(self.variances() <= FLAT * self.shares().sum(axis=1) ** 2)
+
+
+def design(
+    values: FloatArray, categories: IntArray, groups: IntArray, coefficients: FloatArray
+) -> GroupedScores:
+    """Sum values [I] by group and category. Categories without weight are left out.
+
+    Raises:
+        ValueError: a category with weight has no item.
+    """
+    weights = np.asarray(coefficients, dtype=float)
+    _, group = np.unique(groups, return_inverse=True)
+    shape = (int(group.max()) + 1, len(weights))
+
+    # Count and sum the items of each cell of the table [G, C].
+    cell = np.ravel_multi_index((group, np.asarray(categories)), shape)
+    cells = shape[0] * shape[1]
+    counts = np.bincount(cell, minlength=cells).reshape(shape).astype(float)
+    sums = np.bincount(cell, np.asarray(values, dtype=float), cells).reshape(shape)
+
+    used = weights > 0
+    if (counts[:, used].sum(axis=0) == 0).any():
+        raise ValueError("every category with weight needs at least one item")
+    rows = counts[:, used].sum(axis=1) > 0
+    counts = counts[rows][:, used]
+    sums = sums[rows][:, used]
+    return GroupedScores(
+        sums=sums, counts=counts, stratum=stratify(counts > 0), weights=weights[used]
+    )
+
+
+def stratify(present: BoolArray) -> IntArray:
+    """Stratum [G] of each group: the set of categories its items are in, present [G, C].
+
+    Sets that fewer than five groups have cannot show their own variance; they form one stratum,
+    and where that is still below five it joins the largest.
+    """
+    # Packed bits compare faster than rows, and sort alike.
+    packed = np.ascontiguousarray(np.packbits(present, axis=1))
+    _, category_set = np.unique(packed.view(f"V{packed.shape[1]}").ravel(), return_inverse=True)
+
+    sizes = np.bincount(category_set)
+    rare = sizes < SMALLEST_STRATUM
+    joined = len(sizes)  # a new stratum
+    if rare.any() and not rare.all() and sizes[rare].sum() < SMALLEST_STRATUM:
+        joined = int(np.argmax(sizes))
+    merged = np.where(rare[category_set], joined, category_set)
+    _, stratum = np.unique(merged, return_inverse=True)
+    return stratum.reshape(-1).astype(np.int64)
+
+
+def distinct(rows: FloatArray, stratum: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
+    """(distinct rows [R, F], their stratum [R], how many of each [R]).
+
+    Equal rows within a stratum are interchangeable, so they are drawn together.
+    """
+    keyed = np.column_stack([stratum, rows.round(12)])
+    _, first, number = np.unique(keyed, axis=0, return_index=True, return_counts=True)
+    return rows[first], stratum[first], number.astype(np.int64)
+
+
+def resample(
+    stratum: IntArray, number: IntArray, draws: int, rng: np.random.Generator
+) -> FloatArray:
+    """How often a bootstrap draws each row, [D, R].
+
+    In each stratum as many groups are drawn as there are, with replacement; row r stands for
+    `number[r]` equal groups.
+    """
+    drawn = np.empty((draws, len(stratum)))
+    for h in range(int(stratum.max()) + 1):
+        rows = np.flatnonzero(stratum == h)
+        groups = int(number[rows].sum())
+        drawn[:, rows] = rng.multinomial(groups, number[rows] / groups, size=draws)
+    return drawn

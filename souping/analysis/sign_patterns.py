@@ -1,0 +1,143 @@
+"""Sums of groups whose signs are flipped: all patterns where they are few, else random ones.
+
+Equal groups of a stratum are one row that stands for `number` of them; a pattern then is how many
+of them have a positive sign, `plus`.
+
+Shape legend: G groups, R distinct rows, F columns of a row, H strata, D sign patterns.
+"""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+from souping.analysis.intervals import SALT
+from souping.core.types import FloatArray, IntArray
+
+# Patterns that are drawn, at least and at most.
+DRAWS = 9_999
+MOST_DRAWS = 99_999
+# Patterns up to which all are counted instead of drawn.
+EXACT_STATES = 20_000
+# Signs that are drawn at a time.
+CHUNK = 4_000_000
+# Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of
+# them are equal.
+MANY_GROUPS = 2000
+FEW_ALIKE = 32
+
+
+def draws_for(alpha: float, draws: int) -> int:
+    """Number of patterns that resolves a level alpha, and at least `draws`."""
+    return max(draws, min(MOST_DRAWS, round(20 / alpha)))
+
+
+def stratum_sums(
+    plus: IntArray, rows: FloatArray, number: IntArray, stratum: IntArray, strata: int
+) -> FloatArray:
+    """Sums by stratum [D, H, F] if `plus` [D, R] of each row's groups have a positive sign.
+
+    The rows [R, F] are of a `stratum` [R] and stand for `number` [R] groups.
+    """
+    net = 2.0 * plus - number  # positive less negative signs
+    sums = []
+    for h in range(strata):
+        in_stratum = stratum == h
+        sums.append(np.einsum("dr,rf->df", net[:, in_stratum], rows[in_stratum]))
+    return np.stack(sums, axis=1)
+
+
+# ---------------------------------------------------------------- all patterns
+
+
+def is_countable(number: IntArray) -> bool:
+    """Whether rows that stand for `number` groups each have few enough patterns to count all."""
+    if len(number) >= EXACT_STATES.bit_length():  # two patterns of each row at least
+        return False
+    return bool(np.prod(number + 1.0) <= EXACT_STATES)
+
+
+def every_pattern(number: IntArray) -> tuple[IntArray, FloatArray]:
+    """All counts of positive signs [D, R], and the probability of each under fair signs [D]."""
+    plus = np.indices(tuple(number + 1)).reshape(len(number), -1).T
+    chances = [_heads_distribution(int(n))[plus[:, r]] for r, n in enumerate(number)]
+    return plus, np.prod(chances, axis=0)
+
+
+def _heads_distribution(coins: int) -> FloatArray:
+    """Probabilities of 0, 1, .. heads of so many fair coins."""
+    if coins <= 1000:  # beyond, the counts are no floats
+        return np.array([comb(coins, heads) / 2.0**coins for heads in range(coins + 1)])
+    heads = np.arange(1, coins + 1)
+    log_odds = np.log((coins + 1 - heads) / heads)  # of so many heads against one fewer
+    log_ways = np.concatenate([[0.0], np.cumsum(log_odds)])
+    ways: FloatArray = np.exp(log_ways - log_ways.max())
+    return np.array(ways / ways.sum())
+
+
+# ---------------------------------------------------------------- random patterns
+
+
+def drawn_sums(
+    rows: FloatArray, number: IntArray, stratum: IntArray, strata: int, draws: int, seed: int
+) -> FloatArray:
+    """`stratum_sums` of so many random patterns."""
+    rng = np.random.default_rng([SALT, seed])
+    groups = number.sum()
+    if MANY_GROUPS <= groups <= FEW_ALIKE * len(number):
+        group_rows = np.repeat(rows, number, axis=0)
+        group_stratum = np.repeat(stratum, number)
+        return _draw_by_byte(group_rows, group_stratum, strata, draws, rng)
+    return _draw_by_row(rows, number, stratum, strata, draws, rng)
+
+
+def _draw_by_row(
+    rows: FloatArray,
+    number: IntArray,
+    stratum: IntArray,
+    strata: int,
+    draws: int,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
+    single = np.flatnonzero(number == 1)
+    several = np.flatnonzero(number != 1)
+    cumulative = {
+        int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number[several])
+    }
+    chunk = max(1, CHUNK // len(number))
+    sums = []
+    for start in range(0, draws, chunk):
+        size = min(draws - start, chunk)
+        plus = np.empty((size, len(number)), dtype=np.int64)
+        # A fair bit is drawn faster than a binomial number.
+        plus[:, single] = rng.integers(0, 2, size=(size, len(single)), dtype=np.int8)
+        # By the inverse of their distribution, much faster than rng.binomial.
+        for row in several:
+            heads = np.searchsorted(cumulative[int(number[row])], rng.random(size))
+            plus[:, row] = np.minimum(heads, number[row])
+        sums.append(stratum_sums(plus, rows, number, stratum, strata))
+    return np.concatenate(sums)
+
+
+def _draw_by_byte(
+    rows: FloatArray, stratum: IntArray, strata: int, draws: int, rng: np.random.Generator
+) -> FloatArray:
+    """Draw a byte for eight groups at a time, rows [G, F].
+
+    It picks one of the 256 signed sums of the eight, which is much faster than eight signs.
+    """
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    signs = 1.0 - 2.0 * bits  # [256, 8]
+    sums = np.zeros((strata, rows.shape[1], draws))
+    picked = np.empty(draws)
+    for h in range(strata):
+        stratum_rows = rows[stratum == h]
+        for start in range(0, len(stratum_rows), 8):
+            eight = stratum_rows[start : start + 8]
+            signed_sums = np.einsum("sr,rf->fs", signs[:, : len(eight)], eight)  # [F, 256]
+            byte = rng.integers(0, 256, size=draws, dtype=np.uint8)
+            for total, column in zip(sums[h], signed_sums, strict=True):
+                total += column.take(byte, out=picked, mode="clip")  # much the fastest form
+    return sums.transpose(2, 0, 1)

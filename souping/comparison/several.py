@@ -1,0 +1,117 @@
+"""Several models at once: their differences to the baseline, and those among which the best is.
+
+All models meet the same sign patterns of the groups, so the correction for several tests knows how
+their differences hang together.
+
+Shape legend: D sign patterns, H strata, M models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from souping.analysis.grouped import distinct
+from souping.analysis.max_t import critical_value, equivalent_tests
+from souping.analysis.sign_flip import TIE
+from souping.analysis.sign_patterns import DRAWS, drawn_sums
+from souping.comparison.estimate import split_variance
+from souping.comparison.pooled import SCORE, PooledScores
+from souping.core.types import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointFlips:
+    """Sums of the groups of all models in the same sign patterns, the pattern seen first."""
+
+    sums: FloatArray  # [D, H, M]
+    squares: FloatArray  # [H, M, M] the groups' squared differences of two models
+    sizes: FloatArray  # [H]
+    extra: FloatArray  # [M, M] variance between training runs, which sign flips do not show
+
+    @classmethod
+    def of(
+        cls, pooled: PooledScores, models: Sequence[str], draws: int = DRAWS, seed: int = 0
+    ) -> JointFlips:
+        """Differences of all models to the first of them, and in pairs."""
+        pooled = pooled.scored()
+        means = [pooled.values[model][SCORE].mean(axis=0) for model in models]
+        differences = [pooled.paired(mean, means[0]) for mean in means]
+        stratum = differences[0].stratum
+        sizes = differences[0].sizes
+        pulls = np.stack([scores.pulls() for scores in differences], axis=1)  # [G, M]
+
+        # The sums in the pattern seen, and in drawn ones.
+        unit = np.abs(pulls).max() or 1.0
+        rows, row_stratum, number = distinct(pulls / unit, stratum)
+        drawn = drawn_sums(rows, number, row_stratum, len(sizes), draws, seed) * unit
+        seen = [np.bincount(stratum, column, len(sizes)) for column in pulls.T]
+        sums = np.concatenate([np.stack(seen, axis=1)[None], drawn])
+
+        squared = (pulls[:, :, None] - pulls[:, None, :]) ** 2
+        squares = np.stack([squared[stratum == h].sum(axis=0) for h in range(len(sizes))])
+
+        extra = np.zeros((len(models), len(models)))
+        for i, j in combinations(range(len(models)), 2):
+            scores_i = pooled.values[models[i]][SCORE]
+            scores_j = pooled.values[models[j]][SCORE]
+            variance = split_variance(pooled, scores_i, scores_j)
+            extra[i, j] = variance.total - variance.items
+            extra[j, i] = extra[i, j]
+        return cls(sums=sums, squares=squares, sizes=sizes, extra=extra)
+
+    def t(self, first: int, second: int) -> FloatArray:
+        """Studentised difference of two models in every pattern, [D]."""
+        difference = self.sums[:, :, first] - self.sums[:, :, second]
+        squares = self.squares[:, first, second]
+        factor = self.sizes / np.maximum(self.sizes - 1, 1)
+        by_stratum = (squares - difference**2 / self.sizes) * factor
+        variance = by_stratum.sum(axis=1) + self.extra[first, second]
+        least = 1e-12 * max(squares.sum(), 1e-30)
+        return np.asarray(difference.sum(axis=1) / np.sqrt(np.maximum(variance, least)))
+
+
+def step_down(flips: JointFlips, alpha: float) -> list[float]:
+    """The number of independent tests whose correction each model but the first needs.
+
+    The first is the baseline. This is the max-T step-down over shared sign patterns (Westfall and
+    Young 1993): the model with the largest difference is held to the largest of all, the next one
+    to the largest of the rest. From the first that is not shown on, all have the same correction.
+    """
+    models = flips.sums.shape[2]
+    statistics = np.stack([np.abs(flips.t(model, 0)) for model in range(1, models)])  # [M - 1, D]
+    seen = statistics[:, 0]
+    needed = np.ones(len(statistics))
+    order = np.argsort(-seen, kind="stable")
+    for rank, model in enumerate(order):
+        rest = order[rank:]
+        largest = statistics[rest, 1:].max(axis=0)
+        critical = critical_value(largest, alpha, len(rest))
+        tests = min(float(len(rest)), max(1.0, equivalent_tests(critical, alpha)))
+        if seen[model] < critical:
+            needed[rest] = tests
+            break
+        needed[model] = tests
+    return needed.tolist()
+
+
+def best_set(flips: JointFlips, alpha: float) -> list[int]:
+    """Models that may be the best one.
+
+    In 1 - alpha of comparisons the truly best is among them (multiple comparisons with the best,
+    Hsu 1981). A model is left out if another is above it by more than chance among all others.
+    """
+    models = range(flips.sums.shape[2])
+    best = []
+    for model in models:
+        leads = np.stack([flips.t(other, model) for other in models if other != model])
+        largest = leads.max(axis=0)
+        seen = largest[0]
+        drawn = largest[1:]
+        p_value = (1 + (drawn >= seen - TIE).sum()) / (1 + len(drawn))
+        if p_value > alpha:
+            best.append(model)
+    return best
