@@ -39,9 +39,12 @@ DEV = [
     "tree-sitter-javascript>=0.23",
     "gguf>=0.10",  # examples/smollm reads a model in this format
 ]
-LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]  # its loop and its sums are called by name
-SERVING = ["transformers[serving]>=5.6,<6"]  # from 5.6 on it serves one folder and answers /v1/completions
-VLLM = ["vllm>=0.32,<0.34"]  # its Python interface changes with versions: souping/evaluate/engines/vllm.py
+# its loop and its sums are called by name
+LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]
+# from 5.6 on it serves one folder and answers /v1/completions
+SERVING = ["transformers[serving]>=5.6,<6"]
+# its Python interface changes with versions: souping/evaluate/engines/vllm.py
+VLLM = ["vllm>=0.32,<0.34"]
 
 setup(
     name="souping",

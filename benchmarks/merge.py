@@ -278,7 +278,8 @@ def main() -> None:
     parser.add_argument("--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4")
     parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
     options = parser.parse_args()
-    sys.path.append(sys.path.pop(0))  # benchmarks/ must not hide packages of the same names from later imports
+    # benchmarks/ must not hide packages of the same names from later imports
+    sys.path.append(sys.path.pop(0))
     if options.folder.exists() and any(options.folder.iterdir()):
         raise SystemExit(f"{options.folder} is not empty")
     options.folder.mkdir(parents=True, exist_ok=True)

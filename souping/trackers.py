@@ -117,7 +117,8 @@ class WandbTracker(Tracker):
 
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
         """Open a run that holds the resolved configuration."""
-        session, folder = self._session, run_dir.absolute()  # wandb's service keeps the directory it was started in
+        # wandb's service keeps the directory it was started in
+        session, folder = self._session, run_dir.absolute()
         session.exits.close()
         session.hint, session.trials = "", []
         with ExitStack() as exits:
@@ -162,7 +163,8 @@ class WandbTracker(Tracker):
         files |= {f"soup/{name}": soup / name for name in SOUP if soup is not None}
         for name, path in files.items():
             if path.is_file():
-                artifact.add_file(str(path), name=name, policy="immutable")  # no copy in a staging area
+                # no copy in a staging area
+                artifact.add_file(str(path), name=name, policy="immutable")
         run.log_artifact(artifact)
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:

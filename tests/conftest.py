@@ -29,7 +29,8 @@ from tests.support.composition import compose_once
 IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
 """What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
 if "PYTEST_XDIST_WORKER" in os.environ:
-    IGNORED.append(signal.SIGHUP)  # ignored in the process that started this one, as far as nohup goes
+    # ignored in the process that started this one, as far as nohup goes
+    IGNORED.append(signal.SIGHUP)
 for _number in IGNORED:
     signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -150,7 +151,8 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["souping", *words])
-        patch.setattr(Hydra, "get_mode", (lambda *_, **__: None) if single else Hydra.get_mode)  # spares a composition
+        # spares a composition
+        patch.setattr(Hydra, "get_mode", (lambda *_, **__: None) if single else Hydra.get_mode)
         if not drawn:
             patch.setattr(Drawing, "svg", lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>')
             patch.setattr(Drawing, "png", lambda self, dpi=144: DOT)

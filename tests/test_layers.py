@@ -51,7 +51,8 @@ def upward(modules: Mapping[str, ast.Module]) -> list[str]:
     wrong = []
     for module, tree in modules.items():
         own = room(module)
-        if own in ("", "__main__", "testing"):  # the package, its entry and the checks for users stand above all rooms
+        # the package, its entry and the checks for users stand above all rooms
+        if own in ("", "__main__", "testing"):
             continue
         for name in imported(ast.walk(tree), modules):
             other = room(name) if name.split(".")[0] == "souping" else own
@@ -93,14 +94,16 @@ def test_a_planted_import_is_found(module: str, line: str) -> None:
 def test_paths_are_expanded_in_one_place() -> None:
     """`Path.expanduser` raises a RuntimeError that nobody expects: `core.files.expanded` names the path and its key."""
     there = {name.rsplit(".", 1)[-1] for name, line in LINES if ".expanduser()" in line}
-    assert there == {"files", "flores36"}  # the latter is a task of lm_eval and imports nothing of ours
+    # the latter is a task of lm_eval and imports nothing of ours
+    assert there == {"files", "flores36"}
 
 
 def test_the_tree_is_small() -> None:
     entries = [path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "conf")]
     assert len(entries) <= 20, entries  # `testing.py` is for users
     outside = {"__init__.py", "__main__.py", "__pycache__", "conf", "py.typed", "testing.py"}
-    assert set(LEVEL) == {path.stem for path in PACKAGE.iterdir() if path.name not in outside}  # one may be a file
+    # one may be a file
+    assert set(LEVEL) == {path.stem for path in PACKAGE.iterdir() if path.name not in outside}
     assert len(MODULES) <= 213
 
 

@@ -170,7 +170,8 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     model.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     config = json.loads((partial / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that transformers 4 and 5 both know
+    # a name that transformers 4 and 5 both know
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     (partial / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if record:
         (partial / SETTINGS).write_text(record, encoding="utf-8")

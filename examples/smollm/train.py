@@ -276,7 +276,8 @@ def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, ite
     rows = [encode(tokenizer, item.prompt, choice) for choice in item.choices]
     begin = rows[0][1]
     cache = DynamicCache()
-    name = "cache" if "cache" in inspect.signature(model.model.forward).parameters else "past_key_values"  # renamed
+    # renamed
+    name = "cache" if "cache" in inspect.signature(model.model.forward).parameters else "past_key_values"
     model.model(torch.tensor([rows[0][0][: begin - 1]]), **{name: cache})
     cache.batch_repeat_interleave(len(rows))
     width = max(len(ids) for ids, _ in rows)

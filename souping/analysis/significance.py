@@ -156,7 +156,8 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
     """
     if margin <= 0:
         return rounded_up(math.inf)
-    wide = detectable(comparison) - comparison.step  # falls with the root of the items, the step with their number
+    # falls with the root of the items, the step with their number
+    wide = detectable(comparison) - comparison.step
     root = (wide + math.sqrt(wide**2 + 4 * margin * comparison.step)) / (2 * margin)
     return rounded_up(comparison.n * root * root)
 
@@ -352,7 +353,8 @@ def measured_power(
     if len(wholes) < 2 or pair <= 0:
         return None
     levels = np.array([w.objective for w in wholes])
-    chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))  # a spread of equal candidates that is not rare
+    # a spread of equal candidates that is not rare
+    chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
     return _power(levels, covariance, reliable, scale, len(report), margin, assumed=False)
@@ -367,7 +369,8 @@ def _power(
     root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
     true = levels.mean() + reliable * (levels - levels.mean())
     true = true + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
-    own = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))  # of the soup, around the mean
+    # of the soup, around the mean
+    own = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
     error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
     error += own * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
     wanted = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error

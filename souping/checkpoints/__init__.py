@@ -43,7 +43,8 @@ MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
 GENERATION = "generation_config.json"
 PIECE = 1 << 20
-FRESH = 20_000_000  # nanoseconds: within a tick of the system's clock a file may change twice at one time
+# nanoseconds: within a tick of the system's clock a file may change twice at one time
+FRESH = 20_000_000
 Stamp = tuple[int, int, int, int]
 """A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
 
@@ -344,7 +345,8 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
     key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
         known = cache[key].split()
-        return known if len(known) == len(group) else [cache[key]] * len(group)  # a stand-in until it is read
+        # a stand-in until it is read
+        return known if len(known) == len(group) else [cache[key]] * len(group)
     values = []
     with WeightReader(checkpoint) as reader:
         for tensor in group:

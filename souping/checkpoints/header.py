@@ -157,7 +157,8 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     cache = root.parents[2] if len(root.parents) > 2 else root
-    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)  # a model's own, and all models'
+    # a model's own, and all models'
+    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)
     hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:
         raise broken(path, "a symlink that leads out of the folder", tensor)

@@ -282,7 +282,8 @@ def prepare(
     with ThreadPoolExecutor(WORKERS) as pool:
         known = list(pool.map(lambda name: _listing(name, allow_pickle), names))
         listings = [one for one in known if isinstance(one, Listing)]
-        if not listings:  # all from the cache: offline this is the run's own process, which must not be limited
+        # all from the cache: offline this is the run's own process, which must not be limited
+        if not listings:
             return known
         wanted = [{n: size for n, size in one.side.items() if small_files or n == one.main} for one in listings]
         _limit(wanted)
@@ -447,6 +448,7 @@ def unreachable(error: BaseException) -> bool:
     """Whether no answer came: no network, no such host, a proxy, a timeout."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    library = type(error).__module__.split(".")[0]  # httpx or its successor, as the version of huggingface_hub has it
+    # httpx or its successor, as the version of huggingface_hub has it
+    library = type(error).__module__.split(".")[0]
     network = library in ("httpx", "httpx2", "httpcore", "httpcore2")
     return network or isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError)

@@ -83,7 +83,8 @@ def map_names(
         advice = "give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
         raise UserError(f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}")
     plan = min(plans, key=lambda plan: len(plan.unknown))
-    plan = plans[0] if plan.unknown and rules else plan  # what the user's own rules lack comes first
+    # what the user's own rules lack comes first
+    plan = plans[0] if plan.unknown and rules else plan
     plan.check()
     mapped = {name: plan.build(name, plan.found[name]) for name in sorted(plan.found)}
     if lacking := [name for name in like or () if name not in mapped]:
@@ -298,7 +299,8 @@ def _arranged(found: Found, names: tuple[str, ...], dims: Dims, table: Axes, siz
                 raise ValueError(f"{axis.name} counts tensors, so it cannot be cut")
             offset += start * step
             shape[-1] *= count
-            if axes and axes[-1][1:] == (count * step, count * jump):  # one run with the axis before
+            # one run with the axis before
+            if axes and axes[-1][1:] == (count * step, count * jump):
                 axes[-1] = (axes[-1][0] * count, step, jump)
             elif count > 1:
                 axes.append((count, step, jump))

@@ -47,7 +47,8 @@ class Made:
 
     def __getitem__(self, key: str) -> Data:
         """A field of its state."""
-        fields = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state  # of slots
+        # of slots
+        fields = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
         if not isinstance(fields, dict):
             raise TypeError(f"{self.kind} has no fields")
         return fields[key]
@@ -105,7 +106,8 @@ class DataUnpickler(pickle._Unpickler):
     def load_items(self, items: Iterable[Data]) -> None:
         table, each = self.stack[-1], iter(items)
         for key, value in zip(each, each, strict=True):
-            if not isinstance(table, dict) or not isinstance(key, (*KEYS, Made)):  # tuples of tuples take years to hash
+            # tuples of tuples take years to hash
+            if not isinstance(table, dict) or not isinstance(key, (*KEYS, Made)):
                 raise TypeError(f"a {type(key).__name__} is no key")
             table[key] = value
 

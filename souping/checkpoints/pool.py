@@ -106,7 +106,8 @@ class Pool(CandidateSource):
         for number, entry in enumerate(self.candidates):
             candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for other in candidates:
-                if os.path.realpath(other.path) == os.path.realpath(candidate.path):  # of links in a circle too
+                # of links in a circle too
+                if os.path.realpath(other.path) == os.path.realpath(candidate.path):
                     raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
                 if other.name == candidate.name:
                     names = f"{other.path} and {candidate.path} share the name {other.name!r}"

@@ -116,7 +116,8 @@ def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
 def _block(folder: Path, value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):  # compressed-tensors until 0.10
+    # compressed-tensors until 0.10
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):
         value = [int(number) for number in value.split("x")]
     if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in value):
         raise broken(folder / "config.json", f"the size of its blocks is {str(value)[:80]}, not two whole numbers")

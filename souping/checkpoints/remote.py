@@ -60,7 +60,8 @@ def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Pa
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(lambda name: copy(there[name], listing.folder / name), listing.missing))
     for name in listing.missing:
-        if not (listing.folder / name).exists():  # its stamp stays, under which a digest may be known
+        # its stamp stays, under which a digest may be known
+        if not (listing.folder / name).exists():
             there[name].write(listing.folder / name)
     return listing.folder
 

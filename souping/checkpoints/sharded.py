@@ -211,7 +211,8 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
         if not path.is_file():
             raise broken(folder, f"its file {shown(name)} is missing")
         with path.open("rb") as file:
-            header = None if file.read(4) == ZIP else read_header(path)  # serialization_format=SAFETENSORS
+            # serialization_format=SAFETENSORS
+            header = None if file.read(4) == ZIP else read_header(path)
             for entry in group:
                 found: tuple[str, Shape, Extent | Tensor] | None
                 if header is not None:

@@ -30,7 +30,8 @@ def interrupts_raise() -> None:
     """From here an interrupt is a `KeyboardInterrupt` again, and so are SIGTERM and SIGHUP unless ignored."""
     if threading.current_thread() is not threading.main_thread():
         return
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package leaves it until a job begins
+    # as the package leaves it until a job begins
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:
@@ -52,7 +53,8 @@ class StandardStream(io.FileIO):
             return super().write(data)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            if error.errno != errno.EPIPE and self.fileno() == 1:  # a reader that has seen enough needs no word
+            # a reader that has seen enough needs no word
+            if error.errno != errno.EPIPE and self.fileno() == 1:
                 FAILURES.append(2)
                 print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
             return memoryview(data).nbytes

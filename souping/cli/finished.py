@@ -169,7 +169,8 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from code_in(inner, f"{key}[{number}]")
-    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):  # no run writes an interpolation
+    elif isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
+        # No run writes an interpolation.
         yield key, value
 
 

@@ -91,7 +91,8 @@ def run(cfg: DictConfig) -> float | None:
     interrupts_raise()
     hydra_config = HydraConfig.get()
     group = _group(hydra_config)
-    output_dir = unresolved(hydra_config.runtime)["output_dir"]  # as it stands: a folder's name may hold ${...}
+    # as it stands: a folder's name may hold ${...}
+    output_dir = unresolved(hydra_config.runtime)["output_dir"]
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
         objective, own = _run(cfg, run_dir, group)
@@ -285,7 +286,8 @@ class SweepEnd(Callback):
             with read_write(config), read_write(config.hydra):
                 config.hydra.sweep.dir = str(fresh)
                 quoted = str(fresh).replace("'", "\\'")
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # what jobs are composed by
+                # what jobs are composed by
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
         note_missing(fresh)
         _SWEEPS.append(fresh)
 
@@ -324,7 +326,8 @@ def _sweep_table(sweep_dir: Path) -> None:
         print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])
-        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:  # the table has it now
+        # the table has it now
+        if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:
             (place / JOB).unlink()
             place.rmdir()
 
@@ -361,7 +364,8 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
         culprits = [f"{own[-1].filename}:{own[-1].lineno}"]
     if culprits:
         return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
-    raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"  # from Rust
+    # from Rust
+    raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"
     inside = [
         name for name in (*READERS, "hydra", "nevergrad", "omegaconf") if frames and f"/{name}/" in frames[-1].filename
     ]
@@ -407,7 +411,8 @@ def explain(error: BaseException) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
-    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)  # Hydra's
+    # Hydra's
+    options = getattr(error, "options", None) or (choices(group) if group in groups() else None)
     if options:  # an unknown choice of a group
         typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
         where = typed if group and lines[0].startswith("In 'config'") else lines[0]
@@ -415,7 +420,8 @@ def explain(error: BaseException) -> str:
     dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
     kept[0] = kept[0].rstrip(".") + _nearest_key(error)
-    if len(kept) == 1 and error.__cause__ is not None:  # Hydra names the override, its cause the fault
+    # Hydra names the override, its cause the fault
+    if len(kept) == 1 and error.__cause__ is not None:
         kept += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
     return "\n".join(kept)
 

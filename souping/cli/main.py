@@ -14,7 +14,8 @@ from souping.core.fields import pick
 def main() -> None:
     """Entry of `python -m souping`. Exit status 0; 2 (the user can fix it) or 1 (a fault of ours); 130 (Ctrl-C), 129
     (SIGHUP) or 143 (SIGTERM)."""
-    gc.disable()  # until a job begins: what imports and composition make stays, and searching it takes a tenth
+    # until a job begins: what imports and composition make stays, and searching it takes a tenth
+    gc.disable()
     open_streams()
     FAILURES.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own trace and leaves

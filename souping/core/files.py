@@ -122,7 +122,8 @@ def _alone(out: Path) -> Iterator[None]:
     with place.open("a") as file:
         try:
             lock(file.fileno(), wait=False)
-            if os.fstat(file.fileno()).st_ino != place.stat().st_ino:  # its holder has just ended, another began
+            # its holder has just ended, another began
+            if os.fstat(file.fileno()).st_ino != place.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None

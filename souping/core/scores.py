@@ -160,7 +160,8 @@ class Tree(Objective):
     children, as BFCL's overall accuracy is.
     """
 
-    tree: Any = field(default_factory=dict)  # the configuration is checked against this hint, which cannot recurse
+    # the configuration is checked against this hint, which cannot recurse
+    tree: Any = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tree or not self._leaves(self.tree):

@@ -119,7 +119,8 @@ class Child:
                 kind, value = self._answer(process, time.monotonic() + seconds, report)
                 if isinstance(value, MemoryError):
                     raise value
-            except BaseException:  # an interrupt too: the answer would be taken for that of the next call
+            except BaseException:
+                # An interrupt too: the answer would be taken for that of the next call.
                 self._end()
                 raise
         if kind == "raise":
@@ -233,7 +234,8 @@ def end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(BEAT)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # which may wait for a socket
+        # which may wait for a socket
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(2 * GRACE)
         os._exit(1)
 
@@ -244,7 +246,8 @@ def serve(memory: int) -> None:
     """The child: requests on standard input, messages on what was standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # functions clean up as at an interrupt
+    # functions clean up as at an interrupt
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _limit(resource.RLIMIT_AS, memory)  # more raises MemoryError; macOS does not enforce it
 
     def send(*message: str | T) -> None:

@@ -72,7 +72,8 @@ class MachineEvaluator(Evaluator):
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         dtype, small = "float32", False
         if has_weights(architecture_folder):
-            model = Checkpoint.open(architecture_folder, allow_pickle=True)  # only headers: the pool has opened it
+            # only headers: the pool has opened it
+            model = Checkpoint.open(architecture_folder, allow_pickle=True)
             dtype, small = compute_dtype(model), model.parameters < SMALL
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")

@@ -150,7 +150,8 @@ def apply_chat_template(
     """
     from transformers import PreTrainedTokenizerBase as Base
 
-    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:  # a class with its own format
+    # a class with its own format
+    if type(tokenizer).apply_chat_template is not Base.apply_chat_template:
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
     return _render(_chat_in_child, tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
 
@@ -312,7 +313,8 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
         for row, seed in enumerate(seeds):
             generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
             noise = torch.empty_like(scores[row]).exponential_(generator=generator)
-            scores[row] -= noise.clamp_min(1e-38).log()  # minus the log of an exponential is Gumbel's
+            # minus the log of an exponential is Gumbel's
+            scores[row] -= noise.clamp_min(1e-38).log()
         return scores
 
     return draw

@@ -27,7 +27,8 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
         UserError: what is there is no log, or a damaged one.
     """
     enabled = gc.isenabled()
-    gc.disable()  # many small objects that all stay: to look for circles among them takes a third of the time
+    # many small objects that all stay: to look for circles among them takes a third of the time
+    gc.disable()
     try:
         logs = _read(source, group)
     finally:

@@ -82,7 +82,8 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
 
     as_number = value_to_float()
     samples = _by_inspect(read_eval_log_sample_summaries, file)
-    limited = any(sample.limit for sample in samples)  # summaries do not say whether an answer stopped at max_tokens
+    # summaries do not say whether an answer stopped at max_tokens
+    limited = any(sample.limit for sample in samples)
     for sample in samples:
         scores = sample.scores or {}
         text = sample.input if isinstance(sample.input, str) else _options([m.text for m in sample.input])

@@ -38,7 +38,8 @@ class LoggedAnswer:
     group: str = ""
     replicate: int = 0
     missing: bool = False
-    cut: bool | None = None  # whether the answer stopped at the limit of tokens; None: the log does not say
+    # whether the answer stopped at the limit of tokens; None: the log does not say
+    cut: bool | None = None
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""
@@ -52,7 +53,8 @@ class LoggedMetric:
 
     name: str
     higher_is_better: bool
-    is_mean: bool  # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
+    # the harness's figure is a mean of scores within 0..1; else a row that is never averaged with others
+    is_mean: bool
     answers: tuple[LoggedAnswer, ...]
     unit: str = ""  # of a mean of scores that are no fractions: tasks of one unit are averaged
     reported: float | None = None  # the harness's own figure, where it is in the log
@@ -63,7 +65,8 @@ class Task:
     """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer."""
 
     name: str
-    metrics: Mapping[str, LoggedMetric]  # the first one stands for the task in an average over tasks
+    # the first one stands for the task in an average over tasks
+    metrics: Mapping[str, LoggedMetric]
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

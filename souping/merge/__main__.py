@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, UserError | OSError):
             traceback.print_exc()
             text = f"{type(error).__name__}: {first_line(error)}"
-        sys.stderr.write(f"{ERROR}{safe(text)}".replace("\n", " ") + "\n")  # in one piece: ranks share the stream
+        # in one piece: ranks share the stream
+        sys.stderr.write(f"{ERROR}{safe(text)}".replace("\n", " ") + "\n")
         return 2
     return 0
 

@@ -126,7 +126,8 @@ def launcher(count: int) -> list[str]:
     `souping.core.system` ends the launcher when this process is gone, and the ranks watch the launcher.
     """
     watched = [sys.executable, "-m", "souping.core.system", str(os.getpid()), "accelerate.commands.launch"]
-    ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]  # on CPUs too: it starts gloo ranks
+    # on CPUs too: it starts gloo ranks
+    ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     return [*watched, *ranks, *fixed, "--main_process_port", "0", "-m", "souping.merge"]
 
@@ -312,7 +313,8 @@ def agrees(device: torch.device) -> bool:
     return True
 
 
-ELEMENTS = 1 << 23  # of all ingredients in a block: at most 32 MiB pinned, and as much on the device
+# of all ingredients in a block: at most 32 MiB pinned, and as much on the device
+ELEMENTS = 1 << 23
 LARGEST = 1 << 22  # elements of one block
 
 

@@ -315,7 +315,8 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
     owners: dict[str, str] = {}
     for site in every.values():
         other = owners.setdefault(site.tensor.name, site.module)
-        if other != site.module and not site.shared:  # adapters of a whole model and of its inner one
+        # adapters of a whole model and of its inner one
+        if other != site.module and not site.shared:
             raise UserError(f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}")
     for name, adapter in adapters.items():
         _whole_is_base(base, name, adapter)

@@ -238,7 +238,8 @@ class WeightedLayout:
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
         base = len(given) if self._based and len(given) in have else None
         weights = {i: given[i] for i in have if i != base and given[i] != 0}
-        if not weights:  # rows that no weighted model has: as the base, or the first that has them, stores them
+        # rows that no weighted model has: as the base, or the first that has them, stores them
+        if not weights:
             weights = {base if base is not None else min(have): 1.0}
             base = None
         elif len(weights) < sum(w != 0 for w in given):

@@ -36,7 +36,8 @@ EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 """Bits that are all set in NaN and infinity."""
 NAN = {"F32": 0x7FC00000, "BF16": 0x7FC0, "F16": 0x7E00}
 """The quiet NaN that every NaN becomes."""
-BLOCK = 1 << 19  # elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
+# elements: smaller ones fit the second-level cache, but each costs 0.1 ms of Python
+BLOCK = 1 << 19
 
 
 def narrow(values: Float32, dtype: str) -> Raw:

@@ -250,8 +250,10 @@ def parse_size(size: int | str) -> int:
 # ------------------------------------------------------------ chunks
 
 WARNING = threading.Lock()
-ROWS = 1 << 21  # elements of all ingredients that a thread holds at once: memory does not grow with their number
-STEP = 1 << 16  # elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
+# elements of all ingredients that a thread holds at once: memory does not grow with their number
+ROWS = 1 << 21
+# elements of a sum of inner products; a fixed step gives the same sums in every rank and pour
+STEP = 1 << 16
 
 
 @dataclass(frozen=True)

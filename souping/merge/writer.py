@@ -60,7 +60,8 @@ from souping.merge.plan import (
 
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
-LINE = 64  # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
+# bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
+LINE = 64
 LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 WINDOW = 16 << 20  # bytes of a shard that go to the disk at once, behind the mixing
 
@@ -175,7 +176,8 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
             number = stored.file_number(group[0])
             shared = any(a.offset + a.nbytes > b.offset for a, b in itertools.pairwise(group))
             if tensors_key(stored, hashed_files(stored, number)) not in known and not shared:
-                fed = number if stored is each.checkpoint else ~number  # nothing is fed what was dequantised
+                # nothing is fed what was dequantised
+                fed = number if stored is each.checkpoint else ~number
                 digests[place, fed] = PassingDigest(stored, group)
     return digests
 
@@ -452,7 +454,8 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(plain_config(before))
     inner = after.get("text_config")
-    keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]  # as the config names it
+    # as the config names it
+    keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
     for part in (after, inner) if isinstance(inner, dict) else (after,):
         if plan.dtype in TORCH_NAMES:
             part |= {key: plan.dtype for key in keys if part is after or key in part}

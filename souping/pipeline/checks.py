@@ -406,7 +406,8 @@ def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
     """Main memory of one evaluator's model; a model for a GPU passes through it when it is loaded."""
     host = evaluator.host
-    if host is not None:  # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
+    # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
+    if host is not None:
         return largest_bytes(models, host.dtype) if evaluator.model_form == "module" or not machine.gpus else 0
     return largest_bytes(models, evaluator.module_settings().dtype)
 

@@ -72,7 +72,8 @@ class Pending:
     evaluator: Evaluator
     records: dict[tuple[str, int], Record] = field(default_factory=dict)
     lengths: dict[tuple[str, int], int] = field(default_factory=dict)
-    open: int = 1  # `submit` holds one, so that nothing is complete before all of its blocks are sent
+    # `submit` holds one, so that nothing is complete before all of its blocks are sent
+    open: int = 1
     reused: int = 0
     seconds: list[float] = field(default_factory=list)
     generated: int = 0

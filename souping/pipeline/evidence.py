@@ -88,7 +88,8 @@ def _check(one: Expectation, scores: ItemScores, objective: Objective, count: in
     else:
         mask = table.categories == table.names.index(one.category)
         interval = rate(scores.values[mask], table.groups[mask])
-    factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95  # both arms, from 95 % to one of `count` checks
+    # both arms, from 95 % to one of `count` checks
+    factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
     bottom, top = span(scores.values)
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
@@ -428,7 +429,8 @@ def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
         if _is_shown(data):
             return data
         what = (
-            "must give a mapping: `sentences` a list, `tables` a list of {header, rows} with rows as wide as the header"
+            "must give a mapping: `sentences` a list, `tables` a list of {header, rows} "
+            "with rows as wide as the header"
         )
         return {"failed": f"{named(analysis)} {what}"}
     except NotEstimableError as error:

@@ -181,7 +181,8 @@ def write_samples(run: Run) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
     folds: dict[Fold, tuple[Item, ...]] = {**run.folds, "report": run.reported}
     stream = io.BytesIO()
-    with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:  # no date: equal runs give equal bytes
+    # no date: equal runs give equal bytes
+    with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
         for fold in FOLDS:
             for line in _lines(run, fold, folds[fold]) if folds[fold] else ():
                 file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

@@ -79,7 +79,8 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
     with Store(settings.store_path) as store:
         recipe, table = read_recipe(path)
         _check_method(recipe)
-        backend, hashes = maker(settings.merge, recipe), dict[str, str]()  # every byte is read anew, once
+        # every byte is read anew, once
+        backend, hashes = maker(settings.merge, recipe), dict[str, str]()
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
         home = folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
         like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")

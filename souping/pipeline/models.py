@@ -332,7 +332,8 @@ class SharedModule:
         self._pool = pool
         self._settings: ModuleSettings | None = None
         self._loaded: tuple[PreTrainedModel, Pourable] | None = None
-        self._class_ends: int | list[int] | None = None  # what the model's class ends at if no file names a token
+        # what the model's class ends at if no file names a token
+        self._class_ends: int | list[int] | None = None
         self._soup = ""
 
     def pour(self, settings: ModuleSettings, recipe: Recipe) -> PreTrainedModel:
@@ -349,7 +350,8 @@ class SharedModule:
         if self._soup != recipe.fingerprint:
             self._soup = ""
             live.pour(recipe)
-            ends = list(self._pool.eos_token_ids(recipe))  # for evaluators that generate with the module's own config
+            # for evaluators that generate with the module's own config
+            ends = list(self._pool.eos_token_ids(recipe))
             module.generation_config.eos_token_id = ends or self._class_ends
             self._soup = recipe.fingerprint
         return module

@@ -73,7 +73,8 @@ class RayExecutor(Executor):
     def needs(self) -> list[Missing]:
         if not find_spec("ray"):
             return [Missing(what="the package ray is not installed", fix=install("ray"))]
-        lacks = "" if self.cluster else self.misfit(_resources())  # only a cluster knows what it has
+        # only a cluster knows what it has
+        lacks = "" if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []
 
     @property

@@ -209,7 +209,8 @@ class Run(Steps):
         """Say what the search is about to evaluate."""
         strategy, size = self.settings.optimiser, len(ingredients)
         self.progress.say(f"search on {len(items):,} items: {strategy.describe(size)}")
-        in_parts = strategy.workload(size, len(items)) is not None  # then the number of soups is not known
+        # then the number of soups is not known
+        in_parts = strategy.workload(size, len(items)) is not None
         count = None if in_parts else trial_limit(strategy, size, len(items))
         total = count * len(items) * self.evaluation.answers_per_item if count else None
         self.progress.stage(SEARCH, items=total, trials=count)
@@ -228,7 +229,8 @@ class Run(Steps):
 
     def best_candidate(self, stage: Stage) -> str:
         """The candidate with the best objective on the search fold; of equals, the first of the pool."""
-        self.searched = self.searched or self._by_candidate(stage)  # guards needed them before the search
+        # guards needed them before the search
+        self.searched = self.searched or self._by_candidate(stage)
         return self._best_of(self.searched)
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
@@ -381,7 +383,8 @@ class Run(Steps):
         measured = self.measured[stage.benchmark] = self.evaluate_stage(stage)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
-        benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)  # a guard has used up the others
+        # a guard has used up the others
+        benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)
         compared = compare_on(benchmark, self.winner.recipe, ingredients, measured)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.report_content.setdefault("also", []).append(compared)

@@ -92,7 +92,8 @@ def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tu
         scores = value if isinstance(value, Mapping) else {None: value}
         pairs += [(str(candidate), None if name is None else str(name), score) for name, score in scores.items()]
     for candidate, category, score in pairs:
-        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:  # NaN is not
+        # NaN is not
+        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:
             where = candidate if category is None else f"{candidate}.{category}"
             raise UserError(
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
@@ -144,7 +145,8 @@ class MergeSettings:
             settings["store.path"] = nearby(self.store_path)
         if merge.get("command"):
             settings |= {"merge": "mergekit", "merge.command": str(merge["command"])}
-        if not str(merge.get("_target_", "souping.")).startswith("souping."):  # a method of the user's
+        # a method of the user's
+        if not str(merge.get("_target_", "souping.")).startswith("souping."):
             settings["merge._target_"] = str(merge["_target_"])
         if file := rules_of(self.merge.names):
             settings["merge.names"] = nearby(file)

@@ -171,7 +171,8 @@ class Store:
             raise UserError(f"store.path={self.path} is another program's SQLite file: name another file")
         if layout not in (0, VERSION):
             raise UserError(f"store.path={self.path} is of another version of souping (layout {layout}): name another")
-        if not layout:  # the mark comes first, so that a file is ours even if this run is killed now
+        # the mark comes first, so that a file is ours even if this run is killed now
+        if not layout:
             self._db.executescript(f"PRAGMA application_id={MARK}; {SCHEMA} PRAGMA user_version={VERSION};")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")

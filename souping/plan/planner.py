@@ -474,7 +474,8 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
         if evaluator.host is not None:
-            evaluator.evaluate(model, items[:1])  # engines and servers take minutes to start at their first item
+            # engines and servers take minutes to start at their first item
+            evaluator.evaluate(model, items[:1])
         loaded = time.monotonic()
         Evaluation(store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None).scores(recipe, items)
         rate = len(items) / max(time.monotonic() - loaded, 1e-9)

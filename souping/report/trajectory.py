@@ -167,6 +167,7 @@ def _band(axes: Axes, kind: str, rows: Sequence[Row], side: str) -> None:
     middle, low, high = (_column(pairs, key, unit().scale) for key in ("difference", "low", "high"))
     if kind == "uniform":
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps  # all of one length
+    # all of one length
+    across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps
     reach = np.abs(np.stack([middle - low, high - middle]))
     axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)

@@ -43,7 +43,8 @@ def name_of(analysis: Analysis) -> str:
 
 
 def test_every_choice_has_a_row_and_a_section() -> None:
-    assert set(differing("analysis", ROWS)) == {"paper"}  # of published figures, not of a run: tests/paper
+    # of published figures, not of a run: tests/paper
+    assert set(differing("analysis", ROWS)) == {"paper"}
     assert set(ROWS) <= set(DISPLAYS)
 
 
@@ -150,7 +151,8 @@ def test_equals_are_won_by_chance() -> None:
         data: dict[str, Any] = Parents(draws=2).analyse(run_of(2, answer=equal))
         for key, found in shares.items():
             found.append(data[key]["share"] - data[key]["chance"])
-            assert data[key]["chance"] < {"beats_all": 1 / 3, "beats_one": 2 / 3}[key] + 1e-9  # ties make both rarer
+            # ties make both rarer
+            assert data[key]["chance"] < {"beats_all": 1 / 3, "beats_one": 2 / 3}[key] + 1e-9
     assert abs(np.mean(shares["beats_all"])) < 0.04
     assert abs(np.mean(shares["beats_one"])) < 0.04
 

@@ -112,7 +112,8 @@ def test_comparison_does_not_depend_on_order_or_labels(data: Data, seed: int) ->
     order = np.random.default_rng(seed).permutation(len(a))
     first = compare("a", "b", a, b, categories, groups, weights)
     again = compare("a", "b", a[order], b[order], categories[order], groups[order] * 7, weights)
-    assert again.p_value == pytest.approx(first.p_value, abs=0.03)  # other groups first: other draws
+    # other groups first: other draws
+    assert again.p_value == pytest.approx(first.p_value, abs=0.03)
     assert again.difference == pytest.approx(first.difference)
     assert compare("a", "b", a, b, categories, groups, weights) == first
 

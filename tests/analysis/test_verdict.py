@@ -91,7 +91,8 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     table = ScoreMatrix(
         models=("a", "b", "c"), categories=("y", "x"), values=np.array([[0.1, 0.9], [0.8, 0.2], [1, 1]])
     )
-    ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}  # here a is better in y, but b was before
+    # here a is better in y, but b was before
+    ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     found = alternatives(0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
     assert set(alternatives(30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean())) == {"optimism"}
     assert found["optimism"] == pytest.approx(0.15)

@@ -129,7 +129,8 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
     whole = read_by_torch(made, tmp_path)
     assert all(same_bits(whole[name], value) for name, value in average(DATA).items())
     assert len(list(made.glob("*.distcp"))) == 2
-    newest = bare if carry == "a" else pool["b"]  # the one with a step in its path, if none is named
+    # the one with a step in its path, if none is named
+    newest = bare if carry == "a" else pool["b"]
     chunks = [unpickle((f / ".metadata").read_bytes(), f)["state_dict_metadata"] for f in (made, newest)]
     assert all(pickled(chunks[0][name]) == pickled(chunks[1][name]) for name in chunks[0])
 

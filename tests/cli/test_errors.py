@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,9 @@ def test_a_run_directory_of_somebody_else_imports_nothing(
     assert (tmp_path / "RAN").exists()
 
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl"))  # noqa: B905
+BOMB = "a: &a [x, x]\n"
+for before, after in pairwise("abcdefghijkl"):
+    BOMB += f"{after}: &{after} [*{before}, *{before}]\n"
 
 
 @pytest.mark.parametrize(

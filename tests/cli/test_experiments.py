@@ -202,7 +202,8 @@ def agent_line(sweep: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
 def test_every_choice_of_a_wandb_sweep_composes_and_builds(file: Path) -> None:
     sweep = read(file)
     lines = [agent_line(sweep, drawn) for drawn in draws(sweep)]
-    for line in lines if len(lines) < 10 else [*lines[:3], lines[-1]]:  # a long list differs in weights alone
+    # a long list differs in weights alone
+    for line in lines if len(lines) < 10 else [*lines[:3], lines[-1]]:
         plain = compose(line[4:])
         assert plain["stop_after"] == "search"
         assert plain["tracker"]["_target_"].endswith("WandbTracker")

@@ -32,7 +32,8 @@ def sizes(**items: int) -> list[object]:
 @pytest.mark.parametrize(
     ("average", "asked", "weights"),
     [
-        ("task", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),  # one group and one task; all leaves of a group by size
+        # one group and one task; all leaves of a group by size
+        ("task", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),
         ("task", ["inner", "a", "d"], [1 / 3, 1 / 6, 1 / 6, 1 / 3]),  # a plain mean inside
         ("leaf", ["outer", "d"], [0.25, 0.25, 0.25, 0.25]),
         ("item", ["outer", "d"], [0.1, 0.2, 0.2, 0.5]),
@@ -85,7 +86,8 @@ def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
     together = contrast(pooled(copies), "a", "b")
     assert together.p_value == pytest.approx(alone.p_value)
     assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
-    assert contrast(pooled(metric("t", copies.scores)), "a", "b").high < together.high  # ignoring groups is too narrow
+    # ignoring groups is too narrow
+    assert contrast(pooled(metric("t", copies.scores)), "a", "b").high < together.high
 
 
 def test_items_of_one_name_in_two_tasks_are_different_items() -> None:

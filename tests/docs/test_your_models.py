@@ -163,8 +163,10 @@ def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     card = (folder / "soup" / "README.md").read_text()
     again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
     assert again is not None
-    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"])  # the card's command runs in the soup's folder
-    words = [*shlex.split(again[1]), f"store.path={folder}/outputs/store.sqlite"]  # it knows where the ingredients are
+    # the card's command runs in the soup's folder
+    (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"])
+    # it knows where the ingredients are
+    words = [*shlex.split(again[1]), f"store.path={folder}/outputs/store.sqlite"]
     run_in(folder / "soup", *words)
     assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
     without = [word for word in words if not word.startswith(("merge.", "out="))]

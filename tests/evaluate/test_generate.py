@@ -121,7 +121,8 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
     ending = SimpleNamespace(**{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)})
-    for others in ([], [other for other in items if other != one][:5]):  # alone, and padded beside longer answers
+    # alone, and padded beside longer answers
+    for others in ([], [other for other in items if other != one][:5]):
         ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
         assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
         assert ended.output == cut.output[:change]  # the end is no part of the text
@@ -223,7 +224,8 @@ def test_what_sampling_leaves_out() -> None:
 
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
     assert DRAWN.fingerprint == replace(DRAWN, samples=9, aggregate="pass").fingerprint != LOCAL.fingerprint
-    assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint  # greedy: no part of it
+    # greedy: no part of it
+    assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint
     assert DRAWN.fingerprint != replace(DRAWN, sampling_seed=5).fingerprint
     assert len({replace(DRAWN, aggregate=how).look for how in ("mean", "pass")}) == 2  # type: ignore[arg-type]
 

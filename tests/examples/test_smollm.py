@@ -143,5 +143,6 @@ def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, data: Path,
         while "step 10/" not in running.stdout.readline():
             assert running.poll() is None
         running.kill()
-        assert "done" not in running.stdout.read()  # ends when the last process that holds the pipe has ended
+        # ends when the last process that holds the pipe has ended
+        assert "done" not in running.stdout.read()
     assert [path.name for path in (tmp_path / "out" / "models").iterdir()] == ["base"]

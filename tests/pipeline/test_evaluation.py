@@ -71,10 +71,12 @@ def test_a_block_is_asked_whole_and_known_by_its_shape(tmp_path: Path) -> None:
     items, judge = make_items(10), FakeEvaluator({"a": 5})
     with Store(tmp_path / "s") as store:
         assert asked(store, judge, items) == 20
-        assert asked(store, judge, items[:-1]) == 5  # the last block lost an item, so that its shape is another
+        # the last block lost an item, so that its shape is another
+        assert asked(store, judge, items[:-1]) == 5
         assert asked(store, judge, items[:14]) == 0
         assert asked(store, judge, items[1:8]) == 7
-        assert asked(store, judge, items, ends=(2, 7)) == 20  # other end tokens end answers elsewhere
+        # other end tokens end answers elsewhere
+        assert asked(store, judge, items, ends=(2, 7)) == 20
         assert asked(store, judge, items) == 0
 
 
@@ -198,9 +200,11 @@ def test_records_come_in_the_items_order_with_plain_numbers() -> None:
     first, second = records_of(Own(), ITEMS, iter(odd))
     assert (first.item, second.item, math.isnan(first.score)) == ("a", "b", True)
     assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
-    outside = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]  # what a tool calls a score
+    # what a tool calls a score
+    outside = [replace(GIVEN[0], score=23.4), replace(GIVEN[1], score=-3.1)]
     assert [record.score for record in records_of(Tool(), ITEMS, outside)] == [23.4, -3.1]
-    assert records_of(Own(), ITEMS, [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]])[0].score > 1  # a rounded mean
+    # a rounded mean
+    assert records_of(Own(), ITEMS, [replace(GIVEN[0], score=1 + 2**-52), GIVEN[1]])[0].score > 1
 
 
 @dataclass

@@ -290,7 +290,8 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     souping(*settings(family), "hydra.run.dir=plain").ok()
     before = answers_in(tmp_path / "store.sqlite")
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=out").ok()
-    assert answers_in(tmp_path / "store.sqlite") == before + 3 * 90  # the soup and its two ingredients, nothing else
+    # the soup and its two ingredients, nothing else
+    assert answers_in(tmp_path / "store.sqlite") == before + 3 * 90
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (entry,) = report["also"]
     assert [row["kind"] for row in entry["rows"]] == ["ingredient", "ingredient", "soup"]

@@ -104,7 +104,8 @@ class TestShown:
 
     def test_soups_of_soups_are_their_ingredients(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
         store.remember_folder("f-s", tmp_path, "s", json.dumps({"f-a": 0.5, "f-b": 0.5}))
-        store.remember_folder("f-t", tmp_path, "t", json.dumps({"f-s": 0.5, "f-t": 0.5}))  # edited: it names itself
+        # edited: it names itself
+        store.remember_folder("f-t", tmp_path, "t", json.dumps({"f-s": 0.5, "f-t": 0.5}))
         store.remember_folder("f-s", tmp_path, "s", "")  # its recipe.json was deleted
         ledger.note_shown([recipe(1.0, names=("s",)), recipe(1.0, names=("t",))], ITEMS)
         assert ledger.open_report(claim(recipe(0.75, 0.25), ITEMS)).number == 1
@@ -262,7 +263,8 @@ def test_soups_written_by_a_merge_as_candidates(fresh: Runs) -> None:
         words = ["+experiment=merge", pool, f"optimiser.weights=[{weights}]", f"out={soup}"]
         assert command_line(fresh.place, *words) == 0
     assert fresh.look("optimiser.weights=[1,0,0,0]", pool=("cat", *soups)) == 1
-    assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4  # three and the uniform one
+    # three and the uniform one
+    assert fresh.look("optimiser.weights=[0.41,0.59]", pool=("ant", "bee")) == 1 + 4
 
 
 @pytest.mark.slow
@@ -295,6 +297,7 @@ def test_rows_that_were_deleted(runs: Runs) -> None:
 def test_a_second_look_is_announced_with_its_price(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
     report = runs.report("optimiser.weights=[0.2,0.2,0.6]")
     told = " ".join(capfd.readouterr().out.split())
-    assert told.count("multiplied by 6 (k (k + 1)") == 2  # before the models load, and before the fold opens
+    # before the models load, and before the fold opens
+    assert told.count("multiplied by 6 (k (k + 1)") == 2
     assert told.index("multiplied by 6") < told.index("selected")
     assert any("look 2" in warning and "stop_after=search" in warning for warning in report["warnings"])

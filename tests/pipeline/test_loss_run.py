@@ -136,7 +136,8 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
     means = np.array([[point["goals"][name]["mean"] for name in ("simple_python", "live")] for point in front])
     assert (means > 0).all()
     order = np.argsort(means[:, 0])
-    assert (np.diff(means[order, 1]) <= 0).all()  # a lower loss in one goal has its price in the other
+    # a lower loss in one goal has its price in the other
+    assert (np.diff(means[order, 1]) <= 0).all()
 
 
 def test_show_tells_better_from_worse(place: Path, samples: list[dict[str, Any]], souping: Cli) -> None:

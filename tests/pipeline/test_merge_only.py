@@ -106,7 +106,8 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
 def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
     table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
-    with suppress(TypeError, ValueError, AttributeError, OverflowError):  # an edit that hides itself
+    # an edit that hides itself
+    with suppress(TypeError, ValueError, AttributeError, OverflowError):
         table["id"] = Recipe.from_dict(table).id if table["id"] == "x" else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=r"^recipe=.*r\.json"):
@@ -188,7 +189,8 @@ def test_evaluated_is_written_and_rebuilt(
         assert ("seed" in recipe.settings) == (backend == "mergekit" and method in STOCHASTIC)
         with closing(ScratchFolder(opened)) as scratch:
             evaluated = contents(scratch.write(recipe), "README.md")
-            decoding = json.loads(evaluated.pop("generation_config.json"))  # the evaluator's own, but for the ends
+            # the evaluator's own, but for the ends
+            decoding = json.loads(evaluated.pop("generation_config.json"))
             assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.eos_token_ids(recipe) == (2,)
             assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)

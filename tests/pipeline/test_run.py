@@ -57,7 +57,8 @@ def test_a_second_run_evaluates_nothing(finished_copy: Path, family: Path, soupi
     assert report_of(two)["cost"]["evaluated_items"] == 0
     assert timeless(report_of(two)) == timeless(report)
     assert (two / "samples.jsonl.gz").read_bytes() == (one / "samples.jsonl.gz").read_bytes()
-    for file in (path for path in (one / "soup").iterdir() if path.name != "README.md"):  # it names its folder
+    # it names its folder
+    for file in (path for path in (one / "soup").iterdir() if path.name != "README.md"):
         assert file.read_bytes() == (two / "soup" / file.name).read_bytes(), file.name
 
 
@@ -167,7 +168,8 @@ def test_a_killed_run_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_p
     souping(*words, "hydra.run.dir=outputs/resumed").ok()
     souping(*words, "store.path=fresh.sqlite", "hydra.run.dir=outputs/fresh").ok()
     resumed, fresh = (report_of(tmp_path / "outputs" / name) for name in ("resumed", "fresh"))
-    named = json.dumps(timeless(resumed)).replace("outputs/resumed", "outputs/fresh")  # in a command
+    # in a command
+    named = json.dumps(timeless(resumed)).replace("outputs/resumed", "outputs/fresh")
     assert json.loads(named) == timeless(fresh)
     assert twice(tmp_path / "outputs/store.sqlite") == 0
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
@@ -377,7 +379,8 @@ def test_the_same_analyses_are_made_again(finished_copy: Path, souping: Cli, tmp
     assert json.loads((finished_copy / "report.json").read_text()) == report
     assert contents(finished_copy / "soup") == soup
     after = contents(finished_copy)
-    assert {name for name in others if after[name] != others[name]} <= {"report.html", "report.md"}  # order of tables
+    # order of tables
+    assert {name for name in others if after[name] != others[name]} <= {"report.html", "report.md"}
 
 
 def test_shapley_is_planned_then_evaluated_then_kept(finished_copy: Path, souping: Cli, tmp_path: Path) -> None:

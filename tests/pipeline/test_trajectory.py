@@ -52,7 +52,8 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     assert found["members_mean"]["high"] < 0
     assert report["verdict"]["claim"] == "better_than_every_candidate"
     assert {one["kind"] for one in found["windows"]} == {"uniform", "minus_sqrt", "ema"}
-    assert len(found["windows"]) == report["cost"]["trials"] - 1  # the last checkpoint alone is no window
+    # the last checkpoint alone is no window
+    assert len(found["windows"]) == report["cost"]["trials"] - 1
     assert [one["steps"] for one in found["windows"]] == sorted(one["steps"] for one in found["windows"])
     assert {one["category"] for one in found["categories"]} == {"web", "code"}
     assert found["runs"]["differences"] == []

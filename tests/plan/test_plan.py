@@ -204,7 +204,8 @@ class TestAgainstRuns:
         souping(*call, "hydra.run.dir=out").ok()
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
         assert stage["in_parts"] == ("budget" in optimiser)
-        if "budget" in optimiser:  # parts of the fold: more soups than whole folds, within the same items
+        # parts of the fold: more soups than whole folds, within the same items
+        if "budget" in optimiser:
             mixed = [row for row in rows if "1.0" not in row.values()]
             assert 0 < sum(int(row["items"]) for row in mixed) <= stage["asked"][1] == 300
         else:
@@ -225,7 +226,8 @@ class TestPublished:
         assert (chosen["ingredients"], set(chosen["experts"].values())) == (BEST, set(BEST))
         assert len(chosen["low_correlation"]) == 13
         assert "select" not in found["by_name"]
-        assert found["by_name"]["search"]["models"] == [40, 40]  # 36 of the grid, uniform, three candidates
+        # 36 of the grid, uniform, three candidates
+        assert found["by_name"]["search"]["models"] == [40, 40]
         assert found["folds"]["select"] == 0
         assert {(model["basis"], model["nbytes"]) for model in found["models"]} == {("name", 16 * GB)}
         assert found["seconds"]["evaluate"][0] == pytest.approx(found["evaluations"]["todo"][0] / 20)
@@ -245,7 +247,8 @@ class TestPublished:
         monkeypatch.setattr("souping.evaluate.lm_eval.find_spec", lambda package: None)
         souping(f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned").ok()
         page, found = (tmp_path / "planned" / "plan.md").read_text(), plan_of(tmp_path / "planned")
-        assert ("its own group" in page) == (name == "infinitebench")  # several questions on a book, known by its text
+        # several questions on a book, known by its text
+        assert ("its own group" in page) == (name == "infinitebench")
         assert "Missing on this machine" in page
         assert [ingredient for ingredient in CHOSEN.get(name, []) if ingredient not in page] == []
         todo = found["evaluations"]["todo"]

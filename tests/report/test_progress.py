@@ -83,7 +83,8 @@ def test_a_terminal_gets_one_live_display(terminal: Console, capsys: pytest.Capt
     text = terminal.file.getvalue()  # type: ignore[attr-defined]
     for needle in ("search [bold]", "5 of 10 items, 1 of 2 trials", "best 50.00 %", "soup"):
         assert needle in text
-    assert text.endswith("\x1b[?25h") or text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor is back
+    # the cursor is back
+    assert text.endswith("\x1b[?25h") or text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
 
 
 def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, terminal: Console) -> None:

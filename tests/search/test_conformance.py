@@ -280,7 +280,8 @@ def test_soups_that_were_dropped_are_no_ones_equals_and_the_winner_answers_the_w
     ]
     assert found.result.objective == 0.5
     assert np.isnan(trials[1].result.objective)
-    assert [len(cell.items or ()) for cell, _ in optimiser.told] == [5, 5, 3]  # not of the confirmation
+    # not of the confirmation
+    assert [len(cell.items or ()) for cell, _ in optimiser.told] == [5, 5, 3]
     assert optimiser.told[0][1].values.tolist() == [1.0] * 5
     assert (found.cost.items, found.cost.seconds, found.cost.generated_tokens) == (20 + 3, 23.0, 69)
     assert found.summary == {"asked": 3}

@@ -15,7 +15,8 @@ from tests.support.family import save_model
 from tests.support.scripts import script
 
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}me: {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}me: {% endif %}"
 )
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")
 

@@ -24,7 +24,8 @@ from tests.support.choices import differing, each
 from tests.support.report import sample
 from tests.support.wandb import log_of, made, of_type, tables_of
 
-os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))  # read when it is imported
+# read when it is imported
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))
 ROWS: dict[str, list[Tracker]] = {
     "none": [NoTracker()],
     "trackio": [WandbTracker(module="trackio")],

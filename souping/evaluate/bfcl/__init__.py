@@ -301,7 +301,8 @@ def call(
     """
     if generate:
         try:
-            models_at(str(generate["url"]).removesuffix("/v1"))  # bfcl-eval would wait for it for ever
+            # bfcl-eval would wait for it for ever
+            models_at(str(generate["url"]).removesuffix("/v1"))
         except ServerError as error:
             raise UserError(f"bfcl-eval: the server at {generate['url']} does not answer: {error}") from error
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"

@@ -86,7 +86,8 @@ def _plain(base: type) -> type:
 
     plain = type(base)("Plain", (base,), {})
     for name, method in (("_pre_query_processing_prompting", prepare), ("_format_prompt", prompt)):
-        setattr(plain, name, method)  # not in the class body, where the base's metaclass demands its own decorator
+        # not in the class body, where the base's metaclass demands its own decorator
+        setattr(plain, name, method)
     return plain
 
 
@@ -143,7 +144,8 @@ def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) 
         try:
             result, metadata = answer(entry, log_input, no_state)
         except openai.APIError as error:
-            if getattr(error, "status_code", None) not in BAD_REQUEST:  # openai's; none without a connection
+            # openai's; none without a connection
+            if getattr(error, "status_code", None) not in BAD_REQUEST:
                 failures.append(_line(error.__cause__ or error))
             raise
         return result, {**metadata, "truncated": now.cut}
@@ -163,7 +165,8 @@ def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: Request
         with Path(settings["alive"]).open("ab") as sign:
             sign.write(b".")
         choice = response.choices[0]
-        holder, key = (choice.message, "content") if hasattr(choice, "message") else (choice, "text")  # openai's
+        # openai's
+        holder, key = (choice.message, "content") if hasattr(choice, "message") else (choice, "text")
         text = getattr(holder, key)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             setattr(holder, key, text.encode("utf-8", "replace").decode())

@@ -190,7 +190,8 @@ def answer_of(
     """One row of generated ids as an answer: up to its first end token, without the padding after a stop text."""
     end = next((n for n, token in enumerate(row) if token in ends), None)
     tokens = row[: end + 1] if end is not None else row
-    if (end is None and len(row) < max_new) or stop:  # `generate` pads rows that end before the longest one
+    # `generate` pads rows that end before the longest one
+    if (end is None and len(row) < max_new) or stop:
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
     text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
@@ -412,7 +413,8 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         kernels = {str(config._attn_implementation), str(config._experts_implementation)}
-        if not trust and any("/" in name for name in kernels):  # compiled code, which transformers would fetch and run
+        # compiled code, which transformers would fetch and run
+        if not trust and any("/" in name for name in kernels):
             raise ValueError(f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code")
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         own = settings.dtype in (None, "auto")
@@ -423,7 +425,8 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
             kind = config.dtype if own else dtype
             module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
-    except Exception as error:  # configurations, weights and code of others, refused in classes of their own
+    except Exception as error:
+        # Configurations, weights and code of others, refused in classes of their own.
         raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers

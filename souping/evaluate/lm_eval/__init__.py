@@ -268,7 +268,8 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
         raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}")
     if len(text) <= LONGEST:
         return text
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]  # a whole book may be what groups questions
+    # a whole book may be what groups questions
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hash(value: Any) -> str:
@@ -301,7 +302,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if callable(value):
-        return [getattr(value, "__qualname__", type(value).__name__), _code(value)]  # a function of the task's own
+        # a function of the task's own
+        return [getattr(value, "__qualname__", type(value).__name__), _code(value)]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 

@@ -134,7 +134,8 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
 def _settings(task: Task, metric: str) -> Mapping[str, Json]:
     for entry in task.get_config("metric_list") or []:
         own = entry.get("metric")
-        if own == metric or getattr(own, "__name__", None) == metric:  # a function of the task's own
+        # a function of the task's own
+        if own == metric or getattr(own, "__name__", None) == metric:
             return dict(entry)
     return {}
 

@@ -53,7 +53,8 @@ class TaskSubset:
     def __init__(self, loaded: Loaded, seed: int | None) -> None:
         self._loaded, self._task, self._seed = loaded, loaded.task, seed
         self.eval_docs = loaded.docs
-        self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)  # with the methods below
+        # with the methods below
+        self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # lm_eval's
@@ -102,7 +103,8 @@ def run(
     import torch
     from lm_eval.evaluator import evaluate
 
-    seed(evaluator)  # as simple_evaluate does before each run; tasks may draw from torch's generator
+    # as simple_evaluate does before each run; tasks may draw from torch's generator
+    seed(evaluator)
     torch.manual_seed(evaluator.torch_random_seed)
     tasks = {name: TaskSubset(loaded[name], evaluator.fewshot_random_seed) for name in documents}
     try:

@@ -192,7 +192,8 @@ def _reason(key: str, node: Node) -> str:
     if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:
         return f"{key}: {value}"
     if key == "unsafe_code" and value.lower() not in ("true", "yes", "on"):
-        return f"unsafe_code: {value}"  # it may hide that an included task of the harness runs what documents hold
+        # it may hide that an included task of the harness runs what documents hold
+        return f"unsafe_code: {value}"
     return ""
 
 

@@ -102,7 +102,8 @@ class HarnessSettings(RepeatedAnswers):
     fewshot_random_seed: Seed = 1234
 
     def __post_init__(self) -> None:
-        check_sampling(float(self.samples > 1), self.samples, self.replicates)  # each task's own is checked with it
+        # each task's own is checked with it
+        check_sampling(float(self.samples > 1), self.samples, self.replicates)
 
 
 @dataclass(frozen=True, kw_only=True)

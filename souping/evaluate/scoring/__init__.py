@@ -283,7 +283,8 @@ def _expressions(text: str) -> tuple[object, ...]:
     from math_verify import parse
 
     for name in ("math_verify", "math_verify.parser", "math_verify.grader", "math_verify.utils"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it warns of missing timeouts and of every odd output
+        # it warns of missing timeouts and of every odd output
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return tuple(parse(text[-20_000:], parsing_timeout=SECONDS if _main() else None))
     except Exception:  # an output is anything

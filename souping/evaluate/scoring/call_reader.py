@@ -14,7 +14,8 @@ from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
 Value: TypeAlias = (
-    "Literal | Mapping[str, Value] | Mapping[Value, Value] | Sequence[Value] | str | bytes | float | complex | None"
+    "Literal | Mapping[str, Value] | Mapping[Value, Value] | Sequence[Value] "
+    "| str | bytes | float | complex | None"
 )
 """A value in a call, of Python or as written in another language; texts are sequences too, so narrow by `str` first."""
 
@@ -86,7 +87,8 @@ _ASSIGNED = r"(?:(?<=w)|(?<=[wPL]L))[=A]"
 _EXPRESSIONS = {
     language: re.compile(f"d?{operand}(?:(?:[o?:-]|{_ASSIGNED}){operand})*") for language, operand in _OPERAND.items()
 }
-QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")  # possessive: linear on garbage
+# possessive: linear on garbage
+QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}

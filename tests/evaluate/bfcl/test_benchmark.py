@@ -52,7 +52,8 @@ def test_items_over_one_function_document_share_a_group(bfcl: Environment, items
     assert {len(found) for found in groups.values()} == {1}
     assert len({item.group for item in items}) > 1500  # and no more than that holds them together
     turns = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items()
-    assert len({(item.id.rsplit("_", 1)[1], item.group) for item in turns}) == 200  # a scenario's variants share one
+    # a scenario's variants share one
+    assert len({(item.id.rsplit("_", 1)[1], item.group) for item in turns}) == 200
 
 
 def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
@@ -174,4 +175,5 @@ def test_every_release_is_pinned_and_the_lists_agree() -> None:
         pins.append(dict(line.lower().split("==") for line in lines))
     different = {name for name in pins[0].keys() & pins[1].keys() if pins[0][name] != pins[1][name]}
     assert pins[0]["bfcl-eval"] == pins[1]["bfcl-eval"] == VERSION
-    assert different <= {"python-dateutil", "tenacity"}  # another package holds these back in the full one
+    # another package holds these back in the full one
+    assert different <= {"python-dateutil", "tenacity"}

@@ -97,7 +97,8 @@ class TestGenerate:
             evaluator.close()
         assert not running.process.alive
         assert [record.item for record in found] == [item.id for item in asked]
-        assert [record.score for record in found[2:4]] == [1.0, 1.0]  # no call, and none was to be made
+        # no call, and none was to be made
+        assert [record.score for record in found[2:4]] == [1.0, 1.0]
         assert "does not fit the context of 512 tokens" in found[4].output
         assert (found[4].outcome, found[4].score) == ("unanswered", 0.0)
         assert found[4].reason == "the prompt does not fit the context of 512 tokens"

@@ -119,7 +119,8 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item, ...]) -> None:
     found = evaluator(server, max_tokens=7).evaluate(TABLE, items, 1)
-    assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2  # no call was to be made
+    # no call was to be made
+    assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2
     assert [record.replicate for record in found] == [1, 1]
     for body in server.asked:
         assert (body["top_p"], body["min_p"], body["temperature"], body["max_tokens"]) == (1.0, 0.0, 0.001, 7)

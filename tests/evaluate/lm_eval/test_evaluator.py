@@ -138,7 +138,8 @@ def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path
     data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
     lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
     own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
-    assert [item.category for item in own.benchmark.items()] == list("aabbcde")  # some of every category
+    # some of every category
+    assert [item.category for item in own.benchmark.items()] == list("aabbcde")
 
 
 def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def _lines(split: str, language: str) -> list[str]:
     if not folder:
         raise FileNotFoundError("set FLORES_DIR to the unpacked flores200_dataset.tar.gz (dl.fbaipublicfiles.com/nllb)")
     path = Path(folder).expanduser() / split / f"{language}.{split}"
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
+    # splitlines would cut at U+2028 too
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def bleu(doc: Mapping[str, str], results: list[str]) -> dict[str, list[str]]:
