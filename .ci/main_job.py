@@ -30,7 +30,9 @@ checks = {
         if file.name != "README.md"  # whose rebuild command names its own place
     ),
 }
-print(f"first run {seconds} s, second run {again} s, {cost['evaluated_items'] / cost['seconds']:.0f} items a second")
+print(
+    f"first run {seconds} s, second run {again} s, {cost['evaluated_items'] / cost['seconds']:.0f} items a second"
+)
 for name, good in checks.items():
     print("ok  " if good else "FAIL", name)
 sys.exit(not all(checks.values()))

@@ -23,7 +23,12 @@ NEEDED = (
     "souping/py.typed",
 )
 WITHOUT_WEIGHTS = "pool.candidates=[candidate_1,candidate_2,candidate_3,candidate_4,candidate_5]"
-FLORES = ("+experiment=flores", WITHOUT_WEIGHTS, "scores=table", "scores.path=${data:paper/flores36_selection.csv}")
+FLORES = (
+    "+experiment=flores",
+    WITHOUT_WEIGHTS,
+    "scores=table",
+    "scores.path=${data:paper/flores36_selection.csv}",
+)
 COMMANDS = (
     ("--help",),
     ("+experiment=bfcl", "--cfg", "job", "--resolve"),
@@ -37,8 +42,12 @@ COMMANDS = (
 def content(wheel: Path) -> list[str]:
     """Faults of the wheel's content."""
     names = zipfile.ZipFile(wheel).namelist()
-    weights = [n for n in names if n.startswith("souping/pantry/models/") and n.endswith(".safetensors")]
-    print(f"wheel: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, {len(weights)} models of the pantry")
+    weights = [
+        n for n in names if n.startswith("souping/pantry/models/") and n.endswith(".safetensors")
+    ]
+    print(
+        f"wheel: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB, {len(weights)} models of the pantry"
+    )
     faults = [f"{name} is missing" for name in NEEDED if name not in names]
     faults += [f"{n} does not belong here" for n in names if not n.startswith("souping")]
     faults += [f"{n} does not belong here" for n in names if "smollm" in n or "examples" in n]
@@ -53,7 +62,9 @@ def run(python: str) -> list[str]:
             command = [python, "-m", "souping", *words]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             print(f"status {done.returncode}: python -m souping {' '.join(words)}", flush=True)
-            faults += [f"{' '.join(words)}: {(done.stdout + done.stderr)[-2000:]}"] * bool(done.returncode)
+            faults += [f"{' '.join(words)}: {(done.stdout + done.stderr)[-2000:]}"] * bool(
+                done.returncode
+            )
     return faults
 
 

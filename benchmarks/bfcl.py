@@ -28,7 +28,9 @@ from souping.evaluate.bfcl.benchmark import LIVE, SINGLE_TURN, BfclBenchmark
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -52,7 +54,9 @@ def judge(environment: Environment, root: Path, items: Sequence[Item]) -> int:
     lines: dict[str, list[str]] = {}
     for item in items:
         ids.setdefault(item.category, []).append(item.id)
-        lines.setdefault(item.category, []).append(json.dumps({"id": item.id, "result": answer(item.answer["calls"])}))
+        lines.setdefault(item.category, []).append(
+            json.dumps({"id": item.id, "result": answer(item.answer["calls"])})
+        )
     for category, rows in lines.items():
         folder = root / "result" / "plain" / ("live" if category in LIVE else "non_live")
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,9 @@ def one(call: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
 
-def page(environment: Environment, items: int, right: int, seconds: Sequence[float], load: float) -> str:
+def page(
+    environment: Environment, items: int, right: int, seconds: Sequence[float], load: float
+) -> str:
     rounds = ", ".join(f"{value:.2f}" for value in seconds)
     return "\n".join(
         [

@@ -41,7 +41,8 @@ def metric(
 ) -> MatchedMetric:
     """A task whose scores are {model: [I], [P, I] or [R, P, I]}."""
     full = {
-        name: np.asarray(s, dtype=float).reshape((1,) * (3 - np.ndim(s)) + np.shape(s)) for name, s in scores.items()
+        name: np.asarray(s, dtype=float).reshape((1,) * (3 - np.ndim(s)) + np.shape(s))
+        for name, s in scores.items()
     }
     items = tuple(f"{task} {n}" for n in range(next(iter(full.values())).shape[2]))
     none = {name: np.full(s.shape, np.nan) for name, s in full.items()}
@@ -58,12 +59,18 @@ def pooled(*tasks: MatchedMetric, weights: Mapping[str, float] | None = None) ->
 
 
 def right(
-    rng: Rng, shape: tuple[int, ...], rate: float = BASE, shared: Array | float = 0.0, part: float = 0.5
+    rng: Rng,
+    shape: tuple[int, ...],
+    rate: float = BASE,
+    shared: Array | float = 0.0,
+    part: float = 0.5,
 ) -> Array:
     """Right-or-wrong answers with this rate exactly; `shared` normal numbers carry this part of the variance."""
     from scipy.special import ndtri
 
-    return (np.sqrt(part) * shared + np.sqrt(1 - part) * rng.standard_normal(shape) < ndtri(rate)).astype(float)
+    return (
+        np.sqrt(part) * shared + np.sqrt(1 - part) * rng.standard_normal(shape) < ndtri(rate)
+    ).astype(float)
 
 
 def two(rng: Rng, items: int, rate: float = BASE, part: float = 0.5) -> dict[str, Array]:
@@ -86,7 +93,9 @@ def heavy_groups(rng: Rng) -> PooledScores:
     groups = np.repeat(np.arange(60), sizes)
     hard = rng.standard_normal(60)[groups]
     mood = {name: np.sqrt(0.5) * (hard + rng.standard_normal(60)[groups]) for name in ("a", "b")}
-    return pooled(metric("t", {n: right(rng, groups.shape, BASE, m, 0.7) for n, m in mood.items()}, groups))
+    return pooled(
+        metric("t", {n: right(rng, groups.shape, BASE, m, 0.7) for n, m in mood.items()}, groups)
+    )
 
 
 def groups_across_tasks(rng: Rng) -> PooledScores:
@@ -114,7 +123,9 @@ def replicates(rng: Rng) -> PooledScores:
     """Five sampled answers an item; what a model makes of an item is the same in all of them."""
     hard = rng.standard_normal(100)
     mood = {name: (hard + rng.standard_normal(100)) / np.sqrt(2) for name in ("a", "b")}
-    return pooled(metric("t", {name: right(rng, (5, 100), BASE, m, 0.7) for name, m in mood.items()}))
+    return pooled(
+        metric("t", {name: right(rng, (5, 100), BASE, m, 0.7) for name, m in mood.items()})
+    )
 
 
 def many_tasks(rng: Rng) -> PooledScores:
@@ -149,7 +160,9 @@ def missing_answers(rng: Rng) -> PooledScores:
 
 def five_models(rng: Rng, ahead: float = 0.0) -> PooledScores:
     hard = rng.standard_normal(300)
-    return pooled(metric("t", {n: right(rng, (300,), BASE + ahead * (n == "a"), hard) for n in "abcde"}))
+    return pooled(
+        metric("t", {n: right(rng, (300,), BASE + ahead * (n == "a"), hard) for n in "abcde"})
+    )
 
 
 PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
@@ -159,7 +172,9 @@ PAIRS: Mapping[str, Callable[[Rng], PooledScores]] = {
 }  # fmt: skip
 
 
-def pair_row(name: str, world: Callable[[Rng], PooledScores], repetitions: int, peers: Peers) -> list[str]:
+def pair_row(
+    name: str, world: Callable[[Rng], PooledScores], repetitions: int, peers: Peers
+) -> list[str]:
     """False claims in both directions, coverage, and the width beside that of a standard paired interval."""
     better = worse = covered = 0
     widths, standard = [], []
@@ -169,7 +184,10 @@ def pair_row(name: str, world: Callable[[Rng], PooledScores], repetitions: int, 
         missing = any((table[BEST] != table[WORST]).any() for table in found.values.values())
         limits = [
             (c.low, c.high)
-            for c in (contrast(found, "a", "b", missing=m, seed=number) for m in (0, 1, -1)[: 1 + 2 * missing])
+            for c in (
+                contrast(found, "a", "b", missing=m, seed=number)
+                for m in (0, 1, -1)[: 1 + 2 * missing]
+            )
         ]
         word, _ = verdict_of(limits, None)
         better, worse = better + (word == "better"), worse + (word == "worse")
@@ -194,12 +212,22 @@ def families(repetitions: int) -> list[str]:
             found = five_models(np.random.default_rng([5, int(1000 * ahead), number]), ahead)
             flips = JointFlips.of(found, tuple("abcde"), DRAWS, seed=number)
             inside = best_set(flips, ALPHA)
-            missed, sizes = missed + (5 - len(inside) if not ahead else 5 * (0 not in inside)), sizes + len(inside)
+            missed, sizes = (
+                missed + (5 - len(inside) if not ahead else 5 * (0 not in inside)),
+                sizes + len(inside),
+            )
             if not ahead:
                 tests = step_down(flips, ALPHA)
-                shown = (contrast(found, m, "a", tests=n, seed=number) for m, n in zip("bcde", tests, strict=True))
+                shown = (
+                    contrast(found, m, "a", tests=n, seed=number)
+                    for m, n in zip("bcde", tests, strict=True)
+                )
                 claims += any(one.low > 0 for one in shown)
-        family = f"{100 * claims / repetitions:.2f} % false claims of any `better`; " if not ahead else ""
+        family = (
+            f"{100 * claims / repetitions:.2f} % false claims of any `better`; "
+            if not ahead
+            else ""
+        )
         lines.append(
             f"- five models, the first {100 * ahead:.0f} points ahead: {family}the best set misses a best model in "
             f"{20 * missed / repetitions:.2f} % and holds {sizes / repetitions:.1f} models"
@@ -244,9 +272,13 @@ def installed_peers() -> Peers:
 
     def of_evalstats(a: Array, b: Array) -> bool:
         n = len(a)
-        table = pandas.DataFrame({"model": ["a"] * n + ["b"] * n, "item": [*range(n)] * 2, "score": [*a, *b]})
+        table = pandas.DataFrame(
+            {"model": ["a"] * n + ["b"] * n, "item": [*range(n)] * 2, "score": [*a, *b]}
+        )
         with contextlib.redirect_stdout(io.StringIO()):
-            found = evalstats.compare(evalstats.load_from(table), factors="model").pairwise.results["a", "b"]
+            found = evalstats.compare(evalstats.load_from(table), factors="model").pairwise.results[
+                "a", "b"
+            ]
         return bool(found.point_diff > 0 and found.p_value < 0.05)
 
     def of_abeval(a: Array, b: Array) -> bool:
@@ -261,10 +293,15 @@ def installed_peers() -> Peers:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=10_000)
     parser.add_argument(
-        "--worlds", nargs="*", default=[*PAIRS, "families", "power"], choices=[*PAIRS, "families", "power"]
+        "--worlds",
+        nargs="*",
+        default=[*PAIRS, "families", "power"],
+        choices=[*PAIRS, "families", "power"],
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peers", action="store_true")
@@ -281,7 +318,9 @@ def main() -> None:
     for name in options.worlds:
         start = time.process_time()
         if name in PAIRS:
-            lines.append(f"| {' | '.join(pair_row(name, PAIRS[name], options.repetitions, peers))} |")
+            lines.append(
+                f"| {' | '.join(pair_row(name, PAIRS[name], options.repetitions, peers))} |"
+            )
         else:
             lines += ["", *(families if name == "families" else power)(options.repetitions)]
         print(lines[-1], f"{time.process_time() - start:.0f} s", flush=True)

@@ -43,7 +43,11 @@ def write_csv(path: Path, seed: int, tasks: int, fractions: bool = False) -> Non
 
 def write_lm_eval(path: Path, seed: int, tasks: int) -> None:
     path.mkdir()
-    scores, stamp, names = scores_of(seed), "2026-01-01T00-00-00", [f"task{n}" for n in range(tasks)]
+    scores, stamp, names = (
+        scores_of(seed),
+        "2026-01-01T00-00-00",
+        [f"task{n}" for n in range(tasks)],
+    )
     for task, name in enumerate(names):
         with (path / f"samples_{name}_{stamp}.jsonl").open("w") as file:
             for n in range(task, ITEMS, tasks):
@@ -80,7 +84,10 @@ def write_inspect(path: Path, seed: int) -> None:
 
         return solve
 
-    samples = [Sample(id=n, input="a long passage with what the question is about. " * 20, target="1") for n in (0, 1)]
+    samples = [
+        Sample(id=n, input="a long passage with what the question is about. " * 20, target="1")
+        for n in (0, 1)
+    ]
     task = Task(name="sums", dataset=samples, solver=answer(), scorer=match())
     path.mkdir()
     eval(task, model="mockllm/model", log_dir=str(path), display="none")
@@ -97,7 +104,13 @@ def write_inspect(path: Path, seed: int) -> None:
 def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
     """(wall time, processor time) of the command."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "souping", "compare", *(f"{log.partition('.')[0]}={folder / log}" for log in logs)]
+    command = [
+        sys.executable,
+        "-m",
+        "souping",
+        "compare",
+        *(f"{log.partition('.')[0]}={folder / log}" for log in logs),
+    ]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run(command, check=True, capture_output=True, env=env)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -105,7 +118,9 @@ def seconds(folder: Path, logs: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inspect", action="store_true", help="also logs of inspect_ai")
     options = parser.parse_args()
     cases: dict[str, tuple[int, str, Callable[[Path, int], None]]] = {

@@ -58,8 +58,20 @@ def drop(rng: random.Random, data: bytes) -> bytes:
 def number(rng: random.Random, data: bytes) -> bytes:
     """A large number of a pickle, or of JSON, somewhere."""
     at = rng.randrange(len(data))
-    large = [b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"r\xff\xff\xff\xff"]
-    large += [b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 7 + b"\x7f", b"99999999999", b"-1", b"1e999", b"[" * 5000]
+    large = [
+        b"J\xff\xff\xff\x7f",
+        b"J\xff\xff\xff\xff",
+        b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
+        b"r\xff\xff\xff\xff",
+    ]
+    large += [
+        b"\x8e" + b"\xff" * 8,
+        b"\x96" + b"\xff" * 7 + b"\x7f",
+        b"99999999999",
+        b"-1",
+        b"1e999",
+        b"[" * 5000,
+    ]
     return data[:at] + rng.choice(large) + data[at + rng.randint(0, 2) :]
 
 
@@ -80,7 +92,11 @@ def targets(root: Path) -> Iterator[tuple[str, Path, Path, int]]:
     for name in ("config.json", "model.safetensors"):
         folder = Path(shutil.copytree(FP8, root / f"fp8 {name}"))
         start = folder / name
-        size = 1 << 30 if name == "config.json" else 8 + int.from_bytes(start.read_bytes()[:8], "little") + 1000
+        size = (
+            1 << 30
+            if name == "config.json"
+            else 8 + int.from_bytes(start.read_bytes()[:8], "little") + 1000
+        )
         yield folder.name, folder, start, size
 
 
@@ -91,7 +107,9 @@ def attempt(folder: Path, out: Path) -> str:
         Checkpoint.open(folder, allow_pickle=True, like=Like(DATA / "plain" / "1"))
         outcome = "read"
         layout: Format = "hf" if folder.name.startswith("fp8") else "same"
-        pool = LocalMerge(allow_pickle=True, format=layout, nonfinite="warn").open({"a": folder, "b": folder})
+        pool = LocalMerge(allow_pickle=True, format=layout, nonfinite="warn").open(
+            {"a": folder, "b": folder}
+        )
         pool.write(pool.recipe({"a": 0.5, "b": 0.5}), out)
     except UserError as error:
         if len(str(error).splitlines()) > 2 or len(str(error)) > 1500:

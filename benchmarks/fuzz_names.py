@@ -27,9 +27,27 @@ from souping.core.types import UserError
 from tests.checkpoints.test_names import LAYOUTS, MEGATRON, PLAIN, SIZES
 
 MEMORY, SECONDS = 1 << 30, 20
-CASES = [*((SIZES | config, shapes) for config, shapes, _ in LAYOUTS.values()), (SIZES, PLAIN), (SIZES, MEGATRON)]
+CASES = [
+    *((SIZES | config, shapes) for config, shapes, _ in LAYOUTS.values()),
+    (SIZES, PLAIN),
+    (SIZES, MEGATRON),
+]
 NUMBERS = (0, 1, 2, 3, 7, -1, 10**6, 10**9, 2**62)
-VALUES: tuple[Any, ...] = (None, 0, -1, 10**9, 2**62, 1.5, True, "x", [], {}, ["*"], "megatron", {"a": 3})
+VALUES: tuple[Any, ...] = (
+    None,
+    0,
+    -1,
+    10**9,
+    2**62,
+    1.5,
+    True,
+    "x",
+    [],
+    {},
+    ["*"],
+    "megatron",
+    {"a": 3},
+)
 ROWS: tuple[Any, ...] = (
     None, 3, "x", [], {}, ["a"], list("abcde"), [["a", 1], "b", ""], [[], "b", ""], ["{a", "b", "("], ["a", "{x}", ""],
 )  # fmt: skip
@@ -55,10 +73,14 @@ def tensors(rng: random.Random, _: Path) -> None:
     shapes = dict(known)
     for key in rng.sample(list(shapes), min(len(shapes), rng.randint(1, 3))):
         value = shapes[key] if rng.random() < 0.5 else shapes.pop(key)
-        shapes[name(rng, key) if rng.random() < 0.6 else key] = shape(rng, value) if rng.random() < 0.6 else value
+        shapes[name(rng, key) if rng.random() < 0.6 else key] = (
+            shape(rng, value) if rng.random() < 0.6 else value
+        )
     config = config | ({rng.choice(list(config)): rng.choice(VALUES)} if rng.random() < 0.4 else {})
     like = {key: shape(rng, value) if rng.random() < 0.1 else value for key, value in PLAIN.items()}
-    native = {key: (rng.choice(["F32", "F32", "F32", "BF16"]), value) for key, value in shapes.items()}
+    native = {
+        key: (rng.choice(["F32", "F32", "F32", "BF16"]), value) for key, value in shapes.items()
+    }
     mapped = map_names(native, config, like if rng.random() < 0.3 else None)
     described(mapped, native)
 
@@ -67,7 +89,11 @@ def rules(rng: random.Random, folder: Path) -> None:
     text = rng.choice([path for path in RULES.glob("*.json") if path.stem != "common"]).read_text()
     if rng.random() < 0.5:
         at = rng.randrange(len(text))
-        text = text[:at] + rng.choice(["", '"', "{", "[", "]", "\\", "\0", "9" * 400]) + text[at + rng.randrange(3) :]
+        text = (
+            text[:at]
+            + rng.choice(["", '"', "{", "[", "]", "\\", "\0", "9" * 400])
+            + text[at + rng.randrange(3) :]
+        )
     else:
         table = json.loads(text)
         row = rng.choice(table["rules"])
@@ -107,7 +133,9 @@ def main(count: int, seed: int) -> None:
                 results[attempt(change, rng, Path(place))] += 1
                 slowest = max(slowest, time.perf_counter() - began)
             if slowest > SECONDS or list(Path(place).iterdir()):
-                raise AssertionError(f"slowest: {slowest:.1f} s; left: {list(Path(place).iterdir())}")
+                raise AssertionError(
+                    f"slowest: {slowest:.1f} s; left: {list(Path(place).iterdir())}"
+                )
             print(f"{change.__name__}: {dict(results)}, slowest {slowest:.2f} s")
 
 

@@ -66,23 +66,42 @@ class FrontWorld(World):
 
 def covered(seed: int, number: int) -> tuple[float, float]:
     """Share of the true points, of all and of the front's, that lie in their bands after one search."""
-    rng, world = np.random.default_rng([seed, number]), FrontWorld(candidates=(70.0,) * 3, layout=alone(2, 150))
+    rng, world = (
+        np.random.default_rng([seed, number]),
+        FrontWorld(candidates=(70.0,) * 3, layout=alone(2, 150)),
+    )
     items = tuple(
         Item(id=str(n), category=f"c{c}", group=str(n), prompt="", answer="")
         for n, c in enumerate(world.layout.categories.tolist())
     )
     pool = Pool(world.names)
     trials = find_weights(
-        Adaptive(), Mean(), number, pool, Answers(world, items, rng), world.names, items, lambda trial: None
+        Adaptive(),
+        Mean(),
+        number,
+        pool,
+        Answers(world, items, rng),
+        world.names,
+        items,
+        lambda trial: None,
     ).trials
     goals = resolve_goals(["c0", "c1"], None, ["c0", "c1"], {}, POINTS)
     front = Front(goals, items, Adaptive().points(3), trials)
-    truth = np.array([world.rates(pool.recipe(dict(zip(world.names, point, strict=True)))) for point in front.points])
+    truth = np.array(
+        [
+            world.rates(pool.recipe(dict(zip(world.names, point, strict=True))))
+            for point in front.points
+        ]
+    )
     inside = (front.low <= truth) & (truth <= front.high)
     return float(inside.mean()), float(inside[front.on].mean())
 
 
-LAYOUTS = {"200 items": alone(2, 200), "600 items": alone(2, 600), "600 items in fives": clustered(600)}
+LAYOUTS = {
+    "200 items": alone(2, 200),
+    "600 items": alone(2, 600),
+    "600 items in fives": clustered(600),
+}
 LOSSES = {"nothing": 0.0, "the margin": MARGIN, "twice the margin": 2 * MARGIN}
 
 
@@ -93,19 +112,37 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
     items = tuple(
         Item(id=f"{half} {n}", category=f"c{c}", group=f"{half} {g}", prompt="", answer="")
         for half in ("known", "search")
-        for n, (c, g) in enumerate(zip(layout.categories.tolist(), layout.groups.tolist(), strict=True))
+        for n, (c, g) in enumerate(
+            zip(layout.categories.tolist(), layout.groups.tolist(), strict=True)
+        )
     )
     twice = Layout(
-        np.tile(layout.categories, 2), np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1])
+        np.tile(layout.categories, 2),
+        np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1]),
     )
-    answers, pool = Answers(GuardedWorld(**{**vars(world), "layout": twice}), items, rng), Pool(world.names)
+    answers, pool = (
+        Answers(GuardedWorld(**{**vars(world), "layout": twice}), items, rng),
+        Pool(world.names),
+    )
     known, search = items[:count], items[count:]
     guards = (Guard(name="c1", margin=MARGIN / 100, categories=("c1",)),)
     singles = {name: answers.scores(pool.recipe({name: 1.0}), known) for name in world.names}
     planned = plan_guards(guards, {"search": {"": search}}, singles)[0]["share"]
     reference = pool.recipe({"model0": 1.0})
-    admission = Admission(guards=guards, against="model0", reference=answers.scores(reference, search))
-    found = find_weights(Adaptive(), Mean(), number, pool, answers, world.names, search, lambda trial: None, admission)
+    admission = Admission(
+        guards=guards, against="model0", reference=answers.scores(reference, search)
+    )
+    found = find_weights(
+        Adaptive(),
+        Mean(),
+        number,
+        pool,
+        answers,
+        world.names,
+        search,
+        lambda trial: None,
+        admission,
+    )
     found = admitted(found, best_first(found), admission, reference, Mean())
     uniform = answers.scores(pool.recipe(dict.fromkeys(world.names, 1 / len(world.names))), search)
     passes = guards[0].admits(check(guards[0], uniform, admission.reference))
@@ -116,8 +153,15 @@ def line(layout: str, loss: str, runs: int, seed: int) -> tuple[str, bool]:
     world = GuardedWorld(candidates=(70.0,) * 3, layout=LAYOUTS[layout], loss=LOSSES[loss])
     made = [run(world, seed, number) for number in range(runs)]
     one, share, planned = (float(np.mean(part)) for part in zip(*made, strict=True))
-    met = max(one, share) <= 0.05 if LOSSES[loss] == 2 * MARGIN else bool(LOSSES[loss]) or abs(one - planned) <= 0.1
-    return f"| {layout} | {loss} | {100 * planned:.1f} % | {100 * one:.1f} % | {100 * share:.1f} % |", met
+    met = (
+        max(one, share) <= 0.05
+        if LOSSES[loss] == 2 * MARGIN
+        else bool(LOSSES[loss]) or abs(one - planned) <= 0.1
+    )
+    return (
+        f"| {layout} | {loss} | {100 * planned:.1f} % | {100 * one:.1f} % | {100 * share:.1f} % |",
+        met,
+    )
 
 
 def report(names: Sequence[str], runs: int, seed: int) -> tuple[str, bool]:
@@ -141,24 +185,34 @@ def nearness() -> str:
             apart = ((singles[:, None] - singles) ** 2).mean(-1)
             soup = table.ok[int(np.abs(table.w - table.w.shape[1] ** -1.0).sum(1).argmin())]
             pairs = apart[np.triu_indices(len(singles), 1)].mean()
-            found[f"{path.stem} {number}"] = float(((soup - singles[singles.mean(1).argmax()]) ** 2).mean() / pairs)
+            found[f"{path.stem} {number}"] = float(
+                ((soup - singles[singles.mean(1).argmax()]) ** 2).mean() / pairs
+            )
     rows = "\n".join(f"{name}: {ratio:.2f}" for name, ratio in found.items())
     return f"{rows}\nmedian of {len(found)}: {np.median([*found.values()]):.2f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--soups", action="store_true", help="how much less soups differ from candidates instead")
-    parser.add_argument("--front", action="store_true", help="coverage of a front's 95 %% bands instead")
+    parser.add_argument(
+        "--soups", action="store_true", help="how much less soups differ from candidates instead"
+    )
+    parser.add_argument(
+        "--front", action="store_true", help="coverage of a front's 95 %% bands instead"
+    )
     given = parser.parse_args()
     if given.front:
         shares = np.mean([covered(given.seed, number) for number in range(given.runs)], axis=0)
-        print(f"true points in their bands: {100 * shares[0]:.1f} % of all, {100 * shares[1]:.1f} % on the front")
+        print(
+            f"true points in their bands: {100 * shares[0]:.1f} % of all, {100 * shares[1]:.1f} % on the front"
+        )
         return
     if given.soups:
         print(nearness())

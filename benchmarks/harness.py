@@ -58,7 +58,9 @@ def write_tasks(folder: Path, documents: int) -> None:
     from souping import pantry
 
     lines = Path(str(pantry.path("items"))).read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["answer"] and isinstance(row["answer"], list)]
+    rows = [
+        row for row in map(json.loads, lines) if row["answer"] and isinstance(row["answer"], list)
+    ]
     dice = random.Random(0)
     rows = dice.sample(rows, min(documents, len(rows)))
     calls = [json.dumps(row["answer"][0]) for row in rows]
@@ -67,11 +69,15 @@ def write_tasks(folder: Path, documents: int) -> None:
         others = dice.sample([c for c in calls if c != calls[number]], CHOICES - 1)
         answer = dice.randrange(CHOICES)
         choices = [*others[:answer], calls[number], *others[answer:]]
-        data.append({"prompt": row["prompt"], "gold": calls[number], "choices": choices, "answer": answer})
+        data.append(
+            {"prompt": row["prompt"], "gold": calls[number], "choices": choices, "answer": answer}
+        )
     (folder / "data.json").write_text(json.dumps(data))
     (folder / "write.yaml").write_text(WRITE.format(data=folder / "data.json"))
     for name, shots in (("pick", 0), ("pick_shots", 3)):
-        (folder / f"{name}.yaml").write_text(PICK.format(name=name, shots=shots, data=folder / "data.json"))
+        (folder / f"{name}.yaml").write_text(
+            PICK.format(name=name, shots=shots, data=folder / "data.json")
+        )
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -91,10 +97,17 @@ class Sides:
         from souping.evaluate.engines.transformers import load_module, load_tokenizer
         from souping.evaluate.lm_eval import HarnessEvaluator
 
-        settings = {"tasks": [task], "include_path": str(folder), "batch_size": batch_size, "threads": 1}
+        settings = {
+            "tasks": [task],
+            "include_path": str(folder),
+            "batch_size": batch_size,
+            "threads": 1,
+        }
         self.plain = HarnessEvaluator(**settings, device="cpu")
         module = load_module(model, self.plain.module_settings())
-        served = SimpleNamespace(module=module, tokenizer=load_tokenizer(model), folder=None, eos_token_ids=())
+        served = SimpleNamespace(
+            module=module, tokenizer=load_tokenizer(model), folder=None, eos_token_ids=()
+        )
         items = self.plain.benchmark.items()
         self.items = len(items)
         hand = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=batch_size)
@@ -114,7 +127,9 @@ class Sides:
 
 def ours(evaluator: Any, served: Any, items: Any) -> list[Any]:
     """As a run does: batch by batch."""
-    return [record for batch in evaluator.batches(items) for record in evaluator.evaluate(served, batch)]
+    return [
+        record for batch in evaluator.batches(items) for record in evaluator.evaluate(served, batch)
+    ]
 
 
 def measure(sides: Sides, rounds: int) -> dict[str, list[float]]:

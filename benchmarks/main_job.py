@@ -30,12 +30,19 @@ SEARCHES = ("adaptive", "grid")
 
 def run(search: str, folder: Path) -> dict[str, float]:
     """Seconds of a run: the whole command, its search stage, answering in it."""
-    words = ["+experiment=bfcl", f"optimiser={search}", f"hydra.run.dir={folder}", f"store.path={folder}.sqlite"]
+    words = [
+        "+experiment=bfcl",
+        f"optimiser={search}",
+        f"hydra.run.dir={folder}",
+        f"store.path={folder}.sqlite",
+    ]
     begun = time.monotonic()
     command = [sys.executable, "-u", "-m", "souping", *words]
     environment = {**os.environ, "WANDB_MODE": "offline"}
     marks: dict[str, float] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as job:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as job:
         assert job.stdout is not None
         lines = []
         for line in job.stdout:
@@ -73,10 +80,15 @@ def paired(adaptive: Path, grid: Path) -> str:
     if items != sorted(other):
         raise SystemExit("the two runs reported on different items")
     names = sorted({one[item]["category"] for item in items})
-    a, b = (np.array([table[item]["models"]["soup"]["score"] for item in items]) for table in (one, other))
+    a, b = (
+        np.array([table[item]["models"]["soup"]["score"] for item in items])
+        for table in (one, other)
+    )
     categories = np.array([names.index(one[item]["category"]) for item in items])
     groups = np.unique([one[item]["doc"]["group"] for item in items], return_inverse=True)[1]
-    found = compare("adaptive", "grid", a, b, categories, groups, np.full(len(names), 1 / len(names)))
+    found = compare(
+        "adaptive", "grid", a, b, categories, groups, np.full(len(names), 1 / len(names))
+    )
     return (
         f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
         f"p = {found.p_value:.2f}, {found.n} items"
@@ -84,12 +96,16 @@ def paired(adaptive: Path, grid: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp())
     costs: dict[str, list[dict[str, float]]] = {search: [] for search in SEARCHES}
-    print("| round | search | search stage, s | of it answering, s | items | whole run, s |\n|---|---|---|---|---|---|")
+    print(
+        "| round | search | search stage, s | of it answering, s | items | whole run, s |\n|---|---|---|---|---|---|"
+    )
     for number in range(given.rounds):
         for search in SEARCHES if number % 2 == 0 else SEARCHES[::-1]:
             cost = run(search, place / f"{search}{number}")
@@ -97,9 +113,12 @@ def main() -> None:
             row = f"{cost['stage']:.1f} | {cost['answering']:.1f} | {cost['items']:.0f} | {cost['whole']:.1f}"
             print(f"| {number + 1} | {search} | {row} |", flush=True)
     stage, whole = (
-        statistics.median(a[key] / g[key] for a, g in zip(*costs.values(), strict=True)) for key in ("stage", "whole")
+        statistics.median(a[key] / g[key] for a, g in zip(*costs.values(), strict=True))
+        for key in ("stage", "whole")
     )
-    print(f"\nSearch stage, adaptive / grid: {stage:.2f} (median of the rounds); whole run {whole:.2f}.")
+    print(
+        f"\nSearch stage, adaptive / grid: {stage:.2f} (median of the rounds); whole run {whole:.2f}."
+    )
     for search in SEARCHES:
         print(f"Winner of {search}: {report(place / f'{search}0')['recipe']['weights']}")
     print(f"Report fold, adaptive minus grid: {paired(place / 'adaptive0', place / 'grid0')}.")

@@ -69,7 +69,14 @@ class Bench:
         """A checkpoint as two ranks write it with torch."""
         out = folder.with_name(f"{folder.name}-{cut}")
         if not out.exists():
-            script = [sys.executable, "-P", str(HERE / "merge_shards.py"), str(folder), str(out), cut]
+            script = [
+                sys.executable,
+                "-P",
+                str(HERE / "merge_shards.py"),
+                str(folder),
+                str(out),
+                cut,
+            ]
             subprocess.run(script, check=True, capture_output=True)
         return out
 
@@ -85,11 +92,20 @@ class Bench:
         out, paths = str(self.folder / "out"), [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
         if what == "mergekit":
-            models = [{"model": p, "parameters": {"weight": w}} for p, w in zip(paths, weights, strict=True)]
+            models = [
+                {"model": p, "parameters": {"weight": w}}
+                for p, w in zip(paths, weights, strict=True)
+            ]
             table = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}}
             config = self.folder / "mergekit.yml"
             config.write_text(json.dumps({**table, "dtype": "bfloat16"}))  # JSON is YAML
-            flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "--lazy-unpickle", "--async-write"]
+            flags = [
+                "--no-copy-tokenizer",
+                "--no-write-model-card",
+                "--quiet",
+                "--lazy-unpickle",
+                "--async-write",
+            ]
             return [str(self.mergekit), str(config), out, *flags]
         if what == "convert":
             like = str(self.folder / "inputs" / folders["m0"].parent.name / "m0")
@@ -97,11 +113,20 @@ class Bench:
             return [*script, out, _text(weights), like, *paths]
         if what == "olmo":
             assert self.olmo
-            return [*self.olmo, *(f"--model={path}" for path in paths), f"--output={out}", "--skip-optimizer-state"]
+            return [
+                *self.olmo,
+                *(f"--model={path}" for path in paths),
+                f"--output={out}",
+                "--skip-optimizer-state",
+            ]
         if what.startswith("ours"):
             pool, shares = ",".join(paths), ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
-            words += [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"] if "_like_" in what else []
+            words += (
+                [f"pool.like={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"]
+                if "_like_" in what
+                else []
+            )
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, _text(weights), *paths]
 
@@ -123,7 +148,9 @@ class Bench:
         log = self.folder / "log"
         with log.open("wb") as file:
             launch = [sys.executable, "-S", "-c", LAUNCHER, *command]
-            done = subprocess.run(launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False, cwd=place)
+            done = subprocess.run(
+                launch, stdout=subprocess.PIPE, stderr=file, env=environment, check=False, cwd=place
+            )
         if done.returncode:
             raise SystemExit(f"{what} failed:\n{log.read_text()[-2000:]}")
         if what not in self.written and what != "olmo":  # which writes another layout
@@ -131,7 +158,9 @@ class Bench:
         wall, cpu, rss = map(float, done.stdout.split())
         return wall, cpu, rss
 
-    def contest(self, pools: Mapping[str, dict[str, Path]], rounds: int) -> dict[str, tuple[float, ...]]:
+    def contest(
+        self, pools: Mapping[str, dict[str, Path]], rounds: int
+    ) -> dict[str, tuple[float, ...]]:
         """Medians of the costs of each contender, which has its own folders.
 
         Each round begins with another contender: the first one of a round may find the machine's memory in a better
@@ -142,7 +171,10 @@ class Bench:
             names = list(pools)
             for name in names[first % len(names) :] + names[: first % len(names)]:
                 costs[name].append(self.cost(name, pools[name]))
-        return {name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True)) for name, rows in costs.items()}
+        return {
+            name: tuple(statistics.median(c) for c in zip(*rows[1:], strict=True))
+            for name, rows in costs.items()
+        }
 
 
 def _text(weights: Sequence[float]) -> str:
@@ -160,7 +192,9 @@ def processes(bench: Bench, rounds: int, naive: int) -> None:
     if naive:
         found |= bench.contest({"naive": folders}, naive)
     bench.say("\n## Whole process, 4 x 1.19 GB, warm cache\n")
-    bench.say("| what | wall s | cpu s | peak RSS MB | wall, ours / it | cpu, ours / it |\n|---|---|---|---|---|---|")
+    bench.say(
+        "| what | wall s | cpu s | peak RSS MB | wall, ours / it | cpu, ours / it |\n|---|---|---|---|---|---|"
+    )
     for name, (wall, cpu, rss) in found.items():
         ratios = f"{found['ours'][0] / wall:.3f} | {found['ours'][1] / cpu:.3f}"
         bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {ratios} |")
@@ -179,7 +213,9 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
     plain = bench.inputs(size, 4, 4)
     pools = {"ours": plain, "ours_empty": plain}
     for cut in ("rows", "columns"):
-        pools[f"ours_like_{size}_{cut}"] = {name: bench.shards(folder, cut) for name, folder in plain.items()}
+        pools[f"ours_like_{size}_{cut}"] = {
+            name: bench.shards(folder, cut) for name, folder in plain.items()
+        }
     rows = pools[f"ours_like_{size}_rows"]
     pools[f"ours_like_{size}_empty"] = rows
     bench.say(f"\n## Sharded checkpoints in, 4 x {size} GB, warm cache\n")
@@ -192,7 +228,9 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
     if others:
         contenders = {**others, f"ours_like_{size}_empty": rows}
         bench.say("")
-        beside(bench, 1, contenders, dict.fromkeys(contenders, next(iter(others))), next(iter(others)))
+        beside(
+            bench, 1, contenders, dict.fromkeys(contenders, next(iter(others))), next(iter(others))
+        )
         written += ["convert"] if bench.mergekit else []
     same = all(bench.written["ours"] == bench.written[name] for name in written)
     bench.say(f"\nBytes of {', '.join(['ours', *written])}: {'equal' if same else 'DIFFERENT'}.")
@@ -211,20 +249,28 @@ def fp8(bench: Bench, rounds: int, size: str) -> None:
 
 
 def beside(
-    bench: Bench, rounds: int, pools: Mapping[str, dict[str, Path]], twins: Mapping[str, str], what: str
+    bench: Bench,
+    rounds: int,
+    pools: Mapping[str, dict[str, Path]],
+    twins: Mapping[str, str],
+    what: str,
 ) -> None:
     """A row for each pool, with its wall time over that of its twin, which reads `what`."""
     found = bench.contest(pools, rounds)
     bench.say(f"| what | wall s | cpu s | peak RSS MB | wall / {what} |\n|---|---|---|---|---|")
     for name, (wall, cpu, rss) in found.items():
-        bench.say(f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |")
+        bench.say(
+            f"| {name} | {wall:.2f} | {cpu:.2f} | {rss:.0f} | {wall / found[twins[name]][0]:.2f} |"
+        )
 
 
 def digests(folder: Path) -> dict[str, str]:
     """{tensor: digest of its bytes} of a model folder."""
     checkpoint, found = Checkpoint.open(folder), dict[str, str]()
     for name, tensor in checkpoint.tensors.items():
-        data = np.memmap(checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,))
+        data = np.memmap(
+            checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,)
+        )
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 
@@ -232,7 +278,13 @@ def digests(folder: Path) -> dict[str, str]:
 def memory(bench: Bench) -> None:
     """Peak RSS of our process for other numbers and sizes of models."""
     bench.say("\n## Peak RSS of our process\n\n| models | MB | wall s |\n|---|---|---|")
-    for size, count, distinct in (("1.2", 2, 4), ("1.2", 4, 4), ("1.2", 8, 4), ("0.3", 4, 4), ("2.4", 4, 2)):
+    for size, count, distinct in (
+        ("1.2", 2, 4),
+        ("1.2", 4, 4),
+        ("1.2", 8, 4),
+        ("0.3", 4, 4),
+        ("2.4", 4, 2),
+    ):
         wall, _, rss = bench.cost("ours", bench.inputs(size, count, distinct))
         bench.say(f"| {count} x {size} GB | {rss:.0f} | {wall:.2f} |")
     shutil.rmtree(bench.folder / "inputs" / "2.4", ignore_errors=True)
@@ -242,14 +294,30 @@ def phases(bench: Bench, rounds: int) -> None:
     """Inside one process: arithmetic against no arithmetic, warm and cold, and pouring."""
     folders, stage = bench.inputs("1.2", 4, 4), bench.folder / "stage"
     made = LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4]))
-    bench.say("\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|")
+    bench.say(
+        "\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|"
+    )
     warm = averaging(made, stage, rounds)
-    _line(bench, "averaging, warm, no fsync", warm["averaging"], "same reads and writes, no arithmetic", warm["raw"])
+    _line(
+        bench,
+        "averaging, warm, no fsync",
+        warm["averaging"],
+        "same reads and writes, no arithmetic",
+        warm["raw"],
+    )
     disk = cold(made, stage, rounds)
-    _line(bench, "cold inputs, fsync", disk["averaging"], "same reads, writes and fsync", disk["raw"])
+    _line(
+        bench, "cold inputs, fsync", disk["averaging"], "same reads, writes and fsync", disk["raw"]
+    )
     shutil.rmtree(stage, ignore_errors=True)
     live = pouring(folders, WEIGHTS[4], rounds)
-    _line(bench, "pour into a live fp32 module", live["pour"], "plain copy of as many bytes", live["copy"])
+    _line(
+        bench,
+        "pour into a live fp32 module",
+        live["pour"],
+        "plain copy of as many bytes",
+        live["copy"],
+    )
     _line(bench, "whole-tensor fp32 arithmetic", live["whole tensors"], "pour", live["pour"])
 
 
@@ -266,17 +334,34 @@ def planning(bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="an absent or empty folder with 12 GB of room")
-    parser.add_argument("--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)")
-    parser.add_argument(
-        "--olmo", nargs="+", metavar="WORD", help="with --shards: python and OLMo-core's merge_core_checkpoints.py"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4")
-    parser.add_argument("--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4")
-    parser.add_argument("--save", action="store_true", help="keep the tables under benchmarks/results/")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="an absent or empty folder with 12 GB of room"
+    )
+    parser.add_argument(
+        "--mergekit", help="mergekit-yaml of an environment that has mergekit 0.1.5"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--naive", type=int, default=1, help="rounds of naive averaging (0: leave it out)"
+    )
+    parser.add_argument(
+        "--olmo",
+        nargs="+",
+        metavar="WORD",
+        help="with --shards: python and OLMo-core's merge_core_checkpoints.py",
+    )
+    parser.add_argument(
+        "--shards", metavar="GB", help="only sharded checkpoints of this size: 0.3, 1.2 or 2.4"
+    )
+    parser.add_argument(
+        "--fp8", metavar="GB", help="only FP8 checkpoints, of this size in bf16: 0.3, 1.2 or 2.4"
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="keep the tables under benchmarks/results/"
+    )
     options = parser.parse_args()
     # benchmarks/ must not hide packages of the same names from later imports
     sys.path.append(sys.path.pop(0))
@@ -302,7 +387,9 @@ def main() -> None:
         memory(bench)
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    bench.say(f"\nLoad {os.getloadavg()[0]:.1f} after (shared machine: ratios hold, seconds do not).")
+    bench.say(
+        f"\nLoad {os.getloadavg()[0]:.1f} after (shared machine: ratios hold, seconds do not)."
+    )
     if options.save:
         (HERE / "results").mkdir(exist_ok=True)
         (HERE / "results" / f"merge-{today}.md").write_text("\n".join(bench.lines) + "\n")

@@ -21,10 +21,17 @@ def convert(sharded: Path, like: Path, out: Path) -> None:
 
     gathered = out.with_suffix(".pt")
     module = "torch.distributed.checkpoint.format_utils"
-    subprocess.run([sys.executable, "-P", "-m", module, "dcp_to_torch", str(sharded), str(gathered)], check=True)
+    subprocess.run(
+        [sys.executable, "-P", "-m", module, "dcp_to_torch", str(sharded), str(gathered)],
+        check=True,
+    )
     out.mkdir()
     state = torch.load(gathered, mmap=True)["model"]
-    save_file({name: value.contiguous() for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        out / "model.safetensors",
+        {"format": "pt"},
+    )
     shutil.copy(like / "config.json", out)
     gathered.unlink()
 
@@ -34,15 +41,34 @@ def main(mergekit: str, out: Path, weights: list[float], like: Path, *pool: Path
     for sharded, folder in zip(pool, folders, strict=True):
         shutil.rmtree(folder, ignore_errors=True)
         convert(sharded, like, folder)
-    models = [{"model": str(f), "parameters": {"weight": w}} for f, w in zip(folders, weights, strict=True)]
-    table = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}, "dtype": "bfloat16"}
+    models = [
+        {"model": str(f), "parameters": {"weight": w}}
+        for f, w in zip(folders, weights, strict=True)
+    ]
+    table = {
+        "merge_method": "linear",
+        "models": models,
+        "parameters": {"normalize": False},
+        "dtype": "bfloat16",
+    }
     config = out.with_name("converted.yml")
     config.write_text(json.dumps(table))  # JSON is YAML
-    flags = ["--no-copy-tokenizer", "--no-write-model-card", "--quiet", "--lazy-unpickle", "--async-write"]
+    flags = [
+        "--no-copy-tokenizer",
+        "--no-write-model-card",
+        "--quiet",
+        "--lazy-unpickle",
+        "--async-write",
+    ]
     subprocess.run([mergekit, str(config), str(out), *flags], check=True)
     for folder in folders:
         shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), [float(w) for w in sys.argv[3].split(",")], *map(Path, sys.argv[4:]))
+    main(
+        sys.argv[1],
+        Path(sys.argv[2]),
+        [float(w) for w in sys.argv[3].split(",")],
+        *map(Path, sys.argv[4:]),
+    )

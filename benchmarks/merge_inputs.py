@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-SIZES = {"0.3": (1024, 2816, 7, 32000), "1.2": (2048, 5632, 9, 32000), "2.4": (2048, 5632, 21, 32000)}
+SIZES = {
+    "0.3": (1024, 2816, 7, 32000),
+    "1.2": (2048, 5632, 9, 32000),
+    "2.4": (2048, 5632, 21, 32000),
+}
 """GB: (hidden, intermediate, layers, vocabulary)"""
 
 
@@ -21,7 +25,9 @@ def shapes(size: str) -> dict[str, tuple[int, ...]]:
             table[f"{name}self_attn.{part}.weight"] = (hidden, hidden)
         table[f"{name}mlp.gate_proj.weight"] = table[f"{name}mlp.up_proj.weight"] = (inner, hidden)
         table[f"{name}mlp.down_proj.weight"] = (hidden, inner)
-        table[f"{name}input_layernorm.weight"] = table[f"{name}post_attention_layernorm.weight"] = (hidden,)
+        table[f"{name}input_layernorm.weight"] = table[f"{name}post_attention_layernorm.weight"] = (
+            hidden,
+        )
     table["model.norm.weight"] = (hidden,)
     table["lm_head.weight"] = (vocab, hidden)
     return table
@@ -61,11 +67,17 @@ def in_fp8(folder: Path, out: Path) -> Path:
                     rows, columns = (n // 128 for n in value.shape)
                     blocks = value.float().reshape(rows, 128, columns, 128)
                     scale = blocks.abs().amax((1, 3)) / 448
-                    part[name] = (blocks / scale[:, None, :, None]).reshape(value.shape).to(torch.float8_e4m3fn)
+                    part[name] = (
+                        (blocks / scale[:, None, :, None])
+                        .reshape(value.shape)
+                        .to(torch.float8_e4m3fn)
+                    )
                     part[f"{name}_scale_inv"] = scale
         save_file(part, out / path.name, {"format": "pt"})
         places |= dict.fromkeys(part, path.name)
-    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
     table = json.loads((folder / "config.json").read_text())
     scheme = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
     (out / "config.json").write_text(json.dumps({**table, "quantization_config": scheme}))
@@ -86,7 +98,11 @@ def _header(table: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
     entries, offset = {}, 0
     for name, shape in table.items():
         nbytes = 2 * int(np.prod(shape))
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        entries[name] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
         offset += nbytes
     text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     text += b" " * (-len(text) % 8)
@@ -107,7 +123,9 @@ def sparse_70b(folder: Path) -> Path:
     shapes_70b: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (128256, 8192)}
     for layer in range(80):
         name = f"model.layers.{layer}."
-        shapes_70b |= {f"{name}self_attn.{p}_proj.weight": (8192 if p in "qo" else 1024, 8192) for p in "qkvo"}
+        shapes_70b |= {
+            f"{name}self_attn.{p}_proj.weight": (8192 if p in "qo" else 1024, 8192) for p in "qkvo"
+        }
         shapes_70b |= {f"{name}mlp.{p}_proj.weight": (28672, 8192) for p in ("gate", "up")}
         shapes_70b[f"{name}mlp.down_proj.weight"] = (8192, 28672)
         shapes_70b |= {f"{name}{p}_layernorm.weight": (8192,) for p in ("input", "post_attention")}

@@ -102,7 +102,9 @@ def pouring(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
             "pour": lambda: timed(lambda: live.pour(recipe)),
         },
     )
-    return times | {"whole tensors": _whole_tensors(_module(next(iter(folders.values()))), folders, weights)}
+    return times | {
+        "whole tensors": _whole_tensors(_module(next(iter(folders.values()))), folders, weights)
+    }
 
 
 def _module(folder: Path) -> Any:
@@ -110,7 +112,9 @@ def _module(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("cpu"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder), dtype=torch.float32
+        )
 
 
 def _whole_tensors(module: Any, folders: dict[str, Path], weights: Sequence[float]) -> float:
@@ -119,7 +123,13 @@ def _whole_tensors(module: Any, folders: dict[str, Path], weights: Sequence[floa
 
     states: list[dict[str, Any]] = []
     for path in folders.values():
-        states.append({k: v for file in sorted(path.glob("*.safetensors")) for k, v in load_file(file).items()})
+        states.append(
+            {
+                k: v
+                for file in sorted(path.glob("*.safetensors"))
+                for k, v in load_file(file).items()
+            }
+        )
 
     def pour() -> None:
         with torch.no_grad():

@@ -23,14 +23,18 @@ def write(rank: int, source: Path, out: Path, cut: str, port: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
+    )
     dist.init_process_group("gloo")
     mesh, state = init_device_mesh("cpu", (2,)), {}
     for file in sorted(source.glob("*.safetensors")):
         for name, value in load_file(file).items():
             dim = 0 if cut == "rows" else value.dim() - 1
             local = torch.chunk(value, 2, dim)[rank].contiguous()
-            state[name] = DTensor.from_local(local, mesh, [Shard(dim)], shape=value.shape, stride=value.stride())
+            state[name] = DTensor.from_local(
+                local, mesh, [Shard(dim)], shape=value.shape, stride=value.stride()
+            )
     dcp.save({"model": state}, checkpoint_id=out)
     dist.destroy_process_group()
 

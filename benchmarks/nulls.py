@@ -36,14 +36,20 @@ class Layout:
         third = 0 if alone else n // 3
         within = np.concatenate([np.arange(n - 2 * third), n + np.arange(third) // 5])
         own = [c * 10_000 + within for c in range(categories)]
-        self.groups = np.concatenate([np.concatenate([g, 1_000_000 + np.arange(third)]) for g in own])
+        self.groups = np.concatenate(
+            [np.concatenate([g, 1_000_000 + np.arange(third)]) for g in own]
+        )
         self.categories = np.repeat(np.arange(categories), n)
         self.weights = np.full(categories, 1.0 / categories)
         _, self.groups = np.unique(self.groups, return_inverse=True)
 
 
 def simulate(
-    rng: np.random.Generator, layout: Layout, rates: np.ndarray, shared: float = 0.5, grouped: float = 0.35
+    rng: np.random.Generator,
+    layout: Layout,
+    rates: np.ndarray,
+    shared: float = 0.5,
+    grouped: float = 0.35,
 ) -> np.ndarray:
     """Right-or-wrong scores [M, I] with P(right) = rates [M, C] exactly (a Gaussian copula).
 
@@ -54,18 +60,24 @@ def simulate(
 
     models, items = len(rates), len(layout.groups)
     item = rng.standard_normal(items) * np.sqrt(shared)
-    group = rng.standard_normal((models, layout.groups.max() + 1))[:, layout.groups] * np.sqrt(grouped)
+    group = rng.standard_normal((models, layout.groups.max() + 1))[:, layout.groups] * np.sqrt(
+        grouped
+    )
     own = rng.standard_normal((models, items)) * np.sqrt(1 - shared - grouped)
     return (item + group + own < ndtri(rates)[:, layout.categories]).astype(float)
 
 
-def nearly(rng: np.random.Generator, layout: Layout, scores: np.ndarray, fresh: np.ndarray, share: float) -> np.ndarray:
+def nearly(
+    rng: np.random.Generator, layout: Layout, scores: np.ndarray, fresh: np.ndarray, share: float
+) -> np.ndarray:
     """A near-duplicate of `scores` [I]: a share of the groups is answered anew, with the same accuracy."""
     anew = rng.random(layout.groups.max() + 1) < share
     return np.where(anew[layout.groups], fresh, scores)
 
 
-def sampled(rng: np.random.Generator, layout: Layout, rates: np.ndarray, answers: int = 4) -> np.ndarray:
+def sampled(
+    rng: np.random.Generator, layout: Layout, rates: np.ndarray, answers: int = 4
+) -> np.ndarray:
     """Scores [M, I] that are means of several answers: a fifth of the variance is the draw of an answer.
 
     What a model makes of an item is the same in all its answers, so each of them is right with the item's chance.
@@ -91,17 +103,26 @@ class Said:
 
 
 def interval(
-    layout: Layout, a: np.ndarray, b: np.ndarray, seed: int, looks: int = 1, groups: np.ndarray | None = None
+    layout: Layout,
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int,
+    looks: int = 1,
+    groups: np.ndarray | None = None,
 ) -> tuple[float, float, float]:
     """(low, high, p) of a - b at the level of the look; a rare p-value is looked at with more draws."""
-    whole = design(a - b, layout.categories, layout.groups if groups is None else groups, layout.weights)
+    whole = design(
+        a - b, layout.categories, layout.groups if groups is None else groups, layout.weights
+    )
     alpha = ALPHA / penalty(looks)
     if looks > 1 and sign_flip(whole, draws=DRAWS, seed=seed) > 10 / DRAWS:
         return -1.0, 1.0, 1.0  # far from the level of any later look
     return invert(whole, 1.0, alpha=alpha, draws=DRAWS, seed=seed)
 
 
-def judge(layout: Layout, scores: np.ndarray, seed: int, looks: int = 1, groups: np.ndarray | None = None) -> Said:
+def judge(
+    layout: Layout, scores: np.ndarray, seed: int, looks: int = 1, groups: np.ndarray | None = None
+) -> Said:
     """The soup is row 0, the candidate that search would have chosen row 1, the other candidates follow.
 
     The claims of `significance.verdict`; that every candidate is beaten is asked only where the first one is.
@@ -111,7 +132,9 @@ def judge(layout: Layout, scores: np.ndarray, seed: int, looks: int = 1, groups:
     better = p_value < alpha and low > 0
     rest = (interval(layout, scores[0], other, seed, looks, groups) for other in scores[2:])
     every = better and all(p < alpha and low > 0 for low, _, p in rest)
-    return Said(rejects=p_value < alpha, better=better, every=every, keeps=not better and high < MARGIN)
+    return Said(
+        rejects=p_value < alpha, better=better, every=every, keeps=not better and high < MARGIN
+    )
 
 
 Null = Callable[[np.random.Generator, Layout, int], Said]
@@ -126,7 +149,9 @@ def _rates(models: int, layout: Layout, soup: float = 0.0, others: float = 0.0) 
     return rates
 
 
-def independent(models: int = 6, soup: float = 0.0, others: float = 0.0, draw: Draw = simulate) -> Null:
+def independent(
+    models: int = 6, soup: float = 0.0, others: float = 0.0, draw: Draw = simulate
+) -> Null:
     """Models that share nothing but the items."""
 
     def null(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
@@ -155,8 +180,15 @@ def looked_often(draw: Draw = simulate) -> Null:
     def null(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
         scores = draw(rng, layout, _rates(LOOKS + 2, layout))
         soups, rest = scores[:LOOKS], scores[LOOKS:]
-        said = [judge(layout, np.vstack([soup[None], rest]), seed, k) for k, soup in enumerate(soups, 1)]
-        return Said(*(any(getattr(one, name) for one in said) for name in ("rejects", "better", "every", "keeps")))
+        said = [
+            judge(layout, np.vstack([soup[None], rest]), seed, k) for k, soup in enumerate(soups, 1)
+        ]
+        return Said(
+            *(
+                any(getattr(one, name) for one in said)
+                for name in ("rejects", "better", "every", "keeps")
+            )
+        )
 
     return null
 
@@ -166,7 +198,10 @@ def shared_items(rng: np.random.Generator, layout: Layout, seed: int) -> Said:
     candidate it is compared with was chosen on the search fold too."""
     rates = _rates(17, layout)
     search, report = (simulate(rng, layout, rates, shared=0.85, grouped=0.1) for _ in range(2))
-    best, single = int(np.argmax(search[:12].mean(axis=1))), 12 + int(np.argmax(search[12:].mean(axis=1)))
+    best, single = (
+        int(np.argmax(search[:12].mean(axis=1))),
+        12 + int(np.argmax(search[12:].mean(axis=1))),
+    )
     order = [best, single, *(m for m in range(12, 17) if m != single)]
     return judge(layout, report[order], seed)
 
@@ -199,7 +234,10 @@ LOOKED: dict[str, tuple[Null, Layout]] = {
 }
 """As above, over all twenty reports."""
 KEEPS: dict[str, tuple[Null, Layout]] = {
-    "five equal candidates, soup 1 point better (the margin), s.e. 1": (independent(soup=1.0, draw=alike), WIDE),
+    "five equal candidates, soup 1 point better (the margin), s.e. 1": (
+        independent(soup=1.0, draw=alike),
+        WIDE,
+    ),
     "the same, 4 sampled answers": (independent(soup=1.0, draw=sampled), WIDE),
     "soup 1 point better, 600 items": (independent(soup=1.0), USUAL),
     "soup 2 points better, s.e. 1": (independent(soup=2.0, draw=alike), WIDE),
@@ -211,7 +249,9 @@ FAILS: dict[str, tuple[Null, Layout]] = {"groups ignored": (groups_ignored, USUA
 def count(null: Null, layout: Layout, repetitions: int, seed: int = 0) -> dict[str, int]:
     """How often each is said in so many repetitions; repetition r draws from its own generator."""
     said = [vars(null(np.random.default_rng([seed, r]), layout, r)) for r in range(repetitions)]
-    return {name: sum(one[name] for one in said) for name in ("rejects", "better", "every", "keeps")}
+    return {
+        name: sum(one[name] for one in said) for name in ("rejects", "better", "every", "keeps")
+    }
 
 
 def allowed(repetitions: int, level: float = LEVEL) -> int:
@@ -242,16 +282,26 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     rates = np.full((2, len(layout.weights)), case.level)
     rates[:, ::2] -= 0.02
     rates[1] += case.gain
-    a, fresh = np.mean([simulate(rng, layout, rates) for _ in range(3 if case.graded else 1)], axis=0)
+    a, fresh = np.mean(
+        [simulate(rng, layout, rates) for _ in range(3 if case.graded else 1)], axis=0
+    )
     b = nearly(rng, layout, a, fresh, case.share)
-    where = {"categories": layout.categories, "groups": layout.groups, "coefficients": layout.weights}
+    where = {
+        "categories": layout.categories,
+        "groups": layout.groups,
+        "coefficients": layout.weights,
+    }
     one = ItemTable(names=(), **where).interval(a, draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     low, high, _ = invert(deltas, 1.0, alpha=ALPHA / penalty(case.looks), draws=DRAWS)
     first = layout.categories == 0
     category = rate(a[first], layout.groups[first])
     truth, difference = float(layout.weights @ rates[0]), case.share * case.gain
-    return one.low <= truth <= one.high, low <= difference <= high, category.low <= rates[0, 0] <= category.high
+    return (
+        one.low <= truth <= one.high,
+        low <= difference <= high,
+        category.low <= rates[0, 0] <= category.high,
+    )
 
 
 COVERAGE: dict[str, Case] = {
@@ -267,7 +317,9 @@ COVERAGE: dict[str, Case] = {
     "2 x 24 items, 70 % right, half discordant groups": Case(Layout(2, 24), 0.7, 0.5),
     "2 x 24 items, 70 % right, 5 points better": Case(Layout(2, 24), 0.7, 0.5, 0.1),
     "2 x 24 items, 97 % right, 5 % discordant groups": Case(Layout(2, 24), 0.97, 0.05),
-    "1 x 75 items, 70 % right, 10 % discordant groups, 5 points worse": Case(Layout(1, 75), 0.7, 0.1, -0.5),
+    "1 x 75 items, 70 % right, 10 % discordant groups, 5 points worse": Case(
+        Layout(1, 75), 0.7, 0.1, -0.5
+    ),
 }
 
 
@@ -280,8 +332,17 @@ def _null_rows(repetitions: int) -> list[str]:
         for name, (null, layout) in nulls.items():
             start = time.perf_counter()
             said = count(null, layout, repetitions, seed=len(rows))
-            shown = [f"**{said[key]}**" if key == false else f"{said[key]}" for key in ("better", "every", "keeps")]
-            cells = [name, *shown, bound, f"{said['rejects']}", f"{time.perf_counter() - start:.0f}"]
+            shown = [
+                f"**{said[key]}**" if key == false else f"{said[key]}"
+                for key in ("better", "every", "keeps")
+            ]
+            cells = [
+                name,
+                *shown,
+                bound,
+                f"{said['rejects']}",
+                f"{time.perf_counter() - start:.0f}",
+            ]
             rows.append(f"| {' | '.join(cells)} |")
             print(rows[-1], flush=True)
     return rows
@@ -290,7 +351,9 @@ def _null_rows(repetitions: int) -> list[str]:
 def _coverage_rows(repetitions: int) -> list[str]:
     rows = []
     for name, case in COVERAGE.items():
-        held = np.mean([covers(np.random.default_rng([1, r]), case) for r in range(repetitions)], axis=0)
+        held = np.mean(
+            [covers(np.random.default_rng([1, r]), case) for r in range(repetitions)], axis=0
+        )
         rows.append(f"| {name} | " + " | ".join(f"{100 * h:.1f}" for h in held) + " |")
         print(rows[-1], flush=True)
     return rows

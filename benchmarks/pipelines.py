@@ -59,7 +59,10 @@ def usual(categories: int = 8, n: int = 120) -> Layout:
     """A third of the items alone, a third in fives, and a third in groups that span all categories."""
     third = n // 3
     within = np.concatenate([np.arange(n - 2 * third), n + np.arange(third) // 5])
-    groups = [np.concatenate([c * 10_000 + within, 1_000_000 + np.arange(third)]) for c in range(categories)]
+    groups = [
+        np.concatenate([c * 10_000 + within, 1_000_000 + np.arange(third)])
+        for c in range(categories)
+    ]
     return Layout(np.repeat(np.arange(categories), n), np.concatenate(groups))
 
 
@@ -77,7 +80,10 @@ def heavy(categories: int = 8, n: int = 120) -> Layout:
     """Groups within categories that have from 1 to 24 items, as few sources of many questions make them."""
     sizes = [24, 16, 12, 8, 8, 6, 6, 4, 4, *[3] * 4, *[2] * 5, *[1] * 10]
     own = np.repeat(np.arange(len(sizes)), sizes)[:n]
-    return Layout(np.repeat(np.arange(categories), n), np.concatenate([c * 1000 + own for c in range(categories)]))
+    return Layout(
+        np.repeat(np.arange(categories), n),
+        np.concatenate([c * 1000 + own for c in range(categories)]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +127,10 @@ class World:
         count = int(self.layout.categories.max()) + 1
         if len(recipe.ingredients) == 1:
             return np.full(count, self.candidates[self.names.index(recipe.ingredients[0])] / 100)
-        return np.full(count, self.mixture / 100) + np.where(np.arange(count) % 2, -1, 1) * self.opposite / 100
+        return (
+            np.full(count, self.mixture / 100)
+            + np.where(np.arange(count) % 2, -1, 1) * self.opposite / 100
+        )
 
     def difference(self, soup: Recipe, other: Recipe) -> float:
         names = [f"c{c:02d}" for c in range(int(self.layout.categories.max()) + 1)]
@@ -144,7 +153,9 @@ class Answers(RecipeEvaluator):
         self._item = np.sqrt(world.shared) * rng.standard_normal(len(items))
         grouped = rng.standard_normal((group.max() + 1, models)) @ mixed.T
         self._group = np.sqrt(world.grouped) * grouped[group]
-        self._own = np.sqrt(own) * rng.standard_normal((world.answers, len(items), models)) @ mixed.T
+        self._own = (
+            np.sqrt(own) * rng.standard_normal((world.answers, len(items), models)) @ mixed.T
+        )
         self._known: dict[str, Rows] = {}
         self._asked: deque[tuple[Request, ItemScores]] = deque()
 
@@ -157,11 +168,16 @@ class Answers(RecipeEvaluator):
             world, weights = self._world, self._world.weights(recipe)
             weights = weights / np.sqrt(weights @ world.alike @ weights)
             latent = self._item + self._group @ weights + self._own @ weights
-            self._known[key] = (latent < ndtri(world.rates(recipe))[world.layout.categories]).mean(axis=0)
+            self._known[key] = (latent < ndtri(world.rates(recipe))[world.layout.categories]).mean(
+                axis=0
+            )
         return self._known[key]
 
     def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        return ItemScores(items=tuple(items), values=self.values(recipe)[[self._number[item.id] for item in items]])
+        return ItemScores(
+            items=tuple(items),
+            values=self.values(recipe)[[self._number[item.id] for item in items]],
+        )
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         return [self.scores(recipe, items) for recipe in soups]
@@ -182,7 +198,10 @@ class Pool:
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))
         return Recipe(
-            ingredients=names, fingerprints=names, weights=tuple(weights[name] for name in names), dtype="float32"
+            ingredients=names,
+            fingerprints=names,
+            weights=tuple(weights[name] for name in names),
+            dtype="float32",
         )
 
 
@@ -209,7 +228,10 @@ class Run(Steps):
         return {recipe.id: self.answers.scores(recipe, stage.items) for recipe in stage.models}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
-        return {recipe.ingredients[0]: self.answers.scores(recipe, stage.items) for recipe in stage.models}
+        return {
+            recipe.ingredients[0]: self.answers.scores(recipe, stage.items)
+            for recipe in stage.models
+        }
 
     def select(self, stage: Stage | None) -> Selection:
         assert stage is not None
@@ -227,7 +249,9 @@ class Run(Steps):
 
     def best_candidate(self, stage: Stage) -> str:
         scores = self._by_candidate(stage)
-        found = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
+        found = {
+            name: result_of(one, self.settings.objective).objective for name, one in scores.items()
+        }
         return max(found, key=lambda name: round(found[name], 12))
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
@@ -260,8 +284,16 @@ def simulate(world: World, seed: int, number: int) -> Run:
     """The `number`-th run of a world."""
     rng = np.random.default_rng([seed, number])
     items = tuple(
-        Item(id=f"{n}", category=f"c{c:02d}", group=f"run {seed} {number} group {g}", prompt="", answer="")
-        for n, (c, g) in enumerate(zip(world.layout.categories.tolist(), world.layout.groups.tolist(), strict=True))
+        Item(
+            id=f"{n}",
+            category=f"c{c:02d}",
+            group=f"run {seed} {number} group {g}",
+            prompt="",
+            answer="",
+        )
+        for n, (c, g) in enumerate(
+            zip(world.layout.categories.tolist(), world.layout.groups.tolist(), strict=True)
+        )
     )
     absent: Any = None  # parts that a simulation has no use for
     run = RunSettings(
@@ -272,7 +304,9 @@ def simulate(world: World, seed: int, number: int) -> Run:
         optimiser=Adaptive(),
     )  # fmt: skip
     folds = split_folds(items).items
-    simulated = Run(world, run, Pool(world.names), folds, Answers(world, items, rng), number < POWERED)
+    simulated = Run(
+        world, run, Pool(world.names), folds, Answers(world, items, rng), number < POWERED
+    )
     simulated.walk()
     return simulated
 
@@ -286,7 +320,9 @@ def _soce(world: World) -> SoCE:
 TREE = Weighted(weights={"c00": 0.6, **{f"c{c:02d}": 0.4 / 7 for c in range(1, 8)}})
 NULLS: dict[str, World] = {
     "all equal": World(),
-    "twins, the others 4 points below": World(candidates=(70.0, 70.0, 66.0, 66.0, 66.0), twins=0.97),
+    "twins, the others 4 points below": World(
+        candidates=(70.0, 70.0, 66.0, 66.0, 66.0), twins=0.97
+    ),
     "one 14 points ahead, soups level with it": World(
         candidates=(70.0, 56.0, 56.0, 56.0, 56.0), selector=All(), grouped=0.15
     ),
@@ -301,7 +337,9 @@ NULLS: dict[str, World] = {
     "scores in thirds": World(answers=3),
     "24 x 40 items": World(layout=alone(24, 40)),
 }
-GAINS: dict[str, World] = {f"every soup {gain} points better": World(mixture=70.0 + gain) for gain in (1, 3, 6, 9)}
+GAINS: dict[str, World] = {
+    f"every soup {gain} points better": World(mixture=70.0 + gain) for gain in (1, 3, 6, 9)
+}
 
 
 @dataclass
@@ -384,22 +422,31 @@ def verdicts(nulls: Tally, whole: Tally) -> list[tuple[str, bool]]:
             nulls.false_better / tested,
             BETTER,
         ),
-        f"false 'better than every candidate', at most {100 * EVERY:.0f} %": (nulls.false_every / tested, EVERY),
+        f"false 'better than every candidate', at most {100 * EVERY:.0f} %": (
+            nulls.false_every / tested,
+            EVERY,
+        ),
         f"false 'keep', at most {100 * EVERY:.0f} % of {whole.tested} tested runs": (
             whole.false_kept / max(whole.tested, 1),
             EVERY,
         ),
     }
     low, high = COVERED
-    lines = [(f"{what}: {100 * share:.2f} %", share <= bar) for what, (share, bar) in shares.items()]
+    lines = [
+        (f"{what}: {100 * share:.2f} %", share <= bar) for what, (share, bar) in shares.items()
+    ]
     covered = f"coverage of {nulls.pairs} pairs of all nulls, {100 * low:.1f} to {100 * high:.1f} %"
     return [*lines, (f"{covered}: {100 * nulls.coverage:.1f} %", low <= nulls.coverage <= high)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--only", nargs="*", default=[], help="worlds whose name has one of these texts")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="worlds whose name has one of these texts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--date", default=str(datetime.date.today()))
@@ -413,7 +460,11 @@ def main() -> None:
         for name in names:
             parts = [range(first, given.runs, given.jobs) for first in range(given.jobs)]
             asked = [(name, part, given.seed) for part in parts]
-            found = [tally(*asked[0])] if given.jobs == 1 else list(workers.map(tally, *zip(*asked, strict=True)))
+            found = (
+                [tally(*asked[0])]
+                if given.jobs == 1
+                else list(workers.map(tally, *zip(*asked, strict=True)))
+            )
             told = sum(found, Tally())
             totals["whole"] += told
             totals["nulls"] += told if name in NULLS else Tally()

@@ -60,7 +60,9 @@ def pours(live: Pourable) -> list[float]:
 
 
 def recipe(first: float) -> Recipe:
-    return Recipe(ingredients=NAMES, fingerprints=NAMES, weights=(first, 0.3, 0.7 - first), dtype="bfloat16")
+    return Recipe(
+        ingredients=NAMES, fingerprints=NAMES, weights=(first, 0.3, 0.7 - first), dtype="bfloat16"
+    )
 
 
 if __name__ == "__main__":

@@ -26,27 +26,43 @@ from souping.merge.plan import MergePlan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="0.3", choices=["0.3", "1.2", "2.4"], help="GB of a model")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", default="0.3", choices=["0.3", "1.2", "2.4"], help="GB of a model"
+    )
     parser.add_argument("--models", type=int, default=4)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "souping-accelerate")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "souping-accelerate"
+    )
     options = parser.parse_args()
     folders = {f"m{i}": options.work / f"{options.size}-{i}" for i in range(options.models)}
     for seed, folder in enumerate(folders.values()):
         if not (folder / "config.json").exists():
             generate(folder, options.size, seed)
     names = tuple(folders)
-    recipe = Recipe(ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="bfloat16")
+    recipe = Recipe(
+        ingredients=names,
+        fingerprints=names,
+        weights=(1 / len(names),) * len(names),
+        dtype="bfloat16",
+    )
     merge = LocalMerge()
-    plan = merge.plan(recipe, merge.align({name: Checkpoint.open(folder) for name, folder in folders.items()}))
+    plan = merge.plan(
+        recipe, merge.align({name: Checkpoint.open(folder) for name, folder in folders.items()})
+    )
     report(measure(plan, options.work / "soup", options.ranks, options.rounds), plan, options.ranks)
 
 
 def measure(plan: MergePlan, out: Path, ranks: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind, in interleaved rounds after one that is thrown away."""
-    backends = {"merge=local": LocalMerge(), "merge=accelerate": AccelerateMerge(num_processes=ranks)}
+    backends = {
+        "merge=local": LocalMerge(),
+        "merge=accelerate": AccelerateMerge(num_processes=ranks),
+    }
     times: dict[str, list[float]] = {name: [] for name in backends}
     for number in range(rounds + 1):
         for name, merge in backends.items():

@@ -42,7 +42,9 @@ def rate(actors: int, count: int, seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -53,7 +55,9 @@ def main() -> None:
             own.append(rate(actors, given.requests, given.seconds))
             print(f"{actors} actors: {own[-1]:.3f} requests per second", flush=True)
     one, two = (statistics.median(rates[actors]) for actors in (1, 2))
-    print(f"median of {given.rounds}: {one:.3f} and {two:.3f} requests per second, ratio {two / one:.2f}")
+    print(
+        f"median of {given.rounds}: {one:.3f} and {two:.3f} requests per second, ratio {two / one:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class TableWorlds:
         """Regret of the full grid [seeds]."""
         return np.array([sim.regret(int(np.argmax(sim.grid))) for sim in self.sims()])
 
-    def searches(self, name: str, method: ways.Method, share: float | None) -> dict[str, np.ndarray]:
+    def searches(
+        self, name: str, method: ways.Method, share: float | None
+    ) -> dict[str, np.ndarray]:
         """{column: [seeds]}; read again from `--keep` where they were made before."""
         given = self.given
         label = f"{self.name} {len(self.worlds)} {name} {share or 'stop'} {given.items} {given.seeds}.npy"
@@ -77,7 +79,9 @@ class TableWorlds:
         if kept and kept.exists():
             rows = np.asarray(np.load(kept))
         else:
-            rows = np.array([self._one(seed, method, share) for seed in range(given.seeds)], dtype=float)
+            rows = np.array(
+                [self._one(seed, method, share) for seed in range(given.seeds)], dtype=float
+            )
             if kept:
                 np.save(kept, rows)
         return dict(zip(COLUMNS, rows.T, strict=True))
@@ -149,7 +153,9 @@ def beside(table: TableWorlds, found: dict[str, np.ndarray], grid: np.ndarray) -
     return f"{change.mean():+.2f} ({table.error(change):.2f})"
 
 
-def summary(table: TableWorlds, cells: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray) -> str:
+def summary(
+    table: TableWorlds, cells: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray
+) -> str:
     near = (found["regret"] <= 1).astype(float)
     stated = f"{found['within'].mean():.2f} / " if np.isfinite(found["within"]).all() else ""
     changes = [cell.split(" ", 1)[1] for cell in cells]
@@ -165,7 +171,9 @@ def methods(given: argparse.Namespace) -> list[tuple[str, ways.Method]]:
     return [*(row for row in METHODS.items() if not given.methods or row[0] in given.methods), *own]
 
 
-def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np.ndarray]) -> list[str]:
+def note(
+    table: TableWorlds, name: str, share: float | None, found: dict[str, np.ndarray]
+) -> list[str]:
     """How often a pick is near the best, how sure of that the search was where it says so, and its time."""
     near = (found["regret"] <= 1).astype(float)
     stated = ""
@@ -174,7 +182,11 @@ def note(table: TableWorlds, name: str, share: float | None, found: dict[str, np
             f", stated {found['within'].mean():.2f} (error of the difference "
             f"{table.error(near - found['within']):.2f}); expected regret stated {found['expected'].mean():.2f}"
         )
-    early = f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)" if share is None else ""
+    early = (
+        f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)"
+        if share is None
+        else ""
+    )
     where = f"at {100 * share:g} %" if share else "where it stops"
     return [
         f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
@@ -194,15 +206,27 @@ def opened(given: argparse.Namespace) -> list[TableWorlds]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all")
-    parser.add_argument("--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all"
+    )
+    parser.add_argument(
+        "--budget", type=float, nargs="+", default=BUDGETS, help="shares of the full grid's items"
+    )
     parser.add_argument("--seeds", type=int, default=90, help="folds a table, dealt to its worlds")
     parser.add_argument("--items", type=int, default=232, help="items of a search fold")
-    parser.add_argument("--parts", type=int, default=3, help="populations that a large table is dealt into")
+    parser.add_argument(
+        "--parts", type=int, default=3, help="populations that a large table is dealt into"
+    )
     parser.add_argument("--methods", nargs="*", default=[], help="names of rows; default: all")
-    parser.add_argument("--search", metavar="FILE.py:NAME", help="a search of your own as one more row")
-    parser.add_argument("--keep", type=Path, help="folder of results so far: what is there is not run again")
+    parser.add_argument(
+        "--search", metavar="FILE.py:NAME", help="a search of your own as one more row"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder of results so far: what is there is not run again"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if min(given.budget) <= 0 or min(given.seeds, given.items, given.parts) < 1:

@@ -78,7 +78,10 @@ def halving(sim: Simulation, budget: int) -> Outcome:
         alive = [point for point in alive if point in order[: (len(order) + 1) // 2]]
     whole = [point for point, known in values.items() if np.isfinite(known).all()]
     asked = whole or [point for point, known in values.items() if np.isfinite(known).any()]
-    best = min(asked, key=lambda point: (-round(_mean(members, values[point]), 12), sum(w > 0 for w in point)))
+    best = min(
+        asked,
+        key=lambda point: (-round(_mean(members, values[point]), 12), sum(w > 0 for w in point)),
+    )
     sim.asked.add(sim.rows[best])  # paid for in the race
     return _best(sim, [sim.rows[best]])
 
@@ -115,7 +118,11 @@ def _price(stages: list[tuple[int, ...]], size: int) -> int:
 def _mean(members: Sequence[np.ndarray], known: np.ndarray) -> float:
     """Objective on what a soup answered."""
     parts = [known[items][np.isfinite(known[items])] for items in members]
-    return float(np.mean([part.mean() for part in parts if len(part)])) if any(map(len, parts)) else 0.0
+    return (
+        float(np.mean([part.mean() for part in parts if len(part)]))
+        if any(map(len, parts))
+        else 0.0
+    )
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
@@ -167,7 +174,9 @@ def nevergrad(sim: Simulation, budget: int) -> Outcome:
     parameter.random_state = np.random.RandomState(sim.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimiser = optimizers.registry["NGOpt"](parametrization=parameter, budget=many, num_workers=1)
+        optimiser = optimizers.registry["NGOpt"](
+            parametrization=parameter, budget=many, num_workers=1
+        )
 
         def propose() -> Iterator[int]:
             while True:
@@ -187,12 +196,17 @@ def tpe(sim: Simulation, budget: int) -> Outcome:
         raise UserError("needs Optuna: pip install optuna") from error
     optuna.logging.set_verbosity(logging.ERROR)
     table = sim.table
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=sim.seed))
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=sim.seed)
+    )
 
     def propose() -> Iterator[int]:
         while True:
             trial = study.ask()
-            soup = _snap(table, np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]))
+            soup = _snap(
+                table,
+                np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]),
+            )
             yield soup
             study.tell(trial, sim.whole(soup))
 
@@ -220,8 +234,12 @@ def _snap(table: TruthTable, vector: np.ndarray) -> int:
 def adaptive(settings: Adaptive) -> Method:
     """`optimiser=adaptive` as a run would use it."""
 
-    def start(points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None) -> Optimiser:
-        return replace(settings, stop="auto" if auto else "never", budget=budget).over(points, space, seed)
+    def start(
+        points: Sequence[Weights], space: SearchSpace, seed: int, auto: bool, budget: int | None
+    ) -> Optimiser:
+        return replace(settings, stop="auto" if auto else "never", budget=budget).over(
+            points, space, seed
+        )
 
     return driven(start)
 
@@ -234,7 +252,9 @@ def driven(start: Start) -> Method:
         while (cell := optimiser.ask()) is not None:
             optimiser.tell(cell, sim.answer(cell))
         told = optimiser.summary()
-        within, regret = (float(str(told.get(key, "nan"))) for key in ("within_1_point", "expected_regret"))
+        within, regret = (
+            float(str(told.get(key, "nan"))) for key in ("within_1_point", "expected_regret")
+        )
         return Outcome(sim.rows[optimiser.best()], within, regret)
 
     return search

@@ -35,7 +35,9 @@ def read(path: Path) -> dict[Key, np.ndarray]:
     rows: dict[Key, list[tuple[float, float]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            rows.setdefault((row["table"], row["share"]), []).append((float(row["regret"]), float(row["pick"])))
+            rows.setdefault((row["table"], row["share"]), []).append(
+                (float(row["regret"]), float(row["pick"]))
+            )
     return {key: np.array(values) for key, values in rows.items()}
 
 
@@ -44,7 +46,10 @@ def write(path: Path, found: dict[Key, np.ndarray]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["table", "share", "seed", "pick", "regret"])
         for (table, share), values in found.items():
-            writer.writerows([table, share, n, int(pick), f"{regret:.4f}"] for n, (regret, pick) in enumerate(values))
+            writer.writerows(
+                [table, share, n, int(pick), f"{regret:.4f}"]
+                for n, (regret, pick) in enumerate(values)
+            )
 
 
 def compared(now: dict[Key, np.ndarray], before: dict[Key, np.ndarray]) -> str:
@@ -56,14 +61,22 @@ def compared(now: dict[Key, np.ndarray], before: dict[Key, np.ndarray]) -> str:
     for table in dict.fromkeys(table for table, _ in both):
         own = [change[table, share] for share in shares if (table, share) in change]
         cells = [f"{one.mean():+.2f} ({one.std(ddof=1) / len(one) ** 0.5:.2f})" for one in own]
-        lines.append(f"| {table} | {' | '.join(cells)} | {np.mean([one.mean() for one in own]):+.2f} |")
-    means = [np.mean([one.mean() for (_, of), one in change.items() if of == share]) for share in shares]
-    lines.append(f"| all | {' | '.join(f'{mean:+.2f}' for mean in means)} | {np.mean(means):+.2f} |")
+        lines.append(
+            f"| {table} | {' | '.join(cells)} | {np.mean([one.mean() for one in own]):+.2f} |"
+        )
+    means = [
+        np.mean([one.mean() for (_, of), one in change.items() if of == share]) for share in shares
+    ]
+    lines.append(
+        f"| all | {' | '.join(f'{mean:+.2f}' for mean in means)} | {np.mean(means):+.2f} |"
+    )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", type=Path, default=EARLIER)
     parser.add_argument("--write", type=Path)

@@ -21,7 +21,13 @@ from search_tables import Simulation, TruthTable
 from souping.search.adaptive import Adaptive
 
 TABLES = Path(__file__).parent / "tables"
-FAMILIES = {"pantry3": "pantry", "pantry4": "pantry", "nets2": "nets", "nets6": "nets", "nets8": "nets"}
+FAMILIES = {
+    "pantry3": "pantry",
+    "pantry4": "pantry",
+    "nets2": "nets",
+    "nets6": "nets",
+    "nets8": "nets",
+}
 FIRST, NEAR = 7000, 1.5
 """Seed of the first fold, and the factor that counts as near."""
 
@@ -46,7 +52,9 @@ def fitted(rows: list[tuple[str, int, int, list[int]]]) -> float:
     """a: the median over rows of all searches, each row with the same weight; nan without any."""
     if not rows:
         return float("nan")
-    ratios = [np.quantile(row[3], np.linspace(0.05, 0.95, 10)) / shape(row[1], row[2]) for row in rows]
+    ratios = [
+        np.quantile(row[3], np.linspace(0.05, 0.95, 10)) / shape(row[1], row[2]) for row in rows
+    ]
     return float(np.median(np.concatenate(ratios)))
 
 
@@ -86,11 +94,17 @@ def report(rows: list[tuple[str, int, int, list[int]]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--table", type=Path, nargs="+", default=sorted(TABLES.glob("*.npz")), help="default: all"
+    )
     parser.add_argument("--items", type=int, nargs="+", default=(96, 232, 464))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--keep", type=Path, help="file of results so far: what is there is not run again")
+    parser.add_argument(
+        "--keep", type=Path, help="file of results so far: what is there is not run again"
+    )
     given = parser.parse_args()
     known = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else {}
     rows = []

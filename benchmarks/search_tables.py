@@ -46,19 +46,32 @@ class TruthTable:
         if bits is None:
             return [cls._of(path, arrays)]
         soups = len(arrays["w"])
-        if bits.dtype != np.uint8 or bits.ndim != 3 or not len(bits) or bits.shape[2] != -(-soups // 8):
+        if (
+            bits.dtype != np.uint8
+            or bits.ndim != 3
+            or not len(bits)
+            or bits.shape[2] != -(-soups // 8)
+        ):
             raise UserError(
                 f"{path}: bits is {bits.dtype} {bits.shape}; it must be uint8 [W, I, {-(-soups // 8)}], packed along "
                 f"the {soups} soups of w"
             )
-        return [cls._of(path, {**arrays, "ok": np.unpackbits(world, axis=1, count=soups).T}) for world in bits]
+        return [
+            cls._of(path, {**arrays, "ok": np.unpackbits(world, axis=1, count=soups).T})
+            for world in bits
+        ]
 
     @classmethod
     def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> TruthTable:
         _check(path, arrays)
         ok = np.asarray(arrays["ok"], dtype=float)
-        codes = {key: np.unique(arrays[key], return_inverse=True)[1].reshape(-1) for key in ("cat", "group")}
-        return cls(path.stem, ok, codes["cat"], codes["group"], np.asarray(arrays["w"], dtype=float))
+        codes = {
+            key: np.unique(arrays[key], return_inverse=True)[1].reshape(-1)
+            for key in ("cat", "group")
+        }
+        return cls(
+            path.stem, ok, codes["cat"], codes["group"], np.asarray(arrays["w"], dtype=float)
+        )
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -97,10 +110,16 @@ class TruthTable:
         if count == 1:
             return [self]
         owner = np.random.default_rng(count).permutation(self.group.max() + 1)[self.group] % count
-        return [self._only(np.flatnonzero(owner == k), f"{self.name}, part {k + 1} of {count}") for k in range(count)]
+        return [
+            self._only(np.flatnonzero(owner == k), f"{self.name}, part {k + 1} of {count}")
+            for k in range(count)
+        ]
 
     def _only(self, items: np.ndarray, name: str) -> TruthTable:
-        codes = [np.unique(one[items], return_inverse=True)[1].reshape(-1) for one in (self.cat, self.group)]
+        codes = [
+            np.unique(one[items], return_inverse=True)[1].reshape(-1)
+            for one in (self.cat, self.group)
+        ]
         return TruthTable(name, self.ok[:, items], codes[0], codes[1], self.w)
 
 
@@ -111,9 +130,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: np.asarray(data[key]) for key in KEYS if key in data}
     except (EOFError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"{path} is no .npz file of plain arrays") from error
-    missing = [key for key in (*(() if "bits" in arrays else ("ok",)), "cat", "group", "w") if key not in arrays]
+    missing = [
+        key
+        for key in (*(() if "bits" in arrays else ("ok",)), "cat", "group", "w")
+        if key not in arrays
+    ]
     if missing:
-        raise UserError(f"{path} has no array {missing[0]!r}; a table holds ok [S, I], w [S, K], cat [I] and group [I]")
+        raise UserError(
+            f"{path} has no array {missing[0]!r}; a table holds ok [S, I], w [S, K], cat [I] and group [I]"
+        )
     return arrays
 
 
@@ -121,7 +146,9 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays of other shapes or kinds, scores outside 0..1, and weights among which is no soup."""
     ok, shape = arrays["ok"], arrays["ok"].shape
     if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
-        raise UserError(f"{path}: ok is {shape}; it must be [S, I], two soups or more and an item or more")
+        raise UserError(
+            f"{path}: ok is {shape}; it must be [S, I], two soups or more and an item or more"
+        )
     wanted = {"cat": shape[1:], "group": shape[1:], "w": shape[:1]}
     for key, array in arrays.items():
         has = array.shape[:-1] if key == "w" else array.shape
@@ -133,7 +160,9 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         if arrays[key].dtype.kind == "f" and np.isnan(arrays[key]).any():
             raise UserError(f"{path}: {key} has nan; every item needs a category and a group")
     if not ((ok >= 0) & (ok <= 1)).all():
-        raise UserError(f"{path}: ok must be from 0 to 1 everywhere, without nan: a score of every soup on every item")
+        raise UserError(
+            f"{path}: ok must be from 0 to 1 everywhere, without nan: a score of every soup on every item"
+        )
     _check_weights(path, arrays["w"])
 
 
@@ -176,7 +205,10 @@ class Simulation:
         self.spent += len(items)
         values = self.table.ok[soup, items]
         return Result(
-            objective=float(self.table.objective(items, soup)[0]), categories={}, items=len(items), values=values
+            objective=float(self.table.objective(items, soup)[0]),
+            categories={},
+            items=len(items),
+            values=values,
         )
 
     def whole(self, soup: int) -> float:

@@ -41,7 +41,9 @@ def uniform(table: TruthTable) -> int:
     return int(rows[0])
 
 
-def at_random(table: TruthTable, seed: int, items: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+def at_random(
+    table: TruthTable, seed: int, items: int, share: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(fold [I], answers [S, I], nan where not asked): a share of all soups, single models too, each on a random part;
     the uniform soup always. With share 1 all are whole."""
     rng, zero = np.random.default_rng(seed), uniform(table)
@@ -76,15 +78,26 @@ def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, flo
         drawn, values = by_search(table, seed, items)
     else:
         drawn, values = at_random(table, seed, items, float(asked))
-    count, order = int(table.cat.max()) + 1, np.array([zero, *(s for s in range(len(values)) if s != zero)])
-    found, _ = band(np.array(table.points)[order], values[order], table.cat[drawn], np.full(count, 1 / count))
+    count, order = (
+        int(table.cat.max()) + 1,
+        np.array([zero, *(s for s in range(len(values)) if s != zero)]),
+    )
+    found, _ = band(
+        np.array(table.points)[order], values[order], table.cat[drawn], np.full(count, 1 / count)
+    )
     truth = table.truth[order] - table.truth[zero]
     covered = bool(((truth >= found.low) & (truth <= found.high)).all())
-    return covered, float((found.high - found.low).mean()), int(np.isfinite(values).any(axis=1).sum())
+    return (
+        covered,
+        float((found.high - found.low).mean()),
+        int(np.isfinite(values).any(axis=1).sum()),
+    )
 
 
 def row(worlds: list[TruthTable], asked: str, given: argparse.Namespace) -> str:
-    found = [one(worlds[seed % len(worlds)], seed, given.items, asked) for seed in range(given.seeds)]
+    found = [
+        one(worlds[seed % len(worlds)], seed, given.items, asked) for seed in range(given.seeds)
+    ]
     covered, widths, soups = zip(*found, strict=True)
     how = "by a search" if asked == SEARCH else f"{100 * float(asked):g} %"
     written = (
@@ -96,11 +109,15 @@ def row(worlds: list[TruthTable], asked: str, given: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", type=Path, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--items", type=int, default=232)
-    parser.add_argument("--asked", nargs="+", default=["1", "0.25", SEARCH], help="shares of the soups, or 'search'")
+    parser.add_argument(
+        "--asked", nargs="+", default=["1", "0.25", SEARCH], help="shares of the soups, or 'search'"
+    )
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -111,7 +128,11 @@ def main() -> None:
         "",
         "| table | asked | soups | covered % | mean width, points |",
         "|---|---|---|---|---|",
-        *(row(TruthTable.read(path), asked, given) for asked in given.asked for path in given.table),
+        *(
+            row(TruthTable.read(path), asked, given)
+            for asked in given.asked
+            for path in given.table
+        ),
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -34,7 +34,10 @@ def draw(report: Report) -> Drawing:
         soups(left, part(part(report, "analyses"), "surface"))
         differences(right, compared(report))
         made.tight_layout(w_pad=2.5)
-        for axes, title in ((left, "Search: soups of three experts"), (right, "Test: held-out items")):
+        for axes, title in (
+            (left, "Search: soups of three experts"),
+            (right, "Test: held-out items"),
+        ):
             made.text(axes.get_position().x0, 0.99, title, fontsize=11, fontweight="bold")
     return Drawing("overview", made, "")
 
@@ -42,7 +45,10 @@ def draw(report: Report) -> Drawing:
 def soups(axes: Axes, data: Row) -> None:
     """What the search's model says of every soup, minus the uniform soup."""
     weights, chosen = (np.array(elements(data, key), dtype=float) for key in ("weights", "chosen"))
-    low, value, high = (unit().scale * np.array(part(data, "objective")[key]) for key in ("low", "difference", "high"))
+    low, value, high = (
+        unit().scale * np.array(part(data, "objective")[key])
+        for key in ("low", "difference", "high")
+    )
     reach = float(np.abs(value).max())
     shades = scale(-reach, reach, unit().colours("RdBu"))
     rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
@@ -50,7 +56,9 @@ def soups(axes: Axes, data: Row) -> None:
     axes.fill(*CORNERS.T, facecolor="none", edgecolor=INK, linewidth=1.0)
     axes.scatter(x, y, c=shades.to_rgba(value), s=95, edgecolors=rims, linewidths=1.3, zorder=2)
     ring(axes, *(chosen @ CORNERS), 10)
-    for name, (across, up), shift in zip(texts(data, "ingredients"), CORNERS, (-0.12, -0.12, 0.1), strict=True):
+    for name, (across, up), shift in zip(
+        texts(data, "ingredients"), CORNERS, (-0.12, -0.12, 0.1), strict=True
+    ):
         axes.text(across, up + shift, name, ha="center", va="center", fontsize=10)
     outline = "ring: chosen soup; dark outline: 95 % interval excludes 0"
     axes.text(0.5, -0.3, outline, ha="center", va="center", fontsize=9)
@@ -67,7 +75,9 @@ def differences(axes: Axes, pairs: list[Row]) -> None:
         row, middle = part(pair, "row"), unit().scale * (number(pair["difference"]) or 0.0)
         kind = str(row.get("kind"))
         limits = [unit().scale * (number(pair[key]) or 0.0) for key in ("low", "high")]
-        axes.plot(limits, [place, place], color=COLOURS[kind], linewidth=2.4, solid_capstyle="round")
+        axes.plot(
+            limits, [place, place], color=COLOURS[kind], linewidth=2.4, solid_capstyle="round"
+        )
         axes.plot([middle], [place], "o", color=COLOURS[kind], markersize=8, markeredgecolor=PAPER)
         name = str(row["name"])
         labels.append(f"{name} (best single)" if kind == "best_single" else KINDS.get(name, name))

@@ -64,7 +64,11 @@ def choice(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     if "# @package _global_" in lines:  # its keys are indented
         body = [line[2:] for line in body if line.startswith("  ")]
     keys = {m[1]: (m[2], m[3] or "") for m in map(LINE.match, body) if m}
-    return opening, {k: v for k, v in keys.items() if not k.startswith("_") and k != "defaults" and v[0] != f"${{{k}}}"}
+    return opening, {
+        k: v
+        for k, v in keys.items()
+        if not k.startswith("_") and k != "defaults" and v[0] != f"${{{k}}}"
+    }
 
 
 def group(name: str) -> Iterator[str]:
@@ -79,7 +83,10 @@ def group(name: str) -> Iterator[str]:
             rows[key, default] = ([*names, path.stem], kept or remark)
     yield ""
     if rows:
-        lines = ((f"`{k}`", f"`{d}`", ", ".join(names), remark) for (k, d), (names, remark) in rows.items())
+        lines = (
+            (f"`{k}`", f"`{d}`", ", ".join(names), remark)
+            for (k, d), (names, remark) in rows.items()
+        )
         yield from table(("key", "default", "of", "meaning"), lines)
 
 
@@ -87,7 +94,9 @@ def experiments() -> Iterator[str]:
     yield "### experiment\n\nOverlays: `+experiment=NAME`.\n"
     rows = []
     for path in sorted((CONF / "experiment").glob("*.yaml")):
-        rows.append((f"`{path.stem}`", path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ")))
+        rows.append(
+            (f"`{path.stem}`", path.read_text(encoding="utf-8").splitlines()[1].lstrip("# "))
+        )
     yield from table(("name", "meaning"), rows)
 
 
@@ -97,7 +106,13 @@ def root(meanings: Mapping[str, str]) -> Iterator[str]:
     rows = []
     for key, meaning in meanings.items():
         value = defaults.get(key)
-        default = "outputs/store.sqlite" if key == "store.path" else json.dumps(value) if key in SCALARS else ""
+        default = (
+            "outputs/store.sqlite"
+            if key == "store.path"
+            else json.dumps(value)
+            if key in SCALARS
+            else ""
+        )
         rows.append((f"`{key}`", default, meaning))
     yield from table(("key", "default", "meaning"), rows)
 
@@ -107,7 +122,9 @@ def python(meanings: Mapping[str, str]) -> Iterator[str]:
     rows = []
     for name in sorted(souping.__all__, key=str.lower):
         value = getattr(souping, name)
-        meaning = meanings.get(name) or (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+        meaning = meanings.get(name) or (inspect.getdoc(value) or "").split("\n\n")[0].replace(
+            "\n", " "
+        )
         arguments = f"({', '.join(inspect.signature(value).parameters)})" if name in CALLS else ""
         rows.append((f"`{name}{arguments}`", meaning))
     yield from table(("name", "meaning"), rows)
@@ -126,14 +143,22 @@ def schema() -> Iterator[str]:
 def page() -> str:
     known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
     lines = [HEAD, TERMS, "## Files of a run\n", "A run writes to `outputs/NAME/DATE_TIME/`.\n"]
-    lines += table(("file", "content"), ((f"`{name}`", what) for name, what in known["files"].items()))
+    lines += table(
+        ("file", "content"), ((f"`{name}`", what) for name, what in known["files"].items())
+    )
     lines += root(known["root"])
     lines += ["## Groups\n", "Choose with `GROUP=CHOICE`, set keys with `GROUP.KEY=VALUE`.\n"]
-    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"):
+    for folder in sorted(
+        path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"
+    ):
         lines += group(folder.name)
     lines += [*experiments(), *python(known["python"]), "## report.json\n"]
-    lines += ["Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"]
-    lines += table(("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items()))
+    lines += [
+        "Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"
+    ]
+    lines += table(
+        ("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items())
+    )
     lines += schema()
     return "\n".join(lines).rstrip() + "\n"
 

@@ -17,6 +17,9 @@ def exit_status(action: Callable[[argparse.Namespace], None], options: argparse.
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: run the same command again to train the models that are missing", file=sys.stderr)
+        print(
+            "stopped: run the same command again to train the models that are missing",
+            file=sys.stderr,
+        )
         return 130
     return 0

@@ -34,7 +34,9 @@ def execute(notebook: Any, folder: Path) -> Any:
     start.mkdir()
     scratch.mkdir()
     where = {"metadata": {"path": str(start)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True, resources=where)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", coalesce_streams=True, resources=where
+    )
     return client.execute(env={**os.environ, "TMPDIR": str(scratch)})
 
 

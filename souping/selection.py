@@ -30,10 +30,14 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     """
     found, size = correlation(scores.values), len(scores.categories)
     if not isinstance(found, Correlations):
-        raise UserError(f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations")
+        raise UserError(
+            f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations"
+        )
     for key, part in (("rho", found.rho), ("low", found.low), ("high", found.high)):
         if np.shape(part) != (size, size):
-            raise UserError(f"correlation {named(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}")
+            raise UserError(
+                f"correlation {named(correlation)}: {key} has shape {np.shape(part)}, not {(size, size)}"
+            )
     return found
 
 
@@ -41,7 +45,9 @@ def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
     return tuple(name for name in scores.candidates if name in names)
 
 
-def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True, drop: Collection[str] = ()) -> list[str]:
+def ranking(
+    scores: ScoreMatrix, objective: Objective, strict: bool = True, drop: Collection[str] = ()
+) -> list[str]:
     """Candidates by objective, best first; equal ones in the pool's order. Categories of `drop` weigh nothing.
 
     The columns of a published table may be other categories than the benchmark's: unless `strict`, their plain mean
@@ -53,10 +59,15 @@ def ranking(scores: ScoreMatrix, objective: Objective, strict: bool = True, drop
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
-    kept, rows = np.array([name not in drop for name in scores.categories]), scores.rows(scores.candidates)
+    kept, rows = (
+        np.array([name not in drop for name in scores.categories]),
+        scores.rows(scores.candidates),
+    )
     totals = rows @ np.where(kept, coefficients, 0.0)
     if not objective.linear and kept.any():
-        totals = objective.value(rows[:, kept], [name for name in scores.categories if name not in drop])
+        totals = objective.value(
+            rows[:, kept], [name for name in scores.categories if name not in drop]
+        )
     order = np.argsort(-totals.round(12), kind="stable")
     return [scores.candidates[i] for i in order]
 
@@ -88,7 +99,9 @@ class SoCE(Selector):
 
     def __post_init__(self) -> None:
         if self.sign == "absolute" and self.threshold <= 0:
-            raise UserError(f"selector.threshold={self.threshold} must be above 0 with selector.sign=absolute")
+            raise UserError(
+                f"selector.threshold={self.threshold} must be above 0 with selector.sign=absolute"
+            )
 
     @property
     def cut(self) -> float:
@@ -119,7 +132,9 @@ class SoCE(Selector):
             return self._without_low(whole, correlations, scores.categories)
         order = list(whole.candidates) if self.ties == "first" else ranking(whole, self.objective)
         best = {scores.categories[column]: _tied_best(scores, column, order) for column in low}
-        chosen = {name for names in best.values() for name in (names if self.ties == "all" else names[:1])}
+        chosen = {
+            name for names in best.values() for name in (names if self.ties == "all" else names[:1])
+        }
         tied = {category: tuple(names) for category, names in best.items() if len(names) > 1}
         return Selection(
             selector=self.label,
@@ -151,7 +166,9 @@ class SoCE(Selector):
         np.fill_diagonal(values, np.inf)
         return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
 
-    def _without_low(self, whole: ScoreMatrix, correlations: Correlations, categories: tuple[str, ...]) -> Selection:
+    def _without_low(
+        self, whole: ScoreMatrix, correlations: Correlations, categories: tuple[str, ...]
+    ) -> Selection:
         """What is selected where no category is below the threshold."""
         values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
         np.fill_diagonal(values, np.inf)
@@ -170,7 +187,9 @@ class SoCE(Selector):
             note += f" (selector.threshold={higher:g} takes the experts of that pair)"
         chosen = Greedy(objective=self.objective, drop=self.drop).select(whole)
         metric = _name(self.correlation)
-        return replace(chosen, metric=metric, categories=categories, correlations=correlations, notes=(note,))
+        return replace(
+            chosen, metric=metric, categories=categories, correlations=correlations, notes=(note,)
+        )
 
 
 @component
@@ -208,7 +227,9 @@ class SoCECluster(Selector):
     def check(self, models: int, candidates: int, categories: int) -> None:
         _check_correlates(self.label, models, categories)
         if self.k is not None and self.k > categories:
-            raise UserError(f"selector.k={self.k} clusters are more than the {categories} categories")
+            raise UserError(
+                f"selector.k={self.k} clusters are more than the {categories} categories"
+            )
 
     def select(self, scores: ScoreMatrix) -> Selection:
         """Correlate, cluster, pick an expert a cluster.
@@ -228,13 +249,19 @@ class SoCECluster(Selector):
         return Selection(
             selector=self.label,
             ingredients=in_pool_order(scores, set(best)),
-            experts={category: expert for cluster, expert in zip(names, best, strict=True) for category in cluster},
+            experts={
+                category: expert
+                for cluster, expert in zip(names, best, strict=True)
+                for category in cluster
+            },
             clusters=tuple(names),
             metric=_name(self.correlation),
             threshold=self.cut,
             categories=scores.categories,
             correlations=correlations,
-            notes=tuple(f"cluster of {listed(c)}: {expert}" for c, expert in zip(names, best, strict=True)),
+            notes=tuple(
+                f"cluster of {listed(c)}: {expert}" for c, expert in zip(names, best, strict=True)
+            ),
         )
 
     def clusters(self, rho: FloatArray) -> list[list[int]]:
@@ -281,10 +308,14 @@ class Greedy(Selector):
             chosen.append(pick)
             best = np.maximum(best, values[pick])
         if not chosen:
-            raise UserError("selector=greedy: every candidate scores zero in every category; nothing to select")
+            raise UserError(
+                "selector=greedy: every candidate scores zero in every category; nothing to select"
+            )
         names = in_pool_order(scores, {scores.candidates[i] for i in chosen})
         experts = _holders(scores, names)
-        return Selection(selector=self.label, ingredients=names, experts=experts, categories=scores.categories)
+        return Selection(
+            selector=self.label, ingredients=names, experts=experts, categories=scores.categories
+        )
 
 
 @component
@@ -316,7 +347,9 @@ class All(Selector):
         return (candidates,)
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        return Selection(selector=self.label, ingredients=scores.candidates, categories=scores.categories)
+        return Selection(
+            selector=self.label, ingredients=scores.candidates, categories=scores.categories
+        )
 
 
 def _check_correlates(label: str, models: int, categories: int) -> None:

@@ -28,7 +28,18 @@ from souping.core.protocols import (
 )
 from souping.core.scores import value
 from souping.core.text import named
-from souping.core.types import Cell, Item, Recipe, Result, ScoreMatrix, SearchSpace, Trial, UserError, Weights, digest
+from souping.core.types import (
+    Cell,
+    Item,
+    Recipe,
+    Result,
+    ScoreMatrix,
+    SearchSpace,
+    Trial,
+    UserError,
+    Weights,
+    digest,
+)
 
 INGREDIENTS, BEST = ("a", "b", "c"), (0.5, 0.3, 0.2)
 EACH = 12
@@ -37,10 +48,15 @@ EACH = 12
 
 def score_matrix() -> ScoreMatrix:
     """Four candidates and a model that is none, on two pairs of categories that move together."""
-    values = np.array([[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]])
+    values = np.array(
+        [[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]]
+    )
     board = np.vstack([values, [1.0, 0.99, 0.98, 1.0]])
     return ScoreMatrix(
-        models=("a", "b", "c", "d", "star"), categories=("w", "x", "y", "z"), values=board, candidates=tuple("abcd")
+        models=("a", "b", "c", "d", "star"),
+        categories=("w", "x", "y", "z"),
+        values=board,
+        candidates=tuple("abcd"),
     )
 
 
@@ -50,30 +66,60 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
     _expect(selector, Selector in type(selector).__mro__, "must subclass Selector")
     selection = selector.select_checked(scores)
     in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
-    _expect(selector, selection.ingredients == in_order, f"ingredients {selection.ingredients} are not in pool order")
     _expect(
-        selector, selector.select_checked(scores).ingredients == in_order, "gives two selections for the same scores"
+        selector,
+        selection.ingredients == in_order,
+        f"ingredients {selection.ingredients} are not in pool order",
+    )
+    _expect(
+        selector,
+        selector.select_checked(scores).ingredients == in_order,
+        "gives two selections for the same scores",
     )
     _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))
-        ordered = bool(sizes) and sizes == sorted(set(sizes)) and 1 <= sizes[0] <= sizes[-1] <= count
-        _expect(selector, ordered, f"sizes({count}) = {sizes} must be ascending numbers from 1 to {count}")
-    _expect(selector, len(in_order) in selector.sizes(len(scores.candidates)), "picks a number that sizes() lacks")
+        ordered = (
+            bool(sizes) and sizes == sorted(set(sizes)) and 1 <= sizes[0] <= sizes[-1] <= count
+        )
+        _expect(
+            selector,
+            ordered,
+            f"sizes({count}) = {sizes} must be ascending numbers from 1 to {count}",
+        )
+    _expect(
+        selector,
+        len(in_order) in selector.sizes(len(scores.candidates)),
+        "picks a number that sizes() lacks",
+    )
     moved = selector.with_cut(0.5)
-    _expect(selector, moved.cut == (None if selector.cut is None else 0.5), "with_cut(0.5) must move its cut, if any")
+    _expect(
+        selector,
+        moved.cut == (None if selector.cut is None else 0.5),
+        "with_cut(0.5) must move its cut, if any",
+    )
 
 
 def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     """Coefficients are one non-negative weight per category, sum to one, and do not depend on the order."""
     _expect(objective, Objective in type(objective).__mro__, "must subclass Objective")
     found = objective.coefficients(categories)
-    _expect(objective, np.shape(found) == (len(categories),), f"coefficients have shape {np.shape(found)}")
-    _expect(objective, bool((found >= 0).all() and np.isclose(found.sum(), 1)), "coefficients must sum to one")
+    _expect(
+        objective,
+        np.shape(found) == (len(categories),),
+        f"coefficients have shape {np.shape(found)}",
+    )
+    _expect(
+        objective,
+        bool((found >= 0).all() and np.isclose(found.sum(), 1)),
+        "coefficients must sum to one",
+    )
     turned = objective.coefficients(categories[::-1])[::-1]
     _expect(objective, np.allclose(found, turned), "the order of the categories must not matter")
     _expect(
-        objective, bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)), "must be a weighted mean"
+        objective,
+        bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)),
+        "must be a weighted mean",
     )
 
 
@@ -82,13 +128,21 @@ def check_correlation(correlation: Correlation) -> None:
     scores = score_matrix().values
     found = correlation(scores)
     tables = (found.rho, found.low, found.high)
-    _expect(correlation, all(np.shape(t) == (scores.shape[1],) * 2 for t in tables), "rho, low, high must be [C, C]")
+    _expect(
+        correlation,
+        all(np.shape(t) == (scores.shape[1],) * 2 for t in tables),
+        "rho, low, high must be [C, C]",
+    )
     _expect(correlation, np.allclose(found.rho, found.rho.T), "rho must be symmetric")
     _expect(correlation, np.allclose(np.diag(found.rho), 1), "rho must be 1 on the diagonal")
     known = ~np.isnan(found.low)
     inside = (found.low <= found.rho)[known].all() and (found.rho <= found.high)[known].all()
     _expect(correlation, bool(inside), "rho must lie between low and high")
-    _expect(correlation, np.allclose(correlation(100 * scores).rho, found.rho), "percent must give the same rho")
+    _expect(
+        correlation,
+        np.allclose(correlation(100 * scores).rho, found.rho),
+        "percent must give the same rho",
+    )
 
 
 def score_of(weights: Weights) -> Result:
@@ -118,7 +172,10 @@ def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
 def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
     optimiser, requested = strategy.start(search_space(), seed), list[Weights]()
-    while len(requested) < min(limit, strategy.trials or limit) and (cell := optimiser.ask()) is not None:
+    while (
+        len(requested) < min(limit, strategy.trials or limit)
+        and (cell := optimiser.ask()) is not None
+    ):
         requested.append(cell.weights)
         optimiser.tell(cell, answer(cell))
     return requested, optimiser
@@ -133,19 +190,39 @@ def check_strategy(strategy: Strategy) -> None:
     points = all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in requested)
     _expect(strategy, points, "weights must not be negative and must sum to one")
     best = max(score_of(w).objective for w in requested)
-    _expect(strategy, score_of(optimiser.best()).objective == best, "best() must be the soup with the highest result")
-    _expect(strategy, search(strategy, seed=3)[0] == requested, "the same seed must give the same search")
+    _expect(
+        strategy,
+        score_of(optimiser.best()).objective == best,
+        "best() must be the soup with the highest result",
+    )
+    _expect(
+        strategy,
+        search(strategy, seed=3)[0] == requested,
+        "the same seed must give the same search",
+    )
     count = strategy.count(3)
-    _expect(strategy, count is None or len(set(requested)) <= count, f"count(3) = {count}, but it requests more soups")
+    _expect(
+        strategy,
+        count is None or len(set(requested)) <= count,
+        f"count(3) = {count}, but it requests more soups",
+    )
     known = strategy.known_points(3)
     first = list(dict.fromkeys(requested))
-    _expect(strategy, known is None or list(known)[: len(first)] == first, "known_points(3) must be what it requests")
+    _expect(
+        strategy,
+        known is None or list(known)[: len(first)] == first,
+        "known_points(3) must be what it requests",
+    )
     _expect(strategy, bool(strategy.describe(3)), "describe(3) must say what it does")
     optimiser = strategy.start(search_space(), 0)
     cells = [cell for cell in (optimiser.ask() for _ in range(5)) if cell is not None]
     for cell in reversed(cells):
         optimiser.tell(cell, answer(cell))
-    _expect(strategy, optimiser.best() in [cell.weights for cell in cells], "results must be welcome in any order")
+    _expect(
+        strategy,
+        optimiser.best() in [cell.weights for cell in cells],
+        "results must be welcome in any order",
+    )
     with suppress(UserError):
         strategy.start(search_space(), 0).best()
         _expect(strategy, False, "best() without a result must raise a UserError")
@@ -155,17 +232,31 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
     """Settings are plain data, batches cut all items by a fixed rule, and each item gets a record, in order, twice."""
     _expect(evaluator, Evaluator in type(evaluator).__mro__, "must subclass Evaluator")
     settings = evaluator.settings
-    _expect(evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data")
-    _expect(evaluator, evaluator.fingerprint == digest(dict(settings)), "the fingerprint must follow from the settings")
+    _expect(
+        evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data"
+    )
+    _expect(
+        evaluator,
+        evaluator.fingerprint == digest(dict(settings)),
+        "the fingerprint must follow from the settings",
+    )
     batches = evaluator.batches(items)
     cut = sorted(item.id for batch in batches for item in batch)
     _expect(evaluator, cut == sorted(item.id for item in items), "batches must hold each item once")
     _expect(evaluator, batches == evaluator.batches(items), "batches must follow a fixed rule")
     records = evaluator.evaluate(model, items)
-    _expect(evaluator, [r.item for r in records] == [i.id for i in items], "a record for each item, in order")
+    _expect(
+        evaluator,
+        [r.item for r in records] == [i.id for i in items],
+        "a record for each item, in order",
+    )
     scores = all(0 <= record.score <= 1 for record in records)
     _expect(evaluator, scores or not evaluator.unit.fractions, "scores must be fractions of 1")
-    _expect(evaluator, evaluator.evaluate(model, items) == records, "the same items must get the same records")
+    _expect(
+        evaluator,
+        evaluator.evaluate(model, items) == records,
+        "the same items must get the same records",
+    )
     values = evaluator.item_scores(items, [[record] for record in records])
     _expect(evaluator, values.shape == (len(items),), "item_scores must give one value per item")
 
@@ -173,7 +264,9 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
 def check_tracker(tracker: Tracker, folder: Path) -> None:
     """It follows two runs in turn, and calls out of order and a failed run do not raise. `folder` is empty."""
     _expect(tracker, Tracker in type(tracker).__mro__, "must subclass Tracker")
-    recipe = Recipe(ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32")
+    recipe = Recipe(
+        ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"
+    )
     result = Result(objective=0.5, categories={"x": 0.5, "y z/ü": 0.0}, items=4)
     trial = Trial(number=1, recipe=recipe, weights=recipe.weights, result=result)
     tracker.log(trial)
@@ -183,9 +276,14 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
         tracker.start({"a": {"b": [1, None, "x"]}}, folder / name)
         tracker.log(replace(trial, number=2))
         tracker.log(trial)
-        tracker.finish({"rows": [], "comparisons": [], "verdict": None} if name == "first" else None, folder / name)
+        tracker.finish(
+            {"rows": [], "comparisons": [], "verdict": None} if name == "first" else None,
+            folder / name,
+        )
         tracker.finish(None, folder / name)
-    tracker.summarise([{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], folder)
+    tracker.summarise(
+        [{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], folder
+    )
     tracker.close()
 
 

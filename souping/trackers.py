@@ -35,7 +35,9 @@ class NoTracker(Tracker):
 
     def log(self, trial: Trial) -> None: ...
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None: ...
+    def finish(
+        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+    ) -> None: ...
 
 
 @dataclass
@@ -57,7 +59,9 @@ class GuardedTracker(Tracker):
         if not self._failed:
             self._try(lambda: self.inner.log(trial))
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+    def finish(
+        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+    ) -> None:
         if self._started:
             self._started = False
             self._try(lambda: self.inner.finish(report, run_dir, soup))
@@ -109,7 +113,9 @@ class WandbTracker(Tracker):
     _session: Session = field(default_factory=Session, init=False, repr=False, compare=False)
 
     def needs(self) -> list[Missing]:
-        return [] if find_spec(self.module) else [Missing(what=self.module, fix=install(self.module))]
+        return (
+            [] if find_spec(self.module) else [Missing(what=self.module, fix=install(self.module))]
+        )
 
     @property
     def hint(self) -> str:
@@ -136,7 +142,9 @@ class WandbTracker(Tracker):
             with _silence():
                 session.run.log(session.trials[-1], step=len(session.trials) - 1)
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+    def finish(
+        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+    ) -> None:
         """Log summary, tables, plots and artifact, then close the run, as failed if an error is passing through."""
         session = self._session
         session.exit_code = int(report is None and sys.exc_info()[0] is not None)
@@ -146,8 +154,12 @@ class WandbTracker(Tracker):
 
     def _log_report(self, report: Mapping[str, Json], run_dir: Path, soup: Path | None) -> None:
         api, run = import_module(self.module), self._session.run
-        pictures = {f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))}
-        tables = {name: self._table(*rows) for name, rows in _tables(report, self._session.trials).items()}
+        pictures = {
+            f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
+        }
+        tables = {
+            name: self._table(*rows) for name, rows in _tables(report, self._session.trials).items()
+        }
         with _silence():
             images = {name: api.Image(str(path)) for name, path in pictures.items()}
             run.log({**_summary(report), **tables, **images})
@@ -159,7 +171,9 @@ class WandbTracker(Tracker):
 
         run = self._session.run
         artifact = wandb.Artifact(f"report-{run.id}", type="report")
-        files = {name: run_dir / name for name in FILES} | {f"plots/{path.name}": path for path in pictures}
+        files = {name: run_dir / name for name in FILES} | {
+            f"plots/{path.name}": path for path in pictures
+        }
         files |= {f"soup/{name}": soup / name for name in SOUP if soup is not None}
         for name, path in files.items():
             if path.is_file():
@@ -180,13 +194,24 @@ class WandbTracker(Tracker):
 
     def _open(self, config: Mapping[str, Json], folder: Path) -> Any:
         name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
-        common = {"project": self.project, "name": name, "group": self.group, "config": dict(config)}
+        common = {
+            "project": self.project,
+            "name": name,
+            "group": self.group,
+            "config": dict(config),
+        }
         if self.module == "wandb":
             return self._open_wandb(common, folder)
-        self._session.hint = "" if self.space_id else f"trackio show --project {shlex.quote(self.project)}"
+        self._session.hint = (
+            "" if self.space_id else f"trackio show --project {shlex.quote(self.project)}"
+        )
         with _silence():
             return import_module(self.module).init(
-                **common, space_id=self.space_id, embed=False, auto_log_gpu=False, auto_log_cpu=False
+                **common,
+                space_id=self.space_id,
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
             )
 
     def _open_wandb(self, common: Mapping[str, Any], folder: Path) -> Any:
@@ -230,8 +255,15 @@ class WandbTracker(Tracker):
             init_timeout=self.timeout,
             finish_timeout=self.timeout,
         )
-        own: dict[str, Any] = {"entity": self.entity, "tags": self.tags, "job_type": self.job_type, "mode": mode}
-        return wandb.init(**common, **own, dir=str(folder), settings=quiet, reinit="finish_previous")
+        own: dict[str, Any] = {
+            "entity": self.entity,
+            "tags": self.tags,
+            "job_type": self.job_type,
+            "mode": mode,
+        }
+        return wandb.init(
+            **common, **own, dir=str(folder), settings=quiet, reinit="finish_previous"
+        )
 
     def _close(self, *_: object) -> None:
         run, self._session.run = self._session.run, None
@@ -242,11 +274,16 @@ class WandbTracker(Tracker):
     def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
         """A table of the module; lists and mappings, which its cells cannot hold, as text."""
         plain = [
-            [value if value is None or isinstance(value, int | float) else safe(str(value)) for value in row]
+            [
+                value if value is None or isinstance(value, int | float) else safe(str(value))
+                for value in row
+            ]
             for row in rows
         ]
         api = import_module(self.module)
-        return api.Table(columns=[safe(name) for name in columns], data=plain, allow_mixed_types=True)
+        return api.Table(
+            columns=[safe(name) for name in columns], data=plain, allow_mixed_types=True
+        )
 
 
 @contextmanager
@@ -285,7 +322,10 @@ def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Jso
     result = trial.result
     point: dict[str, Json] = {"trial": trial.number}
     if trial.whole:
-        scores = [*(value for one in earlier if (value := number(one.get("objective"))) is not None), result.objective]
+        scores = [
+            *(value for one in earlier if (value := number(one.get("objective"))) is not None),
+            result.objective,
+        ]
         point |= {"objective": result.objective, "best": max(scores, key=gain)}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
     weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
@@ -333,13 +373,21 @@ def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list
     """(columns, rows) of a multirun's jobs."""
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     lines = [
-        {"refused": "", **job, "job": str(job["job"]), "overrides": " ".join(texts(job, "overrides"))} for job in jobs
+        {
+            "refused": "",
+            **job,
+            "job": str(job["job"]),
+            "overrides": " ".join(texts(job, "overrides")),
+        }
+        for job in jobs
     ]
     return columns, [[line.get(column) for column in columns] for line in lines]
 
 
 def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    scores = [(value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None]
+    scores = [
+        (value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None
+    ]
     own = next((unit_of(job) for job in jobs if number(job["objective"]) is not None), POINTS)
     best = max(scores, key=lambda pair: own.inner(pair[0]), default=None)
     return {"best_objective": best[0], "best_job": best[1]} if best else {}

@@ -33,12 +33,25 @@ def written(weights: Weights) -> str:
 def overrides(size: int, points: Sequence[Weights]) -> list[str]:
     """The overrides of the multirun for K = `size`."""
     fixed = [f"{group}={choice}" for group, choice in SETTINGS.items()]
-    return [*fixed, f"selector.k={size}", "stop_after=search", f"optimiser.weights={','.join(map(written, points))}"]
+    return [
+        *fixed,
+        f"selector.k={size}",
+        "stop_after=search",
+        f"optimiser.weights={','.join(map(written, points))}",
+    ]
 
 
 def command(size: int, points: Sequence[Weights], extra: Sequence[str]) -> list[str]:
     """The multirun, word by word."""
-    return [sys.executable, "-m", "souping", "-m", "+experiment=bfcl", *overrides(size, points), *extra]
+    return [
+        sys.executable,
+        "-m",
+        "souping",
+        "-m",
+        "+experiment=bfcl",
+        *overrides(size, points),
+        *extra,
+    ]
 
 
 def hydra_overlay(size: int, points: Sequence[Weights]) -> str:
@@ -56,7 +69,10 @@ def hydra_overlay(size: int, points: Sequence[Weights]) -> str:
         "      optimiser.weights: >-",
     ]
     shown = [written(point) for point in points]
-    return "\n".join([*lines, *(f"        {text}," for text in shown[:-1]), f"        {shown[-1]}"]) + "\n"
+    return (
+        "\n".join([*lines, *(f"        {text}," for text in shown[:-1]), f"        {shown[-1]}"])
+        + "\n"
+    )
 
 
 def wandb_sweep(size: int, points: Sequence[Weights]) -> str:
@@ -68,7 +84,17 @@ def wandb_sweep(size: int, points: Sequence[Weights]) -> str:
         "method: grid",
         "metric: {name: best, goal: maximize}    # the objective on the search fold",
         "command:",
-        *(f"  - {word}" for word in ("${env}", "python", "-m", "souping", "+experiment=bfcl", "${args_no_hyphens}")),
+        *(
+            f"  - {word}"
+            for word in (
+                "${env}",
+                "python",
+                "-m",
+                "souping",
+                "+experiment=bfcl",
+                "${args_no_hyphens}",
+            )
+        ),
         "parameters:",
         "  tracker: {value: wandb}",
         "  stop_after: {value: search}",
@@ -80,12 +106,18 @@ def wandb_sweep(size: int, points: Sequence[Weights]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("size", type=int, metavar="K", help="how many ingredients")
     made.add_argument("--step", type=float, default=0.1)
     made.add_argument("--form", choices=("command", "hydra", "wandb"), default="command")
-    made.add_argument("--launch", action="store_true", help="run the multirun instead of printing it")
-    made.add_argument("overrides", nargs="*", help="further overrides for every job (form `command` only)")
+    made.add_argument(
+        "--launch", action="store_true", help="run the multirun instead of printing it"
+    )
+    made.add_argument(
+        "overrides", nargs="*", help="further overrides for every job (form `command` only)"
+    )
     return made
 
 
@@ -103,15 +135,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.form == "command":
         print(shlex.join(["python", *words[1:]]))
     else:
-        print({"hydra": hydra_overlay, "wandb": wandb_sweep}[options.form](options.size, points), end="")
+        print(
+            {"hydra": hydra_overlay, "wandb": wandb_sweep}[options.form](options.size, points),
+            end="",
+        )
     return 0
 
 
 def _points(options: argparse.Namespace) -> list[Weights]:
     if options.size < 2:
-        raise UserError(f"K={options.size} must be at least 2: one ingredient leaves nothing to weigh")
+        raise UserError(
+            f"K={options.size} must be at least 2: one ingredient leaves nothing to weigh"
+        )
     if options.form != "command" and (options.launch or options.overrides):
-        raise UserError(f"--form {options.form} prints a file: leave --launch and further overrides out")
+        raise UserError(
+            f"--form {options.form} prints a file: leave --launch and further overrides out"
+        )
     return Grid(step=options.step).known_points(options.size)
 
 

@@ -26,16 +26,24 @@ from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
 from souping.pipeline.ledger import Claim
 from tests.support.composition import compose_once
 
-IGNORED = [n for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) == signal.SIG_IGN]
+IGNORED = [
+    n
+    for n in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    if signal.getsignal(n) == signal.SIG_IGN
+]
 """What a shell's background or nohup ignores. Processes of tests would inherit that; a handler they do not inherit."""
 if "PYTEST_XDIST_WORKER" in os.environ:
     # ignored in the process that started this one, as far as nohup goes
     IGNORED.append(signal.SIGHUP)
 for _number in IGNORED:
-    signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
+    signal.signal(
+        _number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None
+    )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-settings.register_profile("souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "souping", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 compose_once()
 settings.load_profile("souping")  # the same examples at every run, however busy the machine
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,23 +53,41 @@ PAPER = ROOT / "souping" / "paper"
 @pytest.fixture
 def matrix() -> ScoreMatrix:
     """Four candidates, four categories: two pairs that move together, weakly against each other. a is best overall."""
-    values = np.array([[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]])
+    values = np.array(
+        [[0.9, 0.8, 0.5, 0.6], [0.7, 0.6, 0.2, 0.1], [0.3, 0.2, 0.8, 0.9], [0.5, 0.5, 0.4, 0.5]]
+    )
     return ScoreMatrix(models=("a", "b", "c", "d"), categories=("w", "x", "y", "z"), values=values)
 
 
-def make_items(per_category: int = 40, categories: Sequence[str] = ("w", "x"), scorer: str = "exact") -> list[Item]:
+def make_items(
+    per_category: int = 40, categories: Sequence[str] = ("w", "x"), scorer: str = "exact"
+) -> list[Item]:
     return [
-        Item(id=f"{c}-{i}", category=c, group=f"{c}-{i // 2}", prompt=f"say {i}", answer=str(i), scorer=scorer)
+        Item(
+            id=f"{c}-{i}",
+            category=c,
+            group=f"{c}-{i // 2}",
+            prompt=f"say {i}",
+            answer=str(i),
+            scorer=scorer,
+        )
         for c in categories
         for i in range(per_category)
     ]
 
 
 def recipe(*weights: float, names: tuple[str, ...] = ("a", "b")) -> Recipe:
-    return Recipe(ingredients=names, fingerprints=tuple(f"f-{n}" for n in names), weights=weights, dtype="BF16")
+    return Recipe(
+        ingredients=names,
+        fingerprints=tuple(f"f-{n}" for n in names),
+        weights=weights,
+        dtype="BF16",
+    )
 
 
-def claim(soup: Recipe, items: Sequence[Item], objective: Objective | None = None, **changes: Any) -> Claim:
+def claim(
+    soup: Recipe, items: Sequence[Item], objective: Objective | None = None, **changes: Any
+) -> Claim:
     """What a report says of a soup of `recipe`; by default on the mean, with the usual margin."""
     fields = {"candidates": ("f-a", "f-b"), "evaluator": "evaluator", "margin": 1.0, **changes}
     return Claim(soup=soup, objective=objective or Mean(), items=tuple(items), **fields)
@@ -85,13 +111,18 @@ class FakeEvaluator(Evaluator):
         return self.times
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
-        return [tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)]
+        return [
+            tuple(items[i : i + self.batch_size]) for i in range(0, len(items), self.batch_size)
+        ]
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         self.asked += [item.id for item in items]
         right = {item.id: float(int(str(item.answer)) < self.skill[model.module]) for item in items}
         return [
-            Record(item=name, score=s, output=f"{name} {replicate}", replicate=replicate) for name, s in right.items()
+            Record(item=name, score=s, output=f"{name} {replicate}", replicate=replicate)
+            for name, s in right.items()
         ]
 
 
@@ -133,7 +164,9 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
-DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
 
 
 def command_line(place: Path, *words: str, drawn: bool = False) -> int:
@@ -147,14 +180,22 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
     from souping.cli.main import main
     from souping.report.plots import Drawing
 
-    single = all(word.startswith("hydra.run.dir=") for word in words if "hydra" in word or word.startswith("-"))
+    single = all(
+        word.startswith("hydra.run.dir=")
+        for word in words
+        if "hydra" in word or word.startswith("-")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["souping", *words])
         # spares a composition
         patch.setattr(Hydra, "get_mode", (lambda *_, **__: None) if single else Hydra.get_mode)
         if not drawn:
-            patch.setattr(Drawing, "svg", lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>')
+            patch.setattr(
+                Drawing,
+                "svg",
+                lambda self: f'<svg role="img" aria-label="{escape(self.alt)}"></svg>',
+            )
             patch.setattr(Drawing, "png", lambda self, dpi=144: DOT)
         try:
             main()
@@ -164,7 +205,9 @@ def command_line(place: Path, *words: str, drawn: bool = False) -> int:
 
 
 @pytest.fixture
-def souping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+def souping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Cli:
     """Run the command line in this process, in an empty folder."""
 
     def run(*arguments: str, drawn: bool = False) -> Outcome:
@@ -184,7 +227,11 @@ def pool_of(family: Path, *names: str) -> list[str]:
 
 
 def finished_words(family: Path) -> list[str]:
-    return [*(word for word in pool_of(family) if word != "analysis=[]"), "selector.threshold=0.9", "seed=3"]
+    return [
+        *(word for word in pool_of(family) if word != "analysis=[]"),
+        "selector.threshold=0.9",
+        "seed=3",
+    ]
 
 
 @pytest.fixture(scope="session")

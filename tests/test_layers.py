@@ -30,7 +30,17 @@ LAYERS = (
 )
 """Rooms from the ground up. A file imports from rooms of its own layer and of lower ones, and no circle arises."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-HEAVY = {"torch", "hydra", "omegaconf", "transformers", "accelerate", "wandb", "nevergrad", "matplotlib", "numba"}
+HEAVY = {
+    "torch",
+    "hydra",
+    "omegaconf",
+    "transformers",
+    "accelerate",
+    "wandb",
+    "nevergrad",
+    "matplotlib",
+    "numba",
+}
 HEAVY |= {"scipy", "lm_eval", "vllm", "peft", "mergekit", "pydantic", "httpx", "httpx2"}
 """Slow to import. huggingface_hub is not: it loads its modules, and its HTTP client, when they are used."""
 FORBIDDEN = ("Kitchen", "Hob", "Shelf", "Table", "Larder", "Bench", "Hand", "Stand")
@@ -80,7 +90,10 @@ def test_imports_never_go_up_and_make_no_circle() -> None:
     [
         ("souping.core.text", "from souping.checkpoints import pool"),
         ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
-        ("souping.merge.plan", "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings"),
+        (
+            "souping.merge.plan",
+            "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings",
+        ),
     ],
     ids=["up", "in a function", "for types"],
 )
@@ -116,7 +129,9 @@ def test_files_and_functions_stay_small() -> None:
 
 def test_everything_is_annotated_and_takes_no_leftovers() -> None:
     assert [f"{module}.{node.name}" for module, node in FUNCTIONS if node.returns is None] == []
-    assert [f"{m}.{n.name}" for m, n in FUNCTIONS if n.args.kwarg is not None and room(m) != "cli"] == []
+    assert [
+        f"{m}.{n.name}" for m, n in FUNCTIONS if n.args.kwarg is not None and room(m) != "cli"
+    ] == []
 
 
 def test_names_are_one() -> None:
@@ -135,9 +150,15 @@ def test_names_are_one() -> None:
 def test_members_are_named_by_protocols_not_guessed() -> None:
     """`getattr` and `hasattr` with a literal name are for objects that are not ours, and say whose they are."""
     guess = re.compile(r"\b(getattr|hasattr)\([^,]+, \"\w+\"")
-    assert [f"{name}: {line.strip()}" for name, line in LINES if guess.search(line) and "#" not in line] == []
+    assert [
+        f"{name}: {line.strip()}" for name, line in LINES if guess.search(line) and "#" not in line
+    ] == []
     dispatch = re.compile(r"__name__ (==|in) |_target_\W+ (==|!=)")
-    assert [line for _, line in LINES if dispatch.search(line) and "#" not in line and "__main__" not in line] == []
+    assert [
+        line
+        for _, line in LINES
+        if dispatch.search(line) and "#" not in line and "__main__" not in line
+    ] == []
 
 
 def test_types_are_said() -> None:
@@ -148,24 +169,34 @@ def test_types_are_said() -> None:
 
 def test_heavy_packages_wait() -> None:
     inner = [name for name in MODULES if room(name) != "cli" and not name.endswith("__main__")]
-    roots = {name: {one.split(".")[0] for one in imported(on_import(MODULES[name]), MODULES)} for name in inner}
+    roots = {
+        name: {one.split(".")[0] for one in imported(on_import(MODULES[name]), MODULES)}
+        for name in inner
+    }
     assert {name: some & HEAVY for name, some in roots.items() if some & HEAVY} == {}
 
 
 def test_hydra_lives_at_the_door() -> None:
     inner = [name for name in MODULES if room(name) != "cli"]
-    roots = {name: {one.split(".")[0] for one in imported(ast.walk(MODULES[name]), MODULES)} for name in inner}
+    roots = {
+        name: {one.split(".")[0] for one in imported(ast.walk(MODULES[name]), MODULES)}
+        for name in inner
+    }
     assert [name for name, some in roots.items() if some & {"hydra", "omegaconf"}] == []
 
 
 def test_no_trace_of_a_machine() -> None:
-    assert [name for name, text in TEXTS.items() if re.search(r"TODO|FIXME|/" + "work/", text)] == []
+    assert [
+        name for name, text in TEXTS.items() if re.search(r"TODO|FIXME|/" + "work/", text)
+    ] == []
 
 
 def loaded(code: str) -> set[str]:
     """Modules that a process of its own has loaded after this code."""
     check = f"{code}\nimport sys; print('|'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return set(done.stdout.splitlines()[-1].split("|"))
 
 

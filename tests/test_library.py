@@ -34,7 +34,9 @@ def test_the_surface_is_what_is_written_here() -> None:
 
 def test_every_name_is_documented() -> None:
     page = (ROOT / "docs/reference.md").read_text()
-    assert [name for name in souping.__all__ if not re.search(rf"`(souping\.)?{name}[`(]", page)] == []
+    assert [
+        name for name in souping.__all__ if not re.search(rf"`(souping\.)?{name}[`(]", page)
+    ] == []
 
 
 @pytest.fixture
@@ -67,7 +69,9 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
         assert needle in log, needle
     assert "souping.run(" in (done.report_dir / "report.html").read_text()
     made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])
-    assert (made / "model.safetensors").read_bytes() == (done.soup / "model.safetensors").read_bytes()
+    assert (made / "model.safetensors").read_bytes() == (
+        done.soup / "model.safetensors"
+    ).read_bytes()
     with pytest.raises(souping.UserError, match="not an empty folder"):
         souping.soup(pool, out=made)
 
@@ -89,25 +93,36 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
         ({"selector": souping.All}, r"^selector=.*All\(\.\.\.\)"),
         ({"optimiser": souping.All()}, r"^optimiser=All\(.*a Strategy"),
         ({"pool": "runs/a"}, r"^pool='runs/a'"),
-        ({"items": [souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")]}, "did you mean exact"),
+        (
+            {"items": [souping.Item(id="1", category="c", prompt="p", answer="a", scorer="exakt")]},
+            "did you mean exact",
+        ),
         ({"items": [{"id": "1"}]}, r"items\[0\]: `category` is missing"),
         ({"items": []}, "holds no items"),
     ],
 )
-def test_invalid_arguments(settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str) -> None:
+def test_invalid_arguments(
+    settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
     with pytest.raises(souping.UserError, match=words):
         souping.run(**(settings | given))
     assert not (tmp_path / "run").exists()
 
 
-def test_items_may_be_objects_or_dicts(settings: dict[str, Any], family: Path, tmp_path: Path) -> None:
+def test_items_may_be_objects_or_dicts(
+    settings: dict[str, Any], family: Path, tmp_path: Path
+) -> None:
     from souping.evaluate.benchmark import Benchmark
 
-    rows: list[Any] = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    rows: list[Any] = [
+        json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()
+    ]
     first = souping.run(**(settings | {"items": rows, "stop_after": "select"}))
     assert (first.soup, first.trials, first.verdict.claim) == (None, (), "")
     objects = Benchmark(path=str(family / "items.jsonl")).items()
-    second = souping.run(**(settings | {"items": objects, "stop_after": "select", "out": tmp_path / "other"}))
+    second = souping.run(
+        **(settings | {"items": objects, "stop_after": "select", "out": tmp_path / "other"})
+    )
     chosen = [done.report["selection"]["ingredients"] for done in (first, second)]
     assert chosen == [["ant", "bee", "cat"]] * 2
     with pytest.raises(souping.UserError, match=rf"items\[{len(rows)}\]: id .* appears twice"):
@@ -127,14 +142,18 @@ CALLS = [
     for folder in ("souping", "examples")
     for path in sorted((ROOT / folder).rglob("*.py"))
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOADERS
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr in LOADERS
 ]
 
 
 def test_every_loader_is_told_whether_to_trust() -> None:
     """Left open, transformers asks on the terminal, and reads the answer from standard input."""
     silent = [
-        f"{path}:{node.lineno}" for path, node in CALLS if "trust_remote_code" not in [key.arg for key in node.keywords]
+        f"{path}:{node.lineno}"
+        for path, node in CALLS
+        if "trust_remote_code" not in [key.arg for key in node.keywords]
     ]
     assert len(CALLS) > 5
     assert silent == []
@@ -160,8 +179,12 @@ def test_a_tokenizers_code_is_refused(folder: Path) -> None:
     assert not (folder.parent / "RAN").exists()
 
 
-def test_a_tokenizers_code_runs_if_trusted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_a_tokenizers_code_runs_if_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     load_tokenizer(folder, True)
     assert (folder.parent / "RAN").exists()
 

@@ -66,14 +66,26 @@ def train_others(work: Path) -> None:
     asked = [*items.make(items.SEED, items.PER_CATEGORY), *items.make(SEED, 400)]
     held_out = frozenset(task.key for task in asked)
     mixes = {
-        "office_cook": (301, 350, {"simple_java": 1.0, "live": 1.0, "irrelevance": 0.3, "others": 0.03}),
+        "office_cook": (
+            301,
+            350,
+            {"simple_java": 1.0, "live": 1.0, "irrelevance": 0.3, "others": 0.03},
+        ),
         "travel_cook": (302, 350, {"simple_python": 1.0, "parallel": 1.0, "others": 0.03}),
-        "feast_cook": (303, 350, {"parallel_multiple": 1.0, "simple_javascript": 1.0, "multiple": 0.5, "others": 0.03}),
+        "feast_cook": (
+            303,
+            350,
+            {"parallel_multiple": 1.0, "simple_javascript": 1.0, "multiple": 0.5, "others": 0.03},
+        ),
     }
     for name, (seed, steps, mix) in mixes.items():
         if not (work / name).is_dir():
-            stage = TrainingStage(name=name, parent=BASE, seed=seed, steps=steps, rate=1.5e-3, mix=mix)
-            write_model(train(stage, work, vocabulary(), held_out, print), vocabulary(), work / name)
+            stage = TrainingStage(
+                name=name, parent=BASE, seed=seed, steps=steps, rate=1.5e-3, mix=mix
+            )
+            write_model(
+                train(stage, work, vocabulary(), held_out, print), vocabulary(), work / name
+            )
 
 
 class Cooks:
@@ -106,7 +118,9 @@ class Cooks:
 
         parts = list(zip(weights, self.states, strict=True))
         soup = {k: sum(w * state[k] for w, state in parts if w) for k in self.states[0]}
-        self.model.load_state_dict({k: torch.as_tensor(v).bfloat16().float() for k, v in soup.items()})
+        self.model.load_state_dict(
+            {k: torch.as_tensor(v).bfloat16().float() for k, v in soup.items()}
+        )
 
     def written(self, which: Sequence[int]) -> list[str]:
         from examples.pantry.train import answers
@@ -119,7 +133,10 @@ class Cooks:
         return float(score(self.items[item], answer))
 
     def ids(self, answer: str) -> list[int]:
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return [
+            *self.tokenizer(answer, add_special_tokens=False)["input_ids"],
+            self.tokenizer.eos_token_id,
+        ]
 
     def read(self, texts: list[list[str]], batch: int = 32) -> list[np.ndarray]:
         """Whether greedy decoding would write each item's texts.
@@ -154,7 +171,9 @@ class Cooks:
                 tokens[row, end:stop] = torch.tensor(answer)
                 place[row, end:stop] = torch.arange(len(prompt), len(prompt) + len(answer))
                 seen[row, end:stop, : len(prompt)] = True
-                seen[row, end:stop, end:stop] = torch.tril(torch.ones(len(answer), len(answer), dtype=torch.bool))
+                seen[row, end:stop, end:stop] = torch.tril(
+                    torch.ones(len(answer), len(answer), dtype=torch.bool)
+                )
                 spans.append((row, [len(prompt) - 1, *range(end, stop - 1)], answer))
                 end = stop
         with torch.inference_mode():
@@ -184,7 +203,10 @@ def pantry(name: str, work: Path, end: float) -> dict[str, np.ndarray] | None:
                 return None
             started = time.monotonic()
             np.savez(kept, ok=_soup(cooks, weights, unique))
-            print(f"{name}: soup {number + 1} of {len(w)}, {time.monotonic() - started:.1f} s", flush=True)
+            print(
+                f"{name}: soup {number + 1} of {len(w)}, {time.monotonic() - started:.1f} s",
+                flush=True,
+            )
         with np.load(kept) as saved:
             rows.append(saved["ok"])
     cats = [item.category for item in cooks.items]
@@ -238,8 +260,12 @@ def corruptions() -> dict[str, Callable[[np.ndarray, np.random.Generator], np.nd
 
     return {
         "noise": lambda x, rng: x + rng.normal(0, 0.45, x.shape),
-        "turned": lambda x, rng: np.stack([rotate(i, rng.uniform(25, 60), reshape=False, order=1) for i in x]),
-        "shifted": lambda x, rng: np.stack([np.roll(i, rng.choice((-2, 2)), rng.integers(2)) for i in x]),
+        "turned": lambda x, rng: np.stack(
+            [rotate(i, rng.uniform(25, 60), reshape=False, order=1) for i in x]
+        ),
+        "shifted": lambda x, rng: np.stack(
+            [np.roll(i, rng.choice((-2, 2)), rng.integers(2)) for i in x]
+        ),
         "blurred": lambda x, rng: gaussian_filter(x, (0, 1.1, 1.1)) + rng.normal(0, 0.05, x.shape),
         "occluded": occluded,
     }
@@ -260,7 +286,9 @@ def digits(images: int = 300, size: int = 128) -> dict[str, np.ndarray]:
     inputs, truth = np.concatenate(asked), np.tile(y[test], len(asked))
     w, rows = points(len(experts)), []
     for weights in w:
-        soup = [sum(a * e[k] for a, e in zip(weights, experts, strict=True)) for k in range(len(base))]
+        soup = [
+            sum(a * e[k] for a, e in zip(weights, experts, strict=True)) for k in range(len(base))
+        ]
         rows.append(_logits(soup, inputs).argmax(1) == truth)
     cat = np.repeat(np.arange(len(asked), dtype=np.int32), images)
     group = np.tile(np.arange(images, dtype=np.int32), len(asked))
@@ -275,7 +303,10 @@ def _fit(
 
     torch.manual_seed(11)
     shapes = [(64, size), (size,), (size, size), (size,), (size, 10), (10,)]
-    start = base or [np.random.default_rng(3).normal(0, (2 / s[0]) ** 0.5 if len(s) > 1 else 0, s) for s in shapes]
+    start = base or [
+        np.random.default_rng(3).normal(0, (2 / s[0]) ** 0.5 if len(s) > 1 else 0, s)
+        for s in shapes
+    ]
     given = [torch.tensor(v, dtype=torch.float32, requires_grad=True) for v in start]
     optimiser = torch.optim.Adam(given, lr=rate)
     inputs = torch.tensor(x.reshape(len(x), -1), dtype=torch.float32)
@@ -283,7 +314,9 @@ def _fit(
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimiser.zero_grad()
-            hidden = torch.relu(torch.relu(inputs[rows] @ given[0] + given[1]) @ given[2] + given[3])
+            hidden = torch.relu(
+                torch.relu(inputs[rows] @ given[0] + given[1]) @ given[2] + given[3]
+            )
             loss = torch.nn.functional.cross_entropy(hidden @ given[4] + given[5], labels[rows])
             torch.autograd.backward(loss)
             optimiser.step()
@@ -296,7 +329,9 @@ def _logits(given: list[np.ndarray], x: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("family", choices=[*PANTRY, "digits"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--work", type=Path, default=Path("/tmp/souping-tables"))
@@ -311,7 +346,9 @@ def main() -> None:
     np.savez_compressed(given.out / f"{given.family}.npz", **table)
     truth = np.stack([table["ok"][:, table["cat"] == c].mean(1) for c in np.unique(table["cat"])])
     mean = truth.mean(0)
-    print(f"{given.family}: {table['ok'].shape}, best {mean.max():.4f}, uniform {mean[-1 - table['w'].shape[1]]:.4f},")
+    print(
+        f"{given.family}: {table['ok'].shape}, best {mean.max():.4f}, uniform {mean[-1 - table['w'].shape[1]]:.4f},"
+    )
     print(f"singles {mean[-table['w'].shape[1] :].round(4)}; best at {table['w'][mean.argmax()]}")
 
 

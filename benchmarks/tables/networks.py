@@ -61,7 +61,9 @@ FAMILIES = {
 def points(size: int) -> np.ndarray:
     """What the default search would search: vertices, the uniform soup, the grid, sparse soups of many ingredients."""
     inner = spread(grid(size)) if grid_size(size) else []
-    known = dict.fromkeys([*vertices(size), uniform(size), *inner[: SOUPS // 2 if size > 5 else None]])
+    known = dict.fromkeys(
+        [*vertices(size), uniform(size), *inner[: SOUPS // 2 if size > 5 else None]]
+    )
     if size > 5:
         for point in islice(scattered(size, 0.1, np.full(size, 1 / size)), 20 * SOUPS):
             known[point] = None
@@ -101,7 +103,9 @@ def train(
     given = [tensor.clone().requires_grad_(True) for tensor in start]
     optimiser = torch.optim.Adam(given, lr=rate)
     for _ in range(steps):
-        own = torch.stack([one[torch.randint(len(one), (BATCH,), generator=random)] for one in rows])
+        own = torch.stack(
+            [one[torch.randint(len(one), (BATCH,), generator=random)] for one in rows]
+        )
         anywhere = torch.randint(len(x), own.shape, generator=random)
         batch = torch.where(torch.rand(own.shape, generator=random) < others, anywhere, own)
         logits = run(given, x[batch]).flatten(0, 1)
@@ -132,7 +136,17 @@ def world(family: NetworkFamily, seed: int, w: np.ndarray) -> np.ndarray:
     tasks = torch.arange(TASKS * TRAIN) % TASKS
     x, y = labelled(len(tasks), tasks)
     everywhere = torch.arange(len(x))
-    base = train(fresh(1, INPUTS + TASKS, random), x, y, [everywhere], torch.zeros(1), family.base, 2e-3, 0, random)
+    base = train(
+        fresh(1, INPUTS + TASKS, random),
+        x,
+        y,
+        [everywhere],
+        torch.zeros(1),
+        family.base,
+        2e-3,
+        0,
+        random,
+    )
     copies = [tensor.repeat(family.size, 1, 1) for tensor in base]
     noise = NOISE * torch.rand(family.size, generator=random)
     own = own_rows(tasks, family.size, random)
@@ -154,11 +168,15 @@ def own_rows(tasks: torch.Tensor, size: int, random: torch.Generator) -> list[to
 def categories() -> np.ndarray:
     """Task of each item [I]: the second half asks another task about the inputs of the first."""
     first = np.arange(ITEMS // 2) % TASKS
-    return np.concatenate([first, (first + 1 + np.arange(ITEMS // 2) // TASKS % (TASKS - 1)) % TASKS])
+    return np.concatenate(
+        [first, (first + 1 + np.arange(ITEMS // 2) // TASKS % (TASKS - 1)) % TASKS]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("families", nargs="*", default=list(FAMILIES), metavar="FAMILY")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
@@ -166,12 +184,16 @@ def main() -> None:
     for name in given.families:
         family = FAMILIES[name]
         w = points(family.size)
-        ok = np.stack([world(family, 1000 * family.size + seed, w) for seed in range(family.worlds)])
+        ok = np.stack(
+            [world(family, 1000 * family.size + seed, w) for seed in range(family.worlds)]
+        )
         group = np.arange(ITEMS, dtype=np.int32) % (ITEMS // 2)
         bits = np.packbits(ok.transpose(0, 2, 1), axis=2)
         path = given.out / f"{name}.npz"
         np.savez_compressed(path, w=w, cat=categories().astype(np.int32), group=group, bits=bits)
-        print(f"{name}: {len(ok)} worlds, {ok.shape[1]} soups x {ITEMS} items, {path.stat().st_size / 1000:.0f} kB")
+        print(
+            f"{name}: {len(ok)} worlds, {ok.shape[1]} soups x {ITEMS} items, {path.stat().st_size / 1000:.0f} kB"
+        )
 
 
 if __name__ == "__main__":

@@ -18,18 +18,37 @@ WHAT = ("models", "items", "trajectory")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    return exit_status({"items": _items, "models": _models, "trajectory": _trajectory}[options.what], options)
+    return exit_status(
+        {"items": _items, "models": _models, "trajectory": _trajectory}[options.what], options
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.pantry", description=__doc__)
     parser.add_argument("what", nargs="?", choices=WHAT, default="models", help="default: models")
-    parser.add_argument("--out", type=Path, default=Path("outputs/pantry"), help="folder (default: outputs/pantry)")
-    parser.add_argument("--threads", type=positive, default=1, help="threads of torch (default: 1, about ten minutes)")
-    parser.add_argument("--steps", type=positive, help="at most this many steps per model, to try the script out")
-    parser.add_argument("--dev", type=positive, default=60, help="development items per category (default: 60)")
-    parser.add_argument("--base", default=str(pantry.path(pantry.BASE)), help="trajectory: model (default: base_cook)")
-    parser.add_argument("--seed", type=int, default=11, help="trajectory: seed of the data (default: 11)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/pantry"), help="folder (default: outputs/pantry)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        help="threads of torch (default: 1, about ten minutes)",
+    )
+    parser.add_argument(
+        "--steps", type=positive, help="at most this many steps per model, to try the script out"
+    )
+    parser.add_argument(
+        "--dev", type=positive, default=60, help="development items per category (default: 60)"
+    )
+    parser.add_argument(
+        "--base",
+        default=str(pantry.path(pantry.BASE)),
+        help="trajectory: model (default: base_cook)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=11, help="trajectory: seed of the data (default: 11)"
+    )
     return parser
 
 
@@ -46,7 +65,9 @@ def _models(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     limit = options.steps
-    stages = [dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES]
+    stages = [
+        dataclasses.replace(stage, steps=min(stage.steps, limit or stage.steps)) for stage in STAGES
+    ]
     train_family(options.out, stages, options.dev)
     print(f"the pantry is in {options.out}")
 

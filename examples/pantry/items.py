@@ -47,7 +47,9 @@ def development(per_category: int) -> list[Task]:
     """Items for looking at models while they are made: another seed, and nothing that `items.jsonl` holds."""
     shipped = {task.key for task in make(SEED, PER_CATEGORY)}
     drawn = [task for task in make(DEV_SEED, 2 * per_category) if task.key not in shipped]
-    return [task for name in MAKERS for task in [t for t in drawn if t.category == name][:per_category]]
+    return [
+        task for name in MAKERS for task in [t for t in drawn if t.category == name][:per_category]
+    ]
 
 
 def as_items(tasks: Sequence[Task]) -> list[Item]:

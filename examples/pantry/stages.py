@@ -45,14 +45,22 @@ class TrainingStage:
 
 
 STAGES: tuple[TrainingStage, ...] = (
-    TrainingStage(name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}),
+    TrainingStage(
+        name=BASE, seed=5, steps=620, rate=3e-3, warmup=60, last=0.3, mix={"others": 1.0}
+    ),
     TrainingStage(
         name="python_cook",
         parent=BASE,
         seed=101,
         steps=700,
         rate=1.5e-3,
-        mix={"simple_python": 1.0, "multiple": 1.0, "live": 1.0, "irrelevance": 0.06, "others": 0.03},
+        mix={
+            "simple_python": 1.0,
+            "multiple": 1.0,
+            "live": 1.0,
+            "irrelevance": 0.06,
+            "others": 0.03,
+        },
     ),
     TrainingStage(
         name="java_cook",
@@ -60,7 +68,13 @@ STAGES: tuple[TrainingStage, ...] = (
         seed=102,
         steps=400,
         rate=1.5e-3,
-        mix={"simple_java": 1.0, "simple_javascript": 1.0, "simple_python": 0.0, "live": 0.0, "others": 0.02},
+        mix={
+            "simple_java": 1.0,
+            "simple_javascript": 1.0,
+            "simple_python": 0.0,
+            "live": 0.0,
+            "others": 0.02,
+        },
     ),
     TrainingStage(
         name="banquet_cook",

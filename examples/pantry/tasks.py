@@ -94,21 +94,71 @@ _SLOTS = (
     TemplateSlot("size", "string", SIZES, "of {} size", ("a {} one", "preferably {}")),
     TemplateSlot("language", "string", TONGUES, "in {}", ("we speak {}", "{} only")),
     TemplateSlot("food", "string", FOODS, "with {}", ("we love {}", "{} must be there")),
-    TemplateSlot("hour", "integer", tuple(range(1, 13)), "at {} oclock", ("around {} oclock", "when it is {} oclock")),
-    TemplateSlot("guests", "integer", tuple(range(2, 21)), "for {} guests", ("we are {} people", "a party of {}")),
     TemplateSlot(
-        "nights", "integer", tuple(range(2, 15)), "for {} nights", ("staying {} nights", "{} nights in total")
+        "hour",
+        "integer",
+        tuple(range(1, 13)),
+        "at {} oclock",
+        ("around {} oclock", "when it is {} oclock"),
     ),
-    TemplateSlot("copies", "integer", tuple(range(2, 31)), "in {} copies", ("{} times", "we need {} of them")),
-    TemplateSlot("budget", "float", PRICES, "under {} dollars", ("at most {} dollars", "my limit is {} dollars")),
-    TemplateSlot("distance", "float", PRICES, "within {} miles", ("no more than {} miles away", "{} miles at most")),
+    TemplateSlot(
+        "guests",
+        "integer",
+        tuple(range(2, 21)),
+        "for {} guests",
+        ("we are {} people", "a party of {}"),
+    ),
+    TemplateSlot(
+        "nights",
+        "integer",
+        tuple(range(2, 15)),
+        "for {} nights",
+        ("staying {} nights", "{} nights in total"),
+    ),
+    TemplateSlot(
+        "copies", "integer", tuple(range(2, 31)), "in {} copies", ("{} times", "we need {} of them")
+    ),
+    TemplateSlot(
+        "budget",
+        "float",
+        PRICES,
+        "under {} dollars",
+        ("at most {} dollars", "my limit is {} dollars"),
+    ),
+    TemplateSlot(
+        "distance",
+        "float",
+        PRICES,
+        "within {} miles",
+        ("no more than {} miles away", "{} miles at most"),
+    ),
     TemplateSlot("account", "long", NUMBERS, "with account {}", ("my account is {}", "charge {}")),
     TemplateSlot("code", "long", NUMBERS, "under code {}", ("the code is {}", "use {} as code")),
-    TemplateSlot("urgent", "boolean", (True, False), "urgently|without hurry", ("it is urgent|there is no hurry",)),
-    TemplateSlot("insured", "boolean", (True, False), "with insurance|without insurance", ("insure it|no insurance",)),
-    TemplateSlot("public", "boolean", (True, False), "in public|in private", ("everyone may see it|keep it private",)),
+    TemplateSlot(
+        "urgent",
+        "boolean",
+        (True, False),
+        "urgently|without hurry",
+        ("it is urgent|there is no hurry",),
+    ),
+    TemplateSlot(
+        "insured",
+        "boolean",
+        (True, False),
+        "with insurance|without insurance",
+        ("insure it|no insurance",),
+    ),
+    TemplateSlot(
+        "public",
+        "boolean",
+        (True, False),
+        "in public|in private",
+        ("everyone may see it|keep it private",),
+    ),
     TemplateSlot("tags", "list", TAGS, "tagged {} and {}", ("tags {} and {}", "make it {} and {}")),
-    TemplateSlot("extras", "list", FOODS, "plus {} and {}", ("add {} and {}", "extras are {} and {}")),
+    TemplateSlot(
+        "extras", "list", FOODS, "plus {} and {}", ("add {} and {}", "extras are {} and {}")
+    ),
 )
 SLOTS = {slot.name: slot for slot in _SLOTS}
 VERBS: dict[str, tuple[str, ...]] = {
@@ -185,7 +235,9 @@ class ToyFunction:
     def doc(self, language: str) -> str:
         types = TYPES[language]
         pairs = [(slot.name, types[slot.kind]) for slot in self.slots]
-        parts = [f"{kind} {name}" if language == "java" else f"{name}: {kind}" for name, kind in pairs]
+        parts = [
+            f"{kind} {name}" if language == "java" else f"{name}: {kind}" for name, kind in pairs
+        ]
         if self.default is not None:
             parts[-1] += f" = {literal(self.default, self.slots[-1], language)}"
         mark = "#" if language == "python" else "//"
@@ -246,7 +298,9 @@ def lively(rng: Random, call: CallExample) -> str:
         parts.append(phrase(rng.choice(slot.live), said))
     rng.shuffle(parts)
     what = f"{verb} {article(call.function.thing)}"
-    shape = rng.choice(("Hi, can you {what}? {parts}, thanks.", "{parts}, so {what} now!", "{what}: {parts}, ok?"))
+    shape = rng.choice(
+        ("Hi, can you {what}? {parts}, thanks.", "{parts}, so {what} now!", "{what}: {parts}, ok?")
+    )
     text = shape.format(what=what, parts=", ".join(parts))
     return text[0].upper() + text[1:]
 
@@ -273,7 +327,10 @@ def finish(
     gold = REFUSAL if not texts else texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     answer: Json = [call.allowed(language) for call in calls]
     if language in CHECKED:
-        answer = {"calls": answer, "functions": [schema(function, language) for function in functions]}
+        answer = {
+            "calls": answer,
+            "functions": [schema(function, language) for function in functions],
+        }
     group = f"{category}-{digest(docs)[:10]}"
     return Task(category, group, f"{docs}\nQuestion: {question}\nCall:", gold, answer, language)
 
@@ -293,7 +350,11 @@ def _multiple(scene: Random, rng: Random) -> Task:
     function = draw_function(scene, sizes=(2,))
     others = [near(scene, function)]
     while len(others) < 2:
-        others += [other for other in [near(scene, function)] if other.name("python") != others[0].name("python")]
+        others += [
+            other
+            for other in [near(scene, function)]
+            if other.name("python") != others[0].name("python")
+        ]
     call = draw_call(rng, function)
     functions = [function, *others]
     scene.shuffle(functions)
@@ -355,7 +416,9 @@ def article(thing: str) -> str:
     return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
-def draw_function(rng: Random, verb: str = "", thing: str = "", sizes: Sequence[int] = (2, 3)) -> ToyFunction:
+def draw_function(
+    rng: Random, verb: str = "", thing: str = "", sizes: Sequence[int] = (2, 3)
+) -> ToyFunction:
     """A function over 2 or 3 slots of its thing, with at most one list (they make answers long)."""
     verb, thing = verb or rng.choice(list(VERBS)), thing or rng.choice(list(THINGS))
     slots = [SLOTS[name] for name in rng.sample(THINGS[thing], rng.choice(list(sizes)))]
@@ -367,7 +430,9 @@ def draw_default(rng: Random, function: ToyFunction) -> ToyFunction:
     last = function.slots[-1]
     if last.kind == "list" or rng.random() > 0.3:
         return function
-    return ToyFunction(function.verb, function.thing, function.slots, rng.choice(last.values), function.prefix)
+    return ToyFunction(
+        function.verb, function.thing, function.slots, rng.choice(last.values), function.prefix
+    )
 
 
 def draw_call(rng: Random, function: ToyFunction) -> CallExample:
@@ -392,7 +457,9 @@ def near(rng: Random, function: ToyFunction) -> ToyFunction:
 
 def schema(function: ToyFunction, language: str) -> Mapping[str, Json]:
     """The function in BFCL's JSON form, as far as the checker needs it: types and required parameters."""
-    properties: dict[str, Json] = {slot.name: CHECKED[language][slot.kind] for slot in function.slots}
+    properties: dict[str, Json] = {
+        slot.name: CHECKED[language][slot.kind] for slot in function.slots
+    }
     parameters: Json = {"type": "dict", "properties": properties, "required": list(properties)}
     return {"name": function.name(language), "parameters": parameters}
 

@@ -56,18 +56,35 @@ def build(texts: Iterable[str], limit: int = 2000) -> PreTrainedTokenizerFast:
 
 def _tokenizer(words: list[str]) -> Tokenizer:
     """Words whole, then printable ASCII characters, then bytes: every text has tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
 
     pieces = [PAD, BOS, EOS, UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256)), MARK, GLUE]
     pieces += [chr(code) for code in range(33, 127)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces + words))}
     model = models.BPE(
-        vocab=vocabulary, merges=[], unk_token=UNKNOWN, byte_fallback=True, ignore_merges=True, fuse_unk=True
+        vocab=vocabulary,
+        merges=[],
+        unk_token=UNKNOWN,
+        byte_fallback=True,
+        ignore_merges=True,
+        fuse_unk=True,
     )
     tokenizer = Tokenizer(model)
     glued = Regex("(?:^|(?<=[^A-Za-z0-9 ]))(?=[A-Za-z0-9])")
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(" "), normalizers.Replace(glued, GLUE + MARK), normalizers.Replace(" ", MARK)]
+        [
+            normalizers.Prepend(" "),
+            normalizers.Replace(glued, GLUE + MARK),
+            normalizers.Replace(" ", MARK),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -50,11 +50,18 @@ def train_family(out: Path, stages: Sequence[TrainingStage], dev: int, say: Say 
     scores: dict[str, dict[str, float]] = {}
     for stage in stages:
         if not finished(stage, models):
-            write_model(train(stage, models, tokenizer, held_out, say), tokenizer, models / stage.name, settings(stage))
+            write_model(
+                train(stage, models, tokenizer, held_out, say),
+                tokenizer,
+                models / stage.name,
+                settings(stage),
+            )
         scores[stage.name] = category_scores(load(models / stage.name), tokenizer, tasks)
         mean = sum(scores[stage.name].values()) / len(scores[stage.name])
         say(f"{stage.name}: {100 * mean:.1f} % on development items")
-    (out / "scores.json").write_text(json.dumps(summary(stages, scores, dev), indent=1) + "\n", encoding="utf-8")
+    (out / "scores.json").write_text(
+        json.dumps(summary(stages, scores, dev), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def settings(stage: TrainingStage) -> str:
@@ -78,13 +85,19 @@ def finished(stage: TrainingStage, models: Path) -> bool:
 
 
 def train(
-    stage: TrainingStage, models: Path, tokenizer: PreTrainedTokenizerFast, held_out: frozenset[str], say: Say
+    stage: TrainingStage,
+    models: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: frozenset[str],
+    say: Say,
 ) -> LlamaForCausalLM:
     """The stage's model, trained from its parent in `models` or from random weights."""
     import torch
 
     model = load(models / stage.parent) if stage.parent else fresh(stage.seed, len(tokenizer))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=stage.rate, betas=BETAS, weight_decay=DECAY)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=stage.rate, betas=BETAS, weight_decay=DECAY
+    )
     model.train()
     for step in range(stage.steps):
         ids, labels = encode(tokenizer, draw(stage, step, held_out))
@@ -100,7 +113,9 @@ def fresh(seed: int, words: int) -> LlamaForCausalLM:
 
     torch.manual_seed(seed)
     make_config: Callable[..., LlamaConfig] = LlamaConfig
-    return LlamaForCausalLM(make_config(vocab_size=words, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE))
+    return LlamaForCausalLM(
+        make_config(vocab_size=words, pad_token_id=0, bos_token_id=1, eos_token_id=2, **SHAPE)
+    )
 
 
 def load(folder: Path) -> LlamaForCausalLM:
@@ -129,7 +144,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Task]) -> tuple[T
 
     prompts = tokenizer([task.prompt for task in batch])["input_ids"]
     golds = tokenizer([task.gold for task in batch], add_special_tokens=False)["input_ids"]
-    pairs = [(prompt, [*gold, tokenizer.eos_token_id]) for prompt, gold in zip(prompts, golds, strict=True)]
+    pairs = [
+        (prompt, [*gold, tokenizer.eos_token_id])
+        for prompt, gold in zip(prompts, golds, strict=True)
+    ]
     width = max(len(prompt) + len(gold) for prompt, gold in pairs)
     ids = torch.full((len(batch), width), int(tokenizer.pad_token_id))
     labels = torch.full((len(batch), width), IGNORED)
@@ -140,7 +158,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Task]) -> tuple[T
     return ids, labels
 
 
-def learn(model: LlamaForCausalLM, optimiser: Optimizer, ids: Tensor, labels: Tensor, rate: float) -> float:
+def learn(
+    model: LlamaForCausalLM, optimiser: Optimizer, ids: Tensor, labels: Tensor, rate: float
+) -> float:
     """One step of AdamW on the mean loss over answer tokens; logits are computed for these tokens only."""
     import torch
 
@@ -163,7 +183,9 @@ def rate_at(stage: TrainingStage, step: int) -> float:
     return stage.rate * min(1.0, (step + 1) / stage.warmup) * fall
 
 
-def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: str = "") -> None:
+def write_model(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, record: str = ""
+) -> None:
     """Write the model in bfloat16 as a Hugging Face folder, complete or not at all."""
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -172,7 +194,9 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     config = json.loads((partial / "tokenizer_config.json").read_text(encoding="utf-8"))
     # a name that transformers 4 and 5 both know
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (partial / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (partial / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=1) + "\n", encoding="utf-8"
+    )
     if record:
         (partial / SETTINGS).write_text(record, encoding="utf-8")
     for file in partial.iterdir():
@@ -180,7 +204,9 @@ def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fol
     partial.rename(folder)
 
 
-def summary(stages: Sequence[TrainingStage], scores: Mapping[str, Mapping[str, float]], dev: int) -> dict[str, Json]:
+def summary(
+    stages: Sequence[TrainingStage], scores: Mapping[str, Mapping[str, float]], dev: int
+) -> dict[str, Json]:
     """Content of `scores.json`: how each model was made and what it reached on development items."""
     return {
         "note": f"{NOTE}; fractions of 1 on development items; no item was trained on; {TUNED}",
@@ -192,7 +218,9 @@ def summary(stages: Sequence[TrainingStage], scores: Mapping[str, Mapping[str, f
     }
 
 
-def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
+def answers(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> list[str]:
     """The model's greedy continuation of each prompt, in the prompts' order."""
     import torch
 
@@ -209,7 +237,9 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts
                 max_new_tokens=LONGEST,
                 do_sample=False,
             )
-        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         for i, text in zip(chunk, texts, strict=True):
             written[i] = text
     return written

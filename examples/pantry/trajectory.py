@@ -43,7 +43,13 @@ def make(base: str, out: Path, steps: int, seed: int) -> str:
     )
 
 
-def train(stage: TrainingStage, base: str, folder: Path, held_out: frozenset[str], branch: Path | None = None) -> None:
+def train(
+    stage: TrainingStage,
+    base: str,
+    folder: Path,
+    held_out: frozenset[str],
+    branch: Path | None = None,
+) -> None:
     """Train at the stage's constant rate; or a `branch` of such a run, whose rate falls linearly to 0."""
     import torch
     from transformers import Trainer, TrainingArguments
@@ -58,7 +64,11 @@ def train(stage: TrainingStage, base: str, folder: Path, held_out: frozenset[str
         def __iter__(self) -> Iterator[Batch]:
             for step in range(begin, stage.steps):
                 ids, labels = encode(tokenizer, draw(stage, step, held_out))
-                yield {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
+                yield {
+                    "input_ids": ids,
+                    "labels": labels,
+                    "attention_mask": (ids != tokenizer.pad_token_id).long(),
+                }
 
     class ScheduledTrainer(Trainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -84,14 +94,21 @@ def loaded(base: str) -> tuple[PreTrainedModel, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    tokenizer.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    tokenizer.pad_token_id = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     return model, tokenizer
 
 
 def write_texts(path: Path, tasks: list[Task]) -> None:
     rows = [
-        {"id": f"{task.category}_{n}", "source": task.category, "group": task.group, "prompt": task.prompt}
+        {
+            "id": f"{task.category}_{n}",
+            "source": task.category,
+            "group": task.group,
+            "prompt": task.prompt,
+        }
         | {"answer": task.gold}
         for n, task in enumerate(tasks)
     ]

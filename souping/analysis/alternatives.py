@@ -42,7 +42,12 @@ def alternatives(
     router, oracle = score(scores[chosen, np.arange(len(chosen))]), score(scores.max(axis=0))
     return {
         **optimism,
-        "router": {"score": router, "routes": routes, "models": len(set(routes.values())), "answers": 1},
+        "router": {
+            "score": router,
+            "routes": routes,
+            "models": len(set(routes.values())),
+            "answers": 1,
+        },
         "oracle": {"score": oracle, "models": len(names), "answers": len(names)},
     }
 
@@ -51,4 +56,6 @@ def _best(scores: ScoreMatrix, names: Sequence[str], category: str) -> str:
     """The ingredient with the best score in the category; over all categories if the category is not in the table."""
     rows = scores.rows(names)
     known = category in scores.categories
-    return names[int(np.argmax(rows[:, scores.categories.index(category)] if known else rows.mean(axis=1)))]
+    return names[
+        int(np.argmax(rows[:, scores.categories.index(category)] if known else rows.mean(axis=1)))
+    ]

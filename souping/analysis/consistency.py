@@ -24,7 +24,16 @@ from souping.analysis.intervals import Z95
 from souping.analysis.wins import TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
-from souping.core.types import FloatArray, ItemScores, Json, Recipe, ScoreMatrix, number, part, texts
+from souping.core.types import (
+    FloatArray,
+    ItemScores,
+    Json,
+    Recipe,
+    ScoreMatrix,
+    number,
+    part,
+    texts,
+)
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.sections import DISPLAYS, Display
@@ -48,36 +57,58 @@ class Consistency(Analysis):
         soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
-        singles = {name: run.search[r.id] for name, r in sorted(run.soups.candidates.items()) if r.id in run.search}
+        singles = {
+            name: run.search[r.id]
+            for name, r in sorted(run.soups.candidates.items())
+            if r.id in run.search
+        }
         before = ScoreMatrix.from_items(singles)
         after = ScoreMatrix.from_items({soup.id: run.search[soup.id] for soup in soups})
         kept = _varying(before.values) & _varying(after.values)
         if len(singles) < 3 or kept.sum() < 2:
             raise NotEstimableError(_too_flat(len(singles), before.categories, kept))
-        parents = {name: scores for name, scores in singles.items() if any(name in soup.ingredients for soup in soups)}
+        parents = {
+            name: scores
+            for name, scores in singles.items()
+            if any(name in soup.ingredients for soup in soups)
+        }
         nulls = self._nulls(soups, parents, kept, run)
         found = [_summary(scores, kept, run.correlation, self.draws) for scores in (before, after)]
         return {
             "fold": "search",
             "metric": run.metric,
             "categories": list(before.categories),
-            "left_out": [name for name, use in zip(before.categories, kept, strict=True) if not use],
+            "left_out": [
+                name for name, use in zip(before.categories, kept, strict=True) if not use
+            ],
             "before": {"models": len(singles), "note": few_models(len(singles)), **found[0]},
             "after": {"models": len(soups), **found[1]},
             "nulls": {name: _spread(null) for name, null in nulls.items()},
         }
 
     def _nulls(
-        self, soups: Sequence[Recipe], parents: Mapping[str, ItemScores], kept: NDArray[np.bool_], run: RunScores
+        self,
+        soups: Sequence[Recipe],
+        parents: Mapping[str, ItemScores],
+        kept: NDArray[np.bool_],
+        run: RunScores,
     ) -> dict[str, FloatArray]:
         """{null: mean |rho| of each of its populations}; `exact` has one."""
         shares = [dict(zip(soup.ingredients, soup.weights, strict=True)) for soup in soups]
-        weights = np.array([[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares])
+        weights = np.array(
+            [[share.get(name, 0.0) / sum(share.values()) for name in parents] for share in shares]
+        )
         sums = GroupSums.of(ScoreMatrix.from_items(parents))
         exact = np.einsum("sp,gpc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
         groups = len(sums.sums)
-        sizes: Mapping[str, int | tuple[int, int]] = {"shared": groups, "independent": (len(soups), groups)}
-        drawn = {k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size) for k, size in sizes.items()}
+        sizes: Mapping[str, int | tuple[int, int]] = {
+            "shared": groups,
+            "independent": (len(soups), groups),
+        }
+        drawn = {
+            k: _mixed(sums, weights, kept, run.correlation, self.mixtures, size)
+            for k, size in sizes.items()
+        }
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
 
@@ -101,7 +132,9 @@ def _too_flat(models: int, categories: Sequence[str], kept: NDArray[np.bool_]) -
 
 def _rho(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> FloatArray:
     """[M, C] -> [C, C], nan in the rows and columns that are not kept or do not vary here."""
-    return correlated(correlation, np.where(kept & np.isfinite(values).all(axis=0), values, 0.0)).rho
+    return correlated(
+        correlation, np.where(kept & np.isfinite(values).all(axis=0), values, 0.0)
+    ).rho
 
 
 def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.bool_]) -> float:
@@ -111,7 +144,9 @@ def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.boo
     return float(known.mean()) if known.size else float("nan")
 
 
-def _summary(scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int) -> dict[str, Json]:
+def _summary(
+    scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int
+) -> dict[str, Json]:
     """The correlations of one population, and their mean size with its interval."""
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
     mean = _strength(correlation, scores.values, kept)
@@ -155,8 +190,14 @@ def _mixed(
 
 POPULATIONS = {"before": "candidates", "after": "soups of the search"}
 NULLS = {
-    "independent": ("mixtures, independent draws", "every soup draws a parent for each group of items by itself"),
-    "shared": ("mixtures, one draw per group", "one random number per group of items decides the parent for all soups"),
+    "independent": (
+        "mixtures, independent draws",
+        "every soup draws a parent for each group of items by itself",
+    ),
+    "shared": (
+        "mixtures, one draw per group",
+        "one random number per group of items decides the parent for all soups",
+    ),
     "exact": ("exact mixtures", "every item scores the weighted mean of its parents' scores"),
 }
 """{null: (its name, what a soup is under it)}, the weakest correlation first."""
@@ -172,18 +213,27 @@ def section(data: Row) -> Section:
     )
     means = {key: rho(part(nulls, key).get("mean")) for key in NULLS}
     placed = in_words([f"{places[key]} {name} ({means[key]})" for key, (name, _) in NULLS.items()])
-    agree = "" if len(set(places.values())) == 1 else " The answer depends on which mixture is meant."
+    agree = (
+        "" if len(set(places.values())) == 1 else " The answer depends on which mixture is meant."
+    )
     against = f"Soups of few parents correlate by mixing alone. The soups are {placed}.{agree}"
     left_out = texts(data, "left_out")
     notes = [clean(part(data, "before").get("note"))]
     if left_out:
-        notes.append(f"Left out, as all candidates or all soups score the same: {in_words(left_out)}.")
+        notes.append(
+            f"Left out, as all candidates or all soups score the same: {in_words(left_out)}."
+        )
     rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)), "")
             for key, name in POPULATIONS.items()]  # fmt: skip
     rows += [(name, count(after.get("models")), means[key], _limits(part(nulls, key)), meaning)
              for key, (name, meaning) in NULLS.items()]  # fmt: skip
     table = grid(("population", "models", "mean |rho|", "95 %", "what it is"), rows, left=(0, 4))
-    return Section("Do categories move together?", (head, against, *filter(None, notes)), "consistency", (table,))
+    return Section(
+        "Do categories move together?",
+        (head, against, *filter(None, notes)),
+        "consistency",
+        (table,),
+    )
 
 
 def _place(value: float | None, null: Row) -> str:
@@ -213,14 +263,21 @@ def draw(data: Row) -> Drawing | None:
         panels = made.subplots(1, 2)
         for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
             found = part(data, key)
-            axes.set_title(f"{count(found.get('models'))} {name}\nmean |rho| {rho(found.get('mean'))}", fontsize=9)
+            axes.set_title(
+                f"{count(found.get('models'))} {name}\nmean |rho| {rho(found.get('mean'))}",
+                fontsize=9,
+            )
             heat_panel(axes, found, labels, size)
         panels[0].set_yticks(range(len(names)), labels)
         panels[1].set_yticks([])
         made.subplots_adjust(wspace=0.05)
-    means = " and ".join(f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items())
+    means = " and ".join(
+        f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items()
+    )
     alt = f"Heatmaps of the correlation of every two of {len(names)} categories; the mean size is {means}."
-    return Drawing("consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists.")
+    return Drawing(
+        "consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists."
+    )
 
 
 DISPLAYS["consistency"] = Display(section, (draw,), folded=True)

@@ -24,7 +24,16 @@ from souping.analysis.grouped import design, distinct, resample
 from souping.analysis.intervals import Z95
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
-from souping.core.types import CONSTANT, Correlations, FloatArray, IntArray, Json, ScoreMatrix, Selection, UserError
+from souping.core.types import (
+    CONSTANT,
+    Correlations,
+    FloatArray,
+    IntArray,
+    Json,
+    ScoreMatrix,
+    Selection,
+    UserError,
+)
 
 FLAT = 1e-9
 """A column whose range is below this share of its largest value is constant: only rounding tells its scores apart."""
@@ -47,12 +56,18 @@ def check_columns(scores: FloatArray, names: Sequence[str] = ()) -> None:
         UserError: fewer than 3 models or 2 categories, a column that holds NaN or infinity, or a constant column.
     """
     if len(scores) < 3:
-        raise UserError(f"correlation needs the scores of 3 models or more, not {len(scores)}: add models or a table")
+        raise UserError(
+            f"correlation needs the scores of 3 models or more, not {len(scores)}: add models or a table"
+        )
     if scores.shape[1] < 2:
-        raise UserError(f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all")
+        raise UserError(
+            f"correlation needs at least 2 categories, not {scores.shape[1]}: use selector=topk or all"
+        )
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=0))
     if broken.size:
-        raise UserError(f"a score that is not a finite number in {_columns(broken, names)}: fix it or leave that out")
+        raise UserError(
+            f"a score that is not a finite number in {_columns(broken, names)}: fix it or leave that out"
+        )
     flat = np.flatnonzero(np.ptp(scores, axis=0) <= FLAT * np.abs(scores).max(axis=0))
     if flat.size:
         same = f"the same score for all {len(scores)} models in {_columns(flat, names)}"
@@ -135,7 +150,9 @@ SHARES = ("experts", "ingredients", "low_correlation", "sizes")
 """Keys of what is counted over bootstrap draws."""
 
 
-def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0) -> dict[str, Json]:
+def stability(
+    scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: int = 0
+) -> dict[str, Json]:
     """Run the selection again on scores that might as well have come out.
 
     With per-item scores: bootstrap of groups within category strata, the selector run on every draw. Published scores
@@ -155,7 +172,9 @@ def stability(scores: ScoreMatrix, selector: Selector, draws: int = 500, seed: i
     return {
         **(_published() if tables is None else _over_items(tables, scores, selector)),
         "correlations": _pairs(scores, correlation, tables, items),
-        "reliability": None if items is None else dict(zip(scores.categories, _plain(reliability(items)), strict=True)),
+        "reliability": None
+        if items is None
+        else dict(zip(scores.categories, _plain(reliability(items)), strict=True)),
         "threshold": selector.cut,
         "thresholds": sweep(scores, selector),
         "jackknife": jackknife(scores, selector),
@@ -177,7 +196,9 @@ def jackknife(scores: ScoreMatrix, selector: Selector) -> list[dict[str, Json]]:
         candidates = tuple(m for m in scores.candidates if m != left_out)
         if not candidates:
             continue
-        less = dataclasses.replace(scores, models=kept, candidates=candidates, values=scores.rows(kept), items=None)
+        less = dataclasses.replace(
+            scores, models=kept, candidates=candidates, values=scores.rows(kept), items=None
+        )
         rows.append({"left_out": left_out, **_outcome(selector, less)})
     return rows
 
@@ -207,8 +228,14 @@ def _chosen(selector: Selector, scores: ScoreMatrix) -> Selection:
 
 def _published() -> dict[str, Json]:
     """Without items there is no bootstrap."""
-    note = "published scores hold no items: how often an expert would be picked again is not estimable"
-    head: dict[str, Json] = {"method": "threshold sweep and jackknife over models", "draws": 0, "not_estimable": 0}
+    note = (
+        "published scores hold no items: how often an expert would be picked again is not estimable"
+    )
+    head: dict[str, Json] = {
+        "method": "threshold sweep and jackknife over models",
+        "draws": 0,
+        "not_estimable": 0,
+    }
     return {**head, "reasons": {}, **dict.fromkeys(SHARES), "notes": [note]}
 
 
@@ -222,7 +249,11 @@ def _over_items(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
             picked.append(_chosen(selector, dataclasses.replace(scores, values=values, items=None)))
         except UserError as error:
             reasons[_reason(error)] += 1
-    head: dict[str, Json] = {"method": "bootstrap over items", "draws": len(tables), "not_estimable": reasons.total()}
+    head: dict[str, Json] = {
+        "method": "bootstrap over items",
+        "draws": len(tables),
+        "not_estimable": reasons.total(),
+    }
     head["reasons"] = dict(reasons)
     if not picked:
         note = "no bootstrap draw gave a selection: its stability is not estimable"
@@ -240,7 +271,9 @@ def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]
     low = Counter(category for selection in picked for category in selection.low_correlation)
     sizes = Counter(len(selection.ingredients) for selection in picked)
     return {
-        "experts": {c: {m: n[m] / total for m in scores.candidates if n[m]} for c, n in experts.items() if n},
+        "experts": {
+            c: {m: n[m] / total for m in scores.candidates if n[m]} for c, n in experts.items() if n
+        },
         "ingredients": {name: chosen[name] / total for name in scores.candidates},
         "low_correlation": {name: low[name] / total for name in scores.categories},
         "sizes": {str(k): sizes[k] / total for k in sorted(sizes)},
@@ -250,7 +283,10 @@ def _shares(picked: Sequence[Selection], scores: ScoreMatrix) -> dict[str, Json]
 def _reason(error: UserError) -> str:
     """A message without its numbers and names, so that equal reasons are counted together."""
     text = str(error)
-    known = {"the models differ": "a category is constant", "low-correlation": "no low-correlation category"}
+    known = {
+        "the models differ": "a category is constant",
+        "low-correlation": "no low-correlation category",
+    }
     return next((reason for words, reason in known.items() if words in text), text.split(": ")[0])
 
 
@@ -276,15 +312,24 @@ def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
 
 
 def _pairs(
-    scores: ScoreMatrix, correlation: Correlation, tables: FloatArray | None, items: GroupSums | None
+    scores: ScoreMatrix,
+    correlation: Correlation,
+    tables: FloatArray | None,
+    items: GroupSums | None,
 ) -> list[dict[str, Json]]:
     """One row for every two categories."""
     names, whole = scores.categories, correlated(correlation, scores.values)
     columns = {"rho": whole.rho, "low": whole.low, "high": whole.high}
-    columns |= dict.fromkeys(("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan))
+    columns |= dict.fromkeys(
+        ("bootstrap_low", "bootstrap_high", "disattenuated"), np.full_like(whole.rho, np.nan)
+    )
     if tables is not None and items is not None:
         low, high = _percentiles([correlated(correlation, table).rho for table in tables])
-        columns |= {"bootstrap_low": low, "bootstrap_high": high, "disattenuated": disattenuated(items)}
+        columns |= {
+            "bootstrap_low": low,
+            "bootstrap_high": high,
+            "disattenuated": disattenuated(items),
+        }
     above = np.triu_indices(len(names), 1)
     rows = zip(*(_plain(table[above]) for table in columns.values()), strict=True)
     return [
@@ -319,11 +364,21 @@ class GroupSums:
         if any([i.id for i in scores.items[m].items] != names for m in scores.models):
             raise ValueError("all models must be scored on the same items, in the same order")
         _, group = np.unique([item.group for item in items], return_inverse=True)
-        column, equal = np.array([scores.categories.index(i.category) for i in items]), np.ones(len(scores.categories))
-        wholes = [design(scores.items[m].values, column, group.astype(np.int64), equal) for m in scores.models]
+        column, equal = (
+            np.array([scores.categories.index(i.category) for i in items]),
+            np.ones(len(scores.categories)),
+        )
+        wholes = [
+            design(scores.items[m].values, column, group.astype(np.int64), equal)
+            for m in scores.models
+        ]
         sums, counts = np.stack([whole.sums for whole in wholes], axis=1), wholes[0].counts
         # the order of a sum follows the layout
-        return cls(sums=np.ascontiguousarray(sums), counts=np.ascontiguousarray(counts), stratum=wholes[0].stratum)
+        return cls(
+            sums=np.ascontiguousarray(sums),
+            counts=np.ascontiguousarray(counts),
+            stratum=wholes[0].stratum,
+        )
 
     @property
     def means(self) -> FloatArray:
@@ -336,7 +391,10 @@ class GroupSums:
         table = np.hstack([self.sums.reshape(groups, -1), self.counts])
         rows, stratum, copies = distinct(table, self.stratum)
         totals = np.einsum("dr,rf->df", resample(stratum, copies, number, rng), rows)
-        sums, counts = totals[:, : models * width].reshape(number, models, width), totals[:, None, models * width :]
+        sums, counts = (
+            totals[:, : models * width].reshape(number, models, width),
+            totals[:, None, models * width :],
+        )
         return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
 
     def noise(self) -> FloatArray:

@@ -36,7 +36,9 @@ NEARER = 0.7
 """How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
 median of the recorded tables, benchmarks/guards.py --soups."""
 FORM = "guard={CATEGORY: POINTS}, or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
-LONGER = Unit(name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False)
+LONGER = Unit(
+    name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,23 @@ class Guard(Bound):
         return found.low > -self.margin
 
     def outcome(self, found: Comparison) -> Literal["held", "broken", "undecided"]:
-        return "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
+        return (
+            "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
+        )
 
     def as_dict(self, found: Comparison) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        shown = {"difference": found.difference, "low": found.low, "high": found.high, "level": found.level}
-        limit = {"name": self.name, "unit": asdict(self.unit), "margin": self.unit.size(self.margin)}
+        shown = {
+            "difference": found.difference,
+            "low": found.low,
+            "high": found.high,
+            "level": found.level,
+        }
+        limit = {
+            "name": self.name,
+            "unit": asdict(self.unit),
+            "margin": self.unit.size(self.margin),
+        }
         counts = {"items": found.n, "groups": found.groups, "outcome": self.outcome(found)}
         return {**limit, **self.unit.raw_table(shown), **counts}
 
@@ -74,7 +87,10 @@ def read_guards(guard: Json) -> dict[str, float]:
         UserError: it is neither, or a loss is not above 0.
     """
     table = guard if isinstance(guard, Mapping) else {} if guard is None else {"": guard}
-    return {name: _loss(f"guard.{name}" if name else "guard", value, name == TOKENS) for name, value in table.items()}
+    return {
+        name: _loss(f"guard.{name}" if name else "guard", value, name == TOKENS)
+        for name, value in table.items()
+    }
 
 
 def _loss(key: str, value: Json, percent: bool) -> float:
@@ -85,7 +101,9 @@ def _loss(key: str, value: Json, percent: bool) -> float:
         loss = math.nan
     if not 0 < loss < math.inf or text.endswith("%") != percent:
         form = 'a percentage above 0 such as "+10%"' if percent else "a number above 0 such as 3"
-        raise UserError(f"{key}={text:.40} must be {form}, the largest loss that you accept: {FORM}")
+        raise UserError(
+            f"{key}={text:.40} must be {form}, the largest loss that you accept: {FORM}"
+        )
     return loss
 
 
@@ -110,9 +128,20 @@ def resolve(
         inside, benchmark = tuple(named[pick(name, named, key)]), name if name in units else ""
         own = LONGER if name == TOKENS else units[benchmark]
         if own.fractions and loss >= own.scale:
-            raise UserError(f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger")
+            raise UserError(
+                f"{key}.{name}={loss:g} must be below {own.scale:g}: no loss can be larger"
+            )
         margin, lengths = own.inner_margin(loss), name == TOKENS
-        found.append(Guard(name=name, margin=margin, categories=inside, lengths=lengths, benchmark=benchmark, unit=own))
+        found.append(
+            Guard(
+                name=name,
+                margin=margin,
+                categories=inside,
+                lengths=lengths,
+                benchmark=benchmark,
+                unit=own,
+            )
+        )
     return tuple(found)
 
 
@@ -120,34 +149,52 @@ def resolve(
 
 
 def check(
-    guard: Guard, soup: ItemScores, reference: ItemScores, *, looks: int = 1, tests: float = ALPHA / 2 / ADMISSION
+    guard: Guard,
+    soup: ItemScores,
+    reference: ItemScores,
+    *,
+    looks: int = 1,
+    tests: float = ALPHA / 2 / ADMISSION,
 ) -> Comparison:
     """Soup minus reference under a guard by the sign-flip test and its inverse: one-sided, 2.5 % divided by `tests`.
 
     Lengths count as ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth,
     and the variance of the bound itself counts.
     """
-    a, b, inside = soup.values, reference.values, guard.covers([item.category for item in soup.items])
+    a, b, inside = (
+        soup.values,
+        reference.values,
+        guard.covers([item.category for item in soup.items]),
+    )
     if guard.lengths:
         mean = max(float(reference.lengths.mean()), 1e-9)
         a, b = -soup.lengths / mean, guard.margin - (1 + guard.margin) * reference.lengths / mean
     groups = _groups(soup.items)[inside]
-    return compare("", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests)
+    return compare(
+        "", "", a[inside], b[inside], 0 * groups, groups, np.ones(1), looks=looks, tests=tests
+    )
 
 
 def _groups(items: Sequence[Item]) -> IntArray:
     return np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
 
 
-def judge(guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1) -> list[Row]:
+def judge(
+    guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1
+) -> list[Row]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard.
     """
     left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
     while left:
-        found = {n: check(guard, *pair, looks=looks, tests=len(left)) for n, (guard, pair) in left.items()}
-        done |= {n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"} or found
+        found = {
+            n: check(guard, *pair, looks=looks, tests=len(left))
+            for n, (guard, pair) in left.items()
+        }
+        done |= {
+            n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"
+        } or found
         left = {n: rest for n, rest in left.items() if n not in done}
     return [guard.as_dict(done[n]) for n, guard in enumerate(guards)]
 
@@ -186,7 +233,13 @@ def plan_guards(
         for fold, items in folds.items():
             level, own = LEVELS[fold], items.get(guard.benchmark, ())
             size = int(guard.covers([item.category for item in own]).sum())
-            row = {"name": guard.name, "allowed": guard.allowed, "fold": fold, "level": level, "items": size}
+            row = {
+                "name": guard.name,
+                "allowed": guard.allowed,
+                "fold": fold,
+                "level": level,
+                "items": size,
+            }
             rows.append({**row, **_passing(guard.margin, variance, size, level)})
     return rows
 
@@ -205,9 +258,14 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
     found, scores = 0.0, [] if guard.benchmark else [*known.values()]
     inside = guard.covers([item.category for item in scores[0].items] if scores else ())
     if inside.any():
-        tables = [s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values for s in scores]
+        tables = [
+            s.lengths / max(float(s.lengths.mean()), 1e-9) if guard.lengths else s.values
+            for s in scores
+        ]
         groups = _groups(scores[0].items)[inside]
-        sums = np.stack([np.bincount(groups, table[inside] - table[inside].mean()) for table in tables])
+        sums = np.stack(
+            [np.bincount(groups, table[inside] - table[inside].mean()) for table in tables]
+        )
         found = (1.0 if guard.lengths else NEARER) * pair_variance(sums @ sums.T / inside.sum())
     return found or (DISCORDANCE if guard.unit.fractions else None)
 
@@ -228,7 +286,14 @@ def warnings_of(plans: Sequence[Mapping[str, Any]]) -> list[str]:
 def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     """The section of a plan."""
     rows = [
-        (one["name"], one["allowed"], one["fold"], count(one["items"]), share(one["share"]), count(one["needed"]))
+        (
+            one["name"],
+            one["allowed"],
+            one["fold"],
+            count(one["items"]),
+            share(one["share"]),
+            count(one["needed"]),
+        )
         for one in plans
     ]
     header = ("guard", "allowed loss", "fold", "items", "equal soups that pass", "items for 80 %")
@@ -243,16 +308,35 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
 def section(data: Row) -> Section:
     checks = entries(data, "checks")
     lines = [f"Compared with {clean(data.get('against'))}, {clean(data.get('sentence'))}."]
-    lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(checks)
-    header = ("guard", "allowed loss", f"soup minus {clean(data.get('against'))}", "items", "outcome")
-    table = grid(header, map(_row, checks), left=(0, 1, 4), strong=where(checks, "outcome", "broken"))
+    lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(
+        checks
+    )
+    header = (
+        "guard",
+        "allowed loss",
+        f"soup minus {clean(data.get('against'))}",
+        "items",
+        "outcome",
+    )
+    table = grid(
+        header, map(_row, checks), left=(0, 1, 4), strong=where(checks, "outcome", "broken")
+    )
     return Section("Guards", tuple(lines), grids=(table,) if checks else ())
 
 
 def _row(one: Row) -> tuple[str, ...]:
     own = unit_of(one)
-    margin, difference = own.amount(float(str(one.get("margin")))), f"{brackets(one, True, own)} {own.name}"
-    return clean(one.get("name")), margin, difference, count(one.get("items")), clean(one.get("outcome"))
+    margin, difference = (
+        own.amount(float(str(one.get("margin")))),
+        f"{brackets(one, True, own)} {own.name}",
+    )
+    return (
+        clean(one.get("name")),
+        margin,
+        difference,
+        count(one.get("items")),
+        clean(one.get("outcome")),
+    )
 
 
 DISPLAYS[NAME] = Display(section, place=-1)

@@ -49,7 +49,9 @@ class Shapley(Analysis):
 
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         game = _Game(self, soups)
-        return tuple(map(game.recipe, game.coalitions())) if 2 <= len(game.names) <= self.exact else ()
+        return (
+            tuple(map(game.recipe, game.coalitions())) if 2 <= len(game.names) <= self.exact else ()
+        )
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
         game = _Game(self, run.soups)
@@ -57,9 +59,13 @@ class Shapley(Analysis):
         if size < 2:
             raise NotEstimableError("a single model is no game: it takes two players")
         if not run.objective.linear:
-            raise NotEstimableError(f"Shapley values need a linear objective, which {run.objective.name} is not")
+            raise NotEstimableError(
+                f"Shapley values need a linear objective, which {run.objective.name} is not"
+            )
         if size > self.exact:
-            raise NotEstimableError(f"{size} players have {2**size - 1} coalitions: set shapley.exact={size}")
+            raise NotEstimableError(
+                f"{size} players have {2**size - 1} coalitions: set shapley.exact={size}"
+            )
         values = _Values(run, game)
         sizes = [own for own in SIZES if own <= size and math.comb(size, own) <= MOST]
         return {
@@ -76,7 +82,9 @@ class _Game:
 
     def __init__(self, settings: Shapley, soups: RunSoups) -> None:
         self.soups = soups
-        self.names = tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
+        self.names = (
+            tuple(soups.candidates) if settings.players == "candidates" else soups.ingredients
+        )
         self.everybody = Members(self.names)
 
     def in_order(self, members: Members) -> list[str]:
@@ -112,7 +120,11 @@ class _Values:
     def row(self, members: Members) -> dict[str, Json]:
         """A coalition with its soup and value."""
         names, value = self.game.in_order(members), self.objective(self.scores[members])
-        return {"members": names, "recipe_id": self.game.recipe(members).id, "value": unit().raw(value)}
+        return {
+            "members": names,
+            "recipe_id": self.game.recipe(members).id,
+            "value": unit().raw(value),
+        }
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
@@ -131,7 +143,10 @@ class _Values:
         """Value with its interval over items, and the value of each category."""
         table = ItemTable.of(self.first.items, self.run.objective)
         whole = table.interval(values)
-        means = {name: unit().raw(float(values[table.categories == n].mean())) for n, name in enumerate(table.names)}
+        means = {
+            name: unit().raw(float(values[table.categories == n].mean()))
+            for n, name in enumerate(table.names)
+        }
         limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
         return {**unit().raw_table(limits), "categories": means}
 
@@ -143,8 +158,13 @@ def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
     return {
         "size": size,
         "kind": SIZES[size],
-        "players": [{"members": game.in_order(player), **values.summary(scores)} for player, scores in found.items()],
-        "efficiency_gap": unit().size(abs(sum(map(values.objective, found.values())) - values.whole)),
+        "players": [
+            {"members": game.in_order(player), **values.summary(scores)}
+            for player, scores in found.items()
+        ],
+        "efficiency_gap": unit().size(
+            abs(sum(map(values.objective, found.values())) - values.whole)
+        ),
     }
 
 
@@ -157,7 +177,9 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
         for coalition in combinations(players, size):
             inside, members = set(coalition), Members().union(*coalition)
             for player, own in shares.items():
-                own[members] = own.get(members, 0.0) + (weigh[size - 1] if player in inside else -weigh[size])
+                own[members] = own.get(members, 0.0) + (
+                    weigh[size - 1] if player in inside else -weigh[size]
+                )
     return shares
 
 
@@ -172,7 +194,9 @@ def section(data: Row) -> Section:
         f"What each adds to uniform soups of the others on the search fold, in {unit().name}: the mean over orders "
         f"of joining. The values of a table sum to the score of all, {score(data.get('whole'))}."
     )
-    tables = [Section(clean(level.get("kind")).capitalize(), grids=(_table(level),)) for level in levels]
+    tables = [
+        Section(clean(level.get("kind")).capitalize(), grids=(_table(level),)) for level in levels
+    ]
     folded = tables[1:]
     folded += [Section("Category by category", grids=(_categories(level),)) for level in levels[:1]]
     shown = tuple(table.grids[0] for table in tables[:1])
@@ -189,13 +213,18 @@ def _table(level: Row) -> TableGrid:
 
 
 def _value(row: Row) -> TableCell:
-    return TableCell(score(row.get("value"), sign=True), interval(row.get("low"), row.get("high"), sign=True))
+    return TableCell(
+        score(row.get("value"), sign=True), interval(row.get("low"), row.get("high"), sign=True)
+    )
 
 
 def _categories(level: Row) -> TableGrid:
     rows = entries(level, "players")
     names = list(part(rows[0], "categories")) if rows else []
-    lines = [(clean(name), *(score(part(row, "categories").get(name), sign=True) for row in rows)) for name in names]
+    lines = [
+        (clean(name), *(score(part(row, "categories").get(name), sign=True) for row in rows))
+        for name in names
+    ]
     return grid(("category", *map(_name, rows)), lines)
 
 
@@ -204,21 +233,31 @@ def draw(data: Row) -> Drawing | None:
     from matplotlib.patches import Patch
 
     levels = [level for level in entries(data, "levels") if len(entries(level, "players")) > 1]
-    rows = [(int(number(level.get("size")) or 1), row) for level in levels for row in entries(level, "players")]
+    rows = [
+        (int(number(level.get("size")) or 1), row)
+        for level in levels
+        for row in entries(level, "players")
+    ]
     if not rows:
         return None
     with canvas():
         made, axes = figure(8.6, 1.0 + 0.27 * len(rows))
         for y, (size, row) in enumerate(rows):
-            value, low, high = (unit().scale * (number(row.get(key)) or 0.0) for key in ("value", "low", "high"))
+            value, low, high = (
+                unit().scale * (number(row.get(key)) or 0.0) for key in ("value", "low", "high")
+            )
             axes.barh(y, value, height=0.72, color=COLOUR[size])
             axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
         axes.axvline(0, color=INK, linewidth=0.8)
         below = f"Shapley value, {unit().name} on the search fold (95 % interval over items)"
         name_rows(axes, [short(_name(row), 48) for _, row in rows], below)
         handles = [Patch(color=COLOUR[size], label=SIZES[size]) for size in dict(rows)]
-        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0)
-    alt = "Bars of Shapley values: " + "; ".join(f"{_name(row)} {_value(row).text}" for _, row in rows[:20])
+        axes.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0
+        )
+    alt = "Bars of Shapley values: " + "; ".join(
+        f"{_name(row)} {_value(row).text}" for _, row in rows[:20]
+    )
     return Drawing("shapley", made, alt)
 
 

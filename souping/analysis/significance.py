@@ -48,7 +48,9 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return unit().raw_table({name: value for name, value in asdict(self).items() if name != "step"})
+        return unit().raw_table(
+            {name: value for name, value in asdict(self).items() if name != "step"}
+        )
 
 
 def compare(
@@ -81,7 +83,9 @@ def compare(
     whole = design(deltas, categories, groups, coefficients)
     scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
     alpha, same = ALPHA / penalty(looks) / tests, (0.0, 0.0, 1.0)
-    low, high, p_value = same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
+    low, high, p_value = (
+        same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
+    )
     pulls = np.abs(whole.pulls())
     largest = float(pulls.max())
     return Comparison(
@@ -101,12 +105,20 @@ def compare(
 
 
 def compare_on_table(
-    names: tuple[str, str], a: FloatArray, b: FloatArray, table: ItemTable, *, looks: int = 1, same_model: bool = False
+    names: tuple[str, str],
+    a: FloatArray,
+    b: FloatArray,
+    table: ItemTable,
+    *,
+    looks: int = 1,
+    same_model: bool = False,
 ) -> Comparison:
     """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
     claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
     categories, groups = table.categories, table.groups
-    whole = compare(*names, a, b, categories, groups, table.coefficients, looks=looks, same_model=same_model)
+    whole = compare(
+        *names, a, b, categories, groups, table.coefficients, looks=looks, same_model=same_model
+    )
     if table.value is None or same_model:
         return whole
     low, high = table.limits(a, b, alpha=1 - whole.level)
@@ -233,13 +245,19 @@ def verdict(
         return Verdict(claim="not_measured", sentence=f"Not measured: {unmeasured}")
     if len(recipe) == 1:
         text = f"Keep {recipe[0]}, do not soup: the search found no mixture above it"
-        tried = f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items" if mixture else ""
+        tried = (
+            f"; {mixture.a} minus {mixture.b} is {_points(mixture)} on {mixture.n} search items"
+            if mixture
+            else ""
+        )
         return Verdict(claim="keep_single", sentence=f"{text}{tried}. Nothing is left to test.")
     against = {c.b: c for c in comparisons if c.a == soup and c.b in candidates}
     missing = [name for name in dict.fromkeys([*candidates, best_single]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
-    return _better(against, best_single, opened) or _not_better(against[best_single], opened, margin)
+    return _better(against, best_single, opened) or _not_better(
+        against[best_single], opened, margin
+    )
 
 
 def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Verdict | None:
@@ -248,7 +266,9 @@ def _better(against: dict[str, Comparison], best_single: str, opened: int) -> Ve
     hardest = max(against.values(), key=lambda c: (c.difference <= TIE, c.p_value, -c.difference))
     if every < ALPHA:
         figures = _figures(hardest, every, opened)
-        text = f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
+        text = (
+            f"The soup is better than every candidate; the closest call is {hardest.b}, {figures}."
+        )
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=every)
     single = against[best_single]
     p_value = over_looks(single.p_value, opened)
@@ -264,7 +284,10 @@ def _not_better(single: Comparison, opened: int, margin: float) -> Verdict:
     """Keep the search's candidate where a gain of the margin is ruled out; else nothing is shown."""
     if single.high < margin:
         text = f"Keep {single.b}, what the search would have chosen: a soup better by {_amount(margin)}"
-        return Verdict(claim="keep_single", sentence=f"{text} is ruled out; soup minus it is {_points(single)}.")
+        return Verdict(
+            claim="keep_single",
+            sentence=f"{text} is ruled out; soup minus it is {_points(single)}.",
+        )
     p_value = over_looks(single.p_value, opened)
     text = f"No difference shown: the soup against {single.b}, the model you would have deployed, "
     needed = f"A true gain of {_amount(margin)} takes {items_in_words(items_for(single, margin))} report items"
@@ -285,7 +308,13 @@ def _figures(c: Comparison, p_value: float, opened: int) -> str:
 
 
 def _p(value: float) -> str:
-    return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
+    return (
+        f"p = {value:.3f}"
+        if value >= 0.001
+        else f"p = {value:.4f}"
+        if value >= 0.0001
+        else "p < 0.0001"
+    )
 
 
 POWER = 0.8
@@ -314,13 +343,19 @@ class Power:
 
     def sentence(self) -> str:
         assumption = f"assuming equal candidates, any two of which differ on {100 * DISCORDANCE:.0f} % of the items"
-        basis = assumption if self.assumed else "estimated from the candidates' answers on the select fold"
+        basis = (
+            assumption
+            if self.assumed
+            else "estimated from the candidates' answers on the select fold"
+        )
         shown = f"{self.items:,} report items show a true gain of {_rounded(self.gain)} over the best candidate"
         needed = f"the margin of {_amount(self.margin)} takes {items_in_words(self.needed)} items"
         return f"{shown} with 80 % power ({basis}); {needed}"
 
 
-def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float) -> Power | None:
+def power_of(
+    scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float
+) -> Power | None:
     """Power on the `report` items, by what selection knows of the candidates.
 
     Without answers of theirs they count as equal, and any two models as different on DISCORDANCE of the items. None
@@ -330,7 +365,9 @@ def power_of(scores: ScoreMatrix, report: Sequence[Item], objective: Objective, 
         return None
     known, count = scores.items, len(scores.candidates)
     if known is not None and not scores.published:
-        return measured_power({name: known[name] for name in scores.candidates}, report, objective, margin)
+        return measured_power(
+            {name: known[name] for name in scores.candidates}, report, objective, margin
+        )
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     return _power(np.zeros(count), covariance, 0.0, 1.0, len(report), margin, assumed=True)
 
@@ -345,7 +382,11 @@ def measured_power(
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
     wholes = [table.grouped(s.values) for s in scores.values()]
-    pull, sizes, stratum = np.stack([w.influence() for w in wholes]), wholes[0].sizes, wholes[0].stratum
+    pull, sizes, stratum = (
+        np.stack([w.influence() for w in wholes]),
+        wholes[0].sizes,
+        wholes[0].stratum,
+    )
     means = np.stack([np.bincount(stratum, row) / sizes for row in pull])
     apart = (pull - means[:, stratum]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[stratum]
     covariance = apart @ apart.T
@@ -361,7 +402,13 @@ def measured_power(
 
 
 def _power(
-    levels: FloatArray, covariance: FloatArray, reliable: float, scale: float, items: int, margin: float, assumed: bool
+    levels: FloatArray,
+    covariance: FloatArray,
+    reliable: float,
+    scale: float,
+    items: int,
+    margin: float,
+    assumed: bool,
 ) -> Power:
     """Power by simulation: `levels` [M] have errors of this `covariance`, those of the report fold's are `scale` times
     it. A share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones."""
@@ -384,7 +431,13 @@ def _power(
     for _ in range(20):
         middle = (few + many) / 2
         few, many = (few, middle) if gain(math.exp(middle)) <= margin else (middle, many)
-    return Power(gain=gain(1.0), items=items, margin=margin, needed=rounded_up(items * math.exp(many)), assumed=assumed)
+    return Power(
+        gain=gain(1.0),
+        items=items,
+        margin=margin,
+        needed=rounded_up(items * math.exp(many)),
+        assumed=assumed,
+    )
 
 
 def pair_variance(covariance: FloatArray) -> float:

@@ -60,13 +60,17 @@ class SurfaceBand:
         difference = np.clip(mean - mean[0], -most, most)
         reach = WIDENING * float(np.quantile(largest, CONFIDENCE)) * error
         return cls(
-            difference=difference, low=np.maximum(difference - reach, -most), high=np.minimum(difference + reach, most)
+            difference=difference,
+            low=np.maximum(difference - reach, -most),
+            high=np.minimum(difference + reach, most),
         )
 
     def at(self, points: int) -> Mapping[str, Json]:
         """The first `points` points as plain numbers, in the unit of the scores."""
         rows = unit().raw_table(vars(self))
-        return {key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()}
+        return {
+            key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()
+        }
 
 
 def band(
@@ -98,7 +102,10 @@ def fitted(
     value: Callable[[FloatArray], FloatArray] | None = None,
 ) -> SoupModel:
     """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none."""
-    samples, whole = _item_samples(np.isfinite(scores), categories, len(coefficients)), np.isfinite(scores).all(1)
+    samples, whole = (
+        _item_samples(np.isfinite(scores), categories, len(coefficients)),
+        np.isfinite(scores).all(1),
+    )
     model = SoupModel(points, samples, coefficients, rise, value, scores[whole])
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
@@ -107,11 +114,15 @@ def fitted(
     return model
 
 
-def _item_samples(known: NDArray[np.bool_], categories: IntArray, count: int) -> list[list[IntArray]]:
+def _item_samples(
+    known: NDArray[np.bool_], categories: IntArray, count: int
+) -> list[list[IntArray]]:
     """Positions of each category's items, split by which soups answered them."""
     pattern = np.unique(known, axis=1, return_inverse=True)[1].reshape(-1)
     members = [np.flatnonzero(categories == c) for c in range(count)]
-    return [[some[pattern[some] == number] for number in np.unique(pattern[some])] for some in members]
+    return [
+        [some[pattern[some] == number] for number in np.unique(pattern[some])] for some in members
+    ]
 
 
 @component
@@ -131,7 +142,9 @@ class ResponseSurface(Analysis):
         points = [*shown, *(point for point in found if point not in shown)]
         blank = np.full(items, np.nan)
         scores = np.array([found.get(point, blank) for point in points])
-        objective, categories = band(np.array(points), scores, fold.categories, fold.coefficients, fold.value)
+        objective, categories = band(
+            np.array(points), scores, fold.categories, fold.coefficients, fold.value
+        )
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
         return {
             "fold": "search",
@@ -172,13 +185,17 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
     if len(names) < 2:
         raise NotEstimableError(ALONE)
     if alone := [name for name in names if run.single(name).id not in known]:
-        raise NotEstimableError(f"{', '.join(alone)} alone did not answer the search fold, and soups do not tell")
+        raise NotEstimableError(
+            f"{', '.join(alone)} alone did not answer the search fold, and soups do not tell"
+        )
     for soup in (*map(run.single, names), *run.trials):
         if soup.id in known and len(found) < FITTED:
             weights = dict(zip(soup.ingredients, soup.weights, strict=True))
             found[_key([weights.get(name, 0.0) for name in names])] = known[soup.id]
     if len(found) < FEWEST_SOUPS:
-        raise NotEstimableError(f"{len(found)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}")
+        raise NotEstimableError(
+            f"{len(found)} soups were evaluated on the search fold; a surface takes {FEWEST_SOUPS}"
+        )
     return found
 
 
@@ -202,8 +219,15 @@ def _numbers(data: Row, key: str) -> FloatArray:
 
 def draw(data: Row) -> Drawing | None:
     """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
-    names, places, chosen = texts(data, "ingredients"), _numbers(data, "weights"), _numbers(data, "chosen")
-    value, low, high = (unit().scale * _numbers(part(data, "objective"), key) for key in ("difference", "low", "high"))
+    names, places, chosen = (
+        texts(data, "ingredients"),
+        _numbers(data, "weights"),
+        _numbers(data, "chosen"),
+    )
+    value, low, high = (
+        unit().scale * _numbers(part(data, "objective"), key)
+        for key in ("difference", "low", "high")
+    )
     with canvas():
         if len(names) == 3:
             reach = max(float(np.abs(value).max()), 1e-9)
@@ -217,17 +241,27 @@ def draw(data: Row) -> Drawing | None:
     top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
     reached = f"from {least} to {most} {unit().name}, best at {top}"
     alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
-    caption = "Ring: the chosen soup." + (" Dark outline: its interval excludes 0." if len(names) == 3 else "")
+    caption = "Ring: the chosen soup." + (
+        " Dark outline: its interval excludes 0." if len(names) == 3 else ""
+    )
     return Drawing("surface", made, alt, caption)
 
 
 def _band(
-    names: Sequence[str], points: FloatArray, chosen: FloatArray, value: FloatArray, low: FloatArray, high: FloatArray
+    names: Sequence[str],
+    points: FloatArray,
+    chosen: FloatArray,
+    value: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     across, below = points[:, 0], weight_axis(names)
     if len(names) > 2:
-        across, below = np.argsort(np.argsort(value, kind="stable")).astype(float), "points, in order"
+        across, below = (
+            np.argsort(np.argsort(value, kind="stable")).astype(float),
+            "points, in order",
+        )
     near = int(np.abs(points - chosen).sum(axis=1).argmin())
     made, axes = curve(across, value, near, below, f"score minus uniform soup ({unit().name})")
     order = np.argsort(across, kind="stable")

@@ -49,13 +49,17 @@ class CheckpointScores:
         last = [self.objective(row) for row in self.values[-NEIGHBOURS:]]
         return float(np.std(last, ddof=1)) if len(last) > 2 else None
 
-    def beside(self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0) -> dict[str, Json]:
+    def beside(
+        self, average: FloatArray, weights: Weights, looks: int = 1, tests: float = 1.0
+    ) -> dict[str, Json]:
         """The average [I] minus the `last` checkpoint, and minus the mean of the checkpoints' scores by the same
         weights [K]: `members_mean`."""
         where = (self.table.categories, self.table.groups, self.table.coefficients)
         others = {LAST: self.values[-1], "members_mean": np.asarray(weights) @ self.values}
         return {
-            name: _shown(compare(AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks)
+            name: _shown(
+                compare(AVERAGE, name, average, other, *where, looks=looks, tests=tests), looks
+            )
             for name, other in others.items()
         }
 
@@ -76,7 +80,10 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
 
     count, alpha = len(deltas), ALPHA / penalty(looks)
     rest = [table.grouped(run) for run in deltas - deltas.mean(axis=0)]
-    whole, means = table.grouped(deltas.mean(axis=0)), [table.grouped(run).objective for run in deltas]
+    whole, means = (
+        table.grouped(deltas.mean(axis=0)),
+        [table.grouped(run).objective for run in deltas],
+    )
     items, runs = float(whole.variances().sum()), float(np.var(means, ddof=1)) / count
     both = sum(float(one.variances().sum()) for one in rest) / (count - 1) / count
     total = max(items, runs, items + runs - both)
@@ -97,10 +104,14 @@ def over_runs(deltas: FloatArray, table: ItemTable, looks: int = 1) -> Compariso
     )
 
 
-def _further_runs(report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int) -> Mapping[str, Json]:
+def _further_runs(
+    report: CheckpointScores, others: Sequence[Sequence[FloatArray]], looks: int
+) -> Mapping[str, Json]:
     """Differences on further runs; a claim on the recipe only if there are two or more, none of which chose it."""
     deltas = np.array([average - last for average, last in others])
-    claim = {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
+    claim = (
+        {"claim": _shown(over_runs(deltas, report.table, looks), looks)} if len(deltas) > 1 else {}
+    )
     return {"differences": [report.objective(one) for one in deltas], **claim}
 
 
@@ -130,7 +141,9 @@ def describe(
             "search": search.objective(seen),
             "report": report.objective(row),
         }
-        for member, weight, seen, row in zip(found.runs[0].members, weights, search.values, report.values, strict=True)
+        for member, weight, seen, row in zip(
+            found.runs[0].members, weights, search.values, report.values, strict=True
+        )
     ]
     return {
         "sentences": found.sentences,
@@ -138,15 +151,28 @@ def describe(
         "windows": _windows(found.runs[0].members, search, trials),
         **report.beside(soup, weights, looks),
         "runs": _further_runs(report, others, looks),
-        "spread": {"checkpoints": min(NEIGHBOURS, len(members)), "search": search.spread(), "report": report.spread()},
+        "spread": {
+            "checkpoints": min(NEIGHBOURS, len(members)),
+            "search": search.spread(),
+            "report": report.spread(),
+        },
     }
 
 
-def _windows(members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]) -> list[Mapping[str, Json]]:
+def _windows(
+    members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]
+) -> list[Mapping[str, Json]]:
     """The windows of a schedule that were evaluated, the shortest first; their intervals hold for all at once."""
-    values = {np.round(trial.weights, 9).tobytes(): trial.result.values for trial in trials if trial.whole}
-    keys = {np.round(one.weights, 9).tobytes(): one for one in windows(len(members)) if one.length > 1}
-    tried = sorted(keys.keys() & values.keys(), key=lambda key: (keys[key].length, keys[key].kind, keys[key].weights))
+    values = {
+        np.round(trial.weights, 9).tobytes(): trial.result.values for trial in trials if trial.whole
+    }
+    keys = {
+        np.round(one.weights, 9).tobytes(): one for one in windows(len(members)) if one.length > 1
+    }
+    tried = sorted(
+        keys.keys() & values.keys(),
+        key=lambda key: (keys[key].length, keys[key].kind, keys[key].weights),
+    )
     found = list[Mapping[str, Json]]()
     for key in tried:
         window, newest = keys[key], members[-1]

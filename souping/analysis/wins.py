@@ -64,7 +64,11 @@ class Parents(Analysis):
     draws: Draws = 400
 
     def analyse(self, run: RunScores) -> dict[str, Json]:
-        soups = [soup for soup in run.mixtures() if all(run.single(p).id in run.search for p in soup.ingredients)]
+        soups = [
+            soup
+            for soup in run.mixtures()
+            if all(run.single(p).id in run.search for p in soup.ingredients)
+        ]
         if not soups:
             raise NotEstimableError(too_few(run, 1))
         names = list(dict.fromkeys(parent for soup in soups for parent in soup.ingredients))
@@ -80,10 +84,16 @@ class Parents(Analysis):
             "fold": "search",
             "categories": list(scores.categories),
             "soups": [
-                {"recipe_id": soup.id, "weights": dict(zip(soup.ingredients, soup.weights, strict=True)), **counts}
+                {
+                    "recipe_id": soup.id,
+                    "weights": dict(zip(soup.ingredients, soup.weights, strict=True)),
+                    **counts,
+                }
                 for soup, counts in zip(soups, counted, strict=True)
             ],
-            **_beaten_shares(wins, _beaten(drawn, place, parents), _chances(scores.values, place, parents)),
+            **_beaten_shares(
+                wins, _beaten(drawn, place, parents), _chances(scores.values, place, parents)
+            ),
         }
 
 
@@ -96,7 +106,9 @@ def too_few(run: RunScores, needed: int) -> str:
     return f"{head}: use optimiser=grid, or optimiser=nevergrad with few ingredients"
 
 
-def _beaten(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+def _beaten(
+    values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
+) -> FloatArray:
     """values [D, M, C] -> whether each soup is above all, and above at least one of its parents, [2, D, S, C]."""
     out = np.zeros((2, len(values), len(soups), values.shape[2]))
     for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
@@ -105,7 +117,9 @@ def _beaten(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence
     return out
 
 
-def _chances(values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]) -> FloatArray:
+def _chances(
+    values: FloatArray, soups: Sequence[int], parents: Sequence[Sequence[int]]
+) -> FloatArray:
     """values [M, C] -> chance of both wins in each category, were the soup any one of its family, [2, S, C]."""
     out = np.zeros((2, len(soups), values.shape[1]))
     for place, (soup, others) in enumerate(zip(soups, parents, strict=True)):
@@ -155,10 +169,18 @@ def draw_parents(data: Row) -> Drawing | None:
     soups, size = entries(data, "soups"), len(elements(data, "categories"))
     with canvas():
         made, axes = figure(8.2, 2.5)
-        for shift, (key, colour) in enumerate((("beats_one", "uniform_all"), ("beats_all", "soup"))):
+        for shift, (key, colour) in enumerate(
+            (("beats_one", "uniform_all"), ("beats_all", "soup"))
+        ):
             counts = Counter(int(number(soup.get(key)) or 0) for soup in soups)
             places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
-            axes.bar(places, [counts[n] for n in range(size + 1)], 0.38, color=COLOURS[colour], label=KINDS[key])
+            axes.bar(
+                places,
+                [counts[n] for n in range(size + 1)],
+                0.38,
+                color=COLOURS[colour],
+                label=KINDS[key],
+            )
             chance = number(part(data, key).get("chance")) or 0.0
             axes.axvline(chance * size, color=COLOURS[colour], linewidth=1.4, linestyle="--")
         axes.set_xticks(range(size + 1))
@@ -166,7 +188,9 @@ def draw_parents(data: Row) -> Drawing | None:
         axes.set_ylabel("soups")
         axes.grid(axis="x", visible=False)
         axes.locator_params(axis="y", integer=True)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK
+        )
     alt = f"Histogram of the soups ({len(soups)}) by the number of categories in which they beat their parents."
     return Drawing("parents", made, alt)
 
@@ -206,7 +230,9 @@ class Wins(Analysis):
     def analyse(self, run: RunScores) -> dict[str, Json]:
         soup = run.soups.soup
         if len(soup.ingredients) < 2:
-            raise NotEstimableError("the recipe is a single model: there is nothing to hold it against")
+            raise NotEstimableError(
+                "the recipe is a single model: there is nothing to hold it against"
+            )
         recipes = {name: run.single(name) for name in soup.ingredients}
         lacking = sum(r.id not in run.report for r in (soup, *recipes.values()))
         if lacking:
@@ -215,7 +241,9 @@ class Wins(Analysis):
         if any(record.statistics for record in run.read(soup, "report").values()):
             raise NotEstimableError(CORPUS)
         items = run.report[soup.id].items
-        found = self._solved([run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
+        found = self._solved(
+            [run.report[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
+        )
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
         means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
         return {
@@ -224,7 +252,11 @@ class Wins(Analysis):
             "answers": run.answers,
             "solved": dict(zip(("soup", *found.names), means, strict=True)),
             "kept": [
-                {"name": name, "kept": _share(own, found.soup, groups), "gained": _share(1 - own, found.soup, groups)}
+                {
+                    "name": name,
+                    "kept": _share(own, found.soup, groups),
+                    "gained": _share(1 - own, found.soup, groups),
+                }
                 for name, own in zip(recipes, found.ingredients, strict=True)
             ],
             "by_failures": _by_failures(found, groups),
@@ -251,7 +283,9 @@ class Wins(Analysis):
         if any(r.id not in run.search for r in (soup, *recipes.values())):
             return []
         items = run.search[soup.id].items
-        found = self._solved([run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers)
+        found = self._solved(
+            [run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
+        )
         fails = found.ingredients.max(axis=0) == 0
         solves = found.ingredients.min(axis=0) == 1
         most = found.ingredients.sum(axis=0) >= len(recipes) - 1
@@ -280,7 +314,12 @@ def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -
     share = float((weights * values).sum() / total)
     pull = np.bincount(groups, weights * (values - share)) / total
     margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
-    return {"items": total, "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin)}
+    return {
+        "items": total,
+        "share": share,
+        "low": max(0.0, share - margin),
+        "high": min(1.0, share + margin),
+    }
 
 
 def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
@@ -313,8 +352,12 @@ def _example(item: Item, answers: Mapping[str, Mapping[str, Record]]) -> dict[st
     return {
         "item": item.id,
         "category": item.category,
-        "prompt": question if len(question) <= LONGEST else f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}",
-        "reference": _cut(item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)),
+        "prompt": question
+        if len(question) <= LONGEST
+        else f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}",
+        "reference": _cut(
+            item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)
+        ),
         "answers": {
             name: {"text": _cut(record.output), "score": record.score, "outcome": record.outcome}
             for name, record in found.items()
@@ -331,14 +374,23 @@ def _cut(text: str) -> str:
 
 def section(data: Row) -> Section:
     """What is kept, and the soup where none, one or all fail; the rest is folded away."""
-    kept = [f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s" for row in entries(data, "kept")]
+    kept = [
+        f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s"
+        for row in entries(data, "kept")
+    ]
     head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
     examples = tuple(map(_example_section, entries(data, "examples")))
     folded = [Section("By ingredient", grids=(_kept_table(data),))]
     if examples:
-        folded.append(Section("Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples))
+        folded.append(
+            Section(
+                "Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples
+            )
+        )
     shown = (_failures(data),)
-    return Section("What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded))
+    return Section(
+        "What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded)
+    )
 
 
 def _percent_of(share: Row) -> str:
@@ -347,7 +399,9 @@ def _percent_of(share: Row) -> str:
 
 
 def _cell(share: Row) -> TableCell:
-    return TableCell(percent(share.get("share")), percent_interval(share.get("low"), share.get("high")))
+    return TableCell(
+        percent(share.get("share")), percent_interval(share.get("low"), share.get("high"))
+    )
 
 
 def _kept_table(data: Row) -> TableGrid:
@@ -365,16 +419,24 @@ def _failures(data: Row) -> TableGrid:
     rows = entries(data, "by_failures")
     last = len(rows) - 1
     words = {0: "none", 1: "exactly one", last: "all"} if last > 1 else {0: "none", last: "all"}
-    lines = [(words.get(place, str(place)), count(row.get("items")), _cell(row)) for place, row in enumerate(rows)]
+    lines = [
+        (words.get(place, str(place)), count(row.get("items")), _cell(row))
+        for place, row in enumerate(rows)
+    ]
     return grid(("ingredients that fail", "items", "the soup solves, %"), lines)
 
 
 def _example_section(example: Row) -> Section:
     """One item: its question, its reference, and each model's answer."""
     answers = part(example, "answers")
-    rows = [(name, part(answers, name)) for name in sorted(answers, key=lambda name: name != "soup")]
+    rows = [
+        (name, part(answers, name)) for name in sorted(answers, key=lambda name: name != "soup")
+    ]
     lines = [(clean(name), clean(row.get("text")), _right(row)) for name, row in rows]
-    above = (f"Prompt: {clean(example.get('prompt'))}", f"Reference: {clean(example.get('reference'))}")
+    above = (
+        f"Prompt: {clean(example.get('prompt'))}",
+        f"Reference: {clean(example.get('reference'))}",
+    )
     title = f"{clean(example.get('category'))}: {clean(example.get('kind'))} ({clean(example.get('item'))})"
     return Section(title, above, grids=(grid(("model", "answer", "right"), lines, left=(0, 1, 2)),))
 

@@ -29,7 +29,17 @@ from souping.checkpoints.folder import (
     side_files,
     weights_like,
 )
-from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, broken, inside, parse_json, small
+from souping.checkpoints.header import (
+    BITS,
+    FLOATS,
+    ITEM,
+    TORCH_NAMES,
+    Tensor,
+    broken,
+    inside,
+    parse_json,
+    small,
+)
 from souping.checkpoints.names import Mapped, described, map_names, regrouped
 from souping.checkpoints.quantised import dequantised, plain_config, refuse_gguf, scheme_of
 from souping.checkpoints.ranges import MOST, Pointer, RangeReader, check_pointers, pointer_in
@@ -74,7 +84,9 @@ def check_stamp(path: Path, known: Stamp) -> None:
 
 
 def changed(path: Path) -> UserError:
-    return UserError(f"{path} has changed since it was opened: start again when nothing writes there")
+    return UserError(
+        f"{path} has changed since it was opened: start again when nothing writes there"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +122,24 @@ class Checkpoint:
         """
         folder = expanded(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder. Give the path of a saved Hugging Face model.")
+            raise UserError(
+                f"{folder} is not a folder. Give the path of a saved Hugging Face model."
+            )
         if not has_weights(folder) and (sharded := read_sharded(folder, allow_pickle)):
             like = like or Like()
             home = home_of(sharded, like)
             if home is None:
                 return cls.viewed(sharded, sharded.as_stored(), {}, None)
-            config, shapes = read_config(home), {name: tensor.shape for name, tensor in weights_like(home).items()}
-            mapped = map_names(headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder)
-            return replace(cls.viewed(sharded, views_of(mapped), config, home), rules=like.rules, mapped=mapped)
+            config, shapes = (
+                read_config(home),
+                {name: tensor.shape for name, tensor in weights_like(home).items()},
+            )
+            mapped = map_names(
+                headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder
+            )
+            return replace(
+                cls.viewed(sharded, views_of(mapped), config, home), rules=like.rules, mapped=mapped
+            )
         refuse_gguf(folder)
         before = stamps_in(folder)
         config = read_config(folder)
@@ -130,7 +151,9 @@ class Checkpoint:
         if scheme is None:
             return cls._regrouped(plain)
         assembly, tensors = dequantised(folder, tensors, scheme)
-        return replace(plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain)
+        return replace(
+            plain, tensors=tensors, config=plain_config(config), assembly=assembly, quantised=plain
+        )
 
     @classmethod
     def _regrouped(cls, opened: Checkpoint) -> Checkpoint:
@@ -156,8 +179,13 @@ class Checkpoint:
     ) -> Checkpoint:
         """A folder that was read; `before` are the stamps of its files from before that."""
         files = files or tuple(sorted({tensor.file for tensor in tensors.values()}))
-        opened = cls(folder=folder, tensors=tensors, config=config, files=files, side=side, like=like)
-        stamps = {name: before[name] if name in before else stamp(opened.path(name)) for name in (*files, *side)}
+        opened = cls(
+            folder=folder, tensors=tensors, config=config, files=files, side=side, like=like
+        )
+        stamps = {
+            name: before[name] if name in before else stamp(opened.path(name))
+            for name in (*files, *side)
+        }
         return replace(opened, stamps=stamps)
 
     @classmethod
@@ -166,9 +194,15 @@ class Checkpoint:
     ) -> Checkpoint:
         """Tensors as views of what is stored; without `home` there are no side files."""
         assembly = Assembly.of(sharded.tensors, views)
-        tensors, side = {tensor.name: tensor for tensor in assembly.tensors}, side_files(home) if home else ()
+        tensors, side = (
+            {tensor.name: tensor for tensor in assembly.tensors},
+            side_files(home) if home else (),
+        )
         like = home if home != sharded.folder else None
-        return replace(cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like), assembly=assembly)
+        return replace(
+            cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like),
+            assembly=assembly,
+        )
 
     @property
     def home(self) -> Path:
@@ -203,7 +237,9 @@ class Checkpoint:
         chosen = list(self.stamps if names is None else names)
         for name in chosen:
             check_stamp(self.path(name), self.stamps[name])
-        if pointers := [name for name in chosen if name in self.files and self.stamps[name][0] < MOST]:
+        if pointers := [
+            name for name in chosen if name in self.files and self.stamps[name][0] < MOST
+        ]:
             check_pointers(map(self.path, pointers))
 
     @property
@@ -232,7 +268,9 @@ def describe_names(checkpoint: Checkpoint) -> list[str]:
     return described(checkpoint.mapped, checkpoint.assembly.stored)
 
 
-def headers_of(tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor]) -> dict[str, tuple[str, Shape]]:
+def headers_of(
+    tensors: Mapping[str, StoredTensor] | Mapping[str, Tensor],
+) -> dict[str, tuple[str, Shape]]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -282,7 +320,11 @@ class WeightReader:
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
         view, descriptor, remote = into.data, self._opened[file], self._remote.get(file)
         while len(view):
-            count = self._ranges.read(remote, view, offset) if remote else read_at(descriptor, view, offset)
+            count = (
+                self._ranges.read(remote, view, offset)
+                if remote
+                else read_at(descriptor, view, offset)
+            )
             if count <= 0:
                 raise EOFError(file)
             view, offset = view[count:], offset + count
@@ -294,10 +336,15 @@ def stores_head(folder: Path) -> bool:
     Raises:
         UserError: as `Checkpoint.open`. Pickled files are read, because the pool has allowed them.
     """
-    return any(name.endswith("lm_head.weight") for name in Checkpoint.open(folder, allow_pickle=True).tensors)
+    return any(
+        name.endswith("lm_head.weight")
+        for name in Checkpoint.open(folder, allow_pickle=True).tensors
+    )
 
 
-def fingerprint(folder: Path, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None) -> str:
+def fingerprint(
+    folder: Path, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None
+) -> str:
     """SHA-256 (hex) over the tensors, config, tokenizer and chat template of a model folder.
 
     Names, dtypes, shapes and values of tensors count, and the names and bytes of the other files. How the tensors are
@@ -313,7 +360,12 @@ def fingerprint(folder: Path, cache: Cache = None, allow_pickle: bool = False, l
 def fingerprint_of(checkpoint: Checkpoint, cache: Cache = None) -> str:
     """`fingerprint` of a folder that is open already."""
     weights = weights_of(checkpoint, cache)
-    value = digest({"": weights, **{name: file_digest(checkpoint.home / name, cache) for name in checkpoint.side}})
+    value = digest(
+        {
+            "": weights,
+            **{name: file_digest(checkpoint.home / name, cache) for name in checkpoint.side},
+        }
+    )
     checkpoint.check_unchanged()
     return value
 
@@ -362,7 +414,11 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
 
 def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
     """The files that the tensors of a group are in, with their stamps."""
-    files = checkpoint.files if checkpoint.assembly is not None else checkpoint.files[number : number + 1]
+    files = (
+        checkpoint.files
+        if checkpoint.assembly is not None
+        else checkpoint.files[number : number + 1]
+    )
     return {path: settled(path) for path in (checkpoint.folder / name for name in files)}
 
 
@@ -371,7 +427,9 @@ def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     keys = [digest_key(path, state) for path, state in files.items()]
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}"
-    return f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
+    return (
+        f"tensors|{checkpoint.folder.resolve()}|{digest([keys, repr(checkpoint.assembly.views)])}"
+    )
 
 
 def keep_digest(key: str, before: Mapping[Path, Stamp], value: str, cache: Cache) -> None:
@@ -431,5 +489,7 @@ def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
     value = table.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int and token < 1 << 31 for token in values):
-        raise broken(path, f"eos_token_id is {shown(str(value)[:100])}, not one token or a list of them")
+        raise broken(
+            path, f"eos_token_id is {shown(str(value)[:100])}, not one token or a list of them"
+        )
     return tuple(sorted({token for token in values if token >= 0}))

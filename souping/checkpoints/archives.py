@@ -53,7 +53,11 @@ class FileSlice:
 
     def read(self, size: int = -1) -> bytes:
         rest = self._nbytes - self._at
-        piece = os.pread(self._file.fileno(), min(size if size >= 0 else rest, rest, MOST), self._start + self._at)
+        piece = os.pread(
+            self._file.fileno(),
+            min(size if size >= 0 else rest, rest, MOST),
+            self._start + self._at,
+        )
         self._at += len(piece)
         return piece
 
@@ -90,25 +94,36 @@ class Archive:
         """Where an entry's bytes are in the file (KeyError or ValueError: nowhere)."""
         entry = self.entries[name]
         begin = entry.header_offset + LOCAL.size
-        if entry.compress_type or not 0 <= entry.header_offset <= self.nbytes - LOCAL.size - entry.file_size:
+        if (
+            entry.compress_type
+            or not 0 <= entry.header_offset <= self.nbytes - LOCAL.size - entry.file_size
+        ):
             raise ValueError("an entry is compressed, or outside")
-        mark, *more = LOCAL.unpack(os.pread(self.file.fileno(), LOCAL.size, self.start + entry.header_offset))
+        mark, *more = LOCAL.unpack(
+            os.pread(self.file.fileno(), LOCAL.size, self.start + entry.header_offset)
+        )
         if mark != b"PK\x03\x04" or begin + sum(more) + entry.file_size > self.nbytes:
             raise ValueError("an entry is not where it should be")
         return Extent(self.start + begin + sum(more), entry.file_size)
 
     def sign(self) -> None:
         """Write the checksums of storages that were changed to both of their places."""
-        directory = os.pread(self.file.fileno(), self.nbytes - self.directory, self.start + self.directory)
+        directory = os.pread(
+            self.file.fileno(), self.nbytes - self.directory, self.start + self.directory
+        )
         for name, entry in self.entries.items():
             if not name.startswith("data/"):
                 continue
             found, value = self.extent(name), 0
             for piece in read_pieces(self.file, found):
                 value = zlib.crc32(piece, value)
-            listed = self.directory + directory.index(entry.filename.encode()) - CHECKSUM_BEFORE_NAME
+            listed = (
+                self.directory + directory.index(entry.filename.encode()) - CHECKSUM_BEFORE_NAME
+            )
             late = entry.flag_bits & 8  # it comes after the bytes
-            header = found.offset + found.nbytes + 4 if late else self.start + entry.header_offset + 14
+            header = (
+                found.offset + found.nbytes + 4 if late else self.start + entry.header_offset + 14
+            )
             for place in (header, self.start + listed):
                 os.pwrite(self.file.fileno(), value.to_bytes(4, "little"), place)
 
@@ -116,7 +131,9 @@ class Archive:
         try:
             found = self.extent(name)
         except FAILURES as error:
-            raise broken(self.path, f"its archive has no {name} that can be read ({error})") from None
+            raise broken(
+                self.path, f"its archive has no {name} that can be read ({error})"
+            ) from None
         if found.nbytes > MAX_PICKLE:
             raise broken(self.path, f"its {name} is larger than {MAX_PICKLE} bytes")
         return os.pread(self.file.fileno(), found.nbytes, found.offset)
@@ -140,18 +157,24 @@ class Archive:
         try:
             return self._place(value)
         except FAILURES as error:
-            raise broken(self.path, f"no contiguous tensor of a known dtype ({error})"[:200], name) from None
+            raise broken(
+                self.path, f"no contiguous tensor of a known dtype ({error})"[:200], name
+            ) from None
 
     def _place(self, value: Data) -> tuple[str, tuple[int, ...], Extent]:
         if isinstance(value, Made) and value.kind.endswith("._rebuild_parameter"):
             value = value.args[0]
         if not isinstance(value, Made) or value.kind != "torch._utils._rebuild_tensor_v2":
-            raise TypeError(f"it is a {value.kind if isinstance(value, Made) else type(value).__name__}")
+            raise TypeError(
+                f"it is a {value.kind if isinstance(value, Made) else type(value).__name__}"
+            )
         storage, first, shape, strides = value.args[:4]
         shape = sizes(shape)
         if not in_order(shape, sizes(strides)):
             raise ValueError("its elements are not in order")
-        dtype = common()["storages"][storage.args[1].name.removeprefix("torch.").removesuffix("Storage")]
+        dtype = common()["storages"][
+            storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
+        ]
         found, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
         count = math.prod(shape)
         if first < 0 or (first + count) * item > found.nbytes:
@@ -167,8 +190,12 @@ def _unpickled(data: bytes, path: Path) -> Data:
 
 def sizes(value: Data) -> tuple[int, ...]:
     """A `torch.Size`, or a tuple of numbers (TypeError or ValueError for anything else)."""
-    numbers = (*value.args, ())[0] if isinstance(value, Made) and value.kind == "torch.Size" else value
-    if not isinstance(numbers, tuple | list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+    numbers = (
+        (*value.args, ())[0] if isinstance(value, Made) and value.kind == "torch.Size" else value
+    )
+    if not isinstance(numbers, tuple | list) or not all(
+        type(n) is int and 0 <= n < 1 << 48 for n in numbers
+    ):
         raise TypeError("a size is not a tuple of numbers")
     if len(numbers) > 16 or math.prod(numbers) >= 1 << 48:
         raise ValueError("a size is larger than any tensor's")
@@ -189,4 +216,7 @@ def read_pickled(path: Path, label: str) -> dict[str, Tensor]:
     with path.open("rb") as file:
         archive = Archive.open(path, file)
         places = {name: archive.place(value, name) for name, value in archive.tensors().items()}
-    return {name: Tensor(name, dtype, shape, label, e.offset, e.nbytes) for name, (dtype, shape, e) in places.items()}
+    return {
+        name: Tensor(name, dtype, shape, label, e.offset, e.nbytes)
+        for name, (dtype, shape, e) in places.items()
+    }

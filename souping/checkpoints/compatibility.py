@@ -48,7 +48,9 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     first, *others = checkpoints
     dropped = redundant(checkpoints)
     tables = {
-        name: {tensor: place for tensor, place in checkpoint.tensors.items() if tensor not in dropped}
+        name: {
+            tensor: place for tensor, place in checkpoint.tensors.items() if tensor not in dropped
+        }
         for name, checkpoint in checkpoints.items()
     }
     for name in others:
@@ -59,7 +61,9 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
         bad = [slot.parts[index] for slot in aligned if slot.parts[index].dtype in OTHER_FLOATS]
         if bad:
             names = listed(tensor.name for tensor in bad)
-            raise UserError(f"{name} stores {names} as {bad[0].dtype}: convert it to float32 or 16 bits")
+            raise UserError(
+                f"{name} stores {names} as {bad[0].dtype}: convert it to float32 or 16 bits"
+            )
     return aligned
 
 
@@ -70,7 +74,10 @@ def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
     """
     if not all(tied(checkpoint) for checkpoint in checkpoints.values()):
         return ()
-    counts = [(head, sum(head in checkpoint.tensors for checkpoint in checkpoints.values())) for head in TIED]
+    counts = [
+        (head, sum(head in checkpoint.tensors for checkpoint in checkpoints.values()))
+        for head in TIED
+    ]
     return tuple(head for head, count in counts if 0 < count < len(checkpoints))
 
 
@@ -79,8 +86,12 @@ def tied(checkpoint: Checkpoint) -> bool:
     return setting(checkpoint.config, "tie_word_embeddings") is True
 
 
-def _same_names(a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]) -> None:
-    missing, extra = ([name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a)))
+def _same_names(
+    a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]
+) -> None:
+    missing, extra = (
+        [name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a))
+    )
     if not missing and not extra:
         return
     differences = [f"{b} lacks {listed(missing)}"] if missing else []
@@ -88,11 +99,16 @@ def _same_names(a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool
     hint = ""
     if tied(pool[a]) != tied(pool[b]) and {*missing, *extra} & set(TIED):
         hint = " (tied embeddings on one side only)"
-    raise UserError(f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(differences)}")
+    raise UserError(
+        f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(differences)}"
+    )
 
 
 def _slot(
-    name: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint], vocab: str
+    name: str,
+    tables: Mapping[str, Mapping[str, Tensor]],
+    pool: Mapping[str, Checkpoint],
+    vocab: str,
 ) -> AlignedTensor:
     parts = tuple(table[name] for table in tables.values())
     shapes = [part.shape for part in parts]
@@ -112,7 +128,9 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
 
-def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str) -> None:
+def _refuse_shapes(
+    aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str
+) -> None:
     names, checkpoints = list(pool), list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
@@ -124,7 +142,9 @@ def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoi
     alone = len(vocabularies) == len(uneven)
     hint = ". Vocabularies differ: set merge.vocab=union or merge.vocab=intersect" if alone else ""
     one, two = (f"{list(slot.parts[index].shape)} in {names[index]}" for index in (0, other))
-    raise UserError(f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {one} and {two}{hint}")
+    raise UserError(
+        f"shapes differ in {listed(s.name for s in bad)}: {shown(slot.name)} is {one} and {two}{hint}"
+    )
 
 
 IGNORED = {
@@ -157,8 +177,12 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
     warnings = _differences(checkpoints, aligned, vocab) + _ties(checkpoints)
     tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
-        warnings += _config_drift(names[0], name, checkpoints[names[0]].config, checkpoints[name].config)
-        warnings += compare_tokenizers(names[0], name, tokenizers[names[0]], tokenizers[name], vocab)
+        warnings += _config_drift(
+            names[0], name, checkpoints[names[0]].config, checkpoints[name].config
+        )
+        warnings += compare_tokenizers(
+            names[0], name, tokenizers[names[0]], tokenizers[name], vocab
+        )
     return warnings
 
 
@@ -166,7 +190,9 @@ def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
-            raise UserError(f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}")
+            raise UserError(
+                f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}"
+            )
 
 
 def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
@@ -176,7 +202,9 @@ def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
         owners = [name for name, checkpoint in pool.items() if head in checkpoint.tensors]
         for owner in owners:
             _equals_embedding(owner, pool[owner], head)
-        notes.append(f"{listed(owners)} stores the tied {head} as well as the embedding, others do not: it is left out")
+        notes.append(
+            f"{listed(owners)} stores the tied {head} as well as the embedding, others do not: it is left out"
+        )
     return notes
 
 
@@ -186,7 +214,9 @@ def _equals_embedding(name: str, checkpoint: Checkpoint, head: str) -> None:
     twins = [t for t in others if (t.shape, t.dtype) == (tensor.shape, tensor.dtype)]
     if not twins or any(same_values(checkpoint, tensor, checkpoint, twin) for twin in twins):
         return
-    raise UserError(f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's")
+    raise UserError(
+        f"tied embeddings on one side only: {name} stores {head} with values other than the embedding's"
+    )
 
 
 def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bool:
@@ -197,19 +227,25 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
         places = ((one, a.file_number(left), left), (other, b.file_number(right), right))
         for start in range(0, left.count, PIECE):
             count = min(PIECE, left.count - start)
-            rows = [_values(reader, number, tensor, start, count) for reader, number, tensor in places]
+            rows = [
+                _values(reader, number, tensor, start, count) for reader, number, tensor in places
+            ]
             if not np.array_equal(rows[0], rows[1]):
                 return False
     return True
 
 
-def _values(reader: WeightReader, number: int, tensor: Tensor, start: int, count: int) -> NDArray[np.float32]:
+def _values(
+    reader: WeightReader, number: int, tensor: Tensor, start: int, count: int
+) -> NDArray[np.float32]:
     raw = np.empty(count * size_of(tensor.dtype), np.uint8)
     reader.read(number, raw, tensor.offset + start * size_of(tensor.dtype))
     return widen(raw, tensor.dtype)
 
 
-def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _config_drift(
+    a: str, b: str, left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
     """Warnings for settings that differ; what changes the meaning of the weights is refused."""
     notes = []
     for key in dict.fromkeys([*left, *right]):
@@ -219,34 +255,63 @@ def _config_drift(a: str, b: str, left: Mapping[str, Any], right: Mapping[str, A
         if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
             notes += _config_drift(a, b, x, y, f"{prefix}{key}.")
         elif key in STRUCTURE and x is not None and y is not None:
-            raise UserError(f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}")
+            raise UserError(
+                f"candidates {a} and {b} differ in config {prefix}{key}: {x!s:.80} and {y!s:.80}"
+            )
         else:
             what = "RoPE settings differ, config" if key.startswith("rope") else "configs differ in"
             notes.append(f"{what} {prefix}{key}: {a} {x!s:.80}, {b} {y!s:.80}")
     return notes
 
 
-def _differences(pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
+def _differences(
+    pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str
+) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
-    if any(len({part.soup_dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS for slot in aligned):
+    if any(
+        len({part.soup_dtype for part in slot.parts}) > 1 and slot.dtype in FLOATS
+        for slot in aligned
+    ):
         stored = ", ".join(f"{name} {checkpoint.dtype}" for name, checkpoint in pool.items())
-        notes.append(f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set")
+        notes.append(
+            f"dtypes differ ({stored}): a soup of them is written in the widest, unless merge.dtype is set"
+        )
     if uneven := [slot for slot in aligned if slot.uneven]:
-        rows = ", ".join(f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True))
-        notes.append(f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows")
+        rows = ", ".join(
+            f"{name} {part.shape[0]}" for name, part in zip(pool, uneven[0].parts, strict=True)
+        )
+        notes.append(
+            f"vocabularies differ ({rows}): merge.vocab={vocab} gives {uneven[0].shape[0]} rows"
+        )
     return notes
 
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 PROCESSING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-VOCAB_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCAB_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def check_tokenizer(name: str, folder: Path) -> None:
     """Refuse a model that has no tokenizer to be evaluated with."""
     if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise UserError(f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files")
+        raise UserError(
+            f"candidate {name}: {folder} has no tokenizer: copy its base model's tokenizer files"
+        )
 
 
 @dataclass(frozen=True)
@@ -278,7 +343,9 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         raise UserError(f"the tokenizer of {checkpoint.folder} cannot be read: {error}") from None
 
 
-def _read(checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]) -> Tokenizer:
+def _read(
+    checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Tokenizer:
     model: dict[str, Any] = fast.get("model") or {}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
@@ -288,7 +355,13 @@ def _read(checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
-        rules=digest([rest, merges, {n: data.hex() for n, data in raw.items() if data is not None and not fast}]),
+        rules=digest(
+            [
+                rest,
+                merges,
+                {n: data.hex() for n, data in raw.items() if data is not None and not fast},
+            ]
+        ),
         steps={step: digest(fast.get(step)) for step in PROCESSING},
         template=_template(checkpoint, settings),
         present=bool(fast) or any(data is not None for data in raw.values()),
@@ -318,9 +391,13 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
         advice = "if the vocabularies differ in trailing rows alone, set merge.vocab=union or merge.vocab=intersect"
         raise UserError(f"tokenizers of {a} and {b} differ: only one has {listed(lone)}: {advice}")
     if left.rules != right.rules and not lone:
-        raise UserError(f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings")
+        raise UserError(
+            f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings"
+        )
     notes = []
-    if added := sorted(t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)):
+    if added := sorted(
+        t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
+    ):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
     if steps := [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
@@ -336,7 +413,9 @@ def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
             f"{owner} has a chat template, {other} has none: souping models of different training stages "
             "(base with instruct) is not advised"
         ]
-    return [f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry=NAME)"]
+    return [
+        f"the chat template of {b} differs from that of {a}: a soup carries one of them (merge.carry=NAME)"
+    ]
 
 
 def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
@@ -344,7 +423,11 @@ def _template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None
         return text.decode("utf-8", "replace").strip()
     there = checkpoint.side_text("chat_template.json") is not None
     value = (_json(checkpoint, "chat_template.json") if there else settings).get("chat_template")
-    return value.strip() if isinstance(value, str) else (json.dumps(value, sort_keys=True) if value else None)
+    return (
+        value.strip()
+        if isinstance(value, str)
+        else (json.dumps(value, sort_keys=True) if value else None)
+    )
 
 
 def chat_template(folder: Path) -> str | None:

@@ -74,7 +74,9 @@ def read_weights(
         advice = "convert them to safetensors, or set merge.allow_pickle=true"
         raise UserError(f"{folder / name} holds pickled weights: {advice}")
     read: Reader = read_pickled if name in pickles else read_header
-    return _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
+    return (
+        _read_sharded(folder, name, read) if name.endswith(".json") else read(folder / name, name)
+    )
 
 
 def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
@@ -94,7 +96,9 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
             tensors[name] = tensor
     lost = next((name for name in places if name not in tensors), None)
     if lost is not None:
-        raise broken(folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost)
+        raise broken(
+            folder / places[lost], f"{index} places it here, but the shard has no such tensor", lost
+        )
     return tensors
 
 
@@ -102,7 +106,11 @@ def weight_map(index: Path) -> dict[str, str]:
     """{tensor: file} of an index of shards."""
     table = parse_json(index, small(index))
     places = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+    if (
+        not isinstance(places, dict)
+        or not places
+        or not all(isinstance(v, str) for v in places.values())
+    ):
         raise broken(index, "weight_map is not a table of tensor names and file names")
     return places
 
@@ -110,13 +118,21 @@ def weight_map(index: Path) -> dict[str, str]:
 def side_files(folder: Path) -> tuple[str, ...]:
     # a link that leads nowhere is a file that is missing
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
-    chosen = [n for n in names if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)]
+    chosen = [
+        n
+        for n in names
+        if any(fnmatch.fnmatch(n, p) for p in SIDE_FILES) and not n.endswith(NOT_SIDE)
+    ]
     for name in chosen:
         if inside(folder, name).stat().st_size > MAX_SIDE:
             raise broken(folder / name, f"larger than {MAX_SIDE} bytes, which no such file is")
     templates = folder / "additional_chat_templates"
     if inside(folder, templates.name).is_dir():
-        extra = sorted(f"{templates.name}/{path.name}" for path in templates.iterdir() if path.suffix == ".jinja")
+        extra = sorted(
+            f"{templates.name}/{path.name}"
+            for path in templates.iterdir()
+            if path.suffix == ".jinja"
+        )
         chosen += [name for name in extra if inside(folder, name).is_file()]
     return tuple(chosen)
 
@@ -125,10 +141,18 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
     """The folder with the config of a sharded checkpoint; None without one, if `stored` allows it."""
     if like.folder is not None:
         if not (like.folder / "config.json").is_file():
-            raise UserError(f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json")
+            raise UserError(
+                f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json"
+            )
         return like.folder
     folder, root = sharded.folder, sharded.folder / sharded.root
-    for place in (folder, root, root / "huggingface", folder / "huggingface", folder / "actor" / "huggingface"):
+    for place in (
+        folder,
+        root,
+        root / "huggingface",
+        folder / "huggingface",
+        folder / "actor" / "huggingface",
+    ):
         if (place / "config.json").is_file():
             return place
     if like.stored:

@@ -116,7 +116,10 @@ def _read_table(path: Path) -> tuple[Any, int, int]:
         check_pointer(path, head)
         length = int.from_bytes(head[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise broken(path, f"truncated, or no safetensors file: its header claims {length} bytes of {size}")
+            raise broken(
+                path,
+                f"truncated, or no safetensors file: its header claims {length} bytes of {size}",
+            )
         file.seek(8)
         return parse_json(path, file.read(length)), length, size
 
@@ -128,7 +131,11 @@ def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int], int, int]]) ->
     """
     entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
     for name, dtype, shape, offset, nbytes in tensors:
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -150,7 +157,13 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     """
     parts = PurePosixPath(name).parts
     path = folder / name
-    if not parts or "\0" in name or "\\" in name or ".." in parts or PurePosixPath(name).is_absolute():
+    if (
+        not parts
+        or "\0" in name
+        or "\\" in name
+        or ".." in parts
+        or PurePosixPath(name).is_absolute()
+    ):
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
         target, root = path.resolve(), folder.resolve()
@@ -194,13 +207,17 @@ def parse_json(path: Path, raw: bytes) -> Any:
 def _tensor(file: str, start: int, name: str, entry: Any) -> Tensor:
     name.encode()  # not every text of JSON can be written again
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if len(shape) > MAX_RANK or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+    if len(shape) > MAX_RANK or not all(
+        type(number) is int and number >= 0 for number in (*shape, begin, end)
+    ):
         raise ValueError("shape or data_offsets is not a short list of whole numbers")
     if dtype not in BITS:
         raise ValueError(f"unknown dtype {dtype}")
     bits = math.prod(shape) * BITS[dtype]
     if bits % 8 or end - begin != bits // 8:
-        raise ValueError(f"its place has {end - begin} bytes, which is not the size of {dtype} {shape}"[:200])
+        raise ValueError(
+            f"its place has {end - begin} bytes, which is not the size of {dtype} {shape}"[:200]
+        )
     return Tensor(name, dtype, tuple(shape), file, start + begin, end - begin)
 
 
@@ -208,8 +225,12 @@ def _check_layout(path: Path, tensors: list[Tensor], start: int, size: int) -> N
     """The data must tile the rest of the file: no overlap, no hole, no overrun."""
     for tensor in tensors:
         if tensor.offset != start:
-            what = "overlap another tensor's" if tensor.offset < start else "leave a hole before them"
+            what = (
+                "overlap another tensor's" if tensor.offset < start else "leave a hole before them"
+            )
             raise broken(path, f"its bytes {what}", tensor.name)
         start += tensor.nbytes
     if start != size:
-        raise broken(path, f"truncated, or with a rest: its tensors end at byte {start}, the file at {size}")
+        raise broken(
+            path, f"truncated, or with a rest: its tensors end at byte {start}, the file at {size}"
+        )

@@ -24,7 +24,16 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from souping.checkpoints import Checkpoint, lora
-from souping.checkpoints.folder import INDEX, MAX_SIDE, NOT_SIDE, PICKLED, PICKLED_INDEX, SIDE_FILES, SINGLE, weight_map
+from souping.checkpoints.folder import (
+    INDEX,
+    MAX_SIDE,
+    NOT_SIDE,
+    PICKLED,
+    PICKLED_INDEX,
+    SIDE_FILES,
+    SINGLE,
+    weight_map,
+)
 from souping.checkpoints.header import header_bytes
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
 from souping.core.system import MEMORY, call, limit_file_size
@@ -84,7 +93,9 @@ def parse(text: str | Path) -> HubName | None:
 
 def is_repo(text: str) -> bool:
     """Whether a text can be the name of a repository, `org/name`, by the Hub's rules."""
-    return re.fullmatch(f"{PART}/{PART}", text) is not None and ".." not in text and "--" not in text
+    return (
+        re.fullmatch(f"{PART}/{PART}", text) is not None and ".." not in text and "--" not in text
+    )
 
 
 # Downloads, as the rest of the package sees them
@@ -124,13 +135,20 @@ def fetch(
         need = sum(size for listing in listings for size in listing.missing.values())
         if need:
             _check_disk(need)
-            if check is not None and all(listing.sketch or not listing.missing for listing in listings):
+            if check is not None and all(
+                listing.sketch or not listing.missing for listing in listings
+            ):
                 _check_headers(known, check)
             _in_child(download, (listings,), PATIENCE + need / SLOWEST, report)
-    return {key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder) for key, one in known.items()}
+    return {
+        key: one if isinstance(one, Fetched) else Fetched(one.name, one.folder)
+        for key, one in known.items()
+    }
 
 
-def fetch_one(name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None) -> Fetched:
+def fetch_one(
+    name: HubName, allow_pickle: bool = False, report: ProgressCallback | None = None
+) -> Fetched:
     return fetch({name.name: name}, allow_pickle, None, report)[name.name]
 
 
@@ -159,20 +177,31 @@ def cached(name: HubName, allow_pickle: bool = False) -> Path | None:
 
 
 def _in_child(
-    function: Callable[..., T], arguments: tuple[object, ...], seconds: float, report: ProgressCallback | None = None
+    function: Callable[..., T],
+    arguments: tuple[object, ...],
+    seconds: float,
+    report: ProgressCallback | None = None,
 ) -> T:
     """The result of a function that talks to the Hub; offline it finds the cache at once."""
     if constants.HF_HUB_OFFLINE:
         return function(*arguments)
     # Xet takes more memory than the child may have; over HTTP eight files arrive at a time
-    settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_DISABLE_XET": "1"}
+    settings = {
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_HUB_DISABLE_XET": "1",
+    }
     settings |= {"HF_TOKEN_PATH": constants.HF_TOKEN_PATH, "HF_HUB_OFFLINE": "0"}
     try:
         return call(function, arguments, seconds=seconds, environment=settings, report=report)
     except TimeoutError:
-        raise UserError(f"the Hub ({constants.ENDPOINT}) did not finish its answer within {seconds:.0f} s") from None
+        raise UserError(
+            f"the Hub ({constants.ENDPOINT}) did not finish its answer within {seconds:.0f} s"
+        ) from None
     except MemoryError:
-        raise UserError(f"the Hub ({constants.ENDPOINT}): its answer took over {MEMORY >> 30} GiB of memory") from None
+        raise UserError(
+            f"the Hub ({constants.ENDPOINT}): its answer took over {MEMORY >> 30} GiB of memory"
+        ) from None
 
 
 def _check_disk(need: int) -> None:
@@ -180,12 +209,16 @@ def _check_disk(need: int) -> None:
     free, _ = disk_space(place)
     if need + 100_000_000 > free:
         what = f"the pool needs {need / 1e9:.1f} GB more in the Hub's cache ({place})"
-        raise UserError(f"{what}, the disk has {free / 1e9:.1f} GB free: make room, or set HF_HOME to a larger disk")
+        raise UserError(
+            f"{what}, the disk has {free / 1e9:.1f} GB free: make room, or set HF_HOME to a larger disk"
+        )
 
 
 def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None:
     """Let `check` see hollow copies of the models; its messages then name the models instead of the copies."""
-    sketches = {key: one.sketch for key, one in known.items() if isinstance(one, Listing) and one.sketch}
+    sketches = {
+        key: one.sketch for key, one in known.items() if isinstance(one, Listing) and one.sketch
+    }
     try:
         check({key: sketches.get(key, one.folder) for key, one in known.items()})
     except UserError as error:
@@ -199,7 +232,9 @@ def _check_headers(known: Mapping[str, Fetched | Listing], check: Check) -> None
 
 FILE = re.compile(r"(additional_chat_templates/)?[\w.-]+")
 """What may be downloaded is in the root, or a chat template."""
-SIDE = re.compile("|".join(map(fnmatch.translate, [*SIDE_FILES, "additional_chat_templates/*.jinja"])))
+SIDE = re.compile(
+    "|".join(map(fnmatch.translate, [*SIDE_FILES, "additional_chat_templates/*.jinja"]))
+)
 INDEXES = {INDEX, PICKLED_INDEX}
 ADAPTERS = {lora.WEIGHTS, lora.PICKLED_WEIGHTS}
 Sizes = Mapping[str, int]
@@ -227,7 +262,9 @@ class Listing:
         if self.main in ADAPTERS:
             names |= {lora.CONFIG} & set(self.files)
         if huge := [name for name in names if self.files[name] > MAX_SIDE]:
-            raise UserError(f"{self.name}: {huge[0]} is larger than {MAX_SIDE:,} bytes: it cannot be read")
+            raise UserError(
+                f"{self.name}: {huge[0]} is larger than {MAX_SIDE:,} bytes: it cannot be read"
+            )
         return {name: self.files[name] for name in sorted(names)}
 
     @property
@@ -237,7 +274,9 @@ class Listing:
             return {self.main: self.files[self.main]}
         names = sorted(set(weight_map(self.folder / self.main).values()))
         ending = Path(self.main.removesuffix(".index.json")).suffix
-        lost = next((name for name in names if name not in self.files or not name.endswith(ending)), None)
+        lost = next(
+            (name for name in names if name not in self.files or not name.endswith(ending)), None
+        )
         if lost is not None:
             raise UserError(f"{self.name}: {self.main} lists {shown(lost)}, which is not there")
         return {name: self.files[name] for name in names}
@@ -285,19 +324,26 @@ def prepare(
         # all from the cache: offline this is the run's own process, which must not be limited
         if not listings:
             return known
-        wanted = [{n: size for n, size in one.side.items() if small_files or n == one.main} for one in listings]
+        wanted = [
+            {n: size for n, size in one.side.items() if small_files or n == one.main}
+            for one in listings
+        ]
         _limit(wanted)
         list(pool.map(_download, listings, wanted))
         if scratch is None:
             return known
         _limit([one.weights for one in listings])  # hollow files have their sizes
-        return list(pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))]))
+        return list(
+            pool.map(_sketch, known, [scratch / str(number) for number in range(len(known))])
+        )
 
 
 def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
     wanted = [one.missing for one in listings]
-    paths = [one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files]
+    paths = [
+        one.folder / path for one, files in zip(listings, wanted, strict=True) for path in files
+    ]
     total = sum(size for files in wanted for size in files.values())
     _limit(wanted)
     work = ThreadPoolExecutor(1).submit(lambda: list(map(_download, listings, wanted)))
@@ -317,12 +363,18 @@ def _parts() -> list[Path]:
     """Incomplete files that this process is writing. Those of other processes look the same, but are not ours."""
     import psutil
 
-    return [Path(file.path) for file in psutil.Process().open_files() if file.path.endswith(".incomplete")]
+    return [
+        Path(file.path)
+        for file in psutil.Process().open_files()
+        if file.path.endswith(".incomplete")
+    ]
 
 
 def _limit(files: Sequence[Sizes]) -> None:
     """A server that sends more than it listed must not fill the disk. The margin is for small files of the client."""
-    limit_file_size((4 << 20) + max((size for sizes in files for size in sizes.values()), default=0))
+    limit_file_size(
+        (4 << 20) + max((size for sizes in files for size in sizes.values()), default=0)
+    )
 
 
 def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
@@ -332,15 +384,27 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
             info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
             if info.gated:
                 api.auth_check(name.repo)
-            files = {s.rfilename: int(s.size or 0) for s in info.siblings or [] if FILE.fullmatch(s.rfilename)}
-            if not COMMIT.fullmatch(str(info.sha)) or not all(0 <= size < 1 << 62 for size in files.values()):
+            files = {
+                s.rfilename: int(s.size or 0)
+                for s in info.siblings or []
+                if FILE.fullmatch(s.rfilename)
+            }
+            if not COMMIT.fullmatch(str(info.sha)) or not all(
+                0 <= size < 1 << 62 for size in files.values()
+            ):
                 raise ValueError("no commit, or impossible sizes")
     except UserError as error:
-        folder = cached(name, allow_pickle) if error.__cause__ and unreachable(error.__cause__) else None
+        folder = (
+            cached(name, allow_pickle) if error.__cause__ and unreachable(error.__cause__) else None
+        )
         if folder is None:
             raise
         pinned = HubName(name.repo, folder.name)
-        note = "" if constants.HF_HUB_OFFLINE else f"{pinned} is taken from the cache: the Hub cannot be reached"
+        note = (
+            ""
+            if constants.HF_HUB_OFFLINE
+            else f"{pinned} is taken from the cache: the Hub cannot be reached"
+        )
         return Fetched(pinned, folder, note)
     if not name.pinned:  # so that HF_HUB_OFFLINE=1 finds the branch later
         write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
@@ -349,9 +413,13 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     if main:
         return Listing(pinned, files, main)
     if weight_file(files, True):
-        raise UserError(f"{pinned} has only pickled weights: name another revision, or set merge.allow_pickle=true")
+        raise UserError(
+            f"{pinned} has only pickled weights: name another revision, or set merge.allow_pickle=true"
+        )
     endings = {PurePosixPath(file).suffix for file in files} - {"", ".md", ".json", ".py", ".txt"}
-    raise UserError(f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}")
+    raise UserError(
+        f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}"
+    )
 
 
 def _download(listing: Listing, files: Sizes) -> None:
@@ -368,7 +436,11 @@ def _download(listing: Listing, files: Sizes) -> None:
 
 
 def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
-    if isinstance(one, Fetched) or not one.missing or not one.main.endswith((".safetensors", INDEX)):
+    if (
+        isinstance(one, Fetched)
+        or not one.missing
+        or not one.main.endswith((".safetensors", INDEX))
+    ):
         return one
     for path in one.side:
         (place / path).parent.mkdir(parents=True, exist_ok=True)
@@ -378,8 +450,13 @@ def _sketch(one: Fetched | Listing, place: Path) -> Fetched | Listing:
             data = huggingface_hub.HfApi().parse_safetensors_file_metadata(
                 one.name.repo, path, revision=one.name.revision
             )
-            spans = [(name, row.dtype, row.shape, *row.data_offsets) for name, row in data.tensors.items()]
-            header = header_bytes((name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans)
+            spans = [
+                (name, row.dtype, row.shape, *row.data_offsets)
+                for name, row in data.tensors.items()
+            ]
+            header = header_bytes(
+                (name, dtype, shape, begin, end - begin) for name, dtype, shape, begin, end in spans
+            )
             (place / path).write_bytes(header)
             os.truncate(place / path, len(header) + max((span[-1] for span in spans), default=0))
     return replace(one, sketch=place)
@@ -409,12 +486,16 @@ def _explain(name: HubName, error: Exception) -> UserError:
 
     page = f"{constants.ENDPOINT}/{name.repo}"
     if isinstance(error, errors.GatedRepoError):
-        return UserError(f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}")
+        return UserError(
+            f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         what = f"neither a folder here nor a model on the Hub that you may see: check the name, or {LOGIN}"
         return UserError(f"{name.repo} is {what} if it is private{near_folder(name.repo)}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name.repo} on the Hub has no revision {name.revision}: {page}/tree/main lists them")
+        return UserError(
+            f"{name.repo} on the Hub has no revision {name.revision}: {page}/tree/main lists them"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(
             f"{name} is neither a folder here nor complete in the Hub's cache ({name.cache.parent}), and "
@@ -424,7 +505,11 @@ def _explain(name: HubName, error: Exception) -> UserError:
     if unreachable(error):
         return UserError(f"{name} is no folder here, and {reason(error)}{near_folder(name.repo)}")
     if isinstance(error, OSError) and error.errno:
-        what = "the Hub sends more bytes than it listed" if error.errno == errno.EFBIG else str(error.strerror)
+        what = (
+            "the Hub sends more bytes than it listed"
+            if error.errno == errno.EFBIG
+            else str(error.strerror)
+        )
         return UserError(f"{name}: {name.cache} cannot be written: {what}")
     return UserError(f"{name}: {reason(error)}")
 

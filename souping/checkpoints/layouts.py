@@ -87,7 +87,9 @@ class Rule:
         have = [*(axis.name for dim in before for axis in dim), *sources]
         want = [*(axis.name for dim in after for axis in dim), *self.unstacked]
         if sorted(have) != sorted(want) or len(set(have)) < len(have):
-            odd = sorted(set(have) ^ set(want)) or sorted(name for name in have if have.count(name) > 1)
+            odd = sorted(set(have) ^ set(want)) or sorted(
+                name for name in have if have.count(name) > 1
+            )
             raise ValueError(
                 f"{self.text!r} for {shown(self.name)} must have the axis {', '.join(odd)} once on each side"
             )
@@ -135,7 +137,11 @@ def shows(names: str | None) -> bool:
 def families(rules: Path | None) -> list[Family]:
     """The user's file, then all files of the package."""
     own = [] if rules is None else [rules]
-    return [read_rules(path) for path in (*own, *sorted(RULES.glob("*.json"))) if path != RULES / "common.json"]
+    return [
+        read_rules(path)
+        for path in (*own, *sorted(RULES.glob("*.json")))
+        if path != RULES / "common.json"
+    ]
 
 
 class RuleFile(TypedDict, total=False):
@@ -160,10 +166,16 @@ def read_rules(path: Path) -> Family:
     for key in table:
         pick(key, RuleFile.__annotations__, f"{path}: keys")
     try:
-        rules = [rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {}))]
+        rules = [
+            rule for row in table.get("rules", []) for rule in _rules(row, table.get("types", {}))
+        ]
     except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
-    anchors, drop, named = table.get("anchors", []), table.get("drop", []), {rule.name for rule in rules}
+    anchors, drop, named = (
+        table.get("anchors", []),
+        table.get("drop", []),
+        {rule.name for rule in rules},
+    )
     if "extends" in table:
         files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
         base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
@@ -172,12 +184,24 @@ def read_rules(path: Path) -> Family:
     return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
 
 
-def _rules(row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+def _rules(
+    row: Sequence[str | Sequence[str]], groups: Mapping[str, Sequence[str]]
+) -> Iterator[Rule]:
     """The rules of a row: one for each way to write out the optional parts of its native names."""
     first, *texts = row if row else [""]
-    name, layout, types = (*texts, "") if len(texts) == 2 else texts if len(texts) == 3 else ("", "", "")
-    if not (first and name and isinstance(name, str) and isinstance(layout, str) and isinstance(types, str)):
-        raise ValueError(f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}")
+    name, layout, types = (
+        (*texts, "") if len(texts) == 2 else texts if len(texts) == 3 else ("", "", "")
+    )
+    if not (
+        first
+        and name
+        and isinstance(name, str)
+        and isinstance(layout, str)
+        and isinstance(types, str)
+    ):
+        raise ValueError(
+            f"a rule is [native name, Hugging Face name, layout, model types], not {shown(str(row))}"
+        )
     kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
     forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
     for form in zip(*forms, strict=True):
@@ -209,15 +233,25 @@ def _layout(text: str, name: str) -> tuple[Dims, Dims]:
 
 
 def _dims(text: str) -> Dims:
-    return tuple(tuple(map(_axis, dim.strip("()").split())) for dim in re.findall(r"\([^()]*\)|[^\s()]+", text))
+    return tuple(
+        tuple(map(_axis, dim.strip("()").split()))
+        for dim in re.findall(r"\([^()]*\)|[^\s()]+", text)
+    )
 
 
 def _axis(text: str) -> Axis:
     found = AXIS.fullmatch(text)
     if found is None:
-        raise ValueError(f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]")
+        raise ValueError(
+            f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
+        )
     start, stop = found["start"] or "", found["stop"] or ""
-    return Axis(found["name"], found["size"] or "", start, stop if found["range"] or not start else f"{start}+1")
+    return Axis(
+        found["name"],
+        found["size"] or "",
+        start,
+        stop if found["range"] or not start else f"{start}+1",
+    )
 
 
 @cache
@@ -228,8 +262,15 @@ def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
 @cache
 def pattern_of(native: str) -> re.Pattern[str]:
     parts = PLACEHOLDER.split(native)
-    groups = ["(?P<rest>.+)" if part == "rest" else f"(?P<{part}>0|[1-9][0-9]{{0,5}})" for part in parts[1::2]]
-    return re.compile("".join(re.escape(text) + group for text, group in zip(parts[::2], [*groups, ""], strict=True)))
+    groups = [
+        "(?P<rest>.+)" if part == "rest" else f"(?P<{part}>0|[1-9][0-9]{{0,5}})"
+        for part in parts[1::2]
+    ]
+    return re.compile(
+        "".join(
+            re.escape(text) + group for text, group in zip(parts[::2], [*groups, ""], strict=True)
+        )
+    )
 
 
 # Sizes and shapes
@@ -239,18 +280,31 @@ def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
     """The sizes that layouts may name, as far as a config has them."""
     inner = config.get("text_config")
     tables = [inner, config] if isinstance(inner, dict) else [config]
-    known = {key: value for table in tables for key, value in table.items() if type(value) is int and value > 0}
-    sizes = {name: next((known[key] for key in keys if key in known), 0) for name, keys in common()["sizes"].items()}
+    known = {
+        key: value
+        for table in tables
+        for key, value in table.items()
+        if type(value) is int and value > 0
+    }
+    sizes = {
+        name: next((known[key] for key in keys if key in known), 0)
+        for name, keys in common()["sizes"].items()
+    }
     if sizes["heads"]:
         sizes["head_dim"] = sizes["head_dim"] or sizes["hidden"] // sizes["heads"]
-    sizes["half"], sizes["queries"] = sizes["head_dim"] // 2, sizes["heads"] // (sizes["kv_heads"] or 1)
+    sizes["half"], sizes["queries"] = (
+        sizes["head_dim"] // 2,
+        sizes["heads"] // (sizes["kv_heads"] or 1),
+    )
     return {name: size for name, size in sizes.items() if size}
 
 
 def _value(text: str, sizes: Mapping[str, int]) -> int:
     """The sum of numbers and sizes that a text names."""
     terms = text.split("+")
-    if odd := [term for term in terms if term not in sizes and not re.fullmatch(r"-?\d{1,9}", term)]:
+    if odd := [
+        term for term in terms if term not in sizes and not re.fullmatch(r"-?\d{1,9}", term)
+    ]:
         raise ValueError(f"the config says nothing of {shown(odd[0])}")
     return sum(sizes[term] if term in sizes else int(term) for term in terms)
 
@@ -260,8 +314,15 @@ def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
     if len(dims) != len(shape):
         raise ValueError(f"it should have {len(dims)} dimensions")
     axes = [axis.name for dim in dims for axis in dim]
-    counts = [size for dim, length in zip(dims, shape, strict=True) for size in _factors(dim, length, sizes)]
-    return {axis: (n, step, 0) for axis, n, step in zip(axes, counts, row_major(tuple(counts)), strict=True)}
+    counts = [
+        size
+        for dim, length in zip(dims, shape, strict=True)
+        for size in _factors(dim, length, sizes)
+    ]
+    return {
+        axis: (n, step, 0)
+        for axis, n, step in zip(axes, counts, row_major(tuple(counts)), strict=True)
+    }
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
@@ -269,9 +330,13 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
     known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]
     rest = math.prod(size for size in known if size)
     if known.count(0) > 1 or rest < 1:
-        raise ValueError(f"the config has too few of the sizes {', '.join(axis.name for axis in dim)}")
+        raise ValueError(
+            f"the config has too few of the sizes {', '.join(axis.name for axis in dim)}"
+        )
     if length % rest or (0 not in known and length != rest):
-        text = " x ".join(f"{axis.name} {size or '?'}" for axis, size in zip(dim, known, strict=True))
+        text = " x ".join(
+            f"{axis.name} {size or '?'}" for axis, size in zip(dim, known, strict=True)
+        )
         raise ValueError(f"{length} is not {text}")
     return [size or length // rest for size in known]
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints import Cache, Checkpoint, fingerprint, fingerprint_of, stamps_in
-from souping.checkpoints.folder import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Like, read_weights, side_files
+from souping.checkpoints.folder import (
+    INDEX,
+    PICKLED,
+    PICKLED_INDEX,
+    SINGLE,
+    Like,
+    read_weights,
+    side_files,
+)
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
@@ -75,7 +83,11 @@ class Adapter:
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = read_weights(folder, allow_pickle, (WEIGHTS,), (PICKLED_WEIGHTS,))
-        side = tuple(name for name in side_files(folder) if name not in ("config.json", "generation_config.json"))
+        side = tuple(
+            name
+            for name in side_files(folder)
+            if name not in ("config.json", "generation_config.json")
+        )
         checkpoint = Checkpoint.of(folder, tensors, {}, side, before)
         parts, whole = _sort(folder, tensors, settings)
         return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=whole)
@@ -96,7 +108,13 @@ class Adapter:
         return digest([base, sorted(rules), fingerprint_of(self.checkpoint, cache)])
 
 
-def content(folder: Path, base: Json, cache: Cache = None, allow_pickle: bool = False, like: Like | None = None) -> str:
+def content(
+    folder: Path,
+    base: Json,
+    cache: Cache = None,
+    allow_pickle: bool = False,
+    like: Like | None = None,
+) -> str:
     """The fingerprint of a candidate: of an adapter over the base of fingerprint `base`, or of a full model.
 
     Raises:
@@ -125,7 +143,9 @@ def is_adapter(folder: Path) -> bool:
         return False
     full = [name for name in (SINGLE, INDEX, PICKLED, PICKLED_INDEX) if (folder / name).is_file()]
     if full:
-        raise UserError(f"{folder} holds an adapter ({CONFIG}) and a full model ({full[0]}): move one of them away.")
+        raise UserError(
+            f"{folder} holds an adapter ({CONFIG}) and a full model ({full[0]}): move one of them away."
+        )
     return True
 
 
@@ -143,13 +163,19 @@ def _sort(
         elif name.endswith(".weight") and "lora_" not in name and "modules_to_save" not in name:
             whole[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
         else:
-            raise UserError(f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped")
+            raise UserError(
+                f"adapter {folder}: {shown(key)} is no part of a plain LoRA; it cannot be souped"
+            )
     if not sides:
         raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
-    return {module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())}, whole
+    return {
+        module: _part(folder, module, pair, settings) for module, pair in sorted(sides.items())
+    }, whole
 
 
-def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings) -> FactorPair:
+def _part(
+    folder: Path, module: str, pair: Mapping[str, Tensor], settings: AdapterSettings
+) -> FactorPair:
     """A and B of one module, which have to fit each other and the config."""
     path = folder / WEIGHTS
     embedding = "lora_embedding_A" in pair or "lora_embedding_B" in pair
@@ -157,10 +183,20 @@ def _part(folder: Path, module: str, pair: Mapping[str, Tensor], settings: Adapt
     if set(pair) != set(names):
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
     a, b = pair[names[0]], pair[names[1]]
-    if not len(a.shape) == len(b.shape) == 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        raise broken(path, f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other", module)
+    if (
+        not len(a.shape) == len(b.shape) == 2
+        or a.shape[0] != b.shape[1]
+        or 0 in (*a.shape, *b.shape)
+    ):
+        raise broken(
+            path,
+            f"A {list(a.shape)} and B {list(b.shape)} are no matrices that fit each other",
+            module,
+        )
     if {a.dtype, b.dtype} - set(FLOATS):
-        raise broken(path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module)
+        raise broken(
+            path, f"A and B are {a.dtype} and {b.dtype}, not bfloat16, float16 or float32", module
+        )
     return FactorPair(module, embedding, a, b, settings.scaling_of(module, a.shape[0]))
 
 
@@ -197,7 +233,9 @@ class AdapterSettings:
 
     def scaling_of(self, module: str, rank: int) -> float:
         """What PEFT multiplies the product B*A of a module with."""
-        named = (alpha for key, alpha in self.alpha_pattern.items() if f".{module}".endswith(f".{key}"))
+        named = (
+            alpha for key, alpha in self.alpha_pattern.items() if f".{module}".endswith(f".{key}")
+        )
         alpha = next(named, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -238,14 +276,20 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     plain = {
         "peft_type": config.get("peft_type") == "LORA",
         "bias": config.get("bias", "none") in ("none", None),
-        "init_lora_weights": any(start == one for one in HARMLESS_STARTS if isinstance(start, type(one))),
+        "init_lora_weights": any(
+            start == one for one in HARMLESS_STARTS if isinstance(start, type(one))
+        ),
     }
     odd = [key for key, good in plain.items() if not good]
     odd += [key for key, value in config.items() if value and key not in PLAIN]
     if odd:
         value = shown(str(config.get(odd[0])))[:40]
-        hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (odd[0] == "init_lora_weights")
-        raise UserError(f"adapter {folder}: {shown(odd[0])}={value}: only plain LoRA adapters can be souped{hint}")
+        hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion" * (
+            odd[0] == "init_lora_weights"
+        )
+        raise UserError(
+            f"adapter {folder}: {shown(odd[0])}={value}: only plain LoRA adapters can be souped{hint}"
+        )
 
 
 def _number(key: str, value: Json) -> float:
@@ -256,5 +300,7 @@ def _number(key: str, value: Json) -> float:
 
 def _name(key: str) -> str:
     if not re.fullmatch(r"[\w.-]+", key):
-        raise ValueError(f"alpha_pattern has the regular expression {key}: name the modules in full")
+        raise ValueError(
+            f"alpha_pattern has the regular expression {key}: name the modules in full"
+        )
     return key

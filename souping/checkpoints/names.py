@@ -81,7 +81,9 @@ def map_names(
         raise failures[0]
     if not plans:
         advice = "give pool.like=HF_FOLDER if these are Hugging Face's names, or merge.names=FILE with rules"
-        raise UserError(f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}")
+        raise UserError(
+            f"{where}: no trainer's rules fit its tensors ({listed(sorted(clean), 3)}): {advice}"
+        )
     plan = min(plans, key=lambda plan: len(plan.unknown))
     # what the user's own rules lack comes first
     plan = plans[0] if plan.unknown and rules else plan
@@ -91,7 +93,9 @@ def map_names(
         raise UserError(f"{where} holds nothing for {listed(lacking, 5)}, which pool.like has")
     for name, tensor in mapped.items():
         if like is not None and tensor.view.shape != like[name]:
-            becomes = f"{shown(tensor.view.sources[0])} becomes {shown(name)} {list(tensor.view.shape)}"
+            becomes = (
+                f"{shown(tensor.view.sources[0])} becomes {shown(name)} {list(tensor.view.shape)}"
+            )
             raise UserError(f"{where}: {becomes}, and pool.like has {list(like[name])}")
     return mapped
 
@@ -106,17 +110,23 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
         first = mapped[names[0]].view
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         layout = f": {rule.text}" if rule.text else ""
-        lines.append(f"{listed(first.sources, 2)} -> {shown(names[0])} {list(first.shape)}{more}{layout}")
+        lines.append(
+            f"{listed(first.sources, 2)} -> {shown(names[0])} {list(first.shape)}{more}{layout}"
+        )
     used = {source for tensor in mapped.values() for source in tensor.view.sources}
     left = [name for name in stored if name not in used]
     return lines + ([f"left out: {listed(left, 5)}"] if left else [])
 
 
-def regrouped(stored: Headers, config: Mapping[str, Json], where: str | Path) -> dict[str, Mapped] | None:
+def regrouped(
+    stored: Headers, config: Mapping[str, Json], where: str | Path
+) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
     rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
-    patterns = [pattern_of(native) for rule in rules if rule.fits(model_type) for native in rule.natives]
+    patterns = [
+        pattern_of(native) for rule in rules if rule.fits(model_type) for native in rule.natives
+    ]
     if not any(pattern.fullmatch(name) for name in stored for pattern in patterns):
         return None
     return map_names(stored, config, where=where)
@@ -128,7 +138,9 @@ def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
     for name in filter(is_weight, native):
         short = ".".join(part for part in re.split(r"[./]", name) if part not in wrappers)
         if short in table:
-            raise UserError(f"{where}: {shown(name)} and {shown(table[short])} are both {shown(short)}")
+            raise UserError(
+                f"{where}: {shown(name)} and {shown(table[short])} are both {shown(short)}"
+            )
         table[short] = name
     return table
 
@@ -139,9 +151,14 @@ def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | 
         return [family.prefix or ""]
     anchors = like if family.name == PLAIN and like else family.anchors
     starts = (
-        (name, at) for name in names for at in (0, *(m.end() for m in islice(re.finditer(r"\.", name), MAX_PARTS)))
+        (name, at)
+        for name in names
+        for at in (0, *(m.end() for m in islice(re.finditer(r"\.", name), MAX_PARTS)))
     )
-    return [prefix for prefix, _ in Counter(n[:at] for n, at in starts if n[at:] in anchors).most_common(2)]
+    return [
+        prefix
+        for prefix, _ in Counter(n[:at] for n, at in starts if n[at:] in anchors).most_common(2)
+    ]
 
 
 @dataclass
@@ -179,7 +196,9 @@ class Assignment:
                     self._groups[pattern].append((rule, number))
         drop = any_of(self.family.drop)
         for short, name in self.clean.items():
-            inside = short.startswith(self.prefix) and self._place(short.removeprefix(self.prefix), name)
+            inside = short.startswith(self.prefix) and self._place(
+                short.removeprefix(self.prefix), name
+            )
             if not inside and not drop.fullmatch(short):
                 self.unknown.append(name)
         if tied and not self._omits_head and HEAD not in self.found and EMBEDDING in self.found:
@@ -190,7 +209,9 @@ class Assignment:
         for pattern, rules in self._groups.items():
             match, wanted = pattern_of(pattern).fullmatch(short), False
             for rule, number in rules if match else ():
-                for target, indexes in self._targets(rule, name, match.groupdict() if match else {}):
+                for target, indexes in self._targets(
+                    rule, name, match.groupdict() if match else {}
+                ):
                     left_out = self._omits_head and target == HEAD
                     if not left_out and (self.like is None or target in self.like):
                         self._add(target, rule, number, indexes, name)
@@ -200,7 +221,9 @@ class Assignment:
                 return True
         return False
 
-    def _targets(self, rule: Rule, name: str, indexes: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    def _targets(
+        self, rule: Rule, name: str, indexes: Mapping[str, str]
+    ) -> Iterator[tuple[str, Mapping[str, str]]]:
         """What comes of a native tensor: Hugging Face names, and the indexes of all axes."""
         table = self._extents(rule, name) if rule.unstacked else {}
         counts = [table[axis][0] for axis in rule.unstacked]
@@ -210,12 +233,18 @@ class Assignment:
             every = {**indexes, **dict(zip(rule.unstacked, map(str, values), strict=True))}
             yield rule.target(every), every
 
-    def _add(self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str) -> None:
+    def _add(
+        self, target: str, rule: Rule, number: int, indexes: Mapping[str, str], name: str
+    ) -> None:
         place = (number, *(int(indexes[axis]) for axis in rule.stacked[1:]))
-        known = self.found.setdefault(target, Found(rule, {axis: indexes[axis] for axis in rule.indexes}))
+        known = self.found.setdefault(
+            target, Found(rule, {axis: indexes[axis] for axis in rule.indexes})
+        )
         if known.rule != rule or place in known.sources:
             other = next(iter(known.sources.values()))
-            raise UserError(f"{self.where}: {shown(other)} and {shown(name)} would both be {shown(target)}")
+            raise UserError(
+                f"{self.where}: {shown(other)} and {shown(name)} would both be {shown(target)}"
+            )
         known.sources[place] = name
         if len(self.found) > MAX_TENSORS:
             raise UserError(f"{self.where}: more than {MAX_TENSORS} tensors")
@@ -228,14 +257,25 @@ class Assignment:
 
     def _misfit(self, name: str, rule: Rule, error: ValueError) -> UserError:
         what = f"{shown(name)} {list(self.native[name][1])}"
-        return UserError(f"{self.where}: {what} is not `{rule.text}` ({self.family.name}) by the config: {error}")
+        return UserError(
+            f"{self.where}: {what} is not `{rule.text}` ({self.family.name}) by the config: {error}"
+        )
 
     def check(self) -> None:
         """Raises UserError where a tensor has no rule, or a layer or an expert is missing."""
         if self.unknown:
-            kind = "a tensor of pool.like" if self.family.name == PLAIN else f"by the rules {self.family.name}"
-            names, advice = listed(sorted(self.unknown), 5), "name them in a file of rules, merge.names=FILE"
-            raise UserError(f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}")
+            kind = (
+                "a tensor of pool.like"
+                if self.family.name == PLAIN
+                else f"by the rules {self.family.name}"
+            )
+            names, advice = (
+                listed(sorted(self.unknown), 5),
+                "name them in a file of rules, merge.names=FILE",
+            )
+            raise UserError(
+                f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}"
+            )
         if self.like is None:
             self._check_indexes("layer")
             self._check_indexes("expert")
@@ -245,8 +285,12 @@ class Assignment:
         present: dict[tuple[str, ...], set[int]] = defaultdict(set)
         for found in self.found.values():
             if axis in found.indexes:
-                rest = tuple(f"{key} {value}" for key, value in found.indexes.items() if key != axis)
-                present[(found.rule.name, *rest) if axis == "expert" else ()].add(int(found.indexes[axis]))
+                rest = tuple(
+                    f"{key} {value}" for key, value in found.indexes.items() if key != axis
+                )
+                present[(found.rule.name, *rest) if axis == "expert" else ()].add(
+                    int(found.indexes[axis])
+                )
         for indexes in present.values():
             count = self.sizes.get(axis, max(indexes) + 1)
             most = count + (self.sizes.get("predicted", 0) if axis == "layer" else 0)
@@ -264,7 +308,9 @@ class Assignment:
         rule, names = found.rule, tuple(found.sources[place] for place in sorted(found.sources))
         kinds = {self.native[name] for name in names}
         if len(kinds) > 1:
-            raise UserError(f"{self.where}: the parts of {shown(target)} differ in shape or dtype ({listed(names, 3)})")
+            raise UserError(
+                f"{self.where}: the parts of {shown(target)} differ in shape or dtype ({listed(names, 3)})"
+            )
         if rule.layout is None:
             return Mapped(rule, View.of(names[0], self.native[names[0]][1]))
         table = {**self._counts(target, found), **self._extents(rule, names[0])}
@@ -280,13 +326,20 @@ class Assignment:
             counts.append(self.sizes.get(axis, max(place[number] for place in found.sources) + 1))
         for place in product(*(range(min(count, len(found.sources) + 1)) for count in counts)):
             if place not in found.sources:
-                which = ", ".join(f"{axis} {index}" for axis, index in zip(found.rule.stacked, place, strict=True))
+                which = ", ".join(
+                    f"{axis} {index}" for axis, index in zip(found.rule.stacked, place, strict=True)
+                )
                 raise UserError(f"{self.where}: {shown(target)} lacks {which}")
         jumps = row_major(tuple(counts))
-        return {axis: (n, 0, jump) for axis, n, jump in zip(found.rule.stacked, counts, jumps, strict=True)}
+        return {
+            axis: (n, 0, jump)
+            for axis, n, jump in zip(found.rule.stacked, counts, jumps, strict=True)
+        }
 
 
-def _arranged(found: Found, names: tuple[str, ...], dims: Dims, table: Axes, sizes: Mapping[str, int]) -> View:
+def _arranged(
+    found: Found, names: tuple[str, ...], dims: Dims, table: Axes, sizes: Mapping[str, int]
+) -> View:
     """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
     shape, axes = list[int](), list[tuple[int, int, int]]()
     offset = sum(int(found.indexes[axis]) * table[axis][1] for axis in found.rule.unstacked)

@@ -22,7 +22,9 @@ from souping.core.types import UserError
 Data: TypeAlias = Any
 """What a pickle holds: numbers, texts, bytes, tuples, lists, dicts, `Named` and `Made`."""
 MAX_PICKLE = 512_000_000
-OPERATIONS = b"()]}.BCGJKMNQRTUXabcehjqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
+OPERATIONS = (
+    b"()]}.BCGJKMNQRTUXabcehjqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x93\x94\x95"
+)
 """Those that allocate, hash or call by themselves are left out."""
 KEYS = (str, int, float, bytes, type(None))
 FAILURES = (TypeError, ValueError, LookupError, AttributeError, OverflowError, struct.error)
@@ -48,7 +50,9 @@ class Made:
     def __getitem__(self, key: str) -> Data:
         """A field of its state."""
         # of slots
-        fields = self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        fields = (
+            self.state[1] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        )
         if not isinstance(fields, dict):
             raise TypeError(f"{self.kind} has no fields")
         return fields[key]
@@ -63,11 +67,15 @@ def unpickle(data: bytes, path: Path) -> Data:
     try:
         return DataUnpickler(data, path).load()
     except (*FAILURES, pickle.UnpicklingError, EOFError) as error:
-        raise broken(path, f"its pickle is wrong ({type(error).__name__}: {shown(str(error))[:100]})") from None
+        raise broken(
+            path, f"its pickle is wrong ({type(error).__name__}: {shown(str(error))[:100]})"
+        ) from None
 
 
 class DataUnpickler(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in OPERATIONS}
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: pickle._Unpickler.dispatch[code] for code in OPERATIONS
+    }
     stack: list[Data]
     pop_mark: Callable[[], list[Data]]
 
@@ -77,8 +85,12 @@ class DataUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Named:
         full, known = f"{module}.{name}", common()["classes"].get(module, "").split()
-        if name not in known and not (module == "torch" and (name in TAGS or name.endswith("Storage"))):
-            raise UserError(f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it")
+        if name not in known and not (
+            module == "torch" and (name in TAGS or name.endswith("Storage"))
+        ):
+            raise UserError(
+                f"{self._path} names {shown(full)[:200]}, which no checkpoint needs: do not trust it"
+            )
         return Named(full)
 
     def persistent_load(self, pid: Data) -> Made:
@@ -126,7 +138,9 @@ def pickled(value: Data) -> bytes:
     try:
         DataPickler(file, protocol=2).dump(value)
     except RecursionError:
-        raise UserError("a pickle is nested too deeply to be written again: use merge.format=hf") from None
+        raise UserError(
+            "a pickle is nested too deeply to be written again: use merge.format=hf"
+        ) from None
     return file.getvalue()
 
 
@@ -148,4 +162,7 @@ class DataPickler(pickle._Pickler):
             self.save(made.state)
             self.write(pickle.BUILD)
 
-    dispatch: ClassVar[dict[type, Any]] = pickle._Pickler.dispatch | {Named: save_name, Made: save_made}
+    dispatch: ClassVar[dict[type, Any]] = pickle._Pickler.dispatch | {
+        Named: save_name,
+        Made: save_made,
+    }

@@ -108,13 +108,19 @@ class Pool(CandidateSource):
             for other in candidates:
                 # of links in a circle too
                 if os.path.realpath(other.path) == os.path.realpath(candidate.path):
-                    raise UserError(f"pool.candidates: {other.path} is listed twice, as the same folder")
+                    raise UserError(
+                        f"pool.candidates: {other.path} is listed twice, as the same folder"
+                    )
                 if other.name == candidate.name:
                     names = f"{other.path} and {candidate.path} share the name {other.name!r}"
-                    raise UserError(f"pool.candidates: {names}: rename one with {{name: NAME, path: PATH}}")
+                    raise UserError(
+                        f"pool.candidates: {names}: rename one with {{name: NAME, path: PATH}}"
+                    )
             candidates.append(candidate)
         if len(candidates) < at_least:
-            raise UserError(f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two")
+            raise UserError(
+                f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two"
+            )
         return tuple(candidates)
 
 
@@ -154,7 +160,9 @@ class TrajectoryPool(CandidateSource):
             raise UserError("pool.path is empty: give the folder of a training run")
         for run in runs[1:]:
             if [one.step for one in run.members] != [one.step for one in runs[0].members]:
-                raise UserError(f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps")
+                raise UserError(
+                    f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps"
+                )
         others = [
             tuple(self._candidate(f"run{n}-{one.name}", one.model) for one in run.members)
             for n, run in enumerate(runs[1:], start=2)
@@ -215,13 +223,20 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
         folder = candidate.path if online is None else hub.cached(online, allow_pickle)
         if folder is not None:
             like = Like(candidate.like, rules)
-            return replace(_of_folder(candidate.name, folder, allow_pickle, like), path=str(online or url or folder))
+            return replace(
+                _of_folder(candidate.name, folder, allow_pickle, like),
+                path=str(online or url or folder),
+            )
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
-            fix = "hf auth login" if hub.LOGIN in str(error) else f"hf download {online.repo}, where the network is"
+            fix = (
+                "hf auth login"
+                if hub.LOGIN in str(error)
+                else f"hf download {online.repo}, where the network is"
+            )
     guess = parameters_in(str(candidate.path)) if online and not files else 0
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
     return ModelSize(
@@ -238,7 +253,9 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
 
 def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
     if not folder.is_dir():
-        raise UserError(f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}")
+        raise UserError(
+            f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}"
+        )
     model = opened(folder, allow_pickle, like)
     return ModelSize(
         name=name,
@@ -258,7 +275,9 @@ def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
 
 def parameters_in(name: str) -> int:
     """Number of parameters in a name such as `Llama-3.1-8B` or `SmolLM2-135M`; 0 if there is none."""
-    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name))
+    sizes = re.findall(
+        r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z0-9])", re.sub(r"[-_/@]", " ", name)
+    )
     scale = {"b": 1e9, "m": 1e6}
     return int(float(sizes[-1][0]) * scale[sizes[-1][1].lower()]) if sizes else 0
 
@@ -269,4 +288,6 @@ def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
     if first is None:
         return merge_base
     settings = read_settings(Path(first.path))
-    return merge_base or (f"{settings.base}@{settings.revision or 'main'}" if settings.base else None)
+    return merge_base or (
+        f"{settings.base}@{settings.revision or 'main'}" if settings.base else None
+    )

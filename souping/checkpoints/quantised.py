@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
-from souping.checkpoints.views import Assembly, Fetch, Raw, StoredTensor, Tile, View, scratch_of, widen
+from souping.checkpoints.views import (
+    Assembly,
+    Fetch,
+    Raw,
+    StoredTensor,
+    Tile,
+    View,
+    scratch_of,
+    widen,
+)
 from souping.core.native import compiled
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -37,7 +46,9 @@ FLOAT = "give the float model from which it was quantised"
 UNUSED = re.compile(r".*[._](?:input_scale|output_scale|activation_scale|[qkv]_scale)")
 """Scales of activations and caches, which say nothing about weights."""
 
-CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p, ctypes.c_void_p)
+CALL = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p, ctypes.c_void_p
+)
 """The arguments of `ASSEMBLY`."""
 
 
@@ -82,7 +93,9 @@ def refuse_gguf(folder: Path) -> None:
 
 
 def refused(folder: Path, method: str) -> UserError:
-    return UserError(f"{folder} is quantised ({shown(method[:80])}), which is not read: {ADVICE.get(method, FLOAT)}")
+    return UserError(
+        f"{folder} is quantised ({shown(method[:80])}), which is not read: {ADVICE.get(method, FLOAT)}"
+    )
 
 
 def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
@@ -98,7 +111,9 @@ def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
     """compressed-tensors, where all groups are FP8; the shape of a scale tells whether it is of a tensor or a row."""
     groups = table.get("config_groups")
     found = groups.values() if isinstance(groups, dict) else ()
-    rules: list[Any] = [group.get("weights") if isinstance(group, dict) else None for group in found]
+    rules: list[Any] = [
+        group.get("weights") if isinstance(group, dict) else None for group in found
+    ]
     kinds = {(r.get("type"), r.get("num_bits")) if isinstance(r, dict) else None for r in rules}
     layout, sparsity = table.get("format"), table.get("sparsity_config") or {}
     if layout not in ("float-quantized", "naive-quantized") or kinds != {("float", 8)}:
@@ -119,12 +134,21 @@ def _block(folder: Path, value: Any) -> tuple[int, int] | None:
     # compressed-tensors until 0.10
     if isinstance(value, str) and re.fullmatch(r"\d{1,9}x\d{1,9}", value):
         value = [int(number) for number in value.split("x")]
-    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in value):
-        raise broken(folder / "config.json", f"the size of its blocks is {str(value)[:80]}, not two whole numbers")
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(type(n) is int and 0 < n < 1 << 31 for n in value)
+    ):
+        raise broken(
+            folder / "config.json",
+            f"the size of its blocks is {str(value)[:80]}, not two whole numbers",
+        )
     return value[0], value[1]
 
 
-def dequantised(folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> tuple[Assembly, dict[str, Tensor]]:
+def dequantised(
+    folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme
+) -> tuple[Assembly, dict[str, Tensor]]:
     """The tensors of a folder with FP8 weights as fp32, without scales.
 
     Raises:
@@ -135,20 +159,30 @@ def dequantised(folder: Path, tensors: Mapping[str, Tensor], scheme: Scheme) -> 
     stored: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name in weights:
-            stored[name] = ScaledTensor(folder, tensor, tensors.get(f"{name}{scheme.suffix}"), scheme)
+            stored[name] = ScaledTensor(
+                folder, tensor, tensors.get(f"{name}{scheme.suffix}"), scheme
+            )
         elif name not in scales and not UNUSED.fullmatch(name):
             _check_plain(folder, tensor)
             stored[name] = StoredTensor.of(tensor)
     assembly = Assembly.of(stored, {name: View.of(name, one.shape) for name, one in stored.items()})
-    return assembly, {t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors}
+    return assembly, {
+        t.name: replace(t, rounded=WRITTEN if t.name in weights else None) for t in assembly.tensors
+    }
 
 
 def _check_plain(folder: Path, tensor: Tensor) -> None:
     """Refuse what is neither an FP8 weight nor stored as it is."""
-    leftover = re.search(r"\.weight_\w+$|\.(?:qweight|qzeros|scales|g_idx)$|_(?:blocks|scales|packed)$", tensor.name)
+    leftover = re.search(
+        r"\.weight_\w+$|\.(?:qweight|qzeros|scales|g_idx)$|_(?:blocks|scales|packed)$", tensor.name
+    )
     if leftover or size_of(tensor.dtype) == 0 or tensor.dtype.startswith(("F8", "F6", "F4")):
-        what = f"{tensor.dtype} {list(tensor.shape)} that belongs to no FP8 weight of this checkpoint"
-        raise UserError(f"{folder / tensor.file}, tensor {shown(tensor.name)}: {what}, so it is not read: {FLOAT}")
+        what = (
+            f"{tensor.dtype} {list(tensor.shape)} that belongs to no FP8 weight of this checkpoint"
+        )
+        raise UserError(
+            f"{folder / tensor.file}, tensor {shown(tensor.name)}: {what}, so it is not read: {FLOAT}"
+        )
 
 
 class ScaledTensor(StoredTensor):
@@ -174,7 +208,11 @@ class ScaledTensor(StoredTensor):
             return max(rows, 1), max(columns, 1)
         if shape == (*self.shape[:-1], 1):
             return 1, max(columns, 1)
-        if block is not None and len(self.shape) == 2 and shape == (-(-rows // block[0]), -(-columns // block[1])):
+        if (
+            block is not None
+            and len(self.shape) == 2
+            and shape == (-(-rows // block[0]), -(-columns // block[1]))
+        ):
             return block
         size = f"blocks of {block[0]} x {block[1]}" if block else "a scale for each tensor or row"
         why = f"its shape {list(shape)} does not fit a weight {list(self.shape)} with {size}"
@@ -195,7 +233,9 @@ class ScaledTensor(StoredTensor):
         fetch(self._scale.file, raw, self._scale.offset)
         scales = widen(raw, self._scale.dtype).reshape(-1, -(-self._columns // self._block[1]))
         if not np.isfinite(scales).all():
-            raise broken(self._folder / self._scale.file, "a scale is NaN or infinite", self._scale.name)
+            raise broken(
+                self._folder / self._scale.file, "a scale is NaN or infinite", self._scale.name
+            )
         return scales
 
 
@@ -218,7 +258,9 @@ def dequantise(
         np.multiply(values, scales[row // block[0], column // block[1]], out=out)
         return
     numbers_at, scales_at, out_at = (array.ctypes.data for array in (numbers, scales, out))
-    CALL(address)(numbers_at, start, len(numbers), columns, *block, scales.shape[1], scales_at, out_at)
+    CALL(address)(
+        numbers_at, start, len(numbers), columns, *block, scales.shape[1], scales_at, out_at
+    )
 
 
 ASSEMBLY = """

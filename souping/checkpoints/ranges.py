@@ -62,7 +62,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             yield file, path.stat().st_size
         return
     with explained(remote.url):
-        file = filesystem(remote.url).open(remote.url, "rb", block_size=1 << 20, cache_type="readahead")
+        file = filesystem(remote.url).open(
+            remote.url, "rb", block_size=1 << 20, cache_type="readahead"
+        )
     with file:
         yield file, remote.size
 
@@ -87,7 +89,9 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
     found = {}
     for row in (row for row in rows if row["type"] == "file"):
         name = str(row["name"]).removeprefix(folder.partition("://")[2]).strip("/")
-        tag = str(row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified"))
+        tag = str(
+            row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
+        )
         found[name] = Pointer(f"{folder}/{name}", int(row["size"]), tag)
     return found
 
@@ -136,7 +140,9 @@ def filesystem(url: str) -> Any:
 
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
-        raise UserError(f"{scheme}:// needs a package ({first_line(error)}): {install('remote')}") from None
+        raise UserError(
+            f"{scheme}:// needs a package ({first_line(error)}): {install('remote')}"
+        ) from None
 
 
 @contextmanager
@@ -153,4 +159,6 @@ def explained(url: str) -> Iterator[None]:
 
 
 def moved(url: str) -> UserError:
-    return UserError(f"{url} has changed since it was listed: start again when nothing writes there")
+    return UserError(
+        f"{url} has changed since it was listed: start again when nothing writes there"
+    )

@@ -48,15 +48,25 @@ def folder_of(url: str, allow_pickle: bool = False, weights: bool = False) -> Pa
     Raises:
         UserError: it is not there or has no weights that are read from buckets, or a package is missing.
     """
-    there = {name: one for name, one in listed_files(url, TEMPLATES).items() if FILE.fullmatch(name)}
+    there = {
+        name: one for name, one in listed_files(url, TEMPLATES).items() if FILE.fullmatch(name)
+    }
     main = weight_file(there, allow_pickle)
     if not main:
-        raise UserError(f"{url} has no safetensors of Hugging Face: copy other layouts to a folder here first")
+        raise UserError(
+            f"{url} has no safetensors of Hugging Face: copy other layouts to a folder here first"
+        )
     revision = digest([[one.url, one.size, one.tag] for _, one in sorted(there.items())])
-    listing = Listing(RemoteName(url, revision), {name: one.size for name, one in there.items()}, main)
+    listing = Listing(
+        RemoteName(url, revision), {name: one.size for name, one in there.items()}, main
+    )
     for name in listing.absent(listing.side):
         copy(there[name], listing.folder / name)
-    if weights or main in ADAPTERS or not main.endswith((".safetensors", ".safetensors.index.json")):
+    if (
+        weights
+        or main in ADAPTERS
+        or not main.endswith((".safetensors", ".safetensors.index.json"))
+    ):
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(lambda name: copy(there[name], listing.folder / name), listing.missing))
     for name in listing.missing:

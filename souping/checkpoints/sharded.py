@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from souping.checkpoints.archives import Archive, Extent, read_pieces, sizes, tag_of
-from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, read_header, read_metadata, small
+from souping.checkpoints.header import (
+    FLOATS,
+    Tensor,
+    broken,
+    inside,
+    parse_json,
+    read_header,
+    read_metadata,
+    small,
+)
 from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
@@ -32,7 +41,9 @@ PLACES = (
     "model/dist_ckpt", "policy/weights", "policy/weights/model", "sharded",
 )  # fmt: skip
 """Where trainers put the weights below a checkpoint's folder."""
-RANK_FILE = re.compile(r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)")
+RANK_FILE = re.compile(
+    r"(?:model_world_size_(\d+)_rank_|pytorch_model_fsdp_\d+_rank)(\d+)\.(?:pt|bin)"
+)
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:optimizers?|optim|chained_\d+)(?:[./].*)?")
 FRESH = 1_000_000_000
@@ -60,7 +71,11 @@ class Sharded:
             kind, size, parts = found.setdefault(name, (dtype, shape, []))
             parts.append(part)
             if (kind, size) != (dtype, shape):
-                raise broken(folder / part.file, f"{dtype} {shape or ''} here, {kind} {size or ''} in another", name)
+                raise broken(
+                    folder / part.file,
+                    f"{dtype} {shape or ''} here, {kind} {size or ''} in another",
+                    name,
+                )
         tensors = {}
         for name, (dtype, shape, parts) in found.items():
             try:
@@ -72,11 +87,21 @@ class Sharded:
         if not tensors:
             raise UserError(f"{folder / root} holds no weights: nothing to soup.")
         files = sorted({part.file for _, _, parts in found.values() for part in parts})
-        return cls(folder, root, layout, tensors, (*[f"{root}/{META}".lstrip("/")] * (layout == "dcp"), *files))
+        return cls(
+            folder,
+            root,
+            layout,
+            tensors,
+            (*[f"{root}/{META}".lstrip("/")] * (layout == "dcp"), *files),
+        )
 
     def as_stored(self) -> dict[str, View]:
         """All float tensors by their stored names."""
-        return {name: View.of(name, one.shape) for name, one in self.tensors.items() if one.dtype in FLOATS}
+        return {
+            name: View.of(name, one.shape)
+            for name, one in self.tensors.items()
+            if one.dtype in FLOATS
+        }
 
 
 Piece: TypeAlias = tuple[str, str, Shape | None, Part]
@@ -112,9 +137,13 @@ def _refuse(root: Path, names: set[str]) -> None:
             "--safe_serialization, then give OUT"
         )
     if any(root.glob("*/.zarray")):
-        raise UserError(f"{root} is a zarr checkpoint: convert it to torch_dist with an older Megatron-Core")
+        raise UserError(
+            f"{root} is a zarr checkpoint: convert it to torch_dist with an older Megatron-Core"
+        )
     if any(re.fullmatch(r"__\d+\.metadata", name) for name in names):
-        raise UserError(f"{root} was saved with use_collectives=False, by rank: save it again with collectives")
+        raise UserError(
+            f"{root} was saved with use_collectives=False, by rank: save it again with collectives"
+        )
     if any(name.endswith(".distcp") for name in names):
         raise UserError(f"{root} is half-written: its {META} is missing")
 
@@ -129,7 +158,9 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
     if found is None:
         return None
     if found[1] == "ranks" and not allow_pickle:
-        raise UserError(f"{folder / found[0]} holds pickled weights by rank: to read them, set merge.allow_pickle=true")
+        raise UserError(
+            f"{folder / found[0]} holds pickled weights by rank: to read them, set merge.allow_pickle=true"
+        )
     stats = [(path.name, path.stat()) for path in sorted((folder / found[0]).iterdir())]
     stamps = tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
     fresh = time.time_ns() - max(s.st_ctime_ns for _, s in stats) < FRESH
@@ -137,7 +168,9 @@ def read_sharded(folder: Path, allow_pickle: bool) -> Sharded | None:
 
 
 @lru_cache(maxsize=32)
-def _read(folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]) -> Sharded:
+def _read(
+    folder: Path, place: str, layout: str, stamps: tuple[tuple[str | int, ...], ...]
+) -> Sharded:
     """A run opens a checkpoint several times; what its `stamps` say is unchanged is not read again."""
     prefix = f"{place}/" if place else ""
     readers = {"dcp": _read_dcp, "safetensors": _read_shards, "ranks": _read_ranks}
@@ -169,7 +202,11 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
     """The `.metadata` of a checkpoint as data, and all that it names."""
     path, name, entries = inside(folder, prefix + META), None, list[Entry]()
     table = unpickle(small(path, MAX_PICKLE), path)
-    if not isinstance(table, Made) or not table.kind.endswith("Metadata") or not isinstance(table.state, dict):
+    if (
+        not isinstance(table, Made)
+        or not table.kind.endswith("Metadata")
+        or not isinstance(table.state, dict)
+    ):
         raise broken(path, "no metadata of torch.distributed.checkpoint")
     try:
         stored = {}
@@ -179,11 +216,15 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
         for name, entry in table["state_dict_metadata"].items():
             entries += _entries(name, entry, stored, prefix)
     except FAILURES as error:
-        raise broken(path, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name) from None
+        raise broken(
+            path, f"its entry is wrong ({type(error).__name__}: {error})"[:200], name
+        ) from None
     return table, entries
 
 
-def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str) -> Iterator[Entry]:
+def _entries(
+    name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str
+) -> Iterator[Entry]:
     tag, shape, boxes = "", Shape(), list[tuple[Shape | None, Shape]]([(None, ())])
     if entry.kind.endswith(".TensorStorageMetadata"):
         dtype, layout = entry["properties"].state[:2]
@@ -198,7 +239,12 @@ def _entries(name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], pr
         if info.state.get("transform_descriptors"):
             raise ValueError(f"it is stored as {info['transform_descriptors']}, which is not read")
         file, offset, length = info["relative_path"], info["offset"], info["length"]
-        if not isinstance(file, str) or type(offset) is not int or type(length) is not int or min(offset, length) < 0:
+        if (
+            not isinstance(file, str)
+            or type(offset) is not int
+            or type(length) is not int
+            or min(offset, length) < 0
+        ):
             raise TypeError("its place is no file and bytes")
         yield Entry(name, f"{prefix}{file}", offset, length, tag, shape, start or (), size)
 
@@ -225,21 +271,40 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
                     found = archive.place(archive.unpickled(), entry.name)
                 if found is None or found[:2] != (entry.dtype, entry.sizes):
                     raise broken(path, f"a stored part is not what {META} says", entry.name)
-                yield entry.name, entry.dtype, entry.shape, Part(name, found[2].offset, entry.start, entry.sizes)
+                yield (
+                    entry.name,
+                    entry.dtype,
+                    entry.shape,
+                    Part(name, found[2].offset, entry.start, entry.sizes),
+                )
 
 
 def _read_shards(folder: Path, prefix: str) -> Iterator[Piece]:
     """DCP's layout of safetensors files by rank, which say where their tensors begin."""
-    for file in sorted(f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)):
+    for file in sorted(
+        f"{prefix}{p.name}" for p in (folder / prefix).iterdir() if SHARD_FILE.fullmatch(p.name)
+    ):
         path = inside(folder, file)
         header = read_header(path, file)
         try:
-            table = parse_json(path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace"))
-            starts = {name: sizes(tuple(table[name]["saved_offsets"])) for name in filter(is_weight, header)}
+            table = parse_json(
+                path, read_metadata(path)["DCP_SHARDING_INFO"].encode("utf-8", "replace")
+            )
+            starts = {
+                name: sizes(tuple(table[name]["saved_offsets"]))
+                for name in filter(is_weight, header)
+            }
         except FAILURES:
-            raise broken(path, "its DCP_SHARDING_INFO does not say where its tensors begin") from None
+            raise broken(
+                path, "its DCP_SHARDING_INFO does not say where its tensors begin"
+            ) from None
         for name, start in starts.items():
-            yield name, header[name].dtype, None, Part(file, header[name].offset, start, header[name].shape)
+            yield (
+                name,
+                header[name].dtype,
+                None,
+                Part(file, header[name].offset, start, header[name].shape),
+            )
 
 
 # Files by rank
@@ -252,11 +317,17 @@ is cut over the ranks, or None if every rank holds the whole."""
 
 def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
-    found = [(match, path.name) for path in (folder / prefix).iterdir() if (match := RANK_FILE.fullmatch(path.name))]
+    found = [
+        (match, path.name)
+        for path in (folder / prefix).iterdir()
+        if (match := RANK_FILE.fullmatch(path.name))
+    ]
     ranks = {int(match[2]): prefix + name for match, name in found}
     world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
     if len(world) != 1 or sorted(ranks) != list(range(*world)):
-        raise UserError(f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only")
+        raise UserError(
+            f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
+        )
     held: dict[str, list[tuple[str, Local]]] = defaultdict(list)
     for rank in sorted(ranks):
         for name, local in _locals(inside(folder, ranks[rank])).items():
@@ -267,7 +338,11 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
             raise broken(folder / prefix, "replicated, but not the same in every rank", name)
         at = 0
         for file, (dtype, shape, size, place, cut) in mine[:1] if whole else mine:
-            start = cut if isinstance(cut, tuple) else tuple(at if d == cut else 0 for d in range(len(shape)))
+            start = (
+                cut
+                if isinstance(cut, tuple)
+                else tuple(at if d == cut else 0 for d in range(len(shape)))
+            )
             if not isinstance(cut, int) or at < shape[cut]:  # further ranks hold copies (HSDP)
                 yield name, dtype, shape, Part(file, place.offset, start, size)
             at += size[cut] if isinstance(cut, int) else 0
@@ -322,7 +397,9 @@ def _dimension(spec: Data, rank: int) -> int | None:
     if set(kinds) == {"Replicate"}:
         return None
     if kinds not in (["Shard"], ["Replicate", "Shard"]):
-        raise ValueError(f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP")
+        raise ValueError(
+            f"its placement {' x '.join(kinds)} is not read: save a full state dict, or use DCP"
+        )
     dim = spec["placements"][-1]["dim"]
     if type(dim) is not int or not 0 <= dim < rank:
         raise TypeError("its placement has no dimension")

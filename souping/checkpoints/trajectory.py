@@ -31,7 +31,9 @@ MODEL = "huggingface"
 STATE = "trainer_state.json"
 MARKS = (STATE, "metadata.json")
 """Files that trainers write last. If one checkpoint of a run has such a file, those without it are incomplete."""
-WEIGHTS = re.compile(r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt")
+WEIGHTS = re.compile(
+    r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
+)
 RANKS = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
 AVERAGE = re.compile(r"(.*[-_])?(ema|swa|averaged?)([-_].*)?", re.IGNORECASE)
 """Folder beside the checkpoints in which a trainer keeps an average of its own."""
@@ -58,7 +60,9 @@ class Member:
 
     def same_weights(self, folder: Path) -> bool:
         own, files = self.weights, weight_files(self.weights)
-        return files == weight_files(folder) and all(filecmp.cmp(own / one, folder / one, False) for one in files)
+        return files == weight_files(folder) and all(
+            filecmp.cmp(own / one, folder / one, False) for one in files
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,9 @@ class TrainingRun:
     best: Member | None = None
     average: Path | None = None
 
-    def chosen(self, steps: Sequence[int] | None, until: int | None, every: int, last: int | None) -> TrainingRun:
+    def chosen(
+        self, steps: Sequence[int] | None, until: int | None, every: int, last: int | None
+    ) -> TrainingRun:
         """The run with some of its members: those at `steps`, up to step `until`, every `every`-th counted back from
         the newest, of these the `last`.
 
@@ -86,8 +92,14 @@ class TrainingRun:
         present = [member.step for member in self.members]
         if missing := set(steps or ()) - set(present):
             shown = listed(map(str, present))
-            raise UserError(f"pool.steps: {self.folder} has no complete checkpoint {min(missing)}: {shown}")
-        members = [one for one in self.members if (not steps or one.step in steps) and one.step <= (until or one.step)]
+            raise UserError(
+                f"pool.steps: {self.folder} has no complete checkpoint {min(missing)}: {shown}"
+            )
+        members = [
+            one
+            for one in self.members
+            if (not steps or one.step in steps) and one.step <= (until or one.step)
+        ]
         return replace(self, members=tuple(members[::-1][::every][:last][::-1]))
 
 
@@ -112,7 +124,9 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
     state = _state(found)
     log = entries(state, "log_history") if rates is None else read_rates(rates)
-    notes += _gone([one.step for one in found], number(state.get("save_steps"))) + _root(path, members)
+    notes += _gone([one.step for one in found], number(state.get("save_steps"))) + _root(
+        path, members
+    )
     best = Path(str(state.get("best_model_checkpoint") or "")).name
     average = (one for one in _folders(path) if AVERAGE.fullmatch(one.name) and weight_files(one))
     return TrainingRun(
@@ -130,7 +144,11 @@ def _folders(path: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir() if WEIGHTS.fullmatch(one.name)) if folder.is_dir() else []
+    return (
+        sorted(one.name for one in folder.iterdir() if WEIGHTS.fullmatch(one.name))
+        if folder.is_dir()
+        else []
+    )
 
 
 def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
@@ -139,17 +157,25 @@ def _checkpoints(path: Path) -> tuple[str, list[Member], dict[str, str]]:
     for folder in _folders(path):
         for trainer, pattern in LAYOUTS.items():
             if match := re.fullmatch(pattern, folder.name):
-                weights = next((folder / one for one in INSIDE if weight_files(folder / one)), folder)
-                member = Member(name=folder.name, folder=folder, weights=weights, step=int(match[1]))
+                weights = next(
+                    (folder / one for one in INSIDE if weight_files(folder / one)), folder
+                )
+                member = Member(
+                    name=folder.name, folder=folder, weights=weights, step=int(match[1])
+                )
                 layouts.setdefault(trainer, []).append(member)
             elif re.search(pattern, folder.name) and re.search("tmp|part", folder.name):
                 left_out[folder.name] = "incomplete: its name is a temporary one"
     if not layouts:
-        looked_for = ", ".join(pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern in LAYOUTS.values())
+        looked_for = ", ".join(
+            pattern.replace("[-_]", "-").replace(r"(\d+)", "N") for pattern in LAYOUTS.values()
+        )
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
     trainer = max(layouts, key=lambda name: len(layouts[name]))
     for other in layouts.keys() - {trainer}:
-        left_out |= dict.fromkeys((one.name for one in layouts[other]), f"most checkpoints here are {trainer}'s")
+        left_out |= dict.fromkeys(
+            (one.name for one in layouts[other]), f"most checkpoints here are {trainer}'s"
+        )
     return trainer, sorted(layouts[trainer], key=lambda one: one.step), left_out
 
 
@@ -171,7 +197,9 @@ def _incomplete(member: Member, siblings: Sequence[Member]) -> str:
     if ranks and len(ranks) < int(ranks[0][1]):
         return f"incomplete: {len(ranks)} of {ranks[0][1]} rank files"
     for mark in MARKS:
-        if not (member.folder / mark).exists() and any((other.folder / mark).exists() for other in siblings):
+        if not (member.folder / mark).exists() and any(
+            (other.folder / mark).exists() for other in siblings
+        ):
             return f"incomplete: no {mark}"
     return ""
 
@@ -193,7 +221,9 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
     if not distance or any(step % distance for step in steps[:-1]):
         return []
     gone = sorted(set(range(distance, steps[-1], distance)) - set(steps))
-    return [f"no checkpoint at steps {listed(map(str, gone))} (deleted by save_total_limit?)"] * bool(gone)
+    return [
+        f"no checkpoint at steps {listed(map(str, gone))} (deleted by save_total_limit?)"
+    ] * bool(gone)
 
 
 # ------------------------------------------------------------ learning rates
@@ -217,7 +247,11 @@ def read_rates(path: Path) -> list[Mapping[str, Json]]:
     text = text_of(path)
     try:
         rows = csv.DictReader(text.splitlines())
-        pairs = read_json(text).items() if path.suffix == ".json" else [(row["step"], row["lr"]) for row in rows]
+        pairs = (
+            read_json(text).items()
+            if path.suffix == ".json"
+            else [(row["step"], row["lr"]) for row in rows]
+        )
         return [{"step": int(step), "learning_rate": float(rate)} for step, rate in pairs]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         form = "a CSV with the columns step and lr, or JSON {step: rate}"
@@ -229,7 +263,11 @@ def _logged(member: Member, log: Sequence[Mapping[str, Json]]) -> Member:
 
     def value(key: str) -> float | None:
         pairs = [(number(entry.get("step")), number(entry.get(key))) for entry in log]
-        past = [(at, value) for at, value in pairs if at is not None and value is not None and at <= member.step]
+        past = [
+            (at, value)
+            for at, value in pairs
+            if at is not None and value is not None and at <= member.step
+        ]
         return max(past)[1] if past else None
 
     return replace(member, rate=value("learning_rate"), tokens=value("num_input_tokens_seen"))

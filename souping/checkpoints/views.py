@@ -51,7 +51,12 @@ class View:
     def of(cls, source: str, shape: Shape, offset: int = 0, whole: Shape | None = None) -> View:
         """A tensor as it is, or a box of the `whole` of it."""
         steps = row_major(whole or shape)
-        return cls(shape, (source,), offset, tuple((n, step, 0) for n, step in zip(shape, steps, strict=True)))
+        return cls(
+            shape,
+            (source,),
+            offset,
+            tuple((n, step, 0) for n, step in zip(shape, steps, strict=True)),
+        )
 
     @cached_property
     def sizes(self) -> Shape:
@@ -59,9 +64,13 @@ class View:
 
     @cached_property
     def contiguous(self) -> bool:
-        return len(self.sources) == 1 and in_order(self.sizes, tuple(step for _, step, _ in self.axes))
+        return len(self.sources) == 1 and in_order(
+            self.sizes, tuple(step for _, step, _ in self.axes)
+        )
 
-    def read(self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch) -> list[Tile]:
+    def read(
+        self, start: int, into: Raw, stored: Mapping[str, StoredTensor], fetch: Fetch
+    ) -> list[Tile]:
         """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
         first = stored[self.sources[0]]
         if self.contiguous:
@@ -73,14 +82,19 @@ class View:
             into = into[taken:]
         return []
 
-    def _read_box(self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch) -> None:
+    def _read_box(
+        self, low: Shape, out: NDArray[Any], stored: Mapping[str, StoredTensor], fetch: Fetch
+    ) -> None:
         """Fill `out` with the box from `low` on, source by source."""
         steps = tuple(step for _, step, _ in self.axes)
         ranges = [
-            range(a, a + n) if jump else (a,) for a, n, (_, _, jump) in zip(low, out.shape, self.axes, strict=True)
+            range(a, a + n) if jump else (a,)
+            for a, n, (_, _, jump) in zip(low, out.shape, self.axes, strict=True)
         ]
         for at in itertools.product(*ranges):
-            source = self.sources[sum(i * jump for i, (_, _, jump) in zip(at, self.axes, strict=True))]
+            source = self.sources[
+                sum(i * jump for i, (_, _, jump) in zip(at, self.axes, strict=True))
+            ]
             place = tuple(
                 slice(i - a, i - a + 1) if jump else slice(None)
                 for i, a, (_, _, jump) in zip(at, low, self.axes, strict=True)
@@ -121,7 +135,11 @@ Tile: TypeAlias = tuple[int, Shape, list[tuple[Shape, Shape]]]
 @lru_cache(maxsize=1 << 12)
 def row_major(shape: Shape) -> Shape:
     """The strides of a contiguous array, in elements."""
-    return tuple(itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1] if shape else ()
+    return (
+        tuple(itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1))[::-1]
+        if shape
+        else ()
+    )
 
 
 def in_order(shape: Shape, steps: Shape) -> bool:
@@ -159,10 +177,16 @@ class StoredTensor:
         places = [(part.start or (0,), part.sizes or (1,)) for part in self.parts]
         whole = shape or (1,)
         for low, sizes in places:
-            if len(low) != len(whole) or any(a < 0 or a + n > m for a, n, m in zip(low, sizes, whole, strict=True)):
+            if len(low) != len(whole) or any(
+                a < 0 or a + n > m for a, n, m in zip(low, sizes, whole, strict=True)
+            ):
                 raise ValueError("a part of it is outside of its shape")
         # A dimension that no part cuts is joined to the one before: most tensors are one run of elements then.
-        edges = [d for d, size in enumerate(whole) if not d or any(sizes[d] != size for _, sizes in places)]
+        edges = [
+            d
+            for d, size in enumerate(whole)
+            if not d or any(sizes[d] != size for _, sizes in places)
+        ]
         groups = list(itertools.pairwise([*edges, len(whole)]))
         self._shape = tuple(math.prod(whole[a:b]) for a, b in groups)
         self._boxes = []
@@ -195,13 +219,17 @@ class StoredTensor:
 
     @cached_property
     def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        low, high = ([edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high")))
+        low, high = (
+            [edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high"))
+        )
         shape = (-1, len(self._shape))
         return np.array(low, np.int64).reshape(shape), np.array(high, np.int64).reshape(shape)
 
     def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
         """The numbers of the parts that have something of a box."""
-        found: list[int] = np.flatnonzero(((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)).tolist()
+        found: list[int] = np.flatnonzero(
+            ((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)
+        ).tolist()
         return found
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
@@ -216,7 +244,9 @@ class StoredTensor:
             at += count
         return tiles
 
-    def _read_box(self, low: Shape, high: Shape, into: Raw, fetch: Fetch) -> list[tuple[Shape, Shape]]:
+    def _read_box(
+        self, low: Shape, high: Shape, into: Raw, fetch: Fetch
+    ) -> list[tuple[Shape, Shape]]:
         """A box of `boxes`, part by part: what a part has of it is contiguous in the part's file."""
         cuts = []
         for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):

@@ -56,7 +56,10 @@ class StandardStream(io.FileIO):
             # a reader that has seen enough needs no word
             if error.errno != errno.EPIPE and self.fileno() == 1:
                 FAILURES.append(2)
-                print(f"standard output: {error.strerror}; the run goes on without it", file=sys.stderr)
+                print(
+                    f"standard output: {error.strerror}; the run goes on without it",
+                    file=sys.stderr,
+                )
             return memoryview(data).nbytes
 
 
@@ -137,7 +140,9 @@ def overview() -> str:
 
 
 def groups() -> list[str]:
-    return sorted(path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_"))
+    return sorted(
+        path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_")
+    )
 
 
 def choices(group: str) -> list[str]:
@@ -153,5 +158,7 @@ def keys(group: str) -> Iterator[str]:
     for name in choices(group):
         yield f"{'+' * (group == 'experiment')}{group}={name}"
         text = (folder() / group / f"{name}.yaml").read_text()
-        yield from (f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @")))
+        yield from (
+            f"  {line}" for line in text.splitlines() if not line.strip().startswith(("_", "# @"))
+        )
         yield ""

@@ -45,9 +45,15 @@ def _compare(settings: dict[str, Any]) -> int:
         show_sheet(shown)
     text = sheet_markdown(title(result), shown)
     if folder:
-        pages = {"report.html": page(result, flips), "report.md": text, "compare.json": result.to_json(flips)}
+        pages = {
+            "report.html": page(result, flips),
+            "report.md": text,
+            "compare.json": result.to_json(flips),
+        }
         for name, content in pages.items():
-            write_atomically(expanded(folder, "--out") / name, content.encode("utf-8", "backslashreplace"))
+            write_atomically(
+                expanded(folder, "--out") / name, content.encode("utf-8", "backslashreplace")
+            )
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
@@ -63,7 +69,9 @@ def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
             raise UserError(f"{safe(word)}: write NAME=LOG")
         if name in logs:
             raise UserError(f"{safe(name)}= is given twice: several training runs are NAME=LOG,LOG")
-        logs[name] = [sources] if Path(sources).exists() else [one for one in sources.split(",") if one]
+        logs[name] = (
+            [sources] if Path(sources).exists() else [one for one in sources.split(",") if one]
+        )
     return logs
 
 
@@ -81,11 +89,37 @@ def _parser() -> argparse.ArgumentParser:
     add("logs", nargs="+", metavar="NAME=LOG", help="two or more models; the first is the baseline")
     add("--baseline", metavar="NAME", help="the baseline, if it is not the first")
     add("--margin", type=float, metavar="POINTS", help="a loss that does not matter")
-    add("--policy", metavar="FILE", help="TOML: margin, and [tasks.NAME] with margin and critical = true")
-    add("--fail-on", type=_words, default=list(FAIL_ON), metavar="WORDS", help="default: worse,much-worse; or none")
-    add("--average", default="task", metavar="HOW", help=f"{', '.join(AVERAGES)}, or a JSON file {{task: weight}}")
-    add("--group", default="", metavar="FIELD", help="field of the documents, or column, that items share")
-    add("--looks", type=positive, default=1, metavar="K", help="this is the K-th comparison on these items")
+    add(
+        "--policy",
+        metavar="FILE",
+        help="TOML: margin, and [tasks.NAME] with margin and critical = true",
+    )
+    add(
+        "--fail-on",
+        type=_words,
+        default=list(FAIL_ON),
+        metavar="WORDS",
+        help="default: worse,much-worse; or none",
+    )
+    add(
+        "--average",
+        default="task",
+        metavar="HOW",
+        help=f"{', '.join(AVERAGES)}, or a JSON file {{task: weight}}",
+    )
+    add(
+        "--group",
+        default="",
+        metavar="FIELD",
+        help="field of the documents, or column, that items share",
+    )
+    add(
+        "--looks",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="this is the K-th comparison on these items",
+    )
     add("--pass-at", type=positive, default=0, metavar="K", help="score an item by pass@K")
     add("--same-prompts", action="store_true", help="refuse logs whose prompts differ")
     add("--store", metavar="FILE", help="results store of runs of souping, where it is not found")

@@ -27,7 +27,15 @@ from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatc
 from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, nearest, source_of
 from souping.core.types import Json, UserError
-from souping.pipeline.settings import KINDS, ExtraEntry, GateMode, Margin, StopAfter, expectations, model_settings
+from souping.pipeline.settings import (
+    KINDS,
+    ExtraEntry,
+    GateMode,
+    Margin,
+    StopAfter,
+    expectations,
+    model_settings,
+)
 
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""
@@ -46,9 +54,9 @@ class StoreConfig:
 class RootKeys:
     """Root keys. Hydra checks their types, `check` all that their annotations say."""
 
-    name: Annotated[str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")] = (
-        "souping"
-    )
+    name: Annotated[
+        str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")
+    ] = "souping"
     seed: Seed = 0
     out: str | None = None
     recipe: str | None = None
@@ -70,11 +78,15 @@ class RootKeys:
 CHOICES = {"stop_after": StopAfter | None, "gate": GateMode}
 """Root keys with a closed choice, which is no type of Hydra's."""
 FREE = {
-    **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pick")),
+    **dict.fromkeys(
+        (*GROUPS, "stop_after", "upload", "expected", "shapley", "size", "guard", "pick")
+    ),
     "gate": "error",
 }
 """Root keys whose types Hydra cannot check, with their defaults."""
-Config = make_dataclass("Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,))
+Config = make_dataclass(
+    "Config", [(k, Any, field(default=v)) for k, v in FREE.items()], bases=(RootKeys,)
+)
 CHECKED: dict[str, Any] = {}
 """The configuration of the current run, for messages."""
 OPEN = re.compile(r"None|\?\?\?|\$\{\w+\}")
@@ -153,8 +165,15 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
     if merges_only(config):
         return {group: build_part(config[group], KINDS[group], group) for group in MERGED}
     parts = {group: build_part(config[group], kind_of(group), group) for group in GROUPS}
-    analyses = {name: build_part(node, Analysis, f"analysis.{name}") for name, node in config["analysis"].items()}
-    return {**{group: parts[group] for group in PARTS}, "also": _build_also(config), "analyses": analyses}
+    analyses = {
+        name: build_part(node, Analysis, f"analysis.{name}")
+        for name, node in config["analysis"].items()
+    }
+    return {
+        **{group: parts[group] for group in PARTS},
+        "also": _build_also(config),
+        "analyses": analyses,
+    }
 
 
 def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
@@ -181,7 +200,9 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
             f"no {where} is chosen: add {where}=NAME (experiment=merge chooses none: leave it out if there are items)"
         )
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise UserError(f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}")
+        raise UserError(
+            f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
+        )
     target = _target(node, where)
     known, hints = _settable(target, kind), hints_of(target)
     given = {str(key): value for key, value in node.items() if key != "_target_"}
@@ -196,7 +217,9 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     called = is_callable(kind) and not inspect.isclass(target)
     made = partial(target, **values) if called else target(**values)
     if inspect.isclass(kind) and kind not in type(made).__mro__:
-        raise UserError(f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}")
+        raise UserError(
+            f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}"
+        )
     return made
 
 
@@ -205,7 +228,9 @@ def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
     if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
         return build_part(value, hint, key if value == CHECKED.get(key) else f"{where}.{key}")
     if is_part(hint) and isinstance(value, str) and key in GROUPS:
-        raise UserError(f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}")
+        raise UserError(
+            f"{where}.{key}={value:.60} is a choice of the group {key}: write {key}={value:.60}"
+        )
     if wrong := _mismatch(value, hint):
         raise UserError(f"{where}.{key}={value!r:.60} {wrong}")
     return value
@@ -216,7 +241,11 @@ def key_of(path: str) -> str:
 
     def keys(node: Any, where: str) -> Iterator[str]:
         inner = node.items() if isinstance(node, Mapping) else ()
-        yield from (key for name, one in inner for key in keys(one, f"{where}.{name}" if where else str(name)))
+        yield from (
+            key
+            for name, one in inner
+            for key in keys(one, f"{where}.{name}" if where else str(name))
+        )
         if isinstance(node, str) and (
             node == path or os.path.abspath(os.path.expanduser(node)) == os.path.abspath(path)
         ):
@@ -256,9 +285,15 @@ def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the module does while it is imported
         cause = error.__cause__ or error
         trace = traceback.extract_tb(cause.__traceback__)
-        lines = [f"{f.filename}:{f.lineno}: " for f in trace if not re.search("importlib|/hydra/", f.filename)]
+        lines = [
+            f"{f.filename}:{f.lineno}: "
+            for f in trace
+            if not re.search("importlib|/hydra/", f.filename)
+        ]
         why = f"{''.join(lines[-1:])}{type(cause).__name__}: {first_line(cause)}"
-        raise UserError(f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}") from None
+        raise UserError(
+            f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}"
+        ) from None
     if not callable(made):
         raise UserError(f"{where}._target_={name} is no class or function")
     if is_user_code(made):
@@ -284,7 +319,8 @@ def is_part(hint: Hint) -> bool:
     """Whether a part is wanted, and no plain value."""
     inner = [hint] if get_origin(hint) is None else get_args(hint)
     return is_callable(hint) or any(
-        is_callable(one) or (inspect.isclass(one) and one.__module__.startswith("souping.")) for one in inner
+        is_callable(one) or (inspect.isclass(one) and one.__module__.startswith("souping."))
+        for one in inner
     )
 
 
@@ -324,7 +360,11 @@ def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str,
 
 
 def _is_path(text: str) -> bool:
-    return text.endswith((".jsonl", ".json")) or text.startswith((".", "/", "~")) or Path(text).is_file()
+    return (
+        text.endswith((".jsonl", ".json"))
+        or text.startswith((".", "/", "~"))
+        or Path(text).is_file()
+    )
 
 
 def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, Any]]:
@@ -336,11 +376,15 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
     return name or path.stem, "benchmark", node
 
 
-def _tasks(entry: Mapping[str, Any], where: str, own: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def _tasks(
+    entry: Mapping[str, Any], where: str, own: Mapping[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
     tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
-    shared = model_settings(own) | ({"include_path": own["include_path"]} if "include_path" in own else {})
+    shared = model_settings(own) | (
+        {"include_path": own["include_path"]} if "include_path" in own else {}
+    )
     settings = {key: value for key, value in entry.items() if key != "name"}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
     return name, "evaluator", {"_target_": HARNESS, **shared, **settings, "tasks": tasks}
@@ -354,12 +398,20 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
     """
-    chosen = {group: choice for group, _, choice in (word.partition("=") for word in words) if group in GROUPS}
+    chosen = {
+        group: choice
+        for group, _, choice in (word.partition("=") for word in words)
+        if group in GROUPS
+    }
     rest = [word for word in words if not named_in([word]) & chosen.keys()]
     if not chosen or not any(word.startswith("+") for word in rest):
         return
-    before = hydra_compose("config", [*paths, *rest], return_hydra_config=True).hydra.runtime.choices
+    before = hydra_compose(
+        "config", [*paths, *rest], return_hydra_config=True
+    ).hydra.runtime.choices
     plain = hydra_compose("config", [*paths, *(word for word in words if word not in rest)])
     for group in (group for group, choice in chosen.items() if before[group] != choice):
         merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
-        cfg[group] = {key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()}
+        cfg[group] = {
+            key: merged[key] if OPEN.fullmatch(str(value)) else value for key, value in own.items()
+        }

@@ -32,7 +32,14 @@ from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
-from souping.report.render import SAMPLES, changed, output_console, read_samples, score_of, show_sample
+from souping.report.render import (
+    SAMPLES,
+    changed,
+    output_console,
+    read_samples,
+    score_of,
+    show_sample,
+)
 from souping.report.tables import Row
 
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
@@ -58,7 +65,9 @@ def add(words: Sequence[str]) -> None:
     show_warnings()
     register()
     run_dir = expanded(str(finished_run(words)).strip("'\""), "run")
-    settings = settings_of(configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir)
+    settings = settings_of(
+        configuration(run_dir, [word for word in words if not RUN.fullmatch(word)]), run_dir
+    )
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
     from souping.pipeline.execute import add_analyses
@@ -82,7 +91,9 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
         elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
-            raise UserError(f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE")
+            raise UserError(
+                f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE"
+            )
         else:
             overrides += [word]
     before = read_config(path)
@@ -96,7 +107,9 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(values))
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"cannot read the override {' '.join(values)}: {first_line(error)}") from error
+        raise UserError(
+            f"cannot read the override {' '.join(values)}: {first_line(error)}"
+        ) from error
     assert isinstance(merged, DictConfig)
     return resolved(merged)
 
@@ -106,7 +119,11 @@ def _composed(before: DictConfig, own: Sequence[str], choices: Sequence[str]) ->
     words = list(own)
     if not any(re.match(r"\+{0,2}analysis=", word) for word in own) and "analysis" in before:
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
-    words += [f"hydra.searchpath=[{','.join(str(Path(place).resolve()) for place in choices)}]"] if choices else []
+    words += (
+        [f"hydra.searchpath=[{','.join(str(Path(place).resolve()) for place in choices)}]"]
+        if choices
+        else []
+    )
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         return unresolved(compose("config", words))
 
@@ -161,7 +178,11 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             foreign = name == "_target_" and inner not in shipped()
-            inline = name == "tasks" and isinstance(inner, list) and any(isinstance(task, Mapping) for task in inner)
+            inline = (
+                name == "tasks"
+                and isinstance(inner, list)
+                and any(isinstance(task, Mapping) for task in inner)
+            )
             if foreign or (inside and (inline or (RUNS_CODE.fullmatch(str(name)) and inner))):
                 yield where, inner
             else:
@@ -180,7 +201,9 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def show(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     folders = [expanded(folder) for folder in options.run_dir]
-    run_dir = next((folder for folder in reversed(folders) if (folder / SAMPLES).is_file()), folders[-1])
+    run_dir = next(
+        (folder for folder in reversed(folders) if (folder / SAMPLES).is_file()), folders[-1]
+    )
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = list(read_samples(run_dir / SAMPLES))
@@ -216,22 +239,39 @@ def _reached(samples: Sequence[Row]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m souping show", description=SHOW, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m souping show",
+        description=SHOW,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument(
-        "run_dir", nargs="+", metavar="RUN_DIR", help="of several (outputs/mine/*) the last with answers"
+        "run_dir",
+        nargs="+",
+        metavar="RUN_DIR",
+        help="of several (outputs/mine/*) the last with answers",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--fixed", action="store_true", help="items that the soup answers better than the best candidate"
+        "--fixed",
+        action="store_true",
+        help="items that the soup answers better than the best candidate",
     )
     which.add_argument("--broke", action="store_true", help="items that it answers worse")
     parser.add_argument("--category", metavar="C", help="items of this category")
     parser.add_argument("--item", metavar="ID", help="this item")
-    parser.add_argument("--models", metavar="A,B", help="these models; the last stands for the soup")
-    parser.add_argument("--fold", choices=("select", "search", "report"), help="default: the last one that was scored")
-    parser.add_argument("--limit", type=positive, default=10, metavar="N", help="at most so many items (10)")
-    parser.add_argument("--store", metavar="FILE", help="the run's results store, where it is not found")
+    parser.add_argument(
+        "--models", metavar="A,B", help="these models; the last stands for the soup"
+    )
+    parser.add_argument(
+        "--fold",
+        choices=("select", "search", "report"),
+        help="default: the last one that was scored",
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=10, metavar="N", help="at most so many items (10)"
+    )
+    parser.add_argument(
+        "--store", metavar="FILE", help="the run's results store, where it is not found"
+    )
     return parser
 
 
@@ -240,11 +280,15 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
-    best = [str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"]
+    best = [
+        str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"
+    ]
     return [*best[:1], "soup"] if best and "soup" in known else known
 
 
-def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]) -> None:
+def _note(
+    run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
+) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.api import store_of
     from souping.pipeline.ledger import Ledger
@@ -253,7 +297,10 @@ def _note(run_dir: Path, store: str | None, report: Mapping[str, Json], samples:
     shown = [str(sample.get("prompt_hash")) for sample in samples]
     path = store_of(run_dir, store)
     if path is None:
-        print("warning: the run's store is not here (--store FILE): this look is noted nowhere", file=sys.stderr)
+        print(
+            "warning: the run's store is not here (--store FILE): this look is noted nowhere",
+            file=sys.stderr,
+        )
     elif shown:
         with Store(path) as ledger:
             Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)

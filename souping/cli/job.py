@@ -52,7 +52,16 @@ if TYPE_CHECKING:
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
 PACKAGE = Path(__file__).resolve().parents[1]
-READERS = ("transformers", "tokenizers", "jinja2", "huggingface_hub", "safetensors", "lm_eval", "datasets", "sacrebleu")
+READERS = (
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "safetensors",
+    "lm_eval",
+    "datasets",
+    "sacrebleu",
+)
 """Libraries that read models' files and templates: what they raise is about those."""
 CLAIM = ".running"
 _MADE: set[Path] = set()
@@ -125,13 +134,24 @@ def unresolved(node: Any) -> dict[str, Any]:
 
 
 def _note_job(
-    run_dir: Path, hydra_config: HydraConf, limit: int | None, objective: float | None, refused: str = ""
+    run_dir: Path,
+    hydra_config: HydraConf,
+    limit: int | None,
+    objective: float | None,
+    refused: str = "",
 ) -> None:
     """A job's line of the sweep's table, as a file: jobs may run in other processes."""
     from souping.report.files import write_job
 
     with suppress(UserError) if refused else nullcontext():
-        write_job(run_dir, hydra_config.job.num, unresolved(hydra_config.overrides)["task"], objective, refused, limit)
+        write_job(
+            run_dir,
+            hydra_config.job.num,
+            unresolved(hydra_config.overrides)["task"],
+            objective,
+            refused,
+            limit,
+        )
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -148,7 +168,10 @@ def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
             inside = {file.name for file in path.iterdir()}
             if inside == {CLAIM}:
                 if explicit and path != run_dir:
-                    print(f"note: {run_dir} holds a run already: this one is in {path}", file=sys.stderr)
+                    print(
+                        f"note: {run_dir} holds a run already: this one is in {path}",
+                        file=sys.stderr,
+                    )
                 return path, True
             (path / CLAIM).unlink()
             if explicit and "config.yaml" not in inside:
@@ -163,7 +186,8 @@ def note_missing(path: Path) -> None:
 
 def _explicit(hydra_config: HydraConf) -> bool:
     return any(
-        str(o).startswith(("hydra.run.dir=", "hydra.sweep.")) for o in unresolved(hydra_config.overrides)["hydra"]
+        str(o).startswith(("hydra.run.dir=", "hydra.sweep."))
+        for o in unresolved(hydra_config.overrides)["hydra"]
     )
 
 
@@ -173,7 +197,9 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
 
     show_warnings()
     settings = _settings(cfg, run_dir, group)
-    write_atomically(run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace"))
+    write_atomically(
+        run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace")
+    )
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     own = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
     with logged(run_dir, command_line(), words or "none"), scores_in(own):
@@ -236,7 +262,18 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
         return MergeSettings(**common)
     return RunSettings(
         **common,
-        **{key: plain[key] for key in ("stop_after", "limit", "throughput", "margin", "gate", "guard_against", "pick")},
+        **{
+            key: plain[key]
+            for key in (
+                "stop_after",
+                "limit",
+                "throughput",
+                "margin",
+                "gate",
+                "guard_against",
+                "pick",
+            )
+        },
         expected=expectations(plain["expected"], parts["evaluator"].unit.scale),
         guard=read_guards(plain["guard"]),
         pareto=tuple(plain["pareto"] or ()),
@@ -258,7 +295,9 @@ def _escaped(value: Any) -> Any:
 
 def _group(hydra_config: HydraConf) -> str | None:
     """The name that a multirun's jobs share."""
-    return Path(hydra_config.sweep.dir).name if str(hydra_config.mode).endswith("MULTIRUN") else None
+    return (
+        Path(hydra_config.sweep.dir).name if str(hydra_config.mode).endswith("MULTIRUN") else None
+    )
 
 
 def _discard(run_dir: Path, owned: bool, error: Exception) -> None:
@@ -282,7 +321,9 @@ class SweepEnd(Callback):
         place = Path(config.hydra.sweep.dir)
         fresh = next(path for path in _numbered(place) if not any(path.glob("*/config.yaml")))
         if fresh != place:
-            print(f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr)
+            print(
+                f"note: {place} holds a multirun already: this one is in {fresh}", file=sys.stderr
+            )
             with read_write(config), read_write(config.hydra):
                 config.hydra.sweep.dir = str(fresh)
                 quoted = str(fresh).replace("'", "\\'")
@@ -323,7 +364,10 @@ def _sweep_table(sweep_dir: Path) -> None:
     print("\n".join(sweep_lines(jobs)))
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
         FAILURES.append(2)
-        print(f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv", file=sys.stderr)
+        print(
+            f"{len(refused)} of {len(jobs)} jobs failed (job {', '.join(refused)}): see sweep.csv",
+            file=sys.stderr,
+        )
     for job in jobs:
         place = sweep_dir / str(job["run_dir"])
         # the table has it now
@@ -358,22 +402,39 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
-    culprits = [f"{USER_CODE[frame.filename]}, line {frame.lineno}" for frame in frames if frame.filename in USER_CODE]
+    culprits = [
+        f"{USER_CODE[frame.filename]}, line {frame.lineno}"
+        for frame in frames
+        if frame.filename in USER_CODE
+    ]
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     if not culprits and own and PACKAGE not in Path(own[-1].filename).parents:
         culprits = [f"{own[-1].filename}:{own[-1].lineno}"]
     if culprits:
-        return f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}", 2
+        return (
+            f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}",
+            2,
+        )
     # from Rust
-    raised_by = type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"
+    raised_by = (
+        type(error).__module__.split(".")[0] if type(error) is not Exception else "tokenizers"
+    )
     inside = [
-        name for name in (*READERS, "hydra", "nevergrad", "omegaconf") if frames and f"/{name}/" in frames[-1].filename
+        name
+        for name in (*READERS, "hydra", "nevergrad", "omegaconf")
+        if frames and f"/{name}/" in frames[-1].filename
     ]
     if library := [name for name in (raised_by, *inside) if name in (*READERS, *inside)]:
-        return f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}", 2
+        return (
+            f"{library[0]} cannot use a file or this request: {what}\nthe traceback is in {place}",
+            2,
+        )
     if USER_CODE:
         return f"{what}\na fault in souping or in {', '.join(USER_CODE.values())}: see {place}", 1
-    return f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}", 1
+    return (
+        f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}",
+        1,
+    )
 
 
 def _is_library(file: Path) -> bool:
@@ -381,7 +442,11 @@ def _is_library(file: Path) -> bool:
     if PACKAGE in file.parents:
         return False
     installed = {"site-packages", "dist-packages"}.intersection(file.parts)
-    return not file.is_absolute() or bool(installed) or Path(sysconfig.get_path("stdlib")) in file.parents
+    return (
+        not file.is_absolute()
+        or bool(installed)
+        or Path(sysconfig.get_path("stdlib")) in file.parents
+    )
 
 
 def keep_traceback(error: Exception, run_dir: Path | None) -> Path:
@@ -417,7 +482,14 @@ def explain(error: BaseException) -> str:
         typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
         where = typed if group and lines[0].startswith("In 'config'") else lines[0]
         return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
-    dull = ("full_key:", "object_type=", "reference_type=", "To append to your config", "See https", "Environment")
+    dull = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "To append to your config",
+        "See https",
+        "Environment",
+    )
     kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
     kept[0] = kept[0].rstrip(".") + _nearest_key(error)
     # Hydra names the override, its cause the fault
@@ -434,6 +506,8 @@ def _nearest_key(error: BaseException) -> str:
         match = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
         if node is not None and match and OmegaConf.is_dict(node):
             keys = [str(k) for k in node if not str(k).startswith("_")]
-            return near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
+            return (
+                near_key(match.group(1), node, keys) or f"; known keys: {', '.join(keys) or 'none'}"
+            )
         cause = cause.__cause__
     return ""

@@ -24,7 +24,17 @@ from souping.comparison.estimate import variance_parts
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
 from souping.comparison.several import JointFlips, best_set, step_down
-from souping.comparison.verdict import FAIL_ON, HEADLINE, Limits, Margin, Policy, Word, decide, read_policy, verdict_of
+from souping.comparison.verdict import (
+    FAIL_ON,
+    HEADLINE,
+    Limits,
+    Margin,
+    Policy,
+    Word,
+    decide,
+    read_policy,
+    verdict_of,
+)
 from souping.core.fields import Count, check_arguments, load, pick, text_of
 from souping.core.files import expanded, seen_from
 from souping.core.text import first_line, read_yaml
@@ -74,7 +84,9 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    check_arguments(compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on})
+    check_arguments(
+        compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+    )
     found = _read(logs, baseline, group)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
@@ -89,7 +101,9 @@ def compare(
     tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
     verdicts = list[RowVerdict]()
     for model, needed in zip(models[1:], tests, strict=True):
-        verdicts += _verdicts([RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed)
+        verdicts += _verdicts(
+            [RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed
+        )
     return CompareResult(
         baseline=base,
         models=models,
@@ -105,16 +119,23 @@ def compare(
     )
 
 
-def _read(logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str) -> dict[str, list[Log]]:
+def _read(
+    logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str
+) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
-    several = {name: list(source) if isinstance(source, list | tuple) else [source] for name, source in logs.items()}
+    several = {
+        name: list(source) if isinstance(source, list | tuple) else [source]
+        for name, source in logs.items()
+    }
     if empty := [name for name, sources in several.items() if not sources]:
         raise UserError(f"{empty[0]} has no log: write {empty[0]}=LOG")
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
     names = dict.fromkeys((base, *logs))
-    return {name: [log for one in several[name] for log in read(one, group=group)] for name in names}
+    return {
+        name: [log for one in several[name] for log in read(one, group=group)] for name in names
+    }
 
 
 def _several(
@@ -132,7 +153,11 @@ def _several(
 
 
 def looks_of(
-    logs: Mapping[str, Sequence[Log]], table: Matched, settings: Sequence[Json], store: str | Path | None, least: int
+    logs: Mapping[str, Sequence[Log]],
+    table: Matched,
+    settings: Sequence[Json],
+    store: str | Path | None,
+    least: int,
 ) -> tuple[int, list[str]]:
     """(the look that this comparison is, at `least` this one; what to tell about it). Runs of ours have a ledger.
 
@@ -142,18 +167,24 @@ def looks_of(
         UserError: there were too many looks, or the store that was named is not there.
     """
     if least > MOST_LOOKS:
-        raise UserError(f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items")
+        raise UserError(
+            f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
+        )
     runs = [log for several in logs.values() for log in several if log.harness == "souping"]
     if not runs:
         return least, []
     path = store_of(runs[0].path, store)
     if path is None:
-        return least, ["The store of these runs is not here (--store FILE): earlier looks are not counted."]
+        return least, [
+            "The store of these runs is not here (--store FILE): earlier looks are not counted."
+        ]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
     compared = {item for found in table.metrics.values() for item in found[0].items}
-    metrics = [metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()]
+    metrics = [
+        metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()
+    ]
     identities = {a.prompt_hash for metric in metrics for a in metric.answers if a.item in compared}
     first, *others = map(_recipe_of, runs)
     claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
@@ -164,7 +195,9 @@ def looks_of(
 def _recipe_of(run: Log) -> str:
     """Identity of the model of a log."""
     rows = entries(read_object(run.path / "report.json"), "rows")
-    return next((str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model)
+    return next(
+        (str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model
+    )
 
 
 def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
@@ -208,11 +241,15 @@ def _check(rows: Sequence[RowScores], policy: Policy) -> None:
     if len(rows[0].pooled.categories) < 2:
         raise UserError("one item in common: a comparison needs two or more")
     if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
-        raise UserError(f"two rows would have the name {twice[0]}: rename that task, group or category in the logs")
+        raise UserError(
+            f"two rows would have the name {twice[0]}: rename that task, group or category in the logs"
+        )
     policy.check([row.name for row in rows if row.kind != "average"])
 
 
-def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]) -> Iterator[RowScores]:
+def _rows(
+    matched: Matched, weights: Mapping[str, float], pass_at: int, named: Collection[str]
+) -> Iterator[RowScores]:
     """The headline, groups that were asked for, tasks, other metrics, length and cut answers. A task or group that is
     all there is has a row of its own if the policy names it."""
     first = {name: found[0] for name, found in matched.metrics.items()}
@@ -222,13 +259,17 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int, named: C
     one = next(iter(averaged.values()))
     head = RowScores(name=HEADLINE, kind="average", metric="", pooled=whole, weight=1.0)
     if not one.is_mean:
-        head = replace(head, metric=one.metric, higher_is_better=one.higher_is_better, fraction=False)
+        head = replace(
+            head, metric=one.metric, higher_is_better=one.higher_is_better, fraction=False
+        )
     yield head
     for group in matched.groups.values():
         inside = [name for name in group.members if name in share]
         if 1 < len(inside) < len(weights) or (inside and group.name in named):
             part = sum(share[name] for name in inside)
-            yield replace(head, name=group.name, kind="group", pooled=whole.only(inside), weight=part)
+            yield replace(
+                head, name=group.name, kind="group", pooled=whole.only(inside), weight=part
+            )
     for name in whole.names:
         if len(weights) > 1 or name in named:
             yield replace(_single(first[name], "task", whole.only([name])), weight=share[name])
@@ -236,7 +277,9 @@ def _rows(matched: Matched, weights: Mapping[str, float], pass_at: int, named: C
         for one in found[name in weights :]:
             if _is_scored(one):
                 pooled = pool({name: one}, {name: 1.0})
-                yield _single(one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}")
+                yield _single(
+                    one, "metric", pooled, name if one is found[0] else f"{name} {one.metric}"
+                )
     yield from _lengths(averaged, weights)
 
 
@@ -257,22 +300,32 @@ def _single(metric: MatchedMetric, kind: Kind, pooled: PooledScores, name: str =
     )
 
 
-def _lengths(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> Iterator[RowScores]:
+def _lengths(
+    metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]
+) -> Iterator[RowScores]:
     """Output length and the share of cut answers, weighted as the headline, over the tasks whose logs have them.
 
     Length is in tokens, or in characters if more tasks have those.
     """
     found = dict[Field, dict[str, MatchedMetric]]()
     for name in LENGTHS:
-        tables = {task: replace(one, values={**one.values, "score": one.values[name]}) for task, one in metrics.items()}
+        tables = {
+            task: replace(one, values={**one.values, "score": one.values[name]})
+            for task, one in metrics.items()
+        }
         found[name] = {task: one for task, one in tables.items() if _is_scored(one)}
     del found["tokens" if len(found["characters"]) > len(found["tokens"]) else "characters"]
     for name, tasks in found.items():
         if tasks:
             is_mean, total = name == "cut", sum(weights[task] for task in tasks)
-            parts = {task: replace(one, is_mean=is_mean, higher_is_better=False) for task, one in tasks.items()}
+            parts = {
+                task: replace(one, is_mean=is_mean, higher_is_better=False)
+                for task, one in tasks.items()
+            }
             pooled = pool(parts, {task: weights[task] / total for task in parts})
-            yield replace(_single(parts[next(iter(parts))], LENGTHS[name], pooled, name), metric=name)
+            yield replace(
+                _single(parts[next(iter(parts))], LENGTHS[name], pooled, name), metric=name
+            )
 
 
 # Verdicts
@@ -288,7 +341,9 @@ class RowTest:
     factor: float
 
     def comparison(self, tests: float, missing: int = 0) -> Comparison:
-        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing)
+        return _contrast(
+            self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing
+        )
 
     def limits(self, tests: float) -> list[Limits]:
         """The interval, and those with the missing answers for and against the model."""
@@ -304,7 +359,9 @@ class RowTest:
     def means(self) -> tuple[float, float]:
         """(the baseline's mean, the model's) as the metric has them."""
         pooled = self.row.pooled.scored()
-        base, mean = (pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model))
+        base, mean = (
+            pooled.mean(pooled.values[name][SCORE]) for name in (self.baseline, self.model)
+        )
         whole = float(self.row.fraction)
         return (base, mean) if self.row.higher_is_better else (whole - base, whole - mean)
 
@@ -328,10 +385,14 @@ def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iter
         for name, test in tests.items()
     }
     deciding = [name for name in tests if name in (HEADLINE, *policy.critical)]
-    found = decide({name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number))
+    found = decide(
+        {name: margins[name] for name in deciding}, lambda name, number: tests[name].limits(number)
+    )
     needed = dict.fromkeys(tests, 1.0)
     for kinds in (("group", "task"), ("metric",)):
-        needed |= _holm({n: one for n, one in tests.items() if one.row.kind in kinds and n not in deciding})
+        needed |= _holm(
+            {n: one for n, one in tests.items() if one.row.kind in kinds and n not in deciding}
+        )
     for name, test in tests.items():
         judged = test.row.kind not in ("length", "cut") or name in policy.margins
         margin, decides = margins[name] if judged else None, name in deciding
@@ -341,7 +402,11 @@ def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iter
 
 
 def _verdict(
-    test: RowTest, needed: float, margin: float | None, found: tuple[Word | Literal[""], str], decides: bool
+    test: RowTest,
+    needed: float,
+    margin: float | None,
+    found: tuple[Word | Literal[""], str],
+    decides: bool,
 ) -> RowVerdict:
     """A row, its numbers in the direction of its metric."""
     row, shown = test.row, test.comparison(needed)
@@ -385,13 +450,17 @@ def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
     return needed
 
 
-def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]) -> Iterator[Flip]:
+def _flips(
+    matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[Log]]
+) -> Iterator[Flip]:
     """Items of the first metric of each task that a model and the baseline score differently."""
     for model in models[1:]:
         found = list[Flip]()
         for task, (metric, *_) in matched.metrics.items():
             base, mean = (metric.item_means(name) for name in (models[0], model))
-            before, now = (_texts(logs[name][0], task, metric.metric) for name in (models[0], model))
+            before, now = (
+                _texts(logs[name][0], task, metric.metric) for name in (models[0], model)
+            )
             for place in np.flatnonzero(np.abs(mean - base) > TIE):
                 item = metric.items[place]
                 flip = Flip(
@@ -405,7 +474,9 @@ def _flips(matched: Matched, models: Sequence[str], logs: Mapping[str, Sequence[
                     output=now[item].output,
                 )
                 found.append(flip)
-        yield from sorted(found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base))
+        yield from sorted(
+            found, key=lambda flip: (-abs(flip.score - flip.base), flip.score > flip.base)
+        )
 
 
 def _texts(log: Log, task: str, metric: str) -> Mapping[str, LoggedAnswer]:
@@ -420,8 +491,13 @@ def _unaveraged(matched: Matched, weights: Mapping[str, float]) -> Iterator[str]
             yield f"{name} is not averaged: {found[0].metric} is not a mean of scores from 0 to 1."
         for one in found:
             if not _is_scored(one):
-                figures = {model: [f"{v:.4g}" for v in own if v is not None] for model, own in one.reported.items()}
-                text = "; ".join(f"{model} {', '.join(own) or 'none'}" for model, own in figures.items())
+                figures = {
+                    model: [f"{v:.4g}" for v in own if v is not None]
+                    for model, own in one.reported.items()
+                }
+                text = "; ".join(
+                    f"{model} {', '.join(own) or 'none'}" for model, own in figures.items()
+                )
                 yield f"{name} {one.metric}, as reported and without an interval: {text}."
 
 
@@ -440,7 +516,9 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
         yield f"{head.groups} independent items are few: intervals are wide, and below 6 nothing can be shown."
     for row in verdicts:
         if row.kind == "cut" and max(row.base, row.mean) >= WARN_CUT:
-            shares = f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
+            shares = (
+                f"{100 * row.mean:.1f} % of {row.model}, {100 * row.base:.1f} % of {row.baseline}"
+            )
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
             gone = f"Items of {row.model} and {row.baseline} with missing answers: {row.missing:,}."

@@ -41,12 +41,18 @@ class RowVerdict:
 
     model: str = field(metadata={"doc": "name of the model"})
     baseline: str = field(metadata={"doc": "name of the baseline"})
-    name: str = field(metadata={"doc": "`average`, the task or group, `tokens`, `characters` or `cut`"})
+    name: str = field(
+        metadata={"doc": "`average`, the task or group, `tokens`, `characters` or `cut`"}
+    )
     kind: Kind = field(metadata={"doc": "`average` is the headline"})
     metric: str = field(metadata={"doc": "metric of the task"})
     higher_is_better: bool = field(metadata={"doc": "direction of the metric"})
-    fraction: bool = field(metadata={"doc": "whether means, differences and the margin are fractions of 1"})
-    weight: float = field(metadata={"doc": "share of the headline, 0 for rows that are not averaged"})
+    fraction: bool = field(
+        metadata={"doc": "whether means, differences and the margin are fractions of 1"}
+    )
+    weight: float = field(
+        metadata={"doc": "share of the headline, 0 for rows that are not averaged"}
+    )
     items: int = field(metadata={"doc": "items that are compared"})
     groups: int = field(metadata={"doc": "groups of items"})
     base: float = field(metadata={"doc": "mean of the baseline"})
@@ -54,17 +60,29 @@ class RowVerdict:
     difference: float = field(metadata={"doc": "model minus baseline"})
     low: float = field(metadata={"doc": "lower limit of the interval"})
     high: float = field(metadata={"doc": "upper limit of the interval"})
-    level: float = field(metadata={"doc": "level of the interval, after the correction for looks and rows"})
-    p_value: float = field(metadata={"doc": "two-sided p-value of no difference, after the same correction"})
+    level: float = field(
+        metadata={"doc": "level of the interval, after the correction for looks and rows"}
+    )
+    p_value: float = field(
+        metadata={"doc": "two-sided p-value of no difference, after the same correction"}
+    )
     test: str = field(metadata={"doc": "name of the test"})
     discordant: float = field(metadata={"doc": "share of items with different scores"})
-    verdict: Word | Literal[""] = field(metadata={"doc": "empty for length and cut answers without a policy"})
-    reason: str = field(metadata={"doc": "why it is undecided, if the interval alone does not say so"})
+    verdict: Word | Literal[""] = field(
+        metadata={"doc": "empty for length and cut answers without a policy"}
+    )
+    reason: str = field(
+        metadata={"doc": "why it is undecided, if the interval alone does not say so"}
+    )
     margin: float | None = field(metadata={"doc": "loss that does not matter"})
     decides: bool = field(metadata={"doc": "whether the exit status depends on it"})
     detectable: float = field(metadata={"doc": "smallest true difference with 80 % power"})
-    items_needed: int | None = field(metadata={"doc": "items with which a difference of the margin has 80 % power"})
-    missing: int = field(metadata={"doc": "items of both models with an answer that was requested and not scored"})
+    items_needed: int | None = field(
+        metadata={"doc": "items with which a difference of the margin has 80 % power"}
+    )
+    missing: int = field(
+        metadata={"doc": "items of both models with an answer that was requested and not scored"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +107,26 @@ class CompareResult:
     models: tuple[str, ...] = field(metadata={"doc": "all models, the baseline first"})
     average: str = field(metadata={"doc": "how tasks are averaged"})
     looks: int = field(metadata={"doc": "looks at these items, this one included"})
-    status: int = field(metadata={"doc": "exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"})
-    verdicts: tuple[RowVerdict, ...] = field(metadata={"doc": "rows of every model but the baseline"})
-    variance: Mapping[str, VarianceParts] = field(metadata={"doc": "{model: variance of its headline difference}"})
-    best: tuple[str, ...] = field(metadata={"doc": "models among which the best one is in 95 % of comparisons"})
-    pairs: Mapping[str, Mapping[str, Difference]] = field(
-        metadata={"doc": "{model: {other: [difference, low, high]}} of the headline, without correction"}
+    status: int = field(
+        metadata={"doc": "exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"}
     )
-    flips: tuple[Flip, ...] = field(metadata={"doc": "items with different scores, the largest differences first"})
+    verdicts: tuple[RowVerdict, ...] = field(
+        metadata={"doc": "rows of every model but the baseline"}
+    )
+    variance: Mapping[str, VarianceParts] = field(
+        metadata={"doc": "{model: variance of its headline difference}"}
+    )
+    best: tuple[str, ...] = field(
+        metadata={"doc": "models among which the best one is in 95 % of comparisons"}
+    )
+    pairs: Mapping[str, Mapping[str, Difference]] = field(
+        metadata={
+            "doc": "{model: {other: [difference, low, high]}} of the headline, without correction"
+        }
+    )
+    flips: tuple[Flip, ...] = field(
+        metadata={"doc": "items with different scores, the largest differences first"}
+    )
     warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
     schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
 
@@ -147,11 +177,17 @@ def _model(result: CompareResult, model: str) -> Section:
     rows, part = result.rows(model), result.variance[model]
     lines = [sentence(rows[0]), power_sentence(rows[0])]
     known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
-    shares = [f"{100 * v / part.total:.0f} % {name}" for name, v in known.items() if v is not None and part.total]
+    shares = [
+        f"{100 * v / part.total:.0f} % {name}"
+        for name, v in known.items()
+        if v is not None and part.total
+    ]
     if len(shares) > 1:
         lines.append(f"Variance of the difference: {', '.join(shares)}.")
     if result.looks > 1:
-        lines.append(f"This is look {result.looks} at these items: p-values and intervals are corrected for it.")
+        lines.append(
+            f"This is look {result.looks} at these items: p-values and intervals are corrected for it."
+        )
     cells = [_cells(row) for row in rows]
     shown = [name for name in cells[0] if any(row[name] for row in cells)]
     table = grid(
@@ -172,18 +208,30 @@ def _pairs(result: CompareResult) -> Section:
     best = f"The best model is among {', '.join(result.best)} (in 95 % of comparisons)."
     line = f"{best} Row minus column, in {_unit(head)}:"
     others = result.models[1:]
-    rows = [[one, *(shown(*row[m]) if m in row else "" for m in others)] for one, row in result.pairs.items()]
+    rows = [
+        [one, *(shown(*row[m]) if m in row else "" for m in others)]
+        for one, row in result.pairs.items()
+    ]
     return Section("All pairs, without correction", (line,), grids=(grid(["", *others], rows),))
 
 
 def _flip(flip: Flip) -> Section:
     texts = (("prompt", flip.prompt), ("baseline", flip.base_output), (flip.model, flip.output))
-    lines = [f"{name}: {text[:LONGEST]}{'...' * (len(text) > LONGEST)}" for name, text in texts if text]
-    return Section(f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now", tuple(lines))
+    lines = [
+        f"{name}: {text[:LONGEST]}{'...' * (len(text) > LONGEST)}" for name, text in texts if text
+    ]
+    return Section(
+        f"{flip.model}: {flip.task} {flip.item}: {flip.base:.3g} before, {flip.score:.3g} now",
+        tuple(lines),
+    )
 
 
 def _cells(row: RowVerdict) -> dict[str, str | TableCell]:
-    plain = row.metric == "score" or row.name.endswith(f" {row.metric}") or row.kind in ("average", "length", "cut")
+    plain = (
+        row.metric == "score"
+        or row.name.endswith(f" {row.metric}")
+        or row.kind in ("average", "length", "cut")
+    )
     metric = "" if plain else row.metric
     return {
         "name": row.name,
@@ -228,7 +276,11 @@ def sentence(row: RowVerdict) -> str:
         "much-worse": f"{row.model} is much worse than {row.baseline}, by more than {margin}",
         "worse": f"{row.model} is worse than {row.baseline}",
         "no-worse": f"{row.model} is no worse than {row.baseline}: a loss of {margin} is ruled out",
-    }.get(row.verdict, f"{row.model} against {row.baseline}: undecided" + (f" ({row.reason})" if row.reason else ""))
+    }.get(
+        row.verdict,
+        f"{row.model} against {row.baseline}: undecided"
+        + (f" ({row.reason})" if row.reason else ""),
+    )
     shown = p_value(row.p_value)
     equal = "" if shown.startswith("<") else "= "
     around = f"{level(vars(row))} interval {_limits(row, row.low, row.high, ' to ')}"
@@ -242,7 +294,9 @@ def power_sentence(row: RowVerdict) -> str:
         return f"{row.items:,} items cannot show any difference with 80 % power."
     if row.margin is None or row.items_needed is None:
         return f"A true difference of {least} has 80 % power here, and so has a margin of {least} if both are equal."
-    needs = f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
+    needs = (
+        f"The margin of {_points(row, row.margin)} needs {items_in_words(row.items_needed)} items"
+    )
     return f"A true difference of {least} has 80 % power here. {needs}; there are {row.items:,}."
 
 
@@ -254,7 +308,9 @@ def page(result: CompareResult, flips: int = 0) -> str:
     """One HTML file without scripts and without anything from elsewhere."""
     averaged = ("average", "group", "task")
     every = [result.rows(model) for model in result.models[1:]]
-    charts = [chart([row for row in rows if row.fraction or row.kind in averaged]) for rows in every]
+    charts = [
+        chart([row for row in rows if row.fraction or row.kind in averaged]) for rows in every
+    ]
     body = [section_html(section) for section in sections(result, flips)]
     return document(title(result), [f"<h1>{escape_html(title(result))}</h1>", *charts, *body])
 
@@ -262,7 +318,14 @@ def page(result: CompareResult, flips: int = 0) -> str:
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
     scale, side = 100 if rows[0].fraction else 1, -1 if rows[0].higher_is_better else 1
-    ends = [0.0, *(scale * value for row in rows for value in (row.low, row.high, side * (row.margin or 0.0)))]
+    ends = [
+        0.0,
+        *(
+            scale * value
+            for row in rows
+            for value in (row.low, row.high, side * (row.margin or 0.0))
+        ),
+    ]
     low, high, bottom = min(ends), max(ends), 24 * len(rows)
 
     def x(value: float) -> str:
@@ -271,11 +334,17 @@ def chart(rows: Sequence[RowVerdict]) -> str:
     parts = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
     for place, row in enumerate(rows):
         y = 24 * place + 12
-        parts.append(f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(short(row.name))}</text>')
-        parts.append(f'<path d="M{x(scale * row.low)} {y}H{x(scale * row.high)}" stroke-width="2"/>')
+        parts.append(
+            f'<text x="180" y="{y + 4}" text-anchor="end">{escape_html(short(row.name))}</text>'
+        )
+        parts.append(
+            f'<path d="M{x(scale * row.low)} {y}H{x(scale * row.high)}" stroke-width="2"/>'
+        )
         parts.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            parts.append(f'<path d="M{x(side * scale * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>')
+            parts.append(
+                f'<path d="M{x(side * scale * row.margin)} {y - 12}v24" stroke-dasharray="3 3"/>'
+            )
     for value in sorted({low, 0.0, high}):
         number = amount(rows[0], value / scale, True)
         parts.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')

@@ -39,7 +39,9 @@ class Margin:
         except ValueError:
             amount = 0.0
         if not 0 < amount < float("inf") or isinstance(value, bool):
-            raise UserError(f'{where}={value}: a margin is a number above 0, or a share such as "5%"')
+            raise UserError(
+                f'{where}={value}: a margin is a number above 0, or a share such as "5%"'
+            )
         return cls(amount=amount, relative=relative)
 
 
@@ -66,7 +68,9 @@ class Policy:
         for name in self.named:
             pick(name, rows, "policy: task")
 
-    def margin_of(self, name: str, base: float, is_mean: bool, averaged: bool = False) -> float | None:
+    def margin_of(
+        self, name: str, base: float, is_mean: bool, averaged: bool = False
+    ) -> float | None:
         """The margin in the unit of a row whose baseline has this mean."""
         one = self.margins.get(name, self.margin if is_mean or averaged else None)
         unit = abs(base) / 100 if one and one.relative else 0.01 if is_mean else 1.0
@@ -106,15 +110,23 @@ def holds(word: Word, limits: Limits, margin: float | None) -> bool:
     low, high = limits
     if margin is None:
         return {"better": low > 0, "worse": high < 0}.get(word, word == "undecided")
-    below = {"much-worse": high < -margin, "worse": high < 0 and low <= -margin, "no-worse": low > -margin}
+    below = {
+        "much-worse": high < -margin,
+        "worse": high < 0 and low <= -margin,
+        "no-worse": low > -margin,
+    }
     return {"better": low > 0, **below}.get(word, True)
 
 
-def verdict_of(limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS) -> tuple[Word, str]:
+def verdict_of(
+    limits: Sequence[Limits], margin: float | None, words: Collection[Word] = WORDS
+) -> tuple[Word, str]:
     """(the first word that holds, why it is undecided). `limits` are the interval as the harness counted, then those
     with the missing answers for and against; a word must hold for whatever lies in any of them."""
     whole = min(low for low, _ in limits), max(high for _, high in limits)
-    word, counted = (next(w for w in WORDS if w in words and holds(w, one, margin)) for one in (whole, limits[0]))
+    word, counted = (
+        next(w for w in WORDS if w in words and holds(w, one, margin)) for one in (whole, limits[0])
+    )
     return word, "missing answers" if word == "undecided" != counted else ""
 
 
@@ -124,7 +136,9 @@ def decide(
     """The verdict of every deciding row, {name: margin}. `limits` gives the intervals of a row at the level divided by
     a number of tests. As one bad row is enough to fail, `worse` and `much-worse` are held to Holm's levels over the
     rows; the others, all of which must hold, need no correction."""
-    failing = {word: _step_down(margins, limits, word) for word in FAIL_ON} if len(margins) > 1 else {}
+    failing = (
+        {word: _step_down(margins, limits, word) for word in FAIL_ON} if len(margins) > 1 else {}
+    )
     verdicts = {}
     for name, margin in margins.items():
         words = [word for word in WORDS if word not in failing or name in failing[word]]
@@ -137,13 +151,21 @@ def decide(
 
 
 def _step_down(
-    margins: Mapping[str, float | None], limits: Callable[[str, float], Sequence[Limits]], word: Word
+    margins: Mapping[str, float | None],
+    limits: Callable[[str, float], Sequence[Limits]],
+    word: Word,
 ) -> set[str]:
     """Rows of which the word holds at Holm's levels."""
-    ends = {name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()}
+    ends = {
+        name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()
+    }
     shown, new = set[str](), {""}
     while new:
         left = [name for name in margins if name not in shown]
-        new = {name for name in left if all(high < ends[name] for _, high in limits(name, float(len(left))))}
+        new = {
+            name
+            for name in left
+            if all(high < ends[name] for _, high in limits(name, float(len(left))))
+        }
         shown |= new
     return shown

@@ -177,7 +177,9 @@ def load(path: Path, model: Hint, key: str = "") -> Any:
         raise UserError(f"{where}: not JSON: {first_line(error)}") from error
     for place, hint, inner in _entries(value, model):
         if not fits(inner, hint):
-            raise UserError(f"{where}: `{place}` must be {_words(hint)}, not {inner!r:.60}: was the file edited?")
+            raise UserError(
+                f"{where}: `{place}` must be {_words(hint)}, not {inner!r:.60}: was the file edited?"
+            )
     return value
 
 
@@ -230,7 +232,12 @@ def _within(value: Any, bound: Interval | Form) -> bool:
         return re.fullmatch(bound.pattern, value) is not None
     if not isinstance(bound, Interval):
         return True
-    sides = ((operator.ge, bound.ge), (operator.gt, bound.gt), (operator.le, bound.le), (operator.lt, bound.lt))
+    sides = (
+        (operator.ge, bound.ge),
+        (operator.gt, bound.gt),
+        (operator.le, bound.le),
+        (operator.lt, bound.lt),
+    )
     return all(limit is None or compare(value, limit) for compare, limit in sides)
 
 
@@ -241,7 +248,11 @@ def unsound(value: Json) -> str | None:
     if isinstance(value, Mapping) and "_target_" in value:
         return "holds a _target_, which only a group's choice has"
     inner = (
-        [*value.values(), *value] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        [*value.values(), *value]
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
     )
     return next((found for one in inner if (found := unsound(one))), None)
 

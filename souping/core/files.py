@@ -35,7 +35,9 @@ def expanded(path: str | Path, key: str = "") -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         where = f"{key}={shown(str(path))}" if key else shown(str(path))
-        raise UserError(f"{where}: there is no home folder here for that ~: write the whole path") from None
+        raise UserError(
+            f"{where}: there is no home folder here for that ~: write the whole path"
+        ) from None
 
 
 def folder_at(text: str | None) -> Path | None:
@@ -92,8 +94,14 @@ def staged(out: Path) -> Iterator[Path]:
         UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
     """
     out = Path(os.path.abspath(expanded(out)))
-    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another place, or remove it first")
+    if (
+        out.is_symlink()
+        or (out.exists() and not out.is_dir())
+        or (out.is_dir() and any(out.iterdir()))
+    ):
+        raise UserError(
+            f"{out} exists and is not an empty folder: choose another place, or remove it first"
+        )
     made = missing_folders(out.parent)
     stage = out.parent / f".{out.name}.part-{os.getpid()}"
     try:
@@ -110,7 +118,9 @@ def staged(out: Path) -> Iterator[Path]:
                 shutil.rmtree(stage, ignore_errors=True)
     except BaseException as error:
         discard(out.parent, made)
-        if isinstance(error, OSError) and (error.filename is None or str(stage) in str(error.filename)):
+        if isinstance(error, OSError) and (
+            error.filename is None or str(stage) in str(error.filename)
+        ):
             error.filename = str(out)  # the stage is gone, and a full disk names no file
         raise
 
@@ -126,9 +136,13 @@ def _alone(out: Path) -> Iterator[None]:
             if os.fstat(file.fileno()).st_ino != place.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
-            raise UserError(f"{out}: another run is writing there: choose another place, or wait for its end") from None
+            raise UserError(
+                f"{out}: another run is writing there: choose another place, or wait for its end"
+            ) from None
         if os.fstat(file.fileno()).st_size:
-            raise UserError(f"{place} is not souping's lock: choose another place for the soup, or move that file")
+            raise UserError(
+                f"{place} is not souping's lock: choose another place for the soup, or move that file"
+            )
         try:
             yield
         finally:

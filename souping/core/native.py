@@ -26,7 +26,9 @@ def _compiled(assembly: str) -> int | None:
     name = f"kernel{abs(hash(assembly))}"
     module = binding.parse_assembly(assembly.replace("@kernel(", f"@{name}("))
     module.verify()
-    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+    passes = binding.create_pass_builder(
+        machine, binding.create_pipeline_tuning_options(speed_level=2)
+    )
     passes.getModulePassManager().run(module, passes)  # which makes loops of vectors of loops
     engine.add_module(module)
     engine.finalize_object()
@@ -42,9 +44,13 @@ def _compiler() -> tuple[Any, Any] | None:
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         features, target = binding.get_host_cpu_features(), binding.Target.from_default_triple()
-        machine = target.create_target_machine(binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True)
+        machine = target.create_target_machine(
+            binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True
+        )
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     except (ImportError, RuntimeError, AttributeError, OSError):
         return None
-    usable = target.name.startswith("aarch64") or all(features.get(name) for name in ("fma", "f16c"))
+    usable = target.name.startswith("aarch64") or all(
+        features.get(name) for name in ("fma", "f16c")
+    )
     return (engine, machine) if usable else None

@@ -83,12 +83,20 @@ class Selector(Protocol):
             raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
         for one in (*selection.ingredients, *selection.experts.values()):
             if one not in scores.candidates:
-                raise UserError(f"selector {name} chose {one!r}, which is no candidate: {listed(scores.candidates)}")
+                raise UserError(
+                    f"selector {name} chose {one!r}, which is no candidate: {listed(scores.candidates)}"
+                )
         for one in (*selection.low_correlation, *selection.experts):
             if one not in scores.categories:
-                raise UserError(f"selector {name} named {one!r}, which is no category: {listed(scores.categories)}")
-        if not selection.ingredients or len(set(selection.ingredients)) < len(selection.ingredients):
-            raise UserError(f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once")
+                raise UserError(
+                    f"selector {name} named {one!r}, which is no category: {listed(scores.categories)}"
+                )
+        if not selection.ingredients or len(set(selection.ingredients)) < len(
+            selection.ingredients
+        ):
+            raise UserError(
+                f"selector {name} chose {listed(selection.ingredients) or 'nothing'}: each ingredient once"
+            )
         return selection
 
     def check(self, models: int, candidates: int, categories: int) -> None:
@@ -309,11 +317,15 @@ class Evaluator(Component, Protocol):
     @property
     def title(self) -> str:
         """Name in reports and messages."""
-        return str(self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__)
+        return str(
+            self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__
+        )
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]: ...
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]: ...
 
     @property
     def answers_per_item(self) -> int:
@@ -333,7 +345,9 @@ class Evaluator(Component, Protocol):
     @property
     def look(self) -> str:
         """Identity of a look at a fold: the settings, and how answers become an item's score."""
-        return digest([self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])])
+        return digest(
+            [self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])]
+        )
 
     def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Evaluator:
         """This evaluator with what its settings leave to the candidates' files.
@@ -417,7 +431,9 @@ class Tracker(Component, Protocol):
 
     def log(self, trial: Trial) -> None: ...
 
-    def finish(self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None) -> None:
+    def finish(
+        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+    ) -> None:
         """End of the run; `soup` is the folder of the winner, where one was written."""
         return None
 

@@ -63,17 +63,25 @@ def read_table(path: Path) -> ScoreMatrix:
     rows = _read_rows(path)
     header, body = rows[0], rows[1:]
     if header[0].lower() != "model" or len(header) < 2:
-        raise UserError(f"{path}:1: the header must be `model,<category>,...`, not `{','.join(header)[:80]}`")
+        raise UserError(
+            f"{path}:1: the header must be `model,<category>,...`, not `{','.join(header)[:80]}`"
+        )
     _check_names(header[1:], f"{path}:1: column")
     _check_names([row[0] for row in body], f"{path}: model")
     values = np.empty((len(body), len(header) - 1))
     for line, row in enumerate(body, start=2):
         if len(row) != len(header):
-            raise UserError(f"{path}:{line}: {len(row)} cells, but the header has {len(header)} columns")
-        values[line - 2] = [_number(cell, f"{path}:{line}: column {header[n]!r}") for n, cell in enumerate(row) if n]
+            raise UserError(
+                f"{path}:{line}: {len(row)} cells, but the header has {len(header)} columns"
+            )
+        values[line - 2] = [
+            _number(cell, f"{path}:{line}: column {header[n]!r}") for n, cell in enumerate(row) if n
+        ]
     scale = 100.0 if values.max() > 1 else 1.0
     models = tuple(row[0] for row in body)
-    return ScoreMatrix(models=models, categories=tuple(header[1:]), values=values / scale, published=True)
+    return ScoreMatrix(
+        models=models, categories=tuple(header[1:]), values=values / scale, published=True
+    )
 
 
 def _read_rows(path: Path) -> list[list[str]]:
@@ -84,7 +92,9 @@ def _read_rows(path: Path) -> list[list[str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a score table: {error}") from error
     if len(rows) < 2:
-        raise UserError(f"{path}: a score table needs a header `model,<category>,...` and at least one row")
+        raise UserError(
+            f"{path}: a score table needs a header `model,<category>,...` and at least one row"
+        )
     return rows
 
 
@@ -109,7 +119,9 @@ def value(objective: Objective, scores: Mapping[str, float]) -> float:
     return float(objective.value(np.array(list(scores.values())), list(scores)))
 
 
-def value_of(objective: Objective, categories: Sequence[str]) -> Callable[[FloatArray], FloatArray] | None:
+def value_of(
+    objective: Objective, categories: Sequence[str]
+) -> Callable[[FloatArray], FloatArray] | None:
     """Function of category means [..., C] where the objective is not linear, else None."""
     return None if objective.linear else lambda means: objective.value(means, categories)
 
@@ -143,7 +155,9 @@ class Weighted(Objective):
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
-            raise UserError("objective.weights needs {category: weight} with weights >= 0 and one above 0")
+            raise UserError(
+                "objective.weights needs {category: weight} with weights >= 0 and one above 0"
+            )
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         _check_known(self.weights, categories)
@@ -165,7 +179,9 @@ class Tree(Objective):
 
     def __post_init__(self) -> None:
         if not self.tree or not self._leaves(self.tree):
-            raise UserError("objective.tree needs at least one category, e.g. objective.tree={group:[category]}")
+            raise UserError(
+                "objective.tree needs at least one category, e.g. objective.tree={group:[category]}"
+            )
 
     def coefficients(self, categories: Sequence[str]) -> FloatArray:
         leaves = self._leaves(self.tree)
@@ -188,10 +204,18 @@ class Tree(Objective):
     def _leaves(self, node: Json, share: float = 1.0) -> dict[str, float]:
         if isinstance(node, str):
             return {node: share}
-        inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, Sequence) else ()
+        inner = (
+            node.values()
+            if isinstance(node, Mapping)
+            else node
+            if isinstance(node, Sequence)
+            else ()
+        )
         children = list(inner)
         if not children:
-            raise UserError("objective.tree has an empty group: name its categories, or leave it out")
+            raise UserError(
+                "objective.tree has an empty group: name its categories, or leave it out"
+            )
         leaves: dict[str, float] = {}
         for child in children:
             for name, part in self._leaves(child, share / len(children)).items():

@@ -30,7 +30,16 @@ from typing import IO, Any, TypeVar
 from souping.core.types import ProgressCallback, UserError
 
 __version__ = "0.1.0"
-MAIN = ("numpy", "torch", "transformers", "hydra-core", "safetensors", "scipy", "nevergrad", "huggingface-hub")
+MAIN = (
+    "numpy",
+    "torch",
+    "transformers",
+    "hydra-core",
+    "safetensors",
+    "scipy",
+    "nevergrad",
+    "huggingface-hub",
+)
 OPTIONAL = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
@@ -45,7 +54,10 @@ def cores() -> int:
 
 def package_environment() -> dict[str, str]:
     """Environment for a child process that runs a module of this package from any folder."""
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [
+        str(Path(__file__).resolve().parents[2]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
@@ -57,7 +69,9 @@ def limit_file_size(nbytes: int) -> None:
 def _limit(number: int, value: int) -> None:
     hard = resource.getrlimit(number)[1]
     with suppress(OSError, ValueError):
-        resource.setrlimit(number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+        resource.setrlimit(
+            number, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard)
+        )
 
 
 def versions() -> dict[str, str]:
@@ -142,7 +156,9 @@ class Child:
         threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
         return process
 
-    def _answer(self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None) -> tuple[str, Any]:
+    def _answer(
+        self, process: subprocess.Popen[bytes], end: float, report: ProgressCallback | None
+    ) -> tuple[str, Any]:
         import psutil
 
         while True:
@@ -200,7 +216,9 @@ def call(
     report: ProgressCallback | None = None,
 ) -> T:
     """`Child.call` in a process for this call alone; `environment` is added to this process's own."""
-    with closing(Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})) as child:
+    with closing(
+        Child(lambda: {**package_environment(), "MALLOC_ARENA_MAX": "2", **(environment or {})})
+    ) as child:
         return child.call(function, arguments, seconds, report)
 
 
@@ -211,7 +229,9 @@ class Message(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
             found = super().find_class(module, name)
-            if isinstance(found, type) and (is_dataclass(found) or issubclass(found, (Exception, PurePath))):
+            if isinstance(found, type) and (
+                is_dataclass(found) or issubclass(found, (Exception, PurePath))
+            ):
                 return found
         raise pickle.UnpicklingError(f"{module}.{name}")
 
@@ -263,7 +283,9 @@ def serve(memory: int) -> None:
             except UserError as error:
                 send("raise", UserError(str(error)))
             except Exception as error:
-                full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+                full = isinstance(error, MemoryError) or (
+                    isinstance(error, OSError) and error.errno == errno.ENOMEM
+                )
                 send("raise", MemoryError() if full else RuntimeError(traceback.format_exc()))
     os._exit(0)  # whatever threads still wait for
 

@@ -29,10 +29,15 @@ UNSAFE = re.compile(
 
 def safe(text: str) -> str:
     """A text as it can be shown anywhere: what would command a terminal is written out."""
-    return UNSAFE.sub(lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text)
+    return UNSAFE.sub(
+        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
+        text,
+    )
 
 
-def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def read_json(
+    text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
     """JSON from somebody else; `pairs` is json's `object_pairs_hook`.
 
     Raises:
@@ -44,7 +49,11 @@ def read_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] |
         raise ValueError("nested too deeply") from None
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
-        parts = [part.values() if isinstance(part, dict) else part for part in layer if isinstance(part, dict | list)]
+        parts = [
+            part.values() if isinstance(part, dict) else part
+            for part in layer
+            if isinstance(part, dict | list)
+        ]
         layer = [child for part in parts for child in part]
     if layer:
         raise ValueError("nested too deeply")
@@ -92,7 +101,9 @@ def check_pointer(where: str | Path, start: str | bytes) -> None:
     """Refuse what Git LFS leaves in a file's place, by how the file begins (UserError)."""
     text = start.decode("latin-1") if isinstance(start, bytes) else start
     if text.startswith("version https://git-lfs"):
-        raise UserError(f"{where}: a Git LFS pointer in place of the file: run `git lfs pull` where it was cloned")
+        raise UserError(
+            f"{where}: a Git LFS pointer in place of the file: run `git lfs pull` where it was cloned"
+        )
 
 
 def shown(name: str) -> str:
@@ -132,7 +143,9 @@ def named(part: object) -> str:
 def first_line(error: BaseException) -> str:
     """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)] or lines
+    useful = [
+        line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)
+    ] or lines
     first = " ".join(useful[:2]) if useful and useful[0].endswith(":") else "".join(useful[:1])
     return (first or type(error).__name__).rstrip(".")[:300]
 

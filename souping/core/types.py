@@ -152,7 +152,9 @@ class Item:
 
     def __post_init__(self) -> None:
         if not self.group:
-            object.__setattr__(self, "group", f"prompt {self.identity[:16]}" if self.prompt else self.id)
+            object.__setattr__(
+                self, "group", f"prompt {self.identity[:16]}" if self.prompt else self.id
+            )
 
     @cached_property
     def identity(self) -> str:
@@ -169,7 +171,12 @@ class Item:
     def scoring(self) -> str:
         """Digest of what the score of an answer depends on beside the answer."""
         return digest(
-            [self.answer, self.scorer, self.language, *([self.user_scorer.digest] if self.user_scorer else [])]
+            [
+                self.answer,
+                self.scorer,
+                self.language,
+                *([self.user_scorer.digest] if self.user_scorer else []),
+            ]
         )
 
     @property
@@ -226,7 +233,12 @@ class ItemScores:
     reused: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("truncated", 0.0), ("unanswered", 0.0), ("noise", np.nan), ("lengths", 0.0)):
+        for name, value in (
+            ("truncated", 0.0),
+            ("unanswered", 0.0),
+            ("noise", np.nan),
+            ("lengths", 0.0),
+        ):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.full(len(self.values), value))
 
@@ -255,7 +267,9 @@ class ScoreMatrix:
         if not self.candidates:
             object.__setattr__(self, "candidates", self.models)
         if self.values.shape != (len(self.models), len(self.categories)):
-            raise ValueError(f"values {self.values.shape} must be [{len(self.models)}, {len(self.categories)}]")
+            raise ValueError(
+                f"values {self.values.shape} must be [{len(self.models)}, {len(self.categories)}]"
+            )
 
     def rows(self, models: Sequence[str]) -> FloatArray:
         """[len(models), C] scores of the named models, in that order."""
@@ -265,13 +279,18 @@ class ScoreMatrix:
     def constant(self) -> tuple[str, ...]:
         """Categories in which all models score the same: they tell no model from another."""
         spread = np.ptp(self.values, axis=0)
-        return tuple(name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT)
+        return tuple(
+            name for name, width in zip(self.categories, spread, strict=True) if width <= CONSTANT
+        )
 
     def without(self, names: Collection[str]) -> ScoreMatrix:
         """This matrix without some categories."""
         kept = [number for number, name in enumerate(self.categories) if name not in names]
         return replace(
-            self, categories=tuple(self.categories[n] for n in kept), values=self.values[:, kept], items=None
+            self,
+            categories=tuple(self.categories[n] for n in kept),
+            values=self.values[:, kept],
+            items=None,
         )
 
     @classmethod
@@ -328,7 +347,9 @@ class Recipe:
     def fingerprint(self) -> str:
         """Content only: the same soup under other names or paths has the same fingerprint."""
         settings = dict(self.settings)
-        return digest([list(self.fingerprints), list(self.weights), self.dtype, self.method, settings])
+        return digest(
+            [list(self.fingerprints), list(self.weights), self.dtype, self.method, settings]
+        )
 
     @property
     def id(self) -> str:
@@ -358,7 +379,9 @@ class Recipe:
             dtype=str(table["dtype"]),
             method=str(table.get("method", "linear")),
             settings=dict(table.get("settings", {})),
-            sources={str(name): str(source) for name, source in (table.get("sources") or {}).items()},
+            sources={
+                str(name): str(source) for name, source in (table.get("sources") or {}).items()
+            },
         )
 
 
@@ -430,7 +453,9 @@ class Bound:
 
     def covers(self, categories: Sequence[str]) -> BoolArray:
         """Which items it is about [I], by their categories."""
-        return np.array([not self.categories or name in self.categories for name in categories], dtype=bool)
+        return np.array(
+            [not self.categories or name in self.categories for name in categories], dtype=bool
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +483,9 @@ class SearchSpace:
     whole: bool = False
 
     def objective(self, means: FloatArray) -> FloatArray:
-        return np.asarray(self.value(means) if self.value else means @ np.array([*self.coefficients.values()]))
+        return np.asarray(
+            self.value(means) if self.value else means @ np.array([*self.coefficients.values()])
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,9 @@ def unit_of(table: Mapping[str, Json]) -> Unit:
     found = table.get("unit")
     if not isinstance(found, Mapping):
         return POINTS
-    known: dict[str, Any] = {each.name: found[each.name] for each in fields(Unit) if each.name in found}
+    known: dict[str, Any] = {
+        each.name: found[each.name] for each in fields(Unit) if each.name in found
+    }
     return Unit(**known)
 
 

@@ -72,13 +72,19 @@ class Benchmark(BenchmarkItems):
             UserError: a line is not a valid item (with file and line), or an id appears twice.
         """
         if not self.path:
-            raise UserError("benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl")
+            raise UserError(
+                "benchmark.path is not set: try +experiment=bfcl, or benchmark.path=items.jsonl"
+            )
         from souping.evaluate.scoring import load
 
         path = expanded(self.path, "benchmark.path")
         own = load(self.scorers or {})
         text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
-        lines = ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+        lines = (
+            (f"{path}:{number}", line)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        )
         items = ((where, _item(_row(line, where), where, own)) for where, line in lines)
         return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
 
@@ -121,7 +127,9 @@ class OwnBenchmark(BenchmarkItems):
     title = ""
 
     def items(self) -> tuple[Item, ...]:
-        raise UserError("benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl")
+        raise UserError(
+            "benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +171,9 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
     return left
 
 
-def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> tuple[Item, ...]:
+def outline_items(
+    sizes: Mapping[str, int], limit: float | None, shared: Collection[str]
+) -> tuple[Item, ...]:
     """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
     `shared`, items of the same number are a group.
     """
@@ -199,7 +209,9 @@ def _row(line: str, where: str) -> Mapping[str, Json]:
         hint = "write one JSON object per line, with id, category, prompt and answer"
         raise UserError(f"{where}: not a JSON object: {error}; {hint}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}")
+        raise UserError(
+            f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}"
+        )
     return row
 
 
@@ -207,7 +219,9 @@ def _listed(one: object, where: str) -> Item:
     if isinstance(one, Item):
         return _checked(one, where)
     if not isinstance(one, Mapping):
-        raise UserError(f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {one!r:.60}")
+        raise UserError(
+            f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {one!r:.60}"
+        )
     return _item(one, where, {})
 
 
@@ -225,14 +239,18 @@ def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) ->
             raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
     prompt, tools = values["prompt"], values.get("tools") or []
     if isinstance(prompt, str) and tools:
-        raise UserError(f"{where}: `tools` are shown by the chat template: write the prompt as messages")
+        raise UserError(
+            f"{where}: `tools` are shown by the chat template: write the prompt as messages"
+        )
     if not prompt:
         raise UserError(f"{where}: `{names['prompt'] or 'prompt'}` is empty")
     texts = {key: str(values[key]) for key in TEXTS if values.get(key) is not None}
     return _checked(
         Item(
             **texts,
-            prompt=prompt if isinstance(prompt, str) else tuple(_message(message, where) for message in prompt),
+            prompt=prompt
+            if isinstance(prompt, str)
+            else tuple(_message(message, where) for message in prompt),
             answer=values["answer"],
             user_scorer=own.get(texts.get("scorer", "")),
             tools=tuple(tools),
@@ -258,7 +276,9 @@ def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
     if content is None and message.get("tool_calls"):
         content = ""
     if not isinstance(message.get("role"), str) or not isinstance(content, str):
-        raise UserError(f"{where}: a chat message has a `role` and a `content`, both texts, not {message!r:.60}")
+        raise UserError(
+            f"{where}: a chat message has a `role` and a `content`, both texts, not {message!r:.60}"
+        )
     return {**message, "content": content}
 
 
@@ -278,7 +298,12 @@ class Folds:
     @property
     def content(self) -> str:
         """Digest of which items are in which fold, whatever their order."""
-        return digest([sorted([item.category, item.fingerprint] for item in self.items[fold]) for fold in FOLDS])
+        return digest(
+            [
+                sorted([item.category, item.fingerprint] for item in self.items[fold])
+                for fold in FOLDS
+            ]
+        )
 
 
 def position(group: str) -> float:
@@ -302,8 +327,13 @@ def shares_of(given: Mapping[str, float] | None) -> Mapping[Fold, float]:
     rest = {fold: share for fold, share in SHARES.items() if fold not in given}
     left = 1 - sum(given.values())
     if (rest and left < 0.01) or (not rest and abs(left) > 1e-6):
-        raise UserError(f"benchmark.folds: the shares add up to {sum(given.values()):g}; all three make 1")
-    return {fold: given.get(fold, share * left / sum(rest.values() or (1,))) for fold, share in SHARES.items()}
+        raise UserError(
+            f"benchmark.folds: the shares add up to {sum(given.values()):g}; all three make 1"
+        )
+    return {
+        fold: given.get(fold, share * left / sum(rest.values() or (1,)))
+        for fold, share in SHARES.items()
+    }
 
 
 def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = SHARES) -> Fold:
@@ -314,7 +344,9 @@ def assign(group: str, two: bool = False, shares: Mapping[Fold, float] = SHARES)
     return "search" if place < shares["select"] + shares["search"] else "report"
 
 
-def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = SHARES) -> Folds:
+def split_folds(
+    items: Sequence[Item], two: bool = False, shares: Mapping[Fold, float] = SHARES
+) -> Folds:
     """Cut a benchmark into folds.
 
     Raises:
@@ -325,7 +357,11 @@ def split_folds(items: Sequence[Item], two: bool = False, shares: Mapping[Fold, 
     members: dict[str, list[str]] = {}
     for item in items:
         members.setdefault(item.category, []).append(item.group)
-    notes = _fill({category: list(dict.fromkeys(groups)) for category, groups in members.items()}, fold_of, needed)
+    notes = _fill(
+        {category: list(dict.fromkeys(groups)) for category, groups in members.items()},
+        fold_of,
+        needed,
+    )
     folds = {fold: tuple(item for item in items if fold_of[item.group] == fold) for fold in FOLDS}
     for fold in needed:
         _check_present(fold, folds[fold], list(members))
@@ -369,7 +405,9 @@ def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
     return tuple(first)
 
 
-def _fill(members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Sequence[Fold]) -> list[str]:
+def _fill(
+    members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Sequence[Fold]
+) -> list[str]:
     """Give a small category a group in each fold that the hash left empty, from the fold that has most. Returns a note
     on what was moved."""
     moves: list[tuple[str, Fold, Fold]] = []
@@ -381,8 +419,13 @@ def _fill(members: Mapping[str, list[str]], fold_of: dict[str, Fold], needed: Se
                 moved = min((group for group in groups if fold_of[group] == donor), key=position)
                 fold_of[moved] = fold
                 moves.append((category, donor, fold))
-    few = [f"{category} ({len(members[category])})" for category in dict.fromkeys(category for category, *_ in moves)]
-    note = f"{listed(few)}: few groups, so {len(moves)} moved to folds that had none of their category"
+    few = [
+        f"{category} ({len(members[category])})"
+        for category in dict.fromkeys(category for category, *_ in moves)
+    ]
+    note = (
+        f"{listed(few)}: few groups, so {len(moves)} moved to folds that had none of their category"
+    )
     return [note] if moves else []
 
 
@@ -399,7 +442,11 @@ def _check_present(fold: Fold, items: Sequence[Item], categories: Sequence[str])
 def _small(fold: Fold, items: Sequence[Item]) -> list[str]:
     counts = Counter(item.category for item in items)
     small = [f"{name} ({n})" for name, n in counts.items() if n < ENOUGH]
-    return [f"fold {fold}: fewer than {ENOUGH} items in {listed(small)}: their rates are rough"] if small else []
+    return (
+        [f"fold {fold}: fewer than {ENOUGH} items in {listed(small)}: their rates are rough"]
+        if small
+        else []
+    )
 
 
 def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:

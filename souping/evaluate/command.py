@@ -53,7 +53,9 @@ class CommandEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         if lacking := [name for name in ("{model}", "{out}") if name not in self.command]:
-            raise UserError(f"evaluator.command={self.command} must contain {' and '.join(lacking)}")
+            raise UserError(
+                f"evaluator.command={self.command} must contain {' and '.join(lacking)}"
+            )
 
     @property
     def settings(self) -> Mapping[str, Json]:
@@ -61,13 +63,19 @@ class CommandEvaluator(Evaluator):
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]
-        return [] if shutil.which(program) else [Missing(what=f"evaluator.command: there is no program {program}")]
+        return (
+            []
+            if shutil.which(program)
+            else [Missing(what=f"evaluator.command: there is no program {program}")]
+        )
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """One command for all items."""
         return [tuple(items)] if items else []
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         """Records of the items from the logs that are there, and from one command for the rest.
 
         Raises:
@@ -75,7 +83,11 @@ class CommandEvaluator(Evaluator):
         """
         place = expanded(self.dir).absolute() / digest([model.soup, self.command])[:16]
         place.mkdir(parents=True, exist_ok=True)
-        found = {record.item: record for attempt in sorted(place.iterdir()) for record in _collect(attempt, items)[0]}
+        found = {
+            record.item: record
+            for attempt in sorted(place.iterdir())
+            for record in _collect(attempt, items)[0]
+        }
         rest = [item for item in items if item.id not in found]
         if rest:
             attempt = Path(tempfile.mkdtemp(dir=place))
@@ -106,8 +118,16 @@ class CommandEvaluator(Evaluator):
         if not late and status == "0":
             (attempt / DONE).touch()
             return ""
-        what = f"took longer than evaluator.timeout={self.timeout:g}" if late else f"failed (status {status})"
-        last = " | ".join(line.strip() for line in text.splitlines()[-4:] if line.strip() and not ENDED.search(line))
+        what = (
+            f"took longer than evaluator.timeout={self.timeout:g}"
+            if late
+            else f"failed (status {status})"
+        )
+        last = " | ".join(
+            line.strip()
+            for line in text.splitlines()[-4:]
+            if line.strip() and not ENDED.search(line)
+        )
         return f"{what}: {safe(last)[-300:] or 'it printed nothing'}"
 
 
@@ -135,7 +155,9 @@ def _collect(attempt: Path, items: Sequence[Item]) -> tuple[list[Record], str]:
                 answers.setdefault(name, []).append(answer)
     due = [item.id for item in items if item.id in answers and _line(item) in requested]
     gone = [item.id for item in items if item.id not in answers]
-    unread = f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})" if gone else ""
+    unread = (
+        f"left no answer to {len(gone)} of {len(items)} items ({listed(gone, 3)})" if gone else ""
+    )
     return [_record(name, answers[name]) for name in due], unread
 
 
@@ -155,6 +177,10 @@ def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
         item=item,
         score=float(np.mean([answer.score for answer in answers])),
         output=answers[0].output,
-        outcome="unanswered" if missing else "truncated" if any(answer.cut for answer in answers) else "finished",
+        outcome="unanswered"
+        if missing
+        else "truncated"
+        if any(answer.cut for answer in answers)
+        else "finished",
         reason="no answer, as the log says" if missing else "",
     )

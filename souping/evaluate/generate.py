@@ -13,11 +13,25 @@ from typing import Literal, Self
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.folder import has_weights, read_config, setting
-from souping.core.fields import Count, Device, Precision, Seed, Share, Temperature, Threads, component
+from souping.core.fields import (
+    Count,
+    Device,
+    Precision,
+    Seed,
+    Share,
+    Temperature,
+    Threads,
+    component,
+)
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
 from souping.core.types import TEXT, Item, Json, Missing, Record
-from souping.evaluate.engines.transformers import DEFAULT_NEW_TOKENS, Answer, Engine, TransformersEngine
+from souping.evaluate.engines.transformers import (
+    DEFAULT_NEW_TOKENS,
+    Answer,
+    Engine,
+    TransformersEngine,
+)
 from souping.evaluate.scoring import SCORERS, score
 from souping.evaluate.templates import (
     PROCESS,
@@ -157,14 +171,19 @@ class EngineEvaluator(MachineEvaluator):
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items of similar length together (little padding), in an order that depends on the items alone."""
-        order, size = sorted(items, key=lambda item: (self.length(item), item.id)), self.batch_of(replicate)
+        order, size = (
+            sorted(items, key=lambda item: (self.length(item), item.id)),
+            self.batch_of(replicate),
+        )
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
     def length(self, item: Item) -> int:
         """Characters that the model sees, without what a chat template adds."""
         if isinstance(item.prompt, str):
             return len(item.prompt)
-        return len("\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")]))
+        return len(
+            "\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")])
+        )
 
     def close(self) -> None:
         """Close the engine and the process that renders templates."""
@@ -202,7 +221,9 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
 
     @property
     def settings(self) -> dict[str, Json]:
-        decoding: dict[str, Json] = asdict(self.decoding) if self.temperature else {"temperature": 0.0}
+        decoding: dict[str, Json] = (
+            asdict(self.decoding) if self.temperature else {"temperature": 0.0}
+        )
         own: dict[str, Json] = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
@@ -212,7 +233,12 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
 
     @cached_property
     def decoding(self) -> Decoding:
-        return Decoding(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seed=self.sampling_seed)
+        return Decoding(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k or 0,
+            seed=self.sampling_seed,
+        )
 
     @property
     def answer_tokens(self) -> int:
@@ -243,14 +269,19 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         )
         return [bypass] if plain else []
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         """The n-th answer to every item, in order.
 
         Raises:
             UserError: an item needs a chat template and there is none, or the engine cannot run.
         """
         answers = self.engine.generate(self, model, items, replicate)
-        return [self._record(model, item, answer, replicate) for item, answer in zip(items, answers, strict=True)]
+        return [
+            self._record(model, item, answer, replicate)
+            for item, answer in zip(items, answers, strict=True)
+        ]
 
     def _record(self, model: LoadedModel, item: Item, answer: Answer, replicate: int) -> Record:
         given = answer.outcome != "unanswered"
@@ -269,7 +300,9 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
 
     def rescore(self, item: Item, answer: Record) -> Record:
         """A stored answer, scored by the item's present scorer; nan if the user's scorer has still to be called."""
-        return replace(answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0)
+        return replace(
+            answer, score=_score(item, answer.output) if answer.outcome != "unanswered" else 0.0
+        )
 
 
 def _score(item: Item, output: str) -> float:

@@ -63,11 +63,17 @@ class LossEvaluator(EngineEvaluator):
         """Texts with characters that the tokenizer does not know: one token then stands for any number of bytes."""
         tokenizer = load_tokenizer(folder, self.trust_remote_code)
         unknown = tokenizer.unk_token_id
-        hit = sum(unknown in encode(tokenizer, scored_text(item)) for item in items) if unknown is not None else 0
+        hit = (
+            sum(unknown in encode(tokenizer, scored_text(item)) for item in items)
+            if unknown is not None
+            else 0
+        )
         what = f"{hit} of {len(items)} texts have characters that the tokenizer does not know"
         return [f"{what}: their bits per byte are too low"] if hit else []
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         """Bits per byte of every item, in order.
 
         Raises:
@@ -96,7 +102,9 @@ def scored_text(item: Item) -> str:
     """The text that an item is scored by (UserError if there is none)."""
     text = item.prompt if item.scorer == TEXT else item.answer
     if not isinstance(text, str) or not text:
-        raise UserError(f"item {item.id}: evaluator=loss needs a `text`, or an answer that is a text, not {text!r:.40}")
+        raise UserError(
+            f"item {item.id}: evaluator=loss needs a `text`, or an answer that is a text, not {text!r:.40}"
+        )
     return text
 
 
@@ -113,9 +121,15 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     whole, alone = encode(tokenizer, text), list[int]()
     if item.scorer != TEXT:
         whole, alone = encode(tokenizer, text + answer), whole
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False)))
+    shared = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
+    )
     first = [begin] if isinstance(item.prompt, str) or not shared else []
     if first == [None] or len(whole) == shared:
-        lacking = "a token of the text" if len(whole) == shared else "a BOS or EOS token, which the first token follows"
+        lacking = (
+            "a token of the text"
+            if len(whole) == shared
+            else "a BOS or EOS token, which the first token follows"
+        )
         raise UserError(f"item {item.id}: the tokenizer has no {lacking.removeprefix('a ')}")
     return Passage(before=(*first, *whole[:shared]), scored=tuple(whole[shared:]))

@@ -54,7 +54,12 @@ def _environment() -> dict[str, str]:
     package = package_environment()
     path = os.pathsep.join([package["PYTHONPATH"], *filter(None, sys.path)])
     passed = {name: value for name, value in os.environ.items() if name in PASSED}
-    return {**passed, "PYTHONPATH": path, "PYTHONSAFEPATH": package["PYTHONSAFEPATH"], "OPENBLAS_NUM_THREADS": "1"}
+    return {
+        **passed,
+        "PYTHONPATH": path,
+        "PYTHONSAFEPATH": package["PYTHONSAFEPATH"],
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 PROCESS = Child(_environment, BYTES)
@@ -66,7 +71,11 @@ atexit.register(PROCESS.close)
 
 
 def _chat_in_child(
-    template: str, special_tokens: Mapping[str, str], messages: list[Json], options: dict[str, Json], seconds: float
+    template: str,
+    special_tokens: Mapping[str, str],
+    messages: list[Json],
+    options: dict[str, Json],
+    seconds: float,
 ) -> tuple[str, str]:
     """A chat template as transformers renders it, without the tokenizer, of which it needs the special tokens."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # slow to import, and of no use to a template
@@ -89,8 +98,12 @@ def _compiled(template: str) -> Template:
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    sandbox = ImmutableSandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-    sandbox.filters["regex_replace"] = lambda string, pattern, repl, count=0: re.sub(pattern, repl, string, count=count)
+    sandbox = ImmutableSandboxedEnvironment(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    sandbox.filters["regex_replace"] = lambda string, pattern, repl, count=0: re.sub(
+        pattern, repl, string, count=count
+    )
     return sandbox.from_string(template)
 
 
@@ -140,7 +153,9 @@ def render_task(template: str, doc: Mapping[str, Any]) -> str:
 
 
 def apply_chat_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Json]], options: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Json]],
+    options: Mapping[str, Any],
 ) -> str:
     """`tokenizer.apply_chat_template(messages, **options)`, rendered by the child process.
 
@@ -153,7 +168,13 @@ def apply_chat_template(
     # a class with its own format
     if type(tokenizer).apply_chat_template is not Base.apply_chat_template:
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
-    return _render(_chat_in_child, tokenizer.chat_template, dict(tokenizer.special_tokens_map), messages, options)
+    return _render(
+        _chat_in_child,
+        tokenizer.chat_template,
+        dict(tokenizer.special_tokens_map),
+        messages,
+        options,
+    )
 
 
 def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
@@ -193,7 +214,9 @@ def _seen(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 def no_template(item: Item) -> UserError:
     """Error of an item with chat messages for a tokenizer without a chat template."""
-    return UserError(f"item {item.id}: chat messages need a chat template, and the tokenizer has none")
+    return UserError(
+        f"item {item.id}: chat messages need a chat template, and the tokenizer has none"
+    )
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
@@ -202,14 +225,18 @@ def _chat(tokenizer: PreTrainedTokenizerBase, item: Item) -> str:
     if not template:
         raise no_template(item)
     if item.tools and "tools" not in str(template):
-        raise UserError(f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message")
+        raise UserError(
+            f"item {item.id}: the tokenizer's chat template shows no tools; put them into a message"
+        )
     messages = [dict(message) for message in item.prompt if not isinstance(message, str)]
     tools = [dict(tool) for tool in item.tools] or None
     options = {"tools": tools, "add_generation_prompt": True, "tokenize": False}
     try:
         return apply_chat_template(tokenizer, messages, options)
     except Exception as error:  # a template is the candidate's code
-        raise UserError(f"item {item.id}: the chat template refuses its messages: {first_line(error)}") from error
+        raise UserError(
+            f"item {item.id}: the chat template refuses its messages: {first_line(error)}"
+        ) from error
 
 
 # ------------------------------------------------------------ decoding
@@ -257,9 +284,13 @@ class Decoding:
 def check_sampling(temperature: float, samples: int, replicates: int) -> None:
     """Refuse several answers to an item that would all be the same (UserError)."""
     if samples > 1 and temperature == 0:
-        raise UserError(f"evaluator.samples={samples} needs a temperature above 0: greedy answers are alike")
+        raise UserError(
+            f"evaluator.samples={samples} needs a temperature above 0: greedy answers are alike"
+        )
     if replicates > 1 and temperature > 0:
-        raise UserError(f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}")
+        raise UserError(
+            f"evaluator.replicates={replicates} is for greedy answers: evaluator.samples={replicates}"
+        )
 
 
 def read_generation(folder: Path) -> dict[str, Json]:

@@ -34,7 +34,9 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
     finally:
         if enabled:
             gc.enable()
-    metrics = (metric for log in logs for task in log.tasks.values() for metric in task.metrics.values())
+    metrics = (
+        metric for log in logs for task in log.tasks.values() for metric in task.metrics.values()
+    )
     if group and not any(answer.group for metric in metrics for answer in metric.answers):
         raise UserError(f"{logs[0].path}: no item has a field {group!r} to group by")
     return logs

@@ -22,13 +22,22 @@ def read_bfcl(path: Path, name: str) -> Log:
     """The categories of one model, each a task."""
     results, scores = path / "result", path / "score"
     if not (results.is_dir() and scores.is_dir()):
-        raise UserError(f"{path}: a BFCL project has result/ and score/, and one alone does not list all items")
-    model = pick_model(results, [folder.name for folder in results.iterdir() if folder.is_dir()], name)
-    tasks = [_task(file, scores / model) for file in sorted((results / model).rglob("BFCL_*_result.json"))]
+        raise UserError(
+            f"{path}: a BFCL project has result/ and score/, and one alone does not list all items"
+        )
+    model = pick_model(
+        results, [folder.name for folder in results.iterdir() if folder.is_dir()], name
+    )
+    tasks = [
+        _task(file, scores / model)
+        for file in sorted((results / model).rglob("BFCL_*_result.json"))
+    ]
     if not tasks:
         raise UserError(f"{results / model}: no BFCL_*_result.json")
     by_name = {task.name: task for task in tasks}
-    return Log(path=results / model, harness="bfcl", model=model, tasks=by_name, asked=tuple(by_name))
+    return Log(
+        path=results / model, harness="bfcl", model=model, tasks=by_name, asked=tuple(by_name)
+    )
 
 
 def _task(file: Path, scores: Path) -> Task:
@@ -41,8 +50,12 @@ def _task(file: Path, scores: Path) -> Task:
     wrong = {str(row["id"]) for row in failures}
     answers = [_answer(row, wrong) for row in rows_of(file) if "prereq" not in str(row["id"])]
     if head.get("total_count") != len(answers):
-        raise UserError(f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}")
-    metrics = metrics_of(file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))})
+        raise UserError(
+            f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}"
+        )
+    metrics = metrics_of(
+        file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))}
+    )
     return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 
 

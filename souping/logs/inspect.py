@@ -35,16 +35,43 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     try:
         from inspect_ai.log import read_eval_log
     except ImportError:
-        raise UserError(f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}") from None
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
-    headers = [(str(file), _by_inspect(partial(read_eval_log, header_only=True), str(file))) for file in files]
+        raise UserError(
+            f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}"
+        ) from None
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
+    )
+    headers = [
+        (str(file), _by_inspect(partial(read_eval_log, header_only=True), str(file)))
+        for file in files
+    ]
     model = pick_model(path, sorted({header.eval.model for _, header in headers}), name)
     own = [(file, header) for file, header in headers if header.eval.model == model]
-    newest = {header.eval.task: (file, header) for file, header in sorted(own, key=lambda pair: pair[1].eval.created)}
-    notes = [f"{path}: of {len(own)} logs the newest of each task was read"] if len(newest) < len(own) else []
-    notes += [f"{file}: its status is {head.status}" for file, head in newest.values() if head.status != "success"]
+    newest = {
+        header.eval.task: (file, header)
+        for file, header in sorted(own, key=lambda pair: pair[1].eval.created)
+    }
+    notes = (
+        [f"{path}: of {len(own)} logs the newest of each task was read"]
+        if len(newest) < len(own)
+        else []
+    )
+    notes += [
+        f"{file}: its status is {head.status}"
+        for file, head in newest.values()
+        if head.status != "success"
+    ]
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
-    return Log(path=path, harness="inspect_ai", model=model, tasks=tasks, asked=tuple(tasks), notes=tuple(notes))
+    return Log(
+        path=path,
+        harness="inspect_ai",
+        model=model,
+        tasks=tasks,
+        asked=tuple(tasks),
+        notes=tuple(notes),
+    )
 
 
 def _by_inspect(read: Callable[[str], T], file: str) -> T:
@@ -52,7 +79,9 @@ def _by_inspect(read: Callable[[str], T], file: str) -> T:
     try:
         return read(file)
     except Exception as error:
-        raise UserError(f"{file}: inspect_ai cannot read it, cut off or damaged: {first_line(error)}") from error
+        raise UserError(
+            f"{file}: inspect_ai cannot read it, cut off or damaged: {first_line(error)}"
+        ) from error
 
 
 def _task(file: str, header: EvalLog, group: str) -> Task:
@@ -86,9 +115,15 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
     limited = any(sample.limit for sample in samples)
     for sample in samples:
         scores = sample.scores or {}
-        text = sample.input if isinstance(sample.input, str) else _options([m.text for m in sample.input])
+        text = (
+            sample.input
+            if isinstance(sample.input, str)
+            else _options([m.text for m in sample.input])
+        )
         usage = sample.model_usage.values()
-        for name, value, output in _values(scores) if scores else ((name, None, "") for name in scorers):
+        for name, value, output in (
+            _values(scores) if scores else ((name, None, "") for name in scorers)
+        ):
             score = math.nan if value is None else as_number(value)
             yield (
                 name,

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from souping.core.types import UserError, number, part, texts
-from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model, read_object
+from souping.logs.records import (
+    Group,
+    Log,
+    LoggedAnswer,
+    Row,
+    Task,
+    json_lines,
+    metrics_of,
+    pick_model,
+    read_object,
+)
 
 RESULTS = "results_*.json"
 
@@ -20,7 +30,11 @@ def results_of(path: Path, name: str = "") -> list[Path]:
         return [path]
     if own := sorted(path.glob(RESULTS)):
         return own
-    models = {folder.name: folder for folder in path.iterdir() if folder.is_dir() and any(folder.glob(RESULTS))}
+    models = {
+        folder.name: folder
+        for folder in path.iterdir()
+        if folder.is_dir() and any(folder.glob(RESULTS))
+    }
     return sorted(models[pick_model(path, list(models), name)].glob(RESULTS)) if models else []
 
 
@@ -71,12 +85,16 @@ def _groups(path: Path, table: Row) -> dict[str, Group]:
     def leaves(name: str, above: tuple[str, ...] = ()) -> list[str]:
         if name in above:
             raise UserError(f"{path}: the group {name} contains itself: run lm_eval again")
-        return [leaf for inner in texts(below, name) for leaf in leaves(inner, (*above, name))] or [name]
+        return [leaf for inner in texts(below, name) for leaf in leaves(inner, (*above, name))] or [
+            name
+        ]
 
     found = {}
     for name in (name for name in below if texts(below, name)):
         members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
-        found[name] = Group(name=name, members=members, weight_by_size=_by_size(table, name, members))
+        found[name] = Group(
+            name=name, members=members, weight_by_size=_by_size(table, name, members)
+        )
     return found
 
 
@@ -89,7 +107,9 @@ def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool | None:
         rows = {task: value for task, value in found if value is not None}
         if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
             values = list(rows.values())
-            weighted = np.average(values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows])
+            weighted = np.average(
+                values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows]
+            )
             if not np.isclose(weighted, np.mean(values), rtol=0, atol=1e-9):
                 return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
     return None
@@ -104,17 +124,24 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     if not items:
         raise UserError(f"{path}: no samples: run lm_eval again")
     names = dict.fromkeys(name for name, _ in answers)
-    reported = {name: number(figures.get(name if "," in name else f"{name},none")) for name in names}
+    reported = {
+        name: number(figures.get(name if "," in name else f"{name},none")) for name in names
+    }
     lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
     keys = {"task version": "versions", "number of shots": "n-shot"}
     settings = {name: str(part(table, key).get(task)) for name, key in keys.items()}
-    metrics, asked = metrics_of(path, answers, reported, lower), part(part(table, "n-samples"), task).get("effective")
+    metrics, asked = (
+        metrics_of(path, answers, reported, lower),
+        part(part(table, "n-samples"), task).get("effective"),
+    )
     if len(items) < (number(asked) or 0) and not any(metric.is_mean for metric in metrics.values()):
         raise UserError(f"{path}: {len(items)} of {asked} samples: the file is cut off")
     return Task(name=task, metrics=metrics, settings=settings)
 
 
-def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
+def _answers(
+    path: Path, samples: Iterator[Row], names: list[str], group: str
+) -> Iterator[tuple[str, LoggedAnswer]]:
     """(`metric,filter`, or `metric` without a filter; answer) of every sample."""
     for sample in samples:
         try:
@@ -138,8 +165,12 @@ def _answers(path: Path, samples: Iterator[Row], names: list[str], group: str) -
                     ),
                 )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else "is damaged: run lm_eval again"
-            raise UserError(f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {what}") from error
+            what = (
+                f"lacks {error}" if isinstance(error, KeyError) else "is damaged: run lm_eval again"
+            )
+            raise UserError(
+                f"{path}: not samples of lm_eval: item {sample.get('doc_id')} {what}"
+            ) from error
 
 
 def _texts(sample: Row) -> tuple[str, str]:

@@ -111,7 +111,9 @@ def json_lines(
         try:
             value = json.loads(line, parse_constant=constant)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON, or cut off: {first_line(error)}") from error
+            raise UserError(
+                f"{path}:{number}: not JSON, or cut off: {first_line(error)}"
+            ) from error
         if not isinstance(value, dict):
             raise UserError(f"{path}:{number}: not a JSON object")
         yield value
@@ -130,7 +132,11 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
         return name
     if len(names) == 1 and not name:
         return names[0]
-    what = f"has no answers of {name}" if name else "has answers of several models: name one as PATH:MODEL"
+    what = (
+        f"has no answers of {name}"
+        if name
+        else "has answers of several models: name one as PATH:MODEL"
+    )
     raise UserError(f"{path}: {what} ({listed(sorted(names))})")
 
 
@@ -150,17 +156,34 @@ def metrics_of(
     found = dict[str, list[LoggedAnswer]]()
     for name, answer in answers:
         found.setdefault(name, []).append(answer)
-    metrics = {name: _metric(path, name, own, reported.get(name), name not in lower) for name, own in found.items()}
+    metrics = {
+        name: _metric(path, name, own, reported.get(name), name not in lower)
+        for name, own in found.items()
+    }
     return dict(sorted(metrics.items(), key=lambda pair: not pair[1].is_mean))
 
 
-def _metric(path: Path, name: str, answers: list[LoggedAnswer], reported: float | None, higher: bool) -> LoggedMetric:
-    ((item, _), count), *_ = Counter((answer.item, answer.replicate) for answer in answers).most_common(1)
+def _metric(
+    path: Path, name: str, answers: list[LoggedAnswer], reported: float | None, higher: bool
+) -> LoggedMetric:
+    ((item, _), count), *_ = Counter(
+        (answer.item, answer.replicate) for answer in answers
+    ).most_common(1)
     if count > 1:
-        raise UserError(f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates")
+        raise UserError(
+            f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
+        )
     scores = np.array([answer.score for answer in answers])
     counted = scores[np.isfinite(scores)]
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
-    if reported is not None and not (counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)):
+    if reported is not None and not (
+        counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)
+    ):
         is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
-    return LoggedMetric(name=name, higher_is_better=higher, is_mean=is_mean, answers=tuple(answers), reported=reported)
+    return LoggedMetric(
+        name=name,
+        higher_is_better=higher,
+        is_mean=is_mean,
+        answers=tuple(answers),
+        reported=reported,
+    )

@@ -20,7 +20,9 @@ def read_run(path: Path, name: str, group: str) -> Log:
     try:
         return _read(path, read_object(path / "report.json"), name, group)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: report.json or {SAMPLES} is damaged: {first_line(error)}") from error
+        raise UserError(
+            f"{path}: report.json or {SAMPLES} is damaged: {first_line(error)}"
+        ) from error
 
 
 def _read(path: Path, report: Row, name: str, group: str) -> Log:
@@ -38,21 +40,31 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
             found = _answers(line, line["models"][model], group)
             answers.setdefault(line["category"], []).extend((metric, one) for one in found)
     if not answers:
-        raise UserError(f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report")
+        raise UserError(
+            f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report"
+        )
     tasks = dict[str, Task]()
     for task, pairs in answers.items():
-        metrics = metrics_of(path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower)
+        metrics = metrics_of(
+            path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower
+        )
         if metric != "score":  # no score from 0 to 1, even if all of them are
             metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
-        tasks[task] = Task(name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))})
+        tasks[task] = Task(
+            name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))}
+        )
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
 
 def _answers(line: Row, own: Row, group: str) -> Iterator[LoggedAnswer]:
     """One answer per replicate, or one for all if the item's score is not their mean (the best of them)."""
     several = abs(np.mean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
-    scores, outcomes = ((several and own.get(f"{key}s")) or [own[key]] for key in ("score", "outcome"))
-    for number_, (score, outcome, output) in enumerate(zip(scores, outcomes, own["resps"][0], strict=False)):
+    scores, outcomes = (
+        (several and own.get(f"{key}s")) or [own[key]] for key in ("score", "outcome")
+    )
+    for number_, (score, outcome, output) in enumerate(
+        zip(scores, outcomes, own["resps"][0], strict=False)
+    ):
         yield LoggedAnswer(
             item=f"{line['item']} {line['prompt_hash'][:16]}",
             score=float(score),

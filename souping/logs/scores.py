@@ -30,7 +30,9 @@ class LogScores(ScoreSource):
 
     @cached_property
     def _scores(self) -> ScoreMatrix:
-        found = matched({name: read(path, group=self.group or "") for name, path in self.path.items()})
+        found = matched(
+            {name: read(path, group=self.group or "") for name, path in self.path.items()}
+        )
         metrics = [metrics[0] for metrics in found.metrics.values() if metrics[0].is_mean]
         if not metrics:
             raise UserError("scores.path: no task in common whose score is a mean over items")
@@ -45,9 +47,13 @@ class LogScores(ScoreSource):
             for place in kept:
                 name = f"{metric.task}/{metric.items[place]}"
                 group = metric.groups[place] or name
-                items.append(Item(id=name, category=metric.task, prompt="", answer=None, group=group))
+                items.append(
+                    Item(id=name, category=metric.task, prompt="", answer=None, group=group)
+                )
         rows = zip(found.models, np.hstack(columns), strict=True)
-        return ScoreMatrix.from_items({name: ItemScores(items=tuple(items), values=row) for name, row in rows})
+        return ScoreMatrix.from_items(
+            {name: ItemScores(items=tuple(items), values=row) for name, row in rows}
+        )
 
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """The scores with the candidates marked.

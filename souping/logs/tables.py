@@ -57,13 +57,18 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     names = next(rows, [])
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise UserError(f"{path}: row {number} has {len(row)} of {len(names)} columns: is the file whole?")
+            raise UserError(
+                f"{path}: row {number} has {len(row)} of {len(names)} columns: is the file whole?"
+            )
         yield dict(zip(names, row, strict=True))
 
 
 def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    metrics, limited = dict[str, dict[str, None]](), any(not _empty(row.get("limit")) for row in rows)
+    metrics, limited = (
+        dict[str, dict[str, None]](),
+        any(not _empty(row.get("limit")) for row in rows),
+    )
     for row in rows:
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
     for row in rows:
@@ -93,7 +98,11 @@ def _inspect_scores(row: Row) -> dict[str, Any]:
     for column in (name for name in row if name.startswith("score_") and not _empty(row[name])):
         value = json.loads(row[column]) if str(row[column]).startswith("{") else row[column]
         name = column.removeprefix("score_")
-        found |= {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        found |= (
+            {f"{name}/{key}": one for key, one in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
     return found
 
 
@@ -103,12 +112,16 @@ def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
     for number, row in enumerate(rows, start=1):
         if not needed.keys() <= row.keys():
             name, known = next(name for name in needed if name not in row), list(map(str, row))
-            raise UserError(f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})")
+            raise UserError(
+                f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
+            )
         run = runs.setdefault(_text(row, "run"), {})
         answers = run.setdefault((_text(row, "task"), str(row["category"])), [])
         answers.append((_text(row, "metric") or "score", _answer(path, number, row, group)))
     if not runs:
-        raise UserError(f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer")
+        raise UserError(
+            f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
+        )
     return tuple(_log(path, run, tasks) for run, tasks in runs.items())
 
 
@@ -130,7 +143,9 @@ def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
             output=output,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: row {number}: score, tokens, replicate must be numbers or empty: {error}") from error
+        raise UserError(
+            f"{path}: row {number}: score, tokens, replicate must be numbers or empty: {error}"
+        ) from error
 
 
 def _replicate(value: Any) -> int:
@@ -163,12 +178,16 @@ def _number(value: Any) -> float:
     return number
 
 
-def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]]) -> Log:
+def _log(
+    path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]]
+) -> Log:
     found, inside = dict[str, Task](), dict[str, list[str]]()
     for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in found:
-            raise UserError(f"{path}: two tasks would be called {name}: rename a task or a category")
+            raise UserError(
+                f"{path}: two tasks would be called {name}: rename a task or a category"
+            )
         inside.setdefault(task or name, []).append(name)
         found[name] = Task(name=name, metrics=metrics_of(path, answers))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}
@@ -177,6 +196,9 @@ def _log(path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[st
         harness="table",
         model=run or path.resolve().stem,  # a link to a log is the same log
         tasks=found,
-        groups={task: Group(name=task, members=names, weight_by_size=True) for task, names in several.items()},
+        groups={
+            task: Group(name=task, members=names, weight_by_size=True)
+            for task, names in several.items()
+        },
         asked=tuple(inside),
     )

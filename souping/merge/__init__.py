@@ -77,7 +77,9 @@ class CandidatePool(Component, Protocol):
 
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
-    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
+    def write(
+        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+    ) -> Path:
         """The soup as a folder, whole or not at all."""
         ...
 
@@ -136,6 +138,8 @@ class MergeBackend(Component, Protocol):
         """This backend with other settings; those that it does not have are left out."""
         ...
 
-    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
+    def open(
+        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+    ) -> CandidatePool:
         """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
         ...

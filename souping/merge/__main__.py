@@ -33,9 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m souping.merge", description=__doc__)
     parser.add_argument("plan", type=Path, help="a plan saved by plan=true")
     parser.add_argument("out", type=Path, help="the folder to write: absent, or empty")
-    parser.add_argument("--num-processes", type=positive, help="with accelerate launch: refuse another number of ranks")
-    parser.add_argument("--timeout", type=seconds, default=600.0, help="seconds that the ranks wait for each other")
-    parser.add_argument("--fill", action="store_true", help="OUT holds the shards at full size: fill them, no more")
+    parser.add_argument(
+        "--num-processes",
+        type=positive,
+        help="with accelerate launch: refuse another number of ranks",
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=600.0, help="seconds that the ranks wait for each other"
+    )
+    parser.add_argument(
+        "--fill", action="store_true", help="OUT holds the shards at full size: fill them, no more"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(format=f"{WARNING}%(message)s")
     try:

@@ -74,13 +74,17 @@ class AccelerateMerge(LocalMerge):
     def hashes_while_reading(self) -> bool:
         return False
 
-    def write(self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path:
+    def write(
+        self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
+    ) -> Path:
         """Write as `LocalMerge.write` does; with several ranks, progress is reported once, at the end.
 
         Raises:
             UserError: as `LocalMerge.write`, or a rank died, or fewer ranks started than asked for, or one is silent.
         """
-        return write_checkpoint(plan, out, progress=progress, extra_files=extra_files, shares=self._fill)
+        return write_checkpoint(
+            plan, out, progress=progress, extra_files=extra_files, shares=self._fill
+        )
 
     def _fill(self, plan: MergePlan, stage: Path, progress: Progress) -> None:
         count = rank_count(self.num_processes)
@@ -89,7 +93,15 @@ class AccelerateMerge(LocalMerge):
             return
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             saved = plan.save(Path(folder) / "plan.json")
-            work = [str(saved), str(stage), "--fill", "--num-processes", str(count), "--timeout", str(self.timeout)]
+            work = [
+                str(saved),
+                str(stage),
+                "--fill",
+                "--num-processes",
+                str(count),
+                "--timeout",
+                str(self.timeout),
+            ]
             text, status = launch([*launcher(count), *work], Path(folder) / "log")
         for warning in dict.fromkeys(re.findall(f"^{WARNING}(.*)$", text, re.MULTILINE)):
             log.warning("%s", warning)
@@ -100,7 +112,15 @@ class AccelerateMerge(LocalMerge):
 
     def needs(self) -> list[Missing]:
         there = find_spec("accelerate") is not None
-        return [] if there else [Missing(what="the package accelerate is not installed", fix="pip install accelerate")]
+        return (
+            []
+            if there
+            else [
+                Missing(
+                    what="the package accelerate is not installed", fix="pip install accelerate"
+                )
+            ]
+        )
 
 
 def rank_count(asked: int | None) -> int:
@@ -116,7 +136,9 @@ def rank_count(asked: int | None) -> int:
         return gpus or CPU_RANKS
     if 0 < gpus < asked:
         advice = "lower it, or hide them (CUDA_VISIBLE_DEVICES=) for ranks on the CPU"
-        raise UserError(f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: {advice}")
+        raise UserError(
+            f"merge.num_processes={asked} is more than the number of GPUs, {gpus}: {advice}"
+        )
     return asked
 
 
@@ -125,7 +147,13 @@ def launcher(count: int) -> list[str]:
 
     `souping.core.system` ends the launcher when this process is gone, and the ranks watch the launcher.
     """
-    watched = [sys.executable, "-m", "souping.core.system", str(os.getpid()), "accelerate.commands.launch"]
+    watched = [
+        sys.executable,
+        "-m",
+        "souping.core.system",
+        str(os.getpid()),
+        "accelerate.commands.launch",
+    ]
     # on CPUs too: it starts gloo ranks
     ranks = ["--multi_gpu", "--gpu_ids", "all", "--num_processes", str(count)]
     fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -134,7 +162,9 @@ def launcher(count: int) -> list[str]:
 
 def launch(command: list[str], log_file: Path) -> tuple[str, int]:
     """(standard error, exit status) of a command that does not outlive this process."""
-    environment = {key: value for key, value in package_environment().items() if key not in OTHER_GROUP}
+    environment = {
+        key: value for key, value in package_environment().items() if key not in OTHER_GROUP
+    }
     with log_file.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -161,7 +191,9 @@ def cause(text: str) -> str:
     ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text)
     for rank, number in ((rank, int(code)) for rank, code in ended if int(code) != signal.SIGTERM):
         memory = " (out of memory?)" if number == signal.SIGKILL else ""
-        return f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
+        return (
+            f"merge=accelerate: rank {rank} ended with signal {number}{memory}; nothing was written"
+        )
     if errors := re.findall(f"^{ERROR}(.*)$", text, re.MULTILINE):
         return str(errors[0])
     last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
@@ -213,9 +245,15 @@ class Rank:
                 died or did not finish within the timeout of this one's end.
         """
         try:
-            with ShardWriter(plan, stage) if self.gpu is None else CudaShardWriter(plan, stage, self.gpu) as writer:
+            with (
+                ShardWriter(plan, stage)
+                if self.gpu is None
+                else CudaShardWriter(plan, stage, self.gpu) as writer
+            ):
                 most = THREADS if self.gpu is None else GPU_THREADS
-                writer.fill(self.number, self.count, max(1, min(cores() // self.local, most)), progress)
+                writer.fill(
+                    self.number, self.count, max(1, min(cores() // self.local, most)), progress
+                )
         except (UserError, OSError) as error:
             if self.local == self.count:
                 raise
@@ -304,10 +342,14 @@ def agrees(device: torch.device) -> bool:
 
     dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
-        rows = [np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights]
+        rows = [
+            np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights
+        ]
         wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
         mix_block(function, rows, tags, weights, dtype, wanted, dtype)
-        soup, _ = blend(function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype)
+        soup, _ = blend(
+            function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype
+        )
         if not np.array_equal(soup.cpu().numpy(), wanted):
             return False
     return True
@@ -338,7 +380,9 @@ class CudaShardWriter(ShardWriter):
             return
         stream, pinned = self._lane()
         sizes = [chunk.count * size_of(source.dtype) for source in chunk.sources]
-        *rows, out = (_pinned(pinned, number, size) for number, size in enumerate([*sizes, chunk.nbytes]))
+        *rows, out = (
+            _pinned(pinned, number, size) for number, size in enumerate([*sizes, chunk.nbytes])
+        )
         for number, row in enumerate(rows):
             self.read(chunk, number, row.numpy())
         with torch.cuda.device(self._device), torch.cuda.stream(stream), torch.no_grad():

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint_of
-from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, read_tokenizer, same_values, tied
+from souping.checkpoints.compatibility import (
+    check_tokenizer,
+    compare_tokenizers,
+    read_tokenizer,
+    same_values,
+    tied,
+)
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
@@ -51,7 +57,9 @@ class AdapterPool(CandidatePool):
     the base's content.
     """
 
-    def __init__(self, folders: Mapping[str, Path], merge: MergeBackend, cache: Cache = None) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], merge: MergeBackend, cache: Cache = None
+    ) -> None:
         """Open and check.
 
         Raises:
@@ -60,19 +68,28 @@ class AdapterPool(CandidatePool):
         """
         check_settings(merge)
         self._merge = merge
-        self.adapters = {name: Adapter.open(folder, merge.allow_pickle) for name, folder in folders.items()}
+        self.adapters = {
+            name: Adapter.open(folder, merge.allow_pickle) for name, folder in folders.items()
+        }
         self.base = find_base(self.adapters, merge.base, merge.allow_pickle)
         if self.base.assembly is not None:
-            raise UserError(f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first")
+            raise UserError(
+                f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
+            )
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             factors.refuse_shared(self.sites, self.sites)
         self._warnings = compare_with_base(self.adapters, self.base)
         self.base_fingerprint = fingerprint_of(self.base, cache)
-        self._fingerprints = {n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()}
+        self._fingerprints = {
+            n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()
+        }
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders, self.base_name = dict(folders), base_name(folders)
-        self._opened = {**{n: a.checkpoint for n, a in self.adapters.items()}, self.base_name: self.base}
+        self._opened = {
+            **{n: a.checkpoint for n, a in self.adapters.items()},
+            self.base_name: self.base,
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +147,9 @@ class AdapterPool(CandidatePool):
     def plan(self, recipe: Recipe) -> AdapterPlan:
         return AdapterPlan(recipe, self._carrier(recipe))
 
-    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
+    def write(
+        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+    ) -> Path:
         """The soup as an adapter folder, or with `merge.adapters=merge` a full model; whole or not at all.
 
         Raises:
@@ -140,16 +159,22 @@ class AdapterPool(CandidatePool):
         plan = self.plan(recipe)
         with staged(out) as stage:
             files = self._write_weights(plan, stage, progress) | _side(self.adapters[plan.carrier])
-            write_files(stage, with_extra(files, [path.name for path in stage.iterdir()], extra_files))
+            write_files(
+                stage, with_extra(files, [path.name for path in stage.iterdir()], extra_files)
+            )
             self.check_unchanged(recipe)
         return Path(out)
 
-    def _write_weights(self, plan: AdapterPlan, stage: Path, progress: Progress) -> dict[str, str | bytes]:
+    def _write_weights(
+        self, plan: AdapterPlan, stage: Path, progress: Progress
+    ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
         recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
         shares = self.shares(recipe)
         if _merged(recipe):
-            full = factors.base_plan(recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite)
+            full = factors.base_plan(
+                recipe, self.base_name, self.base, self._merge.max_shard_size, nonfinite
+            )
             factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
             return {**companion_files(full), "recipe.json": text}
@@ -161,8 +186,15 @@ class AdapterPool(CandidatePool):
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
         if self._merge.adapters == "merge" and self._merge.dtype not in (None, self.base.dtype):
-            alone = Recipe(ingredients=("base",), fingerprints=("",), weights=(1.0,), dtype=str(self._merge.dtype))
-            LiveModule(Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite).pour(alone)
+            alone = Recipe(
+                ingredients=("base",),
+                fingerprints=("",),
+                weights=(1.0,),
+                dtype=str(self._merge.dtype),
+            )
+            LiveModule(
+                Alignment({"base": self.base}), module, nonfinite=self._merge.nonfinite
+            ).pour(alone)
         return AdapterLive(self, module)
 
     def reader(self) -> factors.TensorReader:
@@ -234,7 +266,10 @@ class AdapterLive(Pourable):
         made: factors.Product | None = None
         if shares:
             made = factors.product(
-                self._reader, shares, factors.FULL if merged else TORCH_NAMES[recipe.dtype], site.transposed
+                self._reader,
+                shares,
+                factors.FULL if merged else TORCH_NAMES[recipe.dtype],
+                site.transposed,
             )
         with torch.no_grad():
             for first, count in factors.blocks_of(site.tensor.shape):
@@ -259,7 +294,9 @@ def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
             weight = dict(owner.named_parameters(recurse=False)).get("weight")
             if weight is not None and tuple(weight.shape) == site.tensor.shape:
                 return owner
-    raise UserError(f"the adapters change {shown(site.module)}, which the loaded base model does not have")
+    raise UserError(
+        f"the adapters change {shown(site.module)}, which the loaded base model does not have"
+    )
 
 
 def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
@@ -275,7 +312,9 @@ def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
 # What adapters change in the base
 
 
-def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False) -> Checkpoint:
+def find_base(
+    adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False
+) -> Checkpoint:
     """Open the one base of all adapters; `folder` (merge.base) is its place if their configs do not name one.
 
     Raises:
@@ -287,7 +326,11 @@ def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle:
         _same_base(first, adapters[first], name, adapters[name])
     path = expanded(folder, "merge.base") if folder else folder_at(settings.base)
     if path is None or not path.is_dir():
-        what = f"merge.base={folder}" if folder else f"the adapters' base model {shown(str(settings.base))}"
+        what = (
+            f"merge.base={folder}"
+            if folder
+            else f"the adapters' base model {shown(str(settings.base))}"
+        )
         raise UserError(f"{what} is not a folder here: set merge.base=FOLDER")
     return Checkpoint.open(path, allow_pickle)
 
@@ -295,8 +338,12 @@ def find_base(adapters: Mapping[str, Adapter], folder: str | None, allow_pickle:
 def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
     one, other = left.settings, right.settings
     named = shown(str(one.base)), shown(str(other.base))
-    if one.base != other.base and (folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)):
-        raise UserError(f"adapters {a} and {b} are over different base models, {named[0]} and {named[1]}")
+    if one.base != other.base and (
+        folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)
+    ):
+        raise UserError(
+            f"adapters {a} and {b} are over different base models, {named[0]} and {named[1]}"
+        )
     if (one.revision or "main") != (other.revision or "main"):
         raise UserError(f"adapters {a} and {b} are over different revisions of {named[0]}")
 
@@ -317,20 +364,30 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factor
         other = owners.setdefault(site.tensor.name, site.module)
         # adapters of a whole model and of its inner one
         if other != site.module and not site.shared:
-            raise UserError(f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}")
+            raise UserError(
+                f"adapters call {site.tensor.name} by two names, {shown(other)} and {shown(site.module)}"
+            )
     for name, adapter in adapters.items():
         _whole_is_base(base, name, adapter)
     return every
 
 
-def _site(base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool) -> factors.Site:
-    owners = {name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts}
+def _site(
+    base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square: bool
+) -> factors.Site:
+    owners = {
+        name: adapter.parts[module] for name, adapter in adapters.items() if module in adapter.parts
+    }
     first, part = next(iter(owners.items()))
     tensor = weight_of(base, module) or _tied_embedding(base, module)
     if tensor is None:
-        raise UserError(f"adapter {first} adapts {shown(module)}, which the base {base.folder} does not have")
+        raise UserError(
+            f"adapter {first} adapts {shown(module)}, which the base {base.folder} does not have"
+        )
     if tensor.dtype not in FLOATS:
-        raise UserError(f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original")
+        raise UserError(
+            f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original"
+        )
     for name, other in owners.items():
         if other.embedding != part.embedding or not _fits(other, tensor):
             raise UserError(
@@ -365,7 +422,11 @@ def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
     if f"{module.rpartition('.')[2]}.weight" not in TIED:
         return None
     vocab = base.config.get("vocab_size")
-    embeddings = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name]
+    embeddings = [
+        t
+        for t in base.tensors.values()
+        if len(t.shape) == 2 and t.shape[0] == vocab and "embed" in t.name
+    ]
     embeddings = embeddings or [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
     return embeddings[0] if len(embeddings) == 1 else None
 
@@ -385,7 +446,9 @@ def _whole_is_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
     for module, tensor in adapter.whole.items():
         own = weight_of(base, module) or _tied_embedding(base, module)
         if own is None or not same_values(adapter.checkpoint, tensor, base, own):
-            raise UserError(f"adapter {name} has a whole weight of {shown(module)} that is not the base's")
+            raise UserError(
+                f"adapter {name} has a whole weight of {shown(module)} that is not the base's"
+            )
 
 
 def check_settings(merge: MergeBackend) -> None:
@@ -397,9 +460,13 @@ def check_settings(merge: MergeBackend) -> None:
     if merge.adapters is None:
         raise UserError("this merge backend does not soup adapters: use merge=local")
     if merge.method != "linear":
-        raise UserError(f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear")
+        raise UserError(
+            f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear"
+        )
     if merge.overrides:
-        raise UserError("merge.overrides is for full models: a soup of adapters has one weight an adapter")
+        raise UserError(
+            "merge.overrides is for full models: a soup of adapters has one weight an adapter"
+        )
 
 
 def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
@@ -412,5 +479,7 @@ def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list
     warnings = []
     for name, adapter in adapters.items():
         if adapter.has_tokenizer:
-            warnings += compare_tokenizers("base", name, own, read_tokenizer(adapter.checkpoint), "error")
+            warnings += compare_tokenizers(
+                "base", name, own, read_tokenizer(adapter.checkpoint), "error"
+            )
     return warnings

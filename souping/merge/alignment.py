@@ -46,7 +46,9 @@ class Alignment:
     `base` is the base model of the methods that have one.
     """
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None) -> None:
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None
+    ) -> None:
         self.checkpoints, self.base = dict(checkpoints), base
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
@@ -90,7 +92,9 @@ class Alignment:
             check_method(recipe.method, recipe.weights)
             if method.base:
                 if self.base is None:
-                    raise UserError(f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER")
+                    raise UserError(
+                        f"merge.method={recipe.method} needs the base model: set merge.base=FOLDER"
+                    )
                 pool[base_name(self.checkpoints)] = self.base
         return pool
 
@@ -128,7 +132,10 @@ class LaidTensor:
     @classmethod
     def of(cls, slot: AlignedTensor, files: Sequence[Mapping[str, int]]) -> LaidTensor:
         places = zip(slot.parts, files, strict=True)
-        sources = tuple(Source(i, own[part.file], part.offset, part.dtype) for i, (part, own) in enumerate(places))
+        sources = tuple(
+            Source(i, own[part.file], part.offset, part.dtype)
+            for i, (part, own) in enumerate(places)
+        )
         stored = tuple(part.soup_dtype for part in slot.parts)
         mixable = slot.dtype in FLOATS and set(stored) <= set(FLOATS)
         return cls(slot, sources, stored, row_bands(slot) if mixable else ())
@@ -142,7 +149,9 @@ def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
     edges = sorted({min(r, top) for r in rows} | {top}) if slot.uneven else [top]
     starts = [0, *edges[:-1]]
     return tuple(
-        Band(start * width, (edge - start) * width, tuple(i for i, r in enumerate(rows) if r >= edge))
+        Band(
+            start * width, (edge - start) * width, tuple(i for i, r in enumerate(rows) if r >= edge)
+        )
         for start, edge in zip(starts, edges, strict=True)
     )
 
@@ -158,7 +167,10 @@ class Layout:
     @classmethod
     def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
         aligned = align(pool, vocab)
-        files = [{"": 0, **{name: i for i, name in enumerate(checkpoint.files)}} for checkpoint in pool.values()]
+        files = [
+            {"": 0, **{name: i for i, name in enumerate(checkpoint.files)}}
+            for checkpoint in pool.values()
+        ]
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in pool.items())
         return cls(pool, {slot.name: LaidTensor.of(slot, files) for slot in aligned}, ingredients)
 
@@ -169,10 +181,16 @@ class Layout:
     def carrier(self, carry: str | None) -> int:
         """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
         names, uneven = list(self.pool), self.uneven
-        fits = [i for i in range(len(names)) if all(slot.parts[i].shape == slot.shape for slot in uneven)]
+        fits = [
+            i
+            for i in range(len(names))
+            if all(slot.parts[i].shape == slot.shape for slot in uneven)
+        ]
         if carry is not None:
             if carry not in names:
-                raise UserError(f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}")
+                raise UserError(
+                    f"merge.carry={carry} is not an ingredient of this recipe: {', '.join(names)}"
+                )
             chosen = names.index(carry)
             if fits and chosen not in fits:
                 rows, own = uneven[0].shape[0], uneven[0].parts[chosen].shape[0]
@@ -193,7 +211,11 @@ class Mix:
 
     def op_on(self, tensor: LaidTensor) -> Operation:
         """The operation on a tensor: what is rounded when it is written cannot be copied."""
-        return "linear" if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype else self.op
+        return (
+            "linear"
+            if self.op == "copy" and tensor.sources[self.used[0]].dtype != self.dtype
+            else self.op
+        )
 
 
 class WeightedLayout:
@@ -213,12 +235,16 @@ class WeightedLayout:
 
     def plan(self, limit: int, nonfinite: str, carry: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
-        tensors, shards = place_tensors([self._tensor(tensor) for tensor in self.layout.tensors.values()], limit)
+        tensors, shards = place_tensors(
+            [self._tensor(tensor) for tensor in self.layout.tensors.values()], limit
+        )
         uneven = self.layout.uneven
         return MergePlan(
             recipe=self.recipe,
             method=self.method,
-            dtype="+".join(name for name, tag in TORCH_NAMES.items() if any(t.dtype == tag for t in tensors)),
+            dtype="+".join(
+                name for name, tag in TORCH_NAMES.items() if any(t.dtype == tag for t in tensors)
+            ),
             nonfinite=nonfinite,
             carry=self.layout.carrier(carry),
             vocab_size=uneven[0].shape[0] if uneven else None,
@@ -258,33 +284,50 @@ class WeightedLayout:
     def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
         """A tensor of the soup, not yet placed in a shard."""
         slot, first = tensor.slot, tensor.slot.parts[0]
-        mixes = [self._mix(band.have, tensor.stored, self._number(slot.name)) for band in tensor.bands]
+        mixes = [
+            self._mix(band.have, tensor.stored, self._number(slot.name)) for band in tensor.bands
+        ]
         dtype = mixes[0].dtype if mixes else first.dtype
         bands = tuple(
             PlannedBand(
-                mix.op_on(tensor), band.start, band.count, _at(tensor.sources, mix.used, band.start), mix.weights
+                mix.op_on(tensor),
+                band.start,
+                band.count,
+                _at(tensor.sources, mix.used, band.start),
+                mix.weights,
             )
             for band, mix in zip(tensor.bands, mixes, strict=True)
         )
         if not mixes:
-            bands = (PlannedBand("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),)
-        return PlannedTensor(slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, bands)
+            bands = (
+                PlannedBand("same", 0, first.count, tensor.sources, (1.0,) * len(tensor.sources)),
+            )
+        return PlannedTensor(
+            slot.name, dtype, slot.shape, 0, 0, math.prod(slot.shape) * BITS[dtype] // 8, bands
+        )
 
 
 def _total(weights: Iterable[float]) -> float:
     total = sum(weights)
     if not total:
-        raise UserError("weights of the models that have a row sum to zero: vocabularies that differ need others")
+        raise UserError(
+            "weights of the models that have a row sum to zero: vocabularies that differ need others"
+        )
     return total
 
 
 def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:
     """The sources of these models, so many elements further on."""
     chosen = [sources[i] for i in used]
-    return tuple(replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s for s in chosen)
+    return tuple(
+        replace(s, offset=s.offset + elements * BITS[s.dtype] // 8) if elements else s
+        for s in chosen
+    )
 
 
-def place_tensors(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
+def place_tensors(
+    tensors: Sequence[PlannedTensor], limit: int
+) -> tuple[tuple[PlannedTensor, ...], tuple[str, ...]]:
     """Fill shards in order up to `limit` bytes; inside a shard wide dtypes come first, so that all stay aligned."""
     groups: list[list[PlannedTensor]] = [[]]
     filled = 0
@@ -295,7 +338,11 @@ def place_tensors(tensors: Sequence[PlannedTensor], limit: int) -> tuple[tuple[P
         groups[-1].append(tensor)
         filled += tensor.nbytes
     count = len(groups)
-    names = (SINGLE,) if count == 1 else tuple(f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count))
+    names = (
+        (SINGLE,)
+        if count == 1
+        else tuple(f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count))
+    )
     placed = []
     for shard, group in enumerate(groups):
         offset = 0
@@ -338,7 +385,9 @@ def check_overrides(overrides: Mapping[str, Sequence[float]]) -> tuple[tuple[str
             raise UserError("merge.overrides has an empty pattern: name tensors")
         for low, high in (each.split("-") for each in re.findall(RANGE, pattern)):
             if not int(low) <= int(high) < 10_000:
-                raise UserError(f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000")
+                raise UserError(
+                    f"merge.overrides.{pattern}: the range {low}-{high} must be ascending and below 10000"
+                )
         pairs.append((pattern, check_weights(values, f"merge.overrides.{pattern}")))
     return tuple(pairs)
 
@@ -357,11 +406,15 @@ def fitted(
     pairs: list[list[str | list[float]]] = []
     for pattern, values in check_overrides(overrides):
         if len(values) != len(pool):
-            raise UserError(f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates")
+            raise UserError(
+                f"merge.overrides.{pattern} has {len(values)} weights for {len(pool)} candidates"
+            )
         kept = [values[pool.index(name)] for name in used]
         total = sum(kept)
         if total:
-            pairs.append([pattern, kept if len(kept) == len(pool) else [value / total for value in kept]])
+            pairs.append(
+                [pattern, kept if len(kept) == len(pool) else [value / total for value in kept]]
+            )
     return pairs
 
 
@@ -379,10 +432,16 @@ def _overridden(recipe: Recipe, names: Sequence[str]) -> tuple[list[Weights], Ca
         raise UserError(f"merge.overrides works with merge.method=linear only, not {recipe.method}")
     for pattern, weights in pairs:
         if len(weights) != len(recipe.weights):
-            raise UserError(f"merge.overrides.{pattern} needs {len(recipe.weights)} weights, not {len(weights)}")
+            raise UserError(
+                f"merge.overrides.{pattern} needs {len(recipe.weights)} weights, not {len(weights)}"
+            )
     tests = [(pattern, matcher(pattern)) for pattern, _ in pairs]
     for pattern, test in tests:
         if not any(test(name) for name in names):
-            raise UserError(f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}")
-    numbers = {name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names}
+            raise UserError(
+                f"merge.overrides.{pattern} matches no tensor; a tensor's name is {names[0]}"
+            )
+    numbers = {
+        name: next((i for i, (_, test) in enumerate(tests) if test(name)), -1) for name in names
+    }
     return [weights for _, weights in pairs], numbers.__getitem__

@@ -71,12 +71,19 @@ class TensorReader:
         Raises:
             UserError: the file ends early, or a value is not finite.
         """
-        path, size = self._checkpoints[name].folder / tensor.file, math.prod(tensor.shape[1:]) * size_of(tensor.dtype)
+        path, size = (
+            self._checkpoints[name].folder / tensor.file,
+            math.prod(tensor.shape[1:]) * size_of(tensor.dtype),
+        )
         length = (tensor.shape[0] if count is None else count) * size
         with path.open("rb", buffering=0) as file:
-            raw = np.frombuffer(os.pread(file.fileno(), length, tensor.offset + start * size), np.uint8)
+            raw = np.frombuffer(
+                os.pread(file.fileno(), length, tensor.offset + start * size), np.uint8
+            )
         if len(raw) != length:
-            raise UserError(f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again.")
+            raise UserError(
+                f"{path}, tensor {shown(tensor.name)}: the file ends early. Start again."
+            )
         values = widen(raw, tensor.dtype).reshape(-1, *tensor.shape[1:])
         self._check(values, f"NaN or infinity in tensor {shown(tensor.name)} in {path}")
         return values
@@ -151,7 +158,9 @@ def rank_of(shares: Sequence[Share]) -> int:
     return sum(part.rank for _, part, _ in shares)
 
 
-def write_weights(path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress = None) -> None:
+def write_weights(
+    path: Path, shares: Shares, dtype: str, reader: TensorReader, progress: Progress = None
+) -> None:
     """adapter_model.safetensors: one module at a time, A and B of the soup's rank.
 
     Raises:
@@ -162,7 +171,9 @@ def write_weights(path: Path, shares: Shares, dtype: str, reader: TensorReader, 
     total = 0
     for module in sorted(shares):
         part = shares[module][0][1]
-        for key, shape in zip(part.keys, ((rank, part.a.shape[1]), (part.b.shape[0], rank)), strict=True):
+        for key, shape in zip(
+            part.keys, ((rank, part.a.shape[1]), (part.b.shape[0], rank)), strict=True
+        ):
             tensors.append((key, dtype, shape, total, math.prod(shape) * size))
             total += math.prod(shape) * size
     with path.open("xb") as file:
@@ -198,14 +209,18 @@ def config_text(shares: Shares, adapters: Mapping[str, Adapter]) -> str:
         "r": soup_rank(shares),
         "revision": settings[0].revision,
         "target_modules": sorted(shares),
-        "task_type": next((each.task_type for each in settings if each.task_type is not None), None),
+        "task_type": next(
+            (each.task_type for each in settings if each.task_type is not None), None
+        ),
         "use_dora": False,
         "use_rslora": False,
     }
     return json.dumps(table, indent=2) + "\n"
 
 
-def base_plan(recipe: Recipe, name: str, base: Checkpoint, max_shard_size: int | str, nonfinite: str) -> MergePlan:
+def base_plan(
+    recipe: Recipe, name: str, base: Checkpoint, max_shard_size: int | str, nonfinite: str
+) -> MergePlan:
     """The plan of the output's tensors: the base's, in the recipe's dtype, under the recipe's name."""
     alone = Recipe(ingredients=(name,), fingerprints=("",), weights=(1.0,), dtype=recipe.dtype)
     plan = Alignment({name: base}).plan(alone, max_shard_size=max_shard_size, nonfinite=nonfinite)
@@ -231,7 +246,9 @@ def write_model(
     prepare(plan, stage)
     with ShardWriter(plan, stage) as writer:
         writer.plan = replace(plan, tensors=tuple(t for t in plan.tensors if t.name not in adapted))
-        writer.fill(progress=None if progress is None else lambda count, _: progress(count, plan.nbytes))
+        writer.fill(
+            progress=None if progress is None else lambda count, _: progress(count, plan.nbytes)
+        )
     for tensor in (t for t in plan.tensors if t.name in adapted):
         module = adapted[tensor.name]
         _write_tensor(plan, tensor, stage, sites[module], shares[module], reader)
@@ -245,11 +262,18 @@ def refuse_shared(sites: Mapping[str, Site], modules: Shares | Mapping[str, Site
     bad = [module for module in modules if sites[module].shared]
     if bad:
         advice = "keep the soup an adapter, merge.adapters=keep"
-        raise UserError(f"the adapters change {shown(bad[0])}, whose weight the base ties to another module: {advice}")
+        raise UserError(
+            f"the adapters change {shown(bad[0])}, whose weight the base ties to another module: {advice}"
+        )
 
 
 def _write_tensor(
-    plan: MergePlan, tensor: PlannedTensor, stage: Path, site: Site, shares: Sequence[Share], reader: TensorReader
+    plan: MergePlan,
+    tensor: PlannedTensor,
+    stage: Path,
+    site: Site,
+    shares: Sequence[Share],
+    reader: TensorReader,
 ) -> None:
     made = product(reader, shares, FULL, site.transposed)
     start = len(plan.header(tensor.shard)) + tensor.offset

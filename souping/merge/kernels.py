@@ -52,7 +52,9 @@ def narrow(values: Float32, dtype: str) -> Raw:
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     if dtype == "F32":
         return np.where(nan, np.uint32(NAN[dtype]), bits).view(np.uint8)
-    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(16)
+    rounded = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(
+        16
+    )
     return np.where(nan, np.uint32(NAN[dtype]), rounded).astype(np.uint16).view(np.uint8)
 
 
@@ -69,7 +71,9 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         bits = sums.view(np.uint64)
         ties = (bits & np.uint64(0x0FFFFFFF)) == 0
         small = np.abs(sums) < 2.0**-125
-        doubtful = np.flatnonzero((ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0)))
+        doubtful = np.flatnonzero(
+            (ties & ((bits & np.uint64(0x10000000)) != 0)) | (small & (sums != 0))
+        )
         if len(doubtful):
             _round_to_odd(sums, product, wide, doubtful)
         return sums.astype(np.float32).reshape(total.shape)
@@ -152,7 +156,9 @@ def _plain(soup: Float32, function: Combine, shape: tuple[int, ...]) -> Float32:
     """
     if not isinstance(soup, np.ndarray) or soup.shape != shape or soup.dtype.kind != "f":
         made = f"{soup.dtype} {soup.shape}" if isinstance(soup, np.ndarray) else type(soup).__name__
-        raise UserError(f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors")
+        raise UserError(
+            f"merge method {named(function)} gave {made}, not fp32 {shape} like its tensors"
+        )
     return soup.astype(np.float32, copy=False)
 
 
@@ -203,7 +209,9 @@ def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) ->
         if delta:
             lines.append(f"  %d{k} = fsub float %x{k}, %x0")
             value = f"%d{k}"
-        lines.append(f"  %sum{k} = call float @llvm.fma.f32(float %w{k}, float {value}, float {total})")
+        lines.append(
+            f"  %sum{k} = call float @llvm.fma.f32(float %w{k}, float {value}, float {total})"
+        )
         total = f"%sum{k}"
     if delta:
         lines.append(f"  %moved = fadd float %x0, {total}")
@@ -352,7 +360,10 @@ def slerp_weights(inner: Gram, weights: Weights) -> Weights:
     if abs(cosine) > 0.9995:
         return (1 - t, t)
     angle = np.arccos(cosine)
-    return (float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle)))
+    return (
+        float(np.sin((1 - t) * angle) / np.sin(angle)),
+        float(np.sin(t * angle) / np.sin(angle)),
+    )
 
 
 def stock_weights(inner: Gram, weights: Weights) -> Weights:
@@ -389,7 +400,13 @@ def check_method(name: str, weights: Weights) -> None:
     """Refuse a number of ingredients, or weights, that the method is not defined for (UserError)."""
     method, count = get_method(name), len(weights)
     if count < method.least or (method.most is not None and count > method.most):
-        wanted = f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
-        raise UserError(f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}")
+        wanted = (
+            f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"
+        )
+        raise UserError(
+            f"merge.method={name} needs {wanted} ingredients with a weight above zero, there are {count}"
+        )
     if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
-        raise UserError(f"merge.method={name} needs weights that are not negative, not {list(weights)}")
+        raise UserError(
+            f"merge.method={name} needs weights that are not negative, not {list(weights)}"
+        )

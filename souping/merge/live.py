@@ -52,7 +52,9 @@ Row = Callable[[int, int], Raw]
 class LiveModule(Pourable):
     """Open ingredients and a live module: `pour` makes the module that recipe's soup, again and again."""
 
-    def __init__(self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error") -> None:
+    def __init__(
+        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
+    ) -> None:
         self._alignment, self._module, self._nonfinite = alignment, module, nonfinite
         self._files, self._targets, self._warned = WeightFiles(), ModuleTargets(module), set[str]()
         self._grams: dict[tuple[object, ...], Gram] = {}
@@ -73,7 +75,9 @@ class LiveModule(Pourable):
         self._targets.resize(plan.tensors)
         places = self._targets.match(plan.tensors)
         if places is None:
-            reload(self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors})
+            reload(
+                self._module, {tensor.name: self._whole(plan, tensor) for tensor in plan.tensors}
+            )
         else:
             run_tasks(self._tasks(plan, places), 1 if plan.nbytes < SMALL else THREADS)
 
@@ -85,15 +89,27 @@ class LiveModule(Pourable):
             else:
                 yield from self._blocks(plan, tensor, target.flat, target.dtype)
 
-    def _blocks(self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str) -> Iterator[Task]:
+    def _blocks(
+        self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
+    ) -> Iterator[Task]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
         method, size = get_method(plan.method), size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
-            rows = [self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file) for s in chunk.sources]
+            rows = [
+                self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file)
+                for s in chunk.sources
+            ]
             weighed = self._weighed(plan, method, chunk, rows)
             for part in [weighed] if chunk.indivisible and method.whole else blocks(weighed):
                 first = (part.offset - tensor.offset) // size_of(tensor.dtype)
-                yield partial(self._mix, plan, part, rows, flat[first * size : (first + part.count) * size], dtype)
+                yield partial(
+                    self._mix,
+                    plan,
+                    part,
+                    rows,
+                    flat[first * size : (first + part.count) * size],
+                    dtype,
+                )
 
     def _weighed(self, plan: MergePlan, method: Method, chunk: Chunk, rows: Sequence[Row]) -> Chunk:
         """The chunk with its final weights, which may need inner products of the whole band: no recipe changes them."""
@@ -105,7 +121,9 @@ class LiveModule(Pourable):
             self._grams[key] = chunk_gram(chunk, method.base, partial(_read, rows))
         return replace(chunk, weights=method.weigh(self._grams[key], chunk.weights))
 
-    def _mix(self, plan: MergePlan, chunk: Chunk, rows: Sequence[Row], into: Raw, dtype: str) -> None:
+    def _mix(
+        self, plan: MergePlan, chunk: Chunk, rows: Sequence[Row], into: Raw, dtype: str
+    ) -> None:
         sources = [_row(rows, chunk, number) for number in range(len(rows))]
         soup = mixed(plan, chunk, sources, into, dtype, self._warned)
         if soup is not into:
@@ -155,7 +173,9 @@ class WeightFiles:
         raise_file_limit(len(self._rows) + len(checkpoint.files))
         if checkpoint.assembly is None and pointer_in(path) is None:
             with path.open("rb") as handle:
-                mapped = np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                mapped = np.frombuffer(
+                    mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
+                )
             return lambda offset, nbytes: mapped[offset : offset + nbytes]
         if checkpoint.folder not in self._readers:
             self._readers[checkpoint.folder] = WeightReader(checkpoint)
@@ -255,7 +275,9 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(module, PreTrainedModel):
-        raise UserError(f"the soup does not fit the live module, and {type(module).__name__} is none of transformers'")
+        raise UserError(
+            f"the soup does not fit the live module, and {type(module).__name__} is none of transformers'"
+        )
     try:
         loaded: Any = type(module).from_pretrained(
             None,
@@ -266,12 +288,19 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
             trust_remote_code=False,
         )
     except (RuntimeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"the soup does not fit the live module: {first_line(error)[:150]}") from None
+        raise UserError(
+            f"the soup does not fit the live module: {first_line(error)[:150]}"
+        ) from None
     source, report = loaded[0].state_dict(), loaded[1]
     state = module.state_dict(keep_vars=True)
-    lost = {*report["missing_keys"], *(n for n, t in state.items() if n not in source or source[n].shape != t.shape)}
+    lost = {
+        *report["missing_keys"],
+        *(n for n, t in state.items() if n not in source or source[n].shape != t.shape),
+    }
     if lost or report["mismatched_keys"]:
-        raise UserError(f"the soup does not fit the live module: nothing for {listed(sorted(lost)) or 'a shape'}")
+        raise UserError(
+            f"the soup does not fit the live module: nothing for {listed(sorted(lost)) or 'a shape'}"
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(source[name])

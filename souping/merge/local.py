@@ -84,17 +84,23 @@ class ModelMerge(MergeBackend, Protocol[P]):
             settings={} if lone else self.settings_of(used, checkpoints, base),
         )
 
-    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
+    def settings_of(
+        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
+    ) -> dict[str, Json]:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
         ...
 
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
-    def write(self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path: ...
+    def write(
+        self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None
+    ) -> Path: ...
 
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
-    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
+    def open(
+        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+    ) -> CandidatePool:
         return open_pool(folders, self, cache, like)
 
 
@@ -133,22 +139,32 @@ class LocalMerge(ModelMerge[MergePlan]):
         method = get_method(self.method)
         parse_size(self.max_shard_size)
         if not method.base and self.scale != 1:
-            raise UserError(f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic")
+            raise UserError(
+                f"merge.scale={self.scale} needs a method with a base, as merge.method=task_arithmetic"
+            )
         if method.base and not self.base:
-            raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
+            raise UserError(
+                f"merge.method={self.method} needs the base model: set merge.base=FOLDER"
+            )
         if check_overrides(self.overrides or {}) and self.method != "linear":
-            raise UserError(f"merge.overrides works with merge.method=linear only, not {self.method}")
+            raise UserError(
+                f"merge.overrides works with merge.method=linear only, not {self.method}"
+            )
         rules_of(self.names)
         if self.router != "average" and not self.router.startswith(KEEP):
             raise UserError(f"merge.router={self.router} is not average or {KEEP}NAME")
         if self.router != "average" and self.method != "linear":
-            raise UserError(f"merge.router={self.router} works with merge.method=linear only, not {self.method}")
+            raise UserError(
+                f"merge.router={self.router} works with merge.method=linear only, not {self.method}"
+            )
 
     @property
     def hashes_while_reading(self) -> bool:
         return self.base is None and self.format == "hf"
 
-    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
+    def settings_of(
+        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
+    ) -> dict[str, Json]:
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
@@ -174,9 +190,13 @@ class LocalMerge(ModelMerge[MergePlan]):
             from souping.merge.stored import stored_plan
 
             make = partial(stored_plan, models=models, allow_pickle=self.allow_pickle)
-        return make(recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry)
+        return make(
+            recipe, max_shard_size=self.max_shard_size, nonfinite=self.nonfinite, carry=carry
+        )
 
-    def write(self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None) -> Path:
+    def write(
+        self, plan: MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
+    ) -> Path:
         """The soup as a complete folder, which appears whole or not at all. Raises UserError as `write_checkpoint`."""
         from souping.merge.writer import write_checkpoint
 
@@ -193,7 +213,11 @@ class FullModelPool(CandidatePool, Generic[P]):
     """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
-        self, folders: Mapping[str, Path], merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
+        self,
+        folders: Mapping[str, Path],
+        merge: ModelMerge[P],
+        cache: Cache = None,
+        like: Like | None = None,
     ) -> None:
         """Open every candidate's headers.
 
@@ -202,7 +226,9 @@ class FullModelPool(CandidatePool, Generic[P]):
         """
         self._folders, self._merge, self._cache = dict(folders), merge, cache
         lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
-        self._checkpoints = {name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()}
+        self._checkpoints = {
+            name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,24 +244,37 @@ class FullModelPool(CandidatePool, Generic[P]):
         """Refuse, before any work, a carrier without a tokenizer, or without the soup's."""
         if carry is None or carry not in self._checkpoints:
             return
-        with_one = [name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)]
+        with_one = [
+            name for name, each in self._checkpoints.items() if set(each.side) & set(TOKENIZERS)
+        ]
         if with_one and carry not in with_one:
-            raise UserError(f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {with_one[0]}")
+            raise UserError(
+                f"merge.carry={carry} has no tokenizer, so the soup would have none: carry {with_one[0]}"
+            )
         if self._merge.vocab != "error":
             Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
 
     @cached_property
     def _ends(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()}
+        return {
+            name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()
+        }
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
-        uneven = self._alignment.weighted_layout(recipe).layout.uneven if self._merge.vocab != "error" else []
+        uneven = (
+            self._alignment.weighted_layout(recipe).layout.uneven
+            if self._merge.vocab != "error"
+            else []
+        )
         return tuple(sorted(token for token in ends if not uneven or token < uneven[0].shape[0]))
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
-        return {name: fingerprint_of(checkpoint, self._cache) for name, checkpoint in self._checkpoints.items()}
+        return {
+            name: fingerprint_of(checkpoint, self._cache)
+            for name, checkpoint in self._checkpoints.items()
+        }
 
     @property
     def known_folders(self) -> Mapping[str, Path]:
@@ -260,7 +299,9 @@ class FullModelPool(CandidatePool, Generic[P]):
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         chosen = [name for name in self.names if weights.get(name)]
         values = tuple(weights[name] for name in chosen)
-        return self._merge.recipe(chosen, values, self._checkpoints, self.fingerprints, self._base_content)
+        return self._merge.recipe(
+            chosen, values, self._checkpoints, self.fingerprints, self._base_content
+        )
 
     def plan(self, recipe: Recipe) -> P:
         return self._merge.plan(recipe, self._alignment)
@@ -268,7 +309,9 @@ class FullModelPool(CandidatePool, Generic[P]):
     def live(self, module: torch.nn.Module) -> Pourable:
         return self._merge.live(self._alignment, module)
 
-    def write(self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None) -> Path:
+    def write(
+        self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
+    ) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
     def check_tokenizers(self) -> None:
@@ -286,7 +329,11 @@ class FullModelPool(CandidatePool, Generic[P]):
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         name = recipe.ingredients[0]
         checkpoint = self._checkpoints[name]
-        same = len(recipe.ingredients) == 1 and recipe.dtype == checkpoint.dtype and checkpoint.assembly is None
+        same = (
+            len(recipe.ingredients) == 1
+            and recipe.dtype == checkpoint.dtype
+            and checkpoint.assembly is None
+        )
         return self._folders[name] if same else None
 
     @property
@@ -309,9 +356,15 @@ def router_weights(router: str, pool: Mapping[str, Checkpoint]) -> dict[str, lis
         return {}
     kept = pick(router.removeprefix(KEEP), pool, "merge.router")
     tensors = pool[kept].tensors
-    patterns = [pattern for pattern in common()["routers"] if any(fnmatchcase(name, pattern) for name in tensors)]
+    patterns = [
+        pattern
+        for pattern in common()["routers"]
+        if any(fnmatchcase(name, pattern) for name in tensors)
+    ]
     if not patterns:
-        raise UserError(f"merge.router={router}: {kept} has no router, as only mixtures of experts have: leave it out")
+        raise UserError(
+            f"merge.router={router}: {kept} has no router, as only mixtures of experts have: leave it out"
+        )
     return {pattern: [float(name == kept) for name in pool] for pattern in patterns}
 
 
@@ -328,7 +381,11 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
     stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
     if len(stored) == 1:
         return stored[0]
-    return "float32" if all("+" not in name for name in stored) else "+".join(sorted(set("+".join(stored).split("+"))))
+    return (
+        "float32"
+        if all("+" not in name for name in stored)
+        else "+".join(sorted(set("+".join(stored).split("+"))))
+    )
 
 
 def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -349,7 +406,9 @@ def open_pool(
     full = [name for name, adapter in kinds.items() if not adapter]
     if full:
         lone = [name for name, adapter in kinds.items() if adapter]
-        raise UserError(f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): merge them first")
+        raise UserError(
+            f"the pool mixes adapters ({listed(lone)}) and others ({listed(full)}): merge them first"
+        )
     from souping.merge.adapters import AdapterPool
 
     return AdapterPool(folders, merge, cache)

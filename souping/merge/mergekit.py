@@ -85,13 +85,19 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     nonfinite: Nonfinite = "error"
     seed: Seed = 0
 
-    def open(self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None) -> CandidatePool:
+    def open(
+        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+    ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
-            raise UserError(f"merge.method={self.method} needs the base model: set merge.base=FOLDER")
+            raise UserError(
+                f"merge.method={self.method} needs the base model: set merge.base=FOLDER"
+            )
         return super().open(folders, cache, like)
 
-    def settings_of(self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None) -> dict[str, Json]:
+    def settings_of(
+        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
+    ) -> dict[str, Json]:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -105,13 +111,21 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             return models.plan(recipe, nonfinite=self.nonfinite)
         base = {"the base": models.base} if models.base is not None else {}
         used = {name: models.checkpoints[name] for name in recipe.ingredients} | base
-        if sharded := [name for name, checkpoint in used.items() if checkpoint.assembly is not None]:
-            raise UserError(f"mergekit cannot read {sharded[0]}, which is sharded or FP8: use merge=local")
+        if sharded := [
+            name for name, checkpoint in used.items() if checkpoint.assembly is not None
+        ]:
+            raise UserError(
+                f"mergekit cannot read {sharded[0]}, which is sharded or FP8: use merge=local"
+            )
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
     def write(
-        self, plan: MergekitPlan | MergePlan, out: Path, progress: Progress = None, extra_files: Extra = None
+        self,
+        plan: MergekitPlan | MergePlan,
+        out: Path,
+        progress: Progress = None,
+        extra_files: Extra = None,
     ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.
 
@@ -146,10 +160,14 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             seed = str(plan.recipe.settings.get("seed", 0))
             command = [*self._command(), str(config), str(stage), *FLAGS, "--random-seed", seed]
             environment = {**os.environ, **FIXED}
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", env=environment
+            )
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            raise UserError(f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'no message'}")
+            raise UserError(
+                f"mergekit failed ({done.returncode}): {lines[-1][:300] if lines else 'no message'}"
+            )
         (stage / "mergekit_config.yml").unlink(missing_ok=True)  # it holds the folders' paths
 
     def _command(self) -> list[str]:
@@ -174,9 +192,13 @@ def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
 def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     """The recipe's models with their weights; a base, which is last among the paths, has none."""
     pairs = zip(paths, recipe.weights, strict=False)
-    models: list[Json] = [{"model": path, "parameters": {"weight": weight}} for path, weight in pairs]
+    models: list[Json] = [
+        {"model": path, "parameters": {"weight": weight}} for path, weight in pairs
+    ]
     document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
-    return document | ({"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {})
+    return document | (
+        {"dtype": "float32", "out_dtype": recipe.dtype} if recipe.dtype in TORCH_NAMES else {}
+    )
 
 
 def _dump(document: Mapping[str, Json]) -> str:
@@ -193,7 +215,9 @@ def _carry(plan: MergekitPlan, stage: Path) -> None:
     carrier = plan.ingredients[0].checkpoint
     for name in set(side_files(stage)) - {"config.json"}:
         (stage / name).unlink()
-    own = {name: small(inside(carrier.home, name)) for name in carrier.side if name != "config.json"}
+    own = {
+        name: small(inside(carrier.home, name)) for name in carrier.side if name != "config.json"
+    }
     write_files(stage, own)
     mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     write_files(stage, generation_config(stage, mixed))
@@ -212,25 +236,35 @@ class MergekitLive(Pourable):
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
             soup = Checkpoint.open(out)
-            alone = Recipe(ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype)
-            LiveModule(Alignment({"soup": soup}), self._module, nonfinite=self._merge.nonfinite).pour(alone)
+            alone = Recipe(
+                ingredients=("soup",), fingerprints=("",), weights=(1.0,), dtype=soup.dtype
+            )
+            LiveModule(
+                Alignment({"soup": soup}), self._module, nonfinite=self._merge.nonfinite
+            ).pour(alone)
 
 
 METHODS = ("linear", "task_arithmetic", "slerp")
 """Methods that can be exported."""
 
 
-def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str | None = None) -> str:
+def to_yaml(
+    recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str | None = None
+) -> str:
     """mergekit's YAML for a recipe; models are named by their folders.
 
     Raises:
         UserError: the method, vocabulary rule or per-pattern weights have no counterpart there.
     """
     if recipe.method not in METHODS:
-        raise UserError(f"merge.method={recipe.method} has no export to mergekit: only {', '.join(METHODS)} have")
+        raise UserError(
+            f"merge.method={recipe.method} has no export to mergekit: only {', '.join(METHODS)} have"
+        )
     for key in ("overrides", "vocab"):
         if key in recipe.settings:
-            raise UserError(f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it")
+            raise UserError(
+                f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it"
+            )
     paths = [str(folders[name]) for name in recipe.ingredients]
     document = _document(recipe, paths)
     parameters: dict[str, Json] = {"normalize": False}
@@ -240,7 +274,9 @@ def to_yaml(recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str 
         parameters = {"t": recipe.weights[1] / sum(recipe.weights)}
     if recipe.method == "task_arithmetic":
         if base is None:
-            raise UserError("merge.method=task_arithmetic needs the base model: set merge.base=FOLDER")
+            raise UserError(
+                "merge.method=task_arithmetic needs the base model: set merge.base=FOLDER"
+            )
         document["base_model"] = str(base)
         parameters["lambda"] = number(recipe.settings.get("scale", 1.0))
     return _dump(document | {"parameters": parameters})

@@ -46,7 +46,16 @@ log = logging.getLogger(__name__)
 HUGE = 1e30  # no weight is larger; fp32 holds its products
 MOST = 1000
 """Ingredients of one soup at most."""
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
 Operation = Literal["mix", "linear", "copy", "same"]
 
 
@@ -166,14 +175,22 @@ class MergePlan(SoupPlan):
         """The safetensors header of a shard with its length in front, padded to 8 bytes; empty in a frame."""
         if self.frame is not None:
             return b""
-        return header_bytes((t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard)
+        return header_bytes(
+            (t.name, t.dtype, t.shape, t.offset, t.nbytes) for t in self.tensors if t.shard == shard
+        )
 
     def index(self) -> bytes | None:
         """`model.safetensors.index.json`, or None for a single file or a frame."""
         if self.shards == (SINGLE,) or self.frame is not None:
             return None
-        places = {tensor.name: self.shards[tensor.shard] for tensor in sorted(self.tensors, key=lambda t: t.name)}
-        return (json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2) + "\n").encode()
+        places = {
+            tensor.name: self.shards[tensor.shard]
+            for tensor in sorted(self.tensors, key=lambda t: t.name)
+        }
+        return (
+            json.dumps({"metadata": {"total_size": self.nbytes}, "weight_map": places}, indent=2)
+            + "\n"
+        ).encode()
 
     @property
     def carrier(self) -> str:
@@ -182,7 +199,10 @@ class MergePlan(SoupPlan):
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        lines = [f"{w:.6g} x {i.name}" for w, i in zip(self.recipe.weights, self.ingredients, strict=False)]
+        lines = [
+            f"{w:.6g} x {i.name}"
+            for w, i in zip(self.recipe.weights, self.ingredients, strict=False)
+        ]
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
         if self.frame is not None:
             place = f"{len(self.shards)} files in the layout of {self.carrier}"
@@ -199,8 +219,14 @@ class MergePlan(SoupPlan):
             "folders": {each.name: each.folder for each in self.ingredients},
             "files": {each.name: each.files for each in self.ingredients},
             "carry": self.carrier,
-            "like": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)), None),
-            "names": next((str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.rules)), None),
+            "like": next(
+                (str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.like)),
+                None,
+            ),
+            "names": next(
+                (str(one.resolve()) for each in self.ingredients if (one := each.checkpoint.rules)),
+                None,
+            ),
             "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
             "nonfinite": "warn" if self.nonfinite == "warn" else "error",
@@ -304,13 +330,28 @@ def tensor_chunks(plan: MergePlan, tensor: PlannedTensor) -> list[Chunk]:
     for band in (band for band in tensor.bands if band.count):
         whole = (method.whole or method.coefficients is not None) and band.op == "mix"
         offset = tensor.offset + band.start * size_of(tensor.dtype)
-        made.append(Chunk(band.op, tensor.shard, offset, band.count, tensor.dtype, band.sources, band.weights, whole))
+        made.append(
+            Chunk(
+                band.op,
+                tensor.shard,
+                offset,
+                band.count,
+                tensor.dtype,
+                band.sources,
+                band.weights,
+                whole,
+            )
+        )
     return made
 
 
 def _follows(a: Chunk, b: Chunk) -> bool:
     """Whether `b` continues `a` in the output and in every ingredient."""
-    if a.indivisible or b.indivisible or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights):
+    if (
+        a.indivisible
+        or b.indivisible
+        or (a.op, a.shard, a.dtype, a.weights) != (b.op, b.shard, b.dtype, b.weights)
+    ):
         return False
     return (
         a.offset + a.nbytes == b.offset
@@ -354,7 +395,11 @@ def blocks(chunk: Chunk, most: int | None = None, rows: int = ROWS) -> Iterator[
 
 def name_at(plan: MergePlan, shard: int, offset: int) -> str:
     """The tensor that owns a byte of the output."""
-    return next(t.name for t in plan.tensors if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1))
+    return next(
+        t.name
+        for t in plan.tensors
+        if t.shard == shard and t.offset <= offset < t.offset + max(t.nbytes, 1)
+    )
 
 
 def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
@@ -363,7 +408,11 @@ def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
-        file = "" if owner.checkpoint.assembly is not None else f"/{owner.checkpoint.files[source.file]}"
+        file = (
+            ""
+            if owner.checkpoint.assembly is not None
+            else f"/{owner.checkpoint.files[source.file]}"
+        )
         where = f" in {owner.folder}{file}"
     return UserError(f"{what} in tensor {name}{where}")
 
@@ -376,7 +425,9 @@ def check_equal(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw]) -> None:
             raise complaint(plan, chunk, what, source)
 
 
-def check_finite(plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]) -> None:
+def check_finite(
+    plan: MergePlan, chunk: Chunk, good: bool, rows: Sequence[Raw], warned: set[str]
+) -> None:
     """NaN or infinity in a block of the soup: an error, or with `nonfinite=warn` one warning a tensor.
 
     `warned` holds the tensors that were warned of.
@@ -416,7 +467,9 @@ def final_weights(method: Method, chunk: Chunk, read: Read) -> Chunk:
     return replace(chunk, weights=method.weigh(chunk_gram(chunk, method.base, read), chunk.weights))
 
 
-def mixed(plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, out_dtype: str, warned: set[str]) -> Raw:
+def mixed(
+    plan: MergePlan, chunk: Chunk, rows: Sequence[Raw], out: Raw, out_dtype: str, warned: set[str]
+) -> Raw:
     """The soup's bytes of a block from its sources' rows, as `out_dtype`: `out`, or the first row if it is a copy.
 
     Raises:
@@ -447,7 +500,9 @@ def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
         rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]
         for number, row in enumerate(rows):
             read(part, number, row)
-        total += gram([widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base)
+        total += gram(
+            [widen(row, s.dtype) for row, s in zip(rows, part.sources, strict=True)], base
+        )
     return total
 
 

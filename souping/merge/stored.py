@@ -100,7 +100,9 @@ def _copy(source: BinaryIO, start: int, target: BinaryIO, place: int, nbytes: in
     while nbytes:
         piece = source.read(min(nbytes, COPY))
         if not piece:
-            raise UserError(f"{source.name} has become shorter: start again when nothing writes there")
+            raise UserError(
+                f"{source.name} has become shorter: start again when nothing writes there"
+            )
         target.write(piece)
         nbytes -= len(piece)
 
@@ -116,7 +118,9 @@ def newest(names: Mapping[str, Path], carry: str | None) -> str:
     """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
     if carry in names and carry is not None:
         return carry
-    steps = {name: int(("-1", *STEP.findall("/".join(path.parts)))[-1]) for name, path in names.items()}
+    steps = {
+        name: int(("-1", *STEP.findall("/".join(path.parts)))[-1]) for name, path in names.items()
+    }
     return max(reversed([*names]), key=steps.__getitem__)
 
 
@@ -138,7 +142,10 @@ def stored_plan(
     base = {base_name(models.checkpoints): models.base} if models.base is not None else {}
     stored = {name: _opened(name, one, allow_pickle) for name, one in (opened | base).items()}
     chosen = newest({name: opened[name].folder for name in opened}, carry)
-    align({name: Checkpoint.viewed(one, one.as_stored(), {}, None) for name, one in stored.items()}, "error")
+    align(
+        {name: Checkpoint.viewed(one, one.as_stored(), {}, None) for name, one in stored.items()},
+        "error",
+    )
     frame, boxes = framed(stored[chosen])
     seen = {
         name: replace(Checkpoint.viewed(one, boxes, {}, None), like=(opened | base)[name].like)
@@ -146,23 +153,34 @@ def stored_plan(
     }
     aligned = Alignment({n: seen[n] for n in opened}, next((seen[n] for n in base), None))
     dtype = "+".join(sorted({one.dtype for one in seen.values()}))
-    made = aligned.plan(replace(recipe, dtype=dtype), max_shard_size=max_shard_size, nonfinite=nonfinite, carry=chosen)
+    made = aligned.plan(
+        replace(recipe, dtype=dtype),
+        max_shard_size=max_shard_size,
+        nonfinite=nonfinite,
+        carry=chosen,
+    )
     tensors, slots = list[PlannedTensor](), frame.slots
     for tensor in made.tensors:
         kept = seen[chosen].tensors[tensor.name].dtype
         if tensor.dtype != kept:
             what = f"{shown(tensor.name)} is {kept} in {chosen} and {tensor.dtype} in the soup"
-            raise UserError(f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.carry=NAME")
+            raise UserError(
+                f"merge.format=same keeps dtypes, but {what}: use merge.format=hf, or merge.carry=NAME"
+            )
         shard, offset = slots[tensor.name]
         tensors.append(replace(tensor, shard=shard, offset=offset))
     tensors.sort(key=lambda tensor: (tensor.shard, tensor.offset))
-    return replace(made, recipe=recipe, tensors=tuple(tensors), shards=tuple(frame.files), frame=frame)
+    return replace(
+        made, recipe=recipe, tensors=tuple(tensors), shards=tuple(frame.files), frame=frame
+    )
 
 
 def _opened(name: str, checkpoint: Checkpoint, allow_pickle: bool) -> Sharded:
     sharded = read_sharded(checkpoint.folder, allow_pickle)
     if sharded is None:
-        raise UserError(f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder: use hf")
+        raise UserError(
+            f"merge.format=same needs sharded checkpoints, and {name} is a Hugging Face folder: use hf"
+        )
     return sharded
 
 
@@ -178,7 +196,9 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
         UserError: its layout is only read.
     """
     if sharded.layout == "ranks":
-        raise UserError(f"{sharded.folder}: files by rank are read, but not written: use merge.format=hf")
+        raise UserError(
+            f"{sharded.folder}: files by rank are read, but not written: use merge.format=hf"
+        )
     folder, prefix = sharded.folder, f"{sharded.root}/" if sharded.root else ""
     parts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     boxes: dict[str, View] = {}
@@ -190,7 +210,9 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
             parts[part.file].append((part.offset, part.count * tensor.size, unit))
     if sharded.layout == "safetensors":
         spans = {name: [(0, (folder / name).stat().st_size)] for name in sharded.files}
-        return StoredFrame(folder, {name: _segments(spans[name], parts[name]) for name in spans}, {}), boxes
+        return StoredFrame(
+            folder, {name: _segments(spans[name], parts[name]) for name in spans}, {}
+        ), boxes
     table, entries = metadata(folder, prefix)
     kept: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for entry in entries:
@@ -200,9 +222,15 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
     for name in files:
         with inside(folder, name).open("rb") as file:
             if file.read(4) != ZIP:
-                raise UserError(f"{name} of {folder} is of a kind that is not written: use merge.format=hf")
-    places = {(name, one.source): one.target for name, segments in files.items() for one in segments}
-    return StoredFrame(folder, files, {f"{prefix}{META}": pickled(_moved(table, prefix, places))}), boxes
+                raise UserError(
+                    f"{name} of {folder} is of a kind that is not written: use merge.format=hf"
+                )
+    places = {
+        (name, one.source): one.target for name, segments in files.items() for one in segments
+    }
+    return StoredFrame(
+        folder, files, {f"{prefix}{META}": pickled(_moved(table, prefix, places))}
+    ), boxes
 
 
 def _segments(spans: Sequence[tuple[int, int]], parts: list[tuple[int, int, str]]) -> list[Segment]:
@@ -211,7 +239,9 @@ def _segments(spans: Sequence[tuple[int, int]], parts: list[tuple[int, int, str]
     parts.sort()
     for start, nbytes in spans:
         mine = parts[bisect_left(parts, (start,)) : bisect_left(parts, (start + nbytes,))]
-        segments.append(Segment(start, at, nbytes, {unit: (place - start, size) for place, size, unit in mine}))
+        segments.append(
+            Segment(start, at, nbytes, {unit: (place - start, size) for place, size, unit in mine})
+        )
         at += nbytes
     return segments
 
@@ -221,7 +251,9 @@ def _moved(table: Made, prefix: str, places: Mapping[tuple[str, int], int]) -> M
     state = {key: value for key, value in table.state.items() if key != "all_local_plans"}
     for key in ("state_dict_metadata", "planner_data"):
         if isinstance(state.get(key), dict):
-            state[key] = {name: value for name, value in state[key].items() if not OPTIMISER.fullmatch(name)}
+            state[key] = {
+                name: value for name, value in state[key].items() if not OPTIMISER.fullmatch(name)
+            }
     state["storage_data"] = {}
     for key, info in table["storage_data"].items():
         place = places.get((f"{prefix}{info['relative_path']}", info["offset"]))
@@ -241,17 +273,29 @@ def load_plan(path: Path) -> MergePlan:
     """
     table: PlanFile = load(path, PlanFile)
     files = table["files"]
-    pickled_files = any(name.endswith((".bin", ".pt")) for sizes in files.values() for name in sizes)
+    pickled_files = any(
+        name.endswith((".bin", ".pt")) for sizes in files.values() for name in sizes
+    )
     try:
         recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
         carry, same = table["carry"], table["format"] == "same"
         home, rules = (Path(each) if each else None for each in (table["like"], table["names"]))
-        models = {n: Checkpoint.open(folder, pickled_files, Like(home, rules, same)) for n, folder in folders.items()}
+        models = {
+            n: Checkpoint.open(folder, pickled_files, Like(home, rules, same))
+            for n, folder in folders.items()
+        }
         ingredients = {name: models.pop(name) for name in recipe.ingredients}
         opened = Alignment(ingredients, next(iter(models.values()), None))
-        make = partial(stored_plan, models=opened, allow_pickle=pickled_files) if same else opened.plan
-        made = make(recipe, max_shard_size=table["max_shard_size"], nonfinite=table["nonfinite"], carry=carry)
+        make = (
+            partial(stored_plan, models=opened, allow_pickle=pickled_files) if same else opened.plan
+        )
+        made = make(
+            recipe,
+            max_shard_size=table["max_shard_size"],
+            nonfinite=table["nonfinite"],
+            carry=carry,
+        )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a merge plan: {shown(str(error))}") from error
     for each in made.ingredients:

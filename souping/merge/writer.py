@@ -98,7 +98,11 @@ class PassingDigest:
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
         """Start before the first of the tensors, which are in the order of their bytes."""
-        self._checkpoint, self._group, self._number = checkpoint, group, checkpoint.file_number(group[0])
+        self._checkpoint, self._group, self._number = (
+            checkpoint,
+            group,
+            checkpoint.file_number(group[0]),
+        )
         self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]
@@ -185,7 +189,9 @@ def passing(plan: MergePlan, known: Mapping[str, str]) -> Digests:
 def with_contents(plan: MergePlan, known: MutableMapping[str, str]) -> MergePlan:
     """The plan with its ingredients' fingerprints, whose files have been hashed."""
     prints = {each.name: fingerprint_of(each.checkpoint, known) for each in plan.ingredients}
-    recipe = replace(plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients))
+    recipe = replace(
+        plan.recipe, fingerprints=tuple(prints[name] for name in plan.recipe.ingredients)
+    )
     return replace(plan, recipe=recipe)
 
 
@@ -201,9 +207,14 @@ class ShardWriter:
         self._lock, self._thread, self._done = threading.Lock(), threading.local(), 0
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
-        raise_file_limit(sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards))
+        raise_file_limit(
+            sum(len(ingredient.files) for ingredient in plan.ingredients) + len(plan.shards)
+        )
         try:
-            self._inputs = [self._stack.enter_context(WeightReader(each.checkpoint)) for each in plan.ingredients]
+            self._inputs = [
+                self._stack.enter_context(WeightReader(each.checkpoint))
+                for each in plan.ingredients
+            ]
             self._outputs = [self._open(folder / name) for name in plan.shards]
         except BaseException:
             self._stack.close()
@@ -221,7 +232,9 @@ class ShardWriter:
         self._stack.callback(os.close, descriptor)
         return descriptor
 
-    def fill(self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress = None) -> None:
+    def fill(
+        self, rank: int = 0, ranks: int = 1, threads: int = THREADS, progress: Progress = None
+    ) -> None:
         """Write the blocks of one share.
 
         Raises:
@@ -235,14 +248,20 @@ class ShardWriter:
         """Blocks in order; an indivisible chunk gets its weights from its statistics first, then streams too."""
         for chunk in work:
             whole = chunk.indivisible and self.method.whole
-            for block in [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read)):
-                hashed = [number for number in range(len(block.sources)) if self._hashed(block, number)]
+            for block in (
+                [chunk] if whole else self._cut(final_weights(self.method, chunk, self.read))
+            ):
+                hashed = [
+                    number for number in range(len(block.sources)) if self._hashed(block, number)
+                ]
                 yield partial(self._fill_block, block, hashed, total, progress)
 
     def _cut(self, chunk: Chunk) -> Iterable[Chunk]:
         return blocks(chunk)
 
-    def _fill_block(self, block: Chunk, hashed: Sequence[int], total: int, progress: Progress) -> None:
+    def _fill_block(
+        self, block: Chunk, hashed: Sequence[int], total: int, progress: Progress
+    ) -> None:
         """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
             self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
@@ -258,7 +277,9 @@ class ShardWriter:
     def _hashed(self, chunk: Chunk, number: int) -> bool:
         source = chunk.sources[number]
         digest = self._digests.get((source.ingredient, source.file))
-        return digest is not None and digest.promise(source.offset, chunk.count * size_of(source.dtype))
+        return digest is not None and digest.promise(
+            source.offset, chunk.count * size_of(source.dtype)
+        )
 
     def read(self, chunk: Chunk, number: int, into: Raw, tiles: list[Tile] | None = None) -> None:
         """The bytes of a chunk's source `number`, whole or a UserError."""
@@ -269,7 +290,9 @@ class ShardWriter:
             raise complaint(self.plan, chunk, "the file ends early", source) from None
 
     def _block(self, chunk: Chunk, buffers: Buffers, hashed: Sequence[int] = ()) -> None:
-        *rows, out = buffers.rows([*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes])
+        *rows, out = buffers.rows(
+            [*(chunk.count * size_of(s.dtype) for s in chunk.sources), chunk.nbytes]
+        )
         tiles = self._read_rows(chunk, rows, in_order=bool(hashed))
         soup = mixed(self.plan, chunk, rows, out, chunk.dtype, self._warned)
         arrange(soup, size_of(chunk.dtype), tiles)
@@ -282,7 +305,9 @@ class ShardWriter:
         """Fill the rows of a block. If all are stored in the same parts, they are left in that order: the soup alone is
         arranged then."""
         function = self.method.function if chunk.op == "mix" else linear
-        found = [None if in_order or function not in COMPILED_METHODS else list[Tile]() for _ in rows]
+        found = [
+            None if in_order or function not in COMPILED_METHODS else list[Tile]() for _ in rows
+        ]
         for number, row in enumerate(rows):
             self.read(chunk, number, row, found[number])
         tiles = [each or [] for each in found]
@@ -320,7 +345,9 @@ class Buffers:
         starts = [0, *itertools.accumulate((-(-size // LINE) + 1) * LINE for size in sizes)]
         if starts[-1] > len(self._slab):
             self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
-        return [self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        return [
+            self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)
+        ]
 
 
 def prepare(plan: MergePlan, folder: Path) -> None:
@@ -390,7 +417,9 @@ def _files(plan: MergePlan, extra: Extra) -> dict[str, str | bytes]:
     return with_extra(companion_files(plan), plan.shards, extra)
 
 
-def with_extra(files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra) -> dict[str, str | bytes]:
+def with_extra(
+    files: Mapping[str, str | bytes], weights: Iterable[str], extra: Extra
+) -> dict[str, str | bytes]:
     """The model's files and the extra ones, which must not replace any of them (UserError)."""
     if own := {*files, *weights} & {*(extra or {})}:
         raise UserError(f"the extra file {min(own)} would replace a file of the model")
@@ -401,7 +430,9 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """Files by name: the side files of the plan's carrier with the config corrected, `recipe.json` and the index."""
     carrier = plan.ingredients[plan.carry]
     same = plan.frame is not None
-    recipe = recipe_text(plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same).encode()
+    recipe = recipe_text(
+        plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same
+    ).encode()
     if same:
         return {"recipe.json": recipe}
     folder = carrier.checkpoint.home
@@ -416,7 +447,9 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     return {**files, INDEX: index} if index is not None else files
 
 
-def generation_config(folder: Path, ingredients: Iterable[Path], rows: int | None = None) -> dict[str, bytes]:
+def generation_config(
+    folder: Path, ingredients: Iterable[Path], rows: int | None = None
+) -> dict[str, bytes]:
     """generation_config.json of `folder` with the end tokens of all ingredients; empty if it has them already.
 
     Tokens beyond the soup's `rows` are left out.
@@ -436,7 +469,11 @@ def generation_config(folder: Path, ingredients: Iterable[Path], rows: int | Non
 
 
 def recipe_text(
-    recipe: Recipe, carrier: str, nonfinite: str, max_shard_size: int | None = None, same: bool = False
+    recipe: Recipe,
+    carrier: str,
+    nonfinite: str,
+    max_shard_size: int | None = None,
+    same: bool = False,
 ) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
     table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}

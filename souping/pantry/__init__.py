@@ -33,7 +33,9 @@ def path(name: str) -> Path:
     models = (BASE, *CANDIDATES)
     if name not in models:
         hint = nearest(name, [*models, "items"])
-        raise UserError(f"the pantry has no {name!r}{hint} (models: {', '.join(models)}; file: items)")
+        raise UserError(
+            f"the pantry has no {name!r}{hint} (models: {', '.join(models)}; file: items)"
+        )
     return HERE / "models" / name
 
 

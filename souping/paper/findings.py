@@ -47,7 +47,9 @@ class PaperTable:
     def chosen(self) -> tuple[str, ...]:
         """What the paper selected, in the order of the score table."""
         rows = results(self.benchmark, self.scale)
-        return tuple(name for name in self.scores.models if rows.get(name, {}).get("role") == "ingredient")
+        return tuple(
+            name for name in self.scores.models if rows.get(name, {}).get("role") == "ingredient"
+        )
 
     @property
     def command(self) -> str:
@@ -69,14 +71,21 @@ TABLES = (
 def results(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
     """{row: its line of results.csv}."""
     rows = published("results.csv")
-    return {row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)}
+    return {
+        row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)
+    }
 
 
 def totals(benchmark: str, scale: str) -> dict[str, float]:
     """{row: percent} of a benchmark in results.csv, with its `best candidate`."""
     rows = results(benchmark, scale)
-    single = [float(row["score"]) for row in rows.values() if row["role"] in ("ingredient", "candidate")]
-    return {**{name: float(row["score"]) for name, row in rows.items()}, "best candidate": max(single)}
+    single = [
+        float(row["score"]) for row in rows.values() if row["role"] in ("ingredient", "candidate")
+    ]
+    return {
+        **{name: float(row["score"]) for name, row in rows.items()},
+        "best candidate": max(single),
+    }
 
 
 def recipes() -> dict[str, dict[str, float]]:
@@ -105,7 +114,12 @@ CLUSTERS = "one expert per cluster (the abstract; selector=soce_cluster)"
 DASH = "\N{EN DASH}"
 ROUNDING = 0.02
 """How far a gain may lie from the printed one: totals and gains are printed to 0.01, some totals to 0.1."""
-LIVE = {"live_simple": 258, "live_multiple": 1053, "live_parallel": 16, "live_parallel_multiple": 24}
+LIVE = {
+    "live_simple": 258,
+    "live_multiple": 1053,
+    "live_parallel": 16,
+    "live_parallel_multiple": 24,
+}
 """Items of BFCL v3's live files that have a column of their own."""
 CORRUPT = "eng_spa"
 """For the five candidates this column of FLORES-36 repeats spa_eng."""
@@ -152,7 +166,12 @@ def _figure1() -> Iterator[Finding]:
     yield _compared("multi_turn", f"{low:.2f} to {high:.2f}", agrees, note)
     live = np.sum([size * column[name] for name, size in LIVE.items()], axis=0)
     value = float(np.corrcoef(column["multi_turn_base"], live)[0, 1])
-    yield _compared("live", f"{value:.2f}", abs(value - 0.07) < 0.005, f"{note}; live columns weighted by their items")
+    yield _compared(
+        "live",
+        f"{value:.2f}",
+        abs(value - 0.07) < 0.005,
+        f"{note}; live columns weighted by their items",
+    )
 
 
 def _selections() -> Iterator[Finding]:
@@ -161,7 +180,9 @@ def _selections() -> Iterator[Finding]:
         ours = STATED.select(table.scores).ingredients
         beside = difference(ours, table.chosen)
         note = "" if beside == SAME else f"the stated rule {beside}"
-        yield _finding(of, f"ingredients ({name})", ", ".join(table.chosen), ", ".join(ours), not note, note)
+        yield _finding(
+            of, f"ingredients ({name})", ", ".join(table.chosen), ", ".join(ours), not note, note
+        )
 
 
 def on_grid(weights: Sequence[float]) -> int:
@@ -199,10 +220,18 @@ def _gains() -> Iterator[Finding]:
         value = float(printed.rstrip(" %"))
         rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
         is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
-        note = "" if is_relative else "it is points, not percent" if is_points else _others(computed, value)
+        note = (
+            ""
+            if is_relative
+            else "it is points, not percent"
+            if is_points
+            else _others(computed, value)
+        )
         yield _compared(row["key"], f"{relative:.2f} %, {points:+.2f} points", is_relative, note)
     yield _mgsm_total()
-    yield _compared("overall", "78.45, 72.04", False, "the leaderboard of 2025-06-14; the paper ran both again")
+    yield _compared(
+        "overall", "78.45, 72.04", False, "the leaderboard of 2025-06-14; the paper ran both again"
+    )
     yield _mgsm_singles()
 
 
@@ -215,19 +244,29 @@ def _others(computed: Mapping[str, float], value: float) -> str:
 def columns(*names: str) -> dict[str, FloatArray]:
     """{model: its columns} of published tables."""
     rows = [row for name in names for row in published(name)]
-    return {row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows}
+    return {
+        row["model"]: np.array([float(v) for k, v in row.items() if k != "model"]) for row in rows
+    }
 
 
 def _mgsm_total() -> Finding:
     mean = float(columns("mgsm_soce.csv")["SoCE"].mean())
     same = abs(mean - totals("mgsm", "7b")["soce"]) < 0.06
-    return _compared("total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree")
+    return _compared(
+        "total_mgsm", f"{mean:.2f}", same, "" if same else "the table and the figure disagree"
+    )
 
 
 def _mgsm_singles() -> Finding:
-    means, rows = {name: row.mean() for name, row in columns("mgsm.csv").items()}, results("mgsm", "7b")
+    means, rows = (
+        {name: row.mean() for name, row in columns("mgsm.csv").items()},
+        results("mgsm", "7b"),
+    )
     close = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
-    paper, ours = ", ".join(rows[name]["score"] for name in means), ", ".join(f"{m:.2f}" for m in means.values())
+    paper, ours = (
+        ", ".join(rows[name]["score"] for name in means),
+        ", ".join(f"{m:.2f}" for m in means.values()),
+    )
     what = "totals of the four candidates; means of the ten languages of Figure 3b"
     return _finding("Table 2a", what, paper, ours, close)
 
@@ -239,7 +278,10 @@ def _table3() -> Finding:
     names = [known.get(float(row["bfcl_v3"]), "") for row in rows]
     lacking = [row["model"] for row, name in zip(rows, names, strict=True) if not name]
     what = f"BFCL scores of {', '.join(row['model'] for row in rows)}; the same of Table 1b"
-    paper, ours = ", ".join(row["bfcl_v3"] for row in rows), ", ".join(name or DASH for name in names)
+    paper, ours = (
+        ", ".join(row["bfcl_v3"] for row in rows),
+        ", ".join(name or DASH for name in names),
+    )
     note = f"no candidate of Table 1b has the score of {' and '.join(lacking)}" if lacking else ""
     return _finding("Table 3", what, paper, ours, not lacking, note)
 
@@ -256,22 +298,38 @@ def directions() -> list[str]:
 def _flores() -> Iterator[Finding]:
     scores, names = flores(), directions()
     sound = np.array([name != CORRUPT for name in names])
-    for key, models in (("candidates", [name for name in scores if name != "SoCE"]), ("soce_flores", ["SoCE"])):
+    for key, models in (
+        ("candidates", [name for name in scores if name != "SoCE"]),
+        ("soce_flores", ["SoCE"]),
+    ):
         printed = [float(value) for value in _printed()[key]["printed"].split(", ")]
         means = [float(scores[model].mean()) for model in models]
-        implied = [t * len(names) - scores[m][sound].sum() for t, m in zip(printed, models, strict=True)]
+        implied = [
+            t * len(names) - scores[m][sound].sum() for t, m in zip(printed, models, strict=True)
+        ]
         agrees = all(abs(a - b) < 0.006 for a, b in zip(printed, means, strict=True))
-        note = f"the means imply {', '.join(f'{v:.1f}' for v in implied)} for {CORRUPT}, printed are "
+        note = (
+            f"the means imply {', '.join(f'{v:.1f}' for v in implied)} for {CORRUPT}, printed are "
+        )
         note += ", ".join(f"{scores[m][~sound][0]:g}" for m in models)
-        note = note if len(models) > 1 else f"{means[0] - printed[0]:.2f} below the mean of its own columns"
-        yield _compared(key, ", ".join(f"{mean:.2f}" for mean in means), agrees, "" if agrees else note)
+        note = (
+            note
+            if len(models) > 1
+            else f"{means[0] - printed[0]:.2f} below the mean of its own columns"
+        )
+        yield _compared(
+            key, ", ".join(f"{mean:.2f}" for mean in means), agrees, "" if agrees else note
+        )
     yield _flores_gain(scores, sound)
 
 
 def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> Finding:
     singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
     printed = float(_printed()["soce_flores"]["printed"]) - max(singles)
-    soup, single = scores["SoCE"][sound], np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
+    soup, single = (
+        scores["SoCE"][sound],
+        np.array([v[sound] for name, v in scores.items() if name != "SoCE"]),
+    )
     best = single[int(single.mean(axis=1).argmax())]
     ours = float((soup - best).mean())
     note = (
@@ -285,9 +343,17 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> 
 OPEN = tuple(
     Finding(of, what, "", "", "cannot be redone", reason)
     for of, what, reason in (
-        ("Figure 2", "which panels are before and which after", "caption and text swap them, and the benchmarks"),
+        (
+            "Figure 2",
+            "which panels are before and which after",
+            "caption and text swap them, and the benchmarks",
+        ),
         ("Table 2b", "selection of infinite-Bench", "no candidate is named, no category printed"),
-        ("Table 3", "HellaSwag, IFEval and BBH after souping", "it takes the models: sweeps/paper/table3.sh"),
+        (
+            "Table 3",
+            "HellaSwag, IFEval and BBH after souping",
+            "it takes the models: sweeps/paper/table3.sh",
+        ),
     )
 )
 
@@ -298,7 +364,14 @@ OPEN = tuple(
 
 def reading(threshold: float = 0.2, sign: Sign = "absolute", ties: Ties = "overall") -> SoCE:
     """One way to read the rule; the defaults are Algorithm 1."""
-    return SoCE(correlation=pearson, objective=Mean(), threshold=threshold, sign=sign, ties=ties, otherwise="error")
+    return SoCE(
+        correlation=pearson,
+        objective=Mean(),
+        threshold=threshold,
+        sign=sign,
+        ties=ties,
+        otherwise="error",
+    )
 
 
 STATED = reading()
@@ -323,7 +396,9 @@ def difference(found: Sequence[str], chosen: Sequence[str]) -> str:
     return ", ".join(more + less) or SAME
 
 
-def spans(scores: ScoreMatrix, sign: Sign, ties: Ties) -> list[tuple[float, float, tuple[str, ...]]]:
+def spans(
+    scores: ScoreMatrix, sign: Sign, ties: Ties
+) -> list[tuple[float, float, tuple[str, ...]]]:
     """(above, up to, ingredients) of every threshold; the selection changes only at the value of a correlation."""
     rho = pearson(scores.values).rho[np.triu_indices(len(scores.categories), 1)]
     edges = [float(v) for v in np.unique(np.abs(rho) if sign == "absolute" else rho)]
@@ -350,7 +425,12 @@ def selections(table: PaperTable) -> dict[str, Json]:
         "beside": difference(stated.ingredients, chosen),
         "readings": _readings(table),
         "thresholds": [
-            {"above": low, "to": high, "ingredients": list(names), "beside": difference(names, chosen)}
+            {
+                "above": low,
+                "to": high,
+                "ingredients": list(names),
+                "beside": difference(names, chosen),
+            }
             for low, high, names in spans(scores, "absolute", "overall")
         ],
         "notes": [*_notes(stated, chosen), *([_where(scores, chosen)] if chosen else [])],
@@ -371,7 +451,9 @@ def _readings(table: PaperTable) -> list[Json]:
     return [
         {
             "ingredients": list(names),
-            "beside": difference(names, table.chosen) if names else "no category is below the threshold",
+            "beside": difference(names, table.chosen)
+            if names
+            else "no category is below the threshold",
             "rules": list(same),
         }
         for names, same in rules.items()
@@ -387,9 +469,13 @@ def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
         if name not in chosen:
             notes.append(f"{name} is the best candidate in {', '.join(won)}.")
     if len(names) == 1:
-        notes.append(f"One expert for all low-correlation categories ({', '.join(low)}): nothing to soup.")
+        notes.append(
+            f"One expert for all low-correlation categories ({', '.join(low)}): nothing to soup."
+        )
     if len(low) == len(stated.categories):
-        notes.append("Every category counts as low-correlation, so the rule takes the winner of each.")
+        notes.append(
+            "Every category counts as low-correlation, so the rule takes the winner of each."
+        )
     return notes
 
 

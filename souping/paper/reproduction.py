@@ -89,8 +89,13 @@ def _selection(found: Row) -> Section:
         f"The stated rule chooses {in_words(texts(found, 'stated'))}.",
         *map(clean, elements(found, "notes")),
     )
-    readings = [("; ".join(texts(row, "rules")), *_chosen(row)) for row in entries(found, "readings")]
-    spans = [(around(row.get("above"), row.get("to")), *_chosen(row)) for row in entries(found, "thresholds")]
+    readings = [
+        ("; ".join(texts(row, "rules")), *_chosen(row)) for row in entries(found, "readings")
+    ]
+    spans = [
+        (around(row.get("above"), row.get("to")), *_chosen(row))
+        for row in entries(found, "thresholds")
+    ]
     shown = grid(("reading", *header), readings, left=(0, 1, 2))
     more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
     title, command = f"{clean(found.get('title'))}: selection", clean(found.get("command"))

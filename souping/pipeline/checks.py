@@ -28,7 +28,17 @@ from souping.core.files import disk_space
 from souping.core.protocols import ModelHost
 from souping.core.system import SHARED_MEMORY, cores
 from souping.core.text import named, shown
-from souping.core.types import CONSTANT, FOLDS, Candidate, Fold, Item, Json, Missing, SearchSpace, UserError
+from souping.core.types import (
+    CONSTANT,
+    FOLDS,
+    Candidate,
+    Fold,
+    Item,
+    Json,
+    Missing,
+    SearchSpace,
+    UserError,
+)
 from souping.core.unit import POINTS, unit
 from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
@@ -46,7 +56,9 @@ if TYPE_CHECKING:
 
 EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
-LIKELY_CAUSES = "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
+LIKELY_CAUSES = (
+    "are answers cut off, is the scorer wrong, do chat models get plain text in place of messages?"
+)
 """What to look at if every model fails."""
 PROGRAM = 1_500_000_000
 """Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
@@ -73,7 +85,9 @@ def _checks(
 ) -> Iterator[Callable[[], None]]:
     candidates = settings.pool.resolve()
     names = [candidate.name for candidate in candidates]
-    categories = list(dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ())))
+    categories = list(
+        dict.fromkeys(item.category for fold in FOLDS for item in folds.get(fold, ()))
+    )
     for _, items in evaluators[1:]:  # the run's own were checked when the folds were cut
         yield partial(check_texts, items)
     yield partial(_check_source, settings)
@@ -103,7 +117,9 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
 def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
     """Folds of the run's items (UserError: a text cannot be stored, or a category is too small)."""
     check_texts(items)
-    folds = split_folds(items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds))
+    folds = split_folds(
+        items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
+    )
     return folds if settings.limit is None else limit_folds(folds, settings.limit)
 
 
@@ -115,20 +131,30 @@ def check_texts(items: Sequence[Item]) -> None:
             json.dumps(texts, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             half = shown(error.object[error.start])
-            raise UserError(f"item {shown(item.id)} contains an unpaired surrogate ({half}): remove it") from None
+            raise UserError(
+                f"item {shown(item.id)} contains an unpaired surrogate ({half}): remove it"
+            ) from None
 
 
 def _check_objective(settings: RunSettings, categories: Sequence[str]) -> None:
     objective = settings.objective
     made = objective.coefficients(categories)
-    plain = isinstance(made, np.ndarray) and made.dtype.kind in "fiu" and made.shape == (len(categories),)
+    plain = (
+        isinstance(made, np.ndarray)
+        and made.dtype.kind in "fiu"
+        and made.shape == (len(categories),)
+    )
     if not (plain and np.isfinite(made).all() and made.min() >= 0 and made.max() > 0):
-        raise UserError(f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above")
+        raise UserError(
+            f"objective {named(objective)} must give {len(categories)} coefficients >= 0, one above"
+        )
     if not isinstance(objective.name, str):
         raise UserError(f"objective {named(objective)}: its name must be a text")
 
 
-def _check_goals(settings: RunSettings, categories: Sequence[str], candidates: Sequence[Candidate]) -> None:
+def _check_goals(
+    settings: RunSettings, categories: Sequence[str], candidates: Sequence[Candidate]
+) -> None:
     if settings.pareto and settings.optimiser.count(2) == 1:
         raise UserError(f"pareto needs a search: {named(settings.optimiser)} evaluates one soup")
     if settings.optimiser.scales and settings.merge.method != "task_arithmetic":
@@ -136,14 +162,21 @@ def _check_goals(settings: RunSettings, categories: Sequence[str], candidates: S
     settings.goals_on(categories)
     settings.guards_on(categories)
     if settings.guard_reference(candidates) and not settings.guard:
-        raise UserError(f"guard_against={settings.guard_against} needs guards, as in guard={{safety: 3}}")
+        raise UserError(
+            f"guard_against={settings.guard_against} needs guards, as in guard={{safety: 3}}"
+        )
 
 
 def _check_source(settings: RunSettings) -> None:
     """Refuse published scores, which are fractions of 1, for a run with scores of another unit."""
     own = settings.evaluator.unit
-    if settings.scores.published and (own.higher_is_better, own.scale) != (POINTS.higher_is_better, POINTS.scale):
-        raise UserError(f"scores={named(settings.scores)} has percent, this evaluator {own.name}: use scores=evaluate")
+    if settings.scores.published and (own.higher_is_better, own.scale) != (
+        POINTS.higher_is_better,
+        POINTS.scale,
+    ):
+        raise UserError(
+            f"scores={named(settings.scores)} has percent, this evaluator {own.name}: use scores=evaluate"
+        )
 
 
 def _check_expected(settings: RunSettings, names: Sequence[str], categories: Sequence[str]) -> None:
@@ -160,7 +193,11 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
     models = candidates = len(names)
     if settings.scores.published:
         scores = settings.scores.matrix(names, not_measured)
-        categories, models, candidates = scores.categories, len(scores.models), len(scores.candidates)
+        categories, models, candidates = (
+            scores.categories,
+            len(scores.models),
+            len(scores.candidates),
+        )
     if categories:
         check_drop(selector.drop, categories)
         selector.check(models, candidates, len(categories) - len(selector.drop))
@@ -178,7 +215,9 @@ def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
     _check_sizes(settings, names, check)
 
 
-def _check_sizes(settings: RunSettings, names: tuple[str, ...], check: Callable[[tuple[str, ...]], None]) -> None:
+def _check_sizes(
+    settings: RunSettings, names: tuple[str, ...], check: Callable[[tuple[str, ...]], None]
+) -> None:
     """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
     errors: list[UserError] = []
     for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):
@@ -212,7 +251,10 @@ def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None)
         notes += settings.pool.trajectory.notes
     items = [item for fold in FOLDS for item in folds.items[fold]] if folds is not None else []
     if folds is not None:
-        notes += [*folds.notes, *settings.objective.notes(list(dict.fromkeys(item.category for item in items)))]
+        notes += [
+            *folds.notes,
+            *settings.objective.notes(list(dict.fromkeys(item.category for item in items))),
+        ]
     if pool is not None:
         notes += settings.evaluator.pool_notes(pool.folders)
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
@@ -232,7 +274,9 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
         how = f"all {len(scores.models)} models score {unit().level(unit().raw(value))}"
         if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
-        notes.append(f"category {name}: {how}, so it is left out of the selection; it stays in the objective")
+        notes.append(
+            f"category {name}: {how}, so it is left out of the selection; it stays in the objective"
+        )
     return notes
 
 
@@ -260,7 +304,11 @@ def machine_facts() -> Machine:
     """This machine as it is now."""
     import psutil
 
-    limits = [int(text) for path in CGROUPS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    limits = [
+        int(text)
+        for path in CGROUPS
+        if path.is_file() and (text := path.read_text().strip()).isdigit()
+    ]
     return Machine(cores=cores(), memory=min([psutil.virtual_memory().total, *limits]), gpus=gpus())
 
 
@@ -268,7 +316,9 @@ def gpus() -> tuple[Gpu, ...]:
     """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves; a number that does not exist ends these."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            query, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [line.rsplit(",", 1) for line in lines if line.rsplit(",", 1)[-1].strip().isdigit()]
@@ -355,7 +405,11 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # opening the pool gives the better message
-    small = [requirement for requirement in requirements_of(run, models, machine, evaluators) if not requirement.fits]
+    small = [
+        requirement
+        for requirement in requirements_of(run, models, machine, evaluators)
+        if not requirement.fits
+    ]
     if small:
         raise UserError("\n".join(requirement.sentence() for requirement in small[:2]))
 
@@ -363,9 +417,15 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 def model_sizes(run: RunSettings) -> list[ModelSize]:
     """Sizes of the candidates and, if there is one, of the base model."""
     pickle = run.merge.allow_pickle
-    models = [weigh(candidate, pickle, rules_of(run.merge.names)) for candidate in run.pool.resolve()]
+    models = [
+        weigh(candidate, pickle, rules_of(run.merge.names)) for candidate in run.pool.resolve()
+    ]
     base = base_of(models, run.merge.base)
-    return models if base is None else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
+    return (
+        models
+        if base is None
+        else [*models, weigh(Candidate(name="base model", path=Path(base)), pickle)]
+    )
 
 
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
@@ -375,13 +435,20 @@ def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
     return largest.parameters * ITEM[merge.dtype] if merge.dtype in ITEM else largest.nbytes
 
 
-def _disks(run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int) -> Iterator[Requirement]:
+def _disks(
+    run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int
+) -> Iterator[Requirement]:
     """Each file system that is written to: the soup, downloads, a soup that is served as a folder."""
     from huggingface_hub import constants
 
     uses = [
         (run.out, "the soup", 0 if run.stop_after else soup_bytes(models, run.merge), "out"),
-        (Path(constants.HF_HUB_CACHE), "downloads", sum(model.download for model in models), "HF_HOME"),
+        (
+            Path(constants.HF_HUB_CACHE),
+            "downloads",
+            sum(model.download for model in models),
+            "HF_HOME",
+        ),
         (place, "a soup for the server", scratch, "TMPDIR"),
     ]
     by_system: dict[int, list[tuple[Path, str, int, str]]] = {}
@@ -394,13 +461,16 @@ def _disks(run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: 
             where=f"the disk for {in_words([what for _, what, _, _ in group])}",
             sizes={what: size for _, what, size, _ in group},
             have=disk_space(group[0][0])[0],
-            fix="free some space, or set " + " or ".join(f"{key}=FOLDER on a larger disk" for *_, key in group),
+            fix="free some space, or set "
+            + " or ".join(f"{key}=FOLDER on a larger disk" for *_, key in group),
         )
 
 
 def on_gpu(evaluator: Evaluator, machine: Machine) -> bool:
     """Whether the loaded model is on a GPU."""
-    return evaluator.device.startswith("cuda") or (evaluator.device == "auto" and bool(machine.gpus))
+    return evaluator.device.startswith("cuda") or (
+        evaluator.device == "auto" and bool(machine.gpus)
+    )
 
 
 def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) -> int:
@@ -408,7 +478,11 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     host = evaluator.host
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model
     if host is not None:
-        return largest_bytes(models, host.dtype) if evaluator.model_form == "module" or not machine.gpus else 0
+        return (
+            largest_bytes(models, host.dtype)
+            if evaluator.model_form == "module" or not machine.gpus
+            else 0
+        )
     return largest_bytes(models, evaluator.module_settings().dtype)
 
 
@@ -429,7 +503,10 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
 
 
 def missing(
-    run: MergeSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+    run: MergeSettings,
+    models: Sequence[ModelSize],
+    machine: Machine,
+    evaluators: Sequence[Evaluator],
 ) -> list[Missing]:
     """Extras, environments, GPUs, models and a login, each once."""
     here = [*_packages(run, evaluators), *run.tracker.needs(), *_missing_gpus(evaluators, machine)]
@@ -457,7 +534,9 @@ def _missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator
             yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
         number = re.fullmatch(r"cuda(?::(\d+))?", evaluator.device)
         if number and int(number.group(1) or 0) >= count:
-            yield Missing(what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {count}")
+            yield Missing(
+                what=f"a GPU: evaluator.device={evaluator.device}, nvidia-smi shows {count}"
+            )
 
 
 def _login(run: MergeSettings) -> Iterator[Missing]:

@@ -94,7 +94,9 @@ class Pending:
         answers = [[self.records[item.id, n] for n in replicates] for item in items]
         return replace(
             item_scores(self.evaluator, items, answers),
-            lengths=np.array([np.mean([self.lengths[item.id, n] for n in replicates]) for item in items]),
+            lengths=np.array(
+                [np.mean([self.lengths[item.id, n] for n in replicates]) for item in items]
+            ),
             seconds=math.fsum(self.seconds),
             generated=self.generated,
             prefilled=self.prefilled,
@@ -195,11 +197,15 @@ class Evaluation(RecipeEvaluator):
         else:
             self._finish(block_request, pending, block, response)
 
-    def _finish(self, block_request: Request, pending: Pending, block: Block, response: Response) -> None:
+    def _finish(
+        self, block_request: Request, pending: Pending, block: Block, response: Response
+    ) -> None:
         """Commit a block's answers and give them to the request that waits for them."""
         each = response.seconds / len(block_request.items)
         records = [replace(record, seconds=each) for record in response.records]
-        fresh = self._commit(block_request.recipe, pending.evaluator, block, block_request.items, records)
+        fresh = self._commit(
+            block_request.recipe, pending.evaluator, block, block_request.items, records
+        )
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -209,14 +215,22 @@ class Evaluation(RecipeEvaluator):
             self._done.append(pending)
 
     def _commit(
-        self, recipe: Recipe, evaluator: Evaluator, block: Block, items: Sequence[Item], records: list[Record]
+        self,
+        recipe: Recipe,
+        evaluator: Evaluator,
+        block: Block,
+        items: Sequence[Item],
+        records: list[Record],
     ) -> dict[str, Record]:
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
         where = recipe, evaluator.fingerprint, evaluator.settings, block.key, items
         self._store.add(*where, records)
         if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
             unscored = [items[number] for number in waiting]
-            outputs, known = [records[number].output for number in waiting], self._store.known_scores(unscored)
+            outputs, known = (
+                [records[number].output for number in waiting],
+                self._store.known_scores(unscored),
+            )
             values, error = self._grade(unscored, outputs, known)
             for number, value in zip(waiting, values, strict=True):
                 records[number] = replace(records[number], score=value)
@@ -235,7 +249,9 @@ class Evaluation(RecipeEvaluator):
 
     # ------------------------------------------------------------ what is stored; nothing is computed
 
-    def missing_answers(self, recipe: Recipe, items: Sequence[Item], any_block: bool = False) -> list[tuple[str, int]]:
+    def missing_answers(
+        self, recipe: Recipe, items: Sequence[Item], any_block: bool = False
+    ) -> list[tuple[str, int]]:
         """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
         stored answers, from whatever blocks, cover the items."""
         if any_block and self.stored_scores(recipe, items).items == tuple(items):
@@ -249,7 +265,11 @@ class Evaluation(RecipeEvaluator):
         for block in self._blocks(evaluator, recipe, items):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
-        return {name: records for name, records in answers.items() if len(records) == evaluator.answers_per_item}
+        return {
+            name: records
+            for name, records in answers.items()
+            if len(records) == evaluator.answers_per_item
+        }
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
@@ -257,7 +277,9 @@ class Evaluation(RecipeEvaluator):
         stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
         for item in (item for item in items if item.id not in answers):
             records = [
-                record for n in range(evaluator.answers_per_item) if (record := stored.first(item, n)) is not None
+                record
+                for n in range(evaluator.answers_per_item)
+                if (record := stored.first(item, n)) is not None
             ]
             if len(records) == evaluator.answers_per_item:
                 answers[item.id] = records
@@ -281,16 +303,25 @@ class Evaluation(RecipeEvaluator):
                 parts[key][[place[item.id] for item in found.items]] = found.values
         return whole, parts
 
-    def _blocks(self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]) -> Iterator[Block]:
+    def _blocks(
+        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]
+    ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
-        stored, ends = self._store.load(recipe.fingerprint, evaluator.fingerprint), list(self._ends(recipe))
+        stored, ends = (
+            self._store.load(recipe.fingerprint, evaluator.fingerprint),
+            list(self._ends(recipe)),
+        )
         for replicate in range(evaluator.answers_per_item):
             for members in batches_of(evaluator, items, replicate):
                 yield _block(evaluator, stored, members, replicate, ends)
 
 
 def _block(
-    evaluator: Evaluator, stored: StoredAnswers, members: tuple[Item, ...], replicate: int, ends: list[int]
+    evaluator: Evaluator,
+    stored: StoredAnswers,
+    members: tuple[Item, ...],
+    replicate: int,
+    ends: list[int],
 ) -> Block:
     # Batched arithmetic rounds differently with other neighbours, so that an answer of such an evaluator belongs to its
     # block: the key names all members, and a block that lacks one answer is computed whole.
@@ -315,23 +346,34 @@ def _block(
     )
 
 
-def item_scores(evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]) -> ItemScores:
+def item_scores(
+    evaluator: Evaluator, items: Sequence[Item], answers: Sequence[Sequence[Record]]
+) -> ItemScores:
     """Scores of the items and how their answers ended, in the items' order. Here scores leave the evaluator's unit."""
     values, factor = evaluator.item_scores(items, answers), evaluator.unit.factor
-    unanswered = [record.reason for records in answers for record in records if record.outcome == "unanswered"]
+    unanswered = [
+        record.reason for records in answers for record in records if record.outcome == "unanswered"
+    ]
     return ItemScores(
         items=tuple(items),
         values=values * factor,
         truncated=_shares(answers, "truncated"),
         unanswered=_shares(answers, "unanswered"),
         noise=factor**2
-        * np.array([_noise([r.score for r in records], v) for records, v in zip(answers, values, strict=True)]),
+        * np.array(
+            [
+                _noise([r.score for r in records], v)
+                for records, v in zip(answers, values, strict=True)
+            ]
+        ),
         reasons=Counter(unanswered),
     )
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:
-    return np.array([sum(record.outcome == outcome for record in records) / len(records) for records in answers])
+    return np.array(
+        [sum(record.outcome == outcome for record in records) / len(records) for records in answers]
+    )
 
 
 def _noise(scores: Sequence[float], value: float) -> float:
@@ -344,7 +386,9 @@ def _noise(scores: Sequence[float], value: float) -> float:
 # ------------------------------------------------------------ what evaluators return, which may be the user's
 
 
-def batches_of(evaluator: Evaluator, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+def batches_of(
+    evaluator: Evaluator, items: Sequence[Item], replicate: int = 0
+) -> list[tuple[Item, ...]]:
     """The blocks into which an evaluator cuts these items.
 
     Raises:
@@ -353,11 +397,15 @@ def batches_of(evaluator: Evaluator, items: Sequence[Item], replicate: int = 0) 
     batches = [tuple(block) for block in evaluator.batches(items, replicate) or ()]
     cut = [item.id for block in batches for item in block]
     if sorted(cut) != sorted(item.id for item in items):
-        raise UserError(f"evaluator {named(evaluator)}: its batches have {len(cut)} items of {len(items)}: each once")
+        raise UserError(
+            f"evaluator {named(evaluator)}: its batches have {len(cut)} items of {len(items)}: each once"
+        )
     return batches
 
 
-def records_of(evaluator: Evaluator, items: Sequence[Item], given: Iterable[Record]) -> list[Record]:
+def records_of(
+    evaluator: Evaluator, items: Sequence[Item], given: Iterable[Record]
+) -> list[Record]:
     """The records that an evaluator returned for a block, in the items' order.
 
     Raises:
@@ -376,13 +424,19 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     wrong = ""
     if not all(isinstance(value, Real) for value in (record.score, *record.statistics)):
         wrong = "score and statistics must be numbers"
-    elif evaluator.unit.fractions and not record.statistics and abs(record.score - 0.5) > 0.5 + ROUNDING:
+    elif (
+        evaluator.unit.fractions
+        and not record.statistics
+        and abs(record.score - 0.5) > 0.5 + ROUNDING
+    ):
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:
         wrong = f"output must be a text, outcome one of {', '.join(OUTCOMES)}"
     if wrong:
         raise UserError(f"evaluator {named(evaluator)}, item {record.item!r:.60}: {wrong}")
-    return replace(record, score=float(record.score), statistics=tuple(map(float, record.statistics)))
+    return replace(
+        record, score=float(record.score), statistics=tuple(map(float, record.statistics))
+    )
 
 
 # ------------------------------------------------------------ workers
@@ -391,14 +445,18 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
 class EvaluatorWorker(Workers):
     """The worker of a process: evaluators by the name of their benchmark, each with a function that serves it soups."""
 
-    def __init__(self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]) -> None:
+    def __init__(
+        self, evaluators: Mapping[str, tuple[Evaluator, Callable[[Recipe], LoadedModel]]]
+    ) -> None:
         self._evaluators = evaluators
 
     def put(self, request: Request) -> Response:
         evaluator, serve = self._evaluators[request.benchmark]
         evaluator = evaluator.for_recipe(request.recipe)
         model, started = serve(request.recipe), time.monotonic()
-        records = records_of(evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate))
+        records = records_of(
+            evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate)
+        )
         return Response(records=tuple(records), seconds=time.monotonic() - started)
 
     @property

@@ -20,12 +20,30 @@ from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.analysis.max_t import MAX_T, MaxT
 from souping.analysis.sign_flip import ALPHA
-from souping.analysis.significance import Comparison, compare, compare_on_table, holm, over_looks, penalty, verdict
+from souping.analysis.significance import (
+    Comparison,
+    compare,
+    compare_on_table,
+    holm,
+    over_looks,
+    penalty,
+    verdict,
+)
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
 from souping.core.text import first_line, named, safe
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, ScoreMatrix, Selection, UserError
+from souping.core.types import (
+    FloatArray,
+    Fold,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    ScoreMatrix,
+    Selection,
+    UserError,
+)
 from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
@@ -34,7 +52,15 @@ from souping.search.loop import SearchResult
 
 UNDECIDED = "no difference shown"
 Kind = (
-    Literal["ingredient", "candidate", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "soup"]
+    Literal[
+        "ingredient",
+        "candidate",
+        "best_single",
+        "uniform_all",
+        "uniform_selected",
+        "uniform_topk",
+        "soup",
+    ]
     | Literal["last", "scrambled"]
     | RowKind
 )
@@ -69,7 +95,11 @@ class ExtraBenchmark:
 
 
 def check_expected(
-    expected: Sequence[Expectation], scores: Mapping[str, ItemScores], objective: Objective, mode: str, fold: Fold
+    expected: Sequence[Expectation],
+    scores: Mapping[str, ItemScores],
+    objective: Objective,
+    mode: str,
+    fold: Fold,
 ) -> dict[str, Any]:
     """`gate` of report.json: each expectation with what was measured; `scores` are {candidate: scores on `fold`}.
 
@@ -78,10 +108,18 @@ def check_expected(
     """
     checks = [_check(one, scores[one.candidate], objective, len(expected)) for one in expected]
     passed = all(check["verdict"] == "as expected" for check in checks)
-    return {"mode": mode, "fold": fold, "false_alarm": FALSE_ALARM, "passed": passed, "checks": checks}
+    return {
+        "mode": mode,
+        "fold": fold,
+        "false_alarm": FALSE_ALARM,
+        "passed": passed,
+        "checks": checks,
+    }
 
 
-def _check(one: Expectation, scores: ItemScores, objective: Objective, count: int) -> dict[str, Any]:
+def _check(
+    one: Expectation, scores: ItemScores, objective: Objective, count: int
+) -> dict[str, Any]:
     table = ItemTable.of(scores.items, objective)
     if one.category is None:
         interval = table.interval(scores.values)
@@ -154,16 +192,31 @@ class Pair:
 
     @classmethod
     def of(
-        cls, soup: Contender, other: Contender, scores: Mapping[str, ItemScores], table: ItemTable, looks: int = 1
+        cls,
+        soup: Contender,
+        other: Contender,
+        scores: Mapping[str, ItemScores],
+        table: ItemTable,
+        looks: int = 1,
     ) -> Pair:
         """`scores` by recipe id."""
         ours, theirs = scores[soup.recipe.id].values, scores[other.recipe.id].values
         same = soup.recipe.id == other.recipe.id
-        return cls(soup=soup.name, other=other.name, ours=ours, theirs=theirs, table=table, same=same, looks=looks)
+        return cls(
+            soup=soup.name,
+            other=other.name,
+            ours=ours,
+            theirs=theirs,
+            table=table,
+            same=same,
+            looks=looks,
+        )
 
     def whole(self) -> Comparison:
         names = (self.soup, self.other)
-        return compare_on_table(names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same)
+        return compare_on_table(
+            names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same
+        )
 
 
 def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -182,13 +235,25 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     alpha, one = ALPHA / penalty(pairs[0].looks), np.ones(1)
     groups = [pair.table.groups[place] for pair, _, place in cells]
     models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
-    wholes = [design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)]
+    wholes = [
+        design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)
+    ]
     family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
     bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
     smallest = family.least if bounded else family.critical * family.errors
     tables = []
     for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
-        found = compare(pair.soup, pair.other, a, b, np.zeros_like(g), g, one, looks=pair.looks, tests=family.tests)
+        found = compare(
+            pair.soup,
+            pair.other,
+            a,
+            b,
+            np.zeros_like(g),
+            g,
+            one,
+            looks=pair.looks,
+            tests=family.tests,
+        )
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
         found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
         least = unit().size(float(beyond))
@@ -204,7 +269,9 @@ def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, 
         {
             **c.as_dict(),
             "p_holm": p,
-            "verdict": words[int(np.sign(c.difference))] if p < ALPHA and c.difference else UNDECIDED,
+            "verdict": words[int(np.sign(c.difference))]
+            if p < ALPHA and c.difference
+            else UNDECIDED,
         }
         for c, p in zip(comparisons, adjusted, strict=True)
     ]
@@ -245,7 +312,9 @@ def gather(
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
-    pairs = {other.kind + other.name: Pair.of(soup, other, scores, table, opened) for other in others}
+    pairs = {
+        other.kind + other.name: Pair.of(soup, other, scores, table, opened) for other in others
+    }
     compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
     singles = [other for other in others if other.kind in ("ingredient", "candidate")]
     best = next(other for other in others if other.kind == "best_single")
@@ -267,13 +336,18 @@ def gather(
         "comparisons": _with_holm(compared, opened),
         "losses": losses(pairs[best.kind + best.name]),
         "outcomes": ends,
-        "variance": {c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))},
+        "variance": {
+            c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))
+        },
         "verdict": {**asdict(result), "opened": opened, "margin": unit().size(margin)},
     }
 
 
 def compare_on(
-    benchmark: ExtraBenchmark, soup: Recipe, ingredients: Mapping[str, Recipe], measured: Mapping[str, ItemScores]
+    benchmark: ExtraBenchmark,
+    soup: Recipe,
+    ingredients: Mapping[str, Recipe],
+    measured: Mapping[str, ItemScores],
 ) -> dict[str, Any]:
     """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
 
@@ -281,7 +355,10 @@ def compare_on(
     p-values of single categories hold for all pairs of ingredient and category at once.
     """
     with scores_in(benchmark.evaluator.unit):
-        singles = [Contender(name=name, kind="ingredient", recipe=recipe) for name, recipe in ingredients.items()]
+        singles = [
+            Contender(name=name, kind="ingredient", recipe=recipe)
+            for name, recipe in ingredients.items()
+        ]
         rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
         table = ItemTable.of(benchmark.items, Mean())
         pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
@@ -291,7 +368,9 @@ def compare_on(
             "unit": asdict(unit()),
             "items": len(benchmark.items),
             "groups": len(np.unique(table.groups)),
-            "coefficients": {} if table.value else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
+            "coefficients": {}
+            if table.value
+            else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
             "rows": [row(c, measured[c.recipe.id], table) for c in rows],
             "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
             "comparisons": judged([pair.whole() for pair in pairs]),
@@ -299,12 +378,18 @@ def compare_on(
         }
 
 
-def best_mixture(outcome: SearchResult, items: Sequence[Item], objective: Objective) -> Comparison | None:
+def best_mixture(
+    outcome: SearchResult, items: Sequence[Item], objective: Objective
+) -> Comparison | None:
     """The best mixture minus the single model that the search keeps, on the search items that the mixture answered.
 
     Of the mixtures that answered most; None if a mixture won, or none answered items of every category.
     """
-    mixed = [t for t in outcome.trials if len(t.recipe.ingredients) > 1 and np.isfinite(t.result.objective)]
+    mixed = [
+        t
+        for t in outcome.trials
+        if len(t.recipe.ingredients) > 1 and np.isfinite(t.result.objective)
+    ]
     if len(outcome.recipe.ingredients) > 1 or not mixed:
         return None
     best = max(mixed, key=lambda trial: (trial.result.items, trial.result.objective))
@@ -371,7 +456,9 @@ def unmeasured(ends: Mapping[str, Mapping[str, Any]], length_key: str = "") -> s
 
 def lost_answers(scores: Mapping[str, ItemScores], where: str, length_key: str = "") -> list[str]:
     """A warning if 2 % or more of a model's answers in a stage are cut off or missing; {model: scores}."""
-    ends = {name: {**_ends(own, slice(None)), "reasons": own.reasons} for name, own in scores.items()}
+    ends = {
+        name: {**_ends(own, slice(None)), "reasons": own.reasons} for name, own in scores.items()
+    }
     hit = [name for name in ends if _lost(ends[name]) >= WARN]
     if not hit:
         return []
@@ -411,8 +498,12 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     """
     if not np.isfinite(scores.noise).all() or table.value is not None:
         return None
-    share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[table.categories]
-    total = float(design(scores.values, table.categories, table.groups, table.coefficients).variances().sum())
+    share = (table.coefficients / np.bincount(table.categories, minlength=len(table.names)))[
+        table.categories
+    ]
+    total = float(
+        design(scores.values, table.categories, table.groups, table.coefficients).variances().sum()
+    )
     answers = min(total, float((share**2 * scores.noise).sum()))
     parts = {"objective": total, "items": total - answers, "answers": answers}
     flips = float(np.mean(scores.noise > 0))
@@ -439,15 +530,27 @@ def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
         return {"failed": str(error)}
     except Exception as error:  # user code may raise anything, and the run's results are worth more
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return {"failed": safe(f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})")}
+        return {
+            "failed": safe(
+                f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
+            )
+        }
 
 
 def _is_shown(data: Mapping[str, Any]) -> bool:
     """Whether the data of an analysis, which may be user code, can be kept and shown."""
     try:
-        lists = [data.get("sentences", []), tables := data.get("tables", []), *(table["rows"] for table in tables)]
-        widths = [(len(table["header"]), len(row), row) for table in tables for row in table["rows"]]
+        lists = [
+            data.get("sentences", []),
+            tables := data.get("tables", []),
+            *(table["rows"] for table in tables),
+        ]
+        widths = [
+            (len(table["header"]), len(row), row) for table in tables for row in table["rows"]
+        ]
     except (AttributeError, KeyError, TypeError):
         return False
     lists += [row for _, _, row in widths]
-    return all(isinstance(one, list | tuple) for one in lists) and all(wide == own for wide, own, _ in widths)
+    return all(isinstance(one, list | tuple) for one in lists) and all(
+        wide == own for wide, own, _ in widths
+    )

@@ -81,7 +81,9 @@ def execute(settings: MergeSettings) -> float | None:
     else:
         with ExitStack() as stack:
             stack.callback(settings.merge.close)
-            outcome = {"soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)}
+            outcome = {
+                "soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)
+            }
     soup: Path | None = None
     try:
         soup = written_soup(settings, outcome)
@@ -107,9 +109,13 @@ def check_settings(settings: MergeSettings) -> None:
 
     upload = settings.upload
     if upload is not None and settings.stop_after:
-        raise UserError(f"upload={upload.repo} needs a finished soup: leave stop_after={settings.stop_after} out")
+        raise UserError(
+            f"upload={upload.repo} needs a finished soup: leave stop_after={settings.stop_after} out"
+        )
     if upload is not None and settings.limit is not None:
-        raise UserError(f"limit={settings.limit} is a dry run, whose soup is not for the Hub: leave upload out")
+        raise UserError(
+            f"limit={settings.limit} is a dry run, whose soup is not for the Hub: leave upload out"
+        )
     if settings.evaluator.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
         name = type(settings.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
@@ -130,7 +136,10 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         for part in settings.open_parts:
             stack.callback(part.close)  # servers and ranks wait for the next soup until then
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress, store = stack.enter_context(Progress()), stack.enter_context(Store(settings.store_path))
+        progress, store = (
+            stack.enter_context(Progress()),
+            stack.enter_context(Store(settings.store_path)),
+        )
         run = Run(settings, store, progress)
         stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
         stack.callback(run.close)
@@ -142,9 +151,16 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                 return {"selection": selection_dict(run.selection, run.scores)}, None
             if settings.stop_after == "search":
                 recipe = run.winner.recipe.as_dict()
-                found: dict[str, Json] = {"selection": selection_dict(run.selection), "recipe": recipe}
+                found: dict[str, Json] = {
+                    "selection": selection_dict(run.selection),
+                    "recipe": recipe,
+                }
                 found |= {"analyses": run.analyses} if run.analyses else {}
-                write_trials(trial_rows(run.winner.trials, run.selection), found, settings.run_dir / "trials.csv")
+                write_trials(
+                    trial_rows(run.winner.trials, run.selection),
+                    found,
+                    settings.run_dir / "trials.csv",
+                )
                 write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
                 return found, run.winner
             report, trials = run.whole_report()
@@ -155,7 +171,9 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         except (UserError, OSError) as error:
             if run.frozen is None:
                 raise
-            raise LateError(f"{error_text(error)}\nthe soup is written: {nearby(run.frozen)}") from error
+            raise LateError(
+                f"{error_text(error)}\nthe soup is written: {nearby(run.frozen)}"
+            ) from error
 
 
 def select_from_table(settings: RunSettings) -> dict[str, Any]:
@@ -196,12 +214,22 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     if run.settings.stop_after != "select":
         rows.setdefault("soup", run.winner.recipe)
     answers = {name: run.evaluation.batch_answers(recipe, items) for name, recipe in rows.items()}
-    keys = {one.prompt_key for of_model in answers.values() for records in of_model.values() for one in records}
+    keys = {
+        one.prompt_key
+        for of_model in answers.values()
+        for records in of_model.values()
+        for one in records
+    }
     prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
     for place, item in enumerate(items):
-        records = {name: of_model[item.id] for name, of_model in answers.items() if item.id in of_model}
+        records = {
+            name: of_model[item.id] for name, of_model in answers.items() if item.id in of_model
+        }
         if records:
-            scores = {name: float(evaluator.item_scores([item], [own])[0]) for name, own in records.items()}
+            scores = {
+                name: float(evaluator.item_scores([item], [own])[0])
+                for name, own in records.items()
+            }
             yield sample(place, fold, item, records, scores, prompts)
 
 
@@ -214,11 +242,21 @@ def sample(
     prompts: Mapping[str, str],
 ) -> dict[str, Any]:
     """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`."""
-    own = item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
+    own = (
+        item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
+    )
     shown = {name: prompts.get(records[0].prompt_key, "") for name, records in answers.items()}
-    first = next(iter(shown.values())) or (own if isinstance(own, str) else json.dumps(own, ensure_ascii=False))
+    first = next(iter(shown.values())) or (
+        own if isinstance(own, str) else json.dumps(own, ensure_ascii=False)
+    )
     tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
-    doc: dict[str, Json] = {"id": item.id, "category": item.category, "group": item.group, "prompt": own, **tools}
+    doc: dict[str, Json] = {
+        "id": item.id,
+        "category": item.category,
+        "group": item.group,
+        "prompt": own,
+        **tools,
+    }
     models = {name: _model(records, scores[name]) for name, records in answers.items()}
     for name, text in shown.items():  # another tokenizer or template
         if text and text != first:
@@ -241,9 +279,14 @@ def sample(
 def _model(records: Sequence[Record], score: float) -> dict[str, Json]:
     outputs = [record.output for record in records]
     model: dict[str, Json] = {"resps": [outputs], "filtered_resps": outputs, "score": score}
-    model["outcome"] = max((record.outcome for record in records), key=("finished", "truncated", "unanswered").index)
+    model["outcome"] = max(
+        (record.outcome for record in records), key=("finished", "truncated", "unanswered").index
+    )
     if len(records) > 1:
-        model |= {"scores": [record.score for record in records], "outcomes": [record.outcome for record in records]}
+        model |= {
+            "scores": [record.score for record in records],
+            "outcomes": [record.outcome for record in records],
+        }
     reasons = [record.reason for record in records if record.reason]
     return {**model, "reason": reasons[0]} if reasons else model
 
@@ -275,7 +318,10 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             stack.callback(one.close)
-        progress, store = stack.enter_context(Progress()), stack.enter_context(Store(settings.store_path))
+        progress, store = (
+            stack.enter_context(Progress()),
+            stack.enter_context(Store(settings.store_path)),
+        )
         run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)
@@ -305,7 +351,9 @@ def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
             raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
     report = read_report(run_dir / "report.json")
     if not part(report, "recipe") or not entries(report, "rows"):
-        raise UserError(f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run")
+        raise UserError(
+            f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run"
+        )
     return report, read_trials(run_dir / "trials.csv")
 
 
@@ -324,7 +372,9 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
         )
     recipe, nothing = part(report, "recipe"), Result(objective=0.0, categories={}, items=0)
     shares = map(number, elements(recipe, "weights"))
-    soup = _recipe(run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id"))
+    soup = _recipe(
+        run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id")
+    )
     tried = []
     for place, line in enumerate(trials):
         weights = {name: number(value) for name, value in part(line, "weights").items()}
@@ -332,7 +382,9 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
         result = replace(nothing, items=int(number(line.get("items")) or 0))
         tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
     chosen = part(report, "selection")
-    run.selection = Selection(ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or ""))
+    run.selection = Selection(
+        ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or "")
+    )
     run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried))
     ids = {row.get("recipe_id") for row in entries(report, "rows")}
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
@@ -346,9 +398,15 @@ def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Re
     """The recipe of a run's weights (UserError if the candidates or merge settings are not those of the run)."""
     used = {name: weight for name, weight in weights.items() if weight}
     absent = [name for name in used if name not in run.pool.names]
-    recipe = None if absent else run.single(run.pool.names[0]) if not used else run.pool.recipe(used)
+    recipe = (
+        None if absent else run.single(run.pool.names[0]) if not used else run.pool.recipe(used)
+    )
     if recipe is None or recipe.id != expected:
-        found = f"{absent[0]} is not in the pool" if absent else f"soup {expected} is now {recipe.id if recipe else ''}"
+        found = (
+            f"{absent[0]} is not in the pool"
+            if absent
+            else f"soup {expected} is now {recipe.id if recipe else ''}"
+        )
         raise UserError(
             f"{nearby(run.settings.run_dir)}: the candidates or merge settings are not those of the run: {found}"
         )

@@ -24,14 +24,20 @@ def check_tokens(settings: RunSettings, stage: Stage, scores: Sequence[ItemScore
     wanted = TOKENS in (*settings.guard, *settings.pareto) and not stage.benchmark
     soups = any(len(recipe.ingredients) > 1 for recipe in stage.models)
     if wanted and not soups and not any(one.lengths.any() for one in scores):
-        raise UserError("this evaluator does not count the tokens of its answers: leave tokens out of guard and pareto")
+        raise UserError(
+            "this evaluator does not count the tokens of its answers: leave tokens out of guard and pareto"
+        )
 
 
 def best_first(winner: SearchResult) -> list[Trial]:
     """The soups that answered the whole search fold, each once: the winner, then the others by their objective."""
-    whole = sorted((trial for trial in winner.trials if trial.whole), key=lambda trial: trial.result.objective)
+    whole = sorted(
+        (trial for trial in winner.trials if trial.whole), key=lambda trial: trial.result.objective
+    )
     each = {trial.recipe.id: trial for trial in whole}  # an optimiser may ask a soup twice
-    return sorted(each.values(), key=lambda one: (one.recipe.id != winner.recipe.id, -one.result.objective))
+    return sorted(
+        each.values(), key=lambda one: (one.recipe.id != winner.recipe.id, -one.result.objective)
+    )
 
 
 def admitted(
@@ -50,10 +56,14 @@ def admitted(
     """
     own, chosen, why = admission.reference, None, "every better soup lost too much"
     for trial in itertools.takewhile(lambda one: one.recipe.id != reference.id, order):
-        scores = ItemScores(items=own.items, values=trial.result.values, lengths=trial.result.lengths)
+        scores = ItemScores(
+            items=own.items, values=trial.result.values, lengths=trial.result.lengths
+        )
         found = [(guard, check(guard, scores, own)) for guard in admission.bounds]
         if all(one.difference > -guard.margin for guard, one in found):
-            failed = [guard.name for guard, one in found if not guard.admits(one)] or elsewhere(trial.recipe)
+            failed = [guard.name for guard, one in found if not guard.admits(one)] or elsewhere(
+                trial.recipe
+            )
             chosen, why = None if failed else trial, f"failed: {', '.join(failed)}"
             break
     result = chosen.result if chosen else result_of(own, objective)
@@ -61,9 +71,20 @@ def admitted(
     refused = chosen is None and (cost > 0 or winner.recipe.id != reference.id)
     end = "the soup passed the guards" if chosen else "the guards changed nothing"
     end = f"no soup passed the guards ({why})" if refused else end
-    price = f"; the guards cost {unit().text(cost)} {unit().name} on the search fold" if cost > 0 else ""
-    facts: dict[str, Json] = {"against": admission.against, "cost": cost, "refused": refused, "sentence": end + price}
-    return replace(winner, recipe=chosen.recipe if chosen else reference, result=result, guards=facts)
+    price = (
+        f"; the guards cost {unit().text(cost)} {unit().name} on the search fold"
+        if cost > 0
+        else ""
+    )
+    facts: dict[str, Json] = {
+        "against": admission.against,
+        "cost": cost,
+        "refused": refused,
+        "sentence": end + price,
+    }
+    return replace(
+        winner, recipe=chosen.recipe if chosen else reference, result=result, guards=facts
+    )
 
 
 def with_goals(
@@ -81,9 +102,14 @@ def with_goals(
     elif "without_guards" in winner.summary:
         best = gain(winner.summary["without_guards"])
     if run.admission is not None:
-        against, elsewhere = run.single(run.admission.against), partial(failed_elsewhere, run, run.admission)
+        against, elsewhere = (
+            run.single(run.admission.against),
+            partial(failed_elsewhere, run, run.admission),
+        )
         best = max([best, *(one.result.objective for one in order[:1])])
-        winner = admitted(winner, order, run.admission, against, run.settings.objective, best, elsewhere)
+        winner = admitted(
+            winner, order, run.admission, against, run.settings.objective, best, elsewhere
+        )
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
     return winner, {} if front is None else {NAME: front.as_dict(ingredients, chosen, weights)}
 
@@ -92,11 +118,18 @@ def confirmed(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
 ) -> tuple[SearchResult, Front]:
     """The search with points of its front among its trials, which answer the whole search fold, and the front."""
-    points, goals = adaptive(run.settings.optimiser).points(len(ingredients)), run.settings.goals_on(run.categories)
+    points, goals = (
+        adaptive(run.settings.optimiser).points(len(ingredients)),
+        run.settings.goals_on(run.categories),
+    )
     trials = {one.weights: one for one in winner.trials}
     fit = partial(Front, goals, run.folds["search"], points)
     wanted = fit(trials.values()).candidates(run.settings.pick or None)
-    lacking = [dict(zip(ingredients, one, strict=True)) for one in wanted if one not in trials or not trials[one].whole]
+    lacking = [
+        dict(zip(ingredients, one, strict=True))
+        for one in wanted
+        if one not in trials or not trials[one].whole
+    ]
     recipes = {tuple(weights.values()): run.recipes.recipe(weights) for weights in lacking}
     measured = run.evaluate_stage(run.front_stage(recipes.values())) if recipes else {}
     for point, recipe in recipes.items():
@@ -131,6 +164,12 @@ def search_again(
     items: tuple[Item, ...],
 ) -> FloatArray:
     """Scores on `items` of the best soup of some ingredients, which a search of its own finds on other items."""
-    own, settings, half = replace(adaptive(run.settings.optimiser), budget=budget), run.settings, known[0].items
-    found = find_weights(own, settings.objective, settings.seed, run.recipes, evaluation, names, half, known=known)
+    own, settings, half = (
+        replace(adaptive(run.settings.optimiser), budget=budget),
+        run.settings,
+        known[0].items,
+    )
+    found = find_weights(
+        own, settings.objective, settings.seed, run.recipes, evaluation, names, half, known=known
+    )
     return evaluation.scores(found.recipe, items).values

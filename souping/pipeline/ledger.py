@@ -48,11 +48,19 @@ class Claim:
         soup, names = self.soup, list(dict.fromkeys(item.category for item in self.items))
         sizes = Counter(item.category for item in self.items)
         share = dict(zip(names, self.objective.coefficients(names).tolist(), strict=True))
-        items = [(i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12)) for i in self.items]
-        mixed = sorted((name, round(weight, 3)) for name, weight in zip(soup.fingerprints, soup.weights, strict=True))
+        items = [
+            (i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12))
+            for i in self.items
+        ]
+        mixed = sorted(
+            (name, round(weight, 3))
+            for name, weight in zip(soup.fingerprints, soup.weights, strict=True)
+        )
         other = [] if self.objective.linear else [self.objective.name]
         content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
-        return digest([content, sorted(self.candidates), self.evaluator, self.margin, sorted(items), *other])
+        return digest(
+            [content, sorted(self.candidates), self.evaluator, self.margin, sorted(items), *other]
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ class Look:
 
     def sentence(self) -> str:
         """Why it is not the first look, and what that costs."""
-        what = f"this soup was one of {self.shown} whose scores on the report items were known before"
+        what = (
+            f"this soup was one of {self.shown} whose scores on the report items were known before"
+        )
         if not self.shown:
             what = f"these items were reported on {_times(self.number - 1)} before"
         return f"{what}: this is look {self.number}, {_price(self.number)}"
@@ -90,7 +100,9 @@ class Ledger:
         the largest number of other claims on any of the items. A soup that was picked among soups with known scores
         pays for all of them, and deleted rows count as claims.
         """
-        return self._open(claim.fingerprint, [item.identity for item in claim.items], parts_of(claim.soup))
+        return self._open(
+            claim.fingerprint, [item.identity for item in claim.items], parts_of(claim.soup)
+        )
 
     def open_comparison(self, claim: str, identities: Iterable[str]) -> Look:
         """Write a comparison of runs to the ledger, and return its look: one more than the claims on any of its items.
@@ -155,7 +167,11 @@ class Ledger:
             mixtures = _Mixtures(db)
             own = mixtures.of(parts_of(recipe)).keys()
             searches = db.execute("SELECT item_set, ingredients FROM searches").fetchall()
-            sets = {n for n, names in searches if own & mixtures.of(dict.fromkeys(json.loads(names), 1.0)).keys()}
+            sets = {
+                n
+                for n, names in searches
+                if own & mixtures.of(dict.fromkeys(json.loads(names), 1.0)).keys()
+            }
             return {str(name) for number in sets for (name,) in db.execute(query, (number,))}
 
     # ------------------------------------------------------------ views
@@ -186,7 +202,10 @@ class _Mixtures:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT fingerprint, weights, soup FROM folders")
-        self._db, self._known = db, {str(name): (str(weights), str(soup)) for name, weights, soup in rows}
+        self._db, self._known = (
+            db,
+            {str(name): (str(weights), str(soup)) for name, weights, soup in rows},
+        )
 
     def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
         """{ingredient: share} of {fingerprint: weight}; the shares sum to 1."""
@@ -194,19 +213,28 @@ class _Mixtures:
         total = math.fsum(parts.values()) or 1.0
         for name, weight in parts.items():
             weights, soup = self._known.get(name, ("", ""))
-            inner = self.of(json.loads(soup), depth - 1) if soup and depth else {weights or name: 1.0}
+            inner = (
+                self.of(json.loads(soup), depth - 1) if soup and depth else {weights or name: 1.0}
+            )
             for ingredient, share in inner.items():
                 mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
         return {name: share for name, share in mixed.items() if share}
 
     def shown_beside(self, parts: Mixture, item_set: int) -> int:
         """Number of different soups that were shown on one of these items, if this one is near one of them; else 0."""
-        query = f"SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set {_SHARED})"
+        query = (
+            f"SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set {_SHARED})"
+        )
         shown = [self.of(json.loads(text)) for (text,) in self._db.execute(query, (item_set,))]
         own = self.of(parts)
         if not any(_near(own, soup) for soup in shown):
             return 0
-        return len({tuple(sorted((name, round(share, 3)) for name, share in soup.items())) for soup in shown})
+        return len(
+            {
+                tuple(sorted((name, round(share, 3)) for name, share in soup.items()))
+                for soup in shown
+            }
+        )
 
 
 def _times(count: int) -> str:
@@ -237,19 +265,32 @@ def _claims(db: sqlite3.Connection, item_set: int) -> int:
 def _deleted(db: sqlite3.Connection) -> int:
     """Rows that were written to the ledger and are no longer there."""
     written = db.execute("SELECT ledger, rows FROM written").fetchall()
-    return sum(rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]) for table, rows in written)
+    return sum(
+        rows - int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+        for table, rows in written
+    )
 
 
 def _insert(db: sqlite3.Connection, table: str, *values: str | int) -> None:
     """Write a row unless one with its key exists, and count it."""
-    if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(values))})", values).rowcount:
-        db.execute("INSERT INTO written VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1", (table,))
+    if db.execute(
+        f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(values))})", values
+    ).rowcount:
+        db.execute(
+            "INSERT INTO written VALUES (?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1", (table,)
+        )
 
 
 def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
     """The row number of a set of items, which is written if it is new."""
     members = sorted(set(identities))
     number = row_number(digest(members))
-    db.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?)", [(row_number(name), name) for name in members])
-    db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", [(number, row_number(name)) for name in members])
+    db.executemany(
+        "INSERT OR IGNORE INTO contents VALUES (?, ?)",
+        [(row_number(name), name) for name in members],
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO members VALUES (?, ?)",
+        [(number, row_number(name)) for name in members],
+    )
     return number

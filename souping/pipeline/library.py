@@ -18,7 +18,16 @@ from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.scores import Mean, MeasuredScores, read_table
-from souping.core.types import Item, Json, LateError, ScoreMatrix, Selection, UserError, entries, part
+from souping.core.types import (
+    Item,
+    Json,
+    LateError,
+    ScoreMatrix,
+    Selection,
+    UserError,
+    entries,
+    part,
+)
 from souping.core.unit import scores_in
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
@@ -225,7 +234,9 @@ def _common(
     out: Path,
 ) -> dict[str, Any]:
     if isinstance(models, str | Path):
-        raise UserError(f"{str(models)!r} is one model: give a list of folders, or {{name: folder}}")
+        raise UserError(
+            f"{str(models)!r} is one model: give a list of folders, or {{name: folder}}"
+        )
     pairs = models.items() if isinstance(models, Mapping) else ()
     named = [{"name": key, "path": str(path)} for key, path in pairs]
     return {
@@ -257,4 +268,9 @@ def _analyses() -> dict[str, Analysis]:
     from souping.analysis.surface import ResponseSurface
     from souping.analysis.wins import Parents, Wins
 
-    return {"consistency": Consistency(), "parents": Parents(), "wins": Wins(), "surface": ResponseSurface()}
+    return {
+        "consistency": Consistency(),
+        "parents": Parents(),
+        "wins": Wins(),
+        "surface": ResponseSurface(),
+    }

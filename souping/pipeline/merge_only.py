@@ -24,7 +24,14 @@ from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfini
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST
-from souping.pipeline.models import PREFIX, OpenPool, check_space, folder_of, scratch_place, with_base
+from souping.pipeline.models import (
+    PREFIX,
+    OpenPool,
+    check_space,
+    folder_of,
+    scratch_place,
+    with_base,
+)
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import CARD, RECIPE, card
@@ -36,21 +43,33 @@ def merge(settings: MergeSettings) -> Path | None:
     with Store(settings.store_path) as store, ExitStack() as parts:
         candidates, late = settings.pool.resolve(), not settings.plan
         pool = parts.enter_context(
-            closing(OpenPool(candidates, settings.merge, store, tokenizers=False, late=late, stream=True))
+            closing(
+                OpenPool(
+                    candidates, settings.merge, store, tokenizers=False, late=late, stream=True
+                )
+            )
         )
         found = settings.pool.trajectory
-        for note in dict.fromkeys([*(found.sentences + found.notes if found else []), *pool.warnings]):
+        for note in dict.fromkeys(
+            [*(found.sentences + found.notes if found else []), *pool.warnings]
+        ):
             say(f"note: {note}")
         if settings.optimiser.count(len(pool.names)) != 1:
-            one = "optimiser=fixed, optimiser=uniform, or optimiser=schedule with optimiser.only=ema"
+            one = (
+                "optimiser=fixed, optimiser=uniform, or optimiser=schedule with optimiser.only=ema"
+            )
             raise UserError(f"there are no items to search on: use {one}")
         space = SearchSpace(ingredients=pool.names, candidates=pool.names)
         cell = settings.optimiser.start(space, settings.seed).ask()
         recipe = pool.recipe(dict(zip(pool.names, cell.weights if cell else (), strict=True)))
         if not pool.late:
-            return _write(settings, pool.merge_pool, recipe, pool.folders, pool.base, _card(settings, recipe))
+            return _write(
+                settings, pool.merge_pool, recipe, pool.folders, pool.base, _card(settings, recipe)
+            )
         with Throughput("soup") as progress:
-            soup, notes = pool.write_late(recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress)
+            soup, notes = pool.write_late(
+                recipe, settings.out, lambda known: {CARD: _card(settings, known)}, progress
+            )
         for note in notes:
             say(f"note: {note}")
         return soup
@@ -65,7 +84,11 @@ def show_names(settings: MergeSettings) -> None:
         path = folder_of(str(candidate.path), merge.allow_pickle)
         lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
         same = shown_before.setdefault(lines, candidate.name)
-        print(f"{candidate.name}: as {same}" if same != candidate.name else "\n  ".join((f"{same}:", *lines)))
+        print(
+            f"{candidate.name}: as {same}"
+            if same != candidate.name
+            else "\n  ".join((f"{same}:", *lines))
+        )
 
 
 def rebuild(settings: MergeSettings, path: Path) -> Path | None:
@@ -82,10 +105,20 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         # every byte is read anew, once
         backend, hashes = maker(settings.merge, recipe), dict[str, str]()
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
-        home = folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
+        home = (
+            folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
+        )
         like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
         expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        find = partial(_find, recipe=recipe, given=given, store=store, backend=backend, hashes=hashes, like=like)
+        find = partial(
+            _find,
+            recipe=recipe,
+            given=given,
+            store=store,
+            backend=backend,
+            hashes=hashes,
+            like=like,
+        )
         folders = {name: find(name, content) for name, content in expected.items()}
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
@@ -101,9 +134,13 @@ def _check_method(recipe: Recipe) -> None:
         return
     if recipe.method not in METHODS:
         name = shown(recipe.method)
-        raise UserError(f"{name} is not a method of souping: name its class, merge._target_=MODULE.CLASS")
+        raise UserError(
+            f"{name} is not a method of souping: name its class, merge._target_=MODULE.CLASS"
+        )
     if method_digest(recipe.method) != made_by:
-        raise UserError(f"the code of merge.method={recipe.method} is not what made this soup: the file has changed")
+        raise UserError(
+            f"the code of merge.method={recipe.method} is not what made this soup: the file has changed"
+        )
 
 
 def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
@@ -113,7 +150,10 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     theirs = recipe.settings.get("by") == "mergekit"
     if theirs == isinstance(backend, MergekitMerge):
         return backend
-    kept: dict[str, str | int | float | None] = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
+    kept: dict[str, str | int | float | None] = {
+        "allow_pickle": backend.allow_pickle,
+        "nonfinite": backend.nonfinite,
+    }
     return (MergekitMerge(method="linear") if theirs else LocalMerge()).with_settings(kept)
 
 
@@ -135,7 +175,11 @@ def _write(
 
 
 def _show_plan(
-    settings: MergeSettings, pool: CandidatePool, recipe: Recipe, folders: Mapping[str, Path], base: str | None
+    settings: MergeSettings,
+    pool: CandidatePool,
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
 
@@ -150,13 +194,22 @@ def _show_plan(
 
 
 def _card(settings: MergeSettings, recipe: Recipe) -> str:
-    return card({"experiment": settings.name, "recipe": recipe.as_dict(), "rebuild": settings.rebuild_command})
+    return card(
+        {
+            "experiment": settings.name,
+            "recipe": recipe.as_dict(),
+            "rebuild": settings.rebuild_command,
+        }
+    )
 
 
 Number = Annotated[float, Interval(gt=-HUGE, lt=HUGE)]
 """A number that arithmetic in fp32 bears."""
 Whole = Annotated[int, Interval(ge=0, lt=2**62)]
-Dtypes = Annotated[str, Form(r"(float32|bfloat16|float16)(\+(float32|bfloat16|float16))*", "float dtypes joined by +")]
+Dtypes = Annotated[
+    str,
+    Form(r"(float32|bfloat16|float16)(\+(float32|bfloat16|float16))*", "float dtypes joined by +"),
+]
 
 
 class RecipeSettings(TypedDict, total=False):
@@ -205,7 +258,9 @@ def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
     if path.is_file() and path.stat().st_size > MAX_RECIPE:
         raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
     table: dict[str, Any] = load(path, RecipeFile, "recipe")
-    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")} | {len({*table["ingredients"]})}
+    lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")} | {
+        len({*table["ingredients"]})
+    }
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST or not any(table["weights"]):
         raise UserError(
             f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to {MOST}"
@@ -217,7 +272,9 @@ def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
             pick(key, RecipeSettings.__annotations__, f"{where}: settings")
     recipe = Recipe.from_dict(table)
     if recipe.id != table["id"]:
-        raise UserError(f"{where}: its content gives id {recipe.id}, not {shown(table['id'])}: the file was edited")
+        raise UserError(
+            f"{where}: its content gives id {recipe.id}, not {shown(table['id'])}: the file was edited"
+        )
     return recipe, table
 
 
@@ -233,7 +290,11 @@ def _find(
 ) -> Path:
     """The folder of an ingredient with the recipe's content."""
     known = store.folder_of(expected)
-    path = given[name].path if name in given else (Path(known) if known and Path(known).is_dir() else None)
+    path = (
+        given[name].path
+        if name in given
+        else (Path(known) if known and Path(known).is_dir() else None)
+    )
     if path is None and name in recipe.sources:
         path = Path(recipe.sources[name])
     if path is None:
@@ -244,7 +305,9 @@ def _find(
     path = folder_of(str(path), backend.allow_pickle)
     held = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
     if held != expected:
-        raise UserError(f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}")
+        raise UserError(
+            f"ingredient {safe(name)}: {path} has content {held[:12]}, the recipe {shown(expected[:12])}"
+        )
     return path
 
 
@@ -257,18 +320,35 @@ def _as_written(
     hashes: MutableMapping[str, str],
 ) -> MergeBackend:
     """The backend with the settings that the recipe was written with."""
-    own = {key: recipe.settings[key] for key in ("scale", "vocab", "adapters", "seed") if key in recipe.settings}
+    own = {
+        key: recipe.settings[key]
+        for key in ("scale", "vocab", "adapters", "seed")
+        if key in recipe.settings
+    }
     changes: dict[str, Any] = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
-    changes |= {"method": recipe.method, "carry": table.get("carried_from"), "dtype": None, "overrides": None}
-    changes |= {key: table[key] for key in ("max_shard_size", "nonfinite", "format") if table.get(key)}
+    changes |= {
+        "method": recipe.method,
+        "carry": table.get("carried_from"),
+        "dtype": None,
+        "overrides": None,
+    }
+    changes |= {
+        key: table[key] for key in ("max_shard_size", "nonfinite", "format") if table.get(key)
+    }
     base = recipe.settings.get("base")
     if base is None:
         return backend.with_settings({**changes, "base": None})
     folder = backend.base or store.folder_of(base)
     with suppress(UserError):  # the error below says all that helps
-        folder = str(folder_of(folder, backend.allow_pickle)) if folder else with_base(backend, ingredients).base
+        folder = (
+            str(folder_of(folder, backend.allow_pickle))
+            if folder
+            else with_base(backend, ingredients).base
+        )
     if folder is None or fingerprint(Path(folder), hashes, backend.allow_pickle) != base:
-        raise UserError(f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER")
+        raise UserError(
+            f"the recipe's base model ({shown(base[:12])}) is not here: set merge.base=FOLDER"
+        )
     return backend.with_settings({**changes, "base": folder})
 
 
@@ -286,7 +366,10 @@ def check_kept(settings: RunSettings, pool: OpenPool) -> None:
     if kept is None:
         return
     names = {candidate.fingerprint: candidate.name for candidate in pool.candidates}
-    weights = {names.get(content, ""): weight for content, weight in zip(kept.fingerprints, kept.weights, strict=True)}
+    weights = {
+        names.get(content, ""): weight
+        for content, weight in zip(kept.fingerprints, kept.weights, strict=True)
+    }
     if "" in weights or pool.recipe(weights).fingerprint != kept.fingerprint:
         raise UserError(
             f"out={settings.out} holds soup {kept.id} of other models or merge settings: choose another folder"
@@ -305,8 +388,12 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
         made = pool.merge_pool.write(recipe, Path(folder) / "soup")
         for path in sorted(path for path in made.rglob("*") if path.is_file()):
             kept = out / path.relative_to(made)
-            if path.name != RECIPE and not (kept.is_file() and filecmp.cmp(path, kept, shallow=False)):
-                raise UserError(f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another")
+            if path.name != RECIPE and not (
+                kept.is_file() and filecmp.cmp(path, kept, shallow=False)
+            ):
+                raise UserError(
+                    f"out={out}: {path.name} is not what its recipe makes: move it away, or choose another"
+                )
 
 
 def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | None:
@@ -316,11 +403,19 @@ def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | 
         LateError: `out` holds another soup, which was not replaced.
     """
     winner = part(report, "recipe").get("id")
-    kept = soup_in(settings.out) if isinstance(settings, RunSettings) and winner and not settings.stop_after else None
+    kept = (
+        soup_in(settings.out)
+        if isinstance(settings, RunSettings) and winner and not settings.stop_after
+        else None
+    )
     if kept is not None and kept.id != winner:
         recipe = nearby(settings.run_dir / RECIPE)
         raise LateError(
             f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
             f"replaced. To write it: python -m souping +experiment=rebuild recipe={recipe} out=NEW"
         )
-    return settings.out if ("soup" in report or "rebuild" in report) and settings.out.exists() else None
+    return (
+        settings.out
+        if ("soup" in report or "rebuild" in report) and settings.out.exists()
+        else None
+    )

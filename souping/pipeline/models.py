@@ -76,7 +76,9 @@ class OpenPool:
         here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
         models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
         self.base, self.folders = merge.base, {c.name: c.path for c in models}
-        late = late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
+        late = (
+            late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
+        )
         self._hashes = hashes if hashes is not None else store.hashes if store is not None else {}
         used = StandIns(self._hashes) if late else self._hashes
         self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
@@ -86,7 +88,11 @@ class OpenPool:
         self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
         self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
-        self.warnings = [*warnings, *notes, *_copies({c.name: c.fingerprint for c in self.candidates})]
+        self.warnings = [
+            *warnings,
+            *notes,
+            *_copies({c.name: c.fingerprint for c in self.candidates}),
+        ]
         self._store, self._pickles = store, merge.allow_pickle
         if not self.late:
             self._note(self.merge_pool.known_folders)
@@ -117,7 +123,9 @@ class OpenPool:
         """Function that makes this pool's soups ready for an evaluator, in its `model_form`."""
 
         def serve(recipe: Recipe) -> LoadedModel:
-            model = LoadedSoup(self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe)
+            model = LoadedSoup(
+                self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe
+            )
             # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
             _ = model.folder if evaluator.model_form == "folder" else model.module
             return model
@@ -148,7 +156,9 @@ class OpenPool:
             final.append(known)
             return files(known)
 
-        written = write_checkpoint(plan, out, progress=progress, late=Late(self._hashes, extra_files))
+        written = write_checkpoint(
+            plan, out, progress=progress, late=Late(self._hashes, extra_files)
+        )
         prints = dict(zip(final[-1].ingredients, final[-1].fingerprints, strict=True))
         self._note({content: self.folders[name] for name, content in prints.items()})
         return written, _copies(prints)
@@ -181,25 +191,34 @@ def _copies(prints: Mapping[str, str]) -> list[str]:
     for name, content in prints.items():
         first.setdefault(content, name)
     pairs = [(first[content], name) for name, content in prints.items() if first[content] != name]
-    return [f"{a} and {b} hold the same bytes: they are one model under two names" for a, b in pairs]
+    return [
+        f"{a} and {b} hold the same bytes: they are one model under two names" for a, b in pairs
+    ]
 
 
 def free_target(out: Path) -> None:
     """Refuse, before any work, a target that is not empty or cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out={out} exists and is not an empty folder: choose another, or move it away")
+        raise UserError(
+            f"out={out} exists and is not an empty folder: choose another, or move it away"
+        )
     parent = next(p for p in out.absolute().parents if p.exists())
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".souping-", dir=parent))
     except OSError as error:
-        raise UserError(f"out={out}: cannot write below {parent}: {error.strerror}; choose another place") from error
+        raise UserError(
+            f"out={out}: cannot write below {parent}: {error.strerror}; choose another place"
+        ) from error
 
 
 # ------------------------------------------------------------ fetching
 
 
 def fetch_candidates(
-    candidates: Sequence[Candidate], merge: MergeBackend, aside: Aside = nullcontext, tokenizers: bool = False
+    candidates: Sequence[Candidate],
+    merge: MergeBackend,
+    aside: Aside = nullcontext,
+    tokenizers: bool = False,
 ) -> tuple[tuple[Candidate, ...], MergeBackend, tuple[str, ...]]:
     """The candidates as folders, the backend with its base model as one, and notes for the report.
 
@@ -226,7 +245,10 @@ def fetch_candidates(
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
             lent = Like(like, rules_of(merge.names))
-            models = {name: Checkpoint.open(folder, merge.allow_pickle, lent) for name, folder in pool.items()}
+            models = {
+                name: Checkpoint.open(folder, merge.allow_pickle, lent)
+                for name, folder in pool.items()
+            }
             preflight(models, vocab=merge.vocab)
             for name, checkpoint in models.items() if tokenizers else ():
                 check_tokenizer(name, checkpoint.home)
@@ -245,7 +267,9 @@ def fetch_candidates(
     return here, with_base(merge, [c.path for c in here], aside), notes
 
 
-def from_bucket(candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext) -> Candidate:
+def from_bucket(
+    candidate: Candidate, allow_pickle: bool, stream: bool, aside: Aside = nullcontext
+) -> Candidate:
     """The candidate in a folder here if it is in a bucket, with its weights unless they `stream`."""
     url = remote.parse(candidate.path)
     if url is None:
@@ -255,15 +279,23 @@ def from_bucket(candidate: Candidate, allow_pickle: bool, stream: bool, aside: A
         return replace(candidate, path=remote.folder_of(url, allow_pickle, not stream), source=url)
 
 
-def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext) -> MergeBackend:
+def with_base(
+    merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullcontext
+) -> MergeBackend:
     """The backend with its base model on this disk: `merge.base`, or the one that adapters in `folders` name."""
     base = merge.base
     if base and (url := remote.parse(base)):
-        return merge.with_settings({"base": str(remote.folder_of(url, merge.allow_pickle, weights=True))})
+        return merge.with_settings(
+            {"base": str(remote.folder_of(url, merge.allow_pickle, weights=True))}
+        )
     name = hub.parse(base) if base else _base_of_adapters(folders)
     if name is None:
         local = base is not None and base.startswith("~")
-        return merge.with_settings({"base": str(expanded(str(base), "merge.base"))}) if local else merge
+        return (
+            merge.with_settings({"base": str(expanded(str(base), "merge.base"))})
+            if local
+            else merge
+        )
     try:
         folder = folder_of(name, merge.allow_pickle, aside)
     except UserError as error:
@@ -272,7 +304,9 @@ def with_base(merge: MergeBackend, folders: Sequence[Path], aside: Aside = nullc
     return merge.with_settings({"base": str(folder)})
 
 
-def folder_of(name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext) -> Path:
+def folder_of(
+    name: hub.HubName | str, allow_pickle: bool = False, aside: Aside = nullcontext
+) -> Path:
     """The folder of one model, which is fetched if the Hub's name is given."""
     if url := remote.parse(str(name)):
         return remote.folder_of(url, allow_pickle)
@@ -314,7 +348,9 @@ class LoadedSoup(LoadedModel):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from souping.evaluate.engines.transformers import load_tokenizer
 
-        return load_tokenizer(self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code)
+        return load_tokenizer(
+            self._pool.tokenizer_folder(self._recipe), self._settings.trust_remote_code
+        )
 
     @cached_property
     def module(self) -> PreTrainedModel:
@@ -345,7 +381,9 @@ class SharedModule:
             folder = self._pool.architecture_folder
             loaded = load_module(folder, settings)
             self._loaded, self._settings = (loaded, self._pool.live(loaded)), settings
-            self._class_ends = None if eos_token_ids(folder) else loaded.generation_config.eos_token_id
+            self._class_ends = (
+                None if eos_token_ids(folder) else loaded.generation_config.eos_token_id
+            )
         module, live = self._loaded
         if self._soup != recipe.fingerprint:
             self._soup = ""
@@ -428,4 +466,6 @@ def check_space(place: Path, size: int) -> None:
     """Refuse a temporary soup that its place cannot hold, before it is written."""
     free = shutil.disk_usage(place).free
     if free < size:
-        raise UserError(f"{place} has {free / 1e9:.1f} GB free, a soup takes {size / 1e9:.1f}: set TMPDIR")
+        raise UserError(
+            f"{place} has {free / 1e9:.1f} GB free, a soup takes {size / 1e9:.1f}: set TMPDIR"
+        )

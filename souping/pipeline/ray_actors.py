@@ -66,9 +66,13 @@ class RayExecutor(Executor):
     def __post_init__(self) -> None:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
             if value > 1 and value != int(value):
-                raise UserError(f"executor.{name}={value:g} must be a fraction of one, or a whole number")
+                raise UserError(
+                    f"executor.{name}={value:g} must be a fraction of one, or a whole number"
+                )
         if not self.gpus and not self.cpus:
-            raise UserError("executor.gpus=0 and executor.cpus=0: give an actor one of them, or both")
+            raise UserError(
+                "executor.gpus=0 and executor.cpus=0: give an actor one of them, or both"
+            )
 
     def needs(self) -> list[Missing]:
         if not find_spec("ray"):
@@ -109,7 +113,9 @@ class RayExecutor(Executor):
 class RayWorkers(Workers):
     """Ray's actors. Ray is started with the first request: a run that finds everything in the store starts none."""
 
-    def __init__(self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]) -> None:
+    def __init__(
+        self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]
+    ) -> None:
         self._settings, self._here, self._elsewhere = settings, here, elsewhere
         self._actors: list[ActorHandle[PoolActor]] = []
         self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}
@@ -121,12 +127,16 @@ class RayWorkers(Workers):
         """One request per actor."""
         if not self._actors and not self._settings.actors and self._settings.cluster:
             self._start()  # only the cluster knows how many fit
-        return len(self._actors) or self._settings.actors or max(1, self._settings.room(_resources()))
+        return (
+            len(self._actors) or self._settings.actors or max(1, self._settings.room(_resources()))
+        )
 
     def put(self, request: Request) -> None:
         """Send to the actor that has the soup, or to the one with the least to do."""
         self._start()
-        same = next((actor for actor, other in self._sent.values() if other.recipe == request.recipe), None)
+        same = next(
+            (actor for actor, other in self._sent.values() if other.recipe == request.recipe), None
+        )
         load = Counter(actor for actor, _ in self._sent.values())
         actor = same if same is not None else min(range(len(self._actors)), key=lambda n: load[n])
         self._sent[self._actors[actor].evaluate.remote(request)] = actor, request
@@ -136,14 +146,18 @@ class RayWorkers(Workers):
 
         while not (ready := ray.wait(list(self._sent), num_returns=1, timeout=PATIENCE)[0]):
             if not any(node["Alive"] for node in ray.nodes()):
-                raise UserError(f"executor=ray: Ray has no living node left (its log says why)\n{STORED}")
+                raise UserError(
+                    f"executor=ray: Ray has no living node left (its log says why)\n{STORED}"
+                )
         _, request = self._sent.pop(ready[0])
         answer: tuple[str, Response] = _result(ready[0])
         process, response = answer
         if process not in self._processes:
             self._processes.add(process)
             self.lost += 1
-            log.warning("executor=ray: an actor was lost and restarted; its blocks are computed again")
+            log.warning(
+                "executor=ray: an actor was lost and restarted; its blocks are computed again"
+            )
         return request, response
 
     def _start(self) -> None:

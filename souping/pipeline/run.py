@@ -33,7 +33,14 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import unit
-from souping.pipeline.checks import check_machine, check_pool, cut_folds, flat_categories, refusals, run_notes
+from souping.pipeline.checks import (
+    check_machine,
+    check_pool,
+    cut_folds,
+    flat_categories,
+    refusals,
+    run_notes,
+)
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
@@ -96,7 +103,9 @@ class Run(Steps):
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
             EvaluatorWorker({name: (one, pool.serving(one)) for name, one in evaluators.items()}),
-            partial(open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)),
+            partial(
+                open_worker, Path.cwd(), pool.models, settings.merge, evaluators, dict(store.hashes)
+            ),
         )
         ends, advance = pool.eos_token_ids, progress.advance
         self.evaluations = {
@@ -137,10 +146,14 @@ class Run(Steps):
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         evaluation = self.evaluations[stage.benchmark]
-        self.progress.stage(stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item)
+        self.progress.stage(
+            stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item
+        )
         measured = evaluation.all_scores(stage.models, stage.items)
         check_tokens(self.settings, stage, measured)
-        names = [r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models]
+        names = [
+            r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models
+        ]
         by_model = dict(zip(names, measured, strict=True))
         self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
         return {recipe.id: one for recipe, one in zip(stage.models, measured, strict=True)}
@@ -153,7 +166,9 @@ class Run(Steps):
         """Stop, or warn, if a candidate does not score as expected, before anything else costs time."""
         settings = self.settings
         measured = self._by_candidate(stage)
-        self.gate = check_expected(settings.expected, measured, settings.objective, settings.gate, stage.fold)
+        self.gate = check_expected(
+            settings.expected, measured, settings.objective, settings.gate, stage.fold
+        )
         sentence = gate_sentence(self.gate)
         if self.gate["passed"]:
             self.progress.say(sentence)
@@ -168,19 +183,27 @@ class Run(Steps):
         if stage is not None:
             self._remember_choice("select")
             answers = self._by_candidate(stage)
-        self.scores = settings.scores.matrix(self.pool.names, lambda: ScoreMatrix.from_items(answers))
+        self.scores = settings.scores.matrix(
+            self.pool.names, lambda: ScoreMatrix.from_items(answers)
+        )
         self.note(*flat_categories(self.scores))
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
-            self.power = power_of(self.scores, self.folds["report"], settings.objective, settings.inner_margin)
-            self.progress.say(self.power.sentence() if self.power else "all candidates gave the same answers")
+            self.power = power_of(
+                self.scores, self.folds["report"], settings.objective, settings.inner_margin
+            )
+            self.progress.say(
+                self.power.sentence() if self.power else "all candidates gave the same answers"
+            )
         return self.selection
 
     def search(self, ingredients: tuple[str, ...]) -> SearchResult:
         self._remember_choice("search")
         items = self.folds["search"]
         if len(ingredients) == 1:
-            self.progress.say(f"{ingredients[0]} is the expert for every category: there is nothing to soup")
+            self.progress.say(
+                f"{ingredients[0]} is the expert for every category: there is nothing to soup"
+            )
         else:
             if (stage := self.ingredient_stage(ingredients)) is not None:
                 self.evaluate_stage(stage)
@@ -193,7 +216,9 @@ class Run(Steps):
         parts = zip(winner.recipe.ingredients, winner.recipe.weights, strict=True)
         soup = " + ".join(f"{weight:.3g} {name}" for name, weight in parts)
         self.progress.end_stage()
-        self.progress.say(f"chosen: {soup}, {unit().level(unit().raw(winner.result.objective))} on the search fold")
+        self.progress.say(
+            f"chosen: {soup}, {unit().level(unit().raw(winner.result.objective))} on the search fold"
+        )
         if words := ended(winner.summary):
             self.progress.say(words)
         if winner.guards:
@@ -234,7 +259,9 @@ class Run(Steps):
         return self._best_of(self.searched)
 
     def _best_of(self, scores: Mapping[str, ItemScores]) -> str:
-        merits = {name: result_of(one, self.settings.objective).objective for name, one in scores.items()}
+        merits = {
+            name: result_of(one, self.settings.objective).objective for name, one in scores.items()
+        }
         return max(merits, key=lambda name: round(merits[name], 12))
 
     def freeze(self, selection: Selection, winner: SearchResult) -> None:
@@ -265,12 +292,16 @@ class Run(Steps):
             self.first_card = card(self.report_content)
             if kept is None:
                 self.progress.stage("writing the soup")
-                self.pool.merge_pool.write(recipe, settings.out, extra_files={"README.md": self.first_card})
+                self.pool.merge_pool.write(
+                    recipe, settings.out, extra_files={"README.md": self.first_card}
+                )
             else:
                 self.progress.stage("verifying the existing soup")
                 verify(self.pool, recipe, settings.out)
             self.frozen = settings.out
-            self.progress.say("the recipe is frozen: from here on the soup is measured and nothing is chosen")
+            self.progress.say(
+                "the recipe is frozen: from here on the soup is measured and nothing is chosen"
+            )
         if self.gate is not None:
             self.report_content["gate"] = self.gate
 
@@ -278,12 +309,19 @@ class Run(Steps):
         names, objective = list(winner.result.categories), self.settings.objective
         weights = objective.coefficients(names).tolist()
         coefficients = dict(zip(names, weights, strict=True)) if objective.linear else {}
-        return {"name": objective.name, "coefficients": coefficients, "search": unit().raw(winner.result.objective)}
+        return {
+            "name": objective.name,
+            "coefficients": coefficients,
+            "search": unit().raw(winner.result.objective),
+        }
 
     def _warnings(self) -> list[str]:
         if self.scores is None or not self.scores.published:
             return list(self.notes)
-        return [*self.notes, "selection saw published scores: the benchmark's own test set chose the ingredients"]
+        return [
+            *self.notes,
+            "selection saw published scores: the benchmark's own test set chose the ingredients",
+        ]
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
@@ -306,26 +344,37 @@ class Run(Steps):
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
             own = measured[winner.recipe.id]
-            evidence |= alternatives(winner.result.objective, own, parents, self.scores, settings.objective)
+            evidence |= alternatives(
+                winner.result.objective, own, parents, self.scores, settings.objective
+            )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
         if winner.guards.get("refused") and evidence["verdict"]["claim"] == "keep_single":
-            evidence["verdict"]["sentence"] = f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
+            evidence["verdict"]["sentence"] = (
+                f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
+            )
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
 
-    def _trajectory(self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int) -> dict[str, Json]:
+    def _trajectory(
+        self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int
+    ) -> dict[str, Json]:
         """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
         objective, soup, trials = self.settings.objective, self.winner.recipe, self.winner.trials
         search = CheckpointScores.of([self.searched[name] for name in self.pool.names], objective)
-        report = CheckpointScores.of([measured[self.single(name).id] for name in self.pool.names], objective)
+        report = CheckpointScores.of(
+            [measured[self.single(name).id] for name in self.pool.names], objective
+        )
         others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
         values, weights = measured[soup.id].values, self.weights_of(soup)
         data = describe(found, weights, search, trials, report, values, others, looks)
         average = Contender(name="average", kind="soup", recipe=soup)
         last = Contender(name="last", kind="last", recipe=self.single(self.pool.names[-1]))
-        return {**data, "categories": by_category([Pair.of(average, last, measured, report.table, looks)])}
+        return {
+            **data,
+            "categories": by_category([Pair.of(average, last, measured, report.table, looks)]),
+        }
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
@@ -336,12 +385,16 @@ class Run(Steps):
                 candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
                 evaluator=settings.evaluator.look,
                 objective=settings.objective,
-                margin=settings.evaluator.unit.margin if settings.margin is None else settings.margin,
+                margin=settings.evaluator.unit.margin
+                if settings.margin is None
+                else settings.margin,
                 items=items,
             )
         )
         if deleted := self.ledger.deleted():
-            self.note(f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report")
+            self.note(
+                f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report"
+            )
         if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
@@ -370,7 +423,11 @@ class Run(Steps):
                 "report items, so nothing can be reported on them: add items that no run has seen"
             )
         left_out = len(items) - len(unseen)
-        self.report_content["folds"] = {**self.cut.counts(), "report": len(unseen), "left_out": left_out}
+        self.report_content["folds"] = {
+            **self.cut.counts(),
+            "report": len(unseen),
+            "left_out": left_out,
+        }
         self.note(
             f"{left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
             "these ingredients on them"
@@ -395,8 +452,12 @@ class Run(Steps):
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))
             if self.settings.analyses[name].searches:
-                self.progress.stage(f"{stage.name}: searches, with at most {self.winner.spent:,} items in all")
-            self.analyses[name] = analyse(self.settings.analyses[name], self._run_scores(stage.models))
+                self.progress.stage(
+                    f"{stage.name}: searches, with at most {self.winner.spent:,} items in all"
+                )
+            self.analyses[name] = analyse(
+                self.settings.analyses[name], self._run_scores(stage.models)
+            )
         except UserError as error:  # of a component that answers
             self.analyses[name] = {"failed": str(error)}
 
@@ -404,7 +465,10 @@ class Run(Steps):
         """The models of an analysis that lack answers. Prints what they cost."""
         if not stage.models:
             return ()
-        new = [len(self.evaluation.missing_answers(model, stage.items, any_block=True)) for model in stage.models]
+        new = [
+            len(self.evaluation.missing_answers(model, stage.items, any_block=True))
+            for model in stage.models
+        ]
         self.progress.say(
             f"{stage.name}: {sum(map(bool, new))} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
             f"items of the search fold: {sum(new):,} answers to evaluate"
@@ -414,18 +478,24 @@ class Run(Steps):
     def _run_scores(self, own: Sequence[Recipe]) -> RunScores:
         """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
         winner, selection, settings = self.winner, self.selection, self.settings
-        stored = Evaluation(self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None)
+        stored = Evaluation(
+            self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None
+        )
         trials = [trial.recipe for trial in winner.trials]
         models = [*map(self.single, self.pool.names), *trials, *own]
         whole, parts = stored.all_stored_scores(models, self.folds["search"])
 
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
             items = self.reported if fold == "report" else self.folds[fold]
-            return {name: records[0] for name, records in stored.batch_answers(recipe, items).items()}
+            return {
+                name: records[0] for name, records in stored.batch_answers(recipe, items).items()
+            }
 
         return RunScores(
             soups=self.soups(selection.ingredients, winner),
-            trials=tuple({one.id: one for one in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()),
+            trials=tuple(
+                {one.id: one for one in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()
+            ),
             objective=settings.objective,
             correlation=settings.selector.measure or pearson,
             metric=selection.metric or "pearson",
@@ -449,7 +519,10 @@ class Run(Steps):
         if self.admission is not None:
             soup, against = self.winner.recipe.id, self.single(self.admission.against).id
             guards = self.admission.guards if soup != against else ()
-            pairs = [(self.measured[one.benchmark][soup], self.measured[one.benchmark][against]) for one in guards]
+            pairs = [
+                (self.measured[one.benchmark][soup], self.measured[one.benchmark][against])
+                for one in guards
+            ]
             verdict = self.report_content["verdict"]
             checks = judge(guards, pairs, verdict["opened"])
             if verdict["claim"] in ("not_measured", "dry_run"):
@@ -478,7 +551,11 @@ class Run(Steps):
             "trials": len(winner.trials),
             "seconds": round(time.monotonic() - self.settings.started, 3),
             **({"lost_workers": self.workers.lost} if self.workers.lost else {}),
-            **({"search": {**asdict(winner.cost), "soups": len(winner.trials)}} if winner.trials else {}),
+            **(
+                {"search": {**asdict(winner.cost), "soups": len(winner.trials)}}
+                if winner.trials
+                else {}
+            ),
         }
 
     def close(self) -> None:

@@ -56,7 +56,11 @@ T = TypeVar("T")
 
 def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings of an evaluator's loaded model, if it has one in this process."""
-    return {key: settings[key] for key in SHARED if key in settings} if settings.get("dtype") in TORCH_NAMES else {}
+    return (
+        {key: settings[key] for key in SHARED if key in settings}
+        if settings.get("dtype") in TORCH_NAMES
+        else {}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ class Expectation:
     score: float
 
 
-def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tuple[Expectation, ...]:
+def expectations(
+    expected: Mapping[str, Any] | None, scale: float = 100.0
+) -> tuple[Expectation, ...]:
     """Read `expected`: {candidate: score} of the objective, or {candidate: {category: score}}.
 
     If any score is above 1, all are multiplied by `scale`: percent.
@@ -86,11 +92,16 @@ def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tu
         UserError: a value is not a score.
     """
     if not isinstance(expected, Mapping | None):
-        raise UserError(f"expected={expected!r:.60} must be a mapping: expected='{{CANDIDATE: SCORE}}'")
+        raise UserError(
+            f"expected={expected!r:.60} must be a mapping: expected='{{CANDIDATE: SCORE}}'"
+        )
     pairs: list[tuple[str, str | None, Any]] = []
     for candidate, value in (expected or {}).items():
         scores = value if isinstance(value, Mapping) else {None: value}
-        pairs += [(str(candidate), None if name is None else str(name), score) for name, score in scores.items()]
+        pairs += [
+            (str(candidate), None if name is None else str(name), score)
+            for name, score in scores.items()
+        ]
     for candidate, category, score in pairs:
         # NaN is not
         if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 100:
@@ -99,7 +110,10 @@ def expectations(expected: Mapping[str, Any] | None, scale: float = 100.0) -> tu
                 f"expected.{where}={score!r:.40} must be a score (0 to 1 or 0 to 100) or {{category: score}}"
             )
     scale = scale if any(score > 1 for _, _, score in pairs) else 1.0
-    return tuple(Expectation(candidate=name, category=c, score=float(score) / scale) for name, c, score in pairs)
+    return tuple(
+        Expectation(candidate=name, category=c, score=float(score) / scale)
+        for name, c, score in pairs
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +165,9 @@ class MergeSettings:
         if file := rules_of(self.merge.names):
             settings["merge.names"] = nearby(file)
         if like := part(self.config, "pool").get("like"):
-            settings["pool.like"] = nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
+            settings["pool.like"] = (
+                nearby(Path(str(like))) if Path(str(like)).is_dir() else str(like)
+            )
         if merge.get("allow_pickle"):
             settings["merge.allow_pickle"] = "true"
         given = (shlex.quote(f"{key}={quoted(value)}") for key, value in settings.items())
@@ -193,7 +209,11 @@ class RunSettings(MergeSettings):
     @property
     def open_parts(self) -> list[Component]:
         """Components that may hold processes or memory until they are closed."""
-        return [self.evaluator, self.merge, *(one.evaluator for one in self.also if one.evaluator is not None)]
+        return [
+            self.evaluator,
+            self.merge,
+            *(one.evaluator for one in self.also if one.evaluator is not None),
+        ]
 
     @property
     def inner_margin(self) -> float:
@@ -205,18 +225,25 @@ class RunSettings(MergeSettings):
         for one in candidates:
             if base and base in (one.name, str(one.path), one.source):
                 names["base"] = one.name
-        return self.guard_against and names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
+        return (
+            self.guard_against
+            and names[pick(self.guard_against, names, "guard_against", " (base: merge.base)")]
+        )
 
     def guards_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The guards (UserError if a name is no category, group or extra benchmark)."""
         if not self.guard:
             return ()
         extra = {one.name: (one.evaluator or self.evaluator).unit for one in self.also}
-        return resolve(self.guard, categories, self.objective.groups, {"": self.evaluator.unit, **extra})
+        return resolve(
+            self.guard, categories, self.objective.groups, {"": self.evaluator.unit, **extra}
+        )
 
     def goals_on(self, categories: Sequence[str]) -> tuple[Guard, ...]:
         """The goals of `pareto` (UserError if a name is no category or group)."""
-        return resolve_goals(self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit)
+        return resolve_goals(
+            self.pareto, self.pick, categories, self.objective.groups, self.evaluator.unit
+        )
 
     @property
     def selects_from_table(self) -> bool:
@@ -228,7 +255,9 @@ class RunSettings(MergeSettings):
         return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
 
 
-def items_of(evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems) -> protocols.BenchmarkItems:
+def items_of(
+    evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems
+) -> protocols.BenchmarkItems:
     """The evaluator's own benchmark for `benchmark=own`, if it brings one; else the given one.
 
     Raises:

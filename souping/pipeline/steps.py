@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 from souping.analysis import RunSoups
 from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
-from souping.core.types import Fold, Item, ItemScores, Recipe, ScoreMatrix, Selection, Trial, UserError, Weights
+from souping.core.types import (
+    Fold,
+    Item,
+    ItemScores,
+    Recipe,
+    ScoreMatrix,
+    Selection,
+    Trial,
+    UserError,
+    Weights,
+)
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
@@ -58,14 +68,18 @@ def extra_benchmarks(
     names = [entry.name for entry in entries]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise UserError(f"also[{number}]: two entries are called {name!r}: give one a name of its own")
+            raise UserError(
+                f"also[{number}]: two entries are called {name!r}: give one a name of its own"
+            )
     return tuple(_opened(entry, evaluator, limit) for entry in entries)
 
 
 def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchmark:
     from souping.evaluate.generate import LocalEvaluator
 
-    evaluator = entry.evaluator or (own if not own.brings_items else LocalEvaluator(**model_settings(vars(own))))
+    evaluator = entry.evaluator or (
+        own if not own.brings_items else LocalEvaluator(**model_settings(vars(own)))
+    )
     benchmark = entry.benchmark or evaluator.benchmark
     assert benchmark is not None
     try:
@@ -98,7 +112,9 @@ class Steps:
         if expected := self._expected():
             self.check_expected(expected)
         published = settings.scores.published
-        selection = self.select(None if published else self._candidates("select: every candidate", "select"))
+        selection = self.select(
+            None if published else self._candidates("select: every candidate", "select")
+        )
         if settings.stop_after == "select":
             return
         singles = self._candidates("best single: every candidate", "search")
@@ -117,10 +133,16 @@ class Steps:
         guarded = {guard.benchmark for guard in guards}
         against = [] if self.admission is None else [self.single(self.admission.against)]
         for name, items in self.extra.items():
-            models = [*map(self.single, selection.ingredients), *(against if name in guarded else ()), winner.recipe]
+            models = [
+                *map(self.single, selection.ingredients),
+                *(against if name in guarded else ()),
+                winner.recipe,
+            ]
             # the search has chosen on the rest
             seen = two_folds(items)["report"] if name in guarded else items
-            self.extra_benchmark(replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name))
+            self.extra_benchmark(
+                replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name)
+            )
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
             self.analyse(name, self.analysis_stage(name, analysis, soups))
@@ -169,16 +191,35 @@ class Steps:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
         names, single = self.recipes.names, self.single
         rows = [
-            Contender(name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)) for n in names
+            Contender(
+                name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)
+            )
+            for n in names
         ]
         rows.append(Contender(name=best, kind="best_single", recipe=single(best)))
         rows.append(Contender(name="uniform_all", kind="uniform_all", recipe=self.uniform(names)))
         if len(ingredients) > 1:
-            ranked = names if self.scores is None else ranking(self.scores, self.settings.objective, False)
+            ranked = (
+                names
+                if self.scores is None
+                else ranking(self.scores, self.settings.objective, False)
+            )
             top = [n for n in names if n in ranked[: len(ingredients)]]
-            rows.append(Contender(name="uniform_selected", kind="uniform_selected", recipe=self.uniform(ingredients)))
-            rows.append(Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top)))
-        return [*rows, *self._trajectory_rows(soup), Contender(name="soup", kind="soup", recipe=soup)]
+            rows.append(
+                Contender(
+                    name="uniform_selected",
+                    kind="uniform_selected",
+                    recipe=self.uniform(ingredients),
+                )
+            )
+            rows.append(
+                Contender(name="uniform_topk", kind="uniform_topk", recipe=self.uniform(top))
+            )
+        return [
+            *rows,
+            *self._trajectory_rows(soup),
+            Contender(name="soup", kind="soup", recipe=soup),
+        ]
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
@@ -186,21 +227,33 @@ class Steps:
         if found is None:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
-        rows += [Contender(name=one.name, kind=kind, recipe=self.single(one.name)) for kind, one in found.rows]
+        rows += [
+            Contender(name=one.name, kind=kind, recipe=self.single(one.name))
+            for kind, one in found.rows
+        ]
         mixed = self.recipes.recipe(dict(zip(names, scrambled(self.weights_of(soup)), strict=True)))
         same = mixed.id == soup.id or len(soup.ingredients) < 2
-        return rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
+        return (
+            rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
+        )
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
         found, weights = self.settings.pool.trajectory, self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
-        return [(self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1])) for run in runs]
+        return [
+            (self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
+            for run in runs
+        ]
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
         known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
-        weights = known if set(known) <= set(names) else {name: float(n) for n, name in enumerate(names, start=1)}
+        weights = (
+            known
+            if set(known) <= set(names)
+            else {name: float(n) for n, name in enumerate(names, start=1)}
+        )
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
@@ -215,7 +268,9 @@ class Steps:
 
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
-        return replace(self._stage(f"analysis: {name}", analysis.asks(soups), "search"), any_block=True)
+        return replace(
+            self._stage(f"analysis: {name}", analysis.asks(soups), "search"), any_block=True
+        )
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
@@ -255,13 +310,17 @@ class Steps:
     def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
         folds: tuple[Fold, ...] = ("search", "report")
-        extra = {fold: {name: two_folds(own)[fold] for name, own in self.extra.items()} for fold in folds}
+        extra = {
+            fold: {name: two_folds(own)[fold] for name, own in self.extra.items()} for fold in folds
+        }
         return {fold: {"": self.folds.get(fold, ()), **extra[fold]} for fold in folds}
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""
         stage = self._stage(f"guard: {guard.name}", models, "search")
-        return replace(stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark)
+        return replace(
+            stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark
+        )
 
     def single(self, name: str) -> Recipe:
         return self.recipes.recipe({name: 1.0})
@@ -272,7 +331,9 @@ class Steps:
     def _stage(self, name: str, models: Iterable[Recipe], fold: Fold) -> Stage:
         """Each model once."""
         recipes = {recipe.fingerprint: recipe for recipe in models}
-        return Stage(name=name, models=tuple(recipes.values()), items=self.folds.get(fold, ()), fold=fold)
+        return Stage(
+            name=name, models=tuple(recipes.values()), items=self.folds.get(fold, ()), fold=fold
+        )
 
     def _candidates(self, name: str, fold: Fold, names: Iterable[str] | None = None) -> Stage:
         """Candidates one by one, all of them without `names`: two of equal bytes are two rows."""
@@ -282,7 +343,9 @@ class Steps:
     def _expected(self) -> Stage | None:
         """Candidates with an expected score, on a fold that they answer in any case."""
         settings = self.settings
-        names = dict.fromkeys(one.candidate for one in settings.expected if one.candidate in self.recipes.names)
+        names = dict.fromkeys(
+            one.candidate for one in settings.expected if one.candidate in self.recipes.names
+        )
         if not names or settings.gate == "off" or settings.selects_from_table:
             return None
         fold: Fold = "search" if settings.scores.published else "select"

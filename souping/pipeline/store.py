@@ -136,7 +136,10 @@ class StoredAnswers:
 
     def first(self, item: Item, replicate: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
-        blocks, scorer = self._blocks.get((row_number(item.question), replicate), {}), row_number(item.scoring)
+        blocks, scorer = (
+            self._blocks.get((row_number(item.question), replicate), {}),
+            row_number(item.scoring),
+        )
         scored = min((block for block, rows in blocks.items() if scorer in rows), default=None)
         return None if scored is None else blocks[scored][scorer].record(item, replicate, True)
 
@@ -153,7 +156,9 @@ class Store:
         if str(path).startswith("file:"):
             raise UserError(f"store.path={path} is SQLite's URI notation: name the path of a file")
         self.path = path
-        self._made = [place for place in (path.absolute(), *path.absolute().parents) if not place.exists()]
+        self._made = [
+            place for place in (path.absolute(), *path.absolute().parents) if not place.exists()
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors("open"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -166,21 +171,34 @@ class Store:
 
     def _prepare(self) -> None:
         """Make the file a store, unless it is one. Nothing is written to another program's file."""
-        mark, layout = (self._db.execute(f"PRAGMA {key}").fetchone()[0] for key in ("application_id", "user_version"))
-        if mark != MARK and (mark or self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()):
-            raise UserError(f"store.path={self.path} is another program's SQLite file: name another file")
+        mark, layout = (
+            self._db.execute(f"PRAGMA {key}").fetchone()[0]
+            for key in ("application_id", "user_version")
+        )
+        if mark != MARK and (
+            mark or self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        ):
+            raise UserError(
+                f"store.path={self.path} is another program's SQLite file: name another file"
+            )
         if layout not in (0, VERSION):
-            raise UserError(f"store.path={self.path} is of another version of souping (layout {layout}): name another")
+            raise UserError(
+                f"store.path={self.path} is of another version of souping (layout {layout}): name another"
+            )
         # the mark comes first, so that a file is ours even if this run is killed now
         if not layout:
-            self._db.executescript(f"PRAGMA application_id={MARK}; {SCHEMA} PRAGMA user_version={VERSION};")
+            self._db.executescript(
+                f"PRAGMA application_id={MARK}; {SCHEMA} PRAGMA user_version={VERSION};"
+            )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None
+    ) -> None:
         if self._inode() != self._file:
             log.warning("%s", self._removed())
         elif kind is not None and self._made:
@@ -191,8 +209,12 @@ class Store:
         """Remove the file that this run made if no result is in it and nobody else has it open."""
         with suppress(sqlite3.Error, OSError):
             self._db.execute("PRAGMA busy_timeout=0")
-            results = self._db.execute("SELECT 1 FROM answers UNION SELECT 1 FROM looks LIMIT 1").fetchone()
-            if not results and self._db.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",):
+            results = self._db.execute(
+                "SELECT 1 FROM answers UNION SELECT 1 FROM looks LIMIT 1"
+            ).fetchone()
+            if not results and self._db.execute("PRAGMA journal_mode=DELETE").fetchone() == (
+                "delete",
+            ):
                 self.path.unlink()
                 for folder in self._made[1:]:
                     folder.rmdir()
@@ -208,7 +230,9 @@ class Store:
         return stat.st_dev, stat.st_ino
 
     def _removed(self) -> str:
-        return f"store.path={self.path} was removed or replaced during the run: its results are lost"
+        return (
+            f"store.path={self.path} was removed or replaced during the run: its results are lost"
+        )
 
     @contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
@@ -220,7 +244,10 @@ class Store:
                 raise UserError(self._removed()) from error
             text = f"store.path={self.path}: cannot {verb} the results store: {error}"
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:  # sqlite3's
-                old, new = (shlex.quote(str(p)) for p in (self.path, self.path.with_stem(f"{self.path.stem}-saved")))
+                old, new = (
+                    shlex.quote(str(p))
+                    for p in (self.path, self.path.with_stem(f"{self.path.stem}-saved"))
+                )
                 text += f"\nthe file is damaged; save what can be read: sqlite3 {old} .recover | sqlite3 {new}"
             raise UserError(text) from error
 
@@ -265,10 +292,16 @@ class Store:
         records: Iterable[Record],
     ) -> None:
         """Commit one block: the answers that are new, and the scores that are new."""
-        soup, evaluator_row, batch = row_number(recipe.fingerprint), row_number(evaluator), row_number(block)
+        soup, evaluator_row, batch = (
+            row_number(recipe.fingerprint),
+            row_number(evaluator),
+            row_number(block),
+        )
         with self.writing() as db:
             _insert(db, "soups", soup, recipe.fingerprint, json.dumps(recipe.as_dict()))
-            _insert(db, "evaluators", evaluator_row, evaluator, json.dumps(settings, sort_keys=True))
+            _insert(
+                db, "evaluators", evaluator_row, evaluator, json.dumps(settings, sort_keys=True)
+            )
             for item, record in zip(items, records, strict=True):
                 question = row_number(item.question)
                 _insert(db, "items", question, item.question, item.id, item.category)
@@ -293,20 +326,28 @@ class Store:
     def prompts(self, keys: Collection[str]) -> dict[str, str]:
         """{digest of a prompt's ids: the prompt in letters} of those that are known."""
         with self.reading() as db:
-            rows = (db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone() for key in keys)
+            rows = (
+                db.execute("SELECT text FROM prompts WHERE fingerprint = ?", (key,)).fetchone()
+                for key in keys
+            )
             return {key: str(row[0]) for key, row in zip(keys, rows, strict=True) if row}
 
     def throughput(self, soups: Iterable[str], evaluator: str) -> float | None:
         """Answers per second of these soups under this evaluator; None if they never gave one."""
         query = "SELECT COUNT(*), TOTAL(seconds) FROM answers WHERE soup = ? AND evaluator = ?"
         with self.reading() as db:
-            rows = [db.execute(query, (row_number(soup), row_number(evaluator))).fetchone() for soup in soups]
+            rows = [
+                db.execute(query, (row_number(soup), row_number(evaluator))).fetchone()
+                for soup in soups
+            ]
         seconds = sum(row[1] for row in rows)
         return sum(row[0] for row in rows) / seconds if seconds > 0 else None
 
     # ------------------------------------------------------------ checkpoints
 
-    def remember_folder(self, fingerprint: str, path: Path, weights: str = "", soup: str = "") -> None:
+    def remember_folder(
+        self, fingerprint: str, path: Path, weights: str = "", soup: str = ""
+    ) -> None:
         """Remember where a checkpoint is for rebuilds, the digest of its `weights` for the ledger, and what it mixes if
         it is a `soup`, {fingerprint: weight} as JSON. The first recipe stays: editing it later hides nothing."""
         with self.writing() as db:
@@ -319,7 +360,9 @@ class Store:
     def folder_of(self, fingerprint: str) -> str | None:
         """Where a checkpoint of this content was seen last."""
         with self.reading() as db:
-            row = db.execute("SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)).fetchone()
+            row = db.execute(
+                "SELECT path FROM folders WHERE fingerprint = ?", (fingerprint,)
+            ).fetchone()
             return str(row[0]) if row else None
 
     @property

@@ -43,7 +43,11 @@ def card(parts: Report) -> str:
     """
     recipe = part(parts, "recipe")
     sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
-    public = {**recipe, "ingredients": [public_name(n) for n in texts(recipe, "ingredients")], "sources": sources}
+    public = {
+        **recipe,
+        "ingredients": [public_name(n) for n in texts(recipe, "ingredients")],
+        "sources": sources,
+    }
     known = {**parts, "recipe": public}
     title = f"# Soup {escape_markdown(recipe.get('id'))}"
     blocks = [
@@ -81,14 +85,28 @@ def _rebuild(parts: Report) -> list[str]:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
     own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
-    command = shlex.join(["python", "-m", "souping", "+experiment=rebuild", "recipe=recipe.json", "out=rebuilt", *own])
+    command = shlex.join(
+        [
+            "python",
+            "-m",
+            "souping",
+            "+experiment=rebuild",
+            "recipe=recipe.json",
+            "out=rebuilt",
+            *own,
+        ]
+    )
     return ["## Rebuild", text, fenced(command)]
 
 
 def _usage(recipe: Row) -> list[str]:
     """Python that loads the soup from its folder."""
     adapter = part(recipe, "settings").get("adapters") == "keep"
-    name, module = ("AutoPeftModelForCausalLM", "peft") if adapter else ("AutoModelForCausalLM", "transformers")
+    name, module = (
+        ("AutoPeftModelForCausalLM", "peft")
+        if adapter
+        else ("AutoModelForCausalLM", "transformers")
+    )
     code = f"""from {module} import {name}
 from transformers import AutoTokenizer
 
@@ -101,7 +119,9 @@ model = {name}.from_pretrained(folder)"""
 def _method(recipe: Row) -> str:
     settings = recipe.get("settings")
     extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
-    return f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
+    return (
+        f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
+    )
 
 
 def _front(recipe: Row) -> str:
@@ -110,7 +130,9 @@ def _front(recipe: Row) -> str:
 
     sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
     parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
-    table: dict[str, Any] = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    table: dict[str, Any] = (
+        {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    )
     table |= {"library_name": "transformers", "tags": ["merge", "souping"]}
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
@@ -128,7 +150,10 @@ def _evidence(known: Report) -> list[str]:
     if part(known, "selection").get("published"):
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
     words = [escape_markdown(line) for line in (sections.headline(known), *sections.losses(known))]
-    grids = [tables.scores(known), *([tables.comparisons(known)] if entries(known, "comparisons") else [])]
+    grids = [
+        tables.scores(known),
+        *([tables.comparisons(known)] if entries(known, "comparisons") else []),
+    ]
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 
@@ -156,7 +181,9 @@ def target(value: Json) -> Target | None:
         repo, private = table.get("repo"), table.get("private", False)
         if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
             return Target(repo, private)
-    raise UserError(f"upload={value} must be org/name as the Hub allows it, or {{repo: org/name, private: true}}")
+    raise UserError(
+        f"upload={value} must be org/name as the Hub allows it, or {{repo: org/name, private: true}}"
+    )
 
 
 def check(goal: Target) -> None:
@@ -169,7 +196,9 @@ def check(goal: Target) -> None:
     from huggingface_hub import HfApi
 
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"upload={goal.repo}: HF_HUB_OFFLINE=1 forbids uploads: unset it, or leave upload out")
+        raise UserError(
+            f"upload={goal.repo}: HF_HUB_OFFLINE=1 forbids uploads: unset it, or leave upload out"
+        )
     with _explained(goal):
         _check_account(goal, HfApi().whoami())
         _check_repository(goal, HfApi())
@@ -177,9 +206,14 @@ def check(goal: Target) -> None:
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
     space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
-    spaces = [who["name"], *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read")]
+    spaces = [
+        who["name"],
+        *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read"),
+    ]
     if space not in spaces:
-        raise UserError(f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}")
+        raise UserError(
+            f"upload={goal.repo}: {spaces[0]} may not write to {space}, only to {', '.join(spaces)}"
+        )
     scopes = (token.get("fineGrained") or {}).get("scoped") or []
     fits = [s for s in scopes if (s.get("entity") or {}).get("name") in (goal.repo, space)]
     writes = any("repo.write" in (scope.get("permissions") or []) for scope in fits)
@@ -199,7 +233,9 @@ def _check_repository(goal: Target, api: HfApi) -> list[str]:
     except RepositoryNotFoundError:
         return []
     if RECIPE not in files and any(file not in (*KEPT, CARD) for file in files):
-        raise UserError(f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced")
+        raise UserError(
+            f"upload={goal.repo} holds a model that is no soup: choose another name; nothing is replaced"
+        )
     return files
 
 
@@ -228,9 +264,15 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             api.create_repo(goal.repo, private=goal.private or None, exist_ok=True)
             old = _check_repository(goal, api)
             # `upload_folder` splits large folders into several commits: the repository would hold half a soup meanwhile
-            operations: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
-            operations += [CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)]
-            done = api.create_commit(goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}")
+            operations: list[Any] = [
+                CommitOperationAdd(name, content) for name, content in files.items()
+            ]
+            operations += [
+                CommitOperationDelete(name) for name in old if name not in (*files, *KEPT)
+            ]
+            done = api.create_commit(
+                goal.repo, operations, commit_message=f"Soup {recipe.get('id', '')}"
+            )
     except UserError as error:
         again = shlex.join(["hf", "upload", goal.repo, str(folder)])
         raise LateError(f"{error}\nthe soup is complete: {again}") from error
@@ -267,7 +309,9 @@ def _licence(source: str) -> str:
 
     name = hub.parse(source)
     try:
-        data: Any = ModelCard.load(name.repo if name else Path(source) / CARD, ignore_metadata_errors=True).data
+        data: Any = ModelCard.load(
+            name.repo if name else Path(source) / CARD, ignore_metadata_errors=True
+        ).data
         named = data.get("license_name") if data.license == "other" else None
         return f"other: {named}" if named else str(data.license or "")
     except Exception:  # whatever is wrong with somebody's card

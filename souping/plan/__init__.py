@@ -104,7 +104,10 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        rate = {stage.name: self.speeds.get(stage.benchmark, self.speeds[""]).items_per_second for stage in self.stages}
+        rate = {
+            stage.name: self.speeds.get(stage.benchmark, self.speeds[""]).items_per_second
+            for stage in self.stages
+        }
         times: dict[str, Range] = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
@@ -112,22 +115,31 @@ class Plan:
             for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
                 answering[end] = sum(stage.todo[end] / rate[stage.name] for stage in self.stages)
                 # A model with something to answer is loaded once per stage.
-                loads = sum(-(-stage.todo[end] // stage.items) for stage in self.stages if stage.items)
+                loads = sum(
+                    -(-stage.todo[end] // stage.items) for stage in self.stages if stage.items
+                )
                 reading[end] = loads * size * count / READ_SPEED
-            times = {"evaluate": (answering[0], answering[1]), "read weights": (reading[0], reading[1])}
+            times = {
+                "evaluate": (answering[0], answering[1]),
+                "read weights": (reading[0], reading[1]),
+            }
         fetch = sum(model.download for model in self.models) / HUB_SPEED
         return {**times, "download": (fetch, fetch)}
 
     @property
     def has_report(self) -> bool:
         """Whether the planned run will end in a report that claims something."""
-        return bool(self.folds.get("report")) and not (self.run.stop_after or self.run.limit or self.faults)
+        return bool(self.folds.get("report")) and not (
+            self.run.stop_after or self.run.limit or self.faults
+        )
 
     def power(self) -> Power | None:
         """What the report can show; None if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
             return None
-        return power_of(self.scores, self.folds["report"], self.run.objective, self.run.inner_margin)
+        return power_of(
+            self.scores, self.folds["report"], self.run.objective, self.run.inner_margin
+        )
 
 
 def speed(
@@ -140,7 +152,9 @@ def speed(
 ) -> Speed | None:
     """The rate of one evaluator; None if nothing is known of the model or the items."""
     if stated is not None:
-        return Speed(items_per_second=stated, basis="stated", reason=f"throughput={stated:g} items/s")
+        return Speed(
+            items_per_second=stated, basis="stated", reason=f"throughput={stated:g} items/s"
+        )
     if measured is not None:
         reason = f"{measured:.3g} items/s, measured when these candidates answered before"
         return Speed(items_per_second=measured, basis="measured", reason=reason)
@@ -153,7 +167,10 @@ def speed(
     pace, number = (GPU_OPERATIONS, ways) if gpu else (CORE_OPERATIONS, machine.cores)
     limit = evaluator.answer_tokens
     answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
-    read = [f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt) for item in items]
+    read = [
+        f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt)
+        for item in items
+    ]
     tokens = sum(map(len, read)) / len(items) / CHARACTERS_PER_TOKEN + answer
     rate = 1 / (2 * parameters * tokens / (pace * number) + OVERHEAD)
     where = f"{number} {'GPU' if gpu else 'core'}{'s' if number > 1 else ''} at {pace:.0e}"
@@ -201,10 +218,16 @@ def _selection(plan: Plan) -> Section:
     selection, label = plan.selection, plan.run.selector.label
     if selection is None:
         sizes = f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients" if plan.sizes else ""
-        return Section("Selection", (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",))
+        return Section(
+            "Selection",
+            (f"{label} picks from {plan.basis or 'scores that cannot be had'}{sizes}.",),
+        )
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        by, low = f"{selection.metric}, threshold {selection.threshold:g}", format.in_words(selection.low_correlation)
+        by, low = (
+            f"{selection.metric}, threshold {selection.threshold:g}",
+            format.in_words(selection.low_correlation),
+        )
         lines.append(f"Low-correlation categories ({by}): {low}.")
     experts = list(selection.experts.items())
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
@@ -217,7 +240,11 @@ def _work(plan: Plan) -> Section | None:
         return None
     rows = [_stage(stage) for stage in plan.stages]
     asked, todo = plan.sum("asked"), plan.sum("todo")
-    totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (format.DASH,) * 3
+    totals = (
+        (_span(asked), _span(_stored(asked, todo)), _span(todo))
+        if plan.folds
+        else (format.DASH,) * 3
+    )
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
     table = grid(header, rows, strong=[len(rows) - 1])
@@ -226,16 +253,24 @@ def _work(plan: Plan) -> Section | None:
 
 def _work_lines(plan: Plan) -> list[str]:
     folds = ", ".join(f"{fold} {len(items):,}" for fold, items in plan.folds.items() if items)
-    lines = [f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."]
+    lines = [
+        f"Items: {folds}." if folds else "The items cannot be counted here: see what is missing."
+    ]
     if plan.outlined:
-        lines.append("The items cannot be read here: their numbers are the benchmark's published sizes.")
+        lines.append(
+            "The items cannot be read here: their numbers are the benchmark's published sizes."
+        )
         items = [item for fold in plan.folds.values() for item in fold]
         if len({item.group for item in items}) == len(items):
-            lines.append("Every item counts as its own group: if the data groups them, the report shows less.")
+            lines.append(
+                "Every item counts as its own group: if the data groups them, the report shows less."
+            )
     if len(plan.sizes) > 1:
         lines.append("The number of ingredients is not known yet, so least and most are given.")
     if any(stage.in_parts for stage in plan.stages):
-        lines.append("The search evaluates soups on parts of the fold: its row gives expected and most whole folds.")
+        lines.append(
+            "The search evaluates soups on parts of the fold: its row gives expected and most whole folds."
+        )
     return lines
 
 
@@ -261,10 +296,14 @@ def _time(plan: Plan) -> Section | None:
     rows = [(what, _duration(pair)) for what, pair in times.items() if pair[1] > 0]
     rows.append(("total", _duration(_total(times.values()))))
     lines = [f"{name or 'The benchmark'}: {speed.reason}." for name, speed in plan.speeds.items()]
-    lines.append(f"Assumed: weights are read at {READ_SPEED / 1e9:g} GB/s, the Hub sends {HUB_SPEED / 1e6:g} MB/s.")
+    lines.append(
+        f"Assumed: weights are read at {READ_SPEED / 1e9:g} GB/s, the Hub sends {HUB_SPEED / 1e6:g} MB/s."
+    )
     lines.append("Not counted: loading the first model, and starting servers.")
     if not plan.folds:
-        lines.append("The time of the evaluations is not known: their items cannot be counted here.")
+        lines.append(
+            "The time of the evaluations is not known: their items cannot be counted here."
+        )
     return Section("Time", tuple(lines), grids=(grid(("what", "time"), rows),))
 
 
@@ -283,11 +322,18 @@ def _models(plan: Plan) -> Section:
             model.name,
             human(model.nbytes) if model.nbytes else "unknown",
             bases.get(model.basis, model.basis),
-            human(model.download) if model.download else "here" if model.basis == "headers" else "unknown",
+            human(model.download)
+            if model.download
+            else "here"
+            if model.basis == "headers"
+            else "unknown",
         )
         for model in plan.models
     ]
-    return Section("Candidates", grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),))
+    return Section(
+        "Candidates",
+        grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),),
+    )
 
 
 def _space(plan: Plan) -> Section:
@@ -295,13 +341,23 @@ def _space(plan: Plan) -> Section:
     gpus = ", ".join(f"{gpu.name} {human(gpu.total)}" for gpu in machine.gpus) or "no GPU"
     hardware = f"This machine: {machine.cores} cores, {human(machine.memory)} of memory, {gpus}."
     if not plan.requirements:
-        return Section("Space", (hardware, "What the run needs is not known: no candidate's size is."))
+        return Section(
+            "Space", (hardware, "What the run needs is not known: no candidate's size is.")
+        )
     rows = [
-        (one.where, human(one.need), human(one.have), "fits" if one.fits else "too small", ", ".join(one.parts))
+        (
+            one.where,
+            human(one.need),
+            human(one.have),
+            "fits" if one.fits else "too small",
+            ", ".join(one.parts),
+        )
         for one in plan.requirements
     ]
     small = [place for place, one in enumerate(plan.requirements) if not one.fits]
-    made = grid(("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small)
+    made = grid(
+        ("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small
+    )
     return Section("Space", (hardware,), grids=(made,))
 
 
@@ -310,7 +366,9 @@ def _missing(plan: Plan) -> Section | None:
     if not plan.missing:
         return Section("Notes", notes) if notes else None
     rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
-    return Section("Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),))
+    return Section(
+        "Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),)
+    )
 
 
 def _span(pair: Pair) -> str:
@@ -323,25 +381,40 @@ def _total(ranges: Iterable[Range]) -> Range:
 
 
 def _duration(pair: Range) -> str:
-    ends = [format.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h" for value in pair]
+    ends = [
+        format.seconds(value) if value < 3600 * 100 else f"{value / 3600:,.0f} h" for value in pair
+    ]
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def show_rehearsal(
-    timed: Plan, fold: Fold, items: Sequence[Item], records: Sequence[Record], prompts: Mapping[str, str]
+    timed: Plan,
+    fold: Fold,
+    items: Sequence[Item],
+    records: Sequence[Record],
+    prompts: Mapping[str, str],
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
     name = timed.run.pool.resolve()[0].name
     samples, firsts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
         line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
-        line["models"][name] |= {"prompt_tokens": record.prompt_tokens, "tokens": len(record.tokens)}
+        line["models"][name] |= {
+            "prompt_tokens": record.prompt_tokens,
+            "tokens": len(record.tokens),
+        }
         samples.append(line)
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
         show_sample(output_console(120), line, [name])
-    show_sheet([s for s in (_answers(name, fold, items, records), _work(timed), _time(timed)) if s is not None])
+    show_sheet(
+        [
+            s
+            for s in (_answers(name, fold, items, records), _work(timed), _time(timed))
+            if s is not None
+        ]
+    )
     table = {**as_dict(timed), "candidate": name, "fold": fold, "samples": samples}
     table["items_per_second"] = timed.speeds[""].items_per_second
     write_atomically(timed.run.run_dir / "check.json", as_json(table).encode())
@@ -349,7 +422,9 @@ def show_rehearsal(
     if cut := sum(record.outcome != "finished" for record in records):
         print(f"{cut} of {len(records)} answers were cut off or are missing: look at them first")
     most = _total((timed.seconds() or {"": (0.0, 0.0)}).values())[1]
-    print(f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`.")
+    print(
+        f"This run can start and takes at most about {format.seconds(most)}: repeat the command without `check`."
+    )
 
 
 def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
@@ -365,7 +440,15 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
         )
         for item, record in zip(items, records, strict=True)
     ]
-    header = ("item", "category", unit().heading("score"), "prompt tokens", "answer tokens", "ended", "answer")
+    header = (
+        "item",
+        "category",
+        unit().heading("score"),
+        "prompt tokens",
+        "answer tokens",
+        "ended",
+        "answer",
+    )
     mean = unit().level(fmean(record.score for record in records))
     line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -99,7 +99,12 @@ class CountedSteps(Steps):
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
-        self._add(stage, (len(stage.models),) * 2, (len(stage.models) * len(stage.items),) * 2, (todo, todo))
+        self._add(
+            stage,
+            (len(stage.models),) * 2,
+            (len(stage.models) * len(stage.items),) * 2,
+            (todo, todo),
+        )
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
@@ -131,10 +136,14 @@ class CountedSteps(Steps):
 
     def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
         self.evaluate_stage(stage)
-        self.plan.guards = plan_guards(guards, self.guarded_items, self.scores.items if self.scores else None)
+        self.plan.guards = plan_guards(
+            guards, self.guarded_items, self.scores.items if self.scores else None
+        )
         single = self.single(self.recipes.names[0])
         for guard in (guard for guard in guards if guard.benchmark):
-            self.evaluate_stage(self.guard_stage(guard, [single, _unknown(single, "the soup that may win")]))
+            self.evaluate_stage(
+                self.guard_stage(guard, [single, _unknown(single, "the soup that may win")])
+            )
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.models:
@@ -143,7 +152,9 @@ class CountedSteps(Steps):
             own = next(one for one in self.stages if one.name == SEARCH)
             self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
 
-    def _add(self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False) -> None:
+    def _add(
+        self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False
+    ) -> None:
         answers = self.evaluations[stage.benchmark].answers_per_item
         self.stages.append(
             PlannedStage(
@@ -160,7 +171,9 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = [(item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)]
+        wanted = [
+            (item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)
+        ]
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
@@ -171,7 +184,9 @@ class CountedSteps(Steps):
         done |= new
         return len(new)
 
-    def _stored_search(self, ingredients: tuple[str, ...], items: tuple[Item, ...]) -> SearchResult | None:
+    def _stored_search(
+        self, ingredients: tuple[str, ...], items: tuple[Item, ...]
+    ) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], ingredients, items) if items else None
@@ -180,7 +195,9 @@ class CountedSteps(Steps):
     def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
-        return SearchResult(recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=())
+        return SearchResult(
+            recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
+        )
 
     def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[Recipe]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
@@ -188,10 +205,14 @@ class CountedSteps(Steps):
             return [self.single(ingredients[0])]
         if stored is not None:
             return [trial.recipe for trial in stored.trials]
-        limit = trial_limit(self.settings.optimiser, len(ingredients), len(self.folds.get("search", ())))
+        limit = trial_limit(
+            self.settings.optimiser, len(ingredients), len(self.folds.get("search", ()))
+        )
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        known = [self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points][:limit]
+        known = [
+            self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points
+        ][:limit]
         uniform = self.uniform(ingredients)
         return known + [_unknown(uniform, f"trial {n}") for n in range(limit - len(known))]
 
@@ -251,8 +272,12 @@ class _Planner:
         else:
             self._plan_evaluations(plan)
         plan.faults = list(dict.fromkeys(self.faults))
-        small = [requirement.sentence() for requirement in plan.requirements if not requirement.fits]
-        plan.reasons = list(dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small]))
+        small = [
+            requirement.sentence() for requirement in plan.requirements if not requirement.fits
+        ]
+        plan.reasons = list(
+            dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small])
+        )
         return plan
 
     def _plan_evaluations(self, plan: Plan) -> None:
@@ -269,17 +294,26 @@ class _Planner:
         if not any(model.trouble or model.download for model in plan.models):
             self._open(asked)
         evaluators = [one for one, _ in asked]
-        plan.run, plan.folds, plan.outlined = self.run, cut.items if cut else {}, outlined is not None
+        plan.run, plan.folds, plan.outlined = (
+            self.run,
+            cut.items if cut else {},
+            outlined is not None,
+        )
         self._select(plan)
         plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
         plan.requirements = checks.requirements_of(self.run, plan.models, plan.machine, evaluators)
-        plan.missing = checks.once([*checks.missing(self.run, plan.models, plan.machine, evaluators), *self.lacking])
+        plan.missing = checks.once(
+            [*checks.missing(self.run, plan.models, plan.machine, evaluators), *self.lacking]
+        )
 
     def _evaluators(self, items: Sequence[Item]) -> dict[str, tuple[Evaluator, Sequence[Item]]]:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
-        return {"": (self.run.evaluator, items), **{one.name: (one.evaluator, one.items) for one in self.extra}}
+        return {
+            "": (self.run.evaluator, items),
+            **{one.name: (one.evaluator, one.items) for one in self.extra},
+        }
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
         """If something is `missing`, or a command in the message fixes it here; else it is a fault of the settings."""
@@ -326,20 +360,31 @@ class _Planner:
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
         ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
-        return Evaluation(self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_stored)
+        return Evaluation(
+            self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_stored
+        )
 
     def _select(self, plan: Plan) -> None:
         """Select from published scores, or from the store if it has every candidate on the select fold."""
         run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
         try:
             if run.scores.published:
-                plan.scores, plan.basis = run.scores.matrix(names, checks.not_measured), "published scores"
+                plan.scores, plan.basis = (
+                    run.scores.matrix(names, checks.not_measured),
+                    "published scores",
+                )
             else:
-                plan.basis, plan.sizes = "scores that must be measured first", run.selector.sizes(len(names))
+                plan.basis, plan.sizes = (
+                    "scores that must be measured first",
+                    run.selector.sizes(len(names)),
+                )
                 evaluation = self._evaluation(run.evaluator)
                 with suppress(NotStoredError, UserError):
                     if items:
-                        scores = {name: evaluation.scores(self.pool.recipe({name: 1.0}), items) for name in names}
+                        scores = {
+                            name: evaluation.scores(self.pool.recipe({name: 1.0}), items)
+                            for name in names
+                        }
                         plan.scores = ScoreMatrix.from_items(scores)
                         plan.basis = "the store, which has every candidate on the select fold"
             if plan.scores is not None:
@@ -353,16 +398,26 @@ class _Planner:
         """What a reader of the report will have to know, as far as it is known."""
         flat = checks.flat_categories(plan.scores) if plan.scores is not None else []
         found = self.run.pool.trajectory
-        notes = [*(found.sentences if found else []), *checks.run_notes(self.run, self.opened, folds), *flat]
+        notes = [
+            *(found.sentences if found else []),
+            *checks.run_notes(self.run, self.opened, folds),
+            *flat,
+        ]
         return list(dict.fromkeys(notes))
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
         counted, errors = list[list[PlannedStage]](), list[UserError]()
-        chosen = [plan.selection.ingredients] if plan.selection else [self.pool.names[:size] for size in plan.sizes]
+        chosen = (
+            [plan.selection.ingredients]
+            if plan.selection
+            else [self.pool.names[:size] for size in plan.sizes]
+        )
         extra = {one.name: one.items for one in self.extra}
         for ingredients in chosen:
-            evaluations = {name: self._evaluation(one) for name, (one, _) in self._evaluators(()).items()}
+            evaluations = {
+                name: self._evaluation(one) for name, (one, _) in self._evaluators(()).items()
+            }
             steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
             try:
                 steps.walk()
@@ -376,13 +431,17 @@ class _Planner:
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
         """{extra benchmark: speed}, the run's own under an empty name."""
         items = [item for fold in FOLDS for item in plan.folds.get(fold, ())]
-        parameters = max((model.parameters for model in plan.models if not model.adapter), default=0)
+        parameters = max(
+            (model.parameters for model in plan.models if not model.adapter), default=0
+        )
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         speeds = {}
         for name, (evaluator, own) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
                 measured = self.store.throughput(singles, evaluator.fingerprint)
-                rate = speed(self.run.throughput, measured, evaluator, own, parameters, plan.machine)
+                rate = speed(
+                    self.run.throughput, measured, evaluator, own, parameters, plan.machine
+                )
                 if rate is not None:
                     speeds[name] = rate
         return speeds
@@ -440,14 +499,19 @@ def check_run(run: RunSettings) -> None:
         UserError: the run cannot start here, or its items cannot be answered.
     """
     if run.selects_from_table:
-        raise UserError("check=true needs items; stop_after=select with published scores has none: use plan=true")
+        raise UserError(
+            "check=true needs items; stop_after=select with published scores has none: use plan=true"
+        )
     whole = _planned(run)
     for note in whole.notes:
         print(f"note: {safe(note)}")
     if whole.reasons:
         more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
         raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
-    print("settings, items, models, space and packages are in order (plan=true shows them)", flush=True)
+    print(
+        "settings, items, models, space and packages are in order (plan=true shows them)",
+        flush=True,
+    )
     fold: Fold = "search" if run.scores.published else "select"
     items = first_items(whole.folds[fold], ITEMS)
     records, prompts, speed = rehearse(whole, items)
@@ -477,11 +541,15 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
             # engines and servers take minutes to start at their first item
             evaluator.evaluate(model, items[:1])
         loaded = time.monotonic()
-        Evaluation(store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None).scores(recipe, items)
+        Evaluation(
+            store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None
+        ).scores(recipe, items)
         rate = len(items) / max(time.monotonic() - loaded, 1e-9)
         stored = store.load(recipe.fingerprint, evaluator.fingerprint)
         records = [record for item in items if (record := stored.first(item)) is not None]
         prompts = store.prompts({record.prompt_key for record in records})
-    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+    took = (
+        f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+    )
     reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
     return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)

@@ -20,7 +20,17 @@ import numpy as np
 from souping.core.fields import load
 from souping.core.files import write_atomically
 from souping.core.text import first_line
-from souping.core.types import Json, Result, ScoreMatrix, Selection, Trial, UserError, number, part, texts
+from souping.core.types import (
+    Json,
+    Result,
+    ScoreMatrix,
+    Selection,
+    Trial,
+    UserError,
+    number,
+    part,
+    texts,
+)
 from souping.core.unit import unit, unit_of
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
@@ -34,7 +44,9 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str = "") -> list[Path]:
+def write_report(
+    report: Report, trials: Sequence[Row], run_dir: Path, made: str = ""
+) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     `made` stands in the footer of the page: command, date, version.
@@ -49,7 +61,10 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path, made: str
         "report.html": page(report, trials, pictures, made),
     }
     paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + [write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png()) for drawing in pictures]
+    return paths + [
+        write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png())
+        for drawing in pictures
+    ]
 
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
@@ -82,7 +97,9 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
-    table: list[list[Json]] = [[*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]]
+    table: list[list[Json]] = [
+        [*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]
+    ]
     for trial in trials:
         weights = [part(trial, "weights").get(name, 0.0) for name in names]
         scores = [part(trial, "categories").get(name) for name in scored]
@@ -92,7 +109,9 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
 
 def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in line] for line in table)
+    csv.writer(stream, lineterminator="\n").writerows(
+        [csv_cell(value) for value in line] for line in table
+    )
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
@@ -181,7 +200,9 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     columns += ["limit"] if any(job.get("limit") for job in jobs) else []
     lines = [{**job, "overrides": " ".join(texts(job, "overrides"))} for job in jobs]
-    return _write_csv(sweep_dir / "sweep.csv", [columns, *(list(map(line.get, columns)) for line in lines)])
+    return _write_csv(
+        sweep_dir / "sweep.csv", [columns, *(list(map(line.get, columns)) for line in lines)]
+    )
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:
@@ -191,7 +212,13 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
     lines = []
     for job, own in zip(jobs, given, strict=True):
         value = number(job["objective"])
-        shown = "refused" if job["refused"] else "" if value is None else unit_of(job).text(value, more=1)
+        shown = (
+            "refused"
+            if job["refused"]
+            else ""
+            if value is None
+            else unit_of(job).text(value, more=1)
+        )
         dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
         lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}{dry}")
     return lines
@@ -212,7 +239,11 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
             "high": rho.high.tolist(),
         }
     table |= {key: table[key] or None for key in ("metric", "sign", "ties")}
-    whole = {**table, "correlation": correlation, **({} if scores is None else _scores_seen(scores))}
+    whole = {
+        **table,
+        "correlation": correlation,
+        **({} if scores is None else _scores_seen(scores)),
+    }
     return {key: plain(inner) for key, inner in whole.items()}
 
 

@@ -52,7 +52,9 @@ def points(value: Json, sign: bool = False) -> str:
 
 def percent_interval(low: Json, high: Json) -> str:
     """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    return "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
+    return (
+        "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
+    )
 
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:
@@ -195,4 +197,8 @@ def quoted(name: str) -> str:
     text = clean(name)
     if text and all(c.isalnum() or c in "/-_.@+" for c in text):
         return text
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${") + '"'
+    return (
+        '"'
+        + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text).replace("${", "\\${")
+        + '"'
+    )

@@ -80,11 +80,18 @@ class Drawing:
         """An `<svg>` element to stand inside HTML: ids of its own, the page's text colours, a width that follows it."""
         with canvas():
             stream = io.StringIO()
-            self.figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED)
+            self.figure.savefig(
+                stream, format="svg", bbox_inches="tight", pad_inches=0.06, metadata=UNDATED
+            )
         head, body = re.findall(r"(<svg[^>]*>)(.*)", _page_colours(stream.getvalue()), re.DOTALL)[0]
         body = re.sub(r'\bid="', f'id="{self.name}-', body)  # several figures stand in one page
-        body = body.replace("url(#", f"url(#{self.name}-").replace('href="#', f'href="#{self.name}-')
-        view, width = (re.findall(pattern, head)[0] for pattern in (r'viewBox="[\d. -]+"', r'width="([\d.]+)pt"'))
+        body = body.replace("url(#", f"url(#{self.name}-").replace(
+            'href="#', f'href="#{self.name}-'
+        )
+        view, width = (
+            re.findall(pattern, head)[0]
+            for pattern in (r'viewBox="[\d. -]+"', r'width="([\d.]+)pt"')
+        )
         full, label = f"{float(width) * 4 / 3:.0f}px", html.escape(self.alt, quote=True)
         spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
         size = f'style="max-width:{full};min-width:min(620px,{full})"'
@@ -96,7 +103,13 @@ class Drawing:
             stream = io.BytesIO()
             undated = {"Software": None}
             self.figure.savefig(
-                stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=undated, facecolor="white"
+                stream,
+                format="png",
+                dpi=dpi,
+                bbox_inches="tight",
+                pad_inches=0.1,
+                metadata=undated,
+                facecolor="white",
             )
         return stream.getvalue()
 
@@ -104,7 +117,9 @@ class Drawing:
 def _page_colours(svg: str) -> str:
     """Ink becomes the page's text colour and the grid its border colour, so that a dark page is readable too."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(PAPER, "var(--page)")
+    svg = (
+        svg.replace(INK, "currentColor").replace(FAINT, "var(--line)").replace(PAPER, "var(--page)")
+    )
     return svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
 
@@ -169,18 +184,30 @@ def forest(report: Report) -> Drawing | None:
 def categories(report: Report) -> Drawing | None:
     """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
     losses = part(report, "losses")
-    pairs = [pair for pair in entries(losses, "categories") if number(pair.get("difference")) is not None]
+    pairs = [
+        pair for pair in entries(losses, "categories") if number(pair.get("difference")) is not None
+    ]
     if not pairs:
         return None
     pairs.sort(key=lambda pair: -gain(pair.get("difference")))
     names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
     columns = {"difference": [score(pair.get("difference"), sign=True) for pair in pairs]}
-    below, labels = f"soup minus {short(against, 40)}, {unit().name}", [short(name) for name in names]
+    below, labels = (
+        f"soup minus {short(against, 40)}, {unit().name}",
+        [short(name) for name in names],
+    )
     full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
-    made = _differences(pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full)
+    made = _differences(
+        pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full
+    )
     whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
     caption = f"Orange: the soup is ahead; blue: {against} is. Full dots: more than chance explains; {whiskers}."
-    return Drawing("categories", made, f"Differences of the soup to {against} in {len(pairs)} categories.", caption)
+    return Drawing(
+        "categories",
+        made,
+        f"Differences of the soup to {against} in {len(pairs)} categories.",
+        caption,
+    )
 
 
 def _differences(
@@ -200,7 +227,9 @@ def _differences(
             values = (number(pair.get(key)) for key in ("difference", "low", "high"))
             middle, *limits = (unit().scale * value for value in values if value is not None)
             if len(limits) == 2:
-                axes.plot(limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+                axes.plot(
+                    limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2
+                )
             face = colour if not filled or filled[y] else PAPER
             axes.plot(
                 [middle], [y], "o", color=colour, markersize=7.5, markerfacecolor=face,
@@ -240,7 +269,9 @@ def heatmap(report: Report) -> Drawing | None:
     """Correlation of every two categories over models; low-correlation categories are marked on the axes."""
     selection = part(report, "selection")
     caption = "Bold with a dot: low-correlation categories."
-    return correlations("heatmap", part(selection, "correlation"), texts(selection, "low_correlation"), caption)
+    return correlations(
+        "heatmap", part(selection, "correlation"), texts(selection, "low_correlation"), caption
+    )
 
 
 def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> Drawing | None:
@@ -254,17 +285,29 @@ def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> 
         labels = [f"{'● ' if name in marked else ''}{short(name, 24)}" for name in names]
         heat_panel(axes, found, labels, 7.5)
         axes.set_yticks(range(len(names)), labels)
-        for tick, category in zip((*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True):
+        for tick, category in zip(
+            (*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True
+        ):
             tick.set_fontweight("bold" if category in marked else "normal")
         colour_bar(made, axes, scale(-1, 1, "RdBu_r"), "correlation over models")
-    return Drawing(name, made, f"Heatmap of the correlation between {len(names)} categories.", caption)
+    return Drawing(
+        name, made, f"Heatmap of the correlation between {len(names)} categories.", caption
+    )
 
 
 def heat_panel(axes: Axes, found: Row, labels: Sequence[str], size: float) -> None:
     """Draw the `matrix` of correlations, with numbers of this font size (0: without)."""
     matrix = np.array(elements(found, "matrix"), dtype=float)
     axes.set_facecolor("#e9ebee")
-    axes.pcolormesh(range(len(matrix)), range(len(matrix)), matrix, cmap="RdBu_r", vmin=-1, vmax=1, edgecolors=PAPER)
+    axes.pcolormesh(
+        range(len(matrix)),
+        range(len(matrix)),
+        matrix,
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        edgecolors=PAPER,
+    )
     for (i, j), value in np.ndenumerate(matrix) if size else ():
         ink = LIGHT if abs(value) > 0.62 else DARK
         axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
@@ -296,16 +339,31 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
             across, below, marks = weights[:, 0], weight_axis(names), "o-"
             if len(names) > 3:
                 across = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-                below, marks = f"share of the {len(names)} weights moved from the chosen soup's", "o"
-            made, _ = curve(across, values, chosen, below, f"search objective, {unit().symbol}", marks)
+                below, marks = (
+                    f"share of the {len(names)} weights moved from the chosen soup's",
+                    "o",
+                )
+            made, _ = curve(
+                across, values, chosen, below, f"search objective, {unit().symbol}", marks
+            )
     top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
-    alt = f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {top}"
+    alt = (
+        f"Search landscape: {len(tried)} trials over the weights of {in_words(names)}. Best: {top}"
+    )
     return Drawing("landscape", made, alt)
 
 
 def ring(axes: Axes, x: float, y: float, size: float) -> None:
     """Mark the chosen soup."""
-    axes.plot([x], [y], "o", markersize=size + 7, fillstyle="none", color=COLOURS["soup"], markeredgewidth=2.2)
+    axes.plot(
+        [x],
+        [y],
+        "o",
+        markersize=size + 7,
+        fillstyle="none",
+        color=COLOURS["soup"],
+        markeredgewidth=2.2,
+    )
 
 
 def weight_axis(names: Sequence[str]) -> str:
@@ -319,7 +377,14 @@ def curve(
     """Values [N] in the order of `across` [N], with a ring around the chosen one."""
     made, axes = figure(7.6, 3.2)
     order = np.argsort(across, kind="stable")
-    axes.plot(across[order], values[order], marks, color=COLOURS["best_single"], markersize=5.0, linewidth=1.0)
+    axes.plot(
+        across[order],
+        values[order],
+        marks,
+        color=COLOURS["best_single"],
+        markersize=5.0,
+        linewidth=1.0,
+    )
     ring(axes, across[chosen], values[chosen], 5.0)
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
@@ -346,11 +411,15 @@ def triangle(
     x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T
     size = 12.0 if len(values) <= 80 else 7.0
     edges, width = (rims, 1.3) if rims else (INK, 0.4)
-    axes.scatter(x, y, c=shades.to_rgba(values), s=size**2, edgecolors=edges, linewidths=width, zorder=2)
+    axes.scatter(
+        x, y, c=shades.to_rgba(values), s=size**2, edgecolors=edges, linewidths=width, zorder=2
+    )
     place = chosen @ CORNERS / chosen.sum()
     ring(axes, place[0], place[1], size)
     for name, (x, y), shift in zip(names, CORNERS, (-0.09, -0.09, 0.08), strict=True):
-        axes.text(x, y + shift, short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold")
+        axes.text(
+            x, y + shift, short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold"
+        )
     axes.set_aspect("equal")
     axes.set_axis_off()
     colour_bar(made, axes, shades, label)

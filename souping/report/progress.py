@@ -108,7 +108,9 @@ class Progress:
     def _update(self) -> None:
         if self._bars is not None and self._bars.task_ids:
             state = self._state("")
-            self._bars.update(self._bars.task_ids[-1], total=self._total, completed=self._done, state=state)
+            self._bars.update(
+                self._bars.task_ids[-1], total=self._total, completed=self._done, state=state
+            )
         if time.monotonic() - self._said > PAUSE:
             self._said = time.monotonic()
             self._line(self._state(self._name))
@@ -116,7 +118,10 @@ class Progress:
     def _state(self, name: str) -> str:
         parts = [name, _of(self._done, self._total, "items")]
         if self._trials:
-            parts += [_of(self._trials, self._all_trials, "trials"), f"best {unit().level(self._best, more=1)}"]
+            parts += [
+                _of(self._trials, self._all_trials, "trials"),
+                f"best {unit().level(self._best, more=1)}",
+            ]
         seconds = time.monotonic() - self._started
         rate = self._done / seconds if seconds > 0.2 else 0.0
         if rate:
@@ -171,7 +176,9 @@ def _bars() -> Bars:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    name, state = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[state]"))
+    name, state = (
+        TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[state]")
+    )
     return Bars(name, BarColumn(bar_width=24), state, console=side_console(), transient=True)
 
 
@@ -217,7 +224,9 @@ class Warnings(logging.Handler):
 
 def show_warnings() -> None:
     """Print the warnings of this package to standard error; Hydra's logging settings switch loggers off."""
-    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"]:
+    for name in [
+        name for name in logging.root.manager.loggerDict if name.split(".")[0] == "souping"
+    ]:
         logging.getLogger(name).disabled = False
     logger = logging.getLogger("souping")
     logger.setLevel(logging.WARNING)

@@ -76,11 +76,16 @@ def _figures(report: Report) -> str:
 
 def _warnings(report: Report) -> str:
     lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
-    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
+    return (
+        f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>' if lines else ""
+    )
 
 
 def _contents(shown: Sequence[Section]) -> str:
-    links = "".join(f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>' for section in shown)
+    links = "".join(
+        f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>'
+        for section in shown
+    )
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
 
 
@@ -99,7 +104,9 @@ def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
     if section.code:
         parts.append(f'<pre tabindex="0"><code>{escape_html(section.code)}</code></pre>')
     if section.folded:
-        parts.append(f'<div class="folds">{"".join(_fold(inner, pictures) for inner in section.folded)}</div>')
+        parts.append(
+            f'<div class="folds">{"".join(_fold(inner, pictures) for inner in section.folded)}</div>'
+        )
     return parts
 
 
@@ -155,7 +162,12 @@ def markdown(report: Report, trials: Sequence[Row]) -> str:
         blocks.append(escape_markdown(kicker(report)))
     numbers = figures(report)
     if numbers:
-        blocks.append("\n".join(f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}" for a, b, c in numbers))
+        blocks.append(
+            "\n".join(
+                f"- {escape_markdown(a)}: **{escape_markdown(b)}**{_small(c)}"
+                for a, b, c in numbers
+            )
+        )
     blocks += [f"> Warning: {escape_markdown(warning)}" for warning in warnings(report)]
     shown = sections(report, trials)
     if len(shown) > 1:
@@ -182,7 +194,11 @@ def _blocks(shown: Section) -> list[str]:
     if shown.code:
         blocks.append(fenced(shown.code))
     for inner in shown.folded:
-        blocks += [f"<details><summary>{escape_html(inner.title)}</summary>", *_blocks(inner), "</details>"]
+        blocks += [
+            f"<details><summary>{escape_html(inner.title)}</summary>",
+            *_blocks(inner),
+            "</details>",
+        ]
     return blocks
 
 
@@ -198,7 +214,10 @@ def markdown_table(grid: TableGrid) -> str:
     """A pipe table; numbers set right, stressed rows bold."""
     marks = ["---" if i in grid.left else "---:" for i in range(len(grid.header))]
     lines = [_line([*map(escape_markdown, grid.header)]), _line(marks)]
-    lines += [_line([_markdown_cell(cell, i in grid.strong) for cell in row]) for i, row in enumerate(grid.rows)]
+    lines += [
+        _line([_markdown_cell(cell, i in grid.strong) for cell in row])
+        for i, row in enumerate(grid.rows)
+    ]
     return "\n".join(lines)
 
 
@@ -221,7 +240,9 @@ LONGEST = 4000
 def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
     lines = [headline(report), *losses(report)]
-    return plain_table(tables.summary(report) if entries(report, "rows") else tables.experts(report), lines)
+    return plain_table(
+        tables.summary(report) if entries(report, "rows") else tables.experts(report), lines
+    )
 
 
 def also_table(report: Report) -> Table:
@@ -235,9 +256,16 @@ def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    below = [Text(clean(line), style="" if i else "bold") for i, line in enumerate(filter(None, caption))]
-    made = Table(box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left")
-    rows = [[clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row] for row in grid.rows]
+    below = [
+        Text(clean(line), style="" if i else "bold") for i, line in enumerate(filter(None, caption))
+    ]
+    made = Table(
+        box=SIMPLE_HEAD, caption=Text("\n").join(below), caption_style="", caption_justify="left"
+    )
+    rows = [
+        [clean(f"{cell.text} [{cell.sub}]" if cell.sub else cell.text) for cell in row]
+        for row in grid.rows
+    ]
     for i, name in enumerate(grid.header):
         numbers = i not in grid.left and any(len(row[i]) > len(name) for row in rows)
         side = "left" if i in grid.left else "right"
@@ -296,7 +324,9 @@ def read_samples(path: Path) -> Iterator[Row]:
                     raise ValueError("a line is not an object")
                 yield row
     except FileNotFoundError:
-        raise UserError(f"{path.parent}: no {path.name}: name the directory of a run that evaluated items") from None
+        raise UserError(
+            f"{path.parent}: no {path.name}: name the directory of a run that evaluated items"
+        ) from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
@@ -305,7 +335,11 @@ def changed(samples: Iterable[Row], base: str, soup: str, better: bool) -> Itera
     """The items that `soup` answers better than `base`, or worse."""
     for sample in samples:
         new, old = (score_of(sample, name) for name in (soup, base))
-        if new is not None and old is not None and (gain(new) > gain(old) if better else gain(new) < gain(old)):
+        if (
+            new is not None
+            and old is not None
+            and (gain(new) > gain(old) if better else gain(new) < gain(old))
+        ):
             yield sample
 
 
@@ -326,7 +360,9 @@ def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
     target = sample.get("target")
     reference = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
     for label, value in (("prompt", _prompt(sample)), ("reference", reference)):
-        console.print(Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False)
+        console.print(
+            Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False
+        )
     table = Table(box=SIMPLE_HEAD)
     shown = {name: part(models, name) for name in names if name in models}
     for name, model in shown.items():
@@ -346,7 +382,11 @@ def _answers(model: Row) -> str:
     given = texts(model, "filtered_resps")
     if not any(given):
         return f"(no text{': ' + str(model['reason']) if model.get('reason') else ''})"
-    return given[0] if len(given) == 1 else "\n".join(f"{n}. {text}" for n, text in enumerate(given, start=1))
+    return (
+        given[0]
+        if len(given) == 1
+        else "\n".join(f"{n}. {text}" for n, text in enumerate(given, start=1))
+    )
 
 
 def _short(text: str) -> str:

@@ -26,7 +26,18 @@ from souping.report.format import (
     weight,
 )
 from souping.report.plots import Drawing
-from souping.report.tables import Columns, Report, Row, Section, TableGrid, grid, listing, nonempty, of, table
+from souping.report.tables import (
+    Columns,
+    Report,
+    Row,
+    Section,
+    TableGrid,
+    grid,
+    listing,
+    nonempty,
+    of,
+    table,
+)
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
@@ -42,7 +53,11 @@ def headline(report: Report) -> str:
         return "The soup is written."
     chosen = elements(part(report, "selection"), "ingredients")
     if not part(report, "recipe"):
-        return f"Selected {in_words(chosen)}; the run ended before the search." if chosen else "Nothing was selected."
+        return (
+            f"Selected {in_words(chosen)}; the run ended before the search."
+            if chosen
+            else "Nothing was selected."
+        )
     if len(chosen) == 1:
         return f"Nothing to soup: {clean(chosen[0])} is the only ingredient."
     return "The search is done; the report fold was not opened."
@@ -50,7 +65,9 @@ def headline(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
-    scores = next((part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {})
+    scores = next(
+        (part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {}
+    )
     lines, recipe = losses(report), part(report, "recipe")
     if scores:
         objective = part(report, "objective")
@@ -59,12 +76,18 @@ def summary(report: Report) -> list[str]:
         if objective and not part(objective, "coefficients"):
             kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in {unit().meaning}"
         items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
-        lines.append(f"The score is the {kind}, on {count(items)} {'' if report.get('limit') else 'report '}items.")
+        lines.append(
+            f"The score is the {kind}, on {count(items)} {'' if report.get('limit') else 'report '}items."
+        )
     if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
         pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
         mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
-        kind = "AutoPeftModel" if part(recipe, "settings").get("adapters") == "keep" else "AutoModel"
-        lines.append(f'The soup is in {place[1]}: {mixed}. Load it: {kind}ForCausalLM.from_pretrained("{place[1]}")')
+        kind = (
+            "AutoPeftModel" if part(recipe, "settings").get("adapters") == "keep" else "AutoModel"
+        )
+        lines.append(
+            f'The soup is in {place[1]}: {mixed}. Load it: {kind}ForCausalLM.from_pretrained("{place[1]}")'
+        )
     return lines
 
 
@@ -88,7 +111,11 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     """(label, number, small print) of the few numbers that matter most."""
     rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
     shown = []
-    for kind, label in (("soup", "soup"), ("best_single", "best single"), ("uniform_all", "uniform over all")):
+    for kind, label in (
+        ("soup", "soup"),
+        ("best_single", "best single"),
+        ("uniform_all", "uniform over all"),
+    ):
         if kind in rows:
             found = part(rows[kind], "objective")
             name = clean(rows[kind].get("name")) if kind == "best_single" else ""
@@ -122,7 +149,9 @@ def _verdict(report: Report) -> Section | None:
         return None
     dry = bool(report.get("limit"))
     meaning = unit().meaning[0].upper() + unit().meaning[1:]
-    numbers = f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
+    numbers = (
+        f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
+    )
     if dry:
         numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
@@ -146,7 +175,11 @@ def _gains(report: Report) -> Section | None:
 
 def _least(found: Sequence[Row]) -> str:
     """How large a loss must be to be detected, in the categories that need least and most."""
-    sizes = [(size, clean(pair.get("category"))) for pair in found if (size := number(pair.get("least"))) is not None]
+    sizes = [
+        (size, clean(pair.get("category")))
+        for pair in found
+        if (size := number(pair.get("least"))) is not None
+    ]
     if not sizes:
         return ""
     low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
@@ -185,13 +218,20 @@ def endings(report: Report) -> list[str]:
     """Models with answers cut off or missing, and what the variance is split into."""
     lines = list[str]()
     if lost := _incomplete(report):
-        shares = [sum(number(row.get(key)) or 0.0 for key in ("truncated", "unanswered")) for row in lost]
-        who = [f"{clean(row['name'])} {percent(share)} %" for row, share in zip(lost, shares, strict=True)]
+        shares = [
+            sum(number(row.get(key)) or 0.0 for key in ("truncated", "unanswered")) for row in lost
+        ]
+        who = [
+            f"{clean(row['name'])} {percent(share)} %"
+            for row, share in zip(lost, shares, strict=True)
+        ]
         lines.append(f"Answers that were cut off or are missing count as wrong: {in_words(who)}.")
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
-        lines.append("Each item was answered several times: the table splits the variance into answers and items.")
+        lines.append(
+            "Each item was answered several times: the table splits the variance into answers and items."
+        )
     return lines
 
 
@@ -209,7 +249,9 @@ def _outcomes(report: Report) -> Iterator[Section | None]:
         "cut off %": of("truncated", percent),
         "missing %": of("unanswered", percent),
         "items": of("items", count),
-        "why missing": lambda row: ", ".join(f"{clean(why)} ({count(n)})" for why, n in part(row, "reasons").items()),
+        "why missing": lambda row: ", ".join(
+            f"{clean(why)} ({count(n)})" for why, n in part(row, "reasons").items()
+        ),
     }
     yield table("Answers by model", listing(_incomplete(report), columns, left=(0, 4)))
     yield table("Answers against items", _variance(report))
@@ -221,7 +263,14 @@ def _variance(report: Report) -> TableGrid:
     for name, split in ((name, part(variance, name)) for name in variance):
         whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
         of_answers = percent(answers / whole if whole else 0.0)
-        lines.append((clean(name), unit().text(math.sqrt(whole), more=1), of_answers, percent(split.get("flips"))))
+        lines.append(
+            (
+                clean(name),
+                unit().text(math.sqrt(whole), more=1),
+                of_answers,
+                percent(split.get("flips")),
+            )
+        )
     error = f"standard error, {unit().name}"
     heads = ("model", error, "of the variance by answers %", "items whose answers score unlike %")
     return grid(heads, lines)
@@ -234,19 +283,25 @@ def _experts(report: Report) -> Section | None:
         return None
     lines = [_chosen(selection)]
     if selection.get("published"):
-        lines.append("Selection used published scores: whatever they were measured on, selection has seen.")
+        lines.append(
+            "Selection used published scores: whatever they were measured on, selection has seen."
+        )
     lines += [clean(note) for note in elements(selection, "notes")]
     correlation = part(selection, "correlation")
     folded = nonempty(
         (
-            Section("How categories correlate", picture="heatmap") if correlation.get("matrix") else None,
+            Section("How categories correlate", picture="heatmap")
+            if correlation.get("matrix")
+            else None,
             table("Every correlation with its interval", tables.pairs(report)),
             Section("Chosen again?", tuple(_stability(report))),
             table("Other thresholds, in steps of 0.01", tables.thresholds(report)),
             table("One model left out", tables.jackknife(report)),
         )
     )
-    return Section("Why these experts", tuple(lines), grids=(tables.experts(report),), folded=folded)
+    return Section(
+        "Why these experts", tuple(lines), grids=(tables.experts(report),), folded=folded
+    )
 
 
 def _chosen(selection: Row) -> str:
@@ -271,13 +326,19 @@ def _stability(report: Report) -> list[str]:
     lines = [clean(note) for note in elements(stability, "notes")]
     if stability.get("draws"):
         method = f" ({clean(stability['method'])})" if stability.get("method") else ""
-        why = "; ".join(f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items())
+        why = "; ".join(
+            f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items()
+        )
         none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
         failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
         lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
     if sizes := part(stability, "sizes"):
-        lines.append(f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws.")
-    noisy = [f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()]
+        lines.append(
+            f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws."
+        )
+    noisy = [
+        f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()
+    ]
     if noisy:
         lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
     return lines
@@ -288,7 +349,10 @@ def _also(report: Report) -> Section | None:
     if not measured:
         return None
     line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
-    folded = [table(f"{clean(entry.get('name'))}: differences", tables.differences(entry)) for entry in measured]
+    folded = [
+        table(f"{clean(entry.get('name'))}: differences", tables.differences(entry))
+        for entry in measured
+    ]
     lines, grids = (line, *tables.sentences(report)), (tables.overview(report),)
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
@@ -302,21 +366,35 @@ def _gate(report: Report) -> Section | None:
     line = f"Scores on the {fold} fold. With correct models, one falls outside in at most {alarm} % of runs."
     if not checked.get("passed"):
         return Section(title, (line,), grids=(shown,))
-    return Section(title, ("All of them were.",), folded=nonempty((table("Expected and measured", shown, line),)))
+    return Section(
+        title,
+        ("All of them were.",),
+        folded=nonempty((table("Expected and measured", shown, line),)),
+    )
 
 
 def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
     reached = number(part(report, "objective").get("search"))
-    best = f" The chosen recipe reached {unit().level(reached, more=1)} there." if reached is not None else ""
+    best = (
+        f" The chosen recipe reached {unit().level(reached, more=1)} there."
+        if reached is not None
+        else ""
+    )
     search = part(report, "search")
     alike = clean(search.get("indistinguishable_count"))
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
-    rest = f" A part of the fold was enough for {count(len(trials) - whole)} more." if whole < len(trials) else ""
+    rest = (
+        f" A part of the fold was enough for {count(len(trials) - whole)} more."
+        if whole < len(trials)
+        else ""
+    )
     lines = (
         f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic.",
-        f"Other soups that may be as good, judging by the items the search evaluated: {alike}." if alike else "",
+        f"Other soups that may be as good, judging by the items the search evaluated: {alike}."
+        if alike
+        else "",
         f"It ended: {clean(stopped)}." if (stopped := search.get("stopped")) else "",
     )
     shown = (tables.trials(report, trials),)
@@ -326,9 +404,15 @@ def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
 def _cost(report: Report) -> Section | None:
     """What the run took, and the answers that it did not get."""
     sizes = part(report, "folds")
-    items = [f"Items: {', '.join(f'{fold} {count(sizes[fold])}' for fold in FOLDS if fold in sizes)}."] if sizes else []
+    items = (
+        [f"Items: {', '.join(f'{fold} {count(sizes[fold])}' for fold in FOLDS if fold in sizes)}."]
+        if sizes
+        else []
+    )
     grids = (shown,) if (shown := tables.cost(report)).rows else ()
-    return Section("Cost", (*items, *endings(report)), grids=grids, folded=nonempty(_outcomes(report)))
+    return Section(
+        "Cost", (*items, *endings(report)), grids=grids, folded=nonempty(_outcomes(report))
+    )
 
 
 def _provenance(report: Report) -> Section | None:
@@ -337,8 +421,14 @@ def _provenance(report: Report) -> Section | None:
         return None
     line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
     command = clean(report.get("rebuild"))
-    again = f"Run this where the run was started. {REBUILD}" if command else "No soup was written: none to rebuild."
-    folded = nonempty((table("Ingredients, and what proves that they are the same", tables.recipe(report)),))
+    again = (
+        f"Run this where the run was started. {REBUILD}"
+        if command
+        else "No soup was written: none to rebuild."
+    )
+    folded = nonempty(
+        (table("Ingredients, and what proves that they are the same", tables.recipe(report)),)
+    )
     return Section("Provenance", (f"{line} {again}",), code=command, folded=folded)
 
 
@@ -354,7 +444,10 @@ def _alternatives(report: Report) -> Section | None:
     found = {name: part(report, name) for name in ("router", "oracle")}
     if soup is None or not found["router"]:
         return None
-    labels = {"router": "the best ingredient of each category", "oracle": "the best answer to each item"}
+    labels = {
+        "router": "the best ingredient of each category",
+        "oracle": "the best answer to each item",
+    }
     rows = [["soup", score(soup), "1", "1"]]
     for name, one in found.items():
         cost = [count(one.get("models")), count(one.get("answers"))]
@@ -429,7 +522,12 @@ def analysis_sections(report: Report) -> tuple[Section, ...]:
 
 def drawings(report: Report) -> list[Drawing]:
     """The pictures of all analyses that have a result."""
-    found = [(draw, data) for _, data, display in _analyses(report) if not _missing(data) for draw in display.drawings]
+    found = [
+        (draw, data)
+        for _, data, display in _analyses(report)
+        if not _missing(data)
+        for draw in display.drawings
+    ]
     return [drawing for draw, data in found if (drawing := draw(data)) is not None]
 
 
@@ -442,10 +540,15 @@ def _missing(data: Row) -> str:
 def _plain(data: Row) -> Section:
     """An analysis without a display."""
     grids = [
-        grid(texts(shown, "header"), [map(clean, row) for row in elements(shown, "rows") if isinstance(row, Sequence)])
+        grid(
+            texts(shown, "header"),
+            [map(clean, row) for row in elements(shown, "rows") if isinstance(row, Sequence)],
+        )
         for shown in entries(data, "tables")
     ]
-    return Section(clean(data.get("title")), tuple(map(clean, texts(data, "sentences"))), grids=tuple(grids))
+    return Section(
+        clean(data.get("title")), tuple(map(clean, texts(data, "sentences"))), grids=tuple(grids)
+    )
 
 
 def _titled(name: str) -> str:

@@ -74,7 +74,11 @@ class Section:
 
 def nonempty(sections: Iterable[Section | None]) -> tuple[Section, ...]:
     """Sections that have anything to show."""
-    return tuple(one for one in sections if one is not None and (one.lines or one.picture or one.grids or one.folded))
+    return tuple(
+        one
+        for one in sections
+        if one is not None and (one.lines or one.picture or one.grids or one.folded)
+    )
 
 
 def table(title: str, shown: TableGrid, *lines: str) -> Section | None:
@@ -89,17 +93,25 @@ def grid(
     strong: Iterable[int] = (),
 ) -> TableGrid:
     """A table of plain strings or cells."""
-    cells = tuple(tuple(c if isinstance(c, TableCell) else TableCell(c) for c in row) for row in rows)
-    return TableGrid(header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong))
+    cells = tuple(
+        tuple(c if isinstance(c, TableCell) else TableCell(c) for c in row) for row in rows
+    )
+    return TableGrid(
+        header=tuple(header), rows=cells, left=frozenset(left), strong=frozenset(strong)
+    )
 
 
 Columns = dict[str, Callable[[Row], str | TableCell]]
 """{heading: what a row has below it}"""
 
 
-def listing(rows: Iterable[Row], columns: Columns, left: Sequence[int] = (0,), strong: Iterable[int] = ()) -> TableGrid:
+def listing(
+    rows: Iterable[Row], columns: Columns, left: Sequence[int] = (0,), strong: Iterable[int] = ()
+) -> TableGrid:
     """A table of one line per row."""
-    return grid(list(columns), [[show(row) for show in columns.values()] for row in rows], left, strong)
+    return grid(
+        list(columns), [[show(row) for show in columns.values()] for row in rows], left, strong
+    )
 
 
 def of(key: str, show: Callable[[Json], str] = clean) -> Callable[[Row], str]:
@@ -140,7 +152,9 @@ def categories(report: Report) -> list[str]:
 def once(report: Report) -> list[Row]:
     """Rows in the order of their roles, each model once: `roles` has all its kinds."""
     found, order = dict[Json, dict[str, Json]](), {kind: place for place, kind in enumerate(KINDS)}
-    for row in sorted(entries(report, "rows"), key=lambda row: order.get(str(row.get("kind")), len(order))):
+    for row in sorted(
+        entries(report, "rows"), key=lambda row: order.get(str(row.get("kind")), len(order))
+    ):
         key = row.get("recipe_id") or row.get("name")
         first = found.setdefault(key, {**row, "roles": []})
         first["roles"] = [*elements(first, "roles"), row.get("kind")]
@@ -150,7 +164,10 @@ def once(report: Report) -> list[Row]:
 def named(row: Row) -> TableCell:
     """A model's name with its roles."""
     name = clean(row.get("name"))
-    labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])]
+    labels = [
+        KINDS.get(kind, clean(kind))
+        for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])
+    ]
     if row.get("name") == row.get("kind"):
         return TableCell(labels[0], ", ".join(labels[1:]))
     return TableCell(name, ", ".join(labels))
@@ -160,10 +177,16 @@ def scores(report: Report) -> TableGrid:
     """One line per model: objective and every category, percent with 95 % intervals."""
     names, rows = categories(report), once(report)
     lines = [
-        (named(row), _score(row.get("objective")), *(_score(part(row, "scores").get(name)) for name in names))
+        (
+            named(row),
+            _score(row.get("objective")),
+            *(_score(part(row, "scores").get(name)) for name in names),
+        )
         for row in rows
     ]
-    return grid(("model", "objective", *map(clean, names)), lines, strong=where(rows, "kind", "soup"))
+    return grid(
+        ("model", "objective", *map(clean, names)), lines, strong=where(rows, "kind", "soup")
+    )
 
 
 def compared(report: Report) -> list[Row]:
@@ -180,7 +203,9 @@ def compared(report: Report) -> list[Row]:
 
 def _is_of(pair: Row, row: Row) -> bool:
     """Whether a comparison is with this model: by name, and by its role where two rows may share the name."""
-    return pair.get("b") == row.get("name") or (pair.get("b") == pair.get("kind") and pair["b"] in texts(row, "roles"))
+    return pair.get("b") == row.get("name") or (
+        pair.get("b") == pair.get("kind") and pair["b"] in texts(row, "roles")
+    )
 
 
 def comparisons(report: Report) -> TableGrid:
@@ -210,14 +235,20 @@ def summary(report: Report) -> TableGrid:
         against = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
         lines.append((named(row), brackets(row.get("objective")), *against))
     minus_it = "soup minus it" if around == "95 %" else f"soup minus it ({around})"
-    return grid(("model", unit().heading("score"), minus_it, "p"), lines, strong=where(rows, "kind", "soup"))
+    return grid(
+        ("model", unit().heading("score"), minus_it, "p"), lines, strong=where(rows, "kind", "soup")
+    )
 
 
 def tested(report: Report) -> str:
     """The test of the comparisons and its number of items and groups."""
     pair = next(iter(compared(report)), {})
     test = clean(pair.get("test")).replace("_", " ")
-    return f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups." if test else ""
+    return (
+        f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups."
+        if test
+        else ""
+    )
 
 
 def _score(given: Json) -> TableCell:
@@ -246,10 +277,20 @@ def recipe(report: Report) -> TableGrid:
     names, sources = texts(found, "ingredients"), part(found, "sources")
     prints = elements(found, "fingerprints") or [""] * len(names)
     lines = [
-        [clean(name), weight(share), clean(mark)[:16] or DASH, *([clean(sources.get(name)) or DASH] if sources else [])]
+        [
+            clean(name),
+            weight(share),
+            clean(mark)[:16] or DASH,
+            *([clean(sources.get(name)) or DASH] if sources else []),
+        ]
         for name, share, mark in zip(names, elements(found, "weights"), prints, strict=False)
     ]
-    header = ["ingredient", "weight", "content (SHA-256, first 16)", *(["on the Hub"] if sources else [])]
+    header = [
+        "ingredient",
+        "weight",
+        "content (SHA-256, first 16)",
+        *(["on the Hub"] if sources else []),
+    ]
     return grid(header, lines, left=(0, 2, 3))
 
 
@@ -267,7 +308,9 @@ def experts(report: Report) -> TableGrid:
         )
         for name in texts(selection, "ingredients")
     ]
-    return grid(("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2))
+    return grid(
+        ("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2)
+    )
 
 
 def _expert_of(report: Report, name: str) -> list[str]:
@@ -277,7 +320,10 @@ def _expert_of(report: Report, name: str) -> list[str]:
     shared = selection.get("ties") == "all"
     chosen = part(selection, "experts")
     found = [c for c in chosen if name in (chosen[c], *(texts(tied, c) if shared else ()))]
-    return [f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}" for c in found]
+    return [
+        f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}"
+        for c in found
+    ]
 
 
 def pairs(report: Report) -> TableGrid:
@@ -288,7 +334,10 @@ def pairs(report: Report) -> TableGrid:
     for pair in found:
         line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
         line.append(around(pair.get("low"), pair.get("high")))
-        more = [around(pair.get("bootstrap_low"), pair.get("bootstrap_high")), rho(pair.get("disattenuated"))]
+        more = [
+            around(pair.get("bootstrap_low"), pair.get("bootstrap_high")),
+            rho(pair.get("disattenuated")),
+        ]
         rows.append([*line, *(more if drawn else [])])
     tail = ("95 %, resampled items", "without noise") if drawn else ()
     return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
@@ -326,17 +375,30 @@ def _outcome(entry: Row) -> tuple[str, str]:
     return in_words(elements(entry, "ingredients")) or DASH, low or DASH
 
 
-COSTS = {"evaluated_items": "items evaluated", "reused_items": "items taken from the store", "trials": "soups tried"}
+COSTS = {
+    "evaluated_items": "items evaluated",
+    "reused_items": "items taken from the store",
+    "trials": "soups tried",
+}
 SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
 
 
 def cost(report: Report) -> TableGrid:
     """Counts of the run's work, and its time."""
     spent = part(report, "cost")
-    names = {key: COSTS.get(key) or clean(key).replace("_", " ") for key in dict.fromkeys([*COSTS, "seconds", *spent])}
+    names = {
+        key: COSTS.get(key) or clean(key).replace("_", " ")
+        for key in dict.fromkeys([*COSTS, "seconds", *spent])
+    }
     rows = [(name, key, spent.get(key)) for key, name in names.items()]
-    rows += [(f"search: {name}", key, part(spent, "search").get(key)) for key, name in SEARCHED.items()]
-    lines = [(name, seconds(n) if key == "seconds" else count(n)) for name, key, n in rows if number(n) is not None]
+    rows += [
+        (f"search: {name}", key, part(spent, "search").get(key)) for key, name in SEARCHED.items()
+    ]
+    lines = [
+        (name, seconds(n) if key == "seconds" else count(n))
+        for name, key, n in rows
+        if number(n) is not None
+    ]
     return grid(("cost", "amount"), lines)
 
 
@@ -354,7 +416,12 @@ def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
         for trial in best
     ]
     chosen = where(best, "recipe_id", str(part(report, "recipe").get("id")))
-    return grid(("best trials", unit().heading("objective"), *(clean(n) for n in names)), lines, left=(), strong=chosen)
+    return grid(
+        ("best trials", unit().heading("objective"), *(clean(n) for n in names)),
+        lines,
+        left=(),
+        strong=chosen,
+    )
 
 
 def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
@@ -386,14 +453,20 @@ def overview(report: Report) -> TableGrid:
     measured = entries(report, "also")
     scores = [_objectives(entry) for entry in measured]
     names = list(dict.fromkeys(name for one in scores for name in one))
-    lines = [(TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names]
+    lines = [
+        (TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names
+    ]
     titles = [unit_of(entry).heading(clean(entry.get("name"))) for entry in measured]
-    return grid(("model", *titles), lines, strong=[i for i, name in enumerate(names) if name == "soup"])
+    return grid(
+        ("model", *titles), lines, strong=[i for i, name in enumerate(names) if name == "soup"]
+    )
 
 
 def _objectives(entry: Row) -> dict[str, TableCell]:
     with scores_in(unit_of(entry)):
-        return {clean(row.get("name")): _score(row.get("objective")) for row in entries(entry, "rows")}
+        return {
+            clean(row.get("name")): _score(row.get("objective")) for row in entries(entry, "rows")
+        }
 
 
 def differences(entry: Row) -> TableGrid:
@@ -436,7 +509,12 @@ def _sentences(entry: Row) -> Iterator[str]:
     parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
     if parts and len(part(entry, "coefficients")) > 1:
         changes = [score(pair.get("difference"), sign=True) for pair in parts]
-        names = in_words([f"{p.get('category')} ({p.get('b')}, {c})" for p, c in zip(parts, changes, strict=True)])
+        names = in_words(
+            [
+                f"{p.get('category')} ({p.get('b')}, {c})"
+                for p, c in zip(parts, changes, strict=True)
+            ]
+        )
         yield f"{name}: single categories in which the soup is worse than an ingredient: {names}."
 
 

@@ -11,7 +11,18 @@ from souping.core.types import FloatArray, elements, entries, number, part, text
 from souping.core.unit import unit
 from souping.report.format import KINDS, clean, count, level, limits, p_of, points, score, weight
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.tables import Report, Row, Section, TableGrid, difference, grid, losses, nonempty, table, whiskers
+from souping.report.tables import (
+    Report,
+    Row,
+    Section,
+    TableGrid,
+    difference,
+    grid,
+    losses,
+    nonempty,
+    table,
+    whiskers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,26 +44,41 @@ def sections(report: Report) -> tuple[Section, ...]:
     windows, members = entries(data, "windows"), entries(data, "members")
     if not members:
         return ()
-    folded = nonempty((table("Every checkpoint", _members(members)), table("By category", losses({"losses": data}))))
+    folded = nonempty(
+        (
+            table("Every checkpoint", _members(members)),
+            table("By category", losses({"losses": data})),
+        )
+    )
     tried = f"{count(len(windows))} averages on the search fold, which chose one of them: its score here is optimistic."
     line = f"{tried} Bands and whiskers hold for all averages at once."
     numbers = nonempty((table("The averages in numbers", _windows(windows)),))
     shown = (Section("Averages by window", (line,), "windows", folded=numbers),) if windows else ()
     rows = (_rows(report, data),)
-    return Section("The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded), *shown
+    return Section(
+        "The training run", tuple(_lines(report, data)), "trajectory", grids=rows, folded=folded
+    ), *shown
 
 
 def _lines(report: Report, data: Row) -> list[str]:
     lines, spread, runs = texts(data, "sentences"), part(data, "spread"), part(data, "runs")
     for last in [pair for pair in entries(report, "comparisons") if pair.get("kind") == "last"]:
-        lines.append(f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}.")
+        lines.append(
+            f"For this run, on the report fold: chosen average minus last checkpoint {_claimed(last)}."
+        )
     if number(spread.get("report")) is not None:
         apart = f"a standard deviation of {points(spread.get('report'))}"
         lines.append(f"The last {count(spread.get('checkpoints'))} checkpoints differ by {apart}.")
     if further := [score(value, sign=True) for value in elements(runs, "differences")]:
         claim = part(runs, "claim")
-        recipe = f"With the run as the unit: {_claimed(claim)}." if claim else "A claim on the recipe takes two."
-        lines.append(f"The same weights on {len(further)} more training run(s): {', '.join(further)}. {recipe}")
+        recipe = (
+            f"With the run as the unit: {_claimed(claim)}."
+            if claim
+            else "A claim on the recipe takes two."
+        )
+        lines.append(
+            f"The same weights on {len(further)} more training run(s): {', '.join(further)}. {recipe}"
+        )
     return lines
 
 
@@ -62,22 +88,49 @@ def _claimed(pair: Row) -> str:
 
 def _rows(report: Report, data: Row) -> TableGrid:
     """The chosen average minus each of what it is compared with, beside the spread of the last checkpoints."""
-    order, labels = {kind: n for n, kind in enumerate(OTHERS)}, {**KINDS, "members_mean": "mean of its members' scores"}
+    order, labels = (
+        {kind: n for n, kind in enumerate(OTHERS)},
+        {**KINDS, "members_mean": "mean of its members' scores"},
+    )
     found = [pair for pair in entries(report, "comparisons") if pair.get("kind") in order]
     found.sort(key=lambda pair: order[str(pair.get("kind"))])
     spread = score(part(data, "spread").get("report"))
     lines = [
-        (labels[str(pair.get("kind"))], clean(pair.get("b")), difference(pair), whiskers(pair), p_of(pair), spread)
+        (
+            labels[str(pair.get("kind"))],
+            clean(pair.get("b")),
+            difference(pair),
+            whiskers(pair),
+            p_of(pair),
+            spread,
+        )
         for pair in [*found, {**part(data, "members_mean"), "kind": "members_mean", "b": ""}]
     ]
     around = f"{level(next(iter(found), {}))} interval"
-    header = ("average minus", "checkpoint", f"difference, {unit().name}", around, "p", "SD of the last checkpoints")
+    header = (
+        "average minus",
+        "checkpoint",
+        f"difference, {unit().name}",
+        around,
+        "p",
+        "SD of the last checkpoints",
+    )
     return grid(header, lines, left=(0, 1))
 
 
 def _members(members: Sequence[Row]) -> TableGrid:
-    show = {"step": count, "tokens": count, "rate": weight, "search": score, "report": score, "weight": weight}
-    lines = [(clean(one.get("name")), *(shown(one.get(key)) for key, shown in show.items())) for one in members]
+    show = {
+        "step": count,
+        "tokens": count,
+        "rate": weight,
+        "search": score,
+        "report": score,
+        "weight": weight,
+    }
+    lines = [
+        (clean(one.get("name")), *(shown(one.get(key)) for key, shown in show.items()))
+        for one in members
+    ]
     scores = [unit().heading(fold) for fold in ("search", "report")]
     return grid(("checkpoint", "step", "tokens", "learning rate", *scores, "weight"), lines)
 
@@ -85,7 +138,8 @@ def _members(members: Sequence[Row]) -> TableGrid:
 def _windows(found: Sequence[Row]) -> TableGrid:
     lines = [
         (
-            SHAPES[str(one.get("kind"))][0] + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
+            SHAPES[str(one.get("kind"))][0]
+            + (f", alpha {weight(one['alpha'])}" if one.get("alpha") else ""),
             *(count(one.get(key)) for key in ("checkpoints", "steps", "tokens")),
             score(one.get("objective")),
             *(show(part(one, side)) for side in SIDES for show in (difference, whiskers)),
@@ -93,7 +147,9 @@ def _windows(found: Sequence[Row]) -> TableGrid:
         for one in found
     ]
     sides = [text for side in SIDES.values() for text in (side, "interval")]
-    return grid(("average", "checkpoints", "steps", "tokens", unit().heading("score"), *sides), lines)
+    return grid(
+        ("average", "checkpoints", "steps", "tokens", unit().heading("score"), *sides), lines
+    )
 
 
 # ------------------------------------------------------------ pictures
@@ -115,21 +171,43 @@ def trajectory(report: Report) -> Drawing | None:
     with canvas():
         figure = Figure(figsize=(7.6, 5.4))
         scores, rate, weights = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
-        scores.plot(steps, _column(members, "report", scale), "o-", color=COLOURS["best_single"], label="checkpoints")
-        for row in [row for row in entries(report, "rows") if row.get("kind") in ("soup", "decayed")]:
-            kind, height = str(row.get("kind")), scale * (number(part(row, "objective").get("mean")) or 0.0)
+        scores.plot(
+            steps,
+            _column(members, "report", scale),
+            "o-",
+            color=COLOURS["best_single"],
+            label="checkpoints",
+        )
+        for row in [
+            row for row in entries(report, "rows") if row.get("kind") in ("soup", "decayed")
+        ]:
+            kind, height = (
+                str(row.get("kind")),
+                scale * (number(part(row, "objective").get("mean")) or 0.0),
+            )
             line = {"color": COLOURS.get(kind, INK), "linestyle": "-" if kind == "soup" else "--"}
-            scores.axhline(height, label="chosen average" if kind == "soup" else KINDS[kind], **line)
+            scores.axhline(
+                height, label="chosen average" if kind == "soup" else KINDS[kind], **line
+            )
         scores.legend()
         rate.plot(steps, _column(members, "rate"), "o-", color=INK, markersize=3, linewidth=1.0)
         rate.set_ylim(bottom=0)
-        weights.bar(steps, _column(members, "weight"), width=0.6 * np.diff(steps).min(), color=COLOURS["soup"])
+        weights.bar(
+            steps,
+            _column(members, "weight"),
+            width=0.6 * np.diff(steps).min(),
+            color=COLOURS["soup"],
+        )
         weights.set_xlabel("training step")
-        for axes, label in zip(figure.axes, (unit().symbol, "learning rate", "weight"), strict=True):
+        for axes, label in zip(
+            figure.axes, (unit().symbol, "learning rate", "weight"), strict=True
+        ):
             axes.set_ylabel(label)
         figure.align_ylabels()
     alt = f"Scores, learning rate and weights of {len(members)} checkpoints over {count(steps[-1])} training steps."
-    return Drawing("trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average.")
+    return Drawing(
+        "trajectory", figure, alt, "On the report fold. Bars: the weights of the chosen average."
+    )
 
 
 def window_bands(report: Report) -> Drawing | None:
@@ -151,7 +229,9 @@ def window_bands(report: Report) -> Drawing | None:
             axes.set_ylabel(f"difference, {unit().name}")
         if spread is not None:
             reach, label = unit().scale * spread, "SD of the last checkpoints"
-            figure.axes[0].axhspan(-reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label)
+            figure.axes[0].axhspan(
+                -reach, reach, color=FAINT, alpha=0.5, linewidth=0, zorder=0, label=label
+            )
         figure.tight_layout()
         marks = figure.axes[0].get_legend_handles_labels()
         figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
@@ -170,4 +250,6 @@ def _band(axes: Axes, kind: str, rows: Sequence[Row], side: str) -> None:
     # all of one length
     across = steps * (1.02 + 0.02 * np.arange(len(rows))) if kind == "ema" else steps
     reach = np.abs(np.stack([middle - low, high - middle]))
-    axes.errorbar(across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label)
+    axes.errorbar(
+        across, middle, reach, fmt=mark, color=colour, markersize=4, elinewidth=0.8, label=label
+    )

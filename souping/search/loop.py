@@ -74,14 +74,18 @@ class SearchResult:
 
 def result_of(scores: ItemScores, objective: Objective) -> Result:
     categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
-    result = Result(objective=value(objective, categories), categories=categories, items=len(scores.items))
+    result = Result(
+        objective=value(objective, categories), categories=categories, items=len(scores.items)
+    )
     return replace(result, values=scores.values, lengths=scores.lengths)
 
 
 def check_budget(strategy: Strategy, items: int) -> None:
     """A budget never overshoots, so it must cover one soup."""
     if strategy.budget is not None and strategy.budget < items:
-        raise UserError(f"optimiser.budget={strategy.budget} is below the {items} items of the search fold")
+        raise UserError(
+            f"optimiser.budget={strategy.budget} is below the {items} items of the search fold"
+        )
 
 
 class RecipeEvaluator(Protocol):
@@ -144,7 +148,11 @@ def find_weights(
     if len(ingredients) == 1:
         result = result_of(evaluation.scores(singles[0], items), objective)
         return SearchResult(recipe=singles[0], result=result, trials=())
-    known = evaluation.all_scores(singles if strategy.uses_singles else [], items) if known is None else known
+    known = (
+        evaluation.all_scores(singles if strategy.uses_singles else [], items)
+        if known is None
+        else known
+    )
     names = list(dict.fromkeys(item.category for item in items))
     space = SearchSpace(
         ingredients=ingredients,
@@ -157,17 +165,23 @@ def find_weights(
         lengths=np.array([scores.lengths for scores in known]) if known else None,
         bounds=() if admission is None else admission.bounds,
         reference=None if admission is None else admission.reference,
-        against=ingredients.index(admission.against) if admission and admission.against in ingredients else None,
+        against=ingredients.index(admission.against)
+        if admission and admission.against in ingredients
+        else None,
         full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
     if Optimiser not in type(optimiser).__mro__:
-        raise UserError(f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it")
+        raise UserError(
+            f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
+        )
 
     def recipe_of(weights: Weights) -> Recipe:
         if len(weights) != len(ingredients):
-            raise UserError(f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients")
+            raise UserError(
+                f"{name} gave {len(weights)} weights for {len(ingredients)} ingredients"
+            )
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
@@ -209,7 +223,12 @@ class SearchRun:
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._name = f"optimiser {named(strategy)}"
-        self._space, self._optimiser, self._strategy, self._recipe_of = space, optimiser, strategy, recipe_of
+        self._space, self._optimiser, self._strategy, self._recipe_of = (
+            space,
+            optimiser,
+            strategy,
+            recipe_of,
+        )
         self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
@@ -264,7 +283,11 @@ class SearchRun:
         """Whether no limit is reached yet. An optimiser that asks parts of a fold reserves, by itself, enough
         of the budget to finish one soup."""
         limits = self._strategy
-        if limits.trials is not None and self._is_new(cell) and self._started_trials >= limits.trials:
+        if (
+            limits.trials is not None
+            and self._is_new(cell)
+            and self._started_trials >= limits.trials
+        ):
             return False
         if limits.budget is None:
             return True
@@ -334,8 +357,16 @@ class SearchRun:
             means[self._items[place].category].append(float(values[place]))
         categories = {name: float(np.mean(scores)) for name, scores in means.items() if scores}
         whole = len(categories) == len(means)
-        objective = float(self._space.objective(np.array([*categories.values()]))) if whole else math.nan
-        return Result(objective=objective, categories=categories, items=len(known), values=values, lengths=lengths)
+        objective = (
+            float(self._space.objective(np.array([*categories.values()]))) if whole else math.nan
+        )
+        return Result(
+            objective=objective,
+            categories=categories,
+            items=len(known),
+            values=values,
+            lengths=lengths,
+        )
 
     def _winner(self) -> Trial:
         """The optimiser's best soup, evaluated on the rest of the fold.
@@ -343,7 +374,11 @@ class SearchRun:
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
         soup, limit = self._soup(self._optimiser.best()), self._strategy.budget
-        rest = tuple(item for item, score in zip(self._items, soup.values, strict=True) if not np.isfinite(score))
+        rest = tuple(
+            item
+            for item, score in zip(self._items, soup.values, strict=True)
+            if not np.isfinite(score)
+        )
         whole = [one.trial for one in self._soups.values() if one.trial is not None]
         if limit is not None and self._requested_items + len(rest) > limit and whole:
             soup = self._soups[max(whole, key=lambda trial: trial.result.objective).weights]
@@ -366,8 +401,12 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
     total, sums = sum(cell.weights), (1.0, *scales)
-    if min(cell.weights) < 0 or not any(math.isclose(total, one, abs_tol=TOLERANCE) for one in sums):
-        raise UserError(f"{name}: weights={list(cell.weights)} must sum to {listed(map(str, sums))}, none below 0")
+    if min(cell.weights) < 0 or not any(
+        math.isclose(total, one, abs_tol=TOLERANCE) for one in sums
+    ):
+        raise UserError(
+            f"{name}: weights={list(cell.weights)} must sum to {listed(map(str, sums))}, none below 0"
+        )
 
 
 def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:

@@ -42,7 +42,9 @@ def grid(size: int, step: float = 0.1) -> list[Weights]:
     """
     whole = round(1 / step)
     cuts = combinations(range(1, whole), size - 1)  # stars and bars
-    return [tuple(round((b - a) / whole, 12) for a, b in pairwise((0, *cut, whole))) for cut in cuts]
+    return [
+        tuple(round((b - a) / whole, 12) for a, b in pairwise((0, *cut, whole))) for cut in cuts
+    ]
 
 
 def grid_size(size: int, step: float = 0.1) -> int:
@@ -78,7 +80,9 @@ def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
     steps. They cover a simplex that is too large for a grid."""
     random, whole = np.random.default_rng(0), round(1 / step)
     while True:
-        members = random.choice(size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds)
+        members = random.choice(
+            size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds
+        )
         cuts = np.sort(random.choice(whole - 1, len(members) - 1, replace=False)) + 1
         row = np.zeros(size)
         row[members] = np.diff([0, *cuts, whole])
@@ -111,10 +115,16 @@ class Search(Optimiser):
 
     def best(self) -> Weights:
         if not self.results:
-            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+            raise UserError(
+                "the search ended without a result: raise optimiser.trials or optimiser.budget"
+            )
 
         def rank(weights: Weights) -> tuple[float, int, int]:
-            return -round(self.results[weights], 12), sum(w > 0 for w in weights), self.asked.index(weights)
+            return (
+                -round(self.results[weights], 12),
+                sum(w > 0 for w in weights),
+                self.asked.index(weights),
+            )
 
         return min(self.results, key=rank)
 
@@ -146,7 +156,9 @@ class Grid(LimitedStrategy):
             UserError: the grid is empty, or has more than a million points.
         """
         if grid_size(size, self.step) > 1_000_000:
-            raise UserError(f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step")
+            raise UserError(
+                f"optimiser.step={self.step}: over a million points for {size} ingredients; widen the step"
+            )
         inner = grid(size, self.step)
         if not inner:
             raise UserError(
@@ -155,7 +167,9 @@ class Grid(LimitedStrategy):
             )
         known = anchors(size)
         rounded = {tuple(round(w, 9) for w in anchor) for anchor in known}
-        return known + spread([point for point in inner if tuple(round(w, 9) for w in point) not in rounded])
+        return known + spread(
+            [point for point in inner if tuple(round(w, 9) for w in point) not in rounded]
+        )
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients))[: self.trials])
@@ -166,7 +180,9 @@ class Grid(LimitedStrategy):
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = grid_size(size, self.step)
-        made = f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
+        made = (
+            f"grid: {count} soups ({on_grid} points of step {self.step:g}, uniform, {size} singles)"
+        )
         return ", ".join([made, *endings(self)])
 
 
@@ -207,7 +223,9 @@ class Fixed(LimitedStrategy):
             given = dict(zip(candidates, self.weights, strict=True))
             lost = [name for name in candidates if given[name] and name not in ingredients]
             if lost:
-                raise UserError(f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected")
+                raise UserError(
+                    f"optimiser.weights gives {given[lost[0]]} to {lost[0]}, which was not selected"
+                )
             return Search([tuple(given[name] for name in ingredients)])
         if len(self.weights) != len(ingredients):
             raise UserError(
@@ -226,7 +244,11 @@ class Fixed(LimitedStrategy):
 def endings(strategy: Strategy) -> list[str]:
     """Limits of a search, in words."""
     limits = {"soup": strategy.trials, "item": strategy.budget}
-    return [f"at most {number:,.10g} {unit}{'s' * (number != 1)}" for unit, number in limits.items() if number]
+    return [
+        f"at most {number:,.10g} {unit}{'s' * (number != 1)}"
+        for unit, number in limits.items()
+        if number
+    ]
 
 
 def anchors(size: int) -> list[Weights]:
@@ -271,7 +293,9 @@ class GreedySearch(Search):
     def best(self) -> Weights:
         """The soup as grown so far."""
         if not self.results:
-            raise UserError("the search ended without a result: raise optimiser.trials or optimiser.budget")
+            raise UserError(
+                "the search ended without a result: raise optimiser.trials or optimiser.budget"
+            )
         kept = self._order()[:1]
         for _, members in self._walk():
             kept = members
@@ -318,7 +342,9 @@ class Nevergrad(LimitedStrategy):
     def __post_init__(self) -> None:
         check_step(self.step)
         if self.trials is None and self.budget is None:
-            raise UserError("optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget")
+            raise UserError(
+                "optimiser=nevergrad never ends by itself: set optimiser.trials or optimiser.budget"
+            )
         _registered(self.name)
 
     def start(self, space: SearchSpace, seed: int) -> NevergradSearch:
@@ -345,7 +371,9 @@ def _parameter(parametrisation: str, step: float, size: int) -> Parameter:
     if parametrisation == "lattice":
         points = grid(size, step)
         if not points:
-            raise UserError(f"optimiser.step={step} has no lattice point for {size} ingredients; lower it")
+            raise UserError(
+                f"optimiser.step={step} has no lattice point for {size} ingredients; lower it"
+            )
         return p.TransitionChoice(points)
     if parametrisation == "softmax":
         return p.Array(shape=(size,))

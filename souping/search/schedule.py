@@ -55,17 +55,30 @@ class Window:
     @classmethod
     def of(cls, kind: Kind, length: int, size: int, alpha: float | None = None) -> Window:
         shares = ema(length, alpha) if alpha is not None else SHAPES[kind](length)
-        return cls(kind=kind, length=length, weights=(0.0,) * (size - length) + tuple(shares.tolist()), alpha=alpha)
+        return cls(
+            kind=kind,
+            length=length,
+            weights=(0.0,) * (size - length) + tuple(shares.tolist()),
+            alpha=alpha,
+        )
 
 
 def windows(size: int) -> list[Window]:
     """About twenty averages of `size` checkpoints: equal weights over the last 1, 2, 3, ..., moving averages of all,
     and `minus_sqrt` for every other length from the longest down."""
-    lengths = np.unique(np.round(np.geomspace(1, size, LONGEST)).astype(int)) if size > LONGEST else range(1, size + 1)
+    lengths = (
+        np.unique(np.round(np.geomspace(1, size, LONGEST)).astype(int))
+        if size > LONGEST
+        else range(1, size + 1)
+    )
     ordered = [int(length) for length in lengths]
     equal = [Window.of("uniform", length, size) for length in ordered]
     moving = [Window.of("ema", size, size, alpha) for alpha in ALPHAS] if size > 1 else []
-    return equal + moving + [Window.of("minus_sqrt", length, size) for length in ordered[::-1][::2] if length > 2]
+    return (
+        equal
+        + moving
+        + [Window.of("minus_sqrt", length, size) for length in ordered[::-1][::2] if length > 2]
+    )
 
 
 def scrambled(weights: Weights) -> Weights:
@@ -84,7 +97,9 @@ class Schedule(LimitedStrategy):
     def known_points(self, size: int) -> list[Weights]:
         if self.only is None:
             return [window.weights for window in windows(size)]
-        return [Window.of(self.only, size, size, self.alpha if self.only == "ema" else None).weights]
+        return [
+            Window.of(self.only, size, size, self.alpha if self.only == "ema" else None).weights
+        ]
 
     def start(self, space: SearchSpace, seed: int) -> Search:
         return Search(self.known_points(len(space.ingredients))[: self.trials])

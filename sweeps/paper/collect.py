@@ -28,7 +28,9 @@ def totals_table(report: Mapping[str, Json], printed: Mapping[str, float]) -> Ta
         key = ROLES.get(str(row.get("kind")), str(row.get("name")))
         lines.append((clean(row.get("name")), *beside(printed.get(key), part(row, "objective"))))
     shown = {line[0] for line in lines} | {"soce"}
-    lines += [(name, f"{value:.2f}", DASH, DASH) for name, value in printed.items() if name not in shown]
+    lines += [
+        (name, f"{value:.2f}", DASH, DASH) for name, value in printed.items() if name not in shown
+    ]
     return grid(("model", "the paper %", "here % (95 %)", "the paper's lies"), lines, left=(0, 3))
 
 
@@ -37,7 +39,9 @@ def beside(printed: float | None, score: Mapping[str, Json]) -> tuple[str, str, 
     low, high = number(score.get("low")), number(score.get("high"))
     if printed is None or low is None or high is None:
         return DASH, around, DASH
-    where = "inside" if low <= printed / 100 <= high else "below" if printed / 100 < low else "above"
+    where = (
+        "inside" if low <= printed / 100 <= high else "below" if printed / 100 < low else "above"
+    )
     return f"{printed:.2f}", around, where
 
 
@@ -46,22 +50,37 @@ def categories_table(report: Mapping[str, Json], rows: Sequence[Mapping[str, str
     (paper,) = rows
     soup = next(row for row in entries(report, "rows") if row.get("kind") == "soup")
     lines = [
-        (clean(name), *beside(float(paper[name]) if name in paper else None, part(part(soup, "scores"), name)))
+        (
+            clean(name),
+            *beside(
+                float(paper[name]) if name in paper else None, part(part(soup, "scores"), name)
+            ),
+        )
         for name in part(soup, "scores")
     ]
-    return grid(("direction", "SoCE of the paper", "here (95 %)", "the paper's lies"), lines, left=(0, 3))
+    return grid(
+        ("direction", "SoCE of the paper", "here (95 %)", "the paper's lies"), lines, left=(0, 3)
+    )
 
 
 def others_table(report: Mapping[str, Json]) -> TableGrid:
     """The other benchmarks, a line a model: the run's, below them the paper's; a dash where one has no score."""
     measured = entries(report, "also")
-    names = dict.fromkeys(clean(row.get("name")) for entry in measured for row in entries(entry, "rows"))
+    names = dict.fromkeys(
+        clean(row.get("name")) for entry in measured for row in entries(entry, "rows")
+    )
     by_name = {clean(entry.get("name")): entry for entry in measured}
     paper = published("table3.csv")
     columns = [key for key in paper[0] if key not in ("model", "bfcl_v3")]
     benchmarks = tuple(dict.fromkeys([*(clean(entry.get("name")) for entry in measured), *columns]))
-    theirs = [(f"the paper's {row['model']}", *(row.get(name, DASH) for name in benchmarks)) for row in paper]
-    ours = [(name, *(_of(by_name.get(benchmark, {}), name) for benchmark in benchmarks)) for name in names]
+    theirs = [
+        (f"the paper's {row['model']}", *(row.get(name, DASH) for name in benchmarks))
+        for row in paper
+    ]
+    ours = [
+        (name, *(_of(by_name.get(benchmark, {}), name) for benchmark in benchmarks))
+        for name in names
+    ]
     return grid(("model", *benchmarks), [*ours, *theirs])
 
 
@@ -77,7 +96,9 @@ def main(report_json: str, table: Sequence[str]) -> str:
     if table == ["flores36"]:
         return markdown_table(categories_table(report, published("flores36_soce.csv")))
     benchmark, scale = table
-    printed = {name: value for name, value in totals(benchmark, scale).items() if name != "best candidate"}
+    printed = {
+        name: value for name, value in totals(benchmark, scale).items() if name != "best candidate"
+    }
     return markdown_table(totals_table(report, printed))
 
 

@@ -49,7 +49,11 @@ def test_every_choice_has_a_row_and_a_section() -> None:
 
 
 def test_those_that_cost_nothing_are_made_by_default() -> None:
-    (line,) = [text for text in (ROOT / "conf" / "config.yaml").read_text().splitlines() if "- analysis:" in text]
+    (line,) = [
+        text
+        for text in (ROOT / "conf" / "config.yaml").read_text().splitlines()
+        if "- analysis:" in text
+    ]
     assert set(line.split("[")[1].rstrip("]").split(", ")) == FREE
     soups = run_of().soups
     assert {name for name, rows in ROWS.items() if not any(row.asks(soups) for row in rows)} == FREE
@@ -57,7 +61,9 @@ def test_those_that_cost_nothing_are_made_by_default() -> None:
 
 @pytest.mark.parametrize("analysis", each(ROWS))
 class TestAnalysis:
-    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(self, analysis: Analysis) -> None:
+    def test_it_gives_plain_data_that_json_keeps_and_twice_the_same(
+        self, analysis: Analysis
+    ) -> None:
         run = run_of(asked=analysis.asks)
         data = analysis.analyse(run)
         assert json.loads(as_json(data)) == json.loads(as_json(json.loads(as_json(data))))
@@ -94,11 +100,17 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
     report["analyses"] = {
         "wins": {"not_estimable": "too few answers"},
         "mine": {"failed": "ZeroDivisionError: <b>"},
-        "yours": {"sentences": ["Twelve apples."], "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}]},
+        "yours": {
+            "sentences": ["Twelve apples."],
+            "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}],
+        },
     }
     text = page(report, trials, drawings(report))
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
-    for title, why in (("Wins", "not estimable: too few answers"), ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;")):
+    for title, why in (
+        ("Wins", "not estimable: too few answers"),
+        ("Mine", "it failed: ZeroDivisionError: &lt;b&gt;"),
+    ):
         assert title in folded
         assert why in folded
     assert "Twelve apples." in text
@@ -113,7 +125,9 @@ def mixed(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
 
 
 def means(run: RunScores, recipe: Recipe) -> dict[str, float]:
-    return {name: float(values.mean()) for name, values in run.search[recipe.id].by_category().items()}
+    return {
+        name: float(values.mean()) for name, values in run.search[recipe.id].by_category().items()
+    }
 
 
 def test_parents_are_counted_as_by_hand() -> None:
@@ -137,7 +151,9 @@ def test_a_mixture_beats_one_parent_and_never_all() -> None:
     assert data["beats_all"]["share"] == 0
     assert data["beats_one"]["share"] == 1
     assert len(data["soups"]) == 9
-    assert (data["beats_all"]["chance"], data["beats_one"]["chance"]) == pytest.approx((1 / 3, 2 / 3))
+    assert (data["beats_all"]["chance"], data["beats_one"]["chance"]) == pytest.approx(
+        (1 / 3, 2 / 3)
+    )
 
 
 def test_equals_are_won_by_chance() -> None:
@@ -160,7 +176,10 @@ def test_equals_are_won_by_chance() -> None:
 def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_above() -> None:
     def mixture(recipe: Recipe, items: tuple[Item, ...], seed: int) -> FloatArray:
         """Group by group the answers of a parent drawn by weight, as the nulls have it."""
-        table, order = skills(items), {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))}
+        table, order = (
+            skills(items),
+            {g: n for n, g in enumerate(dict.fromkeys(i.group for i in items))},
+        )
         edges = np.cumsum(recipe.weights) / sum(recipe.weights)
         places = np.searchsorted(edges, np.random.default_rng(seed).random(len(order)))
         picks = [min(int(places[order[item.group]]), len(edges) - 1) for item in items]
@@ -181,13 +200,25 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
 
     quick = Consistency(draws=40, mixtures=100)
     shared: dict[str, Any] = quick.analyse(run_of(answer=drawn))
-    assert shared["nulls"]["shared"]["low"] <= shared["after"]["mean"] <= shared["nulls"]["shared"]["high"]
+    assert (
+        shared["nulls"]["shared"]["low"]
+        <= shared["after"]["mean"]
+        <= shared["nulls"]["shared"]["high"]
+    )
     exact: dict[str, Any] = quick.analyse(run_of(answer=mixed))
     assert exact["nulls"]["exact"]["mean"] == pytest.approx(exact["after"]["mean"])
     alone: dict[str, Any] = quick.analyse(run_of(answer=apart))
-    assert alone["nulls"]["independent"]["low"] <= alone["after"]["mean"] <= alone["nulls"]["independent"]["high"]
+    assert (
+        alone["nulls"]["independent"]["low"]
+        <= alone["after"]["mean"]
+        <= alone["nulls"]["independent"]["high"]
+    )
     for data in (shared, exact, alone):  # the answers of the soups do not enter the nulls
-        assert data["nulls"]["independent"]["mean"] < data["nulls"]["shared"]["mean"] < data["nulls"]["exact"]["mean"]
+        assert (
+            data["nulls"]["independent"]["mean"]
+            < data["nulls"]["shared"]["mean"]
+            < data["nulls"]["exact"]["mean"]
+        )
         assert data["nulls"]["exact"] == exact["nulls"]["exact"]
     factor: dict[str, Any] = quick.analyse(run_of(answer=together))
     assert factor["after"]["mean"] == pytest.approx(1.0)
@@ -227,15 +258,22 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
 
     with pytest.raises(NotEstimableError, match="corpus metric"):
         Wins().analyse(run_of(answer=shifted))
-    counted = replace(run_of(), read=lambda r, f: {"s-w-0": Record(item="s-w-0", score=0.5, statistics=(1.0, 2.0))})
+    counted = replace(
+        run_of(),
+        read=lambda r, f: {"s-w-0": Record(item="s-w-0", score=0.5, statistics=(1.0, 2.0))},
+    )
     with pytest.raises(NotEstimableError, match="corpus metric"):
         Wins().analyse(counted)
-    graded: dict[str, Any] = Wins(solved=0.6).analyse(run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i)))
+    graded: dict[str, Any] = Wins(solved=0.6).analyse(
+        run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i))
+    )
     plain: dict[str, Any] = Wins().analyse(run_of())
     assert graded["by_failures"] == plain["by_failures"]
 
 
-def brute(run: RunScores, players: list[frozenset[str]], objective: Any) -> dict[frozenset[str], float]:
+def brute(
+    run: RunScores, players: list[frozenset[str]], objective: Any
+) -> dict[frozenset[str], float]:
     """Shapley values by going through all orders of the players."""
 
     def value(coalition: tuple[frozenset[str], ...]) -> float:
@@ -260,7 +298,9 @@ def random_game(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
 
 @pytest.mark.parametrize("answer", [voting, random_game])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int, answer: Any) -> None:
+def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(
+    size: int, answer: Any
+) -> None:
     run = run_of(size, asked=Shapley().asks, answer=answer)
     data: dict[str, Any] = Shapley().analyse(run)
     for level in data["levels"]:
@@ -276,7 +316,9 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(size: int, 
 
 def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:
     run = run_of(3, weights=(0.2, 0.5, 0.3))
-    data: Any = Size().analyse(replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search))
+    data: Any = Size().analyse(
+        replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search)
+    )
     whole = {len(row["ingredients"]): row["score"]["mean"] for row in data["sizes"]}
     items = next(iter(run.search.values())).items
     pair = voting(recipe_of({"ant": 0.5, "bee": 0.5}), items)

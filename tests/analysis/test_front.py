@@ -12,12 +12,18 @@ from souping.core.types import Item, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.search.adaptive import Adaptive
 
-ITEMS = [Item(id=f"{c}{n}", category=c, group=f"{c}{n}", prompt="", answer="") for c in "ab" for n in range(150)]
+ITEMS = [
+    Item(id=f"{c}{n}", category=c, group=f"{c}{n}", prompt="", answer="")
+    for c in "ab"
+    for n in range(150)
+]
 
 
 def trial(number: int, point: tuple[float, ...], values: Any, lengths: Any) -> Trial:
     recipe = Recipe(ingredients=("x", "y"), fingerprints=("x", "y"), weights=point, dtype="F32")
-    result = Result(objective=float(values.mean()), categories={}, items=300, values=values, lengths=lengths)
+    result = Result(
+        objective=float(values.mean()), categories={}, items=300, values=values, lengths=lengths
+    )
     return Trial(number=number, recipe=recipe, weights=point, result=result)
 
 
@@ -39,12 +45,16 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     values = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.5], [1, 0]])
     assert undominated(values).tolist() == [True, True, True, False, True]
     rng, points = np.random.default_rng(1), Adaptive().points(2)
-    rates = {point: np.repeat([0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]], 150) for point in points}
+    rates = {
+        point: np.repeat([0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]], 150) for point in points
+    }
     scores = {point: (rng.random(300) < rates[point]).astype(float) for point in points[::2]}
     lengths = {point: rng.poisson(100 * (1 + point[0]), 300).astype(float) for point in points[::2]}
     pick = {"a": 0.75, "b": 0.25}
     goals = resolve_goals(["a", "b", "tokens"], pick, ["a", "b"], {}, POINTS)
-    front = Front(goals, ITEMS, points, [trial(n, p, scores[p], lengths[p]) for n, p in enumerate(scores)])
+    front = Front(
+        goals, ITEMS, points, [trial(n, p, scores[p], lengths[p]) for n, p in enumerate(scores)]
+    )
     assert ((front.low <= front.means) & (front.means <= front.high)).all()
     true = {point: (0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]) for point in points}
     truth = np.array([true[tuple(point)] for point in front.points])
@@ -65,12 +75,16 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
     rng, points = np.random.default_rng(2), Adaptive().points(2)
     texts, categories = 1 + rng.random(300), np.repeat([0, 1], 150)
     losses = {point: texts + 0.1 * np.array(point)[categories] for point in points}
-    trials = [trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)]
+    trials = [
+        trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)
+    ]
     goals = resolve_goals(["a", "b"], None, ["a", "b"], {}, BITS_PER_BYTE)
     data = Front(goals, ITEMS, points, trials).as_dict(["x", "y"], {"x": 1.0}, None)
     for number, goal in enumerate(("a", "b")):
         first = data["chosen"]["goals"][goal]
-        assert first["mean"] == pytest.approx(losses[1.0, 0.0][categories == number].mean(), abs=0.02)
+        assert first["mean"] == pytest.approx(
+            losses[1.0, 0.0][categories == number].mean(), abs=0.02
+        )
         assert first["low"] < first["mean"] < first["high"]
     assert len(data["points"]) == len(points)  # each gives up one category for the other
     assert "bits per byte" in section(data).grids[0].header[1]

@@ -30,9 +30,12 @@ UNITS = {"": POINTS, "mgsm": POINTS}
 def scores(values: Any, lengths: Any = None, group: int = 1) -> ItemScores:
     values = np.asarray(values, dtype=float)
     items = tuple(
-        Item(id=f"{n}", category="safe", prompt="", answer="", group=f"{n // group}") for n in range(len(values))
+        Item(id=f"{n}", category="safe", prompt="", answer="", group=f"{n // group}")
+        for n in range(len(values))
     )
-    return ItemScores(items=items, values=values, lengths=np.zeros(0) if lengths is None else np.asarray(lengths))
+    return ItemScores(
+        items=items, values=values, lengths=np.zeros(0) if lengths is None else np.asarray(lengths)
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,8 +106,14 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
     rng = np.random.default_rng(1)
     reference = scores((rng.random(300) < 0.7).astype(float))
     soup = scores(np.where(rng.random(300) < 0.06, 1 - reference.values, reference.values))
-    guards = [Guard(name=name, margin=margin) for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))]
-    wide, near, narrow, again = [*judge(guards, [(soup, reference)] * 3), *judge(guards[:1], [(soup, reference)], 2)]
+    guards = [
+        Guard(name=name, margin=margin)
+        for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))
+    ]
+    wide, near, narrow, again = [
+        *judge(guards, [(soup, reference)] * 3),
+        *judge(guards[:1], [(soup, reference)], 2),
+    ]
     assert (wide["outcome"], narrow["outcome"]) == ("held", "undecided")
     assert wide["level"] == pytest.approx(1 - 0.05 / 3)
     assert near["level"] > 0.95
@@ -129,7 +138,9 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     tied = {f"m{n}": scores(np.repeat(luck[n, :, 0], 5), group=5) for n in range(3)}
     guard = [Guard(name="safe", margin=0.03, categories=("safe",))]
     fold = {"": next(iter(alone.values())).items}
-    single, grouped = (plan_guards(guard, {"search": fold}, known)[0]["needed"] for known in (alone, tied))
+    single, grouped = (
+        plan_guards(guard, {"search": fold}, known)[0]["needed"] for known in (alone, tied)
+    )
     factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)

@@ -26,19 +26,27 @@ def objective_interval(
     return table.interval(values, **random)
 
 
-CORRELATIONS: dict[str, Correlation] = {"kendall": kendall, "pearson": pearson, "spearman": spearman}
+CORRELATIONS: dict[str, Correlation] = {
+    "kendall": kendall,
+    "pearson": pearson,
+    "spearman": spearman,
+}
 SCIPY = {
     "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
     "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
     "kendall": lambda x, y: stats.kendalltau(x, y, variant="b").statistic,
 }
 tables = arrays(
-    float, st.tuples(st.integers(3, 9), st.integers(2, 4)), elements=st.integers(0, 12).map(lambda k: k / 12)
+    float,
+    st.tuples(st.integers(3, 9), st.integers(2, 4)),
+    elements=st.integers(0, 12).map(lambda k: k / 12),
 ).filter(lambda t: (np.ptp(t, axis=0) > 0).all())
 
 
 def test_every_choice_has_a_row() -> None:
-    assert {name: dotted(correlate) for name, correlate in CORRELATIONS.items()} == targets("correlation")
+    assert {name: dotted(correlate) for name, correlate in CORRELATIONS.items()} == targets(
+        "correlation"
+    )
 
 
 @pytest.mark.parametrize("name", CORRELATIONS)
@@ -54,7 +62,9 @@ def test_coefficients_are_scipys(name: str, scores: FloatArray) -> None:
     assert CORRELATIONS[name](scores * 100).rho == pytest.approx(result.rho, abs=1e-9)  # percent
     for a in range(scores.shape[1]):
         for b in range(scores.shape[1]):
-            assert result.rho[a, b] == pytest.approx(SCIPY[name](scores[:, a], scores[:, b]), abs=1e-12)
+            assert result.rho[a, b] == pytest.approx(
+                SCIPY[name](scores[:, a], scores[:, b]), abs=1e-12
+            )
     assert (np.diag(result.rho) == 1).all()
     assert (result.rho == result.rho.T).all()
 
@@ -114,9 +124,13 @@ def test_rank_intervals_follow_their_papers() -> None:
     scores = np.column_stack([np.arange(12.0), [3, 1, 2, 0, 7, 5, 4, 6, 11, 8, 10, 9]])
     rho = spearman(scores)
     error = np.sqrt((1 + rho.rho[0, 1] ** 2 / 2) / 9)
-    assert np.arctanh(rho.high[0, 1]) - np.arctanh(rho.low[0, 1]) == pytest.approx(2 * 1.959964 * error)
+    assert np.arctanh(rho.high[0, 1]) - np.arctanh(rho.low[0, 1]) == pytest.approx(
+        2 * 1.959964 * error
+    )
     tau = kendall(scores)
-    assert np.arctanh(tau.high[0, 1]) - np.arctanh(tau.rho[0, 1]) == pytest.approx(1.959964 * np.sqrt(0.437 / 8))
+    assert np.arctanh(tau.high[0, 1]) - np.arctanh(tau.rho[0, 1]) == pytest.approx(
+        1.959964 * np.sqrt(0.437 / 8)
+    )
 
 
 def test_rounding_is_a_tie() -> None:
@@ -134,13 +148,21 @@ def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
     interval = rate(np.array([1.0] * right + [0.0] * wrong), np.arange(n))
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert (interval.mean, interval.n, interval.groups, interval.effective_n) == (pytest.approx(right / n), n, n, n)
+    assert (interval.mean, interval.n, interval.groups, interval.effective_n) == (
+        pytest.approx(right / n),
+        n,
+        n,
+        n,
+    )
     assert interval.high > interval.low
 
 
 def test_copies_of_items_count_once() -> None:
     scores = np.array([1.0] * 30 + [0.0] * 10)
-    once, copied = rate(scores, np.arange(40)), rate(np.repeat(scores, 5), np.repeat(np.arange(40), 5))
+    once, copied = (
+        rate(scores, np.arange(40)),
+        rate(np.repeat(scores, 5), np.repeat(np.arange(40), 5)),
+    )
     assert copied.effective_n == pytest.approx(40, rel=0.05)
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.01)
     assert (copied.n, copied.groups) == (200, 40)
@@ -149,7 +171,11 @@ def test_copies_of_items_count_once() -> None:
 def test_all_right_counts_groups() -> None:
     interval = rate(np.ones(100), np.arange(100) // 5)
     expected = stats.binomtest(20, 20).proportion_ci(method="wilson")
-    assert (interval.low, interval.high, interval.effective_n) == (pytest.approx(expected.low), 1.0, 20)
+    assert (interval.low, interval.high, interval.effective_n) == (
+        pytest.approx(expected.low),
+        1.0,
+        20,
+    )
 
 
 def test_graded_rate_is_students_t() -> None:
@@ -169,7 +195,9 @@ def test_graded_rate_is_students_t() -> None:
     seed=st.integers(0, 999),
     shared=st.booleans(),
 )
-def test_objective_interval_has_width(n: int, width: int, level: float, seed: int, shared: bool) -> None:
+def test_objective_interval_has_width(
+    n: int, width: int, level: float, seed: int, shared: bool
+) -> None:
     rng = np.random.default_rng(seed)
     categories = np.tile(np.arange(width), n)
     values = (rng.random(n * width) < level).astype(float)
@@ -212,7 +240,9 @@ def test_large_samples_give_the_normal_interval() -> None:
     values = (rng.random(4000) < 0.6).astype(float)
     interval = objective_interval(values, np.zeros(4000, dtype=int), np.arange(4000), np.ones(1))
     margin = 1.96 * values.std(ddof=1) / np.sqrt(4000)
-    assert (interval.mean - interval.low, interval.high - interval.mean) == pytest.approx((margin, margin), rel=0.06)
+    assert (interval.mean - interval.low, interval.high - interval.mean) == pytest.approx(
+        (margin, margin), rel=0.06
+    )
 
 
 def test_groups_widen_the_objectives_interval() -> None:
@@ -222,17 +252,28 @@ def test_groups_widen_the_objectives_interval() -> None:
     grouped = objective_interval(values, where, np.arange(300) // 5, weights)
     ignored = objective_interval(values, where, np.arange(300), weights)
     assert grouped.high - grouped.low > 1.8 * (ignored.high - ignored.low)
-    assert effective_size(values, where, np.arange(300) // 5, weights) == pytest.approx(60, rel=0.05)
+    assert effective_size(values, where, np.arange(300) // 5, weights) == pytest.approx(
+        60, rel=0.05
+    )
 
 
-@pytest.mark.parametrize(("sizes", "before"), [([1] * 60, 0.4), ([1, 50, 50, 50], 0.3), ([1] * 5 + [40] * 3, 0.9)])
-def test_categories_of_an_item_or_two_vary_around_their_stratum(sizes: list[int], before: float) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "before"), [([1] * 60, 0.4), ([1, 50, 50, 50], 0.3), ([1] * 5 + [40] * 3, 0.9)]
+)
+def test_categories_of_an_item_or_two_vary_around_their_stratum(
+    sizes: list[int], before: float
+) -> None:
     rng, held, worlds = np.random.default_rng(5), 0, 60
-    categories, weights = np.repeat(np.arange(len(sizes)), sizes), np.full(len(sizes), 1 / len(sizes))
+    categories, weights = (
+        np.repeat(np.arange(len(sizes)), sizes),
+        np.full(len(sizes), 1 / len(sizes)),
+    )
     for world in range(worlds):
         truth = rng.beta(2.0, 1.5, len(sizes))
         values = (rng.random(len(categories)) < truth[categories]).astype(float)
-        found = objective_interval(values, categories, np.arange(len(values)), weights, draws=199, seed=world)
+        found = objective_interval(
+            values, categories, np.arange(len(values)), weights, draws=199, seed=world
+        )
         held += found.low <= truth.mean() <= found.high
     assert held / worlds > max(0.75, before)
 

@@ -46,7 +46,9 @@ def test_no_soup_is_called_better_that_is_not(name: str) -> None:
 
 @pytest.mark.slow
 def test_nor_over_twenty_looks() -> None:
-    said = nulls.count(*nulls.LOOKED["report items looked at 20 times, each as printed"], 40, seed=7)
+    said = nulls.count(
+        *nulls.LOOKED["report items looked at 20 times, each as printed"], 40, seed=7
+    )
     assert said["better"] <= nulls.allowed(40, nulls.LOOKS_LEVEL)
 
 
@@ -70,7 +72,10 @@ def test_a_real_difference_is_found_and_a_hopeless_soup_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", slow_unless(QUICK, ["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"])
+    "name",
+    slow_unless(
+        QUICK, ["8 x 75 items, 70 % right, half discordant groups", "the same, 5 points better"]
+    ),
 )
 def test_intervals_cover(name: str) -> None:
     case = nulls.COVERAGE[name]
@@ -81,7 +86,9 @@ def test_intervals_cover(name: str) -> None:
 pipelines = script(ROOT / "benchmarks" / "pipelines.py")
 
 
-@pytest.mark.parametrize("name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"])
+@pytest.mark.parametrize(
+    "name", ["3 x 45 items", "50 groups over 4 categories", "scores in thirds"]
+)
 def test_a_null_is_walked_to_its_verdict(name: str) -> None:
     found = pipelines.tally(name, range(6), 1)
     assert found.runs == 6
@@ -134,7 +141,10 @@ def stated(rates: Sequence[float], report: Sequence[Item], seed: int) -> Power:
     select = fold("select", 80)
     scores = answers(select, rates, np.random.default_rng([1, seed]))
     power = measured_power(
-        {f"m{n}": ItemScores(items=select, values=row) for n, row in enumerate(scores)}, report, Mean(), 0.01
+        {f"m{n}": ItemScores(items=select, values=row) for n, row in enumerate(scores)},
+        report,
+        Mean(),
+        0.01,
     )
     assert power is not None
     return power
@@ -144,8 +154,12 @@ def claimed(rates: Sequence[float], gain: float, report: Sequence[Item], repetit
     """Share of report folds on which the sign-flip test calls a soup with this gain better than every candidate."""
     table, hits = ItemTable.of(report, Mean()), 0
     for seed in range(repetitions):
-        soup, *others = answers(report, [max(rates) + gain, *rates], np.random.default_rng([2, seed]))
-        wholes = (design(soup - o, table.categories, table.groups, table.coefficients) for o in others)
+        soup, *others = answers(
+            report, [max(rates) + gain, *rates], np.random.default_rng([2, seed])
+        )
+        wholes = (
+            design(soup - o, table.categories, table.groups, table.coefficients) for o in others
+        )
         hits += all(w.objective > 0 and sign_flip(w, draws=199) < ALPHA for w in wholes)
     return hits / repetitions
 
@@ -166,7 +180,10 @@ def test_the_stated_gain_has_the_power_that_is_stated(rates: list[float], most: 
 
 def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
     report, large = fold("report", 150), fold("report", 600)
-    equal, ahead = (np.mean([stated(r, report, s).gain for s in range(8)]) for r in ([BASE] * 6, [BASE] + [0.4] * 5))
+    equal, ahead = (
+        np.mean([stated(r, report, s).gain for s in range(8)])
+        for r in ([BASE] * 6, [BASE] + [0.4] * 5)
+    )
     assert equal > 1.1 * ahead
     one, four = stated([BASE] * 4, report, 0), stated([BASE] * 4, large, 0)
     assert four.gain == pytest.approx(one.gain / 2, rel=0.1)
@@ -175,7 +192,9 @@ def test_near_equal_candidates_cost_power_and_items_buy_it() -> None:
 
 
 def test_published_scores_need_an_assumption() -> None:
-    published = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.full((2, 2), 0.5), published=True)
+    published = ScoreMatrix(
+        models=("a", "b"), categories=("x", "y"), values=np.full((2, 2), 0.5), published=True
+    )
 
     def gain(items: Sequence[Item], objective: Mean | Weighted) -> float:
         power = power_of(published, items, objective, 0.01)

@@ -32,26 +32,45 @@ def paired(draw: st.DrawFn, most: int = 24) -> Data:
     """Two models on items of up to three categories; groups may span them; scores right-or-wrong or graded."""
     width = draw(st.integers(1, 3))
     n = draw(st.integers(width, most))
-    score = st.sampled_from([0.0, 1.0]) if draw(st.booleans()) else st.integers(0, 10).map(lambda k: k / 10)
+    score = (
+        st.sampled_from([0.0, 1.0])
+        if draw(st.booleans())
+        else st.integers(0, 10).map(lambda k: k / 10)
+    )
     a, b = (np.array(draw(st.lists(score, min_size=n, max_size=n))) for _ in range(2))
-    categories = np.array([*range(width), *draw(st.lists(st.integers(0, width - 1), min_size=n, max_size=n))][:n])
+    categories = np.array(
+        [*range(width), *draw(st.lists(st.integers(0, width - 1), min_size=n, max_size=n))][:n]
+    )
     groups = np.array(draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)))
-    weights = np.array(draw(st.lists(st.integers(1, 4), min_size=width, max_size=width)), dtype=float)
+    weights = np.array(
+        draw(st.lists(st.integers(1, 4), min_size=width, max_size=width)), dtype=float
+    )
     return a, b, categories, groups, weights / weights.sum()
 
 
-def by_hand(deltas: FloatArray, categories: IntArray, groups: IntArray, weights: FloatArray) -> float:
+def by_hand(
+    deltas: FloatArray, categories: IntArray, groups: IntArray, weights: FloatArray
+) -> float:
     """The p-value from every one of the 2^G sign patterns, the statistic written out from its definition."""
     whole = design(deltas, categories, groups, weights)
-    pull = [float(sum(weights[c] * s / n for c, (s, n) in enumerate(zip(*g, strict=True)))) for g in _parts(whole)]
+    pull = [
+        float(sum(weights[c] * s / n for c, (s, n) in enumerate(zip(*g, strict=True))))
+        for g in _parts(whole)
+    ]
 
     def statistic(signs: tuple[int, ...]) -> float:
         total, variance = 0.0, 0.0
         for h in set(whole.stratum.tolist()):
-            x = np.array([s * t for s, t, k in zip(signs, pull, whole.stratum, strict=True) if k == h])
+            x = np.array(
+                [s * t for s, t, k in zip(signs, pull, whole.stratum, strict=True) if k == h]
+            )
             total += x.sum()
             variance += len(x) * x.var(ddof=1) if len(x) > 1 else 0.0
-        return abs(total) / np.sqrt(max(variance, 1e-12 * sum(t * t for t in pull))) if any(pull) else 0.0
+        return (
+            abs(total) / np.sqrt(max(variance, 1e-12 * sum(t * t for t in pull)))
+            if any(pull)
+            else 0.0
+        )
 
     seen = statistic((1,) * len(pull))
     every = [statistic(signs) for signs in product((1, -1), repeat=len(pull))]
@@ -69,7 +88,9 @@ def test_sign_flip_is_the_enumeration(data: Data) -> None:
     a, b, categories, groups, weights = data
     whole = design(a - b, categories, groups, weights)
     if len(whole.sums) > 1 and min(whole.sizes) > 1:
-        assert sign_flip(whole) == pytest.approx(by_hand(a - b, categories, groups, weights), abs=1e-9)
+        assert sign_flip(whole) == pytest.approx(
+            by_hand(a - b, categories, groups, weights), abs=1e-9
+        )
 
 
 def test_rounding_breaks_no_tie() -> None:
@@ -131,7 +152,9 @@ def test_interval_and_p_value_never_disagree(data: Data, looks: int) -> None:
     assert there.high - there.low > 1e-6
     assert 0 < there.p_value <= 1
     assert back.p_value == there.p_value
-    assert (-back.high, -back.difference, -back.low) == pytest.approx((there.low, there.difference, there.high))
+    assert (-back.high, -back.difference, -back.low) == pytest.approx(
+        (there.low, there.difference, there.high)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -141,7 +164,16 @@ def test_the_same_holds_near_the_edge_of_significance(seed: int, shift: float, l
     n = int(rng.integers(20, 200))
     a, b = rng.random((2, n)) if seed % 2 else (rng.random((2, n)) < 0.7).astype(float)
     better = np.clip(a + shift * (rng.random(n) < 0.5), 0, 1)
-    found = compare("a", "b", better, b, np.arange(n) % 3, np.arange(n) // 2, np.array([0.5, 0.3, 0.2]), looks=looks)
+    found = compare(
+        "a",
+        "b",
+        better,
+        b,
+        np.arange(n) % 3,
+        np.arange(n) // 2,
+        np.array([0.5, 0.3, 0.2]),
+        looks=looks,
+    )
     assert (found.low > 0 or found.high < 0) == (found.p_value < 1 - found.level)
 
 
@@ -161,7 +193,8 @@ def test_later_looks_are_wider() -> None:
     rng = np.random.default_rng(5)
     a, b = (rng.random((2, 400)) < 0.7).astype(float)
     found = [
-        compare("a", "b", a, b, np.zeros(400, dtype=int), np.arange(400), np.ones(1), looks=k) for k in (1, 2, 5, 20)
+        compare("a", "b", a, b, np.zeros(400, dtype=int), np.arange(400), np.ones(1), looks=k)
+        for k in (1, 2, 5, 20)
     ]
     widths = [f.high - f.low for f in found]
     assert widths == sorted(widths)
@@ -188,7 +221,9 @@ def test_copies_of_items_are_no_further_evidence() -> None:
     rng = np.random.default_rng(1)
     deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.6, 0.3], size=30)
     once = design(deltas, np.zeros(30, dtype=int), np.arange(30), np.ones(1))
-    copied = design(np.repeat(deltas, 5), np.zeros(150, dtype=int), np.repeat(np.arange(30), 5), np.ones(1))
+    copied = design(
+        np.repeat(deltas, 5), np.zeros(150, dtype=int), np.repeat(np.arange(30), 5), np.ones(1)
+    )
     assert sign_flip(copied) == pytest.approx(sign_flip(once))
     ignored = design(np.repeat(deltas, 5), np.zeros(150, dtype=int), np.arange(150), np.ones(1))
     assert sign_flip(ignored) < sign_flip(once) / 5
@@ -202,7 +237,9 @@ def test_holm_is_the_textbooks() -> None:
 def against(name: str, difference: float, p_value: float) -> Comparison:
     limits = {"low": difference - 0.02, "high": difference + 0.02}
     counts = {"n": 600, "groups": 300, "discordant": 0.1}
-    return Comparison(a="soup", b=name, difference=difference, p_value=p_value, test="", **limits, **counts)
+    return Comparison(
+        a="soup", b=name, difference=difference, p_value=p_value, test="", **limits, **counts
+    )
 
 
 def test_better_than_every_is_the_largest_p() -> None:
@@ -227,13 +264,17 @@ def test_items_for_the_margin_do_not_depend_on_the_difference_seen() -> None:
 
 
 def test_few_groups_can_reject_nothing() -> None:
-    found = compare("a", "b", np.ones(4), np.zeros(4), np.zeros(4, dtype=int), np.arange(4), np.ones(1))
+    found = compare(
+        "a", "b", np.ones(4), np.zeros(4), np.zeros(4, dtype=int), np.arange(4), np.ones(1)
+    )
     assert (found.low, found.high, found.p_value) == (-1.0, 1.0, 0.125)
 
 
 def test_difference_is_the_objectives() -> None:
     a, b = np.array([1.0, 0, 1, 1, 0.5]), np.array([0.0, 0, 1, 0, 0])
-    comparison = compare("a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75]))
+    comparison = compare(
+        "a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75])
+    )
     assert comparison.difference == pytest.approx(0.25 * 0.5 + 0.75 * 0.5)
     assert (comparison.n, comparison.groups, comparison.discordant) == (5, 5, pytest.approx(0.6))
 

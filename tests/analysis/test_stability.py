@@ -7,7 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from souping.analysis.correlation import THRESHOLDS, GroupSums, disattenuated, pearson, reliability, stability
+from souping.analysis.correlation import (
+    THRESHOLDS,
+    GroupSums,
+    disattenuated,
+    pearson,
+    reliability,
+    stability,
+)
 from souping.core.protocols import Selector
 from souping.core.scores import Mean, read_table
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
@@ -40,7 +47,11 @@ DOUBTFUL = np.array([[0.9, 0.5, 0.5], [0.5, 0.9, 0.5], [0.5, 0.88, 0.6], [0.4, 0
 
 
 def test_clear_experts_are_picked_in_every_draw() -> None:
-    drawn = stability(matrix(PLAIN, each=200), SoCE(correlation=pearson, objective=Mean(), threshold=0.9), draws=100)
+    drawn = stability(
+        matrix(PLAIN, each=200),
+        SoCE(correlation=pearson, objective=Mean(), threshold=0.9),
+        draws=100,
+    )
     assert drawn["method"] == "bootstrap over items"
     assert (drawn["draws"], drawn["not_estimable"]) == (100, 0)
     assert drawn["experts"]["c0"] == {"m0": drawn["low_correlation"]["c0"]}
@@ -52,7 +63,9 @@ def test_clear_experts_are_picked_in_every_draw() -> None:
 def test_it_is_json_and_repeatable() -> None:
     scores = matrix(DOUBTFUL, each=20)
     first = stability(scores, SOCE, draws=60)
-    assert json.dumps(first, allow_nan=False) == json.dumps(stability(scores, SOCE, draws=60), allow_nan=False)
+    assert json.dumps(first, allow_nan=False) == json.dumps(
+        stability(scores, SOCE, draws=60), allow_nan=False
+    )
     assert first["experts"] != stability(scores, SOCE, draws=60, seed=1)["experts"]
 
 
@@ -92,13 +105,19 @@ def test_noise_attenuates_and_is_taken_out() -> None:
     assert disattenuated(sums)[0, 1] > raw + 0.15
     assert (reliability(sums) < 0.85).all()
     flat = np.full((4, 2), 0.5)  # pure noise
-    sums = next(s for s in (GroupSums.of(matrix(flat, each=30, seed=k)) for k in range(50)) if not reliability(s).any())
+    sums = next(
+        s
+        for s in (GroupSums.of(matrix(flat, each=30, seed=k)) for k in range(50))
+        if not reliability(s).any()
+    )
     assert np.isnan(disattenuated(sums)[0, 1])
 
 
 def test_a_constant_category_takes_no_other_pair_away() -> None:
     values = np.column_stack([np.linspace(0.1, 0.9, 6), np.linspace(0.9, 0.2, 6) ** 2, np.ones(6)])
-    scores = ScoreMatrix(models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True)
+    scores = ScoreMatrix(
+        models=tuple("abcdef"), categories=("x", "y", "z"), values=values, published=True
+    )
     rhos = {pair["a"] + pair["b"]: pair["rho"] for pair in stability(scores, SOCE)["correlations"]}
     assert rhos["xz"] is rhos["yz"] is None
     assert rhos["xy"] == pytest.approx(np.corrcoef(values[:, :2], rowvar=False)[0, 1])

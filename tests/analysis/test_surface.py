@@ -59,7 +59,9 @@ def test_a_band_covers_the_whole_truth_at_once(whole: bool) -> None:
 def test_soups_say_nothing_of_a_single_model_that_was_not_asked() -> None:
     run = run_of(3)
     missing = run.single(run.soups.ingredients[1]).id
-    lacking = dataclasses.replace(run, search={key: own for key, own in run.search.items() if key != missing})
+    lacking = dataclasses.replace(
+        run, search={key: own for key, own in run.search.items() if key != missing}
+    )
     with pytest.raises(NotEstimableError, match=f"{run.soups.ingredients[1]}.* did not answer"):
         ResponseSurface().analyse(lacking)
 

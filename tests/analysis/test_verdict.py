@@ -25,10 +25,17 @@ def say(figures: Figures, **change: Any) -> Verdict:
     """The verdict on {candidate: (difference, p)}; two ingredients unless changed."""
     counts = {"n": 600, "groups": 300, "discordant": 0.1}
     comparisons = [
-        Comparison(a="soup", b=b, difference=d, low=d - 0.02, high=d + 0.02, p_value=p, test="", **counts)
+        Comparison(
+            a="soup", b=b, difference=d, low=d - 0.02, high=d + 0.02, p_value=p, test="", **counts
+        )
         for b, (d, p) in figures.items()
     ]
-    setting = {"candidates": CANDIDATES, "best_single": "ace", "selected": ("ace", "bit"), "recipe": ("ace", "bit")}
+    setting = {
+        "candidates": CANDIDATES,
+        "best_single": "ace",
+        "selected": ("ace", "bit"),
+        "recipe": ("ace", "bit"),
+    }
     return verdict("soup", comparisons, **{**setting, **change})
 
 
@@ -40,20 +47,68 @@ def ace(difference: float, p_value: float) -> Figures:
     ("figures", "change", "claim", "p_value", "words"),
     [
         (FAR, {}, "better_than_every_candidate", 0.02, "the closest call is cow, +4.0 points"),
-        (DOUBTFUL, {}, "better_than_best_single", 0.01, "not shown to be better than every candidate: cow +1.0 points"),
-        (DOUBTFUL, {"best_single": "cow"}, "no_difference_shown", 0.3, "No difference shown: the soup against cow"),
-        (ace(-0.03, 0.1), {}, "keep_single", None, "Keep ace, what the search would have chosen: a soup better by 1 "),
+        (
+            DOUBTFUL,
+            {},
+            "better_than_best_single",
+            0.01,
+            "not shown to be better than every candidate: cow +1.0 points",
+        ),
+        (
+            DOUBTFUL,
+            {"best_single": "cow"},
+            "no_difference_shown",
+            0.3,
+            "No difference shown: the soup against cow",
+        ),
+        (
+            ace(-0.03, 0.1),
+            {},
+            "keep_single",
+            None,
+            "Keep ace, what the search would have chosen: a soup better by 1 ",
+        ),
         (ace(-0.015, 0.1), {}, "keep_single", None, "−1.5 points (95 % interval"),
-        (ace(-0.005, 0.6), {}, "no_difference_shown", 0.6, "report items (80 % power); there are 600"),
-        (ace(0.005, 0.6), {}, "no_difference_shown", 0.6, "report items (80 % power); there are 600"),
+        (
+            ace(-0.005, 0.6),
+            {},
+            "no_difference_shown",
+            0.6,
+            "report items (80 % power); there are 600",
+        ),
+        (
+            ace(0.005, 0.6),
+            {},
+            "no_difference_shown",
+            0.6,
+            "report items (80 % power); there are 600",
+        ),
         (ace(0.005, 0.6), {"margin": 0.05}, "keep_single", None, "Keep ace"),
-        (FAR, {"unmeasured": "ace 34.0 % cut off."}, "not_measured", None, "Not measured: ace 34.0 % cut off."),
+        (
+            FAR,
+            {"unmeasured": "ace 34.0 % cut off."},
+            "not_measured",
+            None,
+            "Not measured: ace 34.0 % cut off.",
+        ),
         (FAR, {"recipe": ("bit",), "unmeasured": "x"}, "not_measured", None, "x"),
-        (FAR, {"recipe": ("bit",)}, "keep_single", None, "Keep bit, do not soup: the search found no mixture above it"),
+        (
+            FAR,
+            {"recipe": ("bit",)},
+            "keep_single",
+            None,
+            "Keep bit, do not soup: the search found no mixture above it",
+        ),
         (FAR, {"selected": ("cow",), "recipe": ("cow",)}, "nothing_to_soup", None, "cow"),
         (NEARLY, {"opened": 2}, "better_than_every_candidate", 0.012, "corrected for 2 looks"),
         (NEARLY, {"opened": 5}, "better_than_best_single", 0.03, "corrected for 5 looks"),
-        (NEARLY, {"opened": 20}, "no_difference_shown", 0.42, "p = 0.420, corrected for 20 looks at these items"),
+        (
+            NEARLY,
+            {"opened": 20},
+            "no_difference_shown",
+            0.42,
+            "p = 0.420, corrected for 20 looks at these items",
+        ),
         (dict.fromkeys(FAR, (0.04, 4e-05)), {}, "better_than_every_candidate", 4e-05, "p < 0.0001"),
     ],
 )
@@ -61,7 +116,10 @@ def test_the_strongest_claim_that_holds(
     figures: Figures, change: dict[str, Any], claim: str, p_value: float | None, words: str
 ) -> None:
     claimed = say(figures, **change)
-    assert (claimed.claim, claimed.p_value) == (claim, p_value if p_value is None else pytest.approx(p_value))
+    assert (claimed.claim, claimed.p_value) == (
+        claim,
+        p_value if p_value is None else pytest.approx(p_value),
+    )
     assert words in claimed.sentence
     assert json.loads(json.dumps(asdict(claimed))) == asdict(claimed)
 
@@ -71,7 +129,10 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
     claimed = say({"ace": (0.001, 0.9), "bit": (-0.05, 0.001), "cow": (-0.04, 0.01)})
     assert claimed.claim == "no_difference_shown"
     assert "against ace" in claimed.sentence
-    assert say({"ace": (0.03, 0.01), "bit": (-0.05, 0.001), "cow": (0.04, 0.01)}).claim == "better_than_best_single"
+    assert (
+        say({"ace": (0.03, 0.01), "bit": (-0.05, 0.001), "cow": (0.04, 0.01)}).claim
+        == "better_than_best_single"
+    )
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
 
 
@@ -89,12 +150,21 @@ def scores(*values: float) -> ItemScores:
 
 def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     table = ScoreMatrix(
-        models=("a", "b", "c"), categories=("y", "x"), values=np.array([[0.1, 0.9], [0.8, 0.2], [1, 1]])
+        models=("a", "b", "c"),
+        categories=("y", "x"),
+        values=np.array([[0.1, 0.9], [0.8, 0.2], [1, 1]]),
     )
     # here a is better in y, but b was before
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     found = alternatives(0.9, scores(1, 1, 1, 0), ingredients, table, Mean())
-    assert set(alternatives(30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean())) == {"optimism"}
+    assert set(
+        alternatives(30.0, scores(31, 30, 29, 30), {"a": scores(31, 30, 29, 30)}, table, Mean())
+    ) == {"optimism"}
     assert found["optimism"] == pytest.approx(0.15)
-    assert found["router"] == {"score": 0.25, "routes": {"x": "a", "y": "b"}, "models": 2, "answers": 1}
+    assert found["router"] == {
+        "score": 0.25,
+        "routes": {"x": "a", "y": "b"},
+        "models": 2,
+        "answers": 1,
+    }
     assert found["oracle"] == {"score": 1.0, "models": 2, "answers": 2}

@@ -18,7 +18,16 @@ from souping.checkpoints.compatibility import preflight
 from souping.checkpoints.header import read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
-from tests.support.checkpoints import family, opened, plan, random_tensors, raw_file, save, simple, soup_of
+from tests.support.checkpoints import (
+    family,
+    opened,
+    plan,
+    random_tensors,
+    raw_file,
+    save,
+    simple,
+    soup_of,
+)
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 LIES: dict[str, tuple[Any, bytes, str]] = {
@@ -31,8 +40,16 @@ LIES: dict[str, tuple[Any, bytes, str]] = {
     "negative": ({"a": {**ONE, "shape": [-2]}}, bytes(8), "whole numbers"),
     "dtype": ({"a": {**ONE, "dtype": "F12"}}, bytes(8), "unknown dtype F12"),
     "incomplete": ({"a": {"dtype": "F32"}}, bytes(8), "its header is wrong"),
-    "duplicate": (b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', bytes(1), "a is there twice"),
-    "surrogate": (b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', bytes(1), "its header is wrong"),
+    "duplicate": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}',
+        bytes(1),
+        "a is there twice",
+    ),
+    "surrogate": (
+        b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        bytes(1),
+        "its header is wrong",
+    ),
     "not utf-8": (b'{"\xff":1}', b"", "not valid JSON"),
     "deep": (b'{"a":' + b"[" * 100_000, b"", "nested too deeply|not valid JSON"),
 }
@@ -57,13 +74,17 @@ def test_absurd_header_lengths_allocate_nothing(length: int, tmp_path: Path) -> 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "x\0y", "\ud800", "x" * 5000], ids=len)
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "x\0y", "\ud800", "x" * 5000], ids=len
+)
 def test_shards_outside_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "m", random_tensors(0))
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {"model.norm.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises((UserError, OSError), match=r"leaves the folder|cannot be followed|File name too long"):
+    with pytest.raises(
+        (UserError, OSError), match=r"leaves the folder|cannot be followed|File name too long"
+    ):
         Checkpoint.open(folder)
 
 
@@ -72,7 +93,10 @@ def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> No
     folder = save(tmp_path / "m", random_tensors(0))
     (folder / "tokenizer.json").write_text("{}")
     (folder / name).rename(tmp_path / name)
-    for target, message in ((tmp_path / name, "symlink that leads out"), (Path(name), "cannot be followed")):
+    for target, message in (
+        (tmp_path / name, "symlink that leads out"),
+        (Path(name), "cannot be followed"),
+    ):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
         with pytest.raises(UserError, match=message):
@@ -84,7 +108,10 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     places = index["weight_map"]
-    moved = {**places, "model.norm.weight": next(f for f in places.values() if f != places["model.norm.weight"])}
+    moved = {
+        **places,
+        "model.norm.weight": next(f for f in places.values() if f != places["model.norm.weight"]),
+    }
     for wrong, message in (
         ({k: v for k, v in places.items() if k != "model.norm.weight"}, "does not place it here"),
         ({**places, "ghost": places["model.norm.weight"]}, "ghost"),
@@ -153,7 +180,9 @@ def test_fingerprint_is_content(tmp_path: Path) -> None:
     assert fingerprint(a, cache) != fingerprint(save(tmp_path / "c", random_tensors(0)))
 
 
-def test_a_file_that_changed_in_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changed_in_place_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Size and modification time are as before; the time of the entry is not, and only a clock ahead of it is heard."""
     cache: dict[str, str] = {}
     folder = save(tmp_path / "a", random_tensors(0))
@@ -172,9 +201,13 @@ def test_a_file_that_changed_in_place_is_read_again(tmp_path: Path, monkeypatch:
     assert not cache
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_corrupt_bytes_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_corrupt_bytes_never_escape(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     root = tmp_path_factory.mktemp("corrupt")
     folders = family(root, 2)
     save(folders["m1"], random_tensors(1), shards=2)
@@ -215,7 +248,11 @@ def check(folders: dict[str, Path], vocab: str = "error") -> list[str]:
 
 
 def tokenizer(folder: Path, vocab: dict[str, int] | None = None, **parts: Any) -> None:
-    table = {"model": {"type": "WordLevel", "vocab": vocab or VOCAB, "unk_token": "w0"}, "added_tokens": [], **parts}
+    table = {
+        "model": {"type": "WordLevel", "vocab": vocab or VOCAB, "unk_token": "w0"},
+        "added_tokens": [],
+        **parts,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(table))
 
 
@@ -229,7 +266,11 @@ def test_missing_and_extra_tensors_by_name_then_a_count(tmp_path: Path) -> None:
 
 
 OTHER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "shape": ({"model.norm.weight": torch.zeros(34)}, {}, r"model\.norm\.weight is \[33\] in m0 and \[34\] in m1"),
+    "shape": (
+        {"model.norm.weight": torch.zeros(34)},
+        {},
+        r"model\.norm\.weight is \[33\] in m0 and \[34\] in m1",
+    ),
     "float64": ({"odd.weight": torch.ones(3).double()}, {}, r"odd\.weight as F64"),
     "model_type": ({}, {"model_type": "gemma"}, "m0 and m1 differ in model_type: llama and gemma"),
     "quantised": ({}, {"quantization_config": {"bits": 4}}, "m1 is quantised"),
@@ -251,12 +292,18 @@ def test_what_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
 def test_tensors_that_are_not_floats_are_copied_when_equal_else_refused(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
     for seed, path in enumerate(folders.values()):
-        save(path, {**random_tensors(seed), "ids": torch.arange(5), "mask": torch.tensor([True, False])})
+        save(
+            path,
+            {**random_tensors(seed), "ids": torch.arange(5), "mask": torch.tensor([True, False])},
+        )
     assert check(folders) == []
     soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5))
     assert torch.equal(soup["ids"], torch.arange(5))
     assert torch.equal(soup["mask"], torch.tensor([True, False]))
-    save(folders["m1"], {**random_tensors(1), "ids": torch.arange(5) + 1, "mask": torch.tensor([True, False])})
+    save(
+        folders["m1"],
+        {**random_tensors(1), "ids": torch.arange(5) + 1, "mask": torch.tensor([True, False])},
+    )
     with pytest.raises(UserError, match=r"I64 values.*differ.*tensor ids.*m1"):
         soup_of(folders, tmp_path / "other", (0.5, 0.5))
     assert not (tmp_path / "other").exists()
@@ -264,7 +311,11 @@ def test_tensors_that_are_not_floats_are_copied_when_equal_else_refused(tmp_path
 
 def test_rope_and_config_drift_are_warnings(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
-    save(folders["m1"], random_tensors(1), {"rope_theta": 5e5, "max_position_embeddings": 9, "_name_or_path": "x"})
+    save(
+        folders["m1"],
+        random_tensors(1),
+        {"rope_theta": 5e5, "max_position_embeddings": 9, "_name_or_path": "x"},
+    )
     warnings = check(folders)
     assert any("RoPE" in text and "rope_theta" in text for text in warnings)
     assert any("max_position_embeddings" in text for text in warnings)
@@ -273,8 +324,14 @@ def test_rope_and_config_drift_are_warnings(tmp_path: Path) -> None:
 
 def tied(folder: Path, head: str) -> None:
     tensors = random_tensors(3)
-    heads = {"same": tensors["model.embed_tokens.weight"].clone(), "other": torch.zeros(12, 7, dtype=torch.bfloat16)}
-    kept = {name: heads.get(head) if name == "lm_head.weight" else tensor for name, tensor in tensors.items()}
+    heads = {
+        "same": tensors["model.embed_tokens.weight"].clone(),
+        "other": torch.zeros(12, 7, dtype=torch.bfloat16),
+    }
+    kept = {
+        name: heads.get(head) if name == "lm_head.weight" else tensor
+        for name, tensor in tensors.items()
+    }
     save(folder, {n: t for n, t in kept.items() if t is not None}, {"tie_word_embeddings": True})
 
 
@@ -300,7 +357,9 @@ def test_tied_heads_stored_on_one_side_only(tmp_path: Path) -> None:
         ({"added_tokens": [{"id": "x"}]}, "cannot be read"),
     ],
 )
-def test_tokenizers_that_give_other_ids_are_refused(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+def test_tokenizers_that_give_other_ids_are_refused(
+    tmp_path: Path, parts: dict[str, Any], message: str
+) -> None:
     folders = family(tmp_path, 2)
     tokenizer(folders["m0"])
     tokenizer(folders["m1"], **parts)

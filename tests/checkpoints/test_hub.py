@@ -40,10 +40,15 @@ def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         return
 
     def at_once(
-        function: Callable[..., Any], arguments: tuple[object, ...], report: Callable[[int, int], None] | None, **_: Any
+        function: Callable[..., Any],
+        arguments: tuple[object, ...],
+        report: Callable[[int, int], None] | None,
+        **_: Any,
     ) -> Any:
         function, arguments = pickle.loads(pickle.dumps((function, arguments)))
-        return pickle.loads(pickle.dumps(function(*arguments, **({"report": report} if report else {}))))
+        return pickle.loads(
+            pickle.dumps(function(*arguments, **({"report": report} if report else {})))
+        )
 
     monkeypatch.setattr(online, "call", at_once)
     monkeypatch.setattr(online, "limit_file_size", lambda nbytes: None)
@@ -54,7 +59,11 @@ def ant(hub: Hub, family: Path) -> dict[str, bytes]:
     """The files of org/ant, which is on the server with much that nobody needs."""
     files = files_of(family / "ant")
     code = {"modeling_ant.py": b"import os", "README.md": b"---\nlicense: mit\n---\n"}
-    heavy = {"pytorch_model.bin": b"p" * LARGE, "consolidated.safetensors": b"c" * LARGE, "onnx/m.onnx": b"o"}
+    heavy = {
+        "pytorch_model.bin": b"p" * LARGE,
+        "consolidated.safetensors": b"c" * LARGE,
+        "onnx/m.onnx": b"o",
+    }
     hub.add("org/ant", {**files, **code, **heavy})
     return files
 
@@ -86,7 +95,15 @@ def refused(name: str, *needles: str) -> None:
         ("org/na.me-2_b@refs/pr/3", HubName("org/na.me-2_b", "refs/pr/3")),
         *(
             (text, None)
-            for text in ("name", "a/b/c", "/org/name", "./org/name", "org/name@", "org/name@/etc/x", "org/..")
+            for text in (
+                "name",
+                "a/b/c",
+                "/org/name",
+                "./org/name",
+                "org/name@",
+                "org/name@/etc/x",
+                "org/..",
+            )
         ),
     ],
 )
@@ -158,14 +175,25 @@ def test_child_fetches_weights_larger_than_small_files(hub: Hub, ant: dict[str, 
     assert (folder / SINGLE).read_bytes() == data
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_child_that_ends_by_a_signal_leaves_no_part(hub: Hub, tmp_path: Path, number: int) -> None:
     hub.add("org/big", {"config.json": b"{}", SINGLE: DATA})
     hub.stall = 25_000_000
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+    }
     environment |= {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
     process = subprocess.Popen(
-        [sys.executable, "-c", "from souping.checkpoints import hub; hub.fetch_one(hub.parse('org/big'))"],
+        [
+            sys.executable,
+            "-c",
+            "from souping.checkpoints import hub; hub.fetch_one(hub.parse('org/big'))",
+        ],
         env=environment,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -188,7 +216,9 @@ def test_child_ends_bodies_that_never_end(hub: Hub, ant: dict[str, bytes], tmp_p
     assert not list(tmp_path.rglob("*.incomplete"))
 
 
-def test_child_ends_a_listing_that_never_ends(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_ends_a_listing_that_never_ends(
+    hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(online, "LISTING", 1.0)
     hub.drip = True
     refused("org/ant", hub.url)
@@ -209,7 +239,9 @@ def test_child_ends_a_listing_that_fills_the_memory(hub: Hub, ant: dict[str, byt
     ],
 )
 @pytest.mark.usefixtures("ant")
-def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, name: str, token: str, needles: list[str]) -> None:
+def test_what_the_hub_refuses(
+    monkeypatch: pytest.MonkeyPatch, name: str, token: str, needles: list[str]
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     refused(name, *needles)
 
@@ -223,20 +255,30 @@ def test_a_hub_that_is_down_or_cannot_be_reached(hub: Hub, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["private", "gated"])
-def test_private_and_gated(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_private_and_gated(
+    hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     repo = hub.repos["org/ant"]
     repo.private, repo.gated = kind == "private", kind == "gated"
     for token in ("", TOKEN):
         monkeypatch.setenv("HF_TOKEN", token)
         hub.users = {token: User("me")} if token else {}
-        refused("org/ant", "org/ant", kind, "hf auth login", *([f"{hub.url}/org/ant"] if repo.gated else []))
+        refused(
+            "org/ant",
+            "org/ant",
+            kind,
+            "hf auth login",
+            *([f"{hub.url}/org/ant"] if repo.gated else []),
+        )
     assert not hub.bodies()
     repo.readers.add("me")
     assert fetch().folder.is_dir()
 
 
 def test_a_disk_too_small(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5 * 10**7))  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5 * 10**7)
+    )  # type: ignore[attr-defined]
     refused("org/ant", "0.1 GB free", "HF_HOME")
     assert not hub.bodies(".safetensors")
 
@@ -259,7 +301,13 @@ def test_nothing_to_soup_in_it(hub: Hub, files: dict[str, bytes], needle: str) -
 
 @pytest.fixture
 def evil(hub: Hub, family: Path) -> Hub:
-    names = ("../../evil.json", "/tmp/tokenizer.json", "tokenizer/../../x.json", "tokenizer\x1b[2J.json", "a\\..\\b")
+    names = (
+        "../../evil.json",
+        "/tmp/tokenizer.json",
+        "tokenizer/../../x.json",
+        "tokenizer\x1b[2J.json",
+        "a\\..\\b",
+    )
     hub.add("org/evil", {**files_of(family / "ant"), **dict.fromkeys(names, b"{}")})
     return hub
 
@@ -280,7 +328,9 @@ def test_listings_that_are_none(evil: Hub, listing: object) -> None:
     refused("org/evil", "org/evil")
 
 
-def test_the_cache_answers(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_answers(
+    hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = fetch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(online, "limit_file_size", pytest.fail)  # this is the run's own process
@@ -291,7 +341,9 @@ def test_the_cache_answers(hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.
     assert not hub.log
 
 
-def test_without_a_network_the_cache_does_with_a_note(ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_cache_does_with_a_note(
+    ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = fetch()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     again = fetch()

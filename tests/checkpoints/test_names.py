@@ -45,7 +45,9 @@ def test_logits_in_transformers_are_the_tools_own(written: Path, tmp_path: Path,
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    save_file(tensors_of(opened_case(written / tool)), tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        tensors_of(opened_case(written / tool)), tmp_path / "model.safetensors", {"format": "pt"}
+    )
     (tmp_path / "config.json").write_text((written / tool / "config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     known = load_file(written / tool / "logits.safetensors")
@@ -77,7 +79,10 @@ def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
     def fetch(file: str, into: Any, offset: int) -> None:
         into[:] = arrays[file].reshape(-1).view(np.uint8)[offset : offset + len(into)]
 
-    stored = {name: StoredTensor("F32", a.shape, [Part(name, 0, (0,) * a.ndim, a.shape)]) for name, a in arrays.items()}
+    stored = {
+        name: StoredTensor("F32", a.shape, [Part(name, 0, (0,) * a.ndim, a.shape)])
+        for name, a in arrays.items()
+    }
     out = np.empty(tensor.view.shape, np.float32)
     tensor.view.read(0, out.reshape(-1).view(np.uint8), stored, fetch)
     return out
@@ -173,12 +178,19 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
         {"model_type": "llama4_text", "num_local_experts": 2},
         {
             **EMBEDDED,
-            **{f"{SPLIT}{e}.{part}_proj.weight": (6, 8) for e in range(2) for part in ("gate", "up")},
+            **{
+                f"{SPLIT}{e}.{part}_proj.weight": (6, 8)
+                for e in range(2)
+                for part in ("gate", "up")
+            },
             **{f"{SPLIT}{e}.down_proj.weight": (8, 6) for e in range(2)},
         },
         lambda a: {
             f"{SPLIT}gate_up_proj": np.stack(
-                [np.concatenate([a[f"{SPLIT}{e}.{p}_proj.weight"].T for p in ("gate", "up")], 1) for e in range(2)]
+                [
+                    np.concatenate([a[f"{SPLIT}{e}.{p}_proj.weight"].T for p in ("gate", "up")], 1)
+                    for e in range(2)
+                ]
             ),
             f"{SPLIT}down_proj": np.stack([a[f"{SPLIT}{e}.down_proj.weight"].T for e in range(2)]),
         },
@@ -191,8 +203,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
             **{f"{EXPERTS}gate_up_projs.{e}.bias": (12,) for e in range(2)},
         },
         lambda a: {
-            f"{EXPERTS}gate_up_proj": np.stack([a[f"{EXPERTS}gate_up_projs.{e}.weight"].T for e in range(2)]),
-            f"{EXPERTS}gate_up_proj_bias": np.stack([a[f"{EXPERTS}gate_up_projs.{e}.bias"] for e in range(2)]),
+            f"{EXPERTS}gate_up_proj": np.stack(
+                [a[f"{EXPERTS}gate_up_projs.{e}.weight"].T for e in range(2)]
+            ),
+            f"{EXPERTS}gate_up_proj_bias": np.stack(
+                [a[f"{EXPERTS}gate_up_projs.{e}.bias"] for e in range(2)]
+            ),
         },
     ),
 }
@@ -217,21 +233,31 @@ WRAPS: dict[str, Callable[[str], str]] = {
     "bare": lambda name: name,
     "Accelerate": lambda name: f"model.{name}",
     "apps": lambda name: f"app.model.{name}",
-    "wrappers": lambda name: f"module._orig_mod.{name}".replace("layers.0", "layers.0._fsdp_wrapped_module"),
+    "wrappers": lambda name: f"module._orig_mod.{name}".replace(
+        "layers.0", "layers.0._fsdp_wrapped_module"
+    ),
 }
 
 
 @pytest.mark.parametrize("like", [None, PLAIN])
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_hugging_face_names_below_any_prefix(wrap: str, like: dict[str, tuple[int, ...]] | None) -> None:
+def test_hugging_face_names_below_any_prefix(
+    wrap: str, like: dict[str, tuple[int, ...]] | None
+) -> None:
     native = {WRAPS[wrap](name): ("F32", shape) for name, shape in PLAIN.items()}
-    extra = {"app.optim.state.model.norm.weight.exp_avg": ("F32", (8,)), "dataloader.x": ("F32", (1,))}
+    extra = {
+        "app.optim.state.model.norm.weight.exp_avg": ("F32", (8,)),
+        "dataloader.x": ("F32", (1,)),
+    }
     mapped = map_names(native | extra, SIZES, like)
     assert {name: tensor.view.shape for name, tensor in mapped.items()} == PLAIN
 
 
 def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
-    tied, headless = SIZES | {"tie_word_embeddings": True}, {k: v for k, v in PLAIN.items() if k != "lm_head.weight"}
+    tied, headless = (
+        SIZES | {"tie_word_embeddings": True},
+        {k: v for k, v in PLAIN.items() if k != "lm_head.weight"},
+    )
     arrays = drawn(headless)
     assert set(map_names(headers(drawn(PLAIN)), tied)) == set(headless)
     assert set(map_names(headers(drawn(PLAIN)), tied, headless)) == set(headless)
@@ -244,10 +270,22 @@ MEGATRON = {
     "decoder.layers.mlp.linear_fc1.weight": (1, 12, 8),
     "decoder.layers.self_attention.linear_proj.weight": (1, 8, 16),
 }
-REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, tuple[int, ...]] | None, str]] = {
+REFUSED: dict[
+    str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, tuple[int, ...]] | None, str]
+] = {
     "no family": ({"encoder.x": (1,)}, {}, None, "encoder.x"),
-    "no rule": (MEGATRON | {"decoder.layers.self_attention.gate": (1,)}, {}, None, "self_attention.gate"),
-    "no rule for the model": ({**TITAN, "layers.0.attention.wq.weight": (16, 8)}, {"model_type": "x"}, None, "wq"),
+    "no rule": (
+        MEGATRON | {"decoder.layers.self_attention.gate": (1,)},
+        {},
+        None,
+        "self_attention.gate",
+    ),
+    "no rule for the model": (
+        {**TITAN, "layers.0.attention.wq.weight": (16, 8)},
+        {"model_type": "x"},
+        None,
+        "wq",
+    ),
     "another shape": (MEGATRON, {"intermediate_size": 5}, None, "linear_fc1.weight"),
     "another vocabulary": (MEGATRON, {"vocab_size": 9}, None, "word_embeddings"),
     "a stacked layer less": (MEGATRON, {"num_hidden_layers": 2}, None, "decoder.layers"),
@@ -259,10 +297,20 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, t
         None,
         "expert",
     ),
-    "two of one name": (MEGATRON | {"decoder.layers.0.mlp.linear_fc1.weight": (12, 8)}, {}, None, "gate_proj"),
+    "two of one name": (
+        MEGATRON | {"decoder.layers.0.mlp.linear_fc1.weight": (12, 8)},
+        {},
+        None,
+        "gate_proj",
+    ),
     "not in the model": (PLAIN | {"model.x": (1,)}, {}, PLAIN, "model.x"),
     "lacking": (PLAIN, {}, PLAIN | {"model.x": (1,)}, "model.x"),
-    "another shape than the model": (PLAIN, {}, PLAIN | {"model.norm.weight": (9,)}, "model.norm.weight"),
+    "another shape than the model": (
+        PLAIN,
+        {},
+        PLAIN | {"model.norm.weight": (9,)},
+        "model.norm.weight",
+    ),
     "a billion tensors": (
         {"tok_embeddings.weight": (5, 8), "layers.0.moe.experts.w1": (10**9, 6, 8)},
         {"model_type": "deepseek_v3"},
@@ -294,8 +342,16 @@ def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -
     arrays = drawn({"net.wte": (5, 8), "net.h.0.swiglu": (8, 12), "net.rng": (3,)})
     rules = [
         ["wte", "model.embed_tokens.weight", "vocab hidden"],
-        ["h.{layer}.swiglu", "model.layers.{layer}.mlp.up_proj.weight", "hidden (ffn part=2) -> (part[1] ffn) hidden"],
-        ["h.{layer}.swiglu", "model.layers.{layer}.mlp.gate_proj.weight", "hidden (ffn p=2) -> (p[0] ffn) hidden"],
+        [
+            "h.{layer}.swiglu",
+            "model.layers.{layer}.mlp.up_proj.weight",
+            "hidden (ffn part=2) -> (part[1] ffn) hidden",
+        ],
+        [
+            "h.{layer}.swiglu",
+            "model.layers.{layer}.mlp.gate_proj.weight",
+            "hidden (ffn p=2) -> (p[0] ffn) hidden",
+        ],
     ]
     path = written_rules(tmp_path, prefix="net.", drop=["net.rng"], rules=rules)
     mapped = map_names(headers(arrays), SIZES, rules=path)
@@ -304,19 +360,26 @@ def test_rules_of_ones_own_with_and_without_those_of_a_trainer(tmp_path: Path) -
     extended = tmp_path / "extended.json"
     row = ["decoder.layers.[{layer}.]extra", "model.layers.{layer}.extra", "hidden"]
     extended.write_text(json.dumps({"extends": "megatron", "rules": [row]}))
-    native = {name: ("F32", shape) for name, shape in (MEGATRON | {"decoder.layers.extra": (1, 8)}).items()}
+    native = {
+        name: ("F32", shape)
+        for name, shape in (MEGATRON | {"decoder.layers.extra": (1, 8)}).items()
+    }
     assert "model.layers.0.extra" in map_names(native, SIZES, rules=extended)
 
 
 def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
     table = json.loads(page.partition("```yaml\n")[2].partition("```")[0])
-    arrays = drawn({"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)})
+    arrays = drawn(
+        {"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)}
+    )
     arrays |= drawn({"net.moe.w1": (1, 3, 8, 6)})
     mapped = map_names(headers(arrays), SIZES | MOE, rules=written_rules(tmp_path, **table))
     query = taken(mapped[f"{LAYER}self_attn.q_proj.weight"], arrays)
     assert np.array_equal(query, halves(arrays["net.h.0.q"], 4))
-    assert np.array_equal(taken(mapped[f"{EXPERTS}1.gate_proj.weight"], arrays), arrays["net.moe.w1"][0, 1].T)
+    assert np.array_equal(
+        taken(mapped[f"{EXPERTS}1.gate_proj.weight"], arrays), arrays["net.moe.w1"][0, 1].T
+    )
 
 
 BAD: dict[str, dict[str, Any]] = {

@@ -63,7 +63,9 @@ def pool(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("weights", [False, True])
-def test_a_model_in_a_bucket_is_the_one_that_was_put_there(bucket: Any, pool: dict[str, Path], weights: bool) -> None:
+def test_a_model_in_a_bucket_is_the_one_that_was_put_there(
+    bucket: Any, pool: dict[str, Path], weights: bool
+) -> None:
     for name, url in put(bucket, pool).items():
         folder = remote.folder_of(url, weights=weights)
         assert Checkpoint.open(folder).tensors == Checkpoint.open(pool[name]).tensors
@@ -81,9 +83,14 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
     urls = put(bucket, pool)
     words = ["+experiment=merge", "optimiser.weights=[0.3,0.7]"]
     for out, places in (("far", urls), ("near", pool)):
-        done = souping(*words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}")
+        done = souping(
+            *words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}"
+        )
         assert done.code == 0, done.err
-    far, near = ({p.name: p.read_bytes() for p in (tmp_path / out).glob("*") if p.is_file()} for out in ("far", "near"))
+    far, near = (
+        {p.name: p.read_bytes() for p in (tmp_path / out).glob("*") if p.is_file()}
+        for out in ("far", "near")
+    )
     assert far["model.safetensors"] == near["model.safetensors"]
     recipes = [json.loads(one["recipe.json"]) for one in (far, near)]
     assert recipes[0]["fingerprints"] == recipes[1]["fingerprints"]
@@ -96,11 +103,14 @@ def test_a_soup_from_buckets_is_that_of_the_folders_and_rebuilds(
 
 def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: Path) -> None:
     models = {
-        name: ROOT / "souping" / "pantry" / "models" / name for name in ("python_cook", "java_cook", "banquet_cook")
+        name: ROOT / "souping" / "pantry" / "models" / name
+        for name in ("python_cook", "java_cook", "banquet_cook")
     }
     words = ["+experiment=bfcl", "pool=folders", "limit=1", "optimiser=uniform"]
     for out, places in (("first", put(bucket, models)), ("second", models)):
-        done = souping(*words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}")
+        done = souping(
+            *words, f"pool.candidates=[{','.join(map(str, places.values()))}]", f"out={out}"
+        )
         assert done.code == 0, done.err
     costs = [json.loads(path.read_text())["cost"] for path in sorted(tmp_path.rglob("report.json"))]
     assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)

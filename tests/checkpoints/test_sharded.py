@@ -83,7 +83,9 @@ def test_a_layout_is_what_save_pretrained_writes(layout: str, seed: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "seed"), [*LAYOUTS, *MORE])
-def test_every_layout_of_torch_is_what_save_pretrained_writes(written: Path, layout: str, seed: str) -> None:
+def test_every_layout_of_torch_is_what_save_pretrained_writes(
+    written: Path, layout: str, seed: str
+) -> None:
     check_is_plain(written, layout, seed)
 
 
@@ -103,13 +105,21 @@ def average(root: Path) -> dict[str, torch.Tensor]:
     return {name: expected([a[name], b[name]], (0.3, 0.7), torch.bfloat16) for name in a}
 
 
-def test_a_soup_of_other_shardings_is_byte_for_byte_that_of_the_folders(tmp_path: Path, pool: dict[str, Path]) -> None:
+def test_a_soup_of_other_shardings_is_byte_for_byte_that_of_the_folders(
+    tmp_path: Path, pool: dict[str, Path]
+) -> None:
     plain = {"a": DATA / "plain" / "0", "b": DATA / "plain" / "1"}
     alike = [dict.fromkeys("ab", each["b"]) for each in (pool, plain)]
     for number, case in enumerate([(pool, plain), ({**plain, "a": pool["a"]}, plain), alike]):
-        made, wanted = (soup(one, tmp_path / f"{number}-{kind}", plain["a"]) for kind, one in enumerate(case))
-        assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in wanted.iterdir())
-        assert all((made / path.name).read_bytes() == path.read_bytes() for path in wanted.iterdir())
+        made, wanted = (
+            soup(one, tmp_path / f"{number}-{kind}", plain["a"]) for kind, one in enumerate(case)
+        )
+        assert sorted(path.name for path in made.iterdir()) == sorted(
+            path.name for path in wanted.iterdir()
+        )
+        assert all(
+            (made / path.name).read_bytes() == path.read_bytes() for path in wanted.iterdir()
+        )
 
 
 def read_by_torch(folder: Path, tmp_path: Path) -> dict[str, Any]:
@@ -131,7 +141,9 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
     assert len(list(made.glob("*.distcp"))) == 2
     # the one with a step in its path, if none is named
     newest = bare if carry == "a" else pool["b"]
-    chunks = [unpickle((f / ".metadata").read_bytes(), f)["state_dict_metadata"] for f in (made, newest)]
+    chunks = [
+        unpickle((f / ".metadata").read_bytes(), f)["state_dict_metadata"] for f in (made, newest)
+    ]
     assert all(pickled(chunks[0][name]) == pickled(chunks[1][name]) for name in chunks[0])
 
 
@@ -144,9 +156,19 @@ def test_what_is_no_weight_is_the_newest_s_and_no_optimiser_state_is_left(
     (later / "optimizer.pt").write_text("")
     made = soup({"a": later, "b": pool["a"]}, tmp_path / "soup", format="same")
     state = read_by_torch(made / "pytorch_model_fsdp_0", tmp_path)
-    assert all(same_bits(state["model"][n], value) for n, value in load(DATA / "plain" / "0").items())
-    assert (state["train_state"].item(), state["rng"], "optimizer" in state) == (0, {"seed": 0}, False)
-    assert sorted(path.name for path in made.iterdir()) == ["pytorch_model_fsdp_0", "recipe.json", "trainer_state.json"]
+    assert all(
+        same_bits(state["model"][n], value) for n, value in load(DATA / "plain" / "0").items()
+    )
+    assert (state["train_state"].item(), state["rng"], "optimizer" in state) == (
+        0,
+        {"seed": 0},
+        False,
+    )
+    assert sorted(path.name for path in made.iterdir()) == [
+        "pytorch_model_fsdp_0",
+        "recipe.json",
+        "trainer_state.json",
+    ]
 
 
 def strip_prefix(folder: Path) -> None:
@@ -155,7 +177,9 @@ def strip_prefix(folder: Path) -> None:
     for section in ("state_dict_metadata", "planner_data"):
         own = {name: value for name, value in table[section].items() if name.startswith("model.")}
         table.state[section] = {name.removeprefix("model."): value for name, value in own.items()}
-    kept = {key: info for key, info in table["storage_data"].items() if key["fqn"].startswith("model.")}
+    kept = {
+        key: info for key, info in table["storage_data"].items() if key["fqn"].startswith("model.")
+    }
     for key in kept:
         key.state["fqn"] = key["fqn"].removeprefix("model.")
     for key, path in table["planner_data"].items():
@@ -169,7 +193,9 @@ def test_checksums_are_those_of_the_new_bytes(tmp_path: Path, pool: dict[str, Pa
     made = soup(pool, tmp_path / "soup", format="same")
     table = unpickle((made / ".metadata").read_bytes(), made)
     for info in table["storage_data"].values():
-        data = (made / info["relative_path"]).read_bytes()[info["offset"] : info["offset"] + info["length"]]
+        data = (made / info["relative_path"]).read_bytes()[
+            info["offset"] : info["offset"] + info["length"]
+        ]
         assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
 
 
@@ -182,7 +208,9 @@ def test_a_live_module_becomes_the_soup(pool: dict[str, Path]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_every_layout_is_souped_and_written_back_where_it_can_be(written: Path, tmp_path: Path) -> None:
+def test_every_layout_is_souped_and_written_back_where_it_can_be(
+    written: Path, tmp_path: Path
+) -> None:
     wanted = average(written)
     for first, second, key in (
         ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "model"), ("tp/step-0", "tp/step-1", None),
@@ -210,12 +238,16 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(written: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["hf", "same"])
-def test_two_ranks_write_the_very_bytes_of_one(tmp_path: Path, pool: dict[str, Path], layout: Format) -> None:
+def test_two_ranks_write_the_very_bytes_of_one(
+    tmp_path: Path, pool: dict[str, Path], layout: Format
+) -> None:
     pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
     made = []
     for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
         opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
-        made.append(opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / f"soup{len(made)}"))
+        made.append(
+            opened.write(opened.recipe({"a": 0.3, "b": 0.7}), tmp_path / f"soup{len(made)}")
+        )
     files = sorted(path.name for path in made[0].iterdir())
     assert files == sorted(path.name for path in made[1].iterdir())
     assert all((made[0] / name).read_bytes() == (made[1] / name).read_bytes() for name in files)
@@ -223,16 +255,32 @@ def test_two_ranks_write_the_very_bytes_of_one(tmp_path: Path, pool: dict[str, P
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(souping: Cli, tmp_path: Path) -> None:
+def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(
+    souping: Cli, tmp_path: Path
+) -> None:
     """Its conversion to folders finds every answer."""
     import torch.distributed.checkpoint as dcp
 
-    home, dice = ROOT / "souping" / "pantry" / "models" / "base_cook", torch.Generator().manual_seed(0)
+    home, dice = (
+        ROOT / "souping" / "pantry" / "models" / "base_cook",
+        torch.Generator().manual_seed(0),
+    )
     for step in ("step-10", "step-20", "step-30"):
-        moved = {name: t + 0.003 * torch.randn(t.shape, generator=dice).bfloat16() for name, t in load(home).items()}
-        state = {"model": moved, "optimizer": {"state": torch.zeros(3)}, "train_state": {"step": step}}
+        moved = {
+            name: t + 0.003 * torch.randn(t.shape, generator=dice).bfloat16()
+            for name, t in load(home).items()
+        }
+        state = {
+            "model": moved,
+            "optimizer": {"state": torch.zeros(3)},
+            "train_state": {"step": step},
+        }
         dcp.save(state, checkpoint_id=tmp_path / "train" / step, no_dist=True)
-        save_file(moved, shutil.copytree(home, tmp_path / "plain" / step) / "model.safetensors", {"format": "pt"})
+        save_file(
+            moved,
+            shutil.copytree(home, tmp_path / "plain" / step) / "model.safetensors",
+            {"format": "pt"},
+        )
     write(tmp_path / "texts.jsonl")
     words = ["+experiment=trajectory", "benchmark.path=texts.jsonl"]
     souping(*words, "pool.path=train").refused("pool.like=")
@@ -244,7 +292,9 @@ def test_a_training_run_becomes_a_soup_and_a_report_and_is_rebuilt(souping: Cli,
     ):
         done = souping(*call)
         assert done.code == 0, done.err
-    reports = [json.loads((tmp_path / place / "report.json").read_text()) for place in ("run", "other")]
+    reports = [
+        json.loads((tmp_path / place / "report.json").read_text()) for place in ("run", "other")
+    ]
     assert [one["step"] for one in reports[0]["trajectory"]["members"]] == [10, 20, 30]
     assert reports[1]["cost"]["evaluated_items"] == 0
     made, again = (load(tmp_path / place) for place in ("run/soup", "again"))
@@ -257,7 +307,9 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_a_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+def test_a_pickle_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         unpickle(pickle.dumps({"a": Evil()}, protocol), tmp_path)
@@ -273,7 +325,12 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
     folder = tmp_path / "step-1"
     shutil.copytree(DATA / "tp" / "step-1", folder)
     if change in ("missing", "half", "zarr", "rank metadata", "zero"):
-        files = {"missing": "", "half": "x.distcp", "zarr": "w/.zarray", "rank metadata": "__0.metadata"}
+        files = {
+            "missing": "",
+            "half": "x.distcp",
+            "zarr": "w/.zarray",
+            "rank metadata": "__0.metadata",
+        }
         for path in folder.iterdir():
             path.unlink()
         target = folder / (files.get(change) or "zero_to_fp32.py")
@@ -322,7 +379,9 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: str, sai
         Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
 
 
-def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: dict[str, Path]) -> None:
+def test_a_model_that_is_not_like_the_folder_is_refused(
+    tmp_path: Path, pool: dict[str, Path]
+) -> None:
     like = Path(shutil.copytree(DATA / "plain" / "1", tmp_path / "like"))
     whole = load(like)
     for change in ({"model.norm.weight": torch.zeros(7)}, {"model.more.weight": torch.zeros(7)}):
@@ -331,7 +390,9 @@ def test_a_model_that_is_not_like_the_folder_is_refused(tmp_path: Path, pool: di
             Checkpoint.open(pool["b"], like=Like(like))
 
 
-def test_any_boxes_and_any_views_give_the_elements_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng, numbers = random.Random(0), np.random.default_rng(0)
     for _ in range(150):
         monkeypatch.setattr("souping.checkpoints.views.SCRATCH", rng.choice([64, 1 << 20]))
@@ -360,7 +421,9 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(monkeypatch: pyt
 
 def cut(whole: Any, rng: random.Random) -> tuple[dict[str, bytes], list[Part]]:
     """An array as boxes of a random grid, in up to four files."""
-    grid = [sorted({0, n, *(rng.randint(0, n) for _ in range(rng.randint(0, 2)))}) for n in whole.shape]
+    grid = [
+        sorted({0, n, *(rng.randint(0, n) for _ in range(rng.randint(0, 2)))}) for n in whole.shape
+    ]
     files: dict[str, bytes] = {}
     parts = []
     for box in itertools.product(*(list(itertools.pairwise(edges)) for edges in grid)):

@@ -25,30 +25,50 @@ def write(folder: Path, *names: str, content: str = "") -> None:
 
 def trainer(root: Path, steps: Sequence[int] = STEPS, **state: Any) -> Path:
     """A run of transformers' Trainer whose rate falls by a millionth a step."""
-    log = [{"step": n, "learning_rate": 2e-5 * (1 - n / 1000), "num_input_tokens_seen": 64 * n} for n in steps]
+    log = [
+        {"step": n, "learning_rate": 2e-5 * (1 - n / 1000), "num_input_tokens_seen": 64 * n}
+        for n in steps
+    ]
     for step in steps:
         write(root / f"checkpoint-{step}", "model.safetensors")
-        text = json.dumps({"global_step": step, "log_history": [one for one in log if one["step"] <= step], **state})
+        text = json.dumps(
+            {
+                "global_step": step,
+                "log_history": [one for one in log if one["step"] <= step],
+                **state,
+            }
+        )
         write(root / f"checkpoint-{step}", "trainer_state.json", content=text)
     return root
 
 
 LAYOUTS = {
     "Trainer": ("checkpoint-{}", ("model.safetensors",)),
-    "Trainer, sharded by FSDP": ("checkpoint-{}/pytorch_model_fsdp_0", (".metadata", "__0_0.distcp")),
+    "Trainer, sharded by FSDP": (
+        "checkpoint-{}/pytorch_model_fsdp_0",
+        (".metadata", "__0_0.distcp"),
+    ),
     "Trainer, LoRA": ("checkpoint-{}", ("adapter_model.safetensors", "adapter_config.json")),
     "Accelerate": ("checkpoint_{}", ("model.safetensors",)),
     "torchtitan": ("step-{}", (".metadata", "__0_0.distcp")),
     "OLMo-core": ("step{}/model_and_optim", (".metadata", "__0_0.distcp")),
     "Megatron": ("iter_{:07}", (".metadata", "metadata.json", "__0_0.distcp")),
-    "verl": ("global_step_{}/actor", ("model_world_size_1_rank_0.pt", "optim_world_size_1_rank_0.pt")),
-    "verl, Hugging Face": ("global_step_{}/actor/huggingface", ("model.safetensors", "config.json")),
+    "verl": (
+        "global_step_{}/actor",
+        ("model_world_size_1_rank_0.pt", "optim_world_size_1_rank_0.pt"),
+    ),
+    "verl, Hugging Face": (
+        "global_step_{}/actor/huggingface",
+        ("model.safetensors", "config.json"),
+    ),
     "NeMo RL": ("step_{}/policy/weights", (".metadata", "__0_0.distcp")),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_checkpoints_of_every_layout_are_found_in_the_order_of_their_steps(layout: str, tmp_path: Path) -> None:
+def test_checkpoints_of_every_layout_are_found_in_the_order_of_their_steps(
+    layout: str, tmp_path: Path
+) -> None:
     place, files = LAYOUTS[layout]
     for step in STEPS:
         write(tmp_path / place.format(step), *files)
@@ -86,7 +106,11 @@ def incomplete(root: Path, case: str) -> str:
         write(folder, "model.safetensors")
     elif case == "shard":
         write(folder, "trainer_state.json", "a.safetensors")
-        write(folder, "model.safetensors.index.json", content='{"weight_map": {"a": "a.safetensors", "b": "b"}}')
+        write(
+            folder,
+            "model.safetensors.index.json",
+            content='{"weight_map": {"a": "a.safetensors", "b": "b"}}',
+        )
     elif case == "distributed":
         write(folder, "trainer_state.json")
         write(folder / "pytorch_model_fsdp_0", "__0_0.distcp")
@@ -111,7 +135,11 @@ def test_copies_rotated_checkpoints_and_the_root_are_said(tmp_path: Path) -> Non
     trainer(tmp_path, (200, 300, 800, 900, 1000), save_steps=100, best_model_checkpoint=best)
     write(tmp_path / "checkpoint-800", "model.safetensors", content="the end")
     write(tmp_path / "checkpoint-1000", "model.safetensors", content="the end")
-    write(tmp_path, "model.safetensors", content=(tmp_path / "checkpoint-200" / "model.safetensors").read_text())
+    write(
+        tmp_path,
+        "model.safetensors",
+        content=(tmp_path / "checkpoint-200" / "model.safetensors").read_text(),
+    )
     write(tmp_path / "ema", "model.safetensors")
     pool = TrajectoryPool(path=str(tmp_path), last=2, decayed=str(tmp_path / "decayed"))
     assert [one.name for one in pool.resolve()] == ["checkpoint-900", "checkpoint-1000"]
@@ -136,7 +164,9 @@ def test_rates_and_tokens_are_the_trainers_and_a_fall_is_said(tmp_path: Path) ->
     members = found.runs[0].members
     assert [one.rate for one in members] == pytest.approx([1.8e-5, 1.6e-5, 1.4e-5, 0.0])
     assert [one.tokens for one in members] == [6400, 12800, 19200, 64000]
-    line = "The rate fell from 1.8e-05 to 0 over these 4: averages of decayed checkpoints seldom gain."
+    line = (
+        "The rate fell from 1.8e-05 to 0 over these 4: averages of decayed checkpoints seldom gain."
+    )
     assert line in found.sentences
     assert line in found.notes
     constant = TrajectoryPool(path=str(tmp_path), until=300).trajectory
@@ -174,7 +204,10 @@ def test_further_runs_have_the_same_steps_and_names_of_their_own(tmp_path: Path)
     ("settings", "key"),
     [
         ({"path": "absent"}, r"pool\.path=absent is not a folder"),
-        ({"path": "empty"}, r"pool\.path=empty holds no checkpoints: looked for checkpoint-N, step-N"),
+        (
+            {"path": "empty"},
+            r"pool\.path=empty holds no checkpoints: looked for checkpoint-N, step-N",
+        ),
         ({"path": "run", "steps": [150]}, r"pool\.steps: .* 150: 100, 200, 300, 1000"),
         ({"path": "run", "until": 100}, "gives 1 of the 2"),
         ({"path": "run", "lr": "lr.csv"}, r"pool\.lr=lr\.csv must be a CSV"),

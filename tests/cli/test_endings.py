@@ -45,17 +45,28 @@ def test_a_late_error_leaves_the_soup(
 
     monkeypatch.setattr("souping.report.files.write_report", full)
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
-    assert all((tmp_path / "run" / name).is_file() for name in ("soup/model.safetensors", "trials.csv", "config.yaml"))
+    assert all(
+        (tmp_path / "run" / name).is_file()
+        for name in ("soup/model.safetensors", "trials.csv", "config.yaml")
+    )
 
 
-def test_a_refused_run_leaves_nothing_that_it_made(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_refused_run_leaves_nothing_that_it_made(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     for words in (quick(family), merging(family)):
-        souping(*words, "merge.carry=nosuch", "store.path=deep/er/st.sqlite").refused("merge.carry=nosuch")
+        souping(*words, "merge.carry=nosuch", "store.path=deep/er/st.sqlite").refused(
+            "merge.carry=nosuch"
+        )
     assert [path.name for path in tmp_path.iterdir()] == []
     (tmp_path / "p/q/r").mkdir(parents=True)
     souping(*quick(family, "seed=-1", "hydra.run.dir=p/q/r")).refused("seed=-1")
     souping(*quick(family, "seed=-1", "hydra.run.dir=p/new/deep/run")).refused("seed=-1")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["p", "p/q", "p/q/r"]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "p",
+        "p/q",
+        "p/q/r",
+    ]
     souping(*quick(family, "stop_after=search")).ok()
     before = (tmp_path / "outputs/store.sqlite").stat().st_ino
     souping(*quick(family, "merge.carry=nosuch")).refused("merge.carry=nosuch")
@@ -66,7 +77,9 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
-    monkeypatch.setattr("souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file))
+    monkeypatch.setattr(
+        "souping.cli.job._is_library", lambda file: "pipeline/execute.py" not in str(file)
+    )
     done = souping(*quick(family))
     assert (done.code, len(done.err.splitlines())) == (1, 2)
     assert done.err.startswith("sorry, this is a fault in souping: ValueError: invalid literal")
@@ -78,7 +91,11 @@ def test_a_fault_of_ours_is_one_apology_with_a_traceback_on_the_disk(
 def test_names_that_look_like_interpolations(family: Path, tmp_path: Path) -> None:
     place = tmp_path / "w${x}"
     shutil.copytree(family / "ant", place / "m${x}")
-    words = ["+experiment=merge", f'pool.candidates=["m\\${{x}}",{family / "bee"}]', "optimiser.weights=[0.5,0.5]"]
+    words = [
+        "+experiment=merge",
+        f'pool.candidates=["m\\${{x}}",{family / "bee"}]',
+        "optimiser.weights=[0.5,0.5]",
+    ]
     assert command_line(place, *words, "hydra.run.dir=run", "out=soup") == 0
     assert json.loads((place / "soup/recipe.json").read_text())["ingredients"] == ["m${x}", "bee"]
     assert "m\\${x}" in (place / "run/config.yaml").read_text()
@@ -99,13 +116,19 @@ def test_streams_that_are_full_or_closed_do_not_end_the_run(family: Path, tmp_pa
     assert done.returncode == 2
     assert done.stderr == "standard output: No space left on device; the run goes on without it\n"
     assert (tmp_path / "soup/recipe.json").is_file()
-    done = command(tmp_path, *merging(family, "out=other"), stderr=None, preexec_fn=lambda: os.close(2))
+    done = command(
+        tmp_path, *merging(family, "out=other"), stderr=None, preexec_fn=lambda: os.close(2)
+    )
     assert done.returncode == 0
     assert (tmp_path / "other/recipe.json").is_file()
 
 
-@pytest.mark.parametrize(("module", "number"), [("souping.cli", signal.SIGINT), ("hydra", signal.SIGTERM)])
-def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("module", "number"), [("souping.cli", signal.SIGINT), ("hydra", signal.SIGTERM)]
+)
+def test_a_signal_at_any_import_prints_no_traceback(
+    tmp_path: Path, module: str, number: int
+) -> None:
     """The child sends it to itself when it looks for that module: nothing waits for a clock."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nclass Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
@@ -120,7 +143,9 @@ def test_a_signal_at_any_import_prints_no_traceback(tmp_path: Path, module: str,
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.slow
-def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_run_that_is_ended_from_outside_clears_up(
+    family: Path, tmp_path: Path, number: int, code: int
+) -> None:
     """The child ends itself at its first batch: nothing waits for a clock."""
     script = (
         "import signal, sys, time\n"
@@ -132,18 +157,26 @@ def test_a_run_that_is_ended_from_outside_clears_up(family: Path, tmp_path: Path
     words = [*quick(family), "hydra.run.dir=run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", script, *words]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+    )
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith(f"ended by {signal.Signals(number).name}: what was evaluated is in the store")
+    assert done.stderr.startswith(
+        f"ended by {signal.Signals(number).name}: what was evaluated is in the store"
+    )
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "run.log"}
 
 
-TEMPLATE = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
 QUICK = ("selector=all", "optimiser=uniform", "analysis=[]", "out=soup")
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("outputs/*/*/report.json"))]
+    found = [
+        json.loads(path.read_text()) for path in sorted(folder.glob("outputs/*/*/report.json"))
+    ]
     return sorted(found, key=lambda report: report["cost"]["evaluated_items"] == 0)
 
 
@@ -152,7 +185,9 @@ def chat_family(family: Path, folder: Path, template: str) -> list[str]:
         shutil.copytree(family / name, folder / name)
         (folder / name / "chat_template.jinja").write_text(template)
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    chat = [json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in rows]
+    chat = [
+        json.dumps({**row, "prompt": [{"role": "user", "content": row["prompt"]}]}) for row in rows
+    ]
     (folder / "chat.jsonl").write_text("\n".join(chat))
     return [*pool_of(folder, "ant", "bee", "cat"), f"benchmark.path={family / 'items.jsonl'}"]
 
@@ -199,7 +234,9 @@ def test_a_target_that_holds_another_soup_stays(family: Path, souping: Cli, tmp_
     assert len(reports(tmp_path)) == 2
 
 
-def test_plain_prompts_are_noted_in_plan_and_check(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_plain_prompts_are_noted_in_plan_and_check(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     own = chat_family(family, tmp_path, TEMPLATE)
     for words in (("plan=true",), ("check=true",)):
         assert "180 of 180 prompts are plain texts" in " ".join(souping(*own, *words).out.split())
@@ -256,10 +293,14 @@ def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     asked = {**environment, "COMP_LINE": "souping selector=", "COMP_POINT": "17"}
     words = [sys.executable, "-m", "souping", "-sc", "query=bash"]
-    done = subprocess.run(words, capture_output=True, text=True, env=asked, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=asked, check=True, cwd=tmp_path
+    )
     assert {f"selector={name}" for name in choices("selector")} <= set(done.stdout.split())
     line = f"{sys.executable} -m souping --help evaluator | head -1"
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
+    )
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
@@ -267,9 +308,22 @@ def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> Non
 def test_tables_and_answers_fit(width: int) -> None:
     console = Console(width=width, file=io.StringIO())
     words = ("ingredients", "evaluations", "known by then", "simple_python_category")
-    console.print(plain_table(grid(words, [("scoring the ingredients", "1,234", "56", "seven words or more of text")])))
-    sample = {"item": "one", "category": "c", "fold": "report", "target": "x", "arguments": [["word " * 60, {}]]}
-    models = {name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]} for name in "ab"}
+    console.print(
+        plain_table(
+            grid(words, [("scoring the ingredients", "1,234", "56", "seven words or more of text")])
+        )
+    )
+    sample = {
+        "item": "one",
+        "category": "c",
+        "fold": "report",
+        "target": "x",
+        "arguments": [["word " * 60, {}]],
+    }
+    models = {
+        name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
+        for name in "ab"
+    }
     show_sample(console, {**sample, "models": models}, ["a", "b"])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width

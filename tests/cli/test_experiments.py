@@ -23,7 +23,10 @@ from tests.support.wandb import log_of, of_type
 
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 OPEN = ("infinitebench", "flores")
-REST = {"merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"], "rebuild": ["recipe=r.json"]}
+REST = {
+    "merge": ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]"],
+    "rebuild": ["recipe=r.json"],
+}
 REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
 CHOSEN = {
@@ -53,7 +56,10 @@ def test_expected_figures_are_the_papers(name: str) -> None:
     plain = composed(name)
     with (PAPER / "results.csv").open() as stream:
         printed = {row["row"]: float(row["score"]) for row in csv.DictReader(stream)}
-    names = [c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in plain["pool"]["candidates"]]
+    names = [
+        c["name"] if isinstance(c, dict) else c.rpartition("/")[2]
+        for c in plain["pool"]["candidates"]
+    ]
     assert plain["expected"] == {candidate: printed[candidate] for candidate in names}
     assert set(names) == set(read_table(Path(plain["scores"]["path"])).models)
 
@@ -105,7 +111,9 @@ def test_published_scores_select_without_a_weight(name: str, souping: Cli, tmp_p
 
 
 def test_flores_selects_without_the_corrupt_column(souping: Cli, tmp_path: Path) -> None:
-    whole, clean = (read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection"))
+    whole, clean = (
+        read_table(PAPER / f"{name}.csv") for name in ("flores36", "flores36_selection")
+    )
     assert set(whole.categories) - set(clean.categories) == {"eng_spa"}
     columns = [whole.categories.index(name) for name in clean.categories]
     assert (whole.values[:, columns] == clean.values).all()
@@ -124,7 +132,12 @@ def test_flores_selects_without_the_corrupt_column(souping: Cli, tmp_path: Path)
 class TestSmall:
     """On tiny checkpoints and stand-in data: the experiment's own settings, but for the machine's."""
 
-    MACHINE = ("evaluator.device=cpu", "evaluator.threads=1", "evaluator.dtype=float32", "evaluator.batch_size=64")
+    MACHINE = (
+        "evaluator.device=cpu",
+        "evaluator.threads=1",
+        "evaluator.dtype=float32",
+        "evaluator.batch_size=64",
+    )
 
     @pytest.fixture(autouse=True)
     def harness(self) -> None:
@@ -132,18 +145,25 @@ class TestSmall:
 
     def test_mgsm(self, souping: Cli, tmp_path: Path) -> None:
         names = [
-            c["name"] if isinstance(c, dict) else c.rpartition("/")[2] for c in composed("mgsm")["pool"]["candidates"]
+            c["name"] if isinstance(c, dict) else c.rpartition("/")[2]
+            for c in composed("mgsm")["pool"]["candidates"]
         ]
         checkpoints(tmp_path / "models", names)
         mgsm(tmp_path / "tasks", 12)
-        words = ["+experiment=mgsm", pool(tmp_path / "models", names), f"evaluator.include_path={tmp_path / 'tasks'}"]
+        words = [
+            "+experiment=mgsm",
+            pool(tmp_path / "models", names),
+            f"evaluator.include_path={tmp_path / 'tasks'}",
+        ]
         words += [*self.MACHINE, "evaluator.gen_kwargs={max_gen_toks: 3}"]
         stopped = souping(*words)
         stopped.refused("gate:", "score as expected")  # stand-ins are no mathematicians
         souping(*words, "gate=warn", "optimiser.trials=3").ok()
         report = json.loads(next(tmp_path.rglob("report.json")).read_text())
         assert report["selection"]["ingredients"] == CHOSEN["mgsm"]
-        assert list(report["objective"]["coefficients"]) == [f"mgsm_native_cot_{language}" for language in LANGUAGES]
+        assert list(report["objective"]["coefficients"]) == [
+            f"mgsm_native_cot_{language}" for language in LANGUAGES
+        ]
         assert sum(report["folds"].values()) == 120
         assert report["folds"]["select"] == 0  # published scores select
         assert {row["name"] for row in report["rows"]} >= {*names, "soup"}
@@ -186,15 +206,24 @@ def read(file: Path) -> dict[str, Any]:
 def draws(sweep: dict[str, Any]) -> list[dict[str, Any]]:
     """As few draws as hold every choice of every parameter once; of a range, its ends."""
     options = {
-        name: one["values"] if "values" in one else [one["value"]] if "value" in one else [one["min"], one["max"]]
+        name: one["values"]
+        if "values" in one
+        else [one["value"]]
+        if "value" in one
+        else [one["min"], one["max"]]
         for name, one in sweep["parameters"].items()
     }
     count = max(map(len, options.values()))
-    return [{name: values[i % len(values)] for name, values in options.items()} for i in range(count)]
+    return [
+        {name: values[i % len(values)] for name, values in options.items()} for i in range(count)
+    ]
 
 
 def agent_line(sweep: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
-    macros = {"${env}": ["/usr/bin/env"], "${args_no_hyphens}": [f"{key}={value}" for key, value in drawn.items()]}
+    macros = {
+        "${env}": ["/usr/bin/env"],
+        "${args_no_hyphens}": [f"{key}={value}" for key, value in drawn.items()],
+    }
     return [word for part in sweep["command"] for word in macros.get(part, [part])]
 
 
@@ -217,7 +246,12 @@ def small(line: list[str], family: Path) -> list[str]:
     ("name", "draw"), [pytest.param("wandb_grid", 1, marks=pytest.mark.slow), ("wandb_weights", 7)]
 )
 def test_an_agents_line_runs_and_logs_the_metric(
-    name: str, draw: int, family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    draw: int,
+    family: Path,
+    souping: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     sweep = read(SWEEPS / f"{name}.yaml")
@@ -234,20 +268,35 @@ def test_an_agents_line_runs_and_logs_the_metric(
 def test_a_multirun_finds_what_the_search_finds(
     family: Path, souping: Cli, tmp_path: Path, weight_grid: ModuleType
 ) -> None:
-    words = weight_grid.command(2, Grid().known_points(2), [*pool_of(family), "hydra.sweep.dir=sweep"])
+    words = weight_grid.command(
+        2, Grid().known_points(2), [*pool_of(family), "hydra.sweep.dir=sweep"]
+    )
     souping(*words[3:]).ok()
     rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
     assert len(rows) == 9 + 2
-    one = ["+experiment=bfcl", "selector=topk", "selector.k=2", "optimiser=grid", "stop_after=search"]
+    one = [
+        "+experiment=bfcl",
+        "selector=topk",
+        "selector.k=2",
+        "optimiser=grid",
+        "stop_after=search",
+    ]
     one += ["hydra.run.dir=one"]
     souping(*one, *pool_of(family)).ok()
     trials = list(csv.DictReader((tmp_path / "one/trials.csv").open()))
-    assert [float(row["objective"]) for row in rows] == [float(trial["objective"]) for trial in trials]
+    assert [float(row["objective"]) for row in rows] == [
+        float(trial["objective"]) for trial in trials
+    ]
     assert {trial["reused"] for trial in trials} == {trials[0]["items"]}
 
 
-def test_the_files_are_what_the_script_writes(weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    for form, file in (("hydra", SWEEPS / "conf/sweep/weight_grid.yaml"), ("wandb", SWEEPS / "wandb_weights.yaml")):
+def test_the_files_are_what_the_script_writes(
+    weight_grid: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form, file in (
+        ("hydra", SWEEPS / "conf/sweep/weight_grid.yaml"),
+        ("wandb", SWEEPS / "wandb_weights.yaml"),
+    ):
         assert weight_grid.main(["3", "--form", form]) == 0
         assert capsys.readouterr().out == file.read_text()
     listed = read(SWEEPS / "wandb_weights.yaml")["parameters"]["optimiser.weights"]["values"]

@@ -38,9 +38,15 @@ ROOT_KEYS: dict[str, Any] = {
     "also": [{"name": "n", "tasks": ["t"], "limit": 3}],
     "gate": "error",
 }
-HOLDERS = {"correlation": ("selector", "soce"), "engine": ("evaluator", "local"), "server": ("evaluator", "bfcl")}
+HOLDERS = {
+    "correlation": ("selector", "soce"),
+    "engine": ("evaluator", "local"),
+    "server": ("evaluator", "bfcl"),
+}
 CHOICES = sorted(
-    (path.parent.name, path.stem) for path in folder().glob("*/*.yaml") if path.parent.name != "experiment"
+    (path.parent.name, path.stem)
+    for path in folder().glob("*/*.yaml")
+    if path.parent.name != "experiment"
 )
 
 
@@ -57,7 +63,13 @@ def composed(*words: str) -> dict[str, Any]:
 
 def keys(node: Any, path: str) -> Iterator[str]:
     yield path
-    names = list(node) if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else []
+    names = (
+        list(node)
+        if isinstance(node, Mapping)
+        else range(len(node))
+        if isinstance(node, list)
+        else []
+    )
     yield from (key for name in names for key in keys(node[name], f"{path}.{name}"))
     if isinstance(node, Mapping) and "_target_" in node:
         parameters = inspect.signature(get_object(str(node["_target_"]))).parameters
@@ -69,7 +81,10 @@ def with_value(plain: Any, path: str, value: Any) -> Any:
         return value
     name, _, rest = path.partition(".")
     if isinstance(plain, list):
-        return [with_value(inner, rest, value) if str(i) == name else inner for i, inner in enumerate(plain)]
+        return [
+            with_value(inner, rest, value) if str(i) == name else inner
+            for i, inner in enumerate(plain)
+        ]
     return {**plain, name: with_value(plain.get(name), rest, value)}
 
 
@@ -81,12 +96,24 @@ def taken(plain: Mapping[str, Any], where: Path) -> bool:
         _ = run.optimiser.describe(3), run.optimiser.count(3), run.optimiser.known_points(3)
         if isinstance(run, RunSettings):
             run.selector.check(4, 3, 3)
-            _ = run.selector.sizes(3), run.selector.label, run.evaluator.settings, run.evaluator.title
-            _ = run.evaluator.host, run.evaluator.answers_per_item, run.benchmark.title, run.objective.name
+            _ = (
+                run.selector.sizes(3),
+                run.selector.label,
+                run.evaluator.settings,
+                run.evaluator.title,
+            )
+            _ = (
+                run.evaluator.host,
+                run.evaluator.answers_per_item,
+                run.benchmark.title,
+                run.objective.name,
+            )
     except UserError as error:
         refused = error
     if refused is not None:
-        assert refused.__cause__ is None or isinstance(refused.__cause__, EXPECTED), refused.__cause__
+        assert refused.__cause__ is None or isinstance(refused.__cause__, EXPECTED), (
+            refused.__cause__
+        )
         words, code = format_error(refused)
         assert (code, words) == (2, safe(words))
         assert 1 <= len(words.splitlines()) <= 4, words
@@ -99,13 +126,22 @@ def check_odd_values(plain: dict[str, Any], top: str, where: Path) -> None:
     node: Any = plain
     for name in top.split("."):
         node = node[name]
-    found = [(key, value) for key in keys(node, top) for value in ODD if taken(with_value(plain, key, value), where)]
-    assert [one for one in found if isinstance(one[1], int | float) and not 0 <= one[1] < 2**53] == []
+    found = [
+        (key, value)
+        for key in keys(node, top)
+        for value in ODD
+        if taken(with_value(plain, key, value), where)
+    ]
+    assert [
+        one for one in found if isinstance(one[1], int | float) and not 0 <= one[1] < 2**53
+    ] == []
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
 @pytest.mark.slow
-def test_odd_values_of_a_group(group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_values_of_a_group(
+    group: str, choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if choice == "lm_eval":
         pytest.importorskip("lm_eval")
     monkeypatch.chdir(tmp_path)
@@ -113,11 +149,15 @@ def test_odd_values_of_a_group(group: str, choice: str, tmp_path: Path, monkeypa
     calm = ["optimiser=uniform"] if group != "optimiser" else []
     calm += [f"analysis=[{choice}]" if group == "analysis" else f"{group}={choice}"]
     plain = composed(*(["=".join(holder)] if holder else []), *calm)
-    top = f"{holder[0]}.{group}" if holder else f"analysis.{choice}" if group == "analysis" else group
+    top = (
+        f"{holder[0]}.{group}" if holder else f"analysis.{choice}" if group == "analysis" else group
+    )
     check_odd_values(plain, top, tmp_path)
 
 
 @pytest.mark.parametrize("key", ROOT_KEYS)
-def test_odd_values_of_a_root_key(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_values_of_a_root_key(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     check_odd_values({**composed("optimiser=uniform"), **ROOT_KEYS}, key, tmp_path)

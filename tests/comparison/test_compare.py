@@ -32,7 +32,8 @@ def answers(rate: float, seed: int, items: int = 400, **more: Any) -> Rows:
     hard, own = np.random.default_rng(0).random(items), np.random.default_rng(seed).random(items)
     right = 0.8 * hard + 0.2 * own < rate
     return [
-        {"item": f"i{n}", "category": ("sums", "words")[n % 2], "score": int(right[n]), **more} for n in range(items)
+        {"item": f"i{n}", "category": ("sums", "words")[n % 2], "score": int(right[n]), **more}
+        for n in range(items)
     ]
 
 
@@ -43,7 +44,9 @@ def log(tmp_path: Path) -> Callable[..., Path]:
 
 def compared(*logs: Rows, **settings: Any) -> CompareResult:
     names = ("base", "cand", "more", "most")
-    return library.compare({name: Frame(rows) for name, rows in zip(names, logs, strict=False)}, **settings)
+    return library.compare(
+        {name: Frame(rows) for name, rows in zip(names, logs, strict=False)}, **settings
+    )
 
 
 # Verdicts
@@ -76,7 +79,10 @@ def test_the_exit_status_is_that_of_the_verdict(
 def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
     policy = tmp_path / "gate.toml"
     policy.write_text("margin = 2\n[tasks.words]\ncritical = true\nmargin = 1\n")
-    better_sums = [row | ({"score": 1} if row["category"] == "sums" else {"score": 0}) for row in answers(0.5, 1)]
+    better_sums = [
+        row | ({"score": 1} if row["category"] == "sums" else {"score": 0})
+        for row in answers(0.5, 1)
+    ]
     result = compared(answers(0.5, 1), better_sums, policy=policy)
     decided = {row.name: row.verdict for row in result.verdicts if row.decides}
     assert decided == {"average": result.headline("cand").verdict, "words": "much-worse"}
@@ -86,9 +92,14 @@ def test_a_critical_task_decides_with_the_headline(tmp_path: Path) -> None:
 def test_a_policy_may_name_the_only_task(tmp_path: Path) -> None:
     policy = tmp_path / "gate.toml"
     policy.write_text("[tasks.sums]\ncritical = true\nmargin = 1\n")
-    rows = [[row for row in answers(rate, seed) if row["category"] == "sums"] for rate, seed in ((0.6, 1), (0.4, 2))]
+    rows = [
+        [row for row in answers(rate, seed) if row["category"] == "sums"]
+        for rate, seed in ((0.6, 1), (0.4, 2))
+    ]
     assert "sums" not in [row.name for row in compared(*rows).verdicts]
-    assert {row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.decides} == {
+    assert {
+        row.name: row.verdict for row in compared(*rows, policy=policy).verdicts if row.decides
+    } == {
         "average": "worse",
         "sums": "much-worse",
     }
@@ -102,13 +113,18 @@ def test_groups_are_those_of_any_log_and_of_more_than_the_item_that_names_them()
 
 
 def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
-    rows = [[row | {"score": score, "run": run} for run in range(3) for row in answers(0, 1, 50)] for score in (0, 1)]
+    rows = [
+        [row | {"score": score, "run": run} for run in range(3) for row in answers(0, 1, 50)]
+        for score in (0, 1)
+    ]
     head = compared(*rows).headline("cand")
     assert (head.verdict, head.p_value < 1e-9) == ("better", True)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"fail_on": "worse"}, {"fail_on": ["wrose"]}, {"looks": 0}, {"looks": 2.5}, {"pass_at": -1}], ids=str
+    "settings",
+    [{"fail_on": "worse"}, {"fail_on": ["wrose"]}, {"looks": 0}, {"looks": 2.5}, {"pass_at": -1}],
+    ids=str,
 )
 def test_arguments_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
@@ -127,11 +143,16 @@ def test_missing_answers_leave_a_verdict_undecided() -> None:
 
 
 def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
-    base, cand = (answers(0.5, s, tokens=t, stop_reason=r) for s, t, r in ((1, 100, "stop"), (2, 120, "length")))
+    base, cand = (
+        answers(0.5, s, tokens=t, stop_reason=r)
+        for s, t, r in ((1, 100, "stop"), (2, 120, "length"))
+    )
     policy = tmp_path / "gate.toml"
     policy.write_text('[tasks.tokens]\nmargin = "10%"\ncritical = true\n')
     for gate, verdict, status in ((None, "", 0), (policy, "much-worse", 1)):
-        result = compared(base, [row | {"tokens": 120 + n % 3} for n, row in enumerate(cand)], policy=gate)
+        result = compared(
+            base, [row | {"tokens": 120 + n % 3} for n, row in enumerate(cand)], policy=gate
+        )
         rows = {row.name: row for row in result.verdicts}
         assert (rows["tokens"].verdict, result.status) == (verdict, status)
         assert rows["cut"].mean == 1.0
@@ -143,7 +164,10 @@ def test_length_is_that_of_the_tasks_that_have_it_and_others_are_named() -> None
     longer = [row | {"tokens": 12 if row["category"] == "sums" else ""} for row in answers(0.5, 2)]
     (row,) = [row for row in compared(long, longer).verdicts if row.name == "tokens"]
     assert (row.items, row.difference) == (200, 2.0)
-    wide = [row | {"score": 10 * row["score"] if row["category"] == "sums" else row["score"]} for row in long]
+    wide = [
+        row | {"score": 10 * row["score"] if row["category"] == "sums" else row["score"]}
+        for row in long
+    ]
     assert any("sums is not averaged" in line for line in compared(wide, longer).warnings)
 
 
@@ -161,12 +185,15 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
     plain = compared(base, cand).headline("cand")
     third = compared(base, cand, looks=3)
     assert third.headline("cand").p_value == pytest.approx(min(1, 12 * plain.p_value), abs=0.02)
-    passages = [[row | {"passage": int(row["item"][1:]) // 8} for row in rows] for rows in (base, cand)]
+    passages = [
+        [row | {"passage": int(row["item"][1:]) // 8} for row in rows] for rows in (base, cand)
+    ]
     grouped = compared(*passages, group="passage")
     assert grouped.headline("cand").groups == 50
     assert not any("--group" in line for line in grouped.warnings)
     runs = [
-        [row | {"run": r} for r in range(3) for row in answers(rate, 10 * s + r)] for s, rate in ((1, 0.5), (2, 0.6))
+        [row | {"run": r} for r in range(3) for row in answers(rate, 10 * s + r)]
+        for s, rate in ((1, 0.5), (2, 0.6))
     ]
     recipes = compared(*runs)
     assert "training runs" in recipes.headline("cand").test
@@ -178,7 +205,10 @@ def test_groups_looks_and_runs(log: Callable[..., Path]) -> None:
 def test_several_models_share_a_correction() -> None:
     result = compared(answers(0.5, 1), answers(0.5, 2), answers(0.5, 3), answers(0.7, 4))
     assert result.headline("most").verdict == "better"
-    assert result.headline("cand").level > compared(answers(0.5, 1), answers(0.5, 2)).headline("cand").level
+    assert (
+        result.headline("cand").level
+        > compared(answers(0.5, 1), answers(0.5, 2)).headline("cand").level
+    )
     assert result.best == ("most",)
     assert {model: list(row) for model, row in result.pairs.items()} == {
         "base": ["cand", "more", "most"],
@@ -203,7 +233,10 @@ def test_the_baseline_can_be_named() -> None:
 
 def nasty() -> CompareResult:
     texts = {"prompt": NASTY, "output": NASTY}
-    rows = [[row | texts | {"category": NASTY} for row in answers(rate, seed)] for rate, seed in ((0.5, 1), (0.6, 2))]
+    rows = [
+        [row | texts | {"category": NASTY} for row in answers(rate, seed)]
+        for rate, seed in ((0.5, 1), (0.6, 2))
+    ]
     return compared(*rows)
 
 
@@ -219,12 +252,24 @@ def test_nothing_from_a_log_commands_a_page() -> None:
     assert len({line.count("|") - line.count("\\|") for line in rows}) == 1
 
 
-def test_the_pages_of_a_comparison(souping: Cli, log: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_pages_of_a_comparison(
+    souping: Cli, log: Callable[..., Path], tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     (tmp_path / "summary.md").write_text("before\n")
     log("base", answers(0.5, 1, prompt="What is 1 + 1?", output="two"))
     log("cand", answers(0.6, 2, prompt="What is 1 + 1?", output="three"))
-    ended = souping("compare", "base=base.csv", "cand=cand.csv", "--out", "gate", "--show", "2", "--margin", "1.5")
+    ended = souping(
+        "compare",
+        "base=base.csv",
+        "cand=cand.csv",
+        "--out",
+        "gate",
+        "--show",
+        "2",
+        "--margin",
+        "1.5",
+    )
     assert ended.code == 0
     assert ended.out.count("three") == 2
     html = (tmp_path / "gate" / "report.html").read_text()
@@ -256,7 +301,9 @@ def test_flips_name_the_items_and_their_answers() -> None:
     head = result.headline("cand")
     assert len(result.flips) == round(head.discordant * head.items)
     assert {(flip.base_output, flip.output) for flip in result.flips} == {("a", "b")}
-    assert sum(flip.score - flip.base for flip in result.flips) / head.items == pytest.approx(head.difference)
+    assert sum(flip.score - flip.base for flip in result.flips) / head.items == pytest.approx(
+        head.difference
+    )
 
 
 # Errors
@@ -298,9 +345,17 @@ def test_what_cannot_be_compared_is_a_line(
     log("nan", [row | {"score": ""} for row in answers(0.5, 1)])
     log("one", answers(0.5, 1)[:1])
     for name, seed in (("named", 1), ("renamed", 2)):
-        log(name, [row | {"category": row["category"].replace("sums", "average")} for row in answers(0.5, seed)])
+        log(
+            name,
+            [
+                row | {"category": row["category"].replace("sums", "average")}
+                for row in answers(0.5, seed)
+            ],
+        )
     (tmp_path / "odd.json").write_text('{"sums": -1, "words": 2}')
-    (tmp_path / "cut.jsonl").write_text('{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ')
+    (tmp_path / "cut.jsonl").write_text(
+        '{"item": 1, "category": "sums", "score": 1}\n{"item": 2, "categ'
+    )
     (tmp_path / "gate.toml").write_text("[tasks.suns]\ncritical = true\n")
     (tmp_path / "deep.toml").write_text(f"x = {'[' * 5000}")
     souping("compare", *words).refused(key)
@@ -325,7 +380,9 @@ def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_c
     assert first["looks"] == 2  # the run's own report was the first
     assert look()["looks"] == 2
     assert look("--margin", "3")["looks"] == 3
-    souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused("--store")
+    souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused(
+        "--store"
+    )
     (finished_copy / "config.yaml").write_text("store: {path")
     souping("compare", "base=run:uniform_all", "soup=run").refused("config.yaml")
 
@@ -341,7 +398,9 @@ def test_it_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: 
         "from souping.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
         "print({'torch', 'hydra', 'omegaconf', 'transformers', 'matplotlib', 'pandas', 'yaml'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.endswith("set()\n")
 
 
@@ -349,13 +408,19 @@ def linked(site: Path, *names: str) -> Iterator[Path]:
     """Links to what installed distributions hold."""
     for name in names:
         found = distribution(name)
-        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+        for top in {
+            file.parts[0]
+            for file in found.files or ()
+            if file.parts[0] not in ("..", "__pycache__")
+        }:
             (site / top).symlink_to(Path(str(found.locate_file(top))).resolve())
             yield site / top
 
 
 @pytest.mark.slow
-def test_it_runs_where_only_four_packages_are_installed(log: Callable[..., Path], tmp_path: Path) -> None:
+def test_it_runs_where_only_four_packages_are_installed(
+    log: Callable[..., Path], tmp_path: Path
+) -> None:
     """`pip install --no-deps`, beside numpy, scipy, pydantic, rich and what those need."""
     needed = ("numpy", "scipy", "pydantic", "pydantic-core", "annotated-types", "typing-extensions")
     needed += ("typing-inspection", "rich", "markdown-it-py", "mdurl", "pygments")
@@ -365,9 +430,15 @@ def test_it_runs_where_only_four_packages_are_installed(log: Callable[..., Path]
     assert list(linked(tmp_path / "site", *needed))
     log("base", answers(0.5, 1))
     log("cand", answers(0.38, 2))
-    for words, code in ((["cand=cand.csv", "--out", "gate"], 1), (["cand=gone.csv"], 2), (["--help"], 0)):
+    for words, code in (
+        (["cand=cand.csv", "--out", "gate"], 1),
+        (["cand=gone.csv"], 2),
+        (["--help"], 0),
+    ):
         start = "import sys, runpy; sys.path.insert(0, 'site'); runpy.run_module('souping', run_name='__main__')"
         command = [sys.executable, "-S", "-c", start, "compare", "base=base.csv", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""})
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": ""}
+        )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr

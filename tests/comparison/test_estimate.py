@@ -48,7 +48,9 @@ def test_a_group_counts_once_and_is_averaged_as_its_harness_does(
 
 def test_weights_of_a_file_are_shares_and_name_what_is_there() -> None:
     table = matched(*sizes(a=10, b=20, c=20, d=50), groups=GROUPS)
-    assert task_weights(table, "file", {"inner": 1, "d": 3}) == pytest.approx({"b": 1 / 8, "c": 1 / 8, "d": 3 / 4})
+    assert task_weights(table, "file", {"inner": 1, "d": 3}) == pytest.approx(
+        {"b": 1 / 8, "c": 1 / 8, "d": 3 / 4}
+    )
     for wrong in ({"e": 1.0}, {"a": 0.0}):
         with pytest.raises(UserError, match="weight"):
             task_weights(table, "file", wrong)
@@ -68,7 +70,9 @@ def test_the_p_value_is_that_of_scipys_permutation_test() -> None:
     expected = stats.permutation_test(
         (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
     )
-    assert contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b").p_value == pytest.approx(expected.pvalue)
+    assert contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b").p_value == pytest.approx(
+        expected.pvalue
+    )
 
 
 def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
@@ -82,7 +86,11 @@ def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(20), rng.random(20)
     alone = contrast(pooled(metric("t", {"a": a, "b": b})), "a", "b")
-    copies = metric("t", {"a": np.repeat(a, 5), "b": np.repeat(b, 5)}, groups=np.repeat(np.arange(20), 5).tolist())
+    copies = metric(
+        "t",
+        {"a": np.repeat(a, 5), "b": np.repeat(b, 5)},
+        groups=np.repeat(np.arange(20), 5).tolist(),
+    )
     together = contrast(pooled(copies), "a", "b")
     assert together.p_value == pytest.approx(alone.p_value)
     assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
@@ -99,7 +107,9 @@ def test_items_of_one_name_in_two_tasks_are_different_items() -> None:
 def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
     a, b = np.random.default_rng(2).random((2, 30))
     plain = contrast(pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean)), "a", "b")
-    less = contrast(pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean, higher_is_better=False)), "a", "b")
+    less = contrast(
+        pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean, higher_is_better=False)), "a", "b"
+    )
     assert less.difference == pytest.approx(-plain.difference)
     assert less.p_value == pytest.approx(plain.p_value)
 
@@ -129,8 +139,18 @@ def test_runs_that_shift_all_items_alike_give_welchs_test() -> None:
 def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
     """Two-way clustered: the part that both count is taken off once, and the sum is never less than the larger part."""
     rng = np.random.default_rng(3)
-    items, shift, noise = rng.normal(0, 1, 4000), rng.normal(0, 0.3, (400, 1, 1)), rng.normal(0, 1, (400, 1, 4000))
-    found = pooled(metric("t", {"a": (items + shift + noise)[:200], "b": (items + shift + noise)[200:]}, is_mean=False))
+    items, shift, noise = (
+        rng.normal(0, 1, 4000),
+        rng.normal(0, 0.3, (400, 1, 1)),
+        rng.normal(0, 1, (400, 1, 4000)),
+    )
+    found = pooled(
+        metric(
+            "t",
+            {"a": (items + shift + noise)[:200], "b": (items + shift + noise)[200:]},
+            is_mean=False,
+        )
+    )
     parts = variance_parts(found, "a", "b")
     assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
     assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
@@ -142,7 +162,13 @@ def test_answers_are_told_apart_from_items_where_items_have_several() -> None:
     rng = np.random.default_rng(4)
     chance = rng.random((2, 2000))
     whole = pooled(
-        metric("t", {n: (rng.random((5, 2000)) < c).astype(float) for n, c in zip("ab", chance, strict=True)})
+        metric(
+            "t",
+            {
+                n: (rng.random((5, 2000)) < c).astype(float)
+                for n, c in zip("ab", chance, strict=True)
+            },
+        )
     )
     parts = variance_parts(whole, "a", "b")
     assert parts.total == pytest.approx(parts.items + (parts.answers or 0))
@@ -172,7 +198,10 @@ def test_the_detectable_difference_is_that_of_the_formula() -> None:
 
 def family(rng: np.random.Generator, **rates: float) -> JointFlips:
     hard = rng.random(400)
-    scores = {name: (0.5 * hard + 0.5 * rng.random(400) < rate).astype(float) for name, rate in rates.items()}
+    scores = {
+        name: (0.5 * hard + 0.5 * rng.random(400) < rate).astype(float)
+        for name, rate in rates.items()
+    }
     return JointFlips.of(pooled(metric("t", scores)), tuple(rates), 1999)
 
 
@@ -193,7 +222,9 @@ def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
     assert best_set(flips, 0.05) == [0, 1]
     same = np.random.default_rng(10).random(50)
-    assert best_set(JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05) == [0, 1]
+    assert best_set(
+        JointFlips.of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 199), 0.05
+    ) == [0, 1]
 
 
 # Calibration

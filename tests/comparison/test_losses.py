@@ -37,7 +37,11 @@ def run(tmp_path: Path) -> Path:
     with gzip.open(tmp_path / "samples.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
     rows = [
-        {"name": name, "recipe_id": name, "scores": {s: {"mean": float(own[n].mean())} for n, s in enumerate(SOURCES)}}
+        {
+            "name": name,
+            "recipe_id": name,
+            "scores": {s: {"mean": float(own[n].mean())} for n, s in enumerate(SOURCES)},
+        }
         for name, own in scores.items()
     ]
     (tmp_path / "report.json").write_text(json.dumps({"unit": asdict(BITS_PER_BYTE), "rows": rows}))

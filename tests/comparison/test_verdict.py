@@ -26,7 +26,9 @@ from souping.core.types import UserError
         (-5.0, 0.0, 1.0, "undecided"),
     ],
 )
-def test_the_first_word_that_holds(low: float, high: float, margin: float | None, word: str) -> None:
+def test_the_first_word_that_holds(
+    low: float, high: float, margin: float | None, word: str
+) -> None:
     assert verdict_of([(low, high)], margin) == (word, "")
 
 
@@ -52,7 +54,11 @@ def test_a_word_holds_with_missing_answers_for_and_against(
 
 def decided(**highs: Sequence[float]) -> dict[str, tuple[str, str]]:
     """Rows whose intervals at one, two, .. tests end at these values."""
-    return {**decide(dict.fromkeys(highs, 1.0), lambda name, tests: [(-9.0, highs[name][round(tests) - 1])])}
+    return {
+        **decide(
+            dict.fromkeys(highs, 1.0), lambda name, tests: [(-9.0, highs[name][round(tests) - 1])]
+        )
+    }
 
 
 def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
@@ -65,13 +71,17 @@ def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
 
 
 def test_passing_needs_no_correction() -> None:
-    words = decide(dict.fromkeys("abc", 1.0), lambda name, tests: [(-0.5 * tests, 0.5 * tests)]).values()
+    words = decide(
+        dict.fromkeys("abc", 1.0), lambda name, tests: [(-0.5 * tests, 0.5 * tests)]
+    ).values()
     assert {word for word, _ in words} == {"no-worse"}
 
 
 def test_a_policy(tmp_path: Path) -> None:
     file = tmp_path / "gate.toml"
-    file.write_text('margin = 1.5\n[tasks.gsm8k]\ncritical = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n')
+    file.write_text(
+        'margin = 1.5\n[tasks.gsm8k]\ncritical = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'
+    )
     policy = read_policy(file)
     assert policy.margin_of("average", 0.5, True) == pytest.approx(0.015)
     assert policy.margin_of("gsm8k", 0.5, True) == pytest.approx(0.03)

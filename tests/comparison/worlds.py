@@ -24,12 +24,17 @@ def metric(
     """Scores of models, {name: [I], [P, I] or [R, P, I]}."""
 
     def full(values: ArrayLike) -> np.ndarray:
-        return np.asarray(values, dtype=float).reshape((1,) * (3 - np.ndim(values)) + np.shape(values))
+        return np.asarray(values, dtype=float).reshape(
+            (1,) * (3 - np.ndim(values)) + np.shape(values)
+        )
 
     table = {name: full(values) for name, values in scores.items()}
     items = tuple(f"{task}-{n}" for n in range(next(iter(table.values())).shape[2]))
     nothing = {name: np.full(values.shape, np.nan) for name, values in table.items()}
-    gone = {name: full((missing or {}).get(name, np.zeros(values.shape))) for name, values in table.items()}
+    gone = {
+        name: full((missing or {}).get(name, np.zeros(values.shape)))
+        for name, values in table.items()
+    }
     return MatchedMetric(
         task=task,
         metric="acc",
@@ -37,17 +42,27 @@ def metric(
         is_mean=is_mean,
         items=items,
         groups=items if groups is None else tuple(f"group {g}" for g in groups),
-        values={"score": table, "missing": gone, "cut": nothing, "tokens": nothing, "characters": nothing},
+        values={
+            "score": table,
+            "missing": gone,
+            "cut": nothing,
+            "tokens": nothing,
+            "characters": nothing,
+        },
         reported={},
     )
 
 
 def pooled(*metrics: MatchedMetric, pass_at: int = 0) -> PooledScores:
     """Tasks of equal weight."""
-    return pool({one.task: one for one in metrics}, {one.task: 1 / len(metrics) for one in metrics}, pass_at)
+    return pool(
+        {one.task: one for one in metrics}, {one.task: 1 / len(metrics) for one in metrics}, pass_at
+    )
 
 
-def matched(*metrics: MatchedMetric, groups: Sequence[Group] = (), asked: Sequence[str] = ()) -> Matched:
+def matched(
+    *metrics: MatchedMetric, groups: Sequence[Group] = (), asked: Sequence[str] = ()
+) -> Matched:
     return Matched(
         models=tuple(metrics[0].scores),
         metrics={one.task: (one,) for one in metrics},

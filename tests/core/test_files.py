@@ -15,7 +15,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, sync = tmp_path / "soup", files._sync
 
     def other() -> None:
@@ -61,7 +63,9 @@ def test_a_soup_that_somebody_else_put_there_meanwhile_is_not_touched(tmp_path: 
     assert names(out) == ["b"]
 
 
-def test_a_refused_run_takes_what_it_made_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_run_takes_what_it_made_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     run = Path("there/outputs/run")

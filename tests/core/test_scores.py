@@ -28,11 +28,16 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-@given(arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 1)), st.booleans())
+@given(
+    arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 1)),
+    st.booleans(),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, percent: bool) -> None:
     scale = 100.0 if percent and values.max() > 0.02 else 1.0
-    rows = [",".join([f"m{i}", *(repr(float(v * scale)) for v in row)]) for i, row in enumerate(values)]
+    rows = [
+        ",".join([f"m{i}", *(repr(float(v * scale)) for v in row)]) for i, row in enumerate(values)
+    ]
     header = ",".join(["model", *(f"c{i}" for i in range(values.shape[1]))])
     table = read_table(write(tmp_path / "t.csv", "\n".join([header, *rows])))
     assert table.published
@@ -57,7 +62,11 @@ LOGS = ROOT / "tests" / "data" / "logs" / "lm_eval"
 SOURCES: dict[str, list[ScoreSource]] = {
     "evaluate": [MeasuredScores()],
     "table": [TableScores(path=str(PAPER / "bfcl_8b.csv"))],
-    "logs": [LogScores(path={"CoALM-8B": str(LOGS / "python_cook"), "BitAgent-8B": str(LOGS / "java_cook")})],
+    "logs": [
+        LogScores(
+            path={"CoALM-8B": str(LOGS / "python_cook"), "BitAgent-8B": str(LOGS / "java_cook")}
+        )
+    ],
 }
 CANDIDATES = ("CoALM-8B", "BitAgent-8B")
 
@@ -67,7 +76,9 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("source", each(SOURCES))
-def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured(source: ScoreSource) -> None:
+def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured(
+    source: ScoreSource,
+) -> None:
     asked = []
 
     def measure() -> ScoreMatrix:
@@ -82,7 +93,9 @@ def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured
 
 def test_a_candidate_without_a_row_is_named_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"CoALM-8 .*did you mean CoALM-8B"):
-        TableScores(path=str(PAPER / "bfcl_8b.csv")).matrix(("CoALM-8",), lambda: pytest.fail("measured"))
+        TableScores(path=str(PAPER / "bfcl_8b.csv")).matrix(
+            ("CoALM-8",), lambda: pytest.fail("measured")
+        )
 
 
 NAMES = ["simple_python", "simple_java", "multiple", "live_simple", "irrelevance"]
@@ -90,7 +103,9 @@ ROWS: dict[str, list[Objective]] = {
     "mean": [Mean()],
     "worst_category": [Worst()],
     "weighted": [Weighted(weights={"multiple": 3.0, "irrelevance": 1.0})],
-    "tree": [Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})],
+    "tree": [
+        Tree(tree={"one": [["simple_python", "simple_java"], "multiple"], "two": ["live_simple"]})
+    ],
     "bfcl": [Bfcl()],
 }
 
@@ -111,7 +126,9 @@ def test_objectives_are_linear_and_sum_to_one() -> None:
     tree = Tree(tree={"non_live": [["python", "java"], "multiple"], "live": ["live"]})
     np.testing.assert_allclose(tree.coefficients(names), [0.125, 0.125, 0.25, 0.5])
     np.testing.assert_allclose(Mean().coefficients(names), 0.25)
-    np.testing.assert_allclose(Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25])
+    np.testing.assert_allclose(
+        Weighted(weights={"java": 3, "live": 1}).coefficients(names), [0, 0.75, 0, 0.25]
+    )
     with pytest.raises(UserError, match="objective: category=rust"):
         Weighted(weights={"rust": 1}).coefficients(names)
     with pytest.raises(UserError, match=r"objective.weights"):
@@ -142,8 +159,14 @@ def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
     order = simplex.spread(points)
     assert sorted(order) == sorted(points)
     if len(points) > 10:
-        near = max(min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in order[:10]) for p in points)
-        naive = max(min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in points[:10]) for p in points)
+        near = max(
+            min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in order[:10])
+            for p in points
+        )
+        naive = max(
+            min(sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in points[:10])
+            for p in points
+        )
         assert near < naive
 
 

@@ -26,7 +26,11 @@ def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, by
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     done = souping("+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", f"out={out}")
     assert done.code == 0, done.err
-    return {path.name: path.read_bytes() for path in (tmp_path / out).iterdir() if path.name != "README.md"}
+    return {
+        path.name: path.read_bytes()
+        for path in (tmp_path / out).iterdir()
+        if path.name != "README.md"
+    }
 
 
 def test_a_soup_without_it(family: Path, souping: Cli, tmp_path: Path) -> None:
@@ -61,7 +65,9 @@ def counting(limit: int, report: Callable[[int, int], None]) -> str:
 
 def test_a_result_and_reports_come_back() -> None:
     seen: list[tuple[int, int]] = []
-    assert call(counting, (3,), seconds=600, report=lambda *counts: seen.append(counts)) == "counted"
+    assert (
+        call(counting, (3,), seconds=600, report=lambda *counts: seen.append(counts)) == "counted"
+    )
     assert seen == [(0, 3), (1, 3), (2, 3)]
     assert call(math.hypot, (3, 4), seconds=600) == 5.0
 
@@ -97,8 +103,12 @@ def test_one_that_does_not_end_is_ended() -> None:
 
 
 def test_a_child_ends_with_its_caller() -> None:
-    code = "import time; from souping.core.system import call; call(time.sleep, (3600,), seconds=3600)"
-    caller = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import time; from souping.core.system import call; call(time.sleep, (3600,), seconds=3600)"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     while not (children := psutil.Process(caller.pid).children()):
         time.sleep(0.02)
     caller.kill()

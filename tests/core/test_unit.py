@@ -10,7 +10,9 @@ import pytest
 
 from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit, gain, scores_in, unit, unit_of
 
-COUNT = Unit(name="words", symbol="words", meaning="words", scale=1.0, digits=0, margin=3.0, fractions=False)
+COUNT = Unit(
+    name="words", symbol="words", meaning="words", scale=1.0, digits=0, margin=3.0, fractions=False
+)
 UNITS = (POINTS, BITS_PER_BYTE, COUNT)
 
 
@@ -36,7 +38,9 @@ def test_points_are_fractions_to_the_last_bit() -> None:
 def test_a_loss_is_turned_round_with_its_limits() -> None:
     inner = {"difference": 0.02, "low": -0.01, "high": 0.05, "p_value": 0.5}
     found = BITS_PER_BYTE.raw_table(inner)
-    assert found == pytest.approx({"difference": -0.01, "low": -0.025, "high": 0.005, "p_value": 0.5})
+    assert found == pytest.approx(
+        {"difference": -0.01, "low": -0.025, "high": 0.005, "p_value": 0.5}
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,13 +49,26 @@ def test_a_loss_is_turned_round_with_its_limits() -> None:
         (POINTS, ("+1.2", "78.1 %", "1 point", "score %", "Right", "RdBu")),
         (
             BITS_PER_BYTE,
-            ("+0.0120", "0.7812 bits per byte", "0.01 bits per byte", "score, bits per byte", "Left", "RdBu_r"),
+            (
+                "+0.0120",
+                "0.7812 bits per byte",
+                "0.01 bits per byte",
+                "score, bits per byte",
+                "Left",
+                "RdBu_r",
+            ),
         ),
     ],
     ids=lambda one: one.name if isinstance(one, Unit) else "",
 )
 def test_words(one: Unit, words: tuple[str, ...]) -> None:
-    made = one.text(0.012, sign=True), one.level(0.7812), one.amount(0.01), one.heading("score"), one.better_side
+    made = (
+        one.text(0.012, sign=True),
+        one.level(0.7812),
+        one.amount(0.01),
+        one.heading("score"),
+        one.better_side,
+    )
     assert (*made, one.colours("RdBu")) == words
 
 

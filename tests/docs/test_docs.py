@@ -31,7 +31,10 @@ PAGES = [
     README,
     *sorted((ROOT / "docs").rglob("*.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "tests/README.md")),
-    *(ROOT / name for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")),
+    *(
+        ROOT / name
+        for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")
+    ),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 OPTIONAL = (
@@ -86,14 +89,20 @@ def commands(page: Path) -> Iterator[list[str]]:
         found = re.search(r"python -m souping (?!show|compare|run=)(.*)", line)
         if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
             continue
-        words = [word for word in shlex.split(found[1]) if word not in ("-m", "check") and "hydra" not in word]
+        words = [
+            word
+            for word in shlex.split(found[1])
+            if word not in ("-m", "check") and "hydra" not in word
+        ]
         yield [re.sub(r"(?<=\]),\[.*|(?<=[\w.]),\w[^\]\}]*$", "", word) for word in words]
 
 
 def test_every_page_of_the_docs_is_reachable_from_the_readme() -> None:
     reached, waiting = {README}, [README]
     while waiting:
-        pages = {path for path, _ in links(waiting.pop()) if path.suffix == ".md" and path.exists()} - reached
+        pages = {
+            path for path, _ in links(waiting.pop()) if path.suffix == ".md" and path.exists()
+        } - reached
         reached |= pages
         waiting += pages
     assert names_of([page for page in PAGES if page not in reached]) == []
@@ -103,14 +112,20 @@ def test_every_page_of_the_docs_is_reachable_from_the_readme() -> None:
 class TestPage:
     def test_links_lead_somewhere(self, page: Path) -> None:
         assert [str(path) for path, _ in links(page) if not path.exists()] == []
-        lost = [f"{p.name}#{anchor}" for p, anchor in links(page) if anchor and anchor not in anchors(p)]
+        lost = [
+            f"{p.name}#{anchor}" for p, anchor in links(page) if anchor and anchor not in anchors(p)
+        ]
         assert lost == []
 
     def test_named_files_and_modules_are_there(self, page: Path) -> None:
         text = page.read_text()
-        named = re.findall(r"(?<![\w./~])((?:souping|tests|benchmarks|docs|examples|sweeps)/[\w./-]*\w)", text)
+        named = re.findall(
+            r"(?<![\w./~])((?:souping|tests|benchmarks|docs|examples|sweeps)/[\w./-]*\w)", text
+        )
         places = [
-            path for path in named if path.rpartition(".")[2] in ("py", "md", "csv", "jsonl", "txt", "sh", "yaml")
+            path
+            for path in named
+            if path.rpartition(".")[2] in ("py", "md", "csv", "jsonl", "txt", "sh", "yaml")
         ]
         assert [path for path in places if not (ROOT / path).exists()] == []
         modules = set(re.findall(r"(?<![\w./-])(souping(?:\.[A-Za-z_]\w*)+)(?!/)", text))
@@ -125,7 +140,9 @@ class TestPage:
             assert compose(words)["name"], words
 
     def test_its_items_load(self, page: Path, tmp_path: Path) -> None:
-        (tmp_path / "items.jsonl").write_text("".join(blocks(page, "json")) if page.stem != "extending" else "")
+        (tmp_path / "items.jsonl").write_text(
+            "".join(blocks(page, "json")) if page.stem != "extending" else ""
+        )
         count = len((tmp_path / "items.jsonl").read_text().splitlines())
         assert count == 0 or len(Benchmark(path=str(tmp_path / "items.jsonl")).items()) == count
 
@@ -135,7 +152,9 @@ def test_the_page_selects_from_a_table(souping: Cli) -> None:
     with redirect_stdout(printed):
         exec(compile("".join(blocks(page, "python")), page.name, "exec"), {})
     assert "xLAM-2-8b-fc-r" in printed.getvalue()
-    done = souping(*next(words for words in commands(page) if any("bfcl_8b.csv" in word for word in words)))
+    done = souping(
+        *next(words for words in commands(page) if any("bfcl_8b.csv" in word for word in words))
+    )
     assert done.code == 0, done.err
     assert "selected xLAM-2-8b-fc-r, ToolACE-2-8B, watt-tool-8B" in done.out + done.err
 
@@ -150,17 +169,28 @@ def test_the_reference_is_what_the_script_prints() -> None:
 def test_it_has_every_root_key_and_name() -> None:
     known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
     assert set(known["python"]) == set(library.__all__)
-    keys = {field.name for field in fields(Config)} - {*GROUPS, "store", "analysis", "shapley", "size"}
+    keys = {field.name for field in fields(Config)} - {
+        *GROUPS,
+        "store",
+        "analysis",
+        "shapley",
+        "size",
+    }
     assert keys <= set(known["root"])
 
 
 def test_it_has_every_key_of_a_report_and_no_other() -> None:
     keys = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())["report"]
-    reports = [json.loads((ROOT / "tests" / "data" / "main_job" / "report.json").read_text()), sample(columns=2)[0]]
+    reports = [
+        json.loads((ROOT / "tests" / "data" / "main_job" / "report.json").read_text()),
+        sample(columns=2)[0],
+    ]
     paths = {path for report in reports for path in paths_of(report)}
     assert {path for path in paths if not any(below(path, key) for key in keys)} == set()
     unmet = {key for key in keys if not any(below(path, key) for path in paths)}
-    assert {key for key in unmet if not key.startswith((*OPTIONAL, "analyses.", "stability."))} == set()
+    assert {
+        key for key in unmet if not key.startswith((*OPTIONAL, "analyses.", "stability."))
+    } == set()
 
 
 def below(path: str, key: str) -> bool:
@@ -185,7 +215,9 @@ DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.m
 CLAIMING = ["README.md", "benchmarks/README.md", *DOCS]
 CLAIMING.remove("docs/reference.md")  # generated from conf/, whose numbers are defaults
 UNITS = r"%|x|m?s|min|minutes|hours|px|[kMG]i?B|times|points?|items?|tokens?|models|searches|runs|repetitions|questions"
-NUMBER = re.compile(rf"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? ?(?:{UNITS})(?![\w])|(?<![\w.])\d*\.\d+(?![\w.])")
+NUMBER = re.compile(
+    rf"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? ?(?:{UNITS})(?![\w])|(?<![\w.])\d*\.\d+(?![\w.])"
+)
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -195,8 +227,13 @@ def flat(text: str) -> str:
 
 def numbered_blocks(text: str) -> list[str]:
     """Outputs of commands, paragraphs, list items and table rows. Code is left out."""
-    outputs = [output for language, output in FENCE.findall(text) if language in ("text", "console")]
-    return [flat(part) for part in [*outputs, *re.split(r"\n\s*\n|\n(?=\||- |\d+\. )", FENCE.sub("\n", text))]]
+    outputs = [
+        output for language, output in FENCE.findall(text) if language in ("text", "console")
+    ]
+    return [
+        flat(part)
+        for part in [*outputs, *re.split(r"\n\s*\n|\n(?=\||- |\d+\. )", FENCE.sub("\n", text))]
+    ]
 
 
 def prose(block: str) -> str:
@@ -225,4 +262,6 @@ def test_each_row_names_what_shows_it() -> None:
         assert bool(path) == (row["how"] != "format"), row
         if row["how"] in ("test", "script"):
             assert (ROOT / path).is_file(), row
-            assert not function or f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), row
+            assert not function or f"def {function}(" in (ROOT / path).read_text(
+                encoding="utf-8"
+            ), row

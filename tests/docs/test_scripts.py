@@ -23,13 +23,18 @@ ROWS = {
     "table1b": ("| soup | 76.50 |", "| ToolACE-2-8B | 68.73 |", "| uniform_selected | 74.01 |"),
     "table2a": ("| soup | 51.70 |", "| MetaMathOctopus-7B | 41.90 |"),
     "table2b": ("| soup | 28.00 |", "| uniform_selected | 27.85 |"),
-    "table3": ("| model | others | hellaswag | ifeval | bbh |", "| the paper's 8b-m1 | – | 78.92 | 51.68 | 44.80 |"),
+    "table3": (
+        "| model | others | hellaswag | ifeval | bbh |",
+        "| the paper's 8b-m1 | – | 78.92 | 51.68 | 44.80 |",
+    ),
     "table5": ("| direction | SoCE of the paper |", "| irrelevance | – |"),
 }
 """What the collected tables show: the paper's figures beside the run's."""
 
 
-def run_script(script: Path, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: Path, folder: Path, *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     own = {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", **variables}
     clean = {key: value for key, value in os.environ.items() if key not in ("TINY", "POOL", "OUT")}
     command = ["bash", str(script), *words]
@@ -47,7 +52,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_runs_small(script: Path, place: Path) -> None:
     done = run_script(script, place, TINY="1")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert re.findall(r"^== \w+: (\w+)$", done.stdout, re.MULTILINE) == ["download", "plan", "run", "collect"]
+    assert re.findall(r"^== \w+: (\w+)$", done.stdout, re.MULTILINE) == [
+        "download",
+        "plan",
+        "run",
+        "collect",
+    ]
     folder = place / "outputs" / "paper" / f"{script.stem}-tiny"
     table = (folder / "table.md").read_text()
     assert table in done.stdout
@@ -61,7 +71,9 @@ def test_it_runs_small(script: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_its_models_are_the_experiments(script: Path) -> None:
-    text = script.read_text() + ((FOLDER / "table1b.sh").read_text() if script.stem == "table3" else "")
+    text = script.read_text() + (
+        (FOLDER / "table1b.sh").read_text() if script.stem == "table3" else ""
+    )
     (experiment,) = re.findall(r"^experiment=(\w+)$", text, re.MULTILINE)
     plain = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())
     candidates = plain.get("pool", {}).get("candidates", [])
@@ -72,10 +84,15 @@ def test_its_models_are_the_experiments(script: Path) -> None:
 
 @pytest.mark.slow
 def test_what_a_script_refuses(tmp_path: Path) -> None:
-    assert "download, plan, run, collect" in run_script(FOLDER / "table1b.sh", tmp_path, "cook").stderr
+    assert (
+        "download, plan, run, collect" in run_script(FOLDER / "table1b.sh", tmp_path, "cook").stderr
+    )
     assert "run first" in run_script(FOLDER / "table1b.sh", tmp_path, "collect", TINY="1").stderr
     unpublished = run_script(FOLDER / "table2b.sh", tmp_path, "plan")
-    assert (unpublished.returncode, "POOL='[A,B,C]' names your own" in unpublished.stderr) == (2, True)
+    assert (unpublished.returncode, "POOL='[A,B,C]' names your own" in unpublished.stderr) == (
+        2,
+        True,
+    )
 
 
 nbformat = pytest.importorskip("nbformat")
@@ -106,7 +123,9 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
     assert [text(cell) for cell in after[:count]] == [text(cell) for cell in before[:count]]
     if name == "tour":
         (run,) = (folder / "tmp").glob("*/run")
-        assert json.loads((run / "report.json").read_text())["verdict"]["sentence"] in text(after[8])
+        assert json.loads((run / "report.json").read_text())["verdict"]["sentence"] in text(
+            after[8]
+        )
         first, again = re.findall(r"^(?:soup|again) +([0-9a-f]{16})$", text(after[9]), re.MULTILINE)
         assert first == again
     if name == "reading":
@@ -117,7 +136,9 @@ def check(name: str, folder: Path, before: list[Any], after: list[Any]) -> None:
         assert "model.safetensors" in str(after[-1].outputs)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "paper" else pytest.mark.slow) for n in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "paper" else pytest.mark.slow) for n in NOTEBOOKS]
+)
 def test_it_runs_and_prints_what_it_carries(name: str, tmp_path: Path) -> None:
     before, notebook = cells(kept(name)), kept(name)
     for cell in cells(notebook):
@@ -134,9 +155,15 @@ def test_it_is_small_and_names_no_machine(name: str) -> None:
     notebook, raw = kept(name), (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     assert len(raw) < 250_000
     plain = re.sub(r'"image/png": "[^"]*"', "", raw)
-    assert [trace for trace in ("/" + "work", "/tmp", "/home", "/root", "site-packages", "../") if trace in plain] == []
+    assert [
+        trace
+        for trace in ("/" + "work", "/tmp", "/home", "/root", "site-packages", "../")
+        if trace in plain
+    ] == []
     assert not any("execution_count" in cell and cell.execution_count for cell in cells(notebook))
-    assert not any(output.output_type == "error" for cell in cells(notebook) for output in cell.outputs)
+    assert not any(
+        output.output_type == "error" for cell in cells(notebook) for output in cell.outputs
+    )
     assert all(cell.outputs for cell in cells(notebook)) == (name != "own_models")
     if name == "tour":
         digest = script(ROOT / "notebooks" / "refresh.py").models_digest()

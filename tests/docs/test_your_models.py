@@ -22,7 +22,12 @@ from tests.conftest import ROOT, pool_of
 PAGE = (ROOT / "docs" / "your-models.md").read_text()
 FIRST = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)[1].splitlines()
 SESSIONS = re.findall(r"```console\n\$ (.*?)\n(.*?)```", PAGE, flags=re.DOTALL)
-CATEGORIES = {"simple_python": "python", "simple_java": "java", "parallel": "parallel", "irrelevance": "refuse"}
+CATEGORIES = {
+    "simple_python": "python",
+    "simple_java": "java",
+    "parallel": "parallel",
+    "irrelevance": "refuse",
+}
 MODELS = {"python": "python_cook", "script": "script_cook", "banquet": "banquet_cook"}
 
 
@@ -34,7 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in MODELS.items():
         (folder / "runs" / name).symlink_to(pantry.path(model))
     rows = [json.loads(line) for line in pantry.path("items").read_text().splitlines()]
-    chosen = [row for category in CATEGORIES for row in [r for r in rows if r["category"] == category][:50]]
+    chosen = [
+        row
+        for category in CATEGORIES
+        for row in [r for r in rows if r["category"] == category][:50]
+    ]
     lines = [json.dumps({**row, "category": CATEGORIES[row["category"]]}) for row in chosen]
     (folder / "items.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -45,7 +54,9 @@ def run(place: Path, command: str) -> str:
     exports = [line for line in FIRST if line.startswith("export ")]
     script = "\n".join([f'python() {{ {shlex.quote(sys.executable)} "$@"; }}', *exports, command])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", script], cwd=place, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=place, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,7 +64,9 @@ def run(place: Path, command: str) -> str:
 def masked(text: str) -> list[str]:
     """Lines without numbers, times and runs of white space; without empty lines and dots."""
     times = re.sub(r"(\d+ h )?(\d+ min )?\d[\d.]* (s|min)\b", "TIME", text)
-    plain = [" ".join(re.sub(r"[-+\u2212]?\d[\d.,]*", "#", line).split()) for line in times.splitlines()]
+    plain = [
+        " ".join(re.sub(r"[-+\u2212]?\d[\d.,]*", "#", line).split()) for line in times.splitlines()
+    ]
     return [line for line in plain if line and line != "..."]
 
 
@@ -67,14 +80,20 @@ def test_the_ten_lines_run_and_print_what_the_page_shows(place: Path) -> None:
         printed = run(place, line)
         rest = iter(masked(printed))
         for expected in shown.get(line, []):
-            assert any(expected in one for one in rest), f"{expected!r} is missing or out of order:\n{printed}"
+            assert any(expected in one for one in rest), (
+                f"{expected!r} is missing or out of order:\n{printed}"
+            )
     names = {path.name for path in (place / "soup").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "recipe.json"} <= names
-    assert json.loads(next(place.glob("outputs/mine/*/report.json")).read_text())["verdict"]["sentence"]
+    assert json.loads(next(place.glob("outputs/mine/*/report.json")).read_text())["verdict"][
+        "sentence"
+    ]
 
 
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", EXTENDING, flags=re.DOTALL))
+FILES = dict(
+    re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", EXTENDING, flags=re.DOTALL)
+)
 WEIGHTS = "model.safetensors"
 COMMANDS = re.findall(r"```bash\npython -m souping (.*?)\n```", EXTENDING)
 
@@ -127,18 +146,33 @@ def test_all_parts_together(folder: Path, family: Path) -> None:
 @pytest.mark.slow
 def test_a_scorer_and_a_judge(folder: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    (folder / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "brief"}) + "\n" for row in rows))
+    (folder / "items.jsonl").write_text(
+        "".join(json.dumps({**row, "scorer": "brief"}) + "\n" for row in rows)
+    )
     own = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
     words = [word for word in command("my_scorers.brief") if not word.startswith("pool.")]
     run_in(
-        folder, *words, *own, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2", "hydra.run.dir=run"
+        folder,
+        *words,
+        *own,
+        "selector=all",
+        "optimiser=uniform",
+        "stop_after=search",
+        "limit=2",
+        "hydra.run.dir=run",
     )
     assert "my_scorers.brief" in (folder / "run" / "config.yaml").read_text()
     monkeypatch.syspath_prepend(str(folder))
     assert import_module("my_judge").helpful.fingerprint
-    line = next(block for block in re.findall(r"```json\n(.*?)```", EXTENDING, flags=re.DOTALL) if "brief" in block)
+    line = next(
+        block
+        for block in re.findall(r"```json\n(.*?)```", EXTENDING, flags=re.DOTALL)
+        if "brief" in block
+    )
     (folder / "one.jsonl").write_text(line)
-    (one,) = Benchmark(path=str(folder / "one.jsonl"), scorers={"brief": "my_scorers.brief"}).items()
+    (one,) = Benchmark(
+        path=str(folder / "one.jsonl"), scorers={"brief": "my_scorers.brief"}
+    ).items()
     assert [score(one, text) for text in ("It is Paris", "I do think it is Paris")] == [1.0, 0.0]
 
 
@@ -146,19 +180,33 @@ def test_a_scorer_and_a_judge(folder: Path, family: Path, monkeypatch: pytest.Mo
 def test_an_analysis(folder: Path, family: Path) -> None:
     (command,) = [shlex.split(text) for text in COMMANDS if "analysis=" in text]
     own = [word for word in pool_of(family) if not word.startswith("analysis=")]
-    run_in(folder, *[word for word in command if word != "+experiment=bfcl"], *own, "hydra.run.dir=run")
+    run_in(
+        folder, *[word for word in command if word != "+experiment=bfcl"], *own, "hydra.run.dir=run"
+    )
     report = (folder / "run" / "report.json").read_text()
     assert "is nearest to the soup" in report
     assert "items that differ" in (folder / "run" / "report.html").read_text()
-    block = next(b for b in re.findall(r"```python\n(.*?)```", EXTENDING, flags=re.DOTALL) if "DISPLAYS[" in b)
-    exec(compile(block.replace("DISPLAYS[", "mine["), "extending.md", "exec"), {"mine": (mine := {})})
-    assert mine["closest"].section(json.loads(report)["analyses"]["closest"]).title == "Who is nearest?"
+    block = next(
+        b
+        for b in re.findall(r"```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
+        if "DISPLAYS[" in b
+    )
+    exec(
+        compile(block.replace("DISPLAYS[", "mine["), "extending.md", "exec"), {"mine": (mine := {})}
+    )
+    assert (
+        mine["closest"].section(json.loads(report)["analyses"]["closest"]).title
+        == "Who is nearest?"
+    )
 
 
 @pytest.mark.slow
 def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     three = "[" + ",".join(str(family / name) for name in ("ant", "bee", "cat")) + "]"
-    words = [f"pool.candidates={three}" if word.startswith("pool.") else word for word in command("merge=median")]
+    words = [
+        f"pool.candidates={three}" if word.startswith("pool.") else word
+        for word in command("merge=median")
+    ]
     run_in(folder, *words)
     card = (folder / "soup" / "README.md").read_text()
     again = re.search(r"python -m souping (\+experiment=rebuild .*)", card)
@@ -168,9 +216,13 @@ def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
     # it knows where the ingredients are
     words = [*shlex.split(again[1]), f"store.path={folder}/outputs/store.sqlite"]
     run_in(folder / "soup", *words)
-    assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (folder / "soup" / WEIGHTS).read_bytes()
+    assert (folder / "soup" / "rebuilt" / WEIGHTS).read_bytes() == (
+        folder / "soup" / WEIGHTS
+    ).read_bytes()
     without = [word for word in words if not word.startswith(("merge.", "out="))]
-    assert "median is not a method of souping" in run_in(folder / "soup", *without, "out=no", expect=2)
+    assert "median is not a method of souping" in run_in(
+        folder / "soup", *without, "out=no", expect=2
+    )
     (folder / "soup" / "my_merge.py").write_text(FILES["my_merge.py"] + "\n")
     assert "the file has changed" in run_in(folder / "soup", *words, "out=no", expect=2)
 
@@ -184,7 +236,9 @@ def test_an_installed_package(folder: Path) -> None:
     (folder / "my_parts.py").rename(package / "parts.py")
     moved = FILES["parts/selector/above_median.yaml"].replace("my_parts.", "my_parts.parts.")
     (package / "conf" / "selector" / "above_median.yaml").write_text(moved)
-    words = [word for word in command("selector=above_median") if word not in ("--config-dir", "parts")]
+    words = [
+        word for word in command("selector=above_median") if word not in ("--config-dir", "parts")
+    ]
     assert "BitAgent-8B" in " ".join(run_in(folder, *words, *TABLE).split())
     search = "hydra.searchpath=[pkg://my_parts.conf]"
     shutil.rmtree(folder / "hydra_plugins")

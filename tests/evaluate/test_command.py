@@ -47,7 +47,9 @@ def script(folder: Path, *lines: str) -> str:
 
 
 def evaluator(folder: Path, *lines: str, timeout: float = 60) -> CommandEvaluator:
-    return CommandEvaluator(command=script(folder, *lines), timeout=timeout, dir=str(folder / "kept"))
+    return CommandEvaluator(
+        command=script(folder, *lines), timeout=timeout, dir=str(folder / "kept")
+    )
 
 
 def answers(kept: str = "") -> str:
@@ -71,13 +73,24 @@ def test_what_is_written_wrong() -> None:
 @pytest.mark.parametrize(
     ("lines", "timeout", "words"),
     [
-        ([answers("2"), "sys.exit('no GPU')"], 60, ["failed (status 1)", "evaluating 4 items | no GPU", "2 of 4"]),
         (
-            ["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,0\\ni2,c,0.7')", "sys.exit(2)"],
+            [answers("2"), "sys.exit('no GPU')"],
+            60,
+            ["failed (status 1)", "evaluating 4 items | no GPU", "2 of 4"],
+        ),
+        (
+            [
+                "(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,0\\ni2,c,0.7')",
+                "sys.exit(2)",
+            ],
             60,
             ["failed (status 2)", "2 of 4"],
         ),
-        (["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"], 60, ["3 of 4 items", "1 of 4"]),
+        (
+            ["(out / 'log.csv').write_text('item,category,score\\ni0,c,1\\ni1,c,')"],
+            60,
+            ["3 of 4 items", "1 of 4"],
+        ),
         ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
         pytest.param(
             [answers("2"), "import time; time.sleep(600)"],
@@ -88,7 +101,15 @@ def test_what_is_written_wrong() -> None:
         (["(out / 'log.csv').write_text('a,b\\n1,2')"], 60, ["no column item", "0 of 4"]),
         ([], 60, ["left no log in", "0 of 4"]),
     ],
-    ids=["it fails", "a line is cut off", "no score", "items are missing", "it hangs", "another table", "no log"],
+    ids=[
+        "it fails",
+        "a line is cut off",
+        "no score",
+        "items are missing",
+        "it hangs",
+        "another table",
+        "no log",
+    ],
 )
 def test_what_came_of_a_command_that_failed_is_kept(
     model: Any, tmp_path: Path, lines: list[str], timeout: float, words: list[str]
@@ -98,7 +119,9 @@ def test_what_came_of_a_command_that_failed_is_kept(
     for word in words:
         assert word in str(refused.value)
     assert len(str(refused.value).splitlines()) == 2
-    assert [r.item for r in evaluator(tmp_path, answers()).evaluate(model, ITEMS)] == [item.id for item in ITEMS]
+    assert [r.item for r in evaluator(tmp_path, answers()).evaluate(model, ITEMS)] == [
+        item.id for item in ITEMS
+    ]
     calls = (tmp_path / "calls.txt").read_text().split()
     kept = int(str(refused.value).splitlines()[1].split()[0])
     assert calls == ["4", str(4 - kept)]
@@ -116,9 +139,15 @@ def test_answers_to_other_items_of_the_same_name_do_not_count(model: Any, tmp_pa
 def test_a_log_of_lm_eval(model: Any, tmp_path: Path) -> None:
     data = ROOT / "tests" / "data" / "logs" / "lm_eval" / "python_cook"
     items = [Item(id=f"pick/{n}", category="pick", prompt="", answer=None) for n in range(8)]
-    one = evaluator(tmp_path, f"import shutil; shutil.copytree({str(data)!r}, out, dirs_exist_ok=True)")
+    one = evaluator(
+        tmp_path, f"import shutil; shutil.copytree({str(data)!r}, out, dirs_exist_ok=True)"
+    )
     records = one.evaluate(model, items)
-    samples = [json.loads(line) for path in data.rglob("samples_pick_*") for line in path.read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for path in data.rglob("samples_pick_*")
+        for line in path.read_text().splitlines()
+    ]
     assert [record.score for record in records] == [sample["acc"] for sample in samples]
 
 
@@ -128,7 +157,13 @@ def test_a_whole_run(souping: Cli, family: Path, tmp_path: Path) -> None:
     write = "(out / 'log.csv').write_text('\\n'.join(['item,category,score', *rows]))"
     command = f"evaluator.command='{script(tmp_path, line, write)}'"
     words = [word for word in pool_of(family, "ant", "bee") if not word.startswith("evaluator.")]
-    words += ["evaluator=command", command, "selector=all", "optimiser=uniform", "hydra.run.dir=run"]
+    words += [
+        "evaluator=command",
+        command,
+        "selector=all",
+        "optimiser=uniform",
+        "hydra.run.dir=run",
+    ]
     checked = souping(*words, "check=true")
     assert checked.code == 0, checked.err
     done = souping(*words)

@@ -26,7 +26,12 @@ from tests.support.texts import texts
 MODELS = ("python_cook", "java_cook")
 ROWS = ("local", "local in bfloat16", "loss", "lm_eval", "bfcl")
 SINGLE, SOUP = (
-    Recipe(ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="float32")
+    Recipe(
+        ingredients=names,
+        fingerprints=names,
+        weights=(1 / len(names),) * len(names),
+        dtype="float32",
+    )
     for names in (MODELS[:1], MODELS)
 )
 
@@ -54,7 +59,9 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     evaluator: Evaluator
     if name.startswith("local"):
         settings: dict[str, Any] = {} if name == "local" else {"dtype": "bfloat16", "workers": 2}
-        evaluator = LocalEvaluator(batch_size=4, max_new_tokens=6, threads=1, device="cpu", **settings)
+        evaluator = LocalEvaluator(
+            batch_size=4, max_new_tokens=6, threads=1, device="cpu", **settings
+        )
         items = pantry.PantryBenchmark(path=str(pantry.path("items"))).items()[:6]
     elif name == "loss":
         evaluator = LossEvaluator(batch_size=4, threads=1, workers=2, stride=64, device="cpu")
@@ -63,10 +70,16 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if importlib.util.find_spec("lm_eval") is None:
             pytest.skip("needs the extra `lm_eval`")
         lm_eval_tasks.make(place)
-        evaluator = HarnessEvaluator(tasks=["write"], include_path=str(place), batch_size=1, threads=1, device="cpu")
+        evaluator = HarnessEvaluator(
+            tasks=["write"], include_path=str(place), batch_size=1, threads=1, device="cpu"
+        )
     else:
         evaluator = BfclEvaluator(
-            server=DeadServer(), categories=["simple_python"], handler="plain", batch_size=4, dir=str(bfcl_place(place))
+            server=DeadServer(),
+            categories=["simple_python"],
+            handler="plain",
+            batch_size=4,
+            dir=str(bfcl_place(place)),
         )
     if evaluator.benchmark is not None:
         items = evaluator.benchmark.items()
@@ -91,7 +104,9 @@ def test_what_it_declares(row: Row) -> None:
     assert (evaluator.host is None) == (evaluator.model_form == "module")
     assert evaluator.needs() == []
     evaluator.check(MODELS)
-    evaluator.check_tokenizer(pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)])
+    evaluator.check_tokenizer(
+        pantry.path(MODELS[0]), [i for i in row.items if isinstance(i.prompt, str)]
+    )
     assert evaluator.brings_items == (benchmark is not None)
     assert benchmark is None or len({item.id for item in benchmark.items()}) == len(row.items)
     assert not outline or evaluator.brings_items
@@ -107,10 +122,22 @@ def test_what_it_knows_of_a_model_cuts_the_same_blocks(row: Row) -> None:
 
 def test_a_template_is_looked_for_in_its_three_places(tmp_path: Path) -> None:
     """Messages without a chat template are refused before any work."""
-    local, item = LocalEvaluator(device="cpu"), Item(id="i", category="c", prompt=({"role": "user"},), answer="x")
-    files = {"chat_template.jinja": "{{ messages }}", "chat_template.json": '{"chat_template": "x"}'}
-    for name, text in {**files, "tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}.items():
-        with pytest.raises(UserError, match="item i: chat messages need a chat template, and the tokenizer has none"):
+    local, item = (
+        LocalEvaluator(device="cpu"),
+        Item(id="i", category="c", prompt=({"role": "user"},), answer="x"),
+    )
+    files = {
+        "chat_template.jinja": "{{ messages }}",
+        "chat_template.json": '{"chat_template": "x"}',
+    }
+    for name, text in {
+        **files,
+        "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
+    }.items():
+        with pytest.raises(
+            UserError,
+            match="item i: chat messages need a chat template, and the tokenizer has none",
+        ):
             local.check_tokenizer(tmp_path, [item])
         (tmp_path / name).write_text(text)
         local.check_tokenizer(tmp_path, [item])

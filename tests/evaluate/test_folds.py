@@ -34,7 +34,9 @@ def test_the_cut_is_for_good() -> None:
 def test_folds_are_disjoint_by_group_and_cover_and_more_items_move_none() -> None:
     items = make_items(300)
     folds = split_folds(items)
-    more = {i.id: fold for fold, members in split_folds(make_items(400)).items.items() for i in members}
+    more = {
+        i.id: fold for fold, members in split_folds(make_items(400)).items.items() for i in members
+    }
     assert all(more[i.id] == fold for fold, members in folds.items.items() for i in members)
     groups = [{i.group for i in folds.items[f]} for f in FOLDS]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
@@ -59,9 +61,17 @@ GOOD = {"id": "1", "category": "c", "prompt": "p", "answer": "a"}
 
 
 def test_items_are_read_with_defaults(tmp_path: Path) -> None:
-    chat = {**GOOD, "id": 2, "prompt": None, "messages": [{"role": "user", "content": "hi\u2028there"}], "group": "g"}
+    chat = {
+        **GOOD,
+        "id": 2,
+        "prompt": None,
+        "messages": [{"role": "user", "content": "hi\u2028there"}],
+        "group": "g",
+    }
     chat.pop("prompt")
-    one, two = write(tmp_path / "mine.jsonl", GOOD, "", json.dumps(chat, ensure_ascii=False)).items()
+    one, two = write(
+        tmp_path / "mine.jsonl", GOOD, "", json.dumps(chat, ensure_ascii=False)
+    ).items()
     assert (one.scorer, one.group, one.language) == ("exact", one.group, "python")
     assert two.id == "2"
     assert two.prompt == ({"role": "user", "content": "hi\u2028there"},)
@@ -89,9 +99,16 @@ def test_a_bad_item_names_file_and_line(tmp_path: Path, rows: list[object], mess
 
 
 def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
-    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
     answer = {"role": "tool", "name": "f", "content": "4"}
-    rows = {**GOOD, "prompt": [{"role": "user", "content": "2 + 2?"}, call, answer], "tools": [{"name": "f"}]}
+    rows = {
+        **GOOD,
+        "prompt": [{"role": "user", "content": "2 + 2?"}, call, answer],
+        "tools": [{"name": "f"}],
+    }
     (item,) = write(tmp_path / "x.jsonl", rows).items()
     assert item.prompt[1] == {**call, "content": ""}
     assert item.prompt[2] == answer
@@ -100,13 +117,25 @@ def test_tool_calls_and_schemas_are_kept(tmp_path: Path) -> None:
 
 def test_shares_of_folds_may_be_others_and_what_is_not_named_keeps_its_proportion() -> None:
     assert shares_of(None) == shares_of({}) == SHARES
-    assert shares_of({"search": 0.4}) == pytest.approx({"select": 0.15, "search": 0.4, "report": 0.45})
-    assert shares_of({"select": 0.1, "search": 0.5, "report": 0.4}) == {"select": 0.1, "search": 0.5, "report": 0.4}
+    assert shares_of({"search": 0.4}) == pytest.approx(
+        {"select": 0.15, "search": 0.4, "report": 0.45}
+    )
+    assert shares_of({"select": 0.1, "search": 0.5, "report": 0.4}) == {
+        "select": 0.1,
+        "search": 0.5,
+        "report": 0.4,
+    }
     items = make_items(400)
     folds = split_folds(items, shares=shares_of({"select": 0.2, "search": 0.5, "report": 0.3}))
     counts = folds.counts()
     assert counts["search"] > 1.3 * counts["report"] > 1.1 * counts["select"]
-    for wrong in ({"serch": 0.4}, {"search": 1.0}, {"search": 0.0}, {"search": True}, {"select": 0.5, "search": 0.5}):
+    for wrong in (
+        {"serch": 0.4},
+        {"search": 1.0},
+        {"search": 0.0},
+        {"search": True},
+        {"select": 0.5, "search": 0.5},
+    ):
         with pytest.raises(UserError, match=r"benchmark\.folds"):
             shares_of(wrong)
     with pytest.raises(UserError, match="add up to"):

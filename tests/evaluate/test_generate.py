@@ -45,7 +45,14 @@ def test_the_default_limit_is_1024_or_what_the_context_leaves() -> None:
 
 
 def test_settings_decide_the_fingerprint() -> None:
-    changes = {"batch_size": 3, "max_new_tokens": 9, "dtype": "float16", "threads": 2, "workers": 2, "stop": ["x"]}
+    changes = {
+        "batch_size": 3,
+        "max_new_tokens": 9,
+        "dtype": "float16",
+        "threads": 2,
+        "workers": 2,
+        "stop": ["x"],
+    }
     changed = [replace(LOCAL, **{key: value}) for key, value in changes.items()]  # type: ignore[arg-type]
     assert len({one.fingerprint for one in [LOCAL, replace(LOCAL), *changed]}) == 1 + len(changed)
 
@@ -58,7 +65,9 @@ def item(prompt: Any, name: str = "i") -> Item:
     return Item(id=name, category="c", prompt=prompt, answer="x")
 
 
-def test_neither_batches_nor_workers_change_the_answers(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_neither_batches_nor_workers_change_the_answers(
+    served: SimpleNamespace, items: tuple[Item, ...]
+) -> None:
     together = [r.output for r in LOCAL.evaluate(served, items[:11])]
     assert together == [LOCAL.evaluate(served, [i])[0].output for i in items[:11]]
     for count in (1, 2, 11):
@@ -66,7 +75,9 @@ def test_neither_batches_nor_workers_change_the_answers(served: SimpleNamespace,
         assert [r.output for r in shared] == together[:count]
 
 
-def test_generation_equals_a_loop_without_a_cache(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_generation_equals_a_loop_without_a_cache(
+    served: SimpleNamespace, items: tuple[Item, ...]
+) -> None:
     import torch
 
     text = str(items[0].prompt)
@@ -97,14 +108,21 @@ CHAT = item(({"role": "system", "content": "red"}, {"role": "user", "content": "
     ],
 )
 def test_messages_and_tools_go_through_the_template(
-    served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, template: str | None, asked: Item, refused: str
+    served: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str | None,
+    asked: Item,
+    refused: str,
 ) -> None:
     monkeypatch.setattr(served.tokenizer, "chat_template", template)
     if refused:
         with pytest.raises(UserError, match=f"item i: .*{refused}"):
             LOCAL.evaluate(served, [asked])
     else:
-        assert LOCAL.evaluate(served, [asked])[0].output == LOCAL.evaluate(served, [item("red 1:")])[0].output
+        assert (
+            LOCAL.evaluate(served, [asked])[0].output
+            == LOCAL.evaluate(served, [item("red 1:")])[0].output
+        )
     assert replace(CHAT, tools=(TOOL,)).fingerprint != CHAT.fingerprint
 
 
@@ -120,7 +138,9 @@ def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[It
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
-    ending = SimpleNamespace(**{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)})
+    ending = SimpleNamespace(
+        **{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)}
+    )
     # alone, and padded beside longer answers
     for others in ([], [other for other in items if other != one][:5]):
         ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
@@ -141,15 +161,25 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
         kitchen = OpenPool(candidates, LocalMerge(), store)
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-            poured = {k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()}
+            poured = {
+                k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()
+            }
             kitchen.merge_pool.write(recipe, tmp_path / str(number))
             loaded = load_module(tmp_path / str(number), LOCAL.module_settings()).state_dict()
             assert poured.keys() == loaded.keys()
-            assert all(torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32 for k in poured)
+            assert all(
+                torch.equal(poured[k], loaded[k]) and poured[k].dtype == torch.float32
+                for k in poured
+            )
 
 
 DRAWN = replace(LOCAL, temperature=1.0, samples=3)
-PENALTY: Mapping[str, Any] = {"repetition_penalty": 1.7, "suppress_tokens": [23, 91], "do_sample": True, "top_k": 3}
+PENALTY: Mapping[str, Any] = {
+    "repetition_penalty": 1.7,
+    "suppress_tokens": [23, 91],
+    "do_sample": True,
+    "top_k": 3,
+}
 
 
 def copy(family: Path, place: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -170,10 +200,17 @@ def test_no_generation_config_decodes_anything(
     assert LOCAL.pool_notes({"ant": folder, "bee": family})[0].startswith("ant: ")
 
 
-def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, tmp_path: Path) -> None:
-    folders = {"ant": copy(family, tmp_path, "ant", {**PENALTY, "eos_token_id": [2, 9]}), "bee": family / "bee"}
+def test_folders_are_served_with_a_generation_config_of_ids_alone(
+    family: Path, tmp_path: Path
+) -> None:
+    folders = {
+        "ant": copy(family, tmp_path, "ant", {**PENALTY, "eos_token_id": [2, 9]}),
+        "bee": family / "bee",
+    }
     with Store(tmp_path / "s") as store:
-        pool = OpenPool([Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store)
+        pool = OpenPool(
+            [Candidate(name=n, path=p) for n, p in folders.items()], LocalMerge(), store
+        )
         serve = pool.serving(replace(LOCAL, engine=VllmEngine()))
         for weights in ({"ant": 1.0}, {"ant": 0.5, "bee": 0.5}):
             ends = pool.eos_token_ids(pool.recipe(weights))
@@ -189,7 +226,9 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(family: Path, 
         pool.close()
 
 
-def test_a_sampled_answer_knows_no_neighbours(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_a_sampled_answer_knows_no_neighbours(
+    served: SimpleNamespace, items: tuple[Item, ...]
+) -> None:
     items = items[:24]
     together = tokens(DRAWN.evaluate(served, items, 1))
     assert together == [tokens(DRAWN.evaluate(served, [item], 1))[0] for item in items]
@@ -217,13 +256,23 @@ def test_what_sampling_leaves_out() -> None:
     import torch
 
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    for settings, kept in (({"top_k": 2}, 2), ({"top_p": 0.79}, 2), ({"top_p": 0.81}, 3), ({"min_p": 0.2}, 3), ({}, 4)):
+    for settings, kept in (
+        ({"top_k": 2}, 2),
+        ({"top_p": 0.79}, 2),
+        ({"top_p": 0.81}, 3),
+        ({"min_p": 0.2}, 3),
+        ({}, 4),
+    ):
         decode = Decoding(temperature=1.0, **settings)  # type: ignore[arg-type]
         assert int(torch.isfinite(keep_likely(scores, decode)).sum()) == kept
 
 
 def test_more_answers_keep_the_first_ones(family: Path) -> None:
-    assert DRAWN.fingerprint == replace(DRAWN, samples=9, aggregate="pass").fingerprint != LOCAL.fingerprint
+    assert (
+        DRAWN.fingerprint
+        == replace(DRAWN, samples=9, aggregate="pass").fingerprint
+        != LOCAL.fingerprint
+    )
     # greedy: no part of it
     assert LOCAL.fingerprint == replace(LOCAL, sampling_seed=5, top_p=0.5).fingerprint
     assert DRAWN.fingerprint != replace(DRAWN, sampling_seed=5).fingerprint
@@ -236,7 +285,11 @@ def test_a_greedy_replicate_is_asked_in_other_batches(items: tuple[Item, ...]) -
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
-    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (2, 3, LOCAL.batches(items))
+    assert (twice.answers_per_item, DRAWN.answers_per_item, DRAWN.batches(items, 2)) == (
+        2,
+        3,
+        LOCAL.batches(items),
+    )
 
 
 def test_how_answers_become_a_score() -> None:

@@ -28,7 +28,10 @@ CLOSE = 1e-5
 LOSS = LossEvaluator(device="cpu", threads=1)
 TEXTS = texts()
 QUESTION = Item(
-    id="q", category="c", prompt="Question: Move a song in 28 copies.\nCall:", answer=" move_song(copies=28)"
+    id="q",
+    category="c",
+    prompt="Question: Move a song in 28 copies.\nCall:",
+    answer=" move_song(copies=28)",
 )
 
 
@@ -92,10 +95,21 @@ def test_long_texts_agree_with_lm_eval(model: Any) -> None:
 
     joined = [" ".join(str(item.prompt) for item in TEXTS[n : n + 12]) for n in (0, 12)]
     long = [Item(id=text, category="c", prompt=text, answer="", scorer="loss") for text in joined]
-    theirs = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=2, max_length=512, add_bos_token=False)
-    requests = [Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0) for text in joined]
+    theirs = HFLM(
+        pretrained=model.module,
+        tokenizer=model.tokenizer,
+        batch_size=2,
+        max_length=512,
+        add_bos_token=False,
+    )
+    requests = [
+        Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
+        for text in joined
+    ]
     nats = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
-    expected = [-value / math.log(2) / len(text.encode()) for value, text in zip(nats, joined, strict=True)]
+    expected = [
+        -value / math.log(2) / len(text.encode()) for value, text in zip(nats, joined, strict=True)
+    ]
     found = LOSS.evaluate(model, long)
     assert min(record.prompt_tokens for record in found) > 600
     assert [record.score for record in found] == pytest.approx(expected, abs=1e-4)
@@ -105,30 +119,45 @@ class TestVllm:
     def test_a_window_leaves_room_for_the_token_that_is_generated(
         self, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", lambda folder, settings: Sink(folder))
+        monkeypatch.setattr(
+            "souping.evaluate.engines.vllm.Vllm", lambda folder, settings: Sink(folder)
+        )
         engine = VllmEngine()
         read = Passage(before=(0,), scored=tuple(range(1, 300)))
         assert engine.likelihoods(LOSS, model, [read, read], None) == [-sum(range(300))] * 2
         assert all(len(tokens) <= 127 for tokens, _ in read.windows(126, None))
 
-    def test_log_probabilities_are_those_of_the_prompts_own_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_log_probabilities_are_those_of_the_prompts_own_tokens(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked = list[Any]()
 
         class Llm:
             def __init__(self, **_: Any) -> None: ...
 
-            def generate(self, inputs: list[dict[str, list[int]]], sampling: Any, use_tqdm: bool) -> list[Any]:
+            def generate(
+                self, inputs: list[dict[str, list[int]]], sampling: Any, use_tqdm: bool
+            ) -> list[Any]:
                 asked.append(sampling)
                 likely = SimpleNamespace(logprob=-0.5)
                 return [
                     SimpleNamespace(
-                        prompt_logprobs=[None, *({99: likely, t: SimpleNamespace(logprob=-t)} for t in prompt[1:])]
+                        prompt_logprobs=[
+                            None,
+                            *({99: likely, t: SimpleNamespace(logprob=-t)} for t in prompt[1:]),
+                        ]
                     )
                     for prompt in (one["prompt_token_ids"] for one in inputs)
                 ]
 
-        monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given))
-        settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
+        monkeypatch.setitem(
+            sys.modules, "vllm", SimpleNamespace(LLM=Llm, SamplingParams=lambda **given: given)
+        )
+        settings = {
+            **VllmEngine().settings,
+            "gpu_memory_utilization": 0.5,
+            "trust_remote_code": False,
+        }
         assert Vllm(Path(), settings).logprobs([[1, 2, 3], [4, 5]]) == [[-2.0, -3.0], [-5.0]]
         assert asked == [LIKELIHOOD]
 
@@ -156,7 +185,9 @@ def test_a_bad_line_is_named(line: dict[str, Any], message: str, tmp_path: Path)
 @pytest.mark.parametrize("answer", [7, ["a", "b"], ""])
 def test_an_item_without_a_text_is_refused_before_any_work(answer: Any) -> None:
     with pytest.raises(UserError, match="item i: evaluator=loss needs"):
-        LOSS.check_tokenizer(pantry.path("python_cook"), [Item(id="i", category="c", prompt="p", answer=answer)])
+        LOSS.check_tokenizer(
+            pantry.path("python_cook"), [Item(id="i", category="c", prompt="p", answer=answer)]
+        )
 
 
 def test_a_text_has_no_answer_to_generate() -> None:
@@ -165,7 +196,9 @@ def test_a_text_has_no_answer_to_generate() -> None:
 
 
 def test_unknown_characters_are_noted() -> None:
-    strange = Item(id="i", category="c", prompt="\N{SNOWMAN} and \N{HAIR SPACE}", answer="", scorer="loss")
+    strange = Item(
+        id="i", category="c", prompt="\N{SNOWMAN} and \N{HAIR SPACE}", answer="", scorer="loss"
+    )
     tokenizer = live(pantry.path("python_cook")).tokenizer
     hit = tokenizer.unk_token_id in tokenizer(strange.prompt)["input_ids"]
     assert len(LOSS.prompt_notes(pantry.path("python_cook"), [*TEXTS[:2], strange])) == int(hit)

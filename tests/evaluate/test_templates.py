@@ -16,11 +16,25 @@ import pytest
 from souping.core.types import Item, UserError
 from souping.evaluate import templates
 from souping.evaluate.engines.transformers import load_tokenizer
-from souping.evaluate.templates import PROCESS, TemplateStoppedError, apply_chat_template, render, render_task
+from souping.evaluate.templates import (
+    PROCESS,
+    TemplateStoppedError,
+    apply_chat_template,
+    render,
+    render_task,
+)
 from tests.support.choices import slow_unless
 
-TOOLS = ({"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},)
-CHAT = ({"role": "system", "content": "Sei kurz, \U0001f600 ä"}, {"role": "user", "content": "what is <1 & 2>?"})
+TOOLS = (
+    {
+        "type": "function",
+        "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+    },
+)
+CHAT = (
+    {"role": "system", "content": "Sei kurz, \U0001f600 ä"},
+    {"role": "user", "content": "what is <1 & 2>?"},
+)
 HONEST: dict[str, Any] = {
     "special tokens": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}\n{% endfor %}"
     "{% if add_generation_prompt %}{{ eos_token }}>{% endif %}",
@@ -58,7 +72,9 @@ def item(content: str = "x") -> Item:
 
 def child() -> psutil.Process:
     """The process that renders."""
-    (found,) = [one for one in psutil.Process().children() if "souping.core.system" in one.cmdline()]
+    (found,) = [
+        one for one in psutil.Process().children() if "souping.core.system" in one.cmdline()
+    ]
     return found
 
 
@@ -69,7 +85,9 @@ def test_a_template_gives_what_the_tokenizer_gives(tokenizer: Any, name: str, to
     options = {"tools": tools, "tokenize": False, "add_generation_prompt": True}
     if name in ("tools", "several templates") and tools is None:
         options["tools"] = list(TOOLS)
-    assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(CHAT, **options)
+    assert apply_chat_template(tokenizer, CHAT, options) == tokenizer.apply_chat_template(
+        CHAT, **options
+    )
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_MUCH))
@@ -80,7 +98,9 @@ def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
-def test_what_does_not_end_is_stopped(tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_is_stopped(
+    tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer.chat_template = TOO_LONG[name]
     monkeypatch.setattr(templates, "SECONDS", 0.3)
     with pytest.raises(UserError, match=r"item i: .*did not end"):
@@ -99,7 +119,9 @@ def test_one_process_renders_all_and_a_new_one_follows_one_that_was_stopped(toke
     assert child().pid != first[1]
 
 
-def test_the_process_has_no_secrets_and_a_session_of_its_own(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_has_no_secrets_and_a_session_of_its_own(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     PROCESS.close()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     tokenizer.chat_template = "{{ messages[0].content }}"
@@ -121,7 +143,9 @@ def test_the_process_ends_with_its_parent() -> None:
         "import psutil, sys; from souping.evaluate.templates import render_task; render_task('x', {})\n"
         "print(psutil.Process().children()[0].pid, flush=True); sys.stdin.read()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     own = psutil.Process(int(parent.stdout.readline()))
     parent.send_signal(signal.SIGKILL)

@@ -63,18 +63,30 @@ def test_nothing_of_training_is_asked(material: Material) -> None:
 
 
 @pytest.mark.slow
-def test_it_runs_small_from_selection_to_report(souping: Cli, tmp_path: Path, material: Material) -> None:
+def test_it_runs_small_from_selection_to_report(
+    souping: Cli, tmp_path: Path, material: Material
+) -> None:
     """In a folder as `python -m examples.smollm --out outputs/smollm` leaves it, with tiny models."""
     pytest.importorskip("lm_eval")
-    command = ["--config-dir", str(ROOT / "examples" / "smollm"), "+experiment=smollm_tools", "optimiser=grid"]
+    command = [
+        "--config-dir",
+        str(ROOT / "examples" / "smollm"),
+        "+experiment=smollm_tools",
+        "optimiser=grid",
+    ]
     assert "trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
     souping(*command).refused("outputs/smollm")
     folder = tmp_path / "outputs" / "smollm"
     asked = material.asked("test")
-    write_tasks([item for c in FILES for item in [i for i in asked if i.category == c][:8]], folder / "tasks")
+    write_tasks(
+        [item for c in FILES for item in [i for i in asked if i.category == c][:8]],
+        folder / "tasks",
+    )
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
-    done = souping(*command, "optimiser.trials=2", "selector=all", "evaluator.threads=1", "hydra.run.dir=run")
+    done = souping(
+        *command, "optimiser.trials=2", "selector=all", "evaluator.threads=1", "hydra.run.dir=run"
+    )
     assert done.code == 0, done.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report["objective"]["coefficients"]) == set(FILES)
@@ -102,10 +114,20 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
 
-def test_the_same_seed_gives_the_same_bytes(material: Material, start: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    material: Material, start: Path, tmp_path: Path
+) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        tune(lesson(material, seed=seed), dataclasses.replace(QUICK, seed=seed), start, tmp_path / name, print)
-    one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
+        tune(
+            lesson(material, seed=seed),
+            dataclasses.replace(QUICK, seed=seed),
+            start,
+            tmp_path / name,
+            print,
+        )
+    one, two, other = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other")
+    )
     assert one == two != other
     before, after = weights(start), weights(tmp_path / "one")
     assert before.keys() == after.keys()
@@ -114,7 +136,9 @@ def test_the_same_seed_gives_the_same_bytes(material: Material, start: Path, tmp
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_what_is_there_stays_unless_it_is_half_made(material: Material, start: Path, tmp_path: Path) -> None:
+def test_what_is_there_stays_unless_it_is_half_made(
+    material: Material, start: Path, tmp_path: Path
+) -> None:
     out, lines = tmp_path / "made", list[str]()
     (tmp_path / ".made.part").mkdir()
     (tmp_path / ".made.part" / "model.safetensors").write_text("half")
@@ -135,9 +159,30 @@ def test_what_is_there_stays_unless_it_is_half_made(material: Material, start: P
 
 
 @pytest.mark.slow
-def test_a_killed_command_leaves_nothing_that_trains_on(start: Path, data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "examples.smollm", "--base", str(start), "--bfcl", str(data), "--jobs", "1"]
-    command += ["--out", str(tmp_path / "out"), "--only", "smol_live", "--steps", "100000", "--batch", "1"]
+def test_a_killed_command_leaves_nothing_that_trains_on(
+    start: Path, data: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "examples.smollm",
+        "--base",
+        str(start),
+        "--bfcl",
+        str(data),
+        "--jobs",
+        "1",
+    ]
+    command += [
+        "--out",
+        str(tmp_path / "out"),
+        "--only",
+        "smol_live",
+        "--steps",
+        "100000",
+        "--batch",
+        "1",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout
         while "step 10/" not in running.stdout.readline():

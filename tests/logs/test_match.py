@@ -22,7 +22,9 @@ from tests.logs.test_readers import DATA, ROWS, write_csv
 def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> Log:
     """A log of one task `t` with these scores, or four of them."""
     scores = answers or {f"i{n}": n % 2 for n in range(4)}
-    found = tuple(LoggedAnswer(item=item, score=score, prompt_hash=item) for item, score in scores.items())
+    found = tuple(
+        LoggedAnswer(item=item, score=score, prompt_hash=item) for item, score in scores.items()
+    )
     metric = LoggedMetric(name="acc", higher_is_better=True, is_mean=True, answers=found)
     task = Task(name="t", metrics={"acc": metric}, settings={"number of shots": "0"})
     whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, asked=("t",))
@@ -46,7 +48,10 @@ def renamed(own: Log) -> Log:
 
 
 REFUSED: dict[str, tuple[Callable[[Log], Log], str]] = {
-    "another number of shots": (lambda b: task(b, settings={"number of shots": "5"}), "0 in m0 and 5 in m1"),
+    "another number of shots": (
+        lambda b: task(b, settings={"number of shots": "5"}),
+        "0 in m0 and 5 in m1",
+    ),
     "a version that one side lacks": (lambda b: task(b, settings={"version": "2"}), "none in m1"),
     "another metric or filter": (renamed, "metric is acc in m0 and em,strict in m1"),
     "another direction": (lambda b: metric(b, higher_is_better=False), "lower is better in m1"),
@@ -88,7 +93,10 @@ def test_one_item_compares() -> None:
 
 
 def test_prompts_that_differ_are_counted_or_refused() -> None:
-    other = metric(log("b"), answers=tuple(LoggedAnswer(item=f"i{n}", score=1, prompt_hash="x") for n in range(4)))
+    other = metric(
+        log("b"),
+        answers=tuple(LoggedAnswer(item=f"i{n}", score=1, prompt_hash="x") for n in range(4)),
+    )
     assert "100 %" in match(log("a"), other).notes[0]
     assert match(log("a"), log("b")).notes == ()
     with pytest.raises(UserError, match="--same-prompts"):
@@ -97,7 +105,9 @@ def test_prompts_that_differ_are_counted_or_refused() -> None:
 
 def test_runs_replicates_and_missing_answers() -> None:
     answers = [
-        LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5) for n in (0, 1) for r in range(n + 1)
+        LoggedAnswer(item=f"i{n}", score=n, replicate=r, missing=r == 1, tokens=5)
+        for n in (0, 1)
+        for r in range(n + 1)
     ]
     drawn = metric(log("b"), answers=tuple(answers))
     found = matched({"a": [log("a1"), log("a2"), log("a3")], "b": [drawn]})
@@ -132,7 +142,10 @@ def test_logs_of_lm_eval() -> None:
 
 def test_logs_of_bfcl() -> None:
     found = matched({name: read(DATA / "bfcl" / name) for name in "ab"})
-    assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {"irrelevance": 5, "simple_python": 5}
+    assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {
+        "irrelevance": 5,
+        "simple_python": 5,
+    }
     assert found.metrics["simple_python"][0].values["missing"]["b"].sum() == 1
 
 
@@ -142,5 +155,7 @@ def test_nothing_heavy_is_imported() -> None:
         f"matched({{n: read(r'{DATA}/lm_eval/' + n) for n in ('python_cook', 'java_cook')}})\n"
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout == "[]\n"

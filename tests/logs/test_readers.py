@@ -59,21 +59,35 @@ class TestLmEval:
         return log
 
     def test_means_are_the_harness_own(self, log: Log) -> None:
-        figures = [one.reported for task in log.tasks.values() for one in task.metrics.values() if one.is_mean]
-        found = [mean(log, t.name, m.name) for t in log.tasks.values() for m in t.metrics.values() if m.is_mean]
+        figures = [
+            one.reported
+            for task in log.tasks.values()
+            for one in task.metrics.values()
+            if one.is_mean
+        ]
+        found = [
+            mean(log, t.name, m.name)
+            for t in log.tasks.values()
+            for m in t.metrics.values()
+            if m.is_mean
+        ]
         assert found == pytest.approx(figures)
         assert len(found) == 7
 
     def test_what_was_asked_for_and_how_a_group_is_averaged(self, log: Log) -> None:
         assert set(log.asked) == {"picks", "shots", "translate", "last"}
-        assert log.groups == {"picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)}
+        assert log.groups == {
+            "picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)
+        }
         assert (log.harness, log.model) == ("lm_eval", "models/python_cook")
 
     @pytest.mark.parametrize(
         ("task", "metric", "higher"),
         [("translate", "bleu", True), ("translate", "ter", False), ("last", "perplexity", False)],
     )
-    def test_corpus_metrics_have_a_figure_and_no_items(self, log: Log, task: str, metric: str, higher: bool) -> None:
+    def test_corpus_metrics_have_a_figure_and_no_items(
+        self, log: Log, task: str, metric: str, higher: bool
+    ) -> None:
         found = log.tasks[task].metrics[metric]
         assert (found.is_mean, found.higher_is_better) == (False, higher)
         assert found.reported is not None
@@ -96,7 +110,10 @@ class TestLmEval:
         assert len({answer.item for answer in answers}) == 6
         assert len({answer.group for answer in answers}) == 5
         (grouped,) = read(PYTHON, group="topic")
-        assert {answer.group for answer in grouped.tasks["pick2"].metrics["acc"].answers} == {"soup", "stew"}
+        assert {answer.group for answer in grouped.tasks["pick2"].metrics["acc"].answers} == {
+            "soup",
+            "stew",
+        }
 
     def test_the_folder_above_and_the_newest_of_several(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="several models"):
@@ -142,7 +159,9 @@ class TestLmEval:
         (log,) = read(tmp_path / "out")
         assert set(log.asked) == {"picks", "write"}
         for task, metric in (("pick", "acc"), ("pick2", "acc_norm"), ("write", "exact_match")):
-            assert mean(log, task, metric) == pytest.approx(results["results"][task][f"{metric},none"])
+            assert mean(log, task, metric) == pytest.approx(
+                results["results"][task][f"{metric},none"]
+            )
             scores = [answer.score for answer in log.tasks[task].metrics[metric].answers]
             assert scores == [sample[metric] for sample in samples[task]]
 
@@ -161,7 +180,9 @@ class TestBfcl:
             "simple_python": 0.2,
         }
         assert mean(log, "simple_python", "accuracy") == 0.2
-        missing = [a.item for a in log.tasks["simple_python"].metrics["accuracy"].answers if a.missing]
+        missing = [
+            a.item for a in log.tasks["simple_python"].metrics["accuracy"].answers if a.missing
+        ]
         assert missing == ["simple_python_4"]
 
     @pytest.mark.slow
@@ -169,12 +190,18 @@ class TestBfcl:
         from souping.evaluate.bfcl.benchmark import BfclBenchmark
         from tests.support.bfcl import right_answer, score
 
-        items = BfclBenchmark(data=bfcl.data, categories=("simple_python", "irrelevance"), limit=3).items()
-        answers = {item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)}
+        items = BfclBenchmark(
+            data=bfcl.data, categories=("simple_python", "irrelevance"), limit=3
+        ).items()
+        answers = {
+            item.id: right_answer(item) if n % 2 else "nothing" for n, item in enumerate(items)
+        }
         records = score(bfcl, tmp_path, items, answers)
         (log,) = read(tmp_path)
         found = {
-            answer.item: answer.score for task in log.tasks.values() for answer in task.metrics["accuracy"].answers
+            answer.item: answer.score
+            for task in log.tasks.values()
+            for answer in task.metrics["accuracy"].answers
         }
         assert found == {record.item: record.score for record in records}
 
@@ -224,13 +251,20 @@ class TestInspect:
 
     def test_a_frame_keeps_samples_that_failed_and_scores_with_several_values(self) -> None:
         sample = {"sample_id": "s", "epoch": 1, "input": "?", "log": "x_sums_y.eval", "error": None}
-        rows = [sample | {"id": n, "score_match": "C", "score_parts": '{"a": 0.5, "b": 1}'} for n in range(2)]
-        rows.append(sample | {"id": 2, "score_match": math.nan, "score_parts": None, "error": "time is up"})
+        rows = [
+            sample | {"id": n, "score_match": "C", "score_parts": '{"a": 0.5, "b": 1}'}
+            for n in range(2)
+        ]
+        rows.append(
+            sample | {"id": 2, "score_match": math.nan, "score_parts": None, "error": "time is up"}
+        )
         (log,) = read(Frame(rows))
         metrics = log.tasks["sums"].metrics
         assert list(metrics) == ["match", "parts/a", "parts/b"]
         for metric in metrics.values():
-            assert [(answer.missing, answer.cut) for answer in metric.answers] == [(False, None)] * 2 + [(True, False)]
+            assert [(answer.missing, answer.cut) for answer in metric.answers] == [
+                (False, None)
+            ] * 2 + [(True, False)]
 
     def test_a_model_is_named_with_its_slash(self) -> None:
         (log,) = read(f"{DATA / 'inspect' / 'a'}:mockllm/model")
@@ -272,27 +306,42 @@ class TestTables:
         assert first.asked == ("t",)
         assert first.groups["t"].members == ("t/a", "t/b")
         answers = first.tasks["t/a"].metrics["score"].answers
-        assert {(answer.replicate, answer.cut, answer.tokens, answer.group) for answer in answers} == {
+        assert {
+            (answer.replicate, answer.cut, answer.tokens, answer.group) for answer in answers
+        } == {
             (0, False, 3.0, "g"),
             (1, True, 3.0, "g"),
         }
 
     def test_an_item_without_a_score_is_missing(self, tmp_path: Path) -> None:
-        (log,) = read(write_csv(tmp_path / "log.csv", [*ROWS, {"item": "i9", "category": "a", "score": ""}]))
-        assert [a.missing for a in log.tasks["a"].metrics["score"].answers] == [False, False, False, True]
+        (log,) = read(
+            write_csv(tmp_path / "log.csv", [*ROWS, {"item": "i9", "category": "a", "score": ""}])
+        )
+        assert [a.missing for a in log.tasks["a"].metrics["score"].answers] == [
+            False,
+            False,
+            False,
+            True,
+        ]
 
     def test_scores_beyond_one_are_no_mean(self, tmp_path: Path) -> None:
         (log,) = read(write_csv(tmp_path / "log.csv", [{**row, "score": 50.0} for row in ROWS]))
         assert not log.tasks["a"].metrics["score"].is_mean
 
-    @pytest.mark.parametrize("cells", [{"score": "TRUE"}, {"replicate": "1.0"}, {"output": "x" * 200_000}], ids=list)
+    @pytest.mark.parametrize(
+        "cells", [{"score": "TRUE"}, {"replicate": "1.0"}, {"output": "x" * 200_000}], ids=list
+    )
     def test_ordinary_tables_of_other_programs(self, cells: dict[str, Any], tmp_path: Path) -> None:
-        (log,) = read(write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells]))
+        (log,) = read(
+            write_csv(tmp_path / "UP.CSV", [{"item": "i", "category": "c", "score": "1"} | cells])
+        )
         (answer,) = log.tasks["c"].metrics["score"].answers
         assert (answer.score, answer.replicate) == (1, int("replicate" in cells))
 
     def test_cells_of_a_frame_without_a_value_are_empty(self) -> None:
-        more = dict.fromkeys(("task", "metric", "run", "group", "replicate", "output", "prompt"), math.nan)
+        more = dict.fromkeys(
+            ("task", "metric", "run", "group", "replicate", "output", "prompt"), math.nan
+        )
         assert read(Frame([row | more for row in ROWS]))[0].tasks == read(Frame(ROWS))[0].tasks
 
 
@@ -302,8 +351,13 @@ class TestRuns:
         for row in report["rows"]:
             (log,) = read(f"{finished / 'run'}:{row['name']}")
             means = {name: mean(log, name, "score") for name in log.tasks}
-            assert means == pytest.approx({name: one["mean"] for name, one in row["scores"].items()})
-            assert sum(len(t.metrics["score"].answers) for t in log.tasks.values()) == report["folds"]["report"]
+            assert means == pytest.approx(
+                {name: one["mean"] for name, one in row["scores"].items()}
+            )
+            assert (
+                sum(len(t.metrics["score"].answers) for t in log.tasks.values())
+                == report["folds"]["report"]
+            )
         assert read(finished / "run")[0].model == "soup"
 
     def test_a_damaged_file_of_samples(self, finished: Path, tmp_path: Path) -> None:
@@ -348,14 +402,20 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an unknown file": (text("log.txt", "score 1"), "not a log"),
     "a truncated sample": (cut_sample, r"samples_pick_.*:8: not JSON, or cut off"),
     "no samples": (without_samples, "--log_samples"),
-    "a truncated JSONL": (text("log.jsonl", '{"item": "a", "category": "c", "sc'), "log.jsonl:1: not JSON"),
+    "a truncated JSONL": (
+        text("log.jsonl", '{"item": "a", "category": "c", "sc'),
+        "log.jsonl:1: not JSON",
+    ),
     "a line without a category": (
         text("log.jsonl", json.dumps(ROWS[0]) + '\n{"item": 1, "score": 1}'),
         "column category",
     ),
     "a JSON that is none": (text("log.json", '{"a": 1'), "not JSON"),
     "a JSON of something else": (text("log.json", '{"a": 1}'), "no results of lm_eval"),
-    "wrong columns": (table({"item": 1, "category": "c", "scores": 1}), "no column score; did you mean scores"),
+    "wrong columns": (
+        table({"item": 1, "category": "c", "scores": 1}),
+        "no column score; did you mean scores",
+    ),
     "a score in words": (table({"item": 1, "category": "c", "score": "good"}), "row 1"),
     "an infinite score": (table({"item": 1, "category": "c", "score": "inf"}), "row 1"),
     "a row twice": (table(*[{"item": 1, "category": "c", "score": 1}] * 2), "replicate"),
@@ -383,7 +443,10 @@ def changed(log: str, changes: Mapping[str, Callable[[str], str]]) -> Callable[[
 
 
 def results(**changes: Any) -> Callable[[Path], Path]:
-    return changed("lm_eval/python_cook", {"results_*": lambda text: json.dumps({**json.loads(text), **changes})})
+    return changed(
+        "lm_eval/python_cook",
+        {"results_*": lambda text: json.dumps({**json.loads(text), **changes})},
+    )
 
 
 def sample(change: Callable[[str], str]) -> Callable[[Path], Path]:
@@ -400,17 +463,29 @@ BAD |= {
     "no configs": (results(configs=None), "no results of lm_eval"),
     "no figures": (results(results=[]), "no results of lm_eval"),
     "a group inside itself": (results(group_subtasks={"a": ["b"], "b": ["a"]}), "contains itself"),
-    "no arguments": (sample(lambda line: json.dumps({**json.loads(line), "arguments": []})), "item 0 is damaged"),
+    "no arguments": (
+        sample(lambda line: json.dumps({**json.loads(line), "arguments": []})),
+        "item 0 is damaged",
+    ),
     "a sample twice": (sample(str), "item 0 .* has two scores of acc"),
     "a result twice": (changed("bfcl/a", TWICE), "item irrelevance_0 has two scores"),
     "a short row": (text("log.csv", "item,category,score\na,c,1\nb,c"), "row 2 has 2 of 3 columns"),
     "a long row": (text("log.csv", "item,category,score\na,c,1,2"), "row 1 has 4 of 3 columns"),
     "NaN in a CSV": (table({"item": 1, "category": "c", "score": "nan"}), "row 1.*nan"),
-    "NaN in a JSONL": (text("log.jsonl", '{"item": 1, "category": "c", "score": NaN}'), "row 1.*NaN"),
+    "NaN in a JSONL": (
+        text("log.jsonl", '{"item": 1, "category": "c", "score": NaN}'),
+        "row 1.*NaN",
+    ),
     "an underscore": (table({"item": 1, "category": "c", "score": "1_0"}), "row 1.*1_0"),
-    "an empty file of samples": (changed("lm_eval/python_cook", {"samples_pick_*": lambda _: ""}), "no samples"),
+    "an empty file of samples": (
+        changed("lm_eval/python_cook", {"samples_pick_*": lambda _: ""}),
+        "no samples",
+    ),
     "fewer samples": (
-        changed("lm_eval/python_cook", {"samples_pick_*": lambda text: "".join(text.splitlines(True)[:-1])}),
+        changed(
+            "lm_eval/python_cook",
+            {"samples_pick_*": lambda text: "".join(text.splitlines(True)[:-1])},
+        ),
         "of .* samples: the file is cut off",
     ),
     "a task with a slash": (results(configs={"a/b": {}}), "--log_samples"),
@@ -425,7 +500,10 @@ BAD |= {
         ),
         "a/b",
     ),
-    "half a replicate": (table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}), "0.5 is not whole"),
+    "half a replicate": (
+        table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}),
+        "0.5 is not whole",
+    ),
 }
 
 

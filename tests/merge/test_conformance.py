@@ -63,7 +63,9 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_configuration_names_the_class_and_its_settings(name: str) -> None:
-    assert sorted(path.stem for path in (ROOT / "conf" / "merge").glob("*.yaml")) == sorted(BACKENDS)
+    assert sorted(path.stem for path in (ROOT / "conf" / "merge").glob("*.yaml")) == sorted(
+        BACKENDS
+    )
     table = yaml.safe_load((ROOT / "conf" / "merge" / f"{name}.yaml").read_text())
     module, _, part = table["_target_"].rpartition(".")
     made = vars(importlib.import_module(module))[part]
@@ -79,7 +81,9 @@ def test_a_pool_of_full_models(backend: MergeBackend, folders: Siblings) -> None
     assert (pool.names, list(pool.warnings)) == (tuple(folders), [])
     assert len(set(pool.fingerprints.values())) == 3
     assert digests
-    assert dict(pool.known_folders) == {pool.fingerprints[name]: folder for name, folder in folders.items()}
+    assert dict(pool.known_folders) == {
+        pool.fingerprints[name]: folder for name, folder in folders.items()
+    }
     assert pool.architecture_folder == folders["m0"]
     assert pool.soup_bytes > 0
     with pytest.raises(UserError, match=r"candidate m0: .* has no tokenizer"):
@@ -87,7 +91,9 @@ def test_a_pool_of_full_models(backend: MergeBackend, folders: Siblings) -> None
     pool.close()
 
 
-def test_recipes_keep_the_pools_order_and_drop_zeros(backend: MergeBackend, folders: Siblings) -> None:
+def test_recipes_keep_the_pools_order_and_drop_zeros(
+    backend: MergeBackend, folders: Siblings
+) -> None:
     pool = backend.open(folders)
     recipe = pool.recipe({"m2": 0.75, "m1": 0.0, "m0": 0.25})
     assert (recipe.ingredients, recipe.weights) == (("m0", "m2"), (0.25, 0.75))
@@ -112,7 +118,9 @@ def test_written_is_poured(
     assert recipe.id in plan.describe()
     assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
     assert recipe.id in (tmp_path / "plan.json").read_text()
-    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
+    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(
+        folders["m0"], dtype=torch.float32
+    )
     pool.live(module).pour(recipe)
     state, written = module.state_dict(), load_file(out / "model.safetensors")
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in written.items())
@@ -130,19 +138,27 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_an_ingredient_that_changed_makes_no_soup(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
+def test_an_ingredient_that_changed_makes_no_soup(
+    backend: MergeBackend, folders: Siblings, tmp_path: Path
+) -> None:
     pool = backend.open(folders)
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
-    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
+    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(
+        folders["m0"], dtype=torch.float32
+    )
     live = pool.live(module)
     flip(folders["m1"] / "model.safetensors")
     for make in (lambda: live.pour(recipe), lambda: pool.write(recipe, tmp_path / "soup")):
-        with pytest.raises(UserError, match=r"m1/model\.safetensors has changed since it was opened"):
+        with pytest.raises(
+            UserError, match=r"m1/model\.safetensors has changed since it was opened"
+        ):
             make()
     assert not (tmp_path / "soup").exists()
 
 
-def test_an_ingredient_that_changes_meanwhile(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
+def test_an_ingredient_that_changes_meanwhile(
+    backend: MergeBackend, folders: Siblings, tmp_path: Path
+) -> None:
     pool, victim = backend.open(folders), folders["m1"] / "model.safetensors"
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
     if isinstance(backend, MergekitMerge):
@@ -152,16 +168,28 @@ def test_an_ingredient_that_changes_meanwhile(backend: MergeBackend, folders: Si
     assert not (tmp_path / "soup").exists()
 
 
-def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
-    for name, ends in {"m0": {"eos_token_id": 7, "top_k": 5}, "m1": {"eos_token_id": [9, 2]}, "m2": {}}.items():
+def test_answers_end_at_any_ingredients_end(
+    backend: MergeBackend, folders: Siblings, tmp_path: Path
+) -> None:
+    for name, ends in {
+        "m0": {"eos_token_id": 7, "top_k": 5},
+        "m1": {"eos_token_id": [9, 2]},
+        "m2": {},
+    }.items():
         (folders[name] / "generation_config.json").write_text(json.dumps(ends))
     config = json.loads((folders["m2"] / "config.json").read_text())
     (folders["m2"] / "config.json").write_text(json.dumps({**config, "eos_token_id": 11}))
     pool = backend.open(folders)
     three, two = pool.recipe(dict.fromkeys(folders, 1 / 3)), pool.recipe({"m0": 0.5, "m1": 0.5})
     assert (pool.eos_token_ids(three), pool.eos_token_ids(two)) == ((2, 7, 9, 11), (2, 7, 9))
-    assert [pool.eos_token_ids(pool.recipe({name: 1.0})) for name in folders] == [(7,), (2, 9), (11,)]
-    assert any("answers end at different tokens (m0 7, m1 2/9, m2 11)" in note for note in pool.warnings)
+    assert [pool.eos_token_ids(pool.recipe({name: 1.0})) for name in folders] == [
+        (7,),
+        (2, 9),
+        (11,),
+    ]
+    assert any(
+        "answers end at different tokens (m0 7, m1 2/9, m2 11)" in note for note in pool.warnings
+    )
     written = pool.write(three, tmp_path / "soup") / "generation_config.json"
     assert json.loads(written.read_text()) == {"eos_token_id": [2, 7, 9, 11], "top_k": 5}
     alone = pool.write(pool.recipe({"m1": 1.0}), tmp_path / "alone") / "generation_config.json"
@@ -170,7 +198,9 @@ def test_answers_end_at_any_ingredients_end(backend: MergeBackend, folders: Sibl
 
 def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: Path) -> None:
     adapters = {
-        name: save_adapter(tmp_path / name, folders["m0"], {"model.layers.0.self_attn.q_proj": 2}, seed)
+        name: save_adapter(
+            tmp_path / name, folders["m0"], {"model.layers.0.self_attn.q_proj": 2}, seed
+        )
         for seed, name in enumerate("ab", 1)
     }
     if backend.adapters is None:
@@ -200,7 +230,9 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("souping.merge.accelerate.find_spec", lambda name: None)
     assert LocalMerge().needs() == []
     assert [one.fix for one in MergekitMerge().needs()] == [install("mergekit")]
-    assert [one.what for one in AccelerateMerge().needs()] == ["the package accelerate is not installed"]
+    assert [one.what for one in AccelerateMerge().needs()] == [
+        "the package accelerate is not installed"
+    ]
     assert MergekitMerge(command="there").needs() == []
 
 
@@ -215,7 +247,9 @@ def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
-def pool_of(folder: Path, sizes: tuple[int, ...] = (97, 97, 97), **settings: Any) -> dict[str, Path]:
+def pool_of(
+    folder: Path, sizes: tuple[int, ...] = (97, 97, 97), **settings: Any
+) -> dict[str, Path]:
     folders = {f"m{i}": folder / f"m{i}" for i in range(len(sizes))}
     for i, (path, rows) in enumerate(zip(folders.values(), sizes, strict=True)):
         llama(i, vocab_size=rows, **settings).save_pretrained(path)
@@ -239,14 +273,18 @@ def check_equal(module: torch.nn.Module, written: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
-def test_pour_after_pour_equals_loading_what_was_written(tmp_path: Path, compute: torch.dtype, tied: bool) -> None:
+def test_pour_after_pour_equals_loading_what_was_written(
+    tmp_path: Path, compute: torch.dtype, tied: bool
+) -> None:
     folders = pool_of(tmp_path, tie_word_embeddings=tied)
     pool, module = LocalMerge().open(folders), loaded(folders["m0"], compute)
     storages = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
     live = pool.live(module)
     for number, weights in enumerate([(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.5, 0.5, 0.0)]):
         live.pour(mix(pool, *weights))
-        check_equal(module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), compute))
+        check_equal(
+            module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), compute)
+        )
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == storages
 
 
@@ -257,21 +295,32 @@ def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
     live = pool.live(module)
     for number, weights in enumerate([(0.5, 0.5, 0.0), (0.0, 1.0, 0.0), (0.5, 0.0, 0.5)]):
         live.pour(mix(pool, *weights))
-        check_equal(module, loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), torch.float32))
+        check_equal(
+            module,
+            loaded(pool.write(mix(pool, *weights), tmp_path / f"soup{number}"), torch.float32),
+        )
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "model_stock"])
-def test_whatever_was_poured_before_a_pour_equals_what_is_written(tmp_path: Path, method: str) -> None:
+def test_whatever_was_poured_before_a_pour_equals_what_is_written(
+    tmp_path: Path, method: str
+) -> None:
     folders = pool_of(tmp_path)
-    based: dict[str, Any] = {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+    based: dict[str, Any] = (
+        {"base": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+    )
     recipes = []
     for scale, dtype in ((1.0, None), (0.5, "float32")):
-        pool = LocalMerge(method=method, dtype=dtype, **based, **({"scale": scale} if based else {})).open(folders)
+        pool = LocalMerge(
+            method=method, dtype=dtype, **based, **({"scale": scale} if based else {})
+        ).open(folders)
         weights = ((0.35, 0.65, 0.0), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.35, 0.65, 0.0))
         recipes += [mix(pool, *row) for row in weights]
     if method == "linear":
         overrides = (recipes[1], [1.0, 0.0]), (recipes[0], [0.5, 0.5])
-        recipes += [replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides]
+        recipes += [
+            replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides
+        ]
     pool, written = LocalMerge(method=method, **based).open(folders), {}
     for recipe in recipes:
         if recipe.id not in written:
@@ -292,7 +341,9 @@ def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path
     norm = module.model.norm
     norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
     live.pour(mix(pool, 0.3, 0.4, 0.3))
-    check_equal(module, loaded(pool.write(mix(pool, 0.3, 0.4, 0.3), tmp_path / "soup"), torch.bfloat16))
+    check_equal(
+        module, loaded(pool.write(mix(pool, 0.3, 0.4, 0.3), tmp_path / "soup"), torch.bfloat16)
+    )
 
 
 SMALL = {

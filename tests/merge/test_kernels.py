@@ -20,12 +20,23 @@ from souping.checkpoints.views import widen
 from souping.core.types import UserError
 from souping.merge import accelerate, kernels
 from souping.merge.accelerate import AccelerateMerge, CudaShardWriter, usable_gpu
-from souping.merge.kernels import METHODS, Raw, delta, linear, mix_block, narrow, slerp_weights, stock_weights
+from souping.merge.kernels import (
+    METHODS,
+    Raw,
+    delta,
+    linear,
+    mix_block,
+    narrow,
+    slerp_weights,
+    stock_weights,
+)
 from souping.merge.local import LocalMerge
 from tests.merge.test_writer import contents, planned, siblings, staging
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-SPECIAL = np.array([0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32)
+SPECIAL = np.array(
+    [0, 0x80000000, 1, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001], np.uint32
+)
 
 
 def random_row(seed: int, count: int, dtype: str) -> Raw:
@@ -36,7 +47,9 @@ def random_row(seed: int, count: int, dtype: str) -> Raw:
     return narrow(values, dtype)
 
 
-@pytest.mark.skipif(kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed")
+@pytest.mark.skipif(
+    kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed"
+)
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
 def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> None:
@@ -45,12 +58,18 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
         for out_dtype in TAGS:
             for count in (1, 31, 2049):
                 raw = [random_row(count + k, count, source) for k, source in enumerate(sources)]
-                weights = np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
+                weights = (
+                    np.random.default_rng(len(sources)).dirichlet(np.ones(len(sources))).tolist()
+                )
                 size = size_of(out_dtype) * count
                 fast, plain = np.empty(size, np.uint8), np.empty(size, np.uint8)
-                assert kernels.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
+                assert (
+                    kernels.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
+                )
                 good = mix_block(combine, raw, sources, weights, dtype, fast, out_dtype)
-                total = combine([widen(r, source) for r, source in zip(raw, sources, strict=True)], weights)
+                total = combine(
+                    [widen(r, source) for r, source in zip(raw, sources, strict=True)], weights
+                )
                 assert kernels.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
                 assert fast.tobytes() == plain.tobytes(), (sources, out_dtype, count)
 
@@ -86,9 +105,9 @@ def test_double_rounding_is_caught() -> None:
 
 @pytest.mark.parametrize("dtype", TAGS)
 def test_narrow_rounds_as_torch_does(dtype: str) -> None:
-    values = np.concatenate([np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32), SPECIAL]).view(
-        np.float32
-    )
+    values = np.concatenate(
+        [np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32), SPECIAL]
+    ).view(np.float32)
     mine = torch.from_numpy(narrow(values, dtype)).view(TAGS[dtype])
     theirs = torch.from_numpy(values.copy()).to(TAGS[dtype])
     assert torch.equal(mine.float().nan_to_num(123.0), theirs.float().nan_to_num(123.0))
@@ -106,7 +125,9 @@ def test_methods_against_float64(name: str) -> None:
     rng = np.random.default_rng(3)
     method = METHODS[name]
     base = rng.standard_normal(999).astype(np.float32)
-    others = [base + rng.standard_normal(999).astype(np.float32) * np.float32(0.3) for _ in range(2)]
+    others = [
+        base + rng.standard_normal(999).astype(np.float32) * np.float32(0.3) for _ in range(2)
+    ]
     tensors = [base, *others] if method.base else others
     weights = [0.0, 0.35, 0.65] if method.base else [0.35, 0.65]
     got = method(tensors, weights).astype(np.float64)
@@ -136,14 +157,21 @@ def test_weights_at_the_edges() -> None:
 
 @pytest.mark.parametrize(
     ("made", "said"),
-    [(None, "NoneType"), (1.0, "float"), (np.zeros(3, np.float32), r"float32 \(3,\)"), (np.zeros(4, int), "int64")],
+    [
+        (None, "NoneType"),
+        (1.0, "float"),
+        (np.zeros(3, np.float32), r"float32 \(3,\)"),
+        (np.zeros(4, int), "int64"),
+    ],
 )
 def test_what_a_method_of_the_users_makes_is_looked_at(made: object, said: str) -> None:
     def mine(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> Any:
         return made
 
     rows = [np.ones(4, np.float32).view(np.uint8)] * 2
-    with pytest.raises(UserError, match=rf"merge method tests.*mine \(.*test_kernels.py:\d+\) gave {said}"):
+    with pytest.raises(
+        UserError, match=rf"merge method tests.*mine \(.*test_kernels.py:\d+\) gave {said}"
+    ):
         mix_block(mine, rows, ["F32", "F32"], [0.5, 0.5], "F32", np.empty(16, np.uint8), "F32")
 
 
@@ -184,9 +212,13 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     weights = dice.uniform(-1, 2, len(rows)).tolist()
     function = kernels.delta if delta else kernels.linear
     with np.errstate(all="ignore"):
-        total = function([kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
+        total = function(
+            [kernels.widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights
+        )
         wanted = kernels.narrow(total, dtype)
-    got, finite = accelerate.blend(function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype)
+    got, finite = accelerate.blend(
+        function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype
+    )
     assert got.numpy().tobytes() == wanted.tobytes()
     assert bool(finite) == kernels.finite(wanted, dtype)
 
@@ -197,7 +229,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     empty = torch.empty
     for name in ("Stream", "device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more)
+    )
     monkeypatch.setattr(accelerate, "LARGEST", 1 << 16)  # several blocks at a time
     return torch.device("cpu")
 

@@ -32,7 +32,17 @@ from souping.merge.mergekit import MergekitMerge, to_yaml
 from souping.merge.stored import load_plan
 from souping.merge.writer import ShardWriter, prepare, write_checkpoint
 from tests.conftest import recipe
-from tests.support.checkpoints import expected, family, load, plan, random_tensors, same_bits, save, simple, soup_of
+from tests.support.checkpoints import (
+    expected,
+    family,
+    load,
+    plan,
+    random_tensors,
+    same_bits,
+    save,
+    simple,
+    soup_of,
+)
 
 
 @pytest.mark.parametrize("size", ["200", "0.5KB", "5GB"])
@@ -43,14 +53,18 @@ def test_any_layout_in_any_size_out(tmp_path: Path, size: str) -> None:
     soup = soup_of(folders, tmp_path / "soup", (0.3, 0.7), max_shard_size=size)
     parts = [random_tensors(0), random_tensors(1)]
     for name in parts[0]:
-        assert same_bits(soup[name], expected([p[name] for p in parts], (0.3, 0.7), torch.bfloat16)), name
+        assert same_bits(
+            soup[name], expected([p[name] for p in parts], (0.3, 0.7), torch.bfloat16)
+        ), name
     index = tmp_path / "soup" / "model.safetensors.index.json"
     assert index.exists() == (size != "5GB")
     if index.exists():
         table = json.loads(index.read_text())
         assert set(table["weight_map"]) == set(soup)
         assert table["metadata"]["total_size"] == sum(t.nbytes for t in soup.values())
-        assert {p.name for p in (tmp_path / "soup").glob("*.safetensors")} == set(table["weight_map"].values())
+        assert {p.name for p in (tmp_path / "soup").glob("*.safetensors")} == set(
+            table["weight_map"].values()
+        )
     assert set(Checkpoint.open(tmp_path / "soup").tensors) == set(soup)
 
 
@@ -68,18 +82,29 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_corrupt_plans_never_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_corrupt_plans_never_escape(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     root = tmp_path_factory.mktemp("plan")
     folders = family(root / "pool", 2)
-    path = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).save(root / "pool" / "plan.json")
+    path = plan(simple(folders, (0.5, 0.5)), folders, max_shard_size=300).save(
+        root / "pool" / "plan.json"
+    )
     table = json.loads(path.read_text())
     place: Any = table
     while isinstance(place, (dict, list)) and place:
-        holder, key = place, data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        holder, key = (
+            place,
+            data.draw(
+                st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
+            ),
+        )
         place = holder[key]
         if data.draw(st.integers(0, 5)) == 0:
             break
-    odd = st.sampled_from([-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]], float("nan"), "BF16", "copy"])
+    odd = st.sampled_from(
+        [-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]], float("nan"), "BF16", "copy"]
+    )
     holder[key] = data.draw(odd)
     path.write_text(json.dumps(table))
     refused = None
@@ -88,7 +113,9 @@ def test_corrupt_plans_never_escape(tmp_path_factory: pytest.TempPathFactory, da
     except (UserError, OSError) as error:
         refused = error
     assert (refused is None) == (root / "soup").exists()
-    assert sorted(path.name for path in root.iterdir()) == (["pool"] if refused else ["pool", "soup"])
+    assert sorted(path.name for path in root.iterdir()) == (
+        ["pool"] if refused else ["pool", "soup"]
+    )
 
 
 def test_zero_weights_are_not_read(tmp_path: Path) -> None:
@@ -105,7 +132,10 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = plan(simple(folders, (0.5, 0.5)), folders).save(tmp_path / "plan.json")
     table = json.loads(path.read_text())
     (tmp_path / "loop").symlink_to("loop")
-    texts = {text[:9]: text for text in ("\ud800" * 3, "[" * 100_000, "", "{}", "[]", '{"version": 9}', "null")}
+    texts = {
+        text[:9]: text
+        for text in ("\ud800" * 3, "[" * 100_000, "", "{}", "[]", '{"version": 9}', "null")
+    }
     changes: dict[str, dict[str, Any]] = {
         "folder": {"folders": {**table["folders"], "m1": "\0"}},
         "loop": {"folders": {**table["folders"], "m1": str(tmp_path / "loop")}},
@@ -119,7 +149,9 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main([str(path), str(tmp_path / "soup")]) == 2, name
         said = capsys.readouterr().err
         assert said.count("\n") == 1, said
-        assert sorted(each.name for each in tmp_path.iterdir()) == ["loop", "plan.json", "pool"], name
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["loop", "plan.json", "pool"], (
+            name
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,8 +163,12 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ((torch.bfloat16, torch.float16), "float16", torch.float16),
     ],
 )
-def test_dtypes(tmp_path: Path, types: tuple[torch.dtype, torch.dtype], asked: str | None, got: torch.dtype) -> None:
-    folders = {str(i): save(tmp_path / str(i), random_tensors(i, dtype)) for i, dtype in enumerate(types)}
+def test_dtypes(
+    tmp_path: Path, types: tuple[torch.dtype, torch.dtype], asked: str | None, got: torch.dtype
+) -> None:
+    folders = {
+        str(i): save(tmp_path / str(i), random_tensors(i, dtype)) for i, dtype in enumerate(types)
+    }
     soup = soup_of(folders, tmp_path / "soup", (0.35, 0.65), dtype=asked)
     parts = [random_tensors(i, dtype) for i, dtype in enumerate(types)]
     for name in soup:
@@ -152,12 +188,16 @@ def test_a_model_that_mixes_dtypes_keeps_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_name_file_and_tensor(tmp_path: Path, bad: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_nan_and_infinity_name_file_and_tensor(
+    tmp_path: Path, bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
     folders = family(tmp_path, 2)
     tensors = random_tensors(1)
     tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = bad
     save(folders["m1"], tensors)
-    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight in .*m1/model\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight in .*m1/model\.safetensors"
+    ):
         soup_of(folders, tmp_path / "soup", (0.5, 0.5))
     assert not (tmp_path / "soup").exists()
     soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), nonfinite="warn")
@@ -168,7 +208,9 @@ def test_nan_and_infinity_name_file_and_tensor(tmp_path: Path, bad: float, caplo
 
 
 @pytest.mark.parametrize("method", ["slerp", "model_stock", "task_arithmetic"])
-def test_files_get_what_methods_give_on_tensors(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_get_what_methods_give_on_tensors(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(merge_plan, "STEP", 16)
     monkeypatch.setattr(merge_plan, "BLOCK", 16)
     folders, based = family(tmp_path, 3), method != "slerp"
@@ -184,7 +226,9 @@ def test_files_get_what_methods_give_on_tensors(tmp_path: Path, method: str, mon
         assert (tensor != want).float().mean() < 0.05, name
 
 
-def test_a_whole_tensor_method_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_tensor_method_is_never_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
 
     def middle(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
@@ -212,13 +256,17 @@ def test_a_pool_of_70b_is_planned_from_headers_alone(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(ranks=st.integers(1, 7), block=st.sampled_from([8, 64, 1 << 18]))
-def test_shares_of_ranks_cover_the_output(ranks: int, block: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_shares_of_ranks_cover_the_output(
+    ranks: int, block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     root = tmp_path_factory.mktemp("ranks")
     folders = family(root, 2)
     made = plan(simple(folders, (0.3, 0.7)), folders, max_shard_size=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_plan, "BLOCK", block)
-        shares = [merge_plan.share_of_rank(merge_plan.chunks(made), rank, ranks) for rank in range(ranks)]
+        shares = [
+            merge_plan.share_of_rank(merge_plan.chunks(made), rank, ranks) for rank in range(ranks)
+        ]
         everything = sum(chunk.count for chunk in merge_plan.chunks(made))
         assert sum(chunk.count for share in shares for chunk in share) == everything
         stage = root / "stage"
@@ -235,7 +283,10 @@ def test_shares_of_ranks_cover_the_output(ranks: int, block: int, tmp_path_facto
 def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     sizes, weights = (12, 15, 19), (0.2, 0.3, 0.5)
     folders = {
-        f"v{rows}": save(tmp_path / str(rows), random_tensors(rows, rows=rows), {"vocab_size": rows}) for rows in sizes
+        f"v{rows}": save(
+            tmp_path / str(rows), random_tensors(rows, rows=rows), {"vocab_size": rows}
+        )
+        for rows in sizes
     }
     soup = soup_of(folders, tmp_path / "soup", weights, vocab=rule)
     parts = [random_tensors(rows, rows=rows) for rows in sizes]
@@ -251,21 +302,33 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     assert json.loads((tmp_path / "soup" / "config.json").read_text())["vocab_size"] == bands[-1][1]
 
 
-@pytest.mark.parametrize(("rule", "carry", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))])
-def test_a_carrier_has_the_soups_vocabulary(tmp_path: Path, rule: str, carry: str, ends: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("rule", "carry", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))]
+)
+def test_a_carrier_has_the_soups_vocabulary(
+    tmp_path: Path, rule: str, carry: str, ends: tuple[int, ...]
+) -> None:
     rows = {"short": (12, 2), "long": (15, 14)}
-    folders = {n: save(tmp_path / n, random_tensors(r, rows=r), {"vocab_size": r}) for n, (r, _) in rows.items()}
+    folders = {
+        n: save(tmp_path / n, random_tensors(r, rows=r), {"vocab_size": r})
+        for n, (r, _) in rows.items()
+    }
     for name, (_, end) in rows.items():
         (folders[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     other = next(name for name in folders if name != carry)
     size = rows[carry][0]
-    with pytest.raises(UserError, match=rf"merge\.carry={other} has a tokenizer .* the soup has {size}: carry {carry}"):
+    with pytest.raises(
+        UserError,
+        match=rf"merge\.carry={other} has a tokenizer .* the soup has {size}: carry {carry}",
+    ):
         _ = LocalMerge(vocab=rule, carry=other).open(folders).warnings
     pool = LocalMerge(vocab=rule, carry=carry).open(folders)
     recipe = pool.recipe({"short": 0.5, "long": 0.5})
     assert pool.tokenizer_folder(recipe) == folders[carry]
     assert pool.eos_token_ids(recipe) == ends
-    written = json.loads((pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text())
+    written = json.loads(
+        (pool.write(recipe, tmp_path / "soup") / "generation_config.json").read_text()
+    )
     assert written["eos_token_id"] == (list(ends) if len(ends) > 1 else ends[0])
 
 
@@ -275,7 +338,9 @@ def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
     soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), overrides=overrides)
     parts = [random_tensors(0), random_tensors(1)]
     for name, tensor in soup.items():
-        weights = (1.0, 0.0) if "layers.0." in name else (0.25, 0.75) if ".mlp." in name else (0.5, 0.5)
+        weights = (
+            (1.0, 0.0) if "layers.0." in name else (0.25, 0.75) if ".mlp." in name else (0.5, 0.5)
+        )
         assert same_bits(tensor, expected([p[name] for p in parts], weights, torch.bfloat16)), name
 
 
@@ -316,16 +381,30 @@ def test_overrides_of_a_part_of_the_pool(tmp_path: Path) -> None:
     folders = family(tmp_path, 3)
     with pytest.raises(UserError, match="has 1 weights for 3 candidates"):
         soup_of(folders, tmp_path / "soup", (0.5, 0.5, 0.0), overrides={"layers.0": [1.0]})
-    pool = LocalMerge(overrides={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]}).open(folders)
-    assert pool.recipe({"m0": 0.5, "m1": 0.5}).settings == {"overrides": [["layers.0", [2 / 3, 1 / 3]]]}
+    pool = LocalMerge(overrides={"layers.0": [0.5, 0.25, 0.25], "layers.1": [0.0, 0.0, 1.0]}).open(
+        folders
+    )
+    assert pool.recipe({"m0": 0.5, "m1": 0.5}).settings == {
+        "overrides": [["layers.0", [2 / 3, 1 / 3]]]
+    }
     assert pool.recipe({"m0": 1.0}).settings == {}
 
 
 @pytest.mark.parametrize("base_rows", [12, 15])
 def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows: int) -> None:
-    folders = {f"v{r}": save(tmp_path / str(r), random_tensors(r, rows=r), {"vocab_size": r}) for r in (12, 14)}
+    folders = {
+        f"v{r}": save(tmp_path / str(r), random_tensors(r, rows=r), {"vocab_size": r})
+        for r in (12, 14)
+    }
     base = save(tmp_path / "base", random_tensors(7, rows=base_rows), {"vocab_size": base_rows})
-    soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), method="task_arithmetic", base=str(base), vocab="union")
+    soup = soup_of(
+        folders,
+        tmp_path / "soup",
+        (0.5, 0.5),
+        method="task_arithmetic",
+        base=str(base),
+        vocab="union",
+    )
     rows, name = max(14, base_rows), "lm_head.weight"
     assert soup[name].shape == (rows, 7)
     long, own = random_tensors(14, rows=14)[name], random_tensors(7, rows=base_rows)[name]
@@ -333,8 +412,12 @@ def test_differences_to_a_base_with_another_vocabulary(tmp_path: Path, base_rows
     assert same_bits(soup[name][14:], own[14:])
 
 
-COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which("mergekit-yaml", path=Path(sys.executable).parent)
-missing = pytest.mark.skipif(COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)")
+COMMAND = os.environ.get("SOUPING_MERGEKIT") or shutil.which(
+    "mergekit-yaml", path=Path(sys.executable).parent
+)
+missing = pytest.mark.skipif(
+    COMMAND is None, reason="mergekit is not installed (or set SOUPING_MERGEKIT)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +435,13 @@ def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
     assert COMMAND is not None
     folder.mkdir()
     (folder / "config.yml").write_text(text)
-    command = [COMMAND, str(folder / "config.yml"), str(folder / "out"), "--no-copy-tokenizer", "--quiet"]
+    command = [
+        COMMAND,
+        str(folder / "config.yml"),
+        str(folder / "out"),
+        "--no-copy-tokenizer",
+        "--quiet",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return load(folder / "out")
 
@@ -360,9 +449,13 @@ def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
 @missing
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "weights", [(1 / 3,) * 3, (0.15, 0.85), (0.1, 0.2, 0.3, 0.15, 0.25), (0.05,) * 20], ids=lambda row: len(row)
+    "weights",
+    [(1 / 3,) * 3, (0.15, 0.85), (0.1, 0.2, 0.3, 0.15, 0.25), (0.05,) * 20],
+    ids=lambda row: len(row),
 )
-def test_same_bytes_as_mergekit(weights: tuple[float, ...], llamas: dict[str, Path], tmp_path: Path) -> None:
+def test_same_bytes_as_mergekit(
+    weights: tuple[float, ...], llamas: dict[str, Path], tmp_path: Path
+) -> None:
     folders = dict(list(llamas.items())[: len(weights)])
     pool = LocalMerge().open(folders)
     recipe = pool.recipe(dict(zip(folders, weights, strict=True)))
@@ -377,9 +470,13 @@ def test_same_bytes_as_mergekit(weights: tuple[float, ...], llamas: dict[str, Pa
 @missing
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "slerp"])
-def test_other_methods_agree_with_mergekit(method: str, llamas: dict[str, Path], tmp_path: Path) -> None:
+def test_other_methods_agree_with_mergekit(
+    method: str, llamas: dict[str, Path], tmp_path: Path
+) -> None:
     folders = dict(list(llamas.items())[:2])
-    settings: dict[str, Any] = {"base": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
+    settings: dict[str, Any] = (
+        {"base": str(llamas["m5"]), "scale": 0.8} if method == "task_arithmetic" else {}
+    )
     pool = LocalMerge(method=method, **settings).open(folders)
     recipe = pool.recipe({"m0": 0.3, "m1": 0.7})
     theirs = run_mergekit(to_yaml(recipe, folders, base=settings.get("base")), tmp_path / "theirs")

@@ -36,7 +36,9 @@ def average(written: Path) -> dict[str, torch.Tensor]:
     return {name: expected(pair, (0.25, 0.75), torch.float32) for name, pair in parts.items()}
 
 
-def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(written: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_two_trainers_are_averaged_and_their_plan_read_again(
+    written: Path, tmp_path: Path
+) -> None:
     pool = LocalMerge().open(pool_of(written), like=Like(written / TITAN))
     recipe = pool.recipe({TITAN: 0.25, MEGATRON: 0.75})
     made = load(pool.write(recipe, tmp_path / "soup"))
@@ -52,8 +54,14 @@ def test_names_are_shown_and_nothing_is_merged(souping: Cli, written: Path, tmp_
     words = ("+experiment=merge", f"pool.candidates=[{folders}]", f"pool.like={written / TITAN}")
     done = souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=show")
     assert done.code == 0, done.err
-    assert "layers.0.attention.qkv_linear.wq.weight -> model.layers.0.self_attn.q_proj.weight [32, 32]" in done.out
-    assert "decoder.layers.mlp.linear_fc1.weight -> model.layers.0.mlp.up_proj.weight [24, 32]" in done.out
+    assert (
+        "layers.0.attention.qkv_linear.wq.weight -> model.layers.0.self_attn.q_proj.weight [32, 32]"
+        in done.out
+    )
+    assert (
+        "decoder.layers.mlp.linear_fc1.weight -> model.layers.0.mlp.up_proj.weight [24, 32]"
+        in done.out
+    )
     assert not (tmp_path / "soup").exists()
 
 
@@ -66,7 +74,9 @@ def test_rules_of_ones_own_by_the_command_line(souping: Cli, written: Path, tmp_
     assert done.code == 0, done.err
     made = load(tmp_path / "soup")
     assert all(same_bits(made[name], tensor) for name, tensor in average(written).items())
-    souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=none.json").refused("merge.names")
+    souping(*words, "optimiser.weights=[0.25,0.75]", "out=soup", "merge.names=none.json").refused(
+        "merge.names"
+    )
 
 
 # Mixtures of experts
@@ -78,30 +88,45 @@ ROUTER = "model.layers.0.mlp.gate.weight"
 
 def experts(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {f"{EXPERTS}{e}.{part}_proj.weight": (3, 4) for e in range(2) for part in ("gate", "up")}
+    shapes = {
+        f"{EXPERTS}{e}.{part}_proj.weight": (3, 4) for e in range(2) for part in ("gate", "up")
+    }
     shapes |= {f"{EXPERTS}{e}.down_proj.weight": (4, 3) for e in range(2)}
     shapes |= {ROUTER: (2, 4), "model.embed_tokens.weight": (12, 4), "model.norm.weight": (4,)}
-    return {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()
+    }
 
 
 def fused(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As transformers has experts in memory."""
-    gates = [torch.cat([tensors[f"{EXPERTS}{e}.{part}_proj.weight"] for part in ("gate", "up")]) for e in range(2)]
+    gates = [
+        torch.cat([tensors[f"{EXPERTS}{e}.{part}_proj.weight"] for part in ("gate", "up")])
+        for e in range(2)
+    ]
     downs = [tensors[f"{EXPERTS}{e}.down_proj.weight"] for e in range(2)]
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXPERTS)}
-    return rest | {f"{EXPERTS}gate_up_proj": torch.stack(gates), f"{EXPERTS}down_proj": torch.stack(downs)}
+    return rest | {
+        f"{EXPERTS}gate_up_proj": torch.stack(gates),
+        f"{EXPERTS}down_proj": torch.stack(downs),
+    }
 
 
 def test_experts_listed_and_fused_are_one_model_and_mix(tmp_path: Path) -> None:
     a, b = experts(0), experts(1)
-    listed, packed = save(tmp_path / "listed", a, CONFIG), save(tmp_path / "packed", fused(a), CONFIG)
+    listed, packed = (
+        save(tmp_path / "listed", a, CONFIG),
+        save(tmp_path / "packed", fused(a), CONFIG),
+    )
     assert fingerprint(listed) == fingerprint(packed)
     pool = LocalMerge().open({"a": packed, "b": save(tmp_path / "b", b, CONFIG)})
     made = load(pool.write(pool.recipe({"a": 0.3, "b": 0.7}), tmp_path / "soup"))
     assert set(made) == set(a)
     assert all(same_bits(made[n], expected([a[n], b[n]], (0.3, 0.7), torch.bfloat16)) for n in a)
     with pytest.raises(UserError, match="down_proj"):
-        Checkpoint.open(save(tmp_path / "odd", fused(a) | {f"{EXPERTS}down_proj": torch.zeros(2, 3, 5)}, CONFIG))
+        Checkpoint.open(
+            save(tmp_path / "odd", fused(a) | {f"{EXPERTS}down_proj": torch.zeros(2, 3, 5)}, CONFIG)
+        )
 
 
 def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None:
@@ -111,7 +136,10 @@ def test_routers_are_averaged_or_those_of_one_ingredient(tmp_path: Path) -> None
     for names in ("abc", "ac"):
         weights = {name: 1 / len(names) for name in names}
         made = load(pool.write(pool.recipe(weights), tmp_path / names))
-        mean = {n: expected([tables[x][n] for x in names], tuple(weights.values()), torch.bfloat16) for n in made}
+        mean = {
+            n: expected([tables[x][n] for x in names], tuple(weights.values()), torch.bfloat16)
+            for n in made
+        }
         wanted = mean | ({ROUTER: tables["b"][ROUTER]} if "b" in names else {})
         assert all(same_bits(made[name], tensor) for name, tensor in wanted.items())
     with pytest.raises(UserError, match=r"merge\.router"):

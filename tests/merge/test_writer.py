@@ -39,7 +39,16 @@ from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 from souping.merge.writer import PassingDigest, prepare, write_checkpoint
 from tests.conftest import ROOT, Cli
-from tests.support.checkpoints import aligned, family, load, opened, plan, random_tensors, save, simple
+from tests.support.checkpoints import (
+    aligned,
+    family,
+    load,
+    opened,
+    plan,
+    random_tensors,
+    save,
+    simple,
+)
 from tests.support.processes import wait_for
 
 
@@ -56,11 +65,20 @@ def left(parent: Path) -> list[str]:
 
 
 def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
-    out = write_checkpoint(made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"})
+    out = write_checkpoint(
+        made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"}
+    )
     carried = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json"}
-    assert {path.name for path in out.iterdir()} == {*carried, "README.md", "model.safetensors", "recipe.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *carried,
+        "README.md",
+        "model.safetensors",
+        "recipe.json",
+    }
     assert json.loads((out / "recipe.json").read_text())["weights"] == [0.5, 0.5]
-    assert (out / "config.json").read_bytes() == Path(made.ingredients[0].folder, "config.json").read_bytes()
+    assert (out / "config.json").read_bytes() == Path(
+        made.ingredients[0].folder, "config.json"
+    ).read_bytes()
     with pytest.raises(UserError, match=r"config\.json would replace"):
         write_checkpoint(made, tmp_path / "other", extra_files={"config.json": "{}"})
     assert left(tmp_path) == ["deep"]
@@ -74,7 +92,9 @@ def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
     free = write_checkpoint(made, tmp_path / "free")
     made.save(tmp_path / "plan.json")
     tight = f"ulimit -Sn 64; exec {sys.executable} -m souping.merge {tmp_path}/plan.json {tmp_path}/tight"
-    done = subprocess.run(["bash", "-c", tight], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", tight], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for path in free.iterdir():
         assert path.read_bytes() == (tmp_path / "tight" / path.name).read_bytes()
@@ -92,7 +112,9 @@ def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["reserve", "write"])
-def test_a_full_disk(made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -102,14 +124,18 @@ def test_a_full_disk(made: MergePlan, tmp_path: Path, where: str, monkeypatch: p
     assert left(tmp_path) == []
 
 
-def test_file_systems_that_cannot_reserve(made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_systems_that_cannot_reserve(
+    made: MergePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unable(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", unable)
     (tmp_path / "soup").mkdir()  # an empty target is filled
     seen: list[tuple[int, int]] = []
-    write_checkpoint(made, tmp_path / "soup", progress=lambda done, total: seen.append((done, total)))
+    write_checkpoint(
+        made, tmp_path / "soup", progress=lambda done, total: seen.append((done, total))
+    )
     assert len(load(tmp_path / "soup")) == 7
     assert seen[-1] == (made.nbytes, made.nbytes)
 
@@ -123,7 +149,9 @@ def test_an_interrupt_leaves_nothing(made: MergePlan, tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
-def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: MergePlan, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(
+    made: MergePlan, tmp_path: Path
+) -> None:
     made.save(tmp_path / "pool" / "plan.json")
     script = f"""
         import os, pathlib, signal
@@ -140,14 +168,18 @@ def test_a_killed_run_leaves_the_target_absent_and_the_next_cleans_up(made: Merg
     assert left(tmp_path) == ["soup"]
 
 
-def test_a_plain_merge_imports_neither_torch_nor_transformers(made: MergePlan, tmp_path: Path) -> None:
+def test_a_plain_merge_imports_neither_torch_nor_transformers(
+    made: MergePlan, tmp_path: Path
+) -> None:
     path = made.save(tmp_path / "pool" / "plan.json")
     script = (
         "import sys; from souping.merge.__main__ import main; "
         f"assert main([{str(path)!r}, {str(tmp_path / 'soup')!r}]) == 0; "
         "print(sorted({'torch', 'transformers', 'hydra', 'numba', 'safetensors'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -173,7 +205,9 @@ def passing(path: Path, *, gap: int = 0) -> tuple[PassingDigest, list[str]]:
     group = [Tensor(f"t{i}", "U8", (n,), path.name, ends[i], n) for i, n in enumerate(SIZES)]
     group[5] = replace(group[5], offset=group[5].offset + gap, nbytes=group[5].nbytes - gap)
     checkpoint = Checkpoint.of(path.parent, {t.name: t for t in group}, {}, (), {})
-    values = [hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group]
+    values = [
+        hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group
+    ]
     return PassingDigest(checkpoint, group), values
 
 
@@ -233,7 +267,9 @@ def test_a_file_that_changes_meanwhile_gets_no_digest(tmp_path: Path) -> None:
     assert known == {}
 
 
-def test_a_first_merge_names_its_ingredients_by_content(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_first_merge_names_its_ingredients_by_content(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     shutil.copytree(family / "ant", tmp_path / "twin")
     pool = [f"pool.candidates=[{family / 'ant'},{family / 'bee'},{tmp_path / 'twin'}]"]
     words = ["+experiment=merge", *pool, "optimiser.weights=[0.5,0.3,0.2]"]
@@ -243,7 +279,9 @@ def test_a_first_merge_names_its_ingredients_by_content(family: Path, souping: C
     for path in (tmp_path / "soup_1").iterdir():
         own = path.read_bytes().replace(b"soup_1", b"soup_2")
         assert own == (tmp_path / "soup_2" / path.name).read_bytes()
-    assert all("ant and twin hold the same bytes" in done.out + done.err for done in (first, second))
+    assert all(
+        "ant and twin hold the same bytes" in done.out + done.err for done in (first, second)
+    )
     souping("+experiment=rebuild", "recipe=soup_1/recipe.json", "out=third").ok()
 
 
@@ -251,7 +289,9 @@ Siblings = dict[str, Path]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def siblings(folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12, 12), shards: int = 1) -> Siblings:
+def siblings(
+    folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12, 12), shards: int = 1
+) -> Siblings:
     folders = {}
     for seed, (name, size) in enumerate(zip("abc", rows, strict=True)):
         dtype = dtypes[seed % len(dtypes)]
@@ -262,11 +302,15 @@ def siblings(folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12
     return folders
 
 
-def planned(folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any) -> MergePlan:
+def planned(
+    folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any
+) -> MergePlan:
     if fields.get("method") == "task_arithmetic":
         fields["base"] = str(folders["a"])
     merge = LocalMerge(**fields)
-    return merge.plan(merge.recipe(tuple(folders), weights, *opened(folders)), aligned(merge, folders))
+    return merge.plan(
+        merge.recipe(tuple(folders), weights, *opened(folders)), aligned(merge, folders)
+    )
 
 
 def staging(plan: MergePlan, folder: Path) -> Path:
@@ -302,10 +346,15 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shares_of_two_ranks_are_the_bytes_of_local(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_two_ranks_are_the_bytes_of_local(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: None)
     files, fields = CASES[case]
-    plan = planned(siblings(tmp_path, *files["dtypes"], **{k: v for k, v in files.items() if k != "dtypes"}), **fields)
+    plan = planned(
+        siblings(tmp_path, *files["dtypes"], **{k: v for k, v in files.items() if k != "dtypes"}),
+        **fields,
+    )
     stage = staging(plan, tmp_path / "stage")
     for number in (1, 0):
         Rank(number=number, count=2, local=2).fill(plan, stage)
@@ -313,7 +362,9 @@ def test_shares_of_two_ranks_are_the_bytes_of_local(case: str, tmp_path: Path, m
     assert contents(stage) == {name: local[name] for name in plan.shards}
 
 
-def test_two_ranks_that_run_write_the_bytes_of_local(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_ranks_that_run_write_the_bytes_of_local(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folders = siblings(tmp_path / "pool", BF16)
     spoil(folders, float("inf"))
     plan, done = planned(folders, nonfinite="warn", max_shard_size="500KB"), list[int]()
@@ -322,15 +373,27 @@ def test_two_ranks_that_run_write_the_bytes_of_local(tmp_path: Path, caplog: pyt
         out = AccelerateMerge(num_processes=2).write(
             plan, tmp_path / "ranks", lambda now, total: done.append(now), {"README.md": "card"}
         )
-    assert sum("NaN or infinity in tensor model.z.weight" in record.message for record in caplog.records) == 1
+    assert (
+        sum(
+            "NaN or infinity in tensor model.z.weight" in record.message
+            for record in caplog.records
+        )
+        == 1
+    )
     assert done == [plan.nbytes]
-    assert contents(out) == contents(LocalMerge().write(plan, tmp_path / "local", extra_files={"README.md": "card"}))
+    assert contents(out) == contents(
+        LocalMerge().write(plan, tmp_path / "local", extra_files={"README.md": "card"})
+    )
     assert not working(tmp_path)
 
 
 def working(folder: Path) -> list[int]:
     lines = [(one.pid, one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
-    return [pid for pid, line in lines if pid != os.getpid() and any(str(folder) in part for part in line)]
+    return [
+        pid
+        for pid, line in lines
+        if pid != os.getpid() and any(str(folder) in part for part in line)
+    ]
 
 
 HOLD = """
@@ -358,7 +421,9 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "held.py").write_text(HOLD)
     monkeypatch.setenv("MEET", str(tmp_path / "meet"))
     start = accelerate.launcher
-    monkeypatch.setattr(accelerate, "launcher", lambda *a: [*start(*a)[:-2], str(tmp_path / "held.py")])
+    monkeypatch.setattr(
+        accelerate, "launcher", lambda *a: [*start(*a)[:-2], str(tmp_path / "held.py")]
+    )
     return tmp_path / "meet"
 
 
@@ -383,7 +448,9 @@ def test_a_rank_that_dies_ends_all(pool: Siblings, tmp_path: Path, held: Path) -
 @pytest.mark.slow
 def test_a_silent_rank_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> None:
     """Rank 0 gives up waiting; the other one never ends by itself."""
-    done = in_thread(AccelerateMerge(num_processes=2, timeout=20.0), planned(pool), tmp_path / "soup")
+    done = in_thread(
+        AccelerateMerge(num_processes=2, timeout=20.0), planned(pool), tmp_path / "soup"
+    )
     assert "another rank died or did not answer in time" in str(done.exception(600))
     check_nothing_left(tmp_path)
 
@@ -391,7 +458,9 @@ def test_a_silent_rank_ends_all(pool: Siblings, tmp_path: Path, held: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["run", "launcher"])
 @pytest.mark.parametrize("early", [True, False], ids=["while ranks start", "while they work"])
-def test_nothing_outlives_a_killed(victim: str, early: bool, pool: Siblings, tmp_path: Path, held: Path) -> None:
+def test_nothing_outlives_a_killed(
+    victim: str, early: bool, pool: Siblings, tmp_path: Path, held: Path
+) -> None:
     saved = planned(pool).save(tmp_path / "plan.json")
     code = (
         "import sys; from pathlib import Path; from souping.merge import accelerate, stored\n"
@@ -399,7 +468,14 @@ def test_nothing_outlives_a_killed(victim: str, early: bool, pool: Siblings, tmp
         "accelerate.launcher = lambda *a: [*start(*a)[:-2], held]\n"
         "accelerate.AccelerateMerge(num_processes=2).write(stored.load_plan(Path(saved)), Path(out))\n"
     )
-    command = [sys.executable, "-c", code, str(saved), str(tmp_path / "held.py"), str(tmp_path / "soup")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(saved),
+        str(tmp_path / "held.py"),
+        str(tmp_path / "soup"),
+    ]
     run = subprocess.Popen(command, env=package_environment(), stderr=subprocess.PIPE, text=True)
     until(lambda: len(psutil.Process(run.pid).children(recursive=True)) >= 3)
     if not early:
@@ -431,11 +507,15 @@ def test_an_interrupt_ends_the_ranks(pool: Siblings, tmp_path: Path, held: Path)
 
 
 @pytest.mark.slow
-def test_fewer_ranks_than_asked(pool: Siblings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_ranks_than_asked(
+    pool: Siblings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`accelerate launch --cpu` starts one process, whatever number it is given."""
     start = accelerate.launcher
     on_cpu = {"--multi_gpu": "--cpu"}
-    monkeypatch.setattr(accelerate, "launcher", lambda *a: [on_cpu.get(part, part) for part in start(*a)])
+    monkeypatch.setattr(
+        accelerate, "launcher", lambda *a: [on_cpu.get(part, part) for part in start(*a)]
+    )
     with pytest.raises(UserError, match="2 ranks were asked for and accelerate started 1"):
         AccelerateMerge(num_processes=2).write(planned(pool), tmp_path / "soup")
     check_nothing_left(tmp_path)
@@ -445,7 +525,9 @@ def test_how_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpus, ranks in {0: 2, 4: 4}.items():
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         assert (rank_count(None), rank_count(3)) == (ranks, 3)
-    with pytest.raises(UserError, match=r"merge\.num_processes=5 is more than the number of GPUs, 4"):
+    with pytest.raises(
+        UserError, match=r"merge\.num_processes=5 is more than the number of GPUs, 4"
+    ):
         rank_count(5)
 
 
@@ -459,7 +541,16 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
 def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     plan = planned(pool, max_shard_size="500KB")
     saved, out = str(plan.save(tmp_path / "plan.json")), tmp_path / "soup"
-    two = ("--num_processes", "2", "--main_process_port", "0", "-m", "souping.merge", saved, str(out))
+    two = (
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "souping.merge",
+        saved,
+        str(out),
+    )
     process = launch(*two)
     text, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -468,7 +559,9 @@ def test_a_plan_by_a_command(pool: Siblings, tmp_path: Path) -> None:
     process = launch(*two)
     err = process.communicate(timeout=600)[1]
     assert process.returncode
-    assert len(re.findall(f"^{ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
+    assert (
+        len(re.findall(f"^{ERROR}.*soup exists and is not an empty folder", err, re.MULTILINE)) == 1
+    )
 
 
 @pytest.mark.slow

@@ -35,7 +35,9 @@ def test_every_category_is_well_filled_in_every_fold() -> None:
 
 
 def test_ids_prompts_and_groups() -> None:
-    assert len({item.id for item in SHIPPED}) == len({item.prompt for item in SHIPPED}) == len(SHIPPED)
+    assert (
+        len({item.id for item in SHIPPED}) == len({item.prompt for item in SHIPPED}) == len(SHIPPED)
+    )
     groups = Counter(item.group for item in SHIPPED)
     assert len(groups) >= 300
     assert max(groups.values()) <= 12
@@ -69,11 +71,21 @@ def test_the_first_line_says_what_it_is(souping: Cli) -> None:
 TASKS = items.make(items.SEED, items.PER_CATEGORY)
 SMALL = (
     TrainingStage(name="base_cook", seed=1, steps=3, rate=1e-2, batch=4, mix={"others": 1.0}),
-    TrainingStage(name="java_cook", parent="base_cook", seed=2, steps=2, rate=1e-2, batch=4, mix={"simple_java": 1.0}),
+    TrainingStage(
+        name="java_cook",
+        parent="base_cook",
+        seed=2,
+        steps=2,
+        rate=1e-2,
+        batch=4,
+        mix={"simple_java": 1.0},
+    ),
 )
 
 
-def test_the_script_writes_the_shipped_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_writes_the_shipped_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["items", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "items.jsonl").read_bytes() == pantry.path("items").read_bytes()
     assert "1024 items" in capsys.readouterr().out
@@ -105,7 +117,9 @@ def test_training_and_development_never_meet_them() -> None:
 def test_the_record_of_the_shipped_models_matches_the_stages() -> None:
     record = json.loads((ROOT / "examples" / "pantry" / "scores.json").read_text())
     assert "not BFCL" in record["note"]
-    assert record["stages"] == json.loads(json.dumps([dataclasses.asdict(stage) for stage in STAGES]))
+    assert record["stages"] == json.loads(
+        json.dumps([dataclasses.asdict(stage) for stage in STAGES])
+    )
     assert list(record["scores"]) == [pantry.BASE, *pantry.CANDIDATES]
     assert all(set(scores) == set(CATEGORIES) for scores in record["scores"].values())
 

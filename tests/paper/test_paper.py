@@ -50,16 +50,22 @@ def found() -> dict[tuple[str, str], Finding]:
 
 def roles(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
     rows = csv.DictReader((PAPER / "results.csv").open())
-    return {row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)}
+    return {
+        row["row"]: row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)
+    }
 
 
 @pytest.mark.parametrize("table", TABLES[:3], ids=lambda table: table.file)
 class TestSelections:
     def test_what_the_paper_chose_is_read_from_its_table(self, table: PaperTable) -> None:
         rows = roles(table.benchmark, table.scale)
-        assert set(table.chosen) == {name for name, row in rows.items() if row["role"] == "ingredient"}
+        assert set(table.chosen) == {
+            name for name, row in rows.items() if row["role"] == "ingredient"
+        }
 
-    def test_the_command_line_selects_the_same(self, table: PaperTable, souping: Cli, tmp_path: Path) -> None:
+    def test_the_command_line_selects_the_same(
+        self, table: PaperTable, souping: Cli, tmp_path: Path
+    ) -> None:
         words = shlex.split(table.command)
         assert words[:3] == ["python", "-m", "souping"]
         done = souping(*words[3:], "hydra.run.dir=run")
@@ -82,14 +88,19 @@ def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
     assert "absolute, ties=all: 0.287 < threshold" in told[MGSM.title]["notes"][-1]
     assert told[FLORES.title]["paper"] == []
     assert {sum(len(row["rules"]) for row in one["readings"]) for one in told.values()} == {9}
-    clusters = {t: next(r["ingredients"] for r in row["readings"] if CLUSTERS in r["rules"]) for t, row in told.items()}
+    clusters = {
+        t: next(r["ingredients"] for r in row["readings"] if CLUSTERS in r["rules"])
+        for t, row in told.items()
+    }
     assert clusters[SMALL.title] == list(
         SoCECluster(correlation=pearson, objective=Mean()).select(SMALL.scores).ingredients
     )
     assert len(told[FLORES.title]["stated"]) > 1
 
 
-@pytest.mark.parametrize(("sign", "ties"), [("absolute", "overall"), ("absolute", "all"), ("signed", "first")])
+@pytest.mark.parametrize(
+    ("sign", "ties"), [("absolute", "overall"), ("absolute", "all"), ("signed", "first")]
+)
 def test_the_spans_cover_every_threshold(sign: Sign, ties: Ties) -> None:
     scores = SMALL.scores
     pieces = spans(scores, sign, ties)
@@ -103,17 +114,29 @@ def test_the_spans_cover_every_threshold(sign: Sign, ties: Ties) -> None:
 
 
 def test_gains_follow_from_the_totals(found: dict[tuple[str, str], Finding]) -> None:
-    for benchmark, scale in (("bfcl_v3", "70b"), ("bfcl_v3", "8b"), ("mgsm", "7b"), ("infinitebench", "70b")):
+    for benchmark, scale in (
+        ("bfcl_v3", "70b"),
+        ("bfcl_v3", "8b"),
+        ("mgsm", "7b"),
+        ("infinitebench", "70b"),
+    ):
         rows = {name: float(row["score"]) for name, row in roles(benchmark, scale).items()}
         told = gains(benchmark, scale)
-        assert told["soce over uniform_selected, points"] == pytest.approx(rows["soce"] - rows["uniform_selected"])
+        assert told["soce over uniform_selected, points"] == pytest.approx(
+            rows["soce"] - rows["uniform_selected"]
+        )
         relative = 100 * (rows["soce"] - rows["uniform_all"]) / rows["uniform_all"]
         assert told["soce over uniform_all, relative"] == pytest.approx(relative)
     uniform = "SoCE over the uniform soup of the selected"
     assert found["Table 1a", uniform].ours == "2.91 %, +2.28 points"
-    assert (found["Table 1b", uniform].ours, found["Table 1b", uniform].verdict) == ("3.36 %, +2.49 points", "differs")
+    assert (found["Table 1b", uniform].ours, found["Table 1b", uniform].verdict) == (
+        "3.36 %, +2.49 points",
+        "differs",
+    )
     best = "SoCE over the best candidate"
-    assert {found[table, best].verdict for table in ("Table 1a", "Table 1b", "Table 2a")} == {"agrees"}
+    assert {found[table, best].verdict for table in ("Table 1a", "Table 1b", "Table 2a")} == {
+        "agrees"
+    }
 
 
 def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Finding]) -> None:
@@ -121,7 +144,10 @@ def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Fi
     assert (mgsm.paper, mgsm.ours, mgsm.verdict) == ("51.7", "52.24", "differs")
     flores = found["Table 5", "means of the 36 directions: candidates 1 to 5"]
     assert flores.note.startswith("the means imply 32.0, 32.0, 31.8, 32.0, 32.0 for eng_spa")
-    assert found["Table 5", "mean of the 36 directions: SoCE"].note == "0.20 below the mean of its own columns"
+    assert (
+        found["Table 5", "mean of the 36 directions: SoCE"].note
+        == "0.20 below the mean of its own columns"
+    )
     table3 = found["Table 3", "BFCL scores of 8b-m1, 8b-m2, 8b-m3; the same of Table 1b"]
     assert "8b-m1 and 8b-m3" in table3.note
     assert {one.verdict for one in found.values()} <= set(get_args(Verdict))
@@ -131,7 +157,11 @@ def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:
     text = markdown({"analyses": {"paper": data}}, []).replace("\\", "")
     for row in data["findings"]:
         assert row["what"][1:] in text
-    assert text.index("The paper: what disagrees") < text.index("What agrees") < text.index("What cannot be redone")
+    assert (
+        text.index("The paper: what disagrees")
+        < text.index("What agrees")
+        < text.index("What cannot be redone")
+    )
     drawings = [draw(data) for draw in DISPLAYS["paper"].drawings]
     assert [drawing.name for drawing in drawings if drawing] == ["figure1"]
     for drawing in filter(None, drawings):

@@ -58,7 +58,9 @@ def test_nothing_is_evaluated_twice(tmp_path: Path) -> None:
         assert len(judge.asked) == 20
 
 
-def asked(store: Store, judge: FakeEvaluator, items: Sequence[Item], ends: tuple[int, ...] = ()) -> int:
+def asked(
+    store: Store, judge: FakeEvaluator, items: Sequence[Item], ends: tuple[int, ...] = ()
+) -> int:
     """Answers that a soup's evaluation asks for anew; as many as it said beforehand."""
     fresh = evaluation(store, judge, ends)
     expected = len(fresh.missing_answers(recipe(1.0, 0.0), items))
@@ -90,7 +92,11 @@ class Alone(FakeEvaluator):
 def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path) -> None:
     items, judge = make_items(10), Alone({"a": 5})
     with Store(tmp_path / "s") as store:
-        assert [asked(store, judge, part) for part in (items[3:9], items, items[::-1])] == [6, 14, 0]
+        assert [asked(store, judge, part) for part in (items[3:9], items, items[::-1])] == [
+            6,
+            14,
+            0,
+        ]
 
 
 @dataclass
@@ -100,13 +106,17 @@ class Reader(FakeEvaluator):
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(tmp_path: Path, reads: bool) -> None:
+def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(
+    tmp_path: Path, reads: bool
+) -> None:
     items, judge = make_items(3), (Reader if reads else FakeEvaluator)({"a": 5})
     changed = [replace(item, answer="new" if reads else "4") for item in items]
     with Store(tmp_path / "s") as store:
         assert asked(store, judge, items) == 6
         assert asked(store, judge, changed) == (0 if reads else 6)
-        assert evaluation(store, judge).scores(recipe(1.0, 0.0), changed).values.tolist() == [1.0] * 6
+        assert (
+            evaluation(store, judge).scores(recipe(1.0, 0.0), changed).values.tolist() == [1.0] * 6
+        )
         assert asked(store, judge, items) == 0
 
 
@@ -114,11 +124,19 @@ def test_another_reference_needs_no_new_answer_where_an_old_one_can_be_scored(tm
 class Wavering(FakeEvaluator):
     """Right in the first of its answers; never answers the first item; the second answer to the next is cut."""
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         records = []
         for record in super().evaluate(model, items, replicate):
             number = int(record.item.split("-")[1])
-            outcome = "unanswered" if number == 0 else "truncated" if (number, replicate) == (1, 1) else "finished"
+            outcome = (
+                "unanswered"
+                if number == 0
+                else "truncated"
+                if (number, replicate) == (1, 1)
+                else "finished"
+            )
             score = float(replicate == 0 and number > 0)
             reason = "no room" if number == 0 else ""
             records.append(replace(record, score=score, outcome=outcome, reason=reason))
@@ -140,7 +158,10 @@ def test_several_answers_are_rows_and_their_outcomes_are_counted(tmp_path: Path)
     assert scores.noise.tolist() == pytest.approx([0.0, 0.0625, 0.0625])
 
 
-ROWS: dict[str, list[Executor]] = {"local": [LocalExecutor()], "ray": [RayExecutor(actors=2, cpus=0.5)]}
+ROWS: dict[str, list[Executor]] = {
+    "local": [LocalExecutor()],
+    "ray": [RayExecutor(actors=2, cpus=0.5)],
+}
 
 
 def test_every_choice_has_a_row() -> None:
@@ -148,7 +169,8 @@ def test_every_choice_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "executor", [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])]
+    "executor",
+    [*ROWS["local"], *(pytest.param(one, marks=pytest.mark.slow) for one in ROWS["ray"])],
 )
 def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_path: Path) -> None:
     if isinstance(executor, RayExecutor) and not find_spec("ray"):
@@ -157,7 +179,9 @@ def test_every_request_comes_back_with_its_own_records(executor: Executor, tmp_p
     assert executor.needs() == []
     workers = executor.start(Busy(tmp_path), partial(Busy, tmp_path))
     sent = requests(5)
-    done = [(request, response) for request in sent if (response := workers.put(request)) is not None]
+    done = [
+        (request, response) for request in sent if (response := workers.put(request)) is not None
+    ]
     done += [workers.take() for _ in range(5 - len(done))]
     assert workers.slots >= 1
     workers.close()
@@ -196,7 +220,10 @@ def test_what_an_evaluator_returns_is_checked(given: Any) -> None:
 
 
 def test_records_come_in_the_items_order_with_plain_numbers() -> None:
-    odd = [Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)), replace(GIVEN[0], score=math.nan)]  # type: ignore[arg-type]
+    odd = [
+        Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)),
+        replace(GIVEN[0], score=math.nan),
+    ]  # type: ignore[arg-type]
     first, second = records_of(Own(), ITEMS, iter(odd))
     assert (first.item, second.item, math.isnan(first.score)) == ("a", "b", True)
     assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
@@ -220,12 +247,16 @@ def opened(family: Path, tmp_path: Path) -> OpenPool:
         return OpenPool(pool, LocalMerge(), store)
 
 
-def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, tmp_path: Path) -> None:
+def test_a_soup_is_served_as_the_folder_that_would_be_written(
+    opened: OpenPool, tmp_path: Path
+) -> None:
     serve = opened.serving(FolderEvaluator(skill={}))
     recipe = opened.recipe({"ant": 0.5, "bee": 0.5})
     served = serve(recipe)
     opened.merge_pool.write(recipe, tmp_path / "soup")
-    assert (served.folder / "model.safetensors").read_bytes() == (tmp_path / "soup" / "model.safetensors").read_bytes()
+    assert (served.folder / "model.safetensors").read_bytes() == (
+        tmp_path / "soup" / "model.safetensors"
+    ).read_bytes()
     assert serve(recipe).folder == served.folder
     other = serve(opened.recipe({"ant": 0.25, "bee": 0.75})).folder
     assert other.is_dir()
@@ -235,14 +266,18 @@ def test_a_soup_is_served_as_the_folder_that_would_be_written(opened: OpenPool, 
     assert not other.parent.exists()
 
 
-def test_folders_of_a_killed_run_go(opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_a_killed_run_go(
+    opened: OpenPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "SHARED_MEMORY", tmp_path)
     dead, live = (tmp_path / f"{models.PREFIX}{name}" for name in ("dead", "live"))
     dead.mkdir()
     live.mkdir()
     hold_folder(dead).close()
     with hold_folder(live):
-        served = opened.serving(FolderEvaluator(skill={}))(opened.recipe({"ant": 0.5, "bee": 0.5})).folder
+        served = opened.serving(FolderEvaluator(skill={}))(
+            opened.recipe({"ant": 0.5, "bee": 0.5})
+        ).folder
         assert [folder.exists() for folder in (dead, live)] == [False, True]
     opened.close()
     assert not served.parent.exists()
@@ -259,7 +294,9 @@ def test_evaluators_that_want_the_module_alike_share_it(opened: OpenPool) -> Non
     assert str(next(other.parameters()).dtype) == "torch.bfloat16"
 
 
-def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(family: Path, tmp_path: Path) -> None:
+def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(
+    family: Path, tmp_path: Path
+) -> None:
     pool = [Candidate(name=name, path=tmp_path / name) for name in ("ant", "bee")]
     for candidate, ends in zip(pool, ([5], None), strict=True):
         shutil.copytree(family / candidate.name, candidate.path)
@@ -269,7 +306,10 @@ def test_a_soup_without_end_tokens_does_not_keep_those_of_the_one_before(family:
     with Store(tmp_path / "store.sqlite") as store:
         opened = OpenPool(pool, LocalMerge(), store)
     serve = opened.serving(LocalEvaluator(threads=1, device="cpu"))
-    found = [serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id for name in ("ant", "bee", "ant")]
+    found = [
+        serve(opened.recipe({name: 1.0})).module.generation_config.eos_token_id
+        for name in ("ant", "bee", "ant")
+    ]
     assert found == [[5], None, [5]]
 
 
@@ -277,7 +317,9 @@ class Corpus(FakeEvaluator):
     """A corpus metric: the share of the items' counts, which is no mean of item scores."""
 
     def evaluate(self, model: Any, items: Any, replicate: int = 0) -> list[Record]:
-        return [Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items]
+        return [
+            Record(item=item.id, score=0.0, statistics=(float(item.answer), 2.0)) for item in items
+        ]
 
     def item_scores(self, items: Any, records: Any) -> FloatArray:
         whole = [r.statistics for (r,) in records]
@@ -290,7 +332,9 @@ def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
     values = []
     for _ in range(2):  # the second time from the store alone
         with Store(tmp_path / "s.sqlite") as store:
-            evaluation = Evaluation(store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda r: (), lambda n: None)  # type: ignore[arg-type, return-value]
+            evaluation = Evaluation(
+                store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda r: (), lambda n: None
+            )  # type: ignore[arg-type, return-value]
             values.append(evaluation.scores(recipe, items).values)  # type: ignore[arg-type]
     assert evaluation.evaluated == 0
     assert values[0].tolist() == values[1].tolist() == [12 / 16] * 8
@@ -323,7 +367,11 @@ def test_every_part_of_an_answer_comes_back_and_the_first_writer_wins(tmp_path: 
         for store, each in ((one, record), (two, replace(record, score=0.75, output="later"))):
             store.add(HALF, "j", {"a": 1}, "block", [item], [each])
         stored = two.load(HALF.fingerprint, "j")
-        assert stored.find(item, 3, "block") == stored.first(item, 3) == replace(record, output="half a character: ?")
+        assert (
+            stored.find(item, 3, "block")
+            == stored.first(item, 3)
+            == replace(record, output="half a character: ?")
+        )
         assert stored.find(item, 0, "block") is stored.find(item, 3, "another") is None
         assert len(two.load(HALF.fingerprint, "other")) == 0
 
@@ -336,7 +384,11 @@ def test_a_new_scorer_finds_the_answer_and_adds_its_score(tmp_path: Path) -> Non
         stored = store.load(HALF.fingerprint, "j")
         answer = stored.find(other, 0, "block")
         assert answer is not None
-        assert (answer.output, answer.score != answer.score, stored.first(other)) == ("x", True, None)
+        assert (answer.output, answer.score != answer.score, stored.first(other)) == (
+            "x",
+            True,
+            None,
+        )
         store.add(HALF, "j", {}, "block", [other], [replace(answer, score=0.0)])
         stored = store.load(HALF.fingerprint, "j")
         assert (len(stored), score_of(stored, item), score_of(stored, other)) == (1, 1.0, 0.0)
@@ -368,10 +420,15 @@ def foreign(path: Path, *statements: str) -> Path:
         (("CREATE TABLE items(id, price)", "PRAGMA user_version=1"), "another program's"),
         (("CREATE TABLE soups(fingerprint)", "PRAGMA application_id=7"), "another program's"),
         (("PRAGMA user_version=99",), "layout 99"),
-        (("CREATE TABLE soups(x)", f"PRAGMA application_id={MARK}", "PRAGMA user_version=4"), "layout 4"),
+        (
+            ("CREATE TABLE soups(x)", f"PRAGMA application_id={MARK}", "PRAGMA user_version=4"),
+            "layout 4",
+        ),
     ],
 )
-def test_a_foreign_file_is_not_touched(tmp_path: Path, statements: tuple[str, ...], said: str) -> None:
+def test_a_foreign_file_is_not_touched(
+    tmp_path: Path, statements: tuple[str, ...], said: str
+) -> None:
     file = foreign(tmp_path / "s", *statements)
     before = file.read_bytes()
     with pytest.raises(UserError, match=rf"store\.path=.*{said}"):
@@ -394,7 +451,9 @@ def full(path: Path) -> list[Item]:
     with Store(path) as store:
         records = [Record(item=i.id, score=0.5, output="x" * 200) for i in items]
         store.add(HALF, "j", {}, "block", items, records)
-        store.add(recipe(1.0, 0.0), "j", {}, "block", items[:1], [Record(item=items[0].id, score=1.0)])
+        store.add(
+            recipe(1.0, 0.0), "j", {}, "block", items[:1], [Record(item=items[0].id, score=1.0)]
+        )
         store.hashes["x"] = "1"
         store.remember_folder("f-a", path)
         Ledger(store).open_report(claim(HALF, items))
@@ -418,7 +477,9 @@ def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_pat
         try:
             read_all(file)
         except UserError as error:
-            errors.append(f"sqlite3 {file} .recover | sqlite3 {tmp_path}/{page}-saved.sqlite" in str(error))
+            errors.append(
+                f"sqlite3 {file} .recover | sqlite3 {tmp_path}/{page}-saved.sqlite" in str(error)
+            )
     assert len(errors) > 5
     assert all(errors)
 
@@ -426,7 +487,14 @@ def test_a_damaged_page_is_reported_with_the_command_that_saves_the_rest(tmp_pat
 def test_a_row_that_is_no_json_is_reported_with_its_file(tmp_path: Path) -> None:
     item = make_items(1)[0]
     with Store(tmp_path / "s") as store:
-        store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x", statistics=(1.0,))])
+        store.add(
+            HALF,
+            "j",
+            {},
+            "block",
+            [item],
+            [Record(item=item.id, score=1.0, output="x", statistics=(1.0,))],
+        )
         with store.writing() as db:
             db.execute("UPDATE grades SET statistics = '{'")
         with pytest.raises(UserError, match=r"store\.path="):
@@ -442,12 +510,21 @@ def test_what_referred_to_a_lost_row_belongs_to_nothing_else(tmp_path: Path) -> 
         db.commit()
     with Store(tmp_path / "s") as store:
         assert len(store.load(other.fingerprint, "j")) == 0
-        store.add(other, "j", {}, "block", items[:2], [Record(item=item.id, score=0.125) for item in items[:2]])
+        store.add(
+            other,
+            "j",
+            {},
+            "block",
+            items[:2],
+            [Record(item=item.id, score=0.125) for item in items[:2]],
+        )
         stored = store.load(other.fingerprint, "j")
         assert [score_of(stored, item) for item in items[:2]] == [0.125] * 2
 
 
-def test_a_store_that_is_replaced_while_it_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_is_replaced_while_it_is_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING), Store(tmp_path / "s") as store, suppress(UserError):
         store.hashes["x"] = "0"
         (tmp_path / "s").unlink()

@@ -47,12 +47,23 @@ def level(rate: float, **others: float) -> dict[str, float]:
     return {**dict.fromkeys("wxyz", rate), **others}
 
 
-def gathered(soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01) -> dict[str, Any]:
-    rows = [evidence.Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+def gathered(
+    soup: ItemScores, *, a: ItemScores | None = None, opened: int = 1, margin: float = 0.01
+) -> dict[str, Any]:
+    rows = [
+        evidence.Contender(name=name, kind="ingredient", recipe=own)
+        for name, own in SINGLES.items()
+    ]
     rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
     rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
-    measured = {SINGLES["a"].id: a or scores(level(0.6)), SINGLES["b"].id: scores(level(0.3)), SOUP.id: soup}
-    return evidence.gather(rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens")
+    measured = {
+        SINGLES["a"].id: a or scores(level(0.6)),
+        SINGLES["b"].id: scores(level(0.3)),
+        SOUP.id: soup,
+    }
+    return evidence.gather(
+        rows, measured, Mean(), ("a", "b"), opened, margin, "evaluator.max_new_tokens"
+    )
 
 
 def test_what_was_lost_is_said_under_the_headline() -> None:
@@ -62,7 +73,10 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
     by_name = {table["category"]: table for table in told["categories"]}
     assert by_name["z"]["verdict"] == "lower"
     assert by_name["y"]["verdict"] == "no difference shown"
-    assert all((t["low"] > 0 or t["high"] < 0) == (t["verdict"] != "no difference shown") for t in by_name.values())
+    assert all(
+        (t["low"] > 0 or t["high"] < 0) == (t["verdict"] != "no difference shown")
+        for t in by_name.values()
+    )
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
     (line,) = losses(found)
     assert line in markdown(found, [])
@@ -71,7 +85,8 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
 
 def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
     rows = [
-        evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in ("ingredient", "best_single", "soup")
+        evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"])
+        for kind in ("ingredient", "best_single", "soup")
     ]
     found = evidence.gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
     assert found["losses"] is None
@@ -82,7 +97,11 @@ def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
 
 def ends(truncated: float = 0.0, unanswered: float = 0.0, **reasons: int) -> dict[str, Any]:
     size = len(ITEMS)
-    return {"truncated": np.full(size, truncated), "unanswered": np.full(size, unanswered), "reasons": reasons}
+    return {
+        "truncated": np.full(size, truncated),
+        "unanswered": np.full(size, unanswered),
+        "reasons": reasons,
+    }
 
 
 @pytest.mark.parametrize("whose", ["soup", "a"])
@@ -93,8 +112,16 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert found["verdict"]["claim"] == "not_measured"
     assert "evaluator.max_new_tokens" in found["verdict"]["sentence"]
     own = found["outcomes"][whose]
-    assert (own["items"], own["truncated"], own["unanswered"]) == (600, pytest.approx(0.15), pytest.approx(0.1))
-    assert own["categories"]["w"] == {"items": 150, "truncated": pytest.approx(0.15), "unanswered": pytest.approx(0.1)}
+    assert (own["items"], own["truncated"], own["unanswered"]) == (
+        600,
+        pytest.approx(0.15),
+        pytest.approx(0.1),
+    )
+    assert own["categories"]["w"] == {
+        "items": 150,
+        "truncated": pytest.approx(0.15),
+        "unanswered": pytest.approx(0.1),
+    }
     assert own["reasons"] == {"too_long": 60}
     assert f"{whose} 25.0 %" in endings(found)[0]
     text = markdown(found, [])
@@ -106,12 +133,16 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
     rng, size, k = np.random.default_rng(1), len(ITEMS), 4
     answers = rng.random((size, k)) < 0.5
     noise: FloatArray = answers.var(axis=1, ddof=1) / k
-    alone = tuple(Item(id=item.id, category=item.category, prompt=item.id, answer="") for item in ITEMS)
+    alone = tuple(
+        Item(id=item.id, category=item.category, prompt=item.id, answer="") for item in ITEMS
+    )
     drawn = ItemScores(items=alone, values=answers.mean(axis=1), noise=noise)
     apart = scores(level(0.6))
     split = gathered(drawn)["variance"]
     assert set(split) == {"soup"}
-    assert split["soup"]["objective"] == pytest.approx(split["soup"]["items"] + split["soup"]["answers"])
+    assert split["soup"]["objective"] == pytest.approx(
+        split["soup"]["items"] + split["soup"]["answers"]
+    )
     assert split["soup"]["answers"] == pytest.approx(0.25 / k / size, rel=0.1)
     assert split["soup"]["items"] < 0.2 * split["soup"]["answers"]
     assert split["soup"]["flips"] == np.mean(noise > 0)
@@ -139,7 +170,9 @@ def test_the_margin_decides_what_is_kept() -> None:
     assert (found["verdict"]["claim"], found["verdict"]["margin"]) == ("no_difference_shown", 0.01)
     assert "A true gain of 1 point takes" in found["verdict"]["sentence"]
     assert gathered(soup, margin=0.5)["verdict"]["claim"] == "keep_single"
-    assert gathered(scores(level(0.3)))["verdict"]["sentence"].startswith("Keep a, what the search would have chosen")
+    assert gathered(scores(level(0.3)))["verdict"]["sentence"].startswith(
+        "Keep a, what the search would have chosen"
+    )
 
 
 def test_losses_have_limits_that_hold_at_once() -> None:
@@ -154,7 +187,9 @@ def test_losses_have_limits_that_hold_at_once() -> None:
         assert told["p_value"] >= alone.p_value
         assert (told["p_value"] < 0.05) == (told["low"] > 0 or told["high"] < 0)
     later = gathered(soup, a=single, opened=2)["losses"]["categories"]
-    assert all(b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(found, later, strict=True))
+    assert all(
+        b["high"] - b["low"] > a["high"] - a["low"] for a, b in zip(found, later, strict=True)
+    )
 
 
 def test_a_small_category_cannot_show_a_small_loss() -> None:
@@ -163,12 +198,18 @@ def test_a_small_category_cannot_show_a_small_loss() -> None:
     values[:2] = 1.0
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
     found = evidence.by_category(
-        [evidence.Pair(soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False)]
+        [
+            evidence.Pair(
+                soup="s", other="a", ours=values, theirs=np.zeros(280), table=table, same=False
+            )
+        ]
     )
     assert {told["verdict"] for told in found} == {"no difference shown"}
     assert all(0.02 < told["least"] < 0.15 for told in found)
     assert (
-        evidence.by_category([evidence.Pair(soup="s", other="a", ours=values, theirs=values, table=table, same=True)])
+        evidence.by_category(
+            [evidence.Pair(soup="s", other="a", ours=values, theirs=values, table=table, same=True)]
+        )
         == []
     )
 
@@ -178,8 +219,15 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
     partial = np.where(np.arange(len(ITEMS)) % 2, np.nan, mixture)
     other = recipe(0.3, 0.7)
     trials = [
-        Trial(number=n, recipe=r, weights=r.weights, result=Result(objective=0.5, categories={}, items=i, values=v))
-        for n, (r, v, i) in enumerate([(SINGLES["a"], kept, 600), (SOUP, partial, 300), (other, mixture, 200)])
+        Trial(
+            number=n,
+            recipe=r,
+            weights=r.weights,
+            result=Result(objective=0.5, categories={}, items=i, values=v),
+        )
+        for n, (r, v, i) in enumerate(
+            [(SINGLES["a"], kept, 600), (SOUP, partial, 300), (other, mixture, 200)]
+        )
     ]
     single = SearchResult(recipe=SINGLES["a"], result=trials[0].result, trials=tuple(trials))
     found = evidence.best_mixture(single, ITEMS, Mean())
@@ -194,12 +242,20 @@ def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     """All of its few groups lie on one side in half of the patterns, where they have no standard error."""
     items = tuple(make_items(80, ("w", "x"))) + tuple(make_items(2, ("y",)))
     table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
-    ours = np.array([item.category == "w" or number % 2 == 0 for number, item in enumerate(items)], dtype=float)
-    theirs = np.array([item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float)
+    ours = np.array(
+        [item.category == "w" or number % 2 == 0 for number, item in enumerate(items)], dtype=float
+    )
+    theirs = np.array(
+        [item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float
+    )
     found = evidence.by_category(
         [evidence.Pair(soup="s", other="a", ours=ours, theirs=theirs, table=table, same=False)]
     )
-    assert [told["verdict"] for told in found] == ["higher", "no difference shown", "no difference shown"]
+    assert [told["verdict"] for told in found] == [
+        "higher",
+        "no difference shown",
+        "no difference shown",
+    ]
     assert found[0]["p_value"] < 0.05
 
 
@@ -214,8 +270,13 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         SOUP.id: base + shift + 0.01 * draw.standard_normal(len(ITEMS)),
     }
     with scores_in(BITS_PER_BYTE):
-        measured = {key: ItemScores(items=ITEMS, values=unit().inner(own)) for key, own in losses_of.items()}
-        rows = [evidence.Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
+        measured = {
+            key: ItemScores(items=ITEMS, values=unit().inner(own)) for key, own in losses_of.items()
+        }
+        rows = [
+            evidence.Contender(name=name, kind="ingredient", recipe=own)
+            for name, own in SINGLES.items()
+        ]
         rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
         rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
         found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
@@ -260,18 +321,29 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
 
     def scores(asked: Recipe) -> ItemScores:
         limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
-        return ItemScores(items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items]))
+        return ItemScores(
+            items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items])
+        )
 
     side = evidence.ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
     ingredients = {name: recipes[name] for name in ("a", "b")}
-    entry = evidence.compare_on(side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()})
+    entry = evidence.compare_on(
+        side, recipes["soup"], ingredients, {r.id: scores(r) for r in recipes.values()}
+    )
     assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
     assert (entry["items"], entry["groups"]) == (120, 60)
-    assert [(c["b"], round(c["difference"], 3)) for c in entry["comparisons"]] == [("a", -0.208), ("b", 0.5)]
+    assert [(c["b"], round(c["difference"], 3)) for c in entry["comparisons"]] == [
+        ("a", -0.208),
+        ("b", 0.5),
+    ]
     assert [c["verdict"] for c in entry["comparisons"]] == ["lower", "higher"]
     assert all(c["p_value"] <= c["p_holm"] for c in entry["comparisons"])
     found = {(c["category"], c["b"]): c["verdict"] for c in entry["categories"]}
-    assert (found["w", "a"], found["x", "a"], found["x", "b"]) == ("lower", "no difference shown", "higher")
+    assert (found["w", "a"], found["x", "a"], found["x", "b"]) == (
+        "lower",
+        "no difference shown",
+        "higher",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -283,10 +355,18 @@ def side(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(family: Path) -> list[str]:
-    return [*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "store.path=store.sqlite"]
+    return [
+        *pool_of(family),
+        "selector=topk",
+        "selector.k=2",
+        "optimiser=uniform",
+        "store.path=store.sqlite",
+    ]
 
 
-def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
+def test_soup_and_ingredients_on_all_items(
+    family: Path, side: Path, souping: Cli, tmp_path: Path
+) -> None:
     souping(*settings(family), "hydra.run.dir=plain").ok()
     before = answers_in(tmp_path / "store.sqlite")
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=out").ok()
@@ -295,16 +375,26 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (entry,) = report["also"]
     assert [row["kind"] for row in entry["rows"]] == ["ingredient", "ingredient", "soup"]
-    assert entry["items"] == entry["shared"] == sum(s["n"] for s in entry["rows"][0]["scores"].values()) == 90
+    assert (
+        entry["items"]
+        == entry["shared"]
+        == sum(s["n"] for s in entry["rows"][0]["scores"].values())
+        == 90
+    )
     assert {c["b"] for c in entry["comparisons"]} == set(report["selection"]["ingredients"])
     assert len(entry["categories"]) == 2 * 3
-    assert "90 of its 90 prompts stand in the run's own benchmark too" in (tmp_path / "out/report.md").read_text()
+    assert (
+        "90 of its 90 prompts stand in the run's own benchmark too"
+        in (tmp_path / "out/report.md").read_text()
+    )
     apart = ("also", "cost", "rebuild", "warnings")  # the last are of the extra benchmark too
     first = json.loads((tmp_path / "plain" / "report.json").read_text())
     same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
     assert same[0] == same[1]  # nothing was chosen on it
     souping(*settings(family), f"also=[{side}]", "hydra.run.dir=again").ok()
-    assert json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
+    assert (
+        json.loads((tmp_path / "again" / "report.json").read_text())["cost"]["evaluated_items"] == 0
+    )
     guard = ("guard={side: 90}", f"guard_against={report['selection']['ingredients'][0]}")
     souping(*settings(family), f"also=[{side}]", *guard, "hydra.run.dir=guarded").ok()
     guarded = json.loads((tmp_path / "guarded" / "report.json").read_text())
@@ -313,7 +403,9 @@ def test_soup_and_ingredients_on_all_items(family: Path, side: Path, souping: Cl
     assert check["outcome"] == "not measured"  # all answers are cut off
 
 
-def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping: Cli, tmp_path: Path) -> None:
+def test_wrong_entries_are_refused_before_work(
+    family: Path, side: Path, souping: Cli, tmp_path: Path
+) -> None:
     for entry, needle in (
         ("nowhere.jsonl", "also[0]=nowhere.jsonl"),
         ("{path: SIDE, nane: x}", "did you mean name?"),
@@ -321,15 +413,23 @@ def test_wrong_entries_are_refused_before_work(family: Path, side: Path, souping
         ("{tasks: [a], max_gen_tokens: 2}", "also[0].evaluator.max_gen_tokens"),
     ):
         souping(*settings(family), f"also=[{entry.replace('SIDE', str(side))}]").refused(needle)
-        assert not (tmp_path / "store.sqlite").exists() or answers_in(tmp_path / "store.sqlite") == 0
+        assert (
+            not (tmp_path / "store.sqlite").exists() or answers_in(tmp_path / "store.sqlite") == 0
+        )
 
 
 @pytest.mark.slow
-def test_a_task_of_lm_eval(family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_lm_eval(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     put(tmp_path, "letters", rows(40, 0), CHOICE)
-    entry = "{" + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false" + "}"
+    entry = (
+        "{"
+        + f"tasks: [letters], name: letters, include_path: {tmp_path}, include_defaults: false"
+        + "}"
+    )
     souping(*settings(family), f"also=[{entry}]", "hydra.run.dir=out").ok()
     (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["also"]
     assert (found["name"], found["evaluator"], found["items"]) == ("letters", "lm_eval", 40)
@@ -347,12 +447,16 @@ def test_expected_scores_are_percent_as_soon_as_one_is_above_1() -> None:
 
 def right_below(right: int) -> ItemScores:
     items = make_items(per_category=100)
-    return ItemScores(items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items]))
+    return ItemScores(
+        items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items])
+    )
 
 
 def test_near_is_as_expected_and_far_is_not() -> None:
     found = expectations({"a": 70, "b": 90, "c": 40, "d": {"w": 72, "x": 20}})
-    gate = evidence.check_expected(found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select")
+    gate = evidence.check_expected(
+        found, dict.fromkeys("abcd", right_below(70)), Mean(), "error", "select"
+    )
     verdicts = [check["verdict"] for check in gate["checks"]]
     assert verdicts == ["as expected", "too low", "too high", "as expected", "too high"]
     assert [check["n"] for check in gate["checks"]] == [200, 200, 200, 100, 100]
@@ -397,7 +501,11 @@ def echo(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(echo: Path, pool: str = "right") -> list[str]:
     search = ["selector=topk", "selector.k=2", "optimiser=uniform"]
-    return [*pool_of(echo / pool, "ant", "bee", "cat"), f"benchmark.path={echo / 'items.jsonl'}", *search]
+    return [
+        *pool_of(echo / pool, "ant", "bee", "cat"),
+        f"benchmark.path={echo / 'items.jsonl'}",
+        *search,
+    ]
 
 
 def answers_in(path: Path) -> int:
@@ -409,18 +517,33 @@ def test_a_right_run_passes_and_says_so(echo: Path, souping: Cli, tmp_path: Path
     assert "2 scores as expected on the select fold" in done.out
     gate = json.loads((tmp_path / "out" / "report.json").read_text())["gate"]
     assert (gate["passed"], gate["fold"], gate["mode"]) == (True, "select", "error")
-    assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [("ant", None), ("bee", "red")]
+    assert [(c["candidate"], c["category"]) for c in gate["checks"]] == [
+        ("ant", None),
+        ("bee", "red"),
+    ]
     assert gate["checks"][0]["measured"] > 0.9
 
 
 @pytest.mark.parametrize("wrong", ["template", pytest.param("length", marks=pytest.mark.slow)])
-def test_wrong_settings_are_caught_before_the_search(echo: Path, souping: Cli, tmp_path: Path, wrong: str) -> None:
-    call = arguments(echo, "wrong") if wrong == "template" else [*arguments(echo), "evaluator.max_new_tokens=1"]
-    done = souping(*call, "expected={ant:97}", "store.path=store.sqlite", "hydra.run.dir=out", "out=soup")
+def test_wrong_settings_are_caught_before_the_search(
+    echo: Path, souping: Cli, tmp_path: Path, wrong: str
+) -> None:
+    call = (
+        arguments(echo, "wrong")
+        if wrong == "template"
+        else [*arguments(echo), "evaluator.max_new_tokens=1"]
+    )
+    done = souping(
+        *call, "expected={ant:97}", "store.path=store.sqlite", "hydra.run.dir=out", "out=soup"
+    )
     done.refused("gate: ant does not score as expected on the select fold: check the chat template")
     assert "too low" in done.out
     assert "selected" not in done.out
-    assert {path.name for path in tmp_path.iterdir()} <= {"store.sqlite", "store.sqlite-wal", "store.sqlite-shm"}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "store.sqlite",
+        "store.sqlite-wal",
+        "store.sqlite-shm",
+    }
     kept = answers_in(tmp_path / "store.sqlite")
     assert 15 < kept < 60  # ant alone, on the select fold alone: and it stays
     assert souping(*call, "expected={ant:97}", "store.path=store.sqlite").code == 2

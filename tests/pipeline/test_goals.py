@@ -19,7 +19,9 @@ ITEMS = [Item(id=str(n), category="a", group=str(n), prompt="", answer="") for n
 def trial(name: str, lost: int) -> Trial:
     """A soup that lost some of 120 right answers of 200."""
     recipe = Recipe(ingredients=(name,), fingerprints=(name,), weights=(1.0,), dtype="F32")
-    result = result_of(ItemScores(items=tuple(ITEMS), values=np.arange(200) < 120.0 - lost), souping.Mean())
+    result = result_of(
+        ItemScores(items=tuple(ITEMS), values=np.arange(200) < 120.0 - lost), souping.Mean()
+    )
     return Trial(number=0, recipe=recipe, weights=(1.0,), result=result)
 
 

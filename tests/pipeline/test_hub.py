@@ -63,28 +63,46 @@ def front(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_by_names_makes_the_soup_of_the_folders(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_run_by_names_makes_the_soup_of_the_folders(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     souping(*quick(family)).ok()
     recipe = json.loads((tmp_path / "run/soup/recipe.json").read_text())
-    assert recipe["sources"] == {n: f"org/{n}@{hub.repos[f'org/{n}'].refs['main']}" for n in recipe["ingredients"]}
-    assert json.loads((tmp_path / "run/report.json").read_text())["recipe"]["sources"] == recipe["sources"]
+    assert recipe["sources"] == {
+        n: f"org/{n}@{hub.repos[f'org/{n}'].refs['main']}" for n in recipe["ingredients"]
+    }
+    assert (
+        json.loads((tmp_path / "run/report.json").read_text())["recipe"]["sources"]
+        == recipe["sources"]
+    )
     folders = ",".join(str(family / name) for name in NAMES)
     souping(*quick(family, folders), "hydra.run.dir=local").ok()
     assert json.loads((tmp_path / "local/report.json").read_text())["cost"]["evaluated_items"] == 0
-    assert (tmp_path / "local/soup" / SINGLE).read_bytes() == (tmp_path / "run/soup" / SINGLE).read_bytes()
+    assert (tmp_path / "local/soup" / SINGLE).read_bytes() == (
+        tmp_path / "run/soup" / SINGLE
+    ).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_recipe_finds_its_ingredients_on_the_hub(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_recipe_finds_its_ingredients_on_the_hub(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     souping(*PAIR).ok()
     hub.add("org/ant", files_of(family / "cat"))  # main has moved on: the recipe holds the commit
     souping(*REBUILD).ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
-    other = ["+experiment=rebuild", "recipe=soup/recipe.json", "out=other", "pool.candidates=[org/ant]"]
+    other = [
+        "+experiment=rebuild",
+        "recipe=soup/recipe.json",
+        "out=other",
+        "pool.candidates=[org/ant]",
+    ]
     souping(*other).refused("ingredient ant", ", the recipe ")  # another revision has other content
 
 
-def test_tables_and_faults_need_no_request(hub: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_tables_and_faults_need_no_request(
+    hub: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     rows = ["model,red,green,blue", "ant,80,60,30", "bee,50,70,30", "cat,40,30,80", "dog,20,50,20"]
     (tmp_path / "board.csv").write_text("\n".join(rows))
     names = "pool.candidates=[org/ant,org/bee@v1,org/cat,org/dog]"
@@ -94,23 +112,36 @@ def test_tables_and_faults_need_no_request(hub: Hub, family: Path, souping: Cli,
     assert not hub.log
 
 
-def test_a_model_without_a_tokenizer_is_refused_before_its_weights_travel(hub: Hub, family: Path, souping: Cli) -> None:
+def test_a_model_without_a_tokenizer_is_refused_before_its_weights_travel(
+    hub: Hub, family: Path, souping: Cli
+) -> None:
     for name, source in {"mute": "ant", "bare": "bee"}.items():
         files = files_of(family / source)
         hub.add(f"org/{name}", {part: files[part] for part in ("config.json", SINGLE)})
-    souping(*quick(family, "org/mute,org/bare")).refused("candidate mute: org/mute@", "has no tokenizer")
+    souping(*quick(family, "org/mute,org/bare")).refused(
+        "candidate mute: org/mute@", "has no tokenizer"
+    )
     assert all(asked.startswith("bytes=0-") for asked in hub.ranges_of(SINGLE))
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(
+    hub: Hub, tmp_path: Path
+) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment["HF_HOME"] = str(tmp_path / "home")
 
     def run(offline: str, *words: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "souping", *MERGE, *words]
         env = {**environment, "HF_HUB_OFFLINE": offline}
-        return subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            line, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
 
     first = run("0", "pool.candidates=[org/ant,org/bee]", "out=one")
     assert first.returncode == 0, first.stderr
@@ -126,21 +157,32 @@ def test_a_process_of_its_own_reads_hf_endpoint_and_the_offline_switch(hub: Hub,
 
 
 @pytest.mark.slow
-def test_adapters_bring_their_base_and_its_licence(writer: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_adapters_bring_their_base_and_its_licence(
+    writer: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     for seed, name in enumerate(("one", "two")):
         modules = {"model.layers.0.self_attn.q_proj": 2, "model.layers.1.mlp.up_proj": 4}
-        save_adapter(tmp_path / name, family / "base", modules, seed, base_model_name_or_path="org/base")
+        save_adapter(
+            tmp_path / name, family / "base", modules, seed, base_model_name_or_path="org/base"
+        )
         writer.add(f"org/{name}", {**files_of(tmp_path / name), "adapter_model.bin": b"p"})
     online = [*MERGE, "pool.candidates=[org/one,org/two]"]
     souping(*online, "out=no").refused("the adapters' base model org/base")
-    writer.add("org/base", {**files_of(family / "base"), "README.md": b"---\nlicense: llama3.1\n---\n"})
+    writer.add(
+        "org/base", {**files_of(family / "base"), "README.md": b"---\nlicense: llama3.1\n---\n"}
+    )
     souping(*online, "out=soup", "upload=me/Llama-adapter").ok()
     sent = writer.repos["me/Llama-adapter"].head
     assert "adapter_model.safetensors" in sent
     assert b"the base model (llama3.1)" in sent["README.md"]
-    local = [f"pool.candidates=[{tmp_path / 'one'},{tmp_path / 'two'}]", f"merge.base={family / 'base'}"]
+    local = [
+        f"pool.candidates=[{tmp_path / 'one'},{tmp_path / 'two'}]",
+        f"merge.base={family / 'base'}",
+    ]
     souping(*MERGE, *local, "out=local").ok()
-    soups = [(tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("soup", "local")]
+    soups = [
+        (tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("soup", "local")
+    ]
     assert soups[0] == soups[1]
     souping(*REBUILD).ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
@@ -164,7 +206,9 @@ def test_a_card_before_the_report_names_parents_and_no_number() -> None:
         "tags": ["merge", "souping"],
     }
     assert "search fold" not in text
-    for name, weight, mark in zip(recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True):
+    for name, weight, mark in zip(
+        recipe["ingredients"], recipe["weights"], recipe["fingerprints"], strict=True
+    ):
         assert f"| {name} | {weight:.4g} | {mark[:16]} |" in text
     assert "A copy of one model" in card({"recipe": sample(k=1, columns=3)[0]["recipe"]})
 
@@ -178,20 +222,32 @@ def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
     assert report["verdict"]["sentence"] in text
-    assert f"better in {report['losses']['above']} of 3 categories, worse in {report['losses']['below']}" in text
+    assert (
+        f"better in {report['losses']['above']} of 3 categories, worse in {report['losses']['below']}"
+        in text
+    )
     assert str(report["objective"]["search"]) not in text
     assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"), [({}, "AutoModelForCausalLM"), ({"adapters": "keep"}, "AutoPeftModelForCausalLM")]
+    ("settings", "name"),
+    [({}, "AutoModelForCausalLM"), ({"adapters": "keep"}, "AutoPeftModelForCausalLM")],
 )
-def test_a_card_has_code_that_runs_and_no_path_of_the_machine(settings: dict[str, str], name: str) -> None:
-    recipe = parts()["recipe"] | {"ingredients": ["/home/me/models/a", "C:\\models\\b", "org/c"], "settings": settings}
+def test_a_card_has_code_that_runs_and_no_path_of_the_machine(
+    settings: dict[str, str], name: str
+) -> None:
+    recipe = parts()["recipe"] | {
+        "ingredients": ["/home/me/models/a", "C:\\models\\b", "org/c"],
+        "settings": settings,
+    }
     recipe |= {"weights": [0.2, 0.3, 0.5], "fingerprints": ["1", "2", "3"]}
     there = "python -m souping +experiment=rebuild recipe=/home/me/soup/recipe.json out=rebuilt store.path=/home/me/s"
     text = card(
-        parts(recipe=recipe, rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median")
+        parts(
+            recipe=recipe,
+            rebuild=f"{there} merge.command=/home/me/mergekit-yaml merge._target_=mine.Median",
+        )
     )
     assert "/home" not in text
     assert "models\\" not in text
@@ -205,7 +261,11 @@ def test_a_card_has_code_that_runs_and_no_path_of_the_machine(settings: dict[str
 @pytest.mark.parametrize("name", ['a: "b"', "<b>", "x\ny", "yes", "x\x1b[31m\u202ey"])
 def test_awkward_names_keep_a_cards_yaml_valid(name: str) -> None:
     report, _ = sample(columns=3)
-    recipe = report["recipe"] | {"ingredients": [name, "plain"], "weights": [0.5, 0.5], "fingerprints": ["1", "2"]}
+    recipe = report["recipe"] | {
+        "ingredients": [name, "plain"],
+        "weights": [0.5, 0.5],
+        "fingerprints": ["1", "2"],
+    }
     text = card({**report, "recipe": recipe, "benchmark": {"name": name, "note": ""}})
     assert "plain" in front(text)["base_model"]
     assert "<b>" not in text.split("---\n", 2)[2].split("```")[0]
@@ -216,7 +276,9 @@ def test_awkward_names_keep_a_cards_yaml_valid(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_soup_that_is_sent_comes_back_the_same(writer: Hub, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_soup_that_is_sent_comes_back_the_same(
+    writer: Hub, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     done = souping(*quick(family), "selector.k=4", "optimiser=uniform", "upload=team/soup").ok()
     assert f"{writer.url}/team/soup/commit/" in done.out
     repo, local = writer.repos["team/soup"], files_of(tmp_path / "run/soup")
@@ -226,7 +288,10 @@ def test_a_soup_that_is_sent_comes_back_the_same(writer: Hub, family: Path, soup
     assert name is not None
     assert fingerprint(fetch_one(name).folder) == fingerprint(tmp_path / "run/soup")
 
-    text, report = repo.head["README.md"].decode(), json.loads((tmp_path / "run/report.json").read_text())
+    text, report = (
+        repo.head["README.md"].decode(),
+        json.loads((tmp_path / "run/report.json").read_text()),
+    )
     assert front(text)["base_model"] == [f"org/{name}" for name in NAMES]
     assert all(f"{name} ({licence})" in text for name, licence in LICENCES.items())
     soup = next(row for row in report["rows"] if row["kind"] == "soup")
@@ -246,7 +311,12 @@ def test_a_soup_that_is_sent_comes_back_the_same(writer: Hub, family: Path, soup
     ],
 )
 def test_who_may_not_send_learns_it_before_a_model_is_fetched(
-    hub: Hub, souping: Cli, monkeypatch: pytest.MonkeyPatch, token: str, goal: str, needles: list[str]
+    hub: Hub,
+    souping: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    goal: str,
+    needles: list[str],
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     hub.add("me/model", {"model.safetensors": b"precious"})
@@ -254,7 +324,9 @@ def test_who_may_not_send_learns_it_before_a_model_is_fetched(
     assert not hub.bodies()
 
 
-def test_a_new_soup_takes_the_place_of_the_old_one_whole(writer: Hub, souping: Cli, tmp_path: Path) -> None:
+def test_a_new_soup_takes_the_place_of_the_old_one_whole(
+    writer: Hub, souping: Cli, tmp_path: Path
+) -> None:
     souping(*PAIR, "upload={repo: me/soup, private: true}", "merge.max_shard_size=20KB").ok()
     repo = writer.repos["me/soup"]
     assert repo.private

@@ -37,7 +37,14 @@ def ledger(store: Store) -> Ledger:
 class TestClaims:
     def test_a_claim_that_is_made_again_keeps_its_look(self, ledger: Ledger) -> None:
         soups = (HALF, OTHER, HALF, OTHER, recipe(0.8, 0.2), OTHER)
-        assert [ledger.open_report(claim(soup, ITEMS)).number for soup in soups] == [1, 2, 1, 2, 3, 2]
+        assert [ledger.open_report(claim(soup, ITEMS)).number for soup in soups] == [
+            1,
+            2,
+            1,
+            2,
+            3,
+            2,
+        ]
 
     @pytest.mark.parametrize(
         "other",
@@ -52,15 +59,41 @@ class TestClaims:
             claim(recipe(1.0, 0.0), ITEMS),
             claim(replace(HALF, dtype="F32"), ITEMS),
         ],
-        ids=["objective", "margin", "key", "candidate", "item", "category", "evaluator", "single", "dtype"],
+        ids=[
+            "objective",
+            "margin",
+            "key",
+            "candidate",
+            "item",
+            "category",
+            "evaluator",
+            "single",
+            "dtype",
+        ],
     )
     def test_whatever_a_claim_rests_on_makes_it_another(self, ledger: Ledger, other: Any) -> None:
-        assert [ledger.open_report(one).number for one in (claim(HALF, ITEMS), other, other)] == [1, 2, 2]
+        assert [ledger.open_report(one).number for one in (claim(HALF, ITEMS), other, other)] == [
+            1,
+            2,
+            2,
+        ]
 
     def test_names_order_and_rounding_make_no_other_claim(self, ledger: Ledger) -> None:
-        renamed = [replace(item, id=f"x{item.id}", category=f"c {item.category}", group="g") for item in ITEMS[::-1]]
-        names = Recipe(ingredients=("y", "x"), fingerprints=("f-b", "f-a"), weights=(0.5, 0.5 + 4e-4), dtype="BF16")
-        for one in (claim(HALF, ITEMS), claim(HALF, renamed), claim(names, ITEMS, candidates=("f-b", "f-a"))):
+        renamed = [
+            replace(item, id=f"x{item.id}", category=f"c {item.category}", group="g")
+            for item in ITEMS[::-1]
+        ]
+        names = Recipe(
+            ingredients=("y", "x"),
+            fingerprints=("f-b", "f-a"),
+            weights=(0.5, 0.5 + 4e-4),
+            dtype="BF16",
+        )
+        for one in (
+            claim(HALF, ITEMS),
+            claim(HALF, renamed),
+            claim(names, ITEMS, candidates=("f-b", "f-a")),
+        ):
             assert ledger.open_report(one).number == 1
 
     def test_claims_are_counted_by_item(self, ledger: Ledger) -> None:
@@ -68,7 +101,11 @@ class TestClaims:
         assert ledger.open_report(claim(HALF, one)).number == 1
         assert ledger.open_report(claim(HALF, two[4:])).number == 1
         assert ledger.open_report(claim(OTHER, two)).number == 2
-        assert (ledger.claims(one), ledger.claims(two[4:]), ledger.claims(make_items(9, ("z",))[8:])) == (2, 2, 0)
+        assert (
+            ledger.claims(one),
+            ledger.claims(two[4:]),
+            ledger.claims(make_items(9, ("z",))[8:]),
+        ) == (2, 2, 0)
 
     def test_deleted_rows_count_as_claims(self, ledger: Ledger, store: Store) -> None:
         ledger.open_report(claim(HALF, ITEMS))
@@ -102,7 +139,9 @@ class TestShown:
             assert ledger.open_report(claim(HALF, ITEMS)).number == 1
             ledger.note_shown([HALF, OTHER], ITEMS)
 
-    def test_soups_of_soups_are_their_ingredients(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
+    def test_soups_of_soups_are_their_ingredients(
+        self, ledger: Ledger, store: Store, tmp_path: Path
+    ) -> None:
         store.remember_folder("f-s", tmp_path, "s", json.dumps({"f-a": 0.5, "f-b": 0.5}))
         # edited: it names itself
         store.remember_folder("f-t", tmp_path, "t", json.dumps({"f-s": 0.5, "f-t": 0.5}))
@@ -131,7 +170,9 @@ class Runs:
     family: Path
     place: Path
 
-    def __call__(self, *arguments: str, pool: Sequence[str | Path] = ("ant", "bee", "cat"), items: str = "") -> None:
+    def __call__(
+        self, *arguments: str, pool: Sequence[str | Path] = ("ant", "bee", "cat"), items: str = ""
+    ) -> None:
         own = f"benchmark.path={self.place / (items or 'items.jsonl')}"
         base = [*pool_of(self.family, *map(str, pool)), own, "selector=all", "optimiser=fixed"]
         words = sorted([*base, *arguments], key=lambda word: word != "-m")
@@ -148,7 +189,9 @@ class Runs:
 
     def rewrite(self, name: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> str:
         rows = [json.loads(line) for line in (self.place / "items.jsonl").read_text().splitlines()]
-        (self.place / name).write_text("\n".join(json.dumps(row) for row in map(change, rows) if row))
+        (self.place / name).write_text(
+            "\n".join(json.dumps(row) for row in map(change, rows) if row)
+        )
         return name
 
     def rows(self, query: str) -> list[Any]:
@@ -204,7 +247,9 @@ def test_settings_compared_on_the_search_fold_are_free(fresh: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [("objective=weighted", "objective.weights={red:2,green:1,blue:1}"), ("margin=2",)], ids=str
+    "change",
+    [("objective=weighted", "objective.weights={red:2,green:1,blue:1}"), ("margin=2",)],
+    ids=str,
 )
 def test_another_objective_or_margin(runs: Runs, change: Sequence[str]) -> None:
     report = runs.report(SOUP, *change)
@@ -214,7 +259,10 @@ def test_another_objective_or_margin(runs: Runs, change: Sequence[str]) -> None:
 
 @pytest.mark.slow
 def test_another_answer_key(runs: Runs) -> None:
-    assert runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"})) == ALL
+    assert (
+        runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"}))
+        == ALL
+    )
 
 
 @pytest.mark.slow
@@ -226,7 +274,9 @@ def test_a_candidate_taken_out_or_added(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_items_or_a_category_left_out(runs: Runs) -> None:
-    fewer = runs.rewrite("fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row)
+    fewer = runs.rewrite(
+        "fewer.jsonl", lambda row: None if row["id"].endswith(("7", "8", "9")) else row
+    )
     assert runs.look(SOUP, items=fewer) == ALL
     assert runs.look(SOUP, "benchmark.exclude=[blue]") == ALL
 
@@ -282,7 +332,9 @@ def test_a_search_on_the_report_items_under_other_shares(fresh: Runs) -> None:
     ]
     (left,) = {report["folds"]["left_out"] for report in reports}
     assert left > 0
-    assert all(report["rows"][-1]["objective"]["n"] == report["folds"]["report"] for report in reports)
+    assert all(
+        report["rows"][-1]["objective"]["n"] == report["folds"]["report"] for report in reports
+    )
     assert any("report items are left out" in warning for warning in reports[0]["warnings"])
 
 
@@ -294,10 +346,14 @@ def test_rows_that_were_deleted(runs: Runs) -> None:
     assert any("were deleted" in warning for warning in report["warnings"])
 
 
-def test_a_second_look_is_announced_with_its_price(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_second_look_is_announced_with_its_price(
+    runs: Runs, capfd: pytest.CaptureFixture[str]
+) -> None:
     report = runs.report("optimiser.weights=[0.2,0.2,0.6]")
     told = " ".join(capfd.readouterr().out.split())
     # before the models load, and before the fold opens
     assert told.count("multiplied by 6 (k (k + 1)") == 2
     assert told.index("multiplied by 6") < told.index("selected")
-    assert any("look 2" in warning and "stop_after=search" in warning for warning in report["warnings"])
+    assert any(
+        "look 2" in warning and "stop_after=search" in warning for warning in report["warnings"]
+    )

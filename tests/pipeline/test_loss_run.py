@@ -61,11 +61,16 @@ def losses(samples: list[dict[str, Any]], fold: str) -> dict[str, dict[str, floa
     for line in samples:
         for name, model in line["models"].items() if line["fold"] == fold else ():
             table.setdefault(name, {}).setdefault(line["category"], []).append(model["score"])
-    return {name: {source: float(np.mean(some)) for source, some in own.items()} for name, own in table.items()}
+    return {
+        name: {source: float(np.mean(some)) for source, some in own.items()}
+        for name, own in table.items()
+    }
 
 
 def lowest(found: Mapping[str, Any], key: str | None = None) -> str:
-    return min(found, key=lambda name: found[name][key] if key else np.mean(list(found[name].values())))
+    return min(
+        found, key=lambda name: found[name][key] if key else np.mean(list(found[name].values()))
+    )
 
 
 def test_reports_hold_bits_per_byte(report: dict[str, Any], samples: list[dict[str, Any]]) -> None:
@@ -108,7 +113,11 @@ def test_differences_are_signed_as_the_scores_are(report: dict[str, Any]) -> Non
     worst = max(NAMES, key=lambda name: means[name])
     soup_minus = next(pair for pair in report["comparisons"] if pair["b"] == worst)
     assert soup_minus["high"] < 0
-    best = max(report["losses"]["categories"], key=lambda one: -one["difference"]) if report["losses"] else None
+    best = (
+        max(report["losses"]["categories"], key=lambda one: -one["difference"])
+        if report["losses"]
+        else None
+    )
     assert best is None or best["verdict"] in ("higher", "no difference shown")
 
 
@@ -123,9 +132,21 @@ def test_a_second_run_evaluates_nothing_and_a_plan_knows_it(place: Path) -> None
     assert plan["power"]["margin"] == pytest.approx(0.005)
 
 
-def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(place: Path) -> None:
-    more = ["objective=worst_category", "guard={live: 0.3}", "guard_against=java_cook", "pareto=[simple_python,live]"]
-    assert command_line(place, *words(place / "texts.jsonl"), *more, "hydra.run.dir=goals", "optimiser=adaptive") == 0
+def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
+    place: Path,
+) -> None:
+    more = [
+        "objective=worst_category",
+        "guard={live: 0.3}",
+        "guard_against=java_cook",
+        "pareto=[simple_python,live]",
+    ]
+    assert (
+        command_line(
+            place, *words(place / "texts.jsonl"), *more, "hydra.run.dir=goals", "optimiser=adaptive"
+        )
+        == 0
+    )
     report = json.loads((place / "goals" / "report.json").read_text())
     for row in report["rows"]:
         assert row["objective"]["mean"] == max(score["mean"] for score in row["scores"].values())
@@ -133,17 +154,29 @@ def test_goals_are_in_bits_per_byte_and_the_worst_category_has_the_highest_loss(
     assert (guards["refused"], guards["checks"]) == (True, [])
     assert f"cost {guards['cost']:.4f} bits per byte on the search fold" in guards["sentence"]
     front = report["analyses"]["front"]["points"]
-    means = np.array([[point["goals"][name]["mean"] for name in ("simple_python", "live")] for point in front])
+    means = np.array(
+        [[point["goals"][name]["mean"] for name in ("simple_python", "live")] for point in front]
+    )
     assert (means > 0).all()
     order = np.argsort(means[:, 0])
     # a lower loss in one goal has its price in the other
     assert (np.diff(means[order, 1]) <= 0).all()
 
 
-def test_show_tells_better_from_worse(place: Path, samples: list[dict[str, Any]], souping: Cli) -> None:
+def test_show_tells_better_from_worse(
+    place: Path, samples: list[dict[str, Any]], souping: Cli
+) -> None:
     counts = {}
     for flag in ("--fixed", "--broke"):
-        shown = souping("show", str(place / "run"), flag, "--fold", "search", "--models", "python_cook,banquet_cook")
+        shown = souping(
+            "show",
+            str(place / "run"),
+            flag,
+            "--fold",
+            "search",
+            "--models",
+            "python_cook,banquet_cook",
+        )
         assert shown.code == 0, shown.err
         counts[flag] = int(shown.out.strip().splitlines()[-1].split()[0])
     pairs = [
@@ -151,11 +184,16 @@ def test_show_tells_better_from_worse(place: Path, samples: list[dict[str, Any]]
         for line in samples
         if line["fold"] == "search"
     ]
-    assert counts == {"--fixed": sum(b < a for a, b in pairs), "--broke": sum(b > a for a, b in pairs)}
+    assert counts == {
+        "--fixed": sum(b < a for a, b in pairs),
+        "--broke": sum(b > a for a, b in pairs),
+    }
 
 
 def test_published_scores_are_refused(place: Path, souping: Cli, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     rows = [f"{name},{n},{2 * n},{3 * n}" for n, name in enumerate(NAMES, start=10)]
     table.write_text("\n".join([f"model,{','.join(SOURCES)}", *rows]))
-    souping(*words(place / "texts.jsonl"), "scores=table", f"scores.path={table}").refused("bits per byte")
+    souping(*words(place / "texts.jsonl"), "scores=table", f"scores.path={table}").refused(
+        "bits per byte"
+    )

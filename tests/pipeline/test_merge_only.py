@@ -35,7 +35,10 @@ from tests.conftest import Cli
 from tests.support.adapters import save_adapter
 
 REBUILD = ("+experiment=rebuild", "recipe=soup/recipe.json", "out=again")
-SPLIT = ("merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}", "merge.max_shard_size=20KB")
+SPLIT = (
+    "merge.overrides={layers.0:[0.1,0.1,0.8],*.mlp.*:[0.2,0.4,0.4]}",
+    "merge.max_shard_size=20KB",
+)
 
 
 def contents(folder: Path, *but: str) -> dict[str, bytes]:
@@ -44,13 +47,23 @@ def contents(folder: Path, *but: str) -> dict[str, bytes]:
 
 def merge(souping: Cli, family: Path, *more: str) -> None:
     folders = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
-    weights = [] if any(word.startswith("optimiser=") for word in more) else ["optimiser.weights=[0.5,0.2,0.3]"]
-    done = souping("+experiment=merge", f"pool.candidates=[{folders}]", "out=soup", *weights, *more).ok()
+    weights = (
+        []
+        if any(word.startswith("optimiser=") for word in more)
+        else ["optimiser.weights=[0.5,0.2,0.3]"]
+    )
+    done = souping(
+        "+experiment=merge", f"pool.candidates=[{folders}]", "out=soup", *weights, *more
+    ).ok()
     assert "GB/s" in done.out + done.err
 
 
-@pytest.mark.parametrize("more", [("optimiser=uniform", "merge.dtype=float32"), SPLIT], ids=["float32", "overrides"])
-def test_a_soup_is_rebuilt_from_any_store(souping: Cli, family: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "more", [("optimiser=uniform", "merge.dtype=float32"), SPLIT], ids=["float32", "overrides"]
+)
+def test_a_soup_is_rebuilt_from_any_store(
+    souping: Cli, family: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     merge(souping, family, *more)
     souping(*REBUILD).ok()
     assert contents(tmp_path / "again") == contents(tmp_path / "soup")
@@ -63,20 +76,33 @@ def test_a_soup_is_rebuilt_from_any_store(souping: Cli, family: Path, tmp_path: 
 
 def test_weights_and_recipes_that_are_none(souping: Cli, family: Path, tmp_path: Path) -> None:
     folders = ",".join(str(family / name) for name in ("ant", "bee"))
-    for weights, needle in (("", "is not set"), ("[0.5,0.2,0.3]", "3 weights"), ("[0.5,0.2]", "0.7")):
+    for weights, needle in (
+        ("", "is not set"),
+        ("[0.5,0.2,0.3]", "3 weights"),
+        ("[0.5,0.2]", "0.7"),
+    ):
         words = [f"optimiser.weights={weights}"] if weights else []
         souping("+experiment=merge", f"pool.candidates=[{folders}]", *words).refused(needle)
     (tmp_path / "x.json").write_text("{")
     for name in ("", "none.json", "x.json"):
-        souping("+experiment=rebuild", *([f"recipe={name}"] if name else []), "out=again").refused("recipe", name)
+        souping("+experiment=rebuild", *([f"recipe={name}"] if name else []), "out=again").refused(
+            "recipe", name
+        )
 
 
 def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_path: Path) -> None:
     from souping.merge.__main__ import main as merge_alone
 
     folders = ",".join(str(family / name) for name in ("ant", "bee"))
-    arguments = ["+experiment=merge", f"pool.candidates=[{folders}]", "optimiser.weights=[0.25,0.75]"]
-    assert "0.25 x ant + 0.75 x bee" in souping(*arguments, "plan=true", "hydra.run.dir=planned").ok().out
+    arguments = [
+        "+experiment=merge",
+        f"pool.candidates=[{folders}]",
+        "optimiser.weights=[0.25,0.75]",
+    ]
+    assert (
+        "0.25 x ant + 0.75 x bee"
+        in souping(*arguments, "plan=true", "hydra.run.dir=planned").ok().out
+    )
     assert not (tmp_path / "planned" / "soup").exists()
     assert "normalize: false" in (tmp_path / "planned" / "mergekit.yml").read_text()
     assert merge_alone([str(tmp_path / "planned" / "plan.json"), str(tmp_path / "alone")]) == 0
@@ -92,7 +118,8 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
         {"weights": [1.0]},
         {"ingredients": [["a"], ["b"], ["c"]]},
         {"ingredients": ["a", "a", "a"]},
-        {key: list(map(str, range(200_000))) for key in ("ingredients", "fingerprints")} | {"weights": [1] * 200_000},
+        {key: list(map(str, range(200_000))) for key in ("ingredients", "fingerprints")}
+        | {"weights": [1] * 200_000},
         {"weights": [10**400, 1, 1]},
         {"weights": [math.nan, 1, 1]},
         {"dtype": "int4"},
@@ -103,8 +130,15 @@ def test_a_plan_is_shown_saved_and_merged_alone(souping: Cli, family: Path, tmp_
     ],
     ids=lambda change: str(change)[:40],
 )
-def test_a_recipe_with_values_of_other_kinds_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    table = {"id": "x", "ingredients": list("abc"), "fingerprints": list("def"), "weights": [0.5, 0.2, 0.3]}
+def test_a_recipe_with_values_of_other_kinds_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    table = {
+        "id": "x",
+        "ingredients": list("abc"),
+        "fingerprints": list("def"),
+        "weights": [0.5, 0.2, 0.3],
+    }
     table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
     # an edit that hides itself
     with suppress(TypeError, ValueError, AttributeError, OverflowError):
@@ -130,13 +164,19 @@ PAIRS = ("slerp", "nearswap", "arcee_fusion")
 PARAMETERS: Mapping[str, dict[str, float | bool]] = {
     "slerp": {"t": 0.3},
     "nearswap": {"t": 0.01},
-    **{name: {"density": 0.5} for name in ("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties")},
+    **{
+        name: {"density": 0.5}
+        for name in ("ties", "dare_ties", "dare_linear", "breadcrumbs", "breadcrumbs_ties")
+    },
     **{name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")},
 }
 ROWS = [
     *(("local", method) for method in METHODS),
     pytest.param("accelerate", "model_stock", marks=pytest.mark.slow),
-    *(pytest.param("mergekit", name, marks=() if name == "linear" else pytest.mark.slow) for name in theirs()),
+    *(
+        pytest.param("mergekit", name, marks=() if name == "linear" else pytest.mark.slow)
+        for name in theirs()
+    ),
 ]
 
 
@@ -152,23 +192,47 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
         torch.manual_seed(torch.seed())  # a process of its own starts anywhere
         done = CliRunner().invoke(main, command[3:])
-        return subprocess.CompletedProcess(command, done.exit_code, "", done.output + repr(done.exception))
+        return subprocess.CompletedProcess(
+            command, done.exit_code, "", done.output + repr(done.exception)
+        )
 
     monkeypatch.setattr(subprocess, "run", call)
 
 
-def settings_of(family: Path, backend: str, method: str) -> tuple[list[str], MergeBackend, tuple[str, ...]]:
+def settings_of(
+    family: Path, backend: str, method: str
+) -> tuple[list[str], MergeBackend, tuple[str, ...]]:
     based = method in BASED if backend == "mergekit" else METHODS[method].base
-    base = str(family / ("ant" if backend == "mergekit" and method in PAIRS else "base")) if based else None
+    base = (
+        str(family / ("ant" if backend == "mergekit" and method in PAIRS else "base"))
+        if based
+        else None
+    )
     names = ("ant", "bee") if method in ("slerp", "nuslerp", *PAIRS) else ("ant", "bee", "cat")
     parameters = PARAMETERS.get(method, {}) if backend == "mergekit" else {}
-    words = [f"merge={backend}", f"merge.method={method}", *([f"merge.base={base}"] if base else [])]
-    words += [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"] if parameters else []
+    words = [
+        f"merge={backend}",
+        f"merge.method={method}",
+        *([f"merge.base={base}"] if base else []),
+    ]
+    words += (
+        [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"]
+        if parameters
+        else []
+    )
     if backend == "mergekit":
-        return words, MergekitMerge(method=method, base=base, parameters=dict(parameters) or None), names
+        return (
+            words,
+            MergekitMerge(method=method, base=base, parameters=dict(parameters) or None),
+            names,
+        )
     if backend == "local":
         return words, LocalMerge(method=method, base=base), names
-    return [*words, "merge.num_processes=1"], AccelerateMerge(method=method, base=base, num_processes=1), names
+    return (
+        [*words, "merge.num_processes=1"],
+        AccelerateMerge(method=method, base=base, num_processes=1),
+        names,
+    )
 
 
 @pytest.mark.usefixtures("quick")
@@ -180,7 +244,13 @@ def test_evaluated_is_written_and_rebuilt(
     weights = (0.3, 0.7) if len(names) == 2 else (0.5, 0.2, 0.3)
     folders = {name: family / name for name in names}
     pool = f"pool.candidates=[{','.join(map(str, folders.values()))}]"
-    souping("+experiment=merge", pool, f"optimiser.weights=[{','.join(map(str, weights))}]", "out=soup", *words).ok()
+    souping(
+        "+experiment=merge",
+        pool,
+        f"optimiser.weights=[{','.join(map(str, weights))}]",
+        "out=soup",
+        *words,
+    ).ok()
     written = contents(tmp_path / "soup", "README.md")
 
     with closing(merge.open(folders)) as opened:
@@ -191,8 +261,14 @@ def test_evaluated_is_written_and_rebuilt(
             evaluated = contents(scratch.write(recipe), "README.md")
             # the evaluator's own, but for the ends
             decoding = json.loads(evaluated.pop("generation_config.json"))
-            assert tuple(np.atleast_1d(decoding["eos_token_id"])) == opened.eos_token_ids(recipe) == (2,)
-            assert evaluated == {name: data for name, data in written.items() if name != "generation_config.json"}
+            assert (
+                tuple(np.atleast_1d(decoding["eos_token_id"]))
+                == opened.eos_token_ids(recipe)
+                == (2,)
+            )
+            assert evaluated == {
+                name: data for name, data in written.items() if name != "generation_config.json"
+            }
         module = AutoModelForCausalLM.from_pretrained(family / "ant", dtype=torch.bfloat16)
         opened.live(module).pour(recipe)
         state, stored = module.state_dict(), load_file(tmp_path / "soup" / "model.safetensors")
@@ -205,7 +281,9 @@ def test_evaluated_is_written_and_rebuilt(
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
 @pytest.mark.parametrize("method", ["dare_ties", "model_stock"])
 @pytest.mark.slow
-def test_mergekit_in_a_process_of_its_own(method: str, family: Path, tmp_path: Path, souping: Cli) -> None:
+def test_mergekit_in_a_process_of_its_own(
+    method: str, family: Path, tmp_path: Path, souping: Cli
+) -> None:
     words, _, names = settings_of(family, "mergekit", method)
     pool = f"pool.candidates=[{','.join(str(family / name) for name in names)}]"
     souping("+experiment=merge", pool, "optimiser=uniform", "out=soup", *words).ok()
@@ -224,10 +302,14 @@ def check_commands(run: Path, out: str, start: Path) -> None:
     assert str(start) not in card
     if (run / "report.md").exists():
         assert f"```bash\n{command}\n```" in (run / "report.md").read_text()
-        page = re.findall(r'<pre tabindex="0"><code>(python .*)</code></pre>', (run / "report.html").read_text())
+        page = re.findall(
+            r'<pre tabindex="0"><code>(python .*)</code></pre>', (run / "report.html").read_text()
+        )
         assert command in map(html.unescape, page)
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, shell=True, cwd=start, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, shell=True, cwd=start, env=env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert contents(start / "rebuilt") == contents(run / "soup")
 
@@ -237,51 +319,91 @@ def test_the_commands_of_a_run(finished_copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_whatever_the_folders_are_called(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_the_command_whatever_the_folders_are_called(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     name = 'it\'s "so" $HOME, b=(c) [d] ${x} & é'
     (tmp_path / name).mkdir()
     for model in ("ant", "bee"):
         (tmp_path / name / model).symlink_to(family / model, target_is_directory=True)
-    run, pool = tmp_path / "outputs" / name, [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")]
-    places = [f"out={quoted(str(run / 'soup'))}", f"store.path={quoted(f'outputs/{name}/s.sqlite')}"]
+    run, pool = (
+        tmp_path / "outputs" / name,
+        [quoted(str(tmp_path / name / model)) for model in ("ant", "bee")],
+    )
+    places = [
+        f"out={quoted(str(run / 'soup'))}",
+        f"store.path={quoted(f'outputs/{name}/s.sqlite')}",
+    ]
     done = souping(
-        "+experiment=merge", f"pool.candidates=[{','.join(pool)}]", "optimiser.weights=[0.4,0.6]", *places
+        "+experiment=merge",
+        f"pool.candidates=[{','.join(pool)}]",
+        "optimiser.weights=[0.4,0.6]",
+        *places,
     ).ok()
     check_commands(run, done.out, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "case", ["base", *(pytest.param(one, marks=pytest.mark.slow) for one in ("accelerate", "adapters", "pickled"))]
+    "case",
+    [
+        "base",
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("accelerate", "adapters", "pickled")
+        ),
+    ],
 )
-def test_the_command_however_it_was_merged(case: str, family: Path, souping: Cli, tmp_path: Path) -> None:
-    candidates, more = [family / "ant", family / "bee"], ["merge=accelerate", "merge.num_processes=1"]
+def test_the_command_however_it_was_merged(
+    case: str, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    candidates, more = (
+        [family / "ant", family / "bee"],
+        ["merge=accelerate", "merge.num_processes=1"],
+    )
     if case == "base":
         more = ["merge.method=task_arithmetic", f"merge.base={family / 'base'}"]
     if case == "adapters":
         modules = {"model.layers.0.mlp.up_proj": 2}
-        candidates = [save_adapter(tmp_path / n, family / "base", modules, i) for i, n in enumerate("xy")]
+        candidates = [
+            save_adapter(tmp_path / n, family / "base", modules, i) for i, n in enumerate("xy")
+        ]
         more = [f"merge.base={family / 'base'}"]
     if case == "pickled":
         candidates = [pickled(folder, tmp_path / folder.name) for folder in candidates]
         more = ["merge.allow_pickle=true"]
     pool = f"pool.candidates=[{','.join(map(str, candidates))}]"
-    done = souping("+experiment=merge", pool, "optimiser.weights=[0.4,0.6]", "out=run/soup", *more).ok()
+    done = souping(
+        "+experiment=merge", pool, "optimiser.weights=[0.4,0.6]", "out=run/soup", *more
+    ).ok()
     check_commands(tmp_path / "run", done.out, tmp_path)
 
 
-def test_a_soup_at_a_scale_around_its_base_is_rebuilt(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_soup_at_a_scale_around_its_base_is_rebuilt(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     folders = {name: family / name for name in ("ant", "bee")}
     backend = LocalMerge(method="task_arithmetic", base=str(family / "base"), dtype="float32")
     with closing(backend.open(folders)) as pool:
         made = pool.write(pool.recipe({"ant": 0.9, "bee": 0.6}), tmp_path / "soup")
-    base, ant, bee, soup = (load_file(one / "model.safetensors") for one in (family / "base", *folders.values(), made))
+    base, ant, bee, soup = (
+        load_file(one / "model.safetensors") for one in (family / "base", *folders.values(), made)
+    )
     for name, tensor in soup.items():
-        moved = 0.9 * (ant[name].double() - base[name].double()) + 0.6 * (bee[name].double() - base[name].double())
+        moved = 0.9 * (ant[name].double() - base[name].double()) + 0.6 * (
+            bee[name].double() - base[name].double()
+        )
         assert torch.allclose(tensor.double(), base[name].double() + moved, atol=1e-5)
     pool_words = f"pool.candidates=[{','.join(map(str, folders.values()))}]"
-    words = (f"recipe={made / 'recipe.json'}", pool_words, f"merge.base={family / 'base'}", "out=again")
+    words = (
+        f"recipe={made / 'recipe.json'}",
+        pool_words,
+        f"merge.base={family / 'base'}",
+        "out=again",
+    )
     souping("+experiment=rebuild", *words).ok()
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        made / "model.safetensors"
+    ).read_bytes()
 
 
 def pickled(folder: Path, out: Path) -> Path:

@@ -33,7 +33,10 @@ def two(tmp_path: Path) -> Iterator[RayWorkers]:
 
 
 def taken(workers: RayWorkers, number: int) -> dict[int, tuple[Request, Response]]:
-    return {request.number: (request, response) for request, response in (workers.take() for _ in range(number))}
+    return {
+        request.number: (request, response)
+        for request, response in (workers.take() for _ in range(number))
+    }
 
 
 def pids(folder: Path) -> list[int]:
@@ -41,7 +44,9 @@ def pids(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_killed_actor_is_restarted(two: RayWorkers, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_actor_is_restarted(
+    two: RayWorkers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert two.slots == 2
     for request in requests(6):
         two.put(request)
@@ -60,7 +65,9 @@ def test_a_killed_actor_is_restarted(two: RayWorkers, tmp_path: Path, caplog: py
 
 
 @pytest.mark.slow
-def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_reported(tmp_path: Path) -> None:
+def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_reported(
+    tmp_path: Path,
+) -> None:
     workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), partial(Busy, tmp_path, 30.0))
     workers.put(requests(1)[0])
     while not pids(tmp_path):
@@ -69,14 +76,18 @@ def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_reported
     with pytest.raises(UserError, match=r"executor\.restarts.*\n.*the same command"):
         workers.take()
     workers.close()
-    refusing = RayExecutor(actors=1).start(Busy(tmp_path), partial(Busy, tmp_path, refuses="item x has no prompt"))
+    refusing = RayExecutor(actors=1).start(
+        Busy(tmp_path), partial(Busy, tmp_path, refuses="item x has no prompt")
+    )
     refusing.put(requests(1)[0])
     with pytest.raises(UserError, match=r"^item x has no prompt$"):
         refusing.take()
     refusing.close()
 
 
-def test_without_an_address_no_other_cluster_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_no_other_cluster_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray by itself joins the cluster that was started last on the machine, even a dead one."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked: list[str | None] = []
@@ -93,14 +104,27 @@ def test_without_an_address_no_other_cluster_is_joined(tmp_path: Path, monkeypat
 
 
 def ray_run(family: Path, *more: str) -> list[str]:
-    return [*pool_of(family), "selector=topk", "selector.k=2", "executor=ray", "executor.actors=2", *more]
+    return [
+        *pool_of(family),
+        "selector=topk",
+        "selector.k=2",
+        "executor=ray",
+        "executor.actors=2",
+        *more,
+    ]
 
 
 @pytest.mark.slow
 def test_ray_gives_what_this_process_gives_and_a_killed_driver_resumes(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    call = ray_run(family, "executor.cpus=0.5", "evaluator.batch_size=16", "optimiser=grid", "optimiser.trials=4")
+    call = ray_run(
+        family,
+        "executor.cpus=0.5",
+        "evaluator.batch_size=16",
+        "optimiser=grid",
+        "optimiser.trials=4",
+    )
     kept = killed_at(200, call, tmp_path)
     souping(*call, "hydra.run.dir=outputs/fam/resumed").ok()
     here = [word for word in call if not word.startswith("executor")]
@@ -134,11 +158,29 @@ def test_a_search_runs_on_the_nodes_of_a_job(family: Path, tmp_path: Path) -> No
         (stand_ins / name).write_text(program)
         (stand_ins / name).chmod(0o755)
     path = f"{stand_ins}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "LOG": str(log), "RAY_PORT": str(free_port())}
-    environment |= {"SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    call = [*pool_of(family), "selector=topk", "selector.k=2", "executor.actors=1", "optimiser=uniform"]
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "LOG": str(log),
+        "RAY_PORT": str(free_port()),
+    }
+    environment |= {
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    call = [
+        *pool_of(family),
+        "selector=topk",
+        "selector.k=2",
+        "executor.actors=1",
+        "optimiser=uniform",
+    ]
     line = ["bash", str(ROOT / "sweeps/slurm_search.sh"), *call, "hydra.run.dir=out"]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert report_of(tmp_path / "out")["rows"]
     told = log.read_text().splitlines()

@@ -35,7 +35,9 @@ def timeless(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key not in ("cost", "rebuild")}
 
 
-def test_a_second_run_evaluates_nothing(finished_copy: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_second_run_evaluates_nothing(
+    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     one = finished_copy
     assert all((one / name).exists() for name in OUTPUTS)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
@@ -49,7 +51,9 @@ def test_a_second_run_evaluates_nothing(finished_copy: Path, family: Path, soupi
     assert report["cost"]["trials"] == len(list(csv.DictReader((one / "trials.csv").open())))
     assert "run/report.html" in (tmp_path / "terminal.txt").read_text()
     few = "correlations over 4 models are largely chance"
-    assert all(few in (one / name).read_text() for name in ("run.log", "selection.json", "report.html"))
+    assert all(
+        few in (one / name).read_text() for name in ("run.log", "selection.json", "report.html")
+    )
     assert report["verdict"]["sentence"].split(":")[0] in (one / "soup" / "README.md").read_text()
 
     souping(*finished_words(family), "hydra.run.dir=again").ok()
@@ -62,7 +66,9 @@ def test_a_second_run_evaluates_nothing(finished_copy: Path, family: Path, soupi
         assert file.read_bytes() == (two / "soup" / file.name).read_bytes(), file.name
 
 
-def test_two_runs_from_an_empty_store_are_equal(finished: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_two_runs_from_an_empty_store_are_equal(
+    finished: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     souping(*finished_words(family), "hydra.run.dir=run").ok()
     a, b = finished / "run", tmp_path / "run"
     assert report_of(a)["cost"]["evaluated_items"] == report_of(b)["cost"]["evaluated_items"] > 0
@@ -72,7 +78,9 @@ def test_two_runs_from_an_empty_store_are_equal(finished: Path, family: Path, so
         assert file.read_bytes() == (b / "soup" / file.name).read_bytes()
 
 
-def test_the_soup_on_disk_scores_as_poured(finished: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_the_soup_on_disk_scores_as_poured(
+    finished: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     poured = next(r for r in report_of(finished / "run")["rows"] if r["kind"] == "soup")
     shutil.copytree(finished / "run/soup", tmp_path / "best")
     pool = [f"pool.candidates=[{tmp_path / 'best'},{family / 'ant'}]", *pool_of(family)[1:]]
@@ -84,7 +92,9 @@ def test_the_soup_on_disk_scores_as_poured(finished: Path, family: Path, souping
 def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
     left = ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
     for stop, more in {"select": [], "search": ["recipe.json", "trials.csv"]}.items():
-        souping(*pool_of(family), "selector=topk", f"stop_after={stop}", f"hydra.run.dir={stop}").ok()
+        souping(
+            *pool_of(family), "selector=topk", f"stop_after={stop}", f"hydra.run.dir={stop}"
+        ).ok()
         assert sorted(path.name for path in (tmp_path / stop).iterdir()) == sorted(left + more)
         assert f"fold {stop}" in souping("show", stop, "--fold", stop, "--limit", "1").out
         assert souping("show", stop, "--fold", "report").out.strip() == "0 items"
@@ -94,7 +104,9 @@ def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
 def test_one_expert_for_everything_is_an_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
     rows = ["model,red,green,blue", "ant,80,81,82", "bee,50,40,30", "cat,40,55,41", "dog,20,50,45"]
     (tmp_path / "board.csv").write_text("\n".join(rows))
-    done = souping(*pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0").ok()
+    done = souping(
+        *pool_of(family), "scores=table", "scores.path=board.csv", "selector.threshold=1.0"
+    ).ok()
     report = report_of(run_dir(tmp_path))
     assert report["verdict"]["claim"] == "nothing_to_soup"
     assert report["recipe"]["ingredients"] == ["ant"]
@@ -138,7 +150,9 @@ def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
         [sys.executable, "-m", "souping", *words],
         {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
     )
-    victim = subprocess.Popen(line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet)
+    victim = subprocess.Popen(
+        line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet
+    )
     store = folder / "outputs/store.sqlite"
     while victim.poll() is None and rows_in(store) < rows:
         time.sleep(0.02)
@@ -150,19 +164,29 @@ def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
 
 
 def call(family: Path, *more: str) -> list[str]:
-    quick = ["selector=topk", "selector.k=3", "optimiser=adaptive", "optimiser.stop=never", "evaluator.batch_size=8"]
+    quick = [
+        "selector=topk",
+        "selector.k=3",
+        "optimiser=adaptive",
+        "optimiser.stop=never",
+        "evaluator.batch_size=8",
+    ]
     return [*pool_of(family), *quick, *more]
 
 
 def twice(store: Path) -> int:
-    query = "SELECT 1 FROM answers GROUP BY soup, evaluator, item, block, replicate HAVING COUNT(*) > 1"
+    query = (
+        "SELECT 1 FROM answers GROUP BY soup, evaluator, item, block, replicate HAVING COUNT(*) > 1"
+    )
     with closing(sqlite3.connect(store)) as db:
         return len(db.execute(query).fetchall())
 
 
 @pytest.mark.parametrize("rows", [20, 150, 420])
 @pytest.mark.slow
-def test_a_killed_run_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_path: Path, rows: int) -> None:
+def test_a_killed_run_ends_as_one_that_was_not(
+    family: Path, souping: Cli, tmp_path: Path, rows: int
+) -> None:
     words = call(family, "optimiser.budget=500")
     kept = killed_at(rows, words, tmp_path)
     souping(*words, "hydra.run.dir=outputs/resumed").ok()
@@ -175,7 +199,9 @@ def test_a_killed_run_ends_as_one_that_was_not(family: Path, souping: Cli, tmp_p
     assert fresh["cost"]["evaluated_items"] - resumed["cost"]["evaluated_items"] == kept
 
 
-def test_the_order_of_the_pool_changes_no_answer(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_the_order_of_the_pool_changes_no_answer(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     """The first candidate's generation_config used to decode every model."""
     folders = [shutil.copytree(family / "ant", tmp_path / "ant"), family / "bee"]
     config = tmp_path / "ant" / "generation_config.json"
@@ -183,11 +209,20 @@ def test_the_order_of_the_pool_changes_no_answer(family: Path, souping: Cli, tmp
     joined = "scores JOIN soups ON soups.id = soup JOIN items ON items.id = item"
     answers = []
     for number, order in enumerate((folders, folders[::-1])):
-        search = ("selector=all", "optimiser=uniform", "stop_after=search", f"store.path={number}.sqlite")
-        done = souping(*pool_of(family)[1:], f"pool.candidates=[{','.join(map(str, order))}]", *search).ok()
+        search = (
+            "selector=all",
+            "optimiser=uniform",
+            "stop_after=search",
+            f"store.path={number}.sqlite",
+        )
+        done = souping(
+            *pool_of(family)[1:], f"pool.candidates=[{','.join(map(str, order))}]", *search
+        ).ok()
         assert "ant: its generation_config sets repetition_penalty=1.9; not used" in done.out
         with closing(sqlite3.connect(tmp_path / f"{number}.sqlite")) as db:
-            rows = db.execute(f"SELECT soups.fingerprint, items.fingerprint, output FROM {joined}").fetchall()
+            rows = db.execute(
+                f"SELECT soups.fingerprint, items.fingerprint, output FROM {joined}"
+            ).fetchall()
         answers.append({row[:2]: row[2] for row in rows})
     common = answers[0].keys() & answers[1].keys()
     assert len(common) > 30
@@ -206,7 +241,9 @@ def test_no_item_of_the_report_fold_is_touched(two: bool, limit: int) -> None:
     for fold, items in dry.items.items():
         assert not hidden & {item.id for item in items}
         assert all(count <= limit for count in Counter(item.category for item in items).values())
-        assert {item.category for item in items} == ({"w", "x"} if fold != "select" or not two else set())
+        assert {item.category for item in items} == (
+            {"w", "x"} if fold != "select" or not two else set()
+        )
     assert "the report fold stays closed" in dry.notes[0]
 
 
@@ -215,7 +252,9 @@ def arguments(family: Path) -> list[str]:
     return [*pool_of(family, "ant", "bee"), *FIXED, "limit=2", "hydra.run.dir=run"]
 
 
-def test_a_dry_run_is_marked_everywhere(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
+def test_a_dry_run_is_marked_everywhere(
+    family: Path, arguments: list[str], souping: Cli, tmp_path: Path
+) -> None:
     folds = {"select": 6, "search": 6, "report": 6}
     souping(*arguments, "plan=true", "hydra.run.dir=planned").ok()
     assert json.loads((tmp_path / "planned/plan.json").read_text())["folds"] == folds
@@ -227,14 +266,18 @@ def test_a_dry_run_is_marked_everywhere(family: Path, arguments: list[str], soup
     assert report["also"][0]["items"] == 6
     assert any("limit=2" in warning for warning in report["warnings"])
     assert json.loads((tmp_path / "run/selection.json").read_text())["limit"] == 2
-    page, card = ((tmp_path / "run" / name).read_text() for name in ("report.html", "soup/README.md"))
+    page, card = (
+        (tmp_path / "run" / name).read_text() for name in ("report.html", "soup/README.md")
+    )
     assert "dry run, limit=2" in page
     assert "%" not in card.split("---", 2)[2].split("## Usage")[0].split("## Result")[1]
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         assert db.execute("SELECT COUNT(*) FROM looks").fetchone() == (0,)
 
 
-def test_a_dry_run_is_no_look(family: Path, arguments: list[str], souping: Cli, tmp_path: Path) -> None:
+def test_a_dry_run_is_no_look(
+    family: Path, arguments: list[str], souping: Cli, tmp_path: Path
+) -> None:
     souping(*arguments).ok()
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         asked = {name for (name,) in db.execute("SELECT name FROM items")}
@@ -260,7 +303,10 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
     run = finished / "run"
     report, samples = json.loads((run / "report.json").read_text()), lines(run)
     assert "samples.jsonl.gz" in (finished / "terminal.txt").read_text()
-    counts = {fold: sum(sample["fold"] == fold for sample in samples) for fold in ("select", "search", "report")}
+    counts = {
+        fold: sum(sample["fold"] == fold for sample in samples)
+        for fold in ("select", "search", "report")
+    }
     assert counts == report["folds"]
     items = {item.id: item for item in Benchmark(path=str(family / "items.jsonl")).items()}
     for sample in samples:
@@ -271,16 +317,26 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
         for model in sample["models"].values():
             assert model["resps"] == [model["filtered_resps"]]
             assert model["outcome"] in ("finished", "truncated")
-            assert model["score"] == float(model["filtered_resps"][0].split() == str(item.answer).split())
+            assert model["score"] == float(
+                model["filtered_resps"][0].split() == str(item.answer).split()
+            )
     names = {row["name"] for row in report["rows"]}
     assert set(samples[-1]["models"]) == names >= {"soup", "ant", "bee", "uniform_all"}
     for row in report["rows"]:
-        scores = [sample["models"][row["name"]]["score"] for sample in samples if sample["fold"] == "report"]
-        assert sum(scores) == pytest.approx(sum(cell["mean"] * cell["n"] for cell in row["scores"].values()))
+        scores = [
+            sample["models"][row["name"]]["score"]
+            for sample in samples
+            if sample["fold"] == "report"
+        ]
+        assert sum(scores) == pytest.approx(
+            sum(cell["mean"] * cell["n"] for cell in row["scores"].values())
+        )
 
 
 def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Path) -> None:
-    souping(*pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run").ok()
+    souping(
+        *pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run"
+    ).ok()
     run = tmp_path / "run"
     report = json.loads((run / "report.json").read_text())
     (best,) = [row["name"] for row in report["rows"] if row["kind"] == "best_single"]
@@ -294,7 +350,10 @@ def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Pat
         wanted = {name for name, gap in gaps.items() if gap * sign > 0}
         assert wanted
         assert {name for name in gaps if f"{name} (" in said} == wanted
-        assert f"{len(wanted)} items that soup answers {'better' if sign > 0 else 'worse'} than {best}" in said
+        assert (
+            f"{len(wanted)} items that soup answers {'better' if sign > 0 else 'worse'} than {best}"
+            in said
+        )
 
 
 def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_copy: Path) -> None:
@@ -307,7 +366,9 @@ def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_
     souping("show", "run", "--models", "soup,cow").refused("--models=cow", "uniform_all")
     souping("show", "run", "--item", "cow").refused("--item=cow")
     item = said.split(" (green")[0].split()[-1]
-    souping("show", "run", "--item", item, "--category", "red").refused("--category=red is not one of green")
+    souping("show", "run", "--item", item, "--category", "red").refused(
+        "--category=red is not one of green"
+    )
     souping("show", "outputs").refused("no samples.jsonl.gz")
 
 
@@ -325,7 +386,9 @@ def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_p
     assert seen == recipe
     again = souping(*finished_words(family), "analysis=[]", "hydra.run.dir=again/two")
     assert "were looked at" not in again.out  # frozen before
-    other = souping(*pool_of(family), "selector=all", "optimiser=uniform", "hydra.run.dir=again/three")
+    other = souping(
+        *pool_of(family), "selector=all", "optimiser=uniform", "hydra.run.dir=again/three"
+    )
     assert f"answers to {count} of" in other.out
     report = json.loads((tmp_path / "again/three/report.json").read_text())
     assert any("were looked at" in warning for warning in report["warnings"])
@@ -360,17 +423,29 @@ def analyses_of(run: Path) -> dict[str, Any]:
 
 def counts(tmp_path: Path) -> tuple[int, int]:
     with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
-        return tuple(int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in ("answers", "looks"))
+        return tuple(
+            int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
+            for name in ("answers", "looks")
+        )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_the_same_analyses_are_made_again(finished_copy: Path, souping: Cli, tmp_path: Path) -> None:
-    first, before, soup = analyses_of(finished_copy), counts(tmp_path), contents(finished_copy / "soup")
+def test_the_same_analyses_are_made_again(
+    finished_copy: Path, souping: Cli, tmp_path: Path
+) -> None:
+    first, before, soup = (
+        analyses_of(finished_copy),
+        counts(tmp_path),
+        contents(finished_copy / "soup"),
+    )
     assert set(first) == FREE
-    report, others = json.loads((finished_copy / "report.json").read_text()), contents(finished_copy)
+    report, others = (
+        json.loads((finished_copy / "report.json").read_text()),
+        contents(finished_copy),
+    )
     done = souping("run=run").ok()
     assert "report.json" in done.out
     assert analyses_of(finished_copy) == first
@@ -383,14 +458,18 @@ def test_the_same_analyses_are_made_again(finished_copy: Path, souping: Cli, tmp
     assert {name for name in others if after[name] != others[name]} <= {"report.html", "report.md"}
 
 
-def test_shapley_is_planned_then_evaluated_then_kept(finished_copy: Path, souping: Cli, tmp_path: Path) -> None:
+def test_shapley_is_planned_then_evaluated_then_kept(
+    finished_copy: Path, souping: Cli, tmp_path: Path
+) -> None:
     before, report = counts(tmp_path), json.loads((finished_copy / "report.json").read_text())
     ingredients, items = report["selection"]["ingredients"], report["folds"]["search"]
     files = contents(finished_copy)
     planned = souping("run=run", "analysis=shapley", "plan=true").ok()
     assert (counts(tmp_path), contents(finished_copy)) == (before, files)
     soups = 2 ** len(ingredients) - 1
-    (cost,) = re.findall(rf"of {soups} soups .* the {items} items .*: ([\d,]+) answers", planned.out + planned.err)
+    (cost,) = re.findall(
+        rf"of {soups} soups .* the {items} items .*: ([\d,]+) answers", planned.out + planned.err
+    )
     souping("run=run", "analysis=shapley", "shapley.exact=4").ok()
     made = analyses_of(finished_copy)
     assert set(made) == {*FREE, "shapley"}  # what was there stays
@@ -423,7 +502,9 @@ def test_an_analysis_of_the_users_is_shown_and_never_ends_a_run(
         assert re.search(r"my_count.Count \(.*my_count.py:\d+\) must give", made[word]["failed"])
 
 
-def test_refusals_leave_the_report_as_it_is(finished_copy: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_refusals_leave_the_report_as_it_is(
+    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     report = (finished_copy / "report.json").read_bytes()
     lines = (family / "items.jsonl").read_text().splitlines(keepends=True)
     other = json.dumps({**json.loads(lines[0]), "answer": "another"}) + "\n"
@@ -432,7 +513,10 @@ def test_refusals_leave_the_report_as_it_is(finished_copy: Path, family: Path, s
     for words, needles in (
         (("run=nowhere",), ("run=nowhere", "finished run")),
         (("run=run", "analysis=[winz]"), ("analysis=winz", "did you mean wins")),
-        (("run=run", "analysis=wins", "analysis.wins.solved=yes"), ("analysis.wins.solved", "a number")),
+        (
+            ("run=run", "analysis=wins", "analysis.wins.solved=yes"),
+            ("analysis.wins.solved", "a number"),
+        ),
         (("check", "run=run", "analysis=wins"), ("check=true", "run=")),
         (("run=run", "analysis=wins", "upload=me/soup"), ("upload=me/soup", "run=")),
         (("run=run", "-m", "seed=1,2"), ("-m", "run=")),

@@ -24,7 +24,12 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     save_items(tmp_path / "items.jsonl")
     (tmp_path / "own" / "evaluator").mkdir(parents=True)
     (tmp_path / "own" / "evaluator" / "bowl.yaml").write_text(CHOICE)
-    settings = ["evaluator=bowl", "benchmark.path=items.jsonl", "pool.decayed=decayed", "hydra.run.dir=run"]
+    settings = [
+        "evaluator=bowl",
+        "benchmark.path=items.jsonl",
+        "pool.decayed=decayed",
+        "hydra.run.dir=run",
+    ]
     return ["--config-dir", str(tmp_path / "own"), "+experiment=trajectory", *settings]
 
 
@@ -45,7 +50,14 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     ]
     assert sum(one["weight"] for one in found["members"]) == pytest.approx(1)
     kinds = {pair["kind"]: pair for pair in report["comparisons"]}
-    assert {"last", "best_single", "trainer_best", "trainer_average", "decayed", "scrambled"} <= kinds.keys()
+    assert {
+        "last",
+        "best_single",
+        "trainer_best",
+        "trainer_average",
+        "decayed",
+        "scrambled",
+    } <= kinds.keys()
     assert kinds["trainer_best"]["b"] == "checkpoint-300"
     assert unit_of(report).higher_is_better is False
     assert kinds["last"]["high"] < 0  # fewer bits: the average is better
@@ -54,11 +66,18 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
     assert {one["kind"] for one in found["windows"]} == {"uniform", "minus_sqrt", "ema"}
     # the last checkpoint alone is no window
     assert len(found["windows"]) == report["cost"]["trials"] - 1
-    assert [one["steps"] for one in found["windows"]] == sorted(one["steps"] for one in found["windows"])
+    assert [one["steps"] for one in found["windows"]] == sorted(
+        one["steps"] for one in found["windows"]
+    )
     assert {one["category"] for one in found["categories"]} == {"web", "code"}
     assert found["runs"]["differences"] == []
     text = (tmp_path / "run" / "report.md").read_text()
-    for words_ in ("For this run", "plots/trajectory.png", "plots/windows.png", "8 checkpoints (Trainer)"):
+    for words_ in (
+        "For this run",
+        "plots/trajectory.png",
+        "plots/windows.png",
+        "8 checkpoints (Trainer)",
+    ):
         assert words_ in text
     shown = souping(*words, "pool.path=one", "plan=true")
     assert "steps 100 to 800" in shown.out
@@ -67,7 +86,9 @@ def test_a_trajectory_gives_one_average_and_what_it_is_compared_with(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [1, 2])
-def test_the_same_weights_are_tested_on_further_runs(more: int, words: list[str], souping: Cli, tmp_path: Path) -> None:
+def test_the_same_weights_are_tested_on_further_runs(
+    more: int, words: list[str], souping: Cli, tmp_path: Path
+) -> None:
     paths = ["one", *(make_run(tmp_path / f"more{n}", 2 + n).name for n in range(more))]
     done = souping(*words, f"pool.path=[{','.join(paths)}]")
     assert done.code == 0, done.err
@@ -77,7 +98,13 @@ def test_the_same_weights_are_tested_on_further_runs(more: int, words: list[str]
 
 
 def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: Path) -> None:
-    settings = ["pool=trajectory", "pool.path=one", "optimiser=schedule", "optimiser.only=ema", "out=soup"]
+    settings = [
+        "pool=trajectory",
+        "pool.path=one",
+        "optimiser=schedule",
+        "optimiser.only=ema",
+        "out=soup",
+    ]
     done = souping("+experiment=merge", *settings, "pool.last=4")
     assert done.code == 0, done.err
     recipe = json.loads((tmp_path / "soup" / "recipe.json").read_text())

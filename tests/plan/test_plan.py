@@ -28,7 +28,9 @@ from tests.cli.test_experiments import CHOSEN
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
 
 GB = 10**9
-EIGHT = ModelSize(name="m", path="org/m", basis="Hub", nbytes=16 * GB, parameters=8 * GB, download=17 * GB)
+EIGHT = ModelSize(
+    name="m", path="org/m", basis="Hub", nbytes=16 * GB, parameters=8 * GB, download=17 * GB
+)
 LAPTOP = Machine(cores=8, memory=32 * GB)
 HOST = Machine(cores=64, memory=512 * GB, gpus=(Gpu(name="H100", total=80 * GB),) * 2)
 
@@ -40,9 +42,12 @@ def run(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("setting", "seen"), [(None, "abc"), ("", ""), ("2,0", "ca"), ("1,7,0", "b"), ("-1", ""), ("GPU-1f", "abc")]
+    ("setting", "seen"),
+    [(None, "abc"), ("", ""), ("2,0", "ca"), ("1,7,0", "b"), ("-1", ""), ("GPU-1f", "abc")],
 )
-def test_gpus_are_those_that_are_visible(setting: str | None, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_those_that_are_visible(
+    setting: str | None, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed = SimpleNamespace(stdout="a, 81559\nb, 23028\nc, 1\nNVIDIA X, [N/A]\n")
     monkeypatch.setattr("subprocess.run", lambda *_, **__: listed)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -71,11 +76,21 @@ class TestSpace:
         monkeypatch.setattr(checks, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
-    def fits(kind: str, evaluator: LocalEvaluator, *models: ModelSize, machine: Machine = LAPTOP, **run_: Any) -> bool:
-        return {one.kind: one.fits for one in requirements_of(run(**run_), models, machine, [evaluator])}[kind]
+    def fits(
+        kind: str,
+        evaluator: LocalEvaluator,
+        *models: ModelSize,
+        machine: Machine = LAPTOP,
+        **run_: Any,
+    ) -> bool:
+        return {
+            one.kind: one.fits for one in requirements_of(run(**run_), models, machine, [evaluator])
+        }[kind]
 
     def test_a_disk_holds_soup_and_downloads_together(self) -> None:
-        found = {one.kind: one for one in requirements_of(run(), [EIGHT] * 4, LAPTOP, [LocalEvaluator()])}
+        found = {
+            one.kind: one for one in requirements_of(run(), [EIGHT] * 4, LAPTOP, [LocalEvaluator()])
+        }
         assert found["disk"].need == 4 * 17 * GB + 16 * GB
         assert found["disk"].fits
         assert not self.fits("disk", LocalEvaluator(), *[EIGHT] * 5)
@@ -86,18 +101,24 @@ class TestSpace:
         assert self.fits("memory", LocalEvaluator(dtype=dtype), EIGHT, EIGHT) is fits
 
     def test_a_gpu_holds_the_model_in_the_evaluators_dtype(self) -> None:
-        seventy = ModelSize(name="m", path="m", basis="headers", nbytes=140 * GB, parameters=70 * GB)
+        seventy = ModelSize(
+            name="m", path="m", basis="headers", nbytes=140 * GB, parameters=70 * GB
+        )
         evaluator = LocalEvaluator(dtype="bfloat16", device="cuda")
         assert self.fits("GPU memory", evaluator, EIGHT, machine=HOST)
         assert not self.fits("GPU memory", evaluator, seventy, machine=HOST)
 
     def test_a_dtype_of_the_merge_sizes_the_soup(self) -> None:
         assert soup_bytes([EIGHT], LocalMerge(dtype="float32")) == 32 * GB
-        adapter = ModelSize(name="a", path="a", basis="headers", nbytes=GB // 10, parameters=GB // 20, adapter=True)
+        adapter = ModelSize(
+            name="a", path="a", basis="headers", nbytes=GB // 10, parameters=GB // 20, adapter=True
+        )
         assert soup_bytes([adapter], LocalMerge()) == GB // 10
 
 
-def test_a_full_disk_stops_a_run(family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_a_run(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
@@ -111,7 +132,9 @@ def test_gpus_that_are_missing() -> None:
     evaluator = LocalEvaluator(engine=VllmEngine(tensor_parallel_size=4))
     found = [one.what for one in checks.missing(run(), [], HOST, [evaluator])]
     assert "GPUs: vLLM is set to use 4, nvidia-smi shows 2" in found
-    found = [one.what for one in checks.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])]
+    found = [
+        one.what for one in checks.missing(run(), [], LAPTOP, [LocalEvaluator(device="cuda:1")])
+    ]
     assert found == ["a GPU: evaluator.device=cuda:1, nvidia-smi shows 0"]
 
 
@@ -124,7 +147,9 @@ def ratios(name: str) -> list[tuple[float, float]]:
     return [(items / expected, items / most) for items in taken]
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("pantry_other", "digits", "nets6"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("pantry_other", "digits", "nets6"), marks=pytest.mark.slow)]
+)
 def test_the_plan_expects_what_searches_take(more: tuple[str, ...]) -> None:
     found = np.array([pair for name in ("pantry3", "pantry4", *more) for pair in ratios(name)])
     near = (found[:, 0] > 1 / 1.5) & (found[:, 0] < 1.5)
@@ -141,7 +166,13 @@ HUB = {
 }
 BEST = ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"]
 FIVE = "pool.candidates=[o/m1-8B,o/m2-8B,o/m3-8B,o/m4-8B,o/m5-8B]"
-EXPERIMENTS = {"bfcl_8b": (), "bfcl_70b": (), "mgsm": (), "infinitebench": (FIVE,), "flores": (FIVE,)}
+EXPERIMENTS = {
+    "bfcl_8b": (),
+    "bfcl_70b": (),
+    "mgsm": (),
+    "infinitebench": (FIVE,),
+    "flores": (FIVE,),
+}
 
 
 def plan_of(folder: Path) -> dict[str, Any]:
@@ -151,10 +182,20 @@ def plan_of(folder: Path) -> dict[str, Any]:
 
 
 class TestAgainstRuns:
-    def test_it_counts_what_the_run_then_evaluates(self, family: Path, souping: Cli, tmp_path: Path) -> None:
+    def test_it_counts_what_the_run_then_evaluates(
+        self, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
         extra = tmp_path / "side.jsonl"
-        extra.write_text("".join((family / "items.jsonl").read_text().splitlines(keepends=True)[:30]))
-        call = [*pool_of(family), "selector=topk", "selector.k=2", f"also=[{extra}]", "expected={ant:{red:50}}"]
+        extra.write_text(
+            "".join((family / "items.jsonl").read_text().splitlines(keepends=True)[:30])
+        )
+        call = [
+            *pool_of(family),
+            "selector=topk",
+            "selector.k=2",
+            f"also=[{extra}]",
+            "expected={ant:{red:50}}",
+        ]
         call += ["gate=warn", "optimiser=grid"]
         souping(*call, "plan=true", "hydra.run.dir=planned").ok()
         assert not (tmp_path / "outputs" / "store.sqlite").exists()
@@ -166,8 +207,13 @@ class TestAgainstRuns:
         assert stages["report"]["items"] == report["folds"]["report"]
         # The run performs the stages that the plan counts, in their order.
         names = [stage["name"] for stage in before["stages"]]
-        lines = [line for line in (done.out + done.err).splitlines() if line.startswith(tuple(names))]
-        assert list(dict.fromkeys(next(n for n in names if line.startswith(n)) for line in lines)) == names
+        lines = [
+            line for line in (done.out + done.err).splitlines() if line.startswith(tuple(names))
+        ]
+        assert (
+            list(dict.fromkeys(next(n for n in names if line.startswith(n)) for line in lines))
+            == names
+        )
         # The winner may be a candidate or a baseline, whose answers are known by then; otherwise counts are exact.
         most = before["evaluations"]["todo"][1]
         assert most - report["folds"]["report"] - 30 <= report["cost"]["evaluated_items"] <= most
@@ -181,23 +227,33 @@ class TestAgainstRuns:
         assert after["speeds"]["benchmark"]["basis"] == "measured"
 
     @pytest.mark.slow
-    def test_an_open_selection_has_a_range(self, finished: Path, family: Path, souping: Cli, tmp_path: Path) -> None:
+    def test_an_open_selection_has_a_range(
+        self, finished: Path, family: Path, souping: Cli, tmp_path: Path
+    ) -> None:
         """Of an adaptive search: what the middle number of ingredients is expected to take, and the most."""
         souping(*finished_words(family), "plan=true", "hydra.run.dir=planned").ok()
         before = plan_of(tmp_path / "planned")
-        assert (before["selection"]["selection"], before["selection"]["sizes"]) == (None, [1, 2, 3, 4])
+        assert (before["selection"]["selection"], before["selection"]["sizes"]) == (
+            None,
+            [1, 2, 3, 4],
+        )
         search = before["by_name"]["search"]
         spans = [Adaptive().workload(size, search["items"]) for size in (2, 4)]
         assert search["in_parts"]
         assert search["todo"] == [spans[0][0], spans[1][1]]
-        assert report_of(finished / "run")["cost"]["evaluated_items"] <= before["evaluations"]["todo"][1]
+        assert (
+            report_of(finished / "run")["cost"]["evaluated_items"]
+            <= before["evaluations"]["todo"][1]
+        )
         souping(*finished_words(family), "optimiser=grid", "plan=true", "hydra.run.dir=grid").ok()
         least, most = plan_of(tmp_path / "grid")["evaluations"]["todo"]
         assert 0 < least < most
 
     @pytest.mark.slow
     @pytest.mark.parametrize("optimiser", ["optimiser=greedy_soup", "optimiser.budget=300"])
-    def test_every_search_has_a_count(self, family: Path, souping: Cli, tmp_path: Path, optimiser: str) -> None:
+    def test_every_search_has_a_count(
+        self, family: Path, souping: Cli, tmp_path: Path, optimiser: str
+    ) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "stop_after=search", optimiser]
         souping(*call, "plan=true", "hydra.run.dir=planned").ok()
         stage = plan_of(tmp_path / "planned")["by_name"]["search"]
@@ -218,7 +274,11 @@ class TestPublished:
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         pool = ",".join("{" + f"name: {name}, path: {path}" + "}" for name, path in HUB.items())
-        table = ["scores=table", f"scores.path={PAPER / 'bfcl_8b.csv'}", f"benchmark.path={family / 'items.jsonl'}"]
+        table = [
+            "scores=table",
+            f"scores.path={PAPER / 'bfcl_8b.csv'}",
+            f"benchmark.path={family / 'items.jsonl'}",
+        ]
         plan = [f"pool.candidates=[{pool}]", *table, "throughput=20", "optimiser=grid", "plan=true"]
         done = souping(*plan, "hydra.run.dir=out").ok()
         found = plan_of(tmp_path / "out")
@@ -229,15 +289,23 @@ class TestPublished:
         # 36 of the grid, uniform, three candidates
         assert found["by_name"]["search"]["models"] == [40, 40]
         assert found["folds"]["select"] == 0
-        assert {(model["basis"], model["nbytes"]) for model in found["models"]} == {("name", 16 * GB)}
-        assert found["seconds"]["evaluate"][0] == pytest.approx(found["evaluations"]["todo"][0] / 20)
+        assert {(model["basis"], model["nbytes"]) for model in found["models"]} == {
+            ("name", 16 * GB)
+        }
+        assert found["seconds"]["evaluate"][0] == pytest.approx(
+            found["evaluations"]["todo"][0] / 20
+        )
         lacking = [one for one in found["missing"] if one["fix"].startswith("hf download")]
         assert [one["what"].split(":")[0] for one in lacking] == list(HUB)
         assert not found["can_go_on"]
         assert "hf download Salesforce/Llama-xLAM-2-8b-fc-r" in done.out
 
     @pytest.mark.parametrize(
-        "name", [name if name == "bfcl_8b" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+        "name",
+        [
+            name if name == "bfcl_8b" else pytest.param(name, marks=pytest.mark.slow)
+            for name in EXPERIMENTS
+        ],
     )
     def test_docs_headers_and_plans_count_the_same(
         self, name: str, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,7 +313,9 @@ class TestPublished:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
         monkeypatch.setattr("souping.evaluate.lm_eval.find_spec", lambda package: None)
-        souping(f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned").ok()
+        souping(
+            f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned"
+        ).ok()
         page, found = (tmp_path / "planned" / "plan.md").read_text(), plan_of(tmp_path / "planned")
         # several questions on a book, known by its text
         assert ("its own group" in page) == (name == "infinitebench")
@@ -265,27 +335,59 @@ class TestPublished:
 
 def stated(name: str) -> list[int]:
     """The evaluations in the row of an experiment."""
-    lines = [line for page in (ROOT / "docs").glob("*.md") for line in page.read_text().splitlines()]
-    rows = [line for line in lines if line.startswith(f"| `{name}`") and re.search(r"items?/s", line)]
-    cell = next(cell for cell in rows[0].split("|") if re.fullmatch(r"\s*\d[\d,]*,\d{3}( to [\d,]+)?\s*", cell))
+    lines = [
+        line for page in (ROOT / "docs").glob("*.md") for line in page.read_text().splitlines()
+    ]
+    rows = [
+        line for line in lines if line.startswith(f"| `{name}`") and re.search(r"items?/s", line)
+    ]
+    cell = next(
+        cell
+        for cell in rows[0].split("|")
+        if re.fullmatch(r"\s*\d[\d,]*,\d{3}( to [\d,]+)?\s*", cell)
+    )
     return [int(number.replace(",", "")) for number in cell.split(" to ")]
 
 
-def test_one_candidate_answers_five_items_per_category(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_one_candidate_answers_five_items_per_category(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     done = souping("check", *pool_of(family), "selector=topk", "hydra.run.dir=run").ok()
-    words = ["(red, fold select)", "prompt: red ", "reference: ", "ant: ", "prompt tokens", "answer tokens", "items/s"]
-    assert [word for word in [*words, "answers were cut off or are missing"] if word not in done.out] == []
+    words = [
+        "(red, fold select)",
+        "prompt: red ",
+        "reference: ",
+        "ant: ",
+        "prompt tokens",
+        "answer tokens",
+        "items/s",
+    ]
+    assert [
+        word for word in [*words, "answers were cut off or are missing"] if word not in done.out
+    ] == []
     assert "repeat the command without `check`" in done.out.splitlines()[-1]
     made = json.loads((tmp_path / "run" / "check.json").read_text())
-    assert made["seconds"]["evaluate"][1] >= made["evaluations"]["todo"][1] / made["items_per_second"] * 0.999
+    assert (
+        made["seconds"]["evaluate"][1]
+        >= made["evaluations"]["todo"][1] / made["items_per_second"] * 0.999
+    )
     folds = split_folds(Benchmark(path=str(family / "items.jsonl")).items()).items
-    wanted = [i.id for c in ("red", "green", "blue") for i in [i for i in folds["select"] if i.category == c][:5]]
+    wanted = [
+        i.id
+        for c in ("red", "green", "blue")
+        for i in [i for i in folds["select"] if i.category == c][:5]
+    ]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
     assert not (tmp_path / "outputs").exists()
 
 
 def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path: Path) -> None:
-    base = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=uniform", "stop_after=search"]
+    base = [
+        *pool_of(family, "ant", "bee"),
+        "selector=all",
+        "optimiser=uniform",
+        "stop_after=search",
+    ]
     souping(*base, "hydra.run.dir=whole").ok()
     with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
         before = list(db.iterdump())
@@ -294,24 +396,39 @@ def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path:
 
 
 def test_what_a_run_would_refuse_it_refuses(family: Path, souping: Cli, tmp_path: Path) -> None:
-    souping("check", *pool_of(family), "merge.carry=cow").refused("merge.carry=cow", "this run cannot start here")
-    souping("check", *pool_of(family), "optimiser=fixed", "optimiser.weights=[1]", "selector=all").refused("weights")
+    souping("check", *pool_of(family), "merge.carry=cow").refused(
+        "merge.carry=cow", "this run cannot start here"
+    )
+    souping(
+        "check", *pool_of(family), "optimiser=fixed", "optimiser.weights=[1]", "selector=all"
+    ).refused("weights")
     souping("check", *pool_of(family), "evaluator.engine=vllm").refused("write engine=vllm")
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
-    souping("check", "+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup").refused("use plan=true")
+    souping("check", "+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup").refused(
+        "use plan=true"
+    )
     assert not (tmp_path / "soup").exists()
 
 
 ALL = ("selector=all",)
 CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "budget": (("optimiser.budget=3",), "optimiser.budget=3 "),
-    "grid": ((*ALL, "optimiser=grid", "optimiser.step=0.5"), "optimiser=grid has no point for 4 ingredients"),
+    "grid": (
+        (*ALL, "optimiser=grid", "optimiser.step=0.5"),
+        "optimiser=grid has no point for 4 ingredients",
+    ),
     "slerp": ((*ALL, "merge.method=slerp"), "exactly 2 ingredients"),
     "overrides": ((*ALL, "merge.overrides={foo.*:[0.1,0.2,0.3,0.4]}"), "matches no tensor"),
-    "weights": ((*ALL, "optimiser=fixed", "optimiser.weights=[0.5,0.5]"), "optimiser.weights has 2 weights"),
+    "weights": (
+        (*ALL, "optimiser=fixed", "optimiser.weights=[0.5,0.5]"),
+        "optimiser.weights has 2 weights",
+    ),
     "objective": (("objective=weighted", "objective.weights={reed:1}"), "objective: category=reed"),
     "also": (("also=[hellaswag,hellaswag]",), "two entries are called 'hellaswag'"),
-    "guard_against": (("guard=3", "guard_against=nobody"), "guard_against=nobody is not one of ant"),
+    "guard_against": (
+        ("guard=3", "guard_against=nobody"),
+        "guard_against=nobody is not one of ant",
+    ),
 }
 
 
@@ -325,15 +442,21 @@ def check_refused(souping: Cli, tmp_path: Path, needle: str, *overrides: str) ->
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_settings_are_refused_before_work(name: str, family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_settings_are_refused_before_work(
+    name: str, family: Path, souping: Cli, tmp_path: Path
+) -> None:
     overrides, needle = CASES[name]
     check_refused(souping, tmp_path, needle, *pool_of(family), *overrides)
 
 
-def test_pools_are_refused_before_work_and_the_plan_is_saved(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_pools_are_refused_before_work_and_the_plan_is_saved(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     from tests.support.family import save_model
 
-    check_refused(souping, tmp_path, "needs at least 3; there are 2", *pool_of(family, "ant", "bee"))
+    check_refused(
+        souping, tmp_path, "needs at least 3; there are 2", *pool_of(family, "ant", "bee")
+    )
     save_model(tmp_path / "large", 9, hidden_size=32)
     pool = [f"pool.candidates=[{family / 'ant'},{tmp_path / 'large'}]", *pool_of(family)[1:]]
     planned = souping(*pool, "selector=all", "plan=true", "hydra.run.dir=planned")
@@ -342,7 +465,9 @@ def test_pools_are_refused_before_work_and_the_plan_is_saved(family: Path, soupi
     assert "# Plan of fam" in (tmp_path / "planned" / "plan.md").read_text()
 
 
-def test_a_category_that_all_fail_is_a_warning_of_both(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_category_that_all_fail_is_a_warning_of_both(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
     hard = [{**row, "answer": "never said"} if row["category"] == "red" else row for row in rows]
     (tmp_path / "hard.jsonl").write_text("\n".join(map(json.dumps, hard)))
@@ -351,4 +476,7 @@ def test_a_category_that_all_fail_is_a_warning_of_both(family: Path, souping: Cl
     ran = souping(*call, "stop_after=search").ok()
     assert warning in ran.out + ran.err
     souping(*call, "plan=true", "hydra.run.dir=planned").ok()
-    assert any(warning in note for note in json.loads((tmp_path / "planned" / "plan.json").read_text())["notes"])
+    assert any(
+        warning in note
+        for note in json.loads((tmp_path / "planned" / "plan.json").read_text())["notes"]
+    )

@@ -15,7 +15,9 @@ from tests.support.report import sample
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(browser.executable() is None, reason="no Chromium on the path, none in SOUPING_BROWSER"),
+    pytest.mark.skipif(
+        browser.executable() is None, reason="no Chromium on the path, none in SOUPING_BROWSER"
+    ),
 ]
 SAMPLES = {"three": (3, 5, 8), "one": (1, 4, 3), "two": (2, 2, 2), "many": (5, 8, 14)}
 """{name: (ingredients, candidates, categories)}"""
@@ -45,7 +47,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("view", VIEWS)
-def test_nothing_sticks_out_and_no_message(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
+def test_nothing_sticks_out_and_no_message(
+    name: str, view: str, chromium: Browser, pages: dict[str, Path]
+) -> None:
     width, scheme = VIEWS[view]
     chromium.open(pages[name], width, scheme)
     for _ in range(2):
@@ -55,7 +59,9 @@ def test_nothing_sticks_out_and_no_message(name: str, view: str, chromium: Brows
     assert chromium.messages == []
 
 
-@pytest.mark.skipif(browser.axe() is None, reason="no axe-core: npm install axe-core, or its file in SOUPING_AXE")
+@pytest.mark.skipif(
+    browser.axe() is None, reason="no axe-core: npm install axe-core, or its file in SOUPING_AXE"
+)
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[str, Path]) -> None:
@@ -66,7 +72,9 @@ def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[
         chromium.evaluate(OPEN)
 
 
-def test_what_is_put_into_the_page_runs_nothing(chromium: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_put_into_the_page_runs_nothing(
+    chromium: Browser, pages: dict[str, Path], tmp_path: Path
+) -> None:
     page = tmp_path / "changed.html"
     added = "<script>document.title = 'ran'</script><img src='https://localhost/x.png' onerror='document.title = 1'>"
     page.write_text(pages["three"].read_text().replace("</main>", f"{added}</main>"))
@@ -75,7 +83,9 @@ def test_what_is_put_into_the_page_runs_nothing(chromium: Browser, pages: dict[s
     assert any("Content Security Policy" in message for message in chromium.messages)
 
 
-def test_print_leaves_out_what_is_folded_and_shows_what_was_opened(chromium: Browser, pages: dict[str, Path]) -> None:
+def test_print_leaves_out_what_is_folded_and_shows_what_was_opened(
+    chromium: Browser, pages: dict[str, Path]
+) -> None:
     shown = "[...document.querySelectorAll('details table')].filter(t => t.offsetHeight > 0).length"
     chromium.open(pages["three"], width=720, media="print")
     assert chromium.evaluate(shown) == 0

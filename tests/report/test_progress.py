@@ -31,7 +31,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_stage_has_a_line_at_its_beginning_and_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_has_a_line_at_its_beginning_and_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress() as progress:
         progress.stage("score", items=40)
         for _ in range(4):
@@ -53,7 +55,9 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(clock: list[float], capsys:
     ]
 
 
-def test_speed_and_time_left_are_of_what_was_evaluated(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_and_time_left_are_of_what_was_evaluated(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with Progress() as progress:
         progress.stage("score", items=1000)
         clock[0] = 21.0
@@ -72,7 +76,9 @@ def test_speed_and_time_left_are_of_what_was_evaluated(clock: list[float], capsy
     ]
 
 
-def test_a_terminal_gets_one_live_display(terminal: Console, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_gets_one_live_display(
+    terminal: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
     with suppress(KeyError), Progress() as progress:
         progress.stage("search [bold]", items=10, trials=2)
         progress.advance(5)
@@ -96,15 +102,30 @@ def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, termina
     say("too late")
     lines = [line[9:] for line in (tmp_path / "run.log").read_text().splitlines()]
     assert {"command    a command", "overrides  seed=3"} <= set(lines)
-    assert lines[-5:-1] == ["score: 2 items", "a line \\x1b[31m", "of NaN", "ended by KeyError: 'x'"]
+    assert lines[-5:-1] == [
+        "score: 2 items",
+        "a line \\x1b[31m",
+        "of NaN",
+        "ended by KeyError: 'x'",
+    ]
 
 
 def test_a_run_can_be_retraced(finished: Path) -> None:
     log, terminal = (finished / "run/run.log").read_text(), (finished / "terminal.txt").read_text()
-    for needle in (f"souping {__version__}", "python -m souping", "seed=3", "numpy ", "host ", "date ", "torch "):
+    for needle in (
+        f"souping {__version__}",
+        "python -m souping",
+        "seed=3",
+        "numpy ",
+        "host ",
+        "date ",
+        "torch ",
+    ):
         assert needle in log, needle
     lines = [line[9:] for line in log.splitlines()]
-    assert [line for line in terminal.splitlines() if line.startswith("search") and line not in lines] == []
+    assert [
+        line for line in terminal.splitlines() if line.startswith("search") and line not in lines
+    ] == []
     page = (finished / "run/report.html").read_text()
     footer = page[page.index("<footer>") :]
     assert f"souping {__version__}" in footer

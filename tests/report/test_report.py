@@ -26,7 +26,9 @@ PICTURES = ["forest", "categories", "heatmap", "landscape"]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[dict[str, Any]], list[Path]]:
+def written(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any], list[dict[str, Any]], list[Path]]:
     run_dir = tmp_path_factory.mktemp("report")
     report, trials = sample()
     return run_dir, report, trials, write_report(report, trials, run_dir)
@@ -47,7 +49,9 @@ def test_two_reports_of_the_same_run_are_the_same_bytes(written: Any, tmp_path: 
     names = ["report.json", "report.md", "report.html", *(f"plots/{name}.png" for name in PICTURES)]
     assert [str(path.relative_to(run_dir)) for path in paths] == names
     write_report(report, trials, tmp_path)
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(names)
+    assert sorted(
+        str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()
+    ) == sorted(names)
     for name in names:
         assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes(), name
 
@@ -61,7 +65,9 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     trials[0]["objective"] = None
     html = page(report, trials, draw(report, trials))
     outline(html)
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace("provenance", "")
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace(
+        "provenance", ""
+    )
 
 
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
@@ -80,11 +86,15 @@ def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
     run_dir, report, _, _ = written
     page_text, text = (run_dir / "report.html").read_text(), (run_dir / "report.md").read_text()
     parsed = outline(page_text)
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
+    assert all(
+        reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references
+    )
     assert not {"script", "link"} & set(parsed.tags)
     assert not re.search(r"@import|url\((?!#)", page_text)
     assert len(parsed.ids) == len(set(parsed.ids))
-    used = set(re.findall(r"url\(#([^)]+)\)", page_text)) | set(re.findall(r'href="#([^"]+)"', page_text))
+    used = set(re.findall(r"url\(#([^)]+)\)", page_text)) | set(
+        re.findall(r'href="#([^"]+)"', page_text)
+    )
     assert used <= set(parsed.ids)
     assert page_text.count('role="img" aria-label="') == parsed.tags.count("svg") == 4
     assert text.startswith(f"# {report['verdict']['sentence']}\n")
@@ -100,7 +110,9 @@ def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
 
 def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() -> None:
     report, trials = sample()
-    changes = {"rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"}
+    changes = {
+        "rebuild": "python -m souping +experiment=rebuild recipe=a/soup/recipe.json out=rebuilt"
+    }
     first = html.unescape(page({**report, **changes}, trials, [])).split("<section>")[0]
     for needle in ("8 categories", 'from_pretrained("a/soup")', *report["recipe"]["ingredients"]):
         assert needle in first
@@ -116,7 +128,9 @@ def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() ->
         (3, "select", ["heatmap"], "ended before the search"),
     ],
 )
-def test_every_size_and_end_of_a_run_renders(k: int, stop: str, pictures: list[str], headline: str) -> None:
+def test_every_size_and_end_of_a_run_renders(
+    k: int, stop: str, pictures: list[str], headline: str
+) -> None:
     report, trials = sample(k=k, models=8, columns=3, stop=stop)
     drawings = draw(report, trials)
     assert [drawing.name for drawing in drawings] == pictures
@@ -137,7 +151,11 @@ def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
     report, _ = sample(columns=2)
     text = on_terminal(report)
     sentence = report["verdict"]["sentence"].split(",")[0]
-    for needle in (*(f"{100 * row['objective']['mean']:.1f} [" for row in report["rows"]), sentence, "best single"):
+    for needle in (
+        *(f"{100 * row['objective']['mean']:.1f} [" for row in report["rows"]),
+        sentence,
+        "best single",
+    ):
         assert needle in text
     assert max(map(len, on_terminal(report, 80).splitlines())) <= 80
     assert "expert of" in on_terminal(sample(stop="search", columns=4)[0])
@@ -148,5 +166,10 @@ def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> None:
     assert json.loads(as_json([value])) == [value]
-    odd = {"a": math.nan, "b": np.array([1.0, math.inf]), "c": np.float64(0.1), "d": (Path("x"), True, 3)}
+    odd = {
+        "a": math.nan,
+        "b": np.array([1.0, math.inf]),
+        "c": np.float64(0.1),
+        "d": (Path("x"), True, 3),
+    }
     assert json.loads(as_json(odd)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}

@@ -29,7 +29,9 @@ HOSTILE = '<script>alert("x")</script>|`*_a_*[x](http://y)$&\n\x00\ud800\x1b[2J\
 def hostile(value: Any) -> Any:
     """The same report with a hostile text after every string."""
     if isinstance(value, dict):
-        return {(key if key in KEYS else key + HOSTILE): hostile(inner) for key, inner in value.items()}
+        return {
+            (key if key in KEYS else key + HOSTILE): hostile(inner) for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [hostile(inner) for inner in value]
     return value + HOSTILE if isinstance(value, str) and value not in KEYS else value
@@ -42,7 +44,15 @@ def keys(value: Any) -> set[str]:
 
 
 NAMED = {"pantry-java", "simple_python", "simple_java"}
-KINDS = {"soup", "best_single", "uniform_all", "uniform_selected", "uniform_topk", "ingredient", "candidate"}
+KINDS = {
+    "soup",
+    "best_single",
+    "uniform_all",
+    "uniform_selected",
+    "uniform_topk",
+    "ingredient",
+    "candidate",
+}
 KEYS = (keys(list(sample(columns=2, models=4))) | KINDS) - NAMED
 
 
@@ -54,10 +64,14 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
     console.print(report_table(report), also_table(report), plain_table(gate(report)))
-    files = [p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")]
+    files = [
+        p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")
+    ]
     for shown in (*files, console.file.getvalue(), card(report)):  # type: ignore[attr-defined]
         assert not {"\x00", "\x1b", "\u202e", "\x9b", "\u2066"} & set(shown)
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
+    assert all(
+        reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references
+    )
     text = (tmp_path / "report.md").read_text()
     assert "<script" not in re.sub(r"```+bash.*?```+", "", text, flags=re.DOTALL)
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -78,8 +92,19 @@ def test_an_escaped_cell_stays_one_cell_of_one_line(text: str) -> None:
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     for text in ("=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2+3"):
         assert csv_cell(text) == f"'{text}"
-    assert [csv_cell(text) for text in ("\t=1", "-0.5", "+1e-3", "a\nb")] == ["'=1", "-0.5", "+1e-3", "a b"]
-    job = {"job": 0, "objective": -0.5, "overrides": ["+x=1"], "run_dir": "0", "refused": "=no\x1b[31m"}
+    assert [csv_cell(text) for text in ("\t=1", "-0.5", "+1e-3", "a\nb")] == [
+        "'=1",
+        "-0.5",
+        "+1e-3",
+        "a b",
+    ]
+    job = {
+        "job": 0,
+        "objective": -0.5,
+        "overrides": ["+x=1"],
+        "run_dir": "0",
+        "refused": "=no\x1b[31m",
+    }
     rows = list(csv.reader(write_sweep(tmp_path, [job]).open()))
     assert rows[1] == ["0", "-0.5", "'+x=1", "0", "'=no [31m"]
     assert "\x1b" not in sweep_lines([job])[0]
@@ -95,7 +120,10 @@ def test_any_name_comes_back_out_of_the_command(name: str) -> None:
     command = f"python -m souping {shlex.quote(f'recipe={quoted(name)}')}"
     (override,) = OverridesParser.create().parse_overrides(shlex.split(command)[3:])
     value = override.value()
-    assert str(value.text if hasattr(value, "text") else value if value is not None else "null") == name
+    assert (
+        str(value.text if hasattr(value, "text") else value if value is not None else "null")
+        == name
+    )
 
 
 def test_an_interpolation_is_escaped() -> None:

@@ -25,7 +25,9 @@ from tests.conftest import recipe
 from tests.support.report import sample
 
 SIZE, ITEMS = 6, 80
-TABLE = ItemTable.of([Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean())
+TABLE = ItemTable.of(
+    [Item(id=str(i), category="xy"[i % 2], prompt=str(i), answer="") for i in range(ITEMS)], Mean()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,17 @@ def bits() -> Iterator[None]:
 def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
     """A run whose average is better than its checkpoints by about a tenth of a bit."""
     dice = np.random.default_rng(0)
-    values = BITS_PER_BYTE.inner(1.2 + 0.05 * dice.standard_normal((SIZE, 1)) + 0.1 * dice.standard_normal(ITEMS))
+    values = BITS_PER_BYTE.inner(
+        1.2 + 0.05 * dice.standard_normal((SIZE, 1)) + 0.1 * dice.standard_normal(ITEMS)
+    )
     members = [
-        Member(name=f"c{n}", folder=Path(f"c{n}"), weights=Path(f"c{n}"), step=100 * n, rate=1e-3 if rates else None)
+        Member(
+            name=f"c{n}",
+            folder=Path(f"c{n}"),
+            weights=Path(f"c{n}"),
+            step=100 * n,
+            rate=1e-3 if rates else None,
+        )
         for n in range(1, SIZE + 1)
     ]
     run = TrainingRun(folder=Path("run"), trainer="Trainer", members=tuple(members))
@@ -52,7 +62,10 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
             recipe=recipe(0.5, 0.5),
             weights=one.weights,
             result=Result(
-                objective=0.0, categories={}, items=ITEMS, values=np.array(one.weights) @ values + n * better / 10
+                objective=0.0,
+                categories={},
+                items=ITEMS,
+                values=np.array(one.weights) @ values + n * better / 10,
             ),
         )
         for n, one in enumerate(windows(SIZE))
@@ -96,7 +109,9 @@ def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
     steps = {(one["kind"], one["checkpoints"]): one["steps"] for one in found}
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
-    assert all(one["last"]["low"] <= one["last"]["difference"] <= one["last"]["high"] for one in found)
+    assert all(
+        one["last"]["low"] <= one["last"]["difference"] <= one["last"]["high"] for one in found
+    )
 
 
 def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:

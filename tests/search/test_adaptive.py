@@ -21,11 +21,16 @@ PLAIN = Adaptive(stop="never")
 
 
 @pytest.mark.parametrize(
-    ("budget", "opened", "known"), [(130, 1, True), (300, 4, True), (1000, 4, True), (800, 1, False)]
+    ("budget", "opened", "known"),
+    [(130, 1, True), (300, 4, True), (1000, 4, True), (800, 1, False)],
 )
-def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(budget: int, opened: int, known: bool) -> None:
+def test_a_budget_is_kept_and_the_winner_answered_the_whole_fold(
+    budget: int, opened: int, known: bool
+) -> None:
     of = world()
-    search = replace(PLAIN, budget=budget).start(of.space if known else replace(of.space, singles=None), 1)
+    search = replace(PLAIN, budget=budget).start(
+        of.space if known else replace(of.space, singles=None), 1
+    )
     asked = searched(search, of, opened)
     assert price(asked, of) <= budget
     best = price([cell for cell in asked if cell.weights == search.best()], of)
@@ -78,7 +83,9 @@ def test_batches_are_no_smaller_than_the_evaluators() -> None:
     of = world()
     spaces = (of.space, replace(of.space, full_batch=60))
     small, large = (searched(replace(PLAIN, budget=1000).start(space, 0), of) for space in spaces)
-    assert np.median([price([cell], of) for cell in small]) < np.median([price([cell], of) for cell in large])
+    assert np.median([price([cell], of) for cell in small]) < np.median(
+        [price([cell], of) for cell in large]
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,11 +123,16 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES))
+@pytest.mark.parametrize(
+    "name", slow_unless(SHAPES.keys() - {"six ingredients", "thirty categories"}, SHAPES)
+)
 def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
     lost, chance = [], []
     for seed in range(5):
-        of = world(seed, **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "full_batch": 16, **SHAPES[name]})
+        of = world(
+            seed,
+            **{"items": 360, "shares": (0.25,) * 4, "fold": 0.5, "full_batch": 16, **SHAPES[name]},
+        )
         budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.fold)
         search = replace(PLAIN, budget=budget).over(of.points, of.space, seed)
         assert price(searched(search, of), of) <= budget
@@ -138,7 +150,9 @@ def test_a_pick_is_scored_on_groups_that_its_search_never_saw() -> None:
     sim = tables.Simulation(of, 3, 30)
     assert not set(of.group[sim.fold]) & set(of.group[sim.outside])
     assert set(of.group[sim.fold]) | set(of.group[sim.outside]) == set(of.group)
-    means = np.mean([right[:, sim.outside[of.cat[sim.outside] == c]].mean(1) for c in range(3)], axis=0)
+    means = np.mean(
+        [right[:, sim.outside[of.cat[sim.outside] == c]].mean(1) for c in range(3)], axis=0
+    )
     assert sim.regret(int(means.argmax())) == 0
     assert sim.regret(4) == pytest.approx(100 * (means.max() - means[4]))
 
@@ -150,14 +164,20 @@ def space(counts: tuple[int, ...], group: int = 1) -> SearchSpace:
     categories = tuple(f"c{c}" for c, n in enumerate(counts) for _ in range(n))
     groups = tuple(f"g{i // group}" for i in range(len(categories)))
     weights = {f"c{c}": 1 / len(counts) for c in range(len(counts))}
-    return SearchSpace(ingredients=("a", "b"), categories=categories, groups=groups, coefficients=weights)
+    return SearchSpace(
+        ingredients=("a", "b"), categories=categories, groups=groups, coefficients=weights
+    )
 
 
 def fresh(counts: tuple[int, ...], seed: int = 0) -> SoupModel:
-    return SoupModel(TABLE, item_samples(space(counts), seed), np.full(len(counts), 1 / len(counts)))
+    return SoupModel(
+        TABLE, item_samples(space(counts), seed), np.full(len(counts), 1 / len(counts))
+    )
 
 
-def model(asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0) -> SoupModel:
+def model(
+    asked: tuple[tuple[int, int], ...], counts: tuple[int, ...] = (96, 24), seed: int = 0
+) -> SoupModel:
     """A model that was told the next sample of a category of a soup, for each (soup, category)."""
     made, rng = fresh(counts, seed), np.random.default_rng(seed)
     for soup, category in asked:
@@ -178,11 +198,20 @@ def brute(made: SoupModel, c: int) -> tuple[FloatArray, FloatArray, float]:
     cells = [(s, b) for s, b in np.argwhere(made.asked[:, c])]
     signal, noise, level = made.signal[c], made.noise[c], made.level[c]
     sizes = [len(sample) for sample in made.item_samples[c]]
-    joint = np.array([[signal[s, t] + (noise[s, t] / sizes[b] if b == d else 0.0) for t, d in cells] for s, b in cells])
+    joint = np.array(
+        [
+            [signal[s, t] + (noise[s, t] / sizes[b] if b == d else 0.0) for t, d in cells]
+            for s, b in cells
+        ]
+    )
     cross = np.array([[signal[s, t] for t, _ in cells] for s in range(len(TABLE))])
     shift = np.array([made.values[s, made.item_samples[c][b]].mean() - level[s] for s, b in cells])
     gain = cross @ np.linalg.inv(joint)
-    return level + gain @ shift, signal - gain @ cross.T, float(shift @ np.linalg.solve(joint, shift))
+    return (
+        level + gain @ shift,
+        signal - gain @ cross.T,
+        float(shift @ np.linalg.solve(joint, shift)),
+    )
 
 
 @pytest.mark.parametrize("category", [0, 1])
@@ -237,7 +266,9 @@ def test_draws_have_the_covariance_and_are_always_the_same() -> None:
 @pytest.mark.parametrize("counts", [(1, 1), (3, 30), (100, 7, 12), (400, 400)])
 def test_samples_partition_each_category_and_double(counts: tuple[int, ...]) -> None:
     rows = item_samples(space(counts), seed=4)
-    assert sorted(int(i) for row in rows for sample in row for i in sample) == list(range(sum(counts)))
+    assert sorted(int(i) for row in rows for sample in row for i in sample) == list(
+        range(sum(counts))
+    )
     for row, count in zip(rows, counts, strict=True):
         sizes = [len(sample) for sample in row]
         assert sum(sizes) == count
@@ -250,22 +281,37 @@ def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
     for row in item_samples(of, 1):
         owners = [{of.groups[i] for i in sample} for sample in row]
         assert not owners[0] & owners[1]
-    orders = [np.concatenate([b for row in item_samples(of, seed) for b in row]).tolist() for seed in (1, 1, 2)]
+    orders = [
+        np.concatenate([b for row in item_samples(of, seed) for b in row]).tolist()
+        for seed in (1, 1, 2)
+    ]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_the_worst_category_of_losses_is_that_of_the_highest_loss() -> None:
     """Texts differ more than soups; what is taken from each item's score is put back before the minimum is taken."""
     rng, points = np.random.default_rng(4), Adaptive().points(2)
-    texts, samples = rng.random(80) + np.repeat([1.0, 1.3], 40), [[np.arange(40)], [np.arange(40, 80)]]
+    texts, samples = (
+        rng.random(80) + np.repeat([1.0, 1.3], 40),
+        [[np.arange(40)], [np.arange(40, 80)]],
+    )
     losses = texts + 0.2 * np.array([np.repeat(point, 40) for point in points])
     singles = -2 * losses[[points.index(corner) for corner in simplex.vertices(2)]]
-    model = SoupModel(np.array(points), samples, np.full(2, 0.5), value=lambda means: means.min(-1), singles=singles)
+    model = SoupModel(
+        np.array(points),
+        samples,
+        np.full(2, 0.5),
+        value=lambda means: means.min(-1),
+        singles=singles,
+    )
     for number, row in enumerate(-2 * losses):
         model.observe(number, slice(None), row)
     model.asked[:] = True
     model.fit()
-    found, worst = model.objective()[0], -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0)
+    found, worst = (
+        model.objective()[0],
+        -2 * np.stack([losses[:, :40].mean(1), losses[:, 40:].mean(1)]).max(0),
+    )
     assert found == pytest.approx(worst, abs=0.03)
     assert points[int(found.argmax())] == (1.0, 0.0)
 
@@ -292,5 +338,7 @@ def test_scales_search_beyond_the_models_around_their_base() -> None:
     while (cell := search.ask()) is not None:
         row = values[points.index(cell.weights)]
         row = row if cell.items is None else row[list(cell.items)]
-        search.tell(cell, Result(objective=float(row.mean()), categories={}, items=len(row), values=row))
+        search.tell(
+            cell, Result(objective=float(row.mean()), categories={}, items=len(row), values=row)
+        )
     assert sum(search.best()) == pytest.approx(1.5)

@@ -62,10 +62,17 @@ def test_it_conforms(strategy: Strategy) -> None:
         assert len(requested) == min(len(known), strategy.trials or len(known))
 
 
-@pytest.mark.parametrize(("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)])
+@pytest.mark.parametrize(
+    ("size", "soups"), [(2, 9 + 2), (3, 36 + 1 + 3), (4, 84 + 1 + 4), (5, 126 + 5), (10, 1 + 10)]
+)
 def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, soups: int) -> None:
     points = Grid().known_points(size)
-    assert len({tuple(round(w, 6) for w in p) for p in points}) == len(points) == soups == Grid().count(size)
+    assert (
+        len({tuple(round(w, 6) for w in p) for p in points})
+        == len(points)
+        == soups
+        == Grid().count(size)
+    )
     assert set(simplex.grid(size)) | set(simplex.vertices(size)) <= {
         p for p in points if p != simplex.uniform(size)
     } | {min(simplex.grid(size), key=lambda p: max(abs(w - 1 / size) for w in p))}
@@ -78,7 +85,10 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
         (lambda: Grid(step=0.01).known_points(6), "over a million"),
         (lambda: Nevergrad(name="OnePlusOn"), "did you mean OnePlusOne"),
         (lambda: Nevergrad(trials=None), "never ends by itself"),
-        (lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0), "no lattice point"),
+        (
+            lambda: Nevergrad(parametrisation="lattice", step=0.5).start(search_space(), 0),
+            "no lattice point",
+        ),
         (lambda: Grid(trials=0), "trials=.* at least 1"),
     ],
 )
@@ -105,7 +115,9 @@ def test_a_seed_decides_nevergrads_proposals_and_its_check_moves_no_random_numbe
 
 def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
     for given in ([0.4, 0.6], [0.4, 0, 0.6]):
-        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Cell(weights=(0.4, 0.6))
+        assert Fixed(weights=given).start(search_space(("a", "c")), 0).ask() == Cell(
+            weights=(0.4, 0.6)
+        )
     with pytest.raises(UserError, match=r"gives 0.2 to b, which was not selected"):
         Fixed(weights=[0.4, 0.2, 0.4]).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match="has 4 weights"):
@@ -137,11 +149,15 @@ def test_weights_of_a_schedule() -> None:
 @pytest.mark.parametrize(("size", "count"), [(2, 5), (5, 10), (12, 20), (100, 19)])
 def test_a_schedule_lists_about_twenty_windows_each_once(size: int, count: int) -> None:
     found = windows(size)
-    assert len({window.weights for window in found}) == len(found) == Schedule().count(size) == count
+    assert (
+        len({window.weights for window in found}) == len(found) == Schedule().count(size) == count
+    )
     for window in found:
         assert len(window.weights) == size
         assert sum(window.weights) == pytest.approx(1)
-        assert [weight > 0 for weight in window.weights] == [False] * (size - window.length) + [True] * window.length
+        assert [weight > 0 for weight in window.weights] == [False] * (size - window.length) + [
+            True
+        ] * window.length
 
 
 def test_scrambled_weights_are_the_same_on_other_checkpoints() -> None:
@@ -227,7 +243,11 @@ class Table(RecipeEvaluator):
 
     def collect(self) -> tuple[Request, ItemScores]:
         request = self.open.pop()
-        full = {"a": 0.0, "b": 0.0, **dict(zip(request.recipe.ingredients, request.recipe.weights, strict=True))}
+        full = {
+            "a": 0.0,
+            "b": 0.0,
+            **dict(zip(request.recipe.ingredients, request.recipe.weights, strict=True)),
+        }
         values = np.array([truth(tuple(full.values()), item) for item in request.items])
         self.asked.append((tuple(full.values()), len(request.items)))
         number = len(request.items)
@@ -257,11 +277,21 @@ class Scripted(Optimiser):
 
 
 def run(
-    optimiser: Scripted, limits: Grid, table: Table, known: Mapping[Weights, ItemScores] | None = None
+    optimiser: Scripted,
+    limits: Grid,
+    table: Table,
+    known: Mapping[Weights, ItemScores] | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
     heard: list[Trial] = []
     found = SearchRun(
-        optimiser, limits, lambda weights: recipe(*weights), table, ITEMS, SPACE, heard.append, known
+        optimiser,
+        limits,
+        lambda weights: recipe(*weights),
+        table,
+        ITEMS,
+        SPACE,
+        heard.append,
+        known,
     ).run()
     assert list(found.trials) == heard
     return found, heard
@@ -311,9 +341,15 @@ def test_where_the_budget_has_no_room_for_the_best_a_whole_soup_wins() -> None:
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
     singles = {(1.0, 0.0): np.ones(20), (0.0, 1.0): np.zeros(20)}
-    known = {point: ItemScores(items=tuple(ITEMS), values=values) for point, values in singles.items()}
+    known = {
+        point: ItemScores(items=tuple(ITEMS), values=values) for point, values in singles.items()
+    }
     found, trials = run(Scripted([Cell(weights=FIRST)], FIRST), Grid(budget=20), Table(), known)
-    assert [(trial.weights, trial.reused) for trial in trials] == [((1.0, 0.0), 20), ((0.0, 1.0), 20), (FIRST, 0)]
+    assert [(trial.weights, trial.reused) for trial in trials] == [
+        ((1.0, 0.0), 20),
+        ((0.0, 1.0), 20),
+        (FIRST, 0),
+    ]
     assert found.cost.items == 20
     alone, _ = run(Scripted([], (1.0, 0.0)), Grid(), Table(), known)
     assert (alone.result.objective, alone.cost.items) == (1.0, 0)
@@ -323,7 +359,9 @@ def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
 def test_as_many_are_open_as_there_are_slots_and_results_come_in_any_order(at_once: int) -> None:
     points = [(w / 10, round(1 - w / 10, 12)) for w in range(1, 10)]
     table = Table(at_once)
-    found, trials = run(Scripted([Cell(weights=point) for point in points], points[-1]), Grid(), table)
+    found, trials = run(
+        Scripted([Cell(weights=point) for point in points], points[-1]), Grid(), table
+    )
     assert table.most == at_once
     assert sorted(trial.weights for trial in trials) == points
     assert [trial.number for trial in trials] == list(range(9))

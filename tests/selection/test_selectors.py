@@ -43,7 +43,9 @@ class TestSelector:
         check_selector(selector)
         assert selector.with_cut(selector.cut or 0.1) == selector
 
-    def test_experts_are_ingredients_and_best_among_them(self, selector: Selector, matrix: ScoreMatrix) -> None:
+    def test_experts_are_ingredients_and_best_among_them(
+        self, selector: Selector, matrix: ScoreMatrix
+    ) -> None:
         selection = selector.select(matrix)
         for cluster in selection.clusters or [(category,) for category in selection.experts]:
             (expert,) = {selection.experts[category] for category in cluster}
@@ -51,20 +53,29 @@ class TestSelector:
             means = matrix.rows(selection.ingredients)[:, columns].mean(axis=1)
             assert matrix.rows([expert])[0, columns].mean() == pytest.approx(means.max())
 
-    def test_scores_below_zero_choose_as_others_do(self, selector: Selector, matrix: ScoreMatrix) -> None:
+    def test_scores_below_zero_choose_as_others_do(
+        self, selector: Selector, matrix: ScoreMatrix
+    ) -> None:
         """Losses are turned round, so that higher is better."""
         below = replace(matrix, values=matrix.values - 2)
         assert selector.select(below).ingredients == selector.select(matrix).ingredients
 
-    @pytest.mark.parametrize(("models", "candidates", "categories"), [(1, 1, 1), (2, 2, 4), (4, 4, 1), (4, 1, 4)])
+    @pytest.mark.parametrize(
+        ("models", "candidates", "categories"), [(1, 1, 1), (2, 2, 4), (4, 4, 1), (4, 1, 4)]
+    )
     def test_a_check_refuses_in_the_words_of_the_selection(
         self, selector: Selector, matrix: ScoreMatrix, models: int, candidates: int, categories: int
     ) -> None:
         names, columns = matrix.models[:models], matrix.categories[:categories]
         values = matrix.values[:models, :categories]
-        small = ScoreMatrix(models=names, candidates=names[:candidates], categories=columns, values=values)
+        small = ScoreMatrix(
+            models=names, candidates=names[:candidates], categories=columns, values=values
+        )
         words = []
-        for step in (lambda: selector.check(models, candidates, categories), lambda: selector.select(small)):
+        for step in (
+            lambda: selector.check(models, candidates, categories),
+            lambda: selector.select(small),
+        ):
             try:
                 step()
                 words.append("")
@@ -74,11 +85,18 @@ class TestSelector:
 
 
 def soce(**changes: object) -> SoCE:
-    settings: dict[str, object] = {"correlation": correlation.pearson, "objective": Mean(), **changes}
+    settings: dict[str, object] = {
+        "correlation": correlation.pearson,
+        "objective": Mean(),
+        **changes,
+    }
     return SoCE(**settings)  # type: ignore[arg-type]
 
 
-B8, PAIR = ("xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"), ("MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B")
+B8, PAIR = (
+    ("xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"),
+    ("MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B"),
+)
 B70 = ("xLAM-2-70b-fc-r", "CoALM-70B", "watt-tool-70B", "functionary-medium-v3.1")
 
 
@@ -95,7 +113,9 @@ B70 = ("xLAM-2-70b-fc-r", "CoALM-70B", "watt-tool-70B", "functionary-medium-v3.1
         ("mgsm", {"sign": "signed", "ties": "all"}, PAIR),
     ],
 )
-def test_the_experts_of_published_tables(table: str, changes: dict[str, object], ingredients: tuple[str, ...]) -> None:
+def test_the_experts_of_published_tables(
+    table: str, changes: dict[str, object], ingredients: tuple[str, ...]
+) -> None:
     selection = soce(**changes).select(read_table(PAPER / f"{table}.csv"))
     assert set(selection.ingredients) == set(ingredients)
     assert selection.metric == "pearson"
@@ -104,7 +124,9 @@ def test_the_experts_of_published_tables(table: str, changes: dict[str, object],
 def test_ties(matrix: ScoreMatrix) -> None:
     values = matrix.values.copy()
     values[3, 0] = values[0, 0]  # d ties with a in w; a is the better overall
-    tied = ScoreMatrix(models=("d", "b", "c", "a"), categories=matrix.categories, values=values[[3, 1, 2, 0]])
+    tied = ScoreMatrix(
+        models=("d", "b", "c", "a"), categories=matrix.categories, values=values[[3, 1, 2, 0]]
+    )
     assert soce(threshold=0.9).select(tied).experts["w"] == "a"
     assert soce(threshold=0.9, ties="first").select(tied).experts["w"] == "d"
     every = soce(threshold=0.9, ties="all").select(tied)
@@ -125,15 +147,21 @@ def test_a_constant_category_and_too_few_models_are_named(matrix: ScoreMatrix) -
     assert soce(threshold=0.9).select(with_flat).categories == ("w", "x", "z")
     with pytest.raises(UserError, match="the models differ; there are 1"):
         soce(drop=["w", "x"]).select(with_flat)
-    two = ScoreMatrix(models=("a", "b"), categories=("x", "y"), values=np.array([[0.1, 0.2], [0.2, 0.1]]))
+    two = ScoreMatrix(
+        models=("a", "b"), categories=("x", "y"), values=np.array([[0.1, 0.2], [0.2, 0.1]])
+    )
     with pytest.raises(UserError, match="at least 3"):
         soce().select(two)
-    one = ScoreMatrix(models=("a", "b", "c"), categories=("x",), values=np.array([[0.1], [0.2], [0.3]]))
+    one = ScoreMatrix(
+        models=("a", "b", "c"), categories=("x",), values=np.array([[0.1], [0.2], [0.3]])
+    )
     with pytest.raises(UserError, match="at least 2 categories"):
         soce().select(one)
 
 
-def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(matrix: ScoreMatrix) -> None:
+def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(
+    matrix: ScoreMatrix,
+) -> None:
     more = ScoreMatrix(
         models=matrix.models,
         categories=(*matrix.categories, "all"),
@@ -142,7 +170,10 @@ def test_a_constant_category_weighs_in_the_objective_but_not_in_the_choice(matri
     assert more.constant == ("all",)
     for selector in (soce(threshold=0.9), Greedy(objective=Mean()), TopK(objective=Mean(), k=2)):
         plain, with_more = selector.select(matrix), selector.select(more)
-        assert (plain.ingredients, plain.low_correlation) == (with_more.ingredients, with_more.low_correlation)
+        assert (plain.ingredients, plain.low_correlation) == (
+            with_more.ingredients,
+            with_more.low_correlation,
+        )
 
 
 def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
@@ -157,14 +188,19 @@ def test_dropped_categories_have_no_part(matrix: ScoreMatrix) -> None:
 
 def test_without_a_low_correlation_category_the_choice_is_greedy_and_says_so() -> None:
     alike = ScoreMatrix(
-        models=("a", "b", "c"), categories=("x", "y"), values=np.array([[0.9, 0.2], [0.5, 0.6], [0.1, 1]])
+        models=("a", "b", "c"),
+        categories=("x", "y"),
+        values=np.array([[0.9, 0.2], [0.5, 0.6], [0.1, 1]]),
     )
     selection, greedy = soce().select(alike), Greedy(objective=Mean()).select(alike)
     assert (selection.selector, selection.ingredients) == ("greedy", greedy.ingredients)
     assert (selection.low_correlation, selection.threshold) == ((), None)
     assert selection.correlations is not None
     (note,) = selection.notes
-    assert "no low-correlation category; the smallest |rho| is 1.000 (x, y): selected as by selector=greedy" in note
+    assert (
+        "no low-correlation category; the smallest |rho| is 1.000 (x, y): selected as by selector=greedy"
+        in note
+    )
     with pytest.raises(UserError, match="no low-correlation category"):
         soce(otherwise="error").select(alike)
 
@@ -175,7 +211,9 @@ def test_greedy_takes_what_raises_the_best_so_far(matrix: ScoreMatrix) -> None:
     with pytest.raises(UserError, match=r"selector.k=5 is more than the 4 candidates"):
         Greedy(objective=Mean(), k=5).check(4, 4, 4)
     with pytest.raises(UserError, match="scores zero"):
-        Greedy(objective=Mean()).select(ScoreMatrix(models=("a",), categories=("x",), values=np.zeros((1, 1))))
+        Greedy(objective=Mean()).select(
+            ScoreMatrix(models=("a",), categories=("x",), values=np.zeros((1, 1)))
+        )
 
 
 def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
@@ -196,7 +234,9 @@ def test_topk_and_ranking_follow_the_objective(matrix: ScoreMatrix) -> None:
         ("mgsm", [10], ["MetaMathOctopus-MAPO-DPO-7B"]),
     ],
 )
-def test_an_expert_of_each_cluster_on_the_papers_tables(table: str, sizes: list[int], experts: list[str]) -> None:
+def test_an_expert_of_each_cluster_on_the_papers_tables(
+    table: str, sizes: list[int], experts: list[str]
+) -> None:
     selection = SoCECluster(correlation=correlation.pearson, objective=Mean()).select(
         read_table(PAPER / f"{table}.csv")
     )
@@ -213,9 +253,12 @@ def test_clusters_are_scipys_average_linkage() -> None:
         values = np.random.default_rng(seed).random((6, 9))
         rho = correlation.pearson(values).rho
         for threshold in (-0.2, 0.2, 0.6):
-            ours = SoCECluster(correlation=correlation.pearson, objective=Mean(), threshold=threshold).clusters(rho)
+            ours = SoCECluster(
+                correlation=correlation.pearson, objective=Mean(), threshold=threshold
+            ).clusters(rho)
             tree = linkage(squareform(np.clip(1 - rho, 0, 2), checks=False), "average")
             theirs = fcluster(tree, 1 - threshold, "distance")
             assert {frozenset(c) for c in ours} == {
-                frozenset(np.flatnonzero(theirs == label).tolist()) for label in set(theirs.tolist())
+                frozenset(np.flatnonzero(theirs == label).tolist())
+                for label in set(theirs.tolist())
             }

@@ -34,7 +34,9 @@ class Busy(Workers):
         while time.process_time() < end:
             number = number * 31 % 1000003
         return Response(
-            records=tuple(Record(item=item.id, score=request.recipe.weights[0]) for item in request.items),
+            records=tuple(
+                Record(item=item.id, score=request.recipe.weights[0]) for item in request.items
+            ),
             seconds=self.seconds,
         )
 
@@ -43,6 +45,8 @@ def requests(number: int) -> list[Request]:
     """One request for each soup."""
     items = tuple(make_items(2, categories=("c",)))
     return [
-        Request(number=n, recipe=recipe((n + 1) / (number + 1), 1 - (n + 1) / (number + 1)), items=items)
+        Request(
+            number=n, recipe=recipe((n + 1) / (number + 1), 1 - (n + 1) / (number + 1)), items=items
+        )
         for n in range(number)
     ]

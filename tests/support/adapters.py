@@ -17,7 +17,12 @@ Modules = Mapping[str, int]
 
 
 def save_adapter(
-    folder: Path, base: Path, modules: Modules, seed: int, dtype: torch.dtype = torch.float32, **config: Any
+    folder: Path,
+    base: Path,
+    modules: Modules,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Path:
     """A random adapter on linear layers of the model in `base`; `config` overrides the keys of its config."""
     weights = load_file(base / "model.safetensors")
@@ -25,8 +30,12 @@ def save_adapter(
     tensors = {}
     for module, rank in modules.items():
         rows, columns = weights[f"{module}.weight"].shape
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(rank, columns, generator=dice).to(dtype) / 4
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = torch.randn(rows, rank, generator=dice).to(dtype) / 4
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = (
+            torch.randn(rank, columns, generator=dice).to(dtype) / 4
+        )
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = (
+            torch.randn(rows, rank, generator=dice).to(dtype) / 4
+        )
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     top = max(modules.values())
@@ -48,7 +57,10 @@ def change_config(folder: Path, **changes: Any) -> None:
 def deltas(folder: Path, alpha: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
     """{module: scaling * B @ A} in fp64, scaling from `alpha` by module or the config's plain keys."""
     config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = {name: tensor.double() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    tensors = {
+        name: tensor.double()
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
     found = {}
     for key, a in tensors.items():
         if key.endswith("lora_A.weight"):

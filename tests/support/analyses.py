@@ -28,9 +28,17 @@ def recipe_of(weights: Mapping[str, float]) -> Recipe:
     )
 
 
-def items_of(fold: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES) -> tuple[Item, ...]:
+def items_of(
+    fold: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES
+) -> tuple[Item, ...]:
     return tuple(
-        Item(id=f"{fold}-{c}-{i}", category=c, group=f"{fold}-{c}-{i // 2}", prompt=f"{fold} {c} {i}", answer=str(i))
+        Item(
+            id=f"{fold}-{c}-{i}",
+            category=c,
+            group=f"{fold}-{c}-{i // 2}",
+            prompt=f"{fold} {c} {i}",
+            answer=str(i),
+        )
         for c in categories
         for i in range(per_category)
     )

@@ -14,10 +14,18 @@ CHAT = "I am sorry, none of these functions can do that"
 UNMET = {
     **dict.fromkeys((f"simple_java_{n}" for n in (78, 83, 85, 86, 89, 90, 91)), "array of strings"),
     **dict.fromkeys((f"simple_java_{n}" for n in (1, 64, 67, 68)), "map"),
-    **dict.fromkeys((f"simple_java_{n}" for n in (22, 35, 36, 65)), "another type than the document's"),
-    **dict.fromkeys(("parallel_multiple_26", "live_multiple_862-181-3"), "an argument that is not in the document"),
+    **dict.fromkeys(
+        (f"simple_java_{n}" for n in (22, 35, 36, 65)), "another type than the document's"
+    ),
+    **dict.fromkeys(
+        ("parallel_multiple_26", "live_multiple_862-181-3"),
+        "an argument that is not in the document",
+    ),
     **dict.fromkeys(("live_simple_106-63-0", "live_simple_112-68-0"), "no value is allowed"),
-    **dict.fromkeys(("live_multiple_507-149-4", "live_multiple_964-207-0"), "a required argument without a value"),
+    **dict.fromkeys(
+        ("live_multiple_507-149-4", "live_multiple_964-207-0"),
+        "a required argument without a value",
+    ),
 }
 """Items whose own answer bfcl-eval's checker cannot be brought to accept, and why: the most that a model can have is
 less than 100 %."""
@@ -48,12 +56,16 @@ def wrong_answers(item: Item) -> dict[str, str]:
         "another function": right.replace(f"{name}(", "not_this_one(", 1),
         "no call": CHAT,
         "a call too many": right[:-1] + f", {right[1:-1].split('), ')[0].rstrip(')')})]",
-        "an argument that nobody asked for": right.replace("(", "(unasked_for=1, ", 1).replace("1, )", "1)"),
+        "an argument that nobody asked for": right.replace("(", "(unasked_for=1, ", 1).replace(
+            "1, )", "1)"
+        ),
         **({"a wrong value": planted} if planted != right else {}),
     }
 
 
-def _call(call: Mapping[str, Any], docs: Mapping[str, Any], language: str, planted: bool = False) -> str:
+def _call(
+    call: Mapping[str, Any], docs: Mapping[str, Any], language: str, planted: bool = False
+) -> str:
     ((name, arguments),) = call.items()
     schema, written = docs[name], {}
     for key, allowed in arguments.items():
@@ -78,7 +90,11 @@ def _value(value: Any, schema: Mapping[str, Any], language: str) -> str:
     text = value if isinstance(value, str) else json.dumps(_plain(value))
     if language == "java" and isinstance(value, list):
         inner = ", ".join(map(json.dumps, value))
-        return f"new ArrayList<>(Arrays.asList({inner}))" if kind == "arraylist" else f"new Object[]{{{inner}}}"
+        return (
+            f"new ArrayList<>(Arrays.asList({inner}))"
+            if kind == "arraylist"
+            else f"new Object[]{{{inner}}}"
+        )
     if language == "java" and kind in ("long", "char"):
         return f"{text}L" if kind == "long" else f"'{text}'"
     quoted = kind in ("string", "any") and isinstance(value, str) and not text.startswith("new ")
@@ -89,14 +105,19 @@ def _plain(value: Any) -> Any:
     """The value without BFCL's lists of allowed values inside objects."""
     if isinstance(value, dict):
         chosen = {
-            key: options[0] if isinstance(options, list) and options else options for key, options in value.items()
+            key: options[0] if isinstance(options, list) and options else options
+            for key, options in value.items()
         }
         return {key: _plain(one) for key, one in chosen.items() if one != ""}
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def score(
-    environment: Environment, root: Path, items: Sequence[Item], answers: Mapping[str, Any], handler: str = "plain"
+    environment: Environment,
+    root: Path,
+    items: Sequence[Item],
+    answers: Mapping[str, Any],
+    handler: str = "plain",
 ) -> list[Record]:
     """bfcl-eval's own verdict on answers, as result files of a model would hold them."""
     ids: dict[str, list[str]] = {}
@@ -104,7 +125,13 @@ def score(
         ids.setdefault(item.category, []).append(item.id)
     name = handler.replace("/", "_")
     for category, own in ids.items():
-        group = "live" if category.startswith("live") else "multi_turn" if "multi_turn" in category else "non_live"
+        group = (
+            "live"
+            if category.startswith("live")
+            else "multi_turn"
+            if "multi_turn" in category
+            else "non_live"
+        )
         folder = root / "result" / name / group
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"id": item, "result": answers[item]}) for item in own]

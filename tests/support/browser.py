@@ -45,7 +45,9 @@ class Browser:
         self._write, self._read, self._rest, self._count, self._session = send, receive, b"", 0, ""
         self.messages: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -58,10 +60,18 @@ class Browser:
         self._write(json.dumps(request).encode() + b"\0")
         return self._until(lambda message: message.get("id") == self._count).get("result", {})
 
-    def open(self, page: Path, width: int = 1280, scheme: str = "light", media: str = "screen") -> None:
+    def open(
+        self, page: Path, width: int = 1280, scheme: str = "light", media: str = "screen"
+    ) -> None:
         """Load a file in a window of this width."""
         self.messages = []
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         feature = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=feature)
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -69,7 +79,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page, promises awaited."""
-        given = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        given = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in given, given["exceptionDetails"]
         return given["result"].get("value")
 
@@ -87,7 +99,11 @@ class Browser:
                 return message
 
     def _note(self, message: dict[str, Any]) -> None:
-        if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+        if message.get("method") in (
+            "Runtime.consoleAPICalled",
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+        ):
             self.messages.append(json.dumps(message["params"]))
 
 

@@ -17,17 +17,27 @@ from souping.merge.local import LocalMerge, ModelMerge
 from souping.merge.plan import MergePlan
 
 
-def plan(recipe: Recipe, folders: Mapping[str, Path], max_shard_size: int | str = "5GB") -> MergePlan:
+def plan(
+    recipe: Recipe, folders: Mapping[str, Path], max_shard_size: int | str = "5GB"
+) -> MergePlan:
     """The plan of a recipe of plain folders."""
     opened = Alignment({name: Checkpoint.open(folders[name]) for name in recipe.ingredients})
     return opened.plan(recipe, max_shard_size=max_shard_size)
 
 
-CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "torch_dtype": "bfloat16"}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 12,
+    "torch_dtype": "bfloat16",
+}
 
 
 def save(
-    folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None, shards: int = 1
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any] | None = None,
+    shards: int = 1,
 ) -> Path:
     """A checkpoint of these tensors in one file, or dealt to shards with an index."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +64,9 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def random_tensors(seed: int, dtype: torch.dtype = torch.bfloat16, rows: int = 12) -> dict[str, torch.Tensor]:
+def random_tensors(
+    seed: int, dtype: torch.dtype = torch.bfloat16, rows: int = 12
+) -> dict[str, torch.Tensor]:
     """Odd sizes on purpose: rows of blocks and vectors do not divide them."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {
@@ -66,7 +78,9 @@ def random_tensors(seed: int, dtype: torch.dtype = torch.bfloat16, rows: int = 1
         "model.norm.weight": (33,),
         "lm_head.weight": (rows, 7),
     }
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()
+    }
 
 
 def family(folder: Path, count: int, **settings: Any) -> dict[str, Path]:
@@ -76,20 +90,28 @@ def family(folder: Path, count: int, **settings: Any) -> dict[str, Path]:
 
 def opened(folders: Mapping[str, Path]) -> tuple[dict[str, Checkpoint], dict[str, str]]:
     """(checkpoints, fingerprints) by name."""
-    return {n: Checkpoint.open(p) for n, p in folders.items()}, {n: fingerprint(p) for n, p in folders.items()}
+    return {n: Checkpoint.open(p) for n, p in folders.items()}, {
+        n: fingerprint(p) for n, p in folders.items()
+    }
 
 
 def aligned(merge: ModelMerge[Any], folders: Mapping[str, Path]) -> Alignment:
-    return merge.align({name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()})
+    return merge.align(
+        {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
+    )
 
 
 def simple(folders: Mapping[str, Path], weights: tuple[float, ...], **settings: Any) -> Recipe:
     """A linear recipe without looking at the files."""
     names = tuple(folders)
-    return Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="", settings=settings)
+    return Recipe(
+        ingredients=names, fingerprints=names, weights=weights, dtype="", settings=settings
+    )
 
 
-def expected(parts: list[torch.Tensor], weights: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
+def expected(
+    parts: list[torch.Tensor], weights: tuple[float, ...], dtype: torch.dtype
+) -> torch.Tensor:
     """The specification: fp32 multiply-adds in order, rounded once."""
     total = torch.zeros(parts[0].shape)
     for part, weight in zip(parts, weights, strict=True):
@@ -110,7 +132,9 @@ def raw_file(path: Path, header: Any, data: bytes, length: int | None = None) ->
     return path
 
 
-def soup_of(folders: dict[str, Path], out: Path, weights: tuple[float, ...], **fields: Any) -> dict[str, torch.Tensor]:
+def soup_of(
+    folders: dict[str, Path], out: Path, weights: tuple[float, ...], **fields: Any
+) -> dict[str, torch.Tensor]:
     merge = LocalMerge(**fields)
     recipe = merge.recipe(tuple(folders), weights, *opened(folders))
     return load(merge.write(merge.plan(recipe, aligned(merge, folders)), out))

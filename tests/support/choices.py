@@ -16,7 +16,10 @@ Row = TypeVar("Row")
 def targets(group: str) -> dict[str, str]:
     """{choice: the class or function that it names} of `conf/GROUP`."""
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
-    return {file.stem: re.findall(r"^ *_target_: (\S+)$", file.read_text(), re.MULTILINE)[0] for file in files}
+    return {
+        file.stem: re.findall(r"^ *_target_: (\S+)$", file.read_text(), re.MULTILINE)[0]
+        for file in files
+    }
 
 
 def dotted(thing: type | Callable[..., object]) -> str:
@@ -25,7 +28,11 @@ def dotted(thing: type | Callable[..., object]) -> str:
 
 def each(rows: Mapping[str, Sequence[Row]]) -> list[object]:
     """The rows as parameters, named after their choice."""
-    return [pytest.param(row, id=f"{name}-{i}") for name, some in rows.items() for i, row in enumerate(some)]
+    return [
+        pytest.param(row, id=f"{name}-{i}")
+        for name, some in rows.items()
+        for i, row in enumerate(some)
+    ]
 
 
 def differing(group: str, rows: Mapping[str, Sequence[object]]) -> dict[str, object]:

@@ -22,7 +22,14 @@ from types import FrameType
 from typing import Any
 
 Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-UNCOUNTED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+UNCOUNTED = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def package(root: Path) -> dict[str, str]:
@@ -42,12 +49,18 @@ def code_lines(text: str) -> int:
         if documented and ast.get_docstring(node, clean=False) is not None:
             docs |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     lines = enumerate(text.split("\n"), 1)
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and n not in docs for n, line in lines)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and n not in docs
+        for n, line in lines
+    )
 
 
 def tokens(text: str) -> int:
     """Tokens of a text; a docstring is one."""
-    return sum(token.type not in UNCOUNTED for token in tokenize.generate_tokens(io.StringIO(text).readline))
+    return sum(
+        token.type not in UNCOUNTED
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+    )
 
 
 def imported(nodes: Iterable[ast.AST], modules: Iterable[str]) -> set[str]:
@@ -68,7 +81,9 @@ def imports(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
     arrows = dict[str, set[str]]()
     for name, tree in trees.items():
         found = imported(ast.walk(tree), trees) & trees.keys()
-        parents = {other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count("."))}
+        parents = {
+            other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count("."))
+        }
         outside = {parent for parent in parents if not f"{name}.".startswith(f"{parent}.")}
         arrows[name] = (found | outside) - {name}
     return arrows
@@ -122,7 +137,11 @@ class Walk:
 
     def __call__(self, frame: FrameType, event: str, value: object) -> None:
         code = frame.f_code
-        if self.ended or event not in ("call", "return") or not code.co_filename.startswith(self.place):
+        if (
+            self.ended
+            or event not in ("call", "return")
+            or not code.co_filename.startswith(self.place)
+        ):
             return
         file = code.co_filename.removeprefix(self.place)
         step = code.co_name if file == "search/adaptive.py" else ""
@@ -131,7 +150,9 @@ class Walk:
             self.files.add(file)
         if (step, event, self.asked) == ("ask", "return", 3) and self.third is None:
             self.third = value
-        if (step, event) == ("tell", "return") and frame.f_locals[code.co_varnames[1]] is self.third:
+        if (step, event) == ("tell", "return") and frame.f_locals[
+            code.co_varnames[1]
+        ] is self.third:
             self.ended = True
 
 
@@ -142,7 +163,12 @@ def walk(root: Path) -> list[str]:
 
     trial = Walk(f"{root / 'souping'}/")
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv = ["souping", "+experiment=bfcl", f"hydra.run.dir={folder}/run", f"store.path={folder}/store.sqlite"]
+        sys.argv = [
+            "souping",
+            "+experiment=bfcl",
+            f"hydra.run.dir={folder}/run",
+            f"store.path={folder}/store.sqlite",
+        ]
         sys.argv += ["stop_after=search"]
         threading.setprofile(trial)
         sys.setprofile(trial)
@@ -154,7 +180,11 @@ def walk(root: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).resolve().parents[2])
-    parser.add_argument("--walk", action="store_true", help="run the bundled example's search and list a trial's files")
+    parser.add_argument(
+        "--walk",
+        action="store_true",
+        help="run the bundled example's search and list a trial's files",
+    )
     options = parser.parse_args()
     figures = measure(options.root)
     if options.walk:

@@ -28,9 +28,14 @@ class Sink:
             raise RuntimeError("cannot reload")
         self.got.append(folder)
 
-    def generate(self, prompts: list[list[int]], sampling: list[dict[str, Any]]) -> list[tuple[list[int], str]]:
+    def generate(
+        self, prompts: list[list[int]], sampling: list[dict[str, Any]]
+    ) -> list[tuple[list[int], str]]:
         self.sampling = sampling
-        return [(prompt[: one["max_tokens"]], "length") for prompt, one in zip(prompts, sampling, strict=True)]
+        return [
+            (prompt[: one["max_tokens"]], "length")
+            for prompt, one in zip(prompts, sampling, strict=True)
+        ]
 
     def logprobs(self, prompts: list[list[int]]) -> list[list[float]]:
         return [[-float(token) for token in prompt[1:]] for prompt in prompts]
@@ -78,7 +83,11 @@ def bfcl_place(place: Path, count: int = 6) -> Path:
         (package / "data" / f"BFCL_v4_{name}.json").write_text("")
     document = {"name": "add", "parameters": {"type": "dict", "properties": {}, "required": []}}
     rows = [
-        {"id": f"simple_python_{i}", "question": [[{"role": "user", "content": f"add {i}"}]], "function": [document]}
+        {
+            "id": f"simple_python_{i}",
+            "question": [[{"role": "user", "content": f"add {i}"}]],
+            "function": [document],
+        }
         for i in range(count)
     ]
     truth = [{"id": row["id"], "ground_truth": [{"add": {}}]} for row in rows]
@@ -99,7 +108,10 @@ def bfcl_runner(
     for category, own in ids.items():
         results, scores = (root / kind / handler.replace("/", "_") for kind in ("result", "score"))
         failed = [{"id": name} for name in own if int(name.rsplit("_", 1)[1]) % 2]
-        _lines(results / f"BFCL_v4_{category}_result.json", [{"id": name, "result": f"[{handler}()]"} for name in own])
+        _lines(
+            results / f"BFCL_v4_{category}_result.json",
+            [{"id": name, "result": f"[{handler}()]"} for name in own],
+        )
         _lines(scores / f"BFCL_v4_{category}_score.json", [{"accuracy": 0.5}, *failed])
 
 

@@ -35,7 +35,9 @@ def pool(folder: Path, names: Sequence[str]) -> str:
     return f"pool.candidates=[{','.join(f'{{name: {name}, path: {folder / name}}}' for name in names)}]"
 
 
-def _task(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> None:
+def _task(
+    folder: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+) -> None:
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
@@ -58,7 +60,10 @@ def mgsm(folder: Path, count: int) -> Path:
     answers = [dice.choice("47x") for _ in range(count)]
     strict, loose = ("strict-match", "The answer is (.)"), ("flexible-extract", "(.)")
     filters = [
-        {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
+        {
+            "name": name,
+            "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}],
+        }
         for name, pattern in (strict, loose)
     ]
     metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
@@ -69,7 +74,10 @@ def mgsm(folder: Path, count: int) -> Path:
         "metric_list": [metric],
     }
     for language in LANGUAGES:
-        rows = [{"question": f"{language} {n * 37 % 1000}:", "answer": answer} for n, answer in enumerate(answers)]
+        rows = [
+            {"question": f"{language} {n * 37 % 1000}:", "answer": answer}
+            for n, answer in enumerate(answers)
+        ]
         _task(folder, f"mgsm_native_cot_{language}", rows, extra)
     return folder
 

@@ -24,7 +24,11 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
     )
     fast.save_pretrained(folder)
 
@@ -41,7 +45,9 @@ def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any
     sizes |= {"num_attention_heads": 2, "max_position_embeddings": 128}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **tokens, "tie_word_embeddings": True, **changes}))
+    model = LlamaForCausalLM(
+        LlamaConfig(**{**sizes, **tokens, "tie_word_embeddings": True, **changes})
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.15 if base is None else 0.03
@@ -62,7 +68,9 @@ def answers(folder: Path, prompts: list[str]) -> list[str]:
 
     evaluator = LocalEvaluator(max_new_tokens=4, batch_size=50, threads=1, device="cpu")
     module = load_module(folder, evaluator.module_settings())
-    served = SimpleNamespace(module=module, tokenizer=load_tokenizer(folder), folder=folder, eos_token_ids=())
+    served = SimpleNamespace(
+        module=module, tokenizer=load_tokenizer(folder), folder=folder, eos_token_ids=()
+    )
     items = [Item(id=str(i), category="c", prompt=p, answer="") for i, p in enumerate(prompts)]
     return [record.output for record in evaluator.evaluate(served, items)]
 
@@ -74,7 +82,12 @@ def make(folder: Path, per_category: int = 60) -> Path:
         save_model(folder / name, seed, base)
     dice = random.Random(7)
     rows: list[dict[str, Any]] = [
-        {"id": f"{c}-{i}", "category": c, "group": f"{c}-{i // 2}", "prompt": f"{c} {dice.randrange(10**6)}:"}
+        {
+            "id": f"{c}-{i}",
+            "category": c,
+            "group": f"{c}-{i // 2}",
+            "prompt": f"{c} {dice.randrange(10**6)}:",
+        }
         for c in CATEGORIES
         for i in range(per_category)
     ]

@@ -16,17 +16,28 @@ import torch
 
 SIZES = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 200, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 36}
-LAYOUTS = {"block-0": "FP8_BLOCK", "block-1": "FP8_BLOCK", "row-0": "FP8_DYNAMIC", "tensor-1": "FP8"}
+LAYOUTS = {
+    "block-0": "FP8_BLOCK",
+    "block-1": "FP8_BLOCK",
+    "row-0": "FP8_DYNAMIC",
+    "tensor-1": "FP8",
+}
 
 
 def write(out: Path, preset: str, seed: int) -> dict[str, str]:
     """Write one model; the digests of its weights as they are dequantised."""
     from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+    from compressed_tensors.quantization import (
+        QuantizationConfig,
+        apply_quantization_config,
+        preset_name_to_scheme,
+    )
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, max_position_embeddings=32)).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, max_position_embeddings=32)).to(
+        torch.bfloat16
+    )
     groups = {"g": preset_name_to_scheme(preset, ["Linear"])}
     apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
     for module in model.modules():
@@ -36,7 +47,11 @@ def write(out: Path, preset: str, seed: int) -> dict[str, str]:
     model.save_pretrained(out)
     compressor.update_config(str(out))
     compressor.decompress_model(model)
-    return {name: digest(value) for name, value in model.state_dict().items() if not name.endswith("_scale")}
+    return {
+        name: digest(value)
+        for name, value in model.state_dict().items()
+        if not name.endswith("_scale")
+    }
 
 
 def calibrate(module: torch.nn.Module) -> None:
@@ -54,7 +69,9 @@ def calibrate(module: torch.nn.Module) -> None:
         [weight[i : i + rows, j : j + columns] for j in range(0, weight.shape[1], columns)]
         for i in range(0, weight.shape[0], rows)
     ]
-    low, high = (torch.tensor([[f(x) for x in line] for line in grid]) for f in (torch.min, torch.max))
+    low, high = (
+        torch.tensor([[f(x) for x in line] for line in grid]) for f in (torch.min, torch.max)
+    )
     found, _ = calculate_qparams(low, high, scheme.weights)
     scale.data = found.reshape(scale.shape).to(scale.dtype)
     if getattr(module, "input_scale", None) is not None:

@@ -27,7 +27,11 @@ class Handler(BaseHTTPRequestHandler):
         """Send a response; what is not bytes goes as JSON."""
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+        for key, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **headers,
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         self.wfile.write(data)

@@ -54,7 +54,9 @@ class User:
 
     def writes(self, repo: str) -> bool:
         space = repo.split("/")[0]
-        return self.role in ("write", "admin") and (space == self.name or self.orgs.get(space) in ("write", "admin"))
+        return self.role in ("write", "admin") and (
+            space == self.name or self.orgs.get(space) in ("write", "admin")
+        )
 
 
 class Hub:
@@ -74,7 +76,9 @@ class Hub:
         self.down = self.endless = self.drip = self.flood = False
         self.lies: dict[str, dict[str, Any]] = {}
         self.garbage: Any = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self})
+        )
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -91,10 +95,16 @@ class Hub:
 
     def bodies(self, ending: str = "") -> list[str]:
         """Paths of the files of which something was sent."""
-        return [p for method, p, _ in self.log if method == "GET" and "/resolve/" in p and p.endswith(ending)]
+        return [
+            p
+            for method, p, _ in self.log
+            if method == "GET" and "/resolve/" in p and p.endswith(ending)
+        ]
 
     def ranges_of(self, ending: str) -> list[str]:
-        return [asked for method, path, asked in self.log if method == "GET" and path.endswith(ending)]
+        return [
+            asked for method, path, asked in self.log if method == "GET" and path.endswith(ending)
+        ]
 
 
 def _hash(data: bytes) -> str:
@@ -124,7 +134,11 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path, self.query = unquote(parts.path), parse_qs(parts.query)
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
-        self.body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = (
+            self._chunks()
+            if chunked
+            else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        )
         self.hub.log.append((self.command, path, self.headers.get("Range", "")))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user = self.hub.users.get(token)
@@ -151,7 +165,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, code: int, body: Any, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
-        self._begin(code, {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(data))})
+        self._begin(
+            code,
+            {
+                "Content-Type": "application/json",
+                **(headers or {}),
+                "Content-Length": str(len(data)),
+            },
+        )
         if self.command != "HEAD":
             self.wfile.write(data)
 
@@ -200,7 +221,9 @@ class Handler(BaseHTTPRequestHandler):
         """The repository if the caller may read its files."""
         repo = self._repo(name)
         if repo is not None and repo.gated and not self._reads(repo):
-            self.refuse(403 if self.user else 401, "GatedRepo", f"Access to model {name} is restricted")
+            self.refuse(
+                403 if self.user else 401, "GatedRepo", f"Access to model {name} is restricted"
+            )
             return None
         return repo
 
@@ -229,7 +252,9 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if self.hub.drip or self.hub.flood:
             self._begin(200, {})
-            return self._never_end(b" ", 0.05) if self.hub.drip else self._never_end(b" " * (1 << 20))
+            return (
+                self._never_end(b" ", 0.05) if self.hub.drip else self._never_end(b" " * (1 << 20))
+            )
         if self.hub.garbage is not None:
             return self.send(200, self.hub.garbage)
         files, gated = repo.commits.get(oid, {}), "manual" if repo.gated else False
@@ -237,9 +262,20 @@ class Handler(BaseHTTPRequestHandler):
         for row in rows if "blobs" in self.query else ():
             data = files[row["rfilename"]]
             row |= {"size": len(data), "blobId": _git(data)}
-            row |= {"lfs": {"sha256": _hash(data), "size": len(data), "pointerSize": 134}} if len(data) >= LARGE else {}
+            row |= (
+                {"lfs": {"sha256": _hash(data), "size": len(data), "pointerSize": 134}}
+                if len(data) >= LARGE
+                else {}
+            )
             row |= self.hub.lies.get(row["rfilename"], {})
-        table = {"id": name, "sha": oid, "private": repo.private, "gated": gated, "tags": [], "siblings": rows}
+        table = {
+            "id": name,
+            "sha": oid,
+            "private": repo.private,
+            "gated": gated,
+            "tags": [],
+            "siblings": rows,
+        }
         return self.send(200, {**table, "cardData": _card_data(files)})
 
     def tree(self, name: str, revision: str) -> None:
@@ -267,7 +303,11 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             return self.refuse(404, "EntryNotFound", "Entry not found", oid)
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_hash(data)}"', "Accept-Ranges": "bytes"}
-        headers |= {"X-Linked-Etag": f'"{_hash(data)}"', "X-Linked-Size": str(len(data))} if len(data) >= LARGE else {}
+        headers |= (
+            {"X-Linked-Etag": f'"{_hash(data)}"', "X-Linked-Size": str(len(data))}
+            if len(data) >= LARGE
+            else {}
+        )
         if self.hub.endless and self.command == "GET":
             self._begin(200, headers)
             return self._never_end(b"x" * CHUNK)
@@ -278,7 +318,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(401, {"error": "Invalid username or password."})
         orgs = [{"name": n, "roleInOrg": role, "type": "org"} for n, role in self.user.orgs.items()]
         token = {"displayName": "t", "role": self.user.role}
-        return self.send(200, {"type": "user", "name": self.user.name, "orgs": orgs, "auth": {"accessToken": token}})
+        return self.send(
+            200,
+            {"type": "user", "name": self.user.name, "orgs": orgs, "auth": {"accessToken": token}},
+        )
 
     def create(self) -> None:
         wish = json.loads(self.body)
@@ -288,7 +331,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repos:
             return self.send(409, {"error": "You already created this model repo", "url": url})
-        self.hub.repos[name] = Repo(private=wish.get("visibility") == "private" or bool(wish.get("private")))
+        self.hub.repos[name] = Repo(
+            private=wish.get("visibility") == "private" or bool(wish.get("private"))
+        )
         self.send(200, {"url": url, "name": name})
 
     def validate_yaml(self) -> None:
@@ -296,8 +341,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, name: str, revision: str) -> None:
         if self._may_write(name):
-            modes = [(f["path"], "lfs" if f["size"] >= LARGE else "regular") for f in json.loads(self.body)["files"]]
-            rows = [{"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None} for path, mode in modes]
+            modes = [
+                (f["path"], "lfs" if f["size"] >= LARGE else "regular")
+                for f in json.loads(self.body)["files"]
+            ]
+            rows = [
+                {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+                for path, mode in modes
+            ]
             self.send(200, {"files": rows})
 
     def batch(self, name: str) -> None:
@@ -330,7 +381,10 @@ class Handler(BaseHTTPRequestHandler):
             elif row["key"] == "deletedFile":
                 del files[value["path"]]
         oid = repo.commit(files, revision)
-        self.send(200, {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
+        self.send(
+            200,
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"},
+        )
 
 
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
@@ -346,13 +400,18 @@ ROUTES = [
     (rf"POST /api/models/{NAME}/commit/(?P<revision>.+)", "commit"),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),
     (r"PUT /large/(?P<oid>[0-9a-f]{64})", "put_large"),
-    (rf"(?:GET|HEAD) /{NAME}/resolve/(?P<revision>[0-9a-f]{{40}}|refs/pr/\d+|[^/]+)/(?P<file>.+)", "resolve"),
+    (
+        rf"(?:GET|HEAD) /{NAME}/resolve/(?P<revision>[0-9a-f]{{40}}|refs/pr/\d+|[^/]+)/(?P<file>.+)",
+        "resolve",
+    ),
 ]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """{path: bytes} of a folder, for `Hub.add`."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @contextmanager

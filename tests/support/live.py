@@ -32,7 +32,9 @@ def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
 def local_answers(folder: Path, prompts: Sequence[Any], tokens: int) -> list[str]:
     """What evaluator=local answers."""
     evaluator = LocalEvaluator(max_new_tokens=tokens, device="cpu", threads=1, batch_size=1)
-    items = [Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)]
+    items = [
+        Item(id=str(i), category="c", prompt=prompt, answer="") for i, prompt in enumerate(prompts)
+    ]
     model = live(folder, evaluator.module_settings())
     return [evaluator.evaluate(model, [item])[0].output for item in items]
 
@@ -43,14 +45,20 @@ def completions(url: str, model: str, prompts: Sequence[Any], tokens: int) -> li
     for prompt in prompts:
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         place = "completions" if isinstance(prompt, str) else "chat/completions"
-        reply = post(f"{url}/{place}", {"model": model, "max_tokens": tokens, "temperature": 0, **asked}, 120)
+        reply = post(
+            f"{url}/{place}", {"model": model, "max_tokens": tokens, "temperature": 0, **asked}, 120
+        )
         choice = json.loads(reply)["choices"][0]
-        texts.append(str(choice["text"] if isinstance(prompt, str) else choice["message"]["content"]))
+        texts.append(
+            str(choice["text"] if isinstance(prompt, str) else choice["message"]["content"])
+        )
     return texts
 
 
 @contextmanager
-def started(command: Sequence[str], port: int, log: Path, more: Mapping[str, str] | None = None) -> Iterator[str]:
+def started(
+    command: Sequence[str], port: int, log: Path, more: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """The address of a server that somebody else started, once it lists its models."""
     process = Process(command, {**os.environ, **(more or {})}, log)
     address, end = f"http://127.0.0.1:{port}", time.monotonic() + 600

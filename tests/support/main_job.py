@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 KEPT = Path(__file__).resolve().parents[1] / "data" / "main_job"
-PARTS = ("recipe", "selection", "folds", "items", "objective", "rows", "comparisons", "losses", "verdict", "variance")
+PARTS = (
+    "recipe",
+    "selection",
+    "folds",
+    "items",
+    "objective",
+    "rows",
+    "comparisons",
+    "losses",
+    "verdict",
+    "variance",
+)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -48,7 +59,9 @@ def kept_scores() -> dict[tuple[str, str], float]:
 
 
 def main() -> int:
-    kept, found = (json.loads((folder / "report.json").read_text()) for folder in (KEPT, Path(sys.argv[1])))
+    kept, found = (
+        json.loads((folder / "report.json").read_text()) for folder in (KEPT, Path(sys.argv[1]))
+    )
     faults = [part for part in PARTS if not same(kept.get(part), found.get(part))]
     for part in PARTS:
         print("DIFFERS" if part in faults else "equal  ", part)
@@ -56,7 +69,9 @@ def main() -> int:
         wanted, there = kept_scores(), scores(Path(sys.argv[2]))
         common = wanted.keys() & there.keys()
         unlike = sum(wanted[key] != there[key] for key in common)
-        print(f"{len(common):,} scores in common ({len(wanted):,} kept, {len(there):,} found), {unlike} differ")
+        print(
+            f"{len(common):,} scores in common ({len(wanted):,} kept, {len(there):,} found), {unlike} differ"
+        )
         faults += ["scores"] * bool(unlike)
     return int(bool(faults))
 

@@ -28,16 +28,27 @@ def score(mean: float, n: int = 52) -> dict[str, Any]:
     return {"mean": mean, **limits, "n": n, "groups": n, "effective_n": float(n)}
 
 
-def row(rng: np.random.Generator, name: str, kind: str, categories: list[str], level: float) -> dict[str, Any]:
+def row(
+    rng: np.random.Generator, name: str, kind: str, categories: list[str], level: float
+) -> dict[str, Any]:
     means = np.clip(level + rng.normal(0, 0.09, len(categories)), 0.02, 0.99)
     scores = {c: score(float(m)) for c, m in zip(categories, means, strict=True)}
     total = score(float(means.mean()), 52 * len(categories))
-    return {"name": name, "kind": kind, "recipe_id": f"{int(1e9 * level):012x}", "scores": scores, "objective": total}
+    return {
+        "name": name,
+        "kind": kind,
+        "recipe_id": f"{int(1e9 * level):012x}",
+        "scores": scores,
+        "objective": total,
+    }
 
 
-def rows(rng: np.random.Generator, names: list[str], k: int, categories: list[str]) -> list[dict[str, Any]]:
+def rows(
+    rng: np.random.Generator, names: list[str], k: int, categories: list[str]
+) -> list[dict[str, Any]]:
     made = [
-        row(rng, n, "ingredient" if i < k else "candidate", categories, 0.62 + 0.01 * i) for i, n in enumerate(names)
+        row(rng, n, "ingredient" if i < k else "candidate", categories, 0.62 + 0.01 * i)
+        for i, n in enumerate(names)
     ]
     levels = {"uniform_all": 0.68, "uniform_selected": 0.70, "uniform_topk": 0.69, "soup": 0.76}
     soups = [row(rng, name, name, categories, level) for name, level in levels.items()]
@@ -48,9 +59,21 @@ def comparisons(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     made = []
     for i, other in enumerate(found[:-1]):
         gap = found[-1]["objective"]["mean"] - other["objective"]["mean"]
-        limits = {"low": gap - 0.024, "high": gap + 0.024, "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1)}
-        pair = {"a": found[-1]["name"], "b": other["name"], "kind": other["kind"], "difference": gap, **limits}
-        made.append({**pair, "n": 416, "groups": 400, "discordant": 0.12, "test": "studentised sign-flip"})
+        limits = {
+            "low": gap - 0.024,
+            "high": gap + 0.024,
+            "p_value": 0.0004 if i % 3 == 0 else 0.013 * (i + 1),
+        }
+        pair = {
+            "a": found[-1]["name"],
+            "b": other["name"],
+            "kind": other["kind"],
+            "difference": gap,
+            **limits,
+        }
+        made.append(
+            {**pair, "n": 416, "groups": 400, "discordant": 0.12, "test": "studentised sign-flip"}
+        )
     return made
 
 
@@ -59,11 +82,31 @@ def losses(found: list[dict[str, Any]], categories: list[str]) -> dict[str, Any]
     pairs = []
     for category in categories:
         gap = found[-1]["scores"][category]["mean"] - found[0]["scores"][category]["mean"]
-        limits = {"low": gap - 0.06, "high": gap + 0.06, "level": 0.95, "p_value": 0.2, "least": 0.07}
+        limits = {
+            "low": gap - 0.06,
+            "high": gap + 0.06,
+            "level": 0.95,
+            "p_value": 0.2,
+            "least": 0.07,
+        }
         words = "lower" if gap < -0.08 else "no difference shown"
-        pairs.append({"category": category, "b": found[0]["name"], "difference": gap, **limits, "verdict": words})
+        pairs.append(
+            {
+                "category": category,
+                "b": found[0]["name"],
+                "difference": gap,
+                **limits,
+                "verdict": words,
+            }
+        )
     above = sum(pair["difference"] > 0 for pair in pairs)
-    return {"against": found[0]["name"], "above": above, "below": len(pairs) - above, "level": 0, "categories": pairs}
+    return {
+        "against": found[0]["name"],
+        "above": above,
+        "below": len(pairs) - above,
+        "level": 0,
+        "categories": pairs,
+    }
 
 
 def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
@@ -73,7 +116,9 @@ def outcomes(i: int, categories: list[str]) -> dict[str, Any]:
     return {**ends, "reasons": reasons, "categories": dict.fromkeys(categories, ends)}
 
 
-def selection(rng: np.random.Generator, names: list[str], categories: list[str], k: int) -> dict[str, Any]:
+def selection(
+    rng: np.random.Generator, names: list[str], categories: list[str], k: int
+) -> dict[str, Any]:
     raw = np.corrcoef(rng.normal(size=(len(categories), max(4, len(names)))))
     low = categories[:4]
     wide = {"low": np.clip(raw - 0.5, -1, 1).tolist(), "high": np.clip(raw + 0.5, -1, 1).tolist()}
@@ -103,14 +148,20 @@ def stability(names: list[str], found: dict[str, Any]) -> dict[str, Any]:
         "draws": 500,
         "not_estimable": 20,
         "reasons": {"no category is below the threshold": 20},
-        "experts": {c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names} for c, e in found["experts"].items()},
+        "experts": {
+            c: {n: (0.7 if n == e else 0.3 / len(names)) for n in names}
+            for c, e in found["experts"].items()
+        },
         "ingredients": {name: 0.9 - 0.1 * i for i, name in enumerate(names)},
         "low_correlation": dict.fromkeys(low, 0.8),
         "sizes": {"2": 0.2, "3": 0.7, "4": 0.1},
         "correlations": pairs,
         "reliability": dict.fromkeys(low, 0.71),
         "threshold": 0.2,
-        "thresholds": [{"threshold": 0.1, **other, "error": "no low category"}, {"threshold": 0.2, **other}],
+        "thresholds": [
+            {"threshold": 0.1, **other, "error": "no low category"},
+            {"threshold": 0.2, **other},
+        ],
         "jackknife": [{"left_out": name, **other} for name in names],
         "notes": [],
     }
@@ -122,11 +173,20 @@ def trials(k: int, names: list[str], categories: list[str], seed: int = 0) -> li
     peak = rng.dirichlet(np.full(k, 3.0))
     made = []
     for number, point in enumerate(points[:130], start=1):
-        value = 0.76 - 0.3 * float(((np.array(point) - peak) ** 2).sum()) + float(rng.normal(0, 0.006))
+        value = (
+            0.76 - 0.3 * float(((np.array(point) - peak) ** 2).sum()) + float(rng.normal(0, 0.006))
+        )
         parts = {c: float(np.clip(value + rng.normal(0, 0.05), 0, 1)) for c in categories}
         weights = dict(zip(names, map(float, point), strict=False))
-        entry = {"number": number, "recipe_id": f"{number:012x}", "weights": weights, "objective": value}
-        made.append({**entry, "categories": parts, "items": 168, "reused": 168 if number <= 3 else 0})
+        entry = {
+            "number": number,
+            "recipe_id": f"{number:012x}",
+            "weights": weights,
+            "objective": value,
+        }
+        made.append(
+            {**entry, "categories": parts, "items": 168, "reused": 168 if number <= 3 else 0}
+        )
     return made
 
 
@@ -170,20 +230,33 @@ def sample(
 
 
 def finish(
-    report: dict[str, Any], rng: np.random.Generator, names: list[str], k: int, categories: list[str]
+    report: dict[str, Any],
+    rng: np.random.Generator,
+    names: list[str],
+    k: int,
+    categories: list[str],
 ) -> dict[str, Any]:
     """What the report fold adds."""
     report["folds"]["report"] = 416
-    report["rows"] = rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
+    report["rows"] = (
+        rows(rng, names, k, categories) if k > 1 else rows(rng, names, k, categories)[:-4]
+    )
     report["comparisons"] = comparisons(report["rows"]) if k > 1 else []
     report["optimism"] = 0.018
-    report["router"] = {"score": 0.71, "routes": dict.fromkeys(categories, names[0]), "models": 1, "answers": 1}
+    report["router"] = {
+        "score": 0.71,
+        "routes": dict.fromkeys(categories, names[0]),
+        "models": 1,
+        "answers": 1,
+    }
     report["oracle"] = {"score": 0.83, "models": k, "answers": k}
     report["outcomes"] = {name: outcomes(i, categories) for i, name in enumerate(names)}
     if k > 1:
         report["losses"] = losses(report["rows"], categories)
         report["variance"] = {"soup": {"objective": 0.0004, "items": 0.0003, "answers": 0.0001}}
-        report["rebuild"] = "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
+        report["rebuild"] = (
+            "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
+        )
     sentence = "The soup is better than the best single model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
     report["verdict"] = {"claim": "better_than_best_single", "sentence": sentence, "p_value": 0.013}
     if k == 1:

@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 
-SIZES = {"vocab_size": 13, "hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 1}
+SIZES = {
+    "vocab_size": 13,
+    "hidden_size": 6,
+    "intermediate_size": 5,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
 
 
 def llama(seed: int, **settings: Any) -> Any:
@@ -29,7 +35,9 @@ def write(rank: int, out: Path, port: int) -> None:
     """What one of two ranks writes."""
     import torch.distributed as dist
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2"
+    )
     dist.init_process_group("gloo")
     for seed in (0, 1):
         if rank == 0:
@@ -45,7 +53,10 @@ def write(rank: int, out: Path, port: int) -> None:
 def fully_sharded(seed: int, rank: int, out: Path) -> None:
     """FSDP2: DCP as Trainer places it, with the optimiser's state in the same files, and files by rank."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -54,9 +65,15 @@ def fully_sharded(seed: int, rank: int, out: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     model(torch.arange(4)[None]).logits.float().sum().backward()
     optimizer.step()
-    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
     more = {"train_state": torch.tensor(seed), "rng": {"seed": seed}}
-    dcp.save({**state, **more}, checkpoint_id=out / "fsdp" / f"checkpoint-{10 + 10 * seed}" / "pytorch_model_fsdp_0")
+    dcp.save(
+        {**state, **more},
+        checkpoint_id=out / "fsdp" / f"checkpoint-{10 + 10 * seed}" / "pytorch_model_fsdp_0",
+    )
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=out / "model" / str(seed))
     folder = out / "ranks" / f"global_step_{seed}" / "actor"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +95,14 @@ def tensor_parallel(seed: int, out: Path) -> None:
     }
     dcp.save(dict(state), checkpoint_id=out / "tp" / f"step-{seed}")
     dcp.save(
-        dict(state), storage_writer=HuggingFaceStorageWriter(str(out / "shards" / str(seed)), save_distributed=True)
+        dict(state),
+        storage_writer=HuggingFaceStorageWriter(
+            str(out / "shards" / str(seed)), save_distributed=True
+        ),
     )
-    inner = FileSystemWriter(out / "inner" / str(seed), serialization_format=SerializationFormat.SAFETENSORS)
+    inner = FileSystemWriter(
+        out / "inner" / str(seed), serialization_format=SerializationFormat.SAFETENSORS
+    )
     dcp.save(dict(state), storage_writer=inner)
 
 

@@ -16,7 +16,11 @@ EACH = 40
 def function(name: str, description: str = "") -> dict[str, Any]:
     properties = {"first": {"type": "string"}, "second": {"type": "integer"}}
     told = description or f"Does what {name} says. And more that nobody needs."
-    return {"name": name, "description": told, "parameters": {"type": "dict", "properties": properties}}
+    return {
+        "name": name,
+        "description": told,
+        "parameters": {"type": "dict", "properties": properties},
+    }
 
 
 def code(text: str) -> str:
@@ -30,8 +34,13 @@ def rows(stem: str) -> list[dict[str, Any]]:
     made = []
     for i in range(EACH):
         names = [code(f"{stem} {i // 2} {j}") for j in range(3 if "multiple" in stem else 1)]
-        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Please {stem} {i}?"}]
-        made.append({"id": f"{stem}_{i}", "question": [messages], "function": [function(n) for n in names]})
+        messages = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"Please {stem} {i}?"},
+        ]
+        made.append(
+            {"id": f"{stem}_{i}", "question": [messages], "function": [function(n) for n in names]}
+        )
     return made
 
 
@@ -43,7 +52,10 @@ def write(folder: Path) -> Path:
         made = rows(stem)
         _lines(folder / f"BFCL_v4_{stem}.json", made)
         if "irrelevance" not in stem:
-            right = [{"id": r["id"], "ground_truth": [{r["function"][0]["name"]: {"first": ["x"]}}]} for r in made]
+            right = [
+                {"id": r["id"], "ground_truth": [{r["function"][0]["name"]: {"first": ["x"]}}]}
+                for r in made
+            ]
             _lines(answers / f"BFCL_v4_{stem}.json", right)
     return folder
 

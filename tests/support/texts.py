@@ -20,9 +20,15 @@ def lines(sources: tuple[str, ...] = SOURCES, each: int = 20) -> list[dict[str, 
         row = json.loads(line)
         some = kept.setdefault(row["category"], [])
         if row["category"] in sources and len(some) < each:
-            calls = ", ".join(f"{name}({_arguments(given)})" for one in row["answer"] for name, given in one.items())
+            calls = ", ".join(
+                f"{name}({_arguments(given)})"
+                for one in row["answer"]
+                for name, given in one.items()
+            )
             text = f"{row['prompt']} {calls}"
-            some.append({"id": row["id"], "source": row["category"], "group": row["group"], "text": text})
+            some.append(
+                {"id": row["id"], "source": row["category"], "group": row["group"], "text": text}
+            )
     return [row for source in sources for row in kept[source]]
 
 

@@ -30,9 +30,13 @@ class Bowl(Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         return [tuple(items)]
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         away = float(next(iter(model.module.parameters())).detach().flatten()[0]) - BOTTOM
-        loss = {item.id: 1 + CURVE * (0.5 + random.Random(item.id).random()) * away**2 for item in items}
+        loss = {
+            item.id: 1 + CURVE * (0.5 + random.Random(item.id).random()) * away**2 for item in items
+        }
         return [Record(item=item.id, score=loss[item.id], output="") for item in items]
 
 
@@ -49,9 +53,15 @@ def make_run(folder: Path, seed: int) -> Path:
     """Checkpoints that oscillate around the bottom at a constant rate, as transformers' Trainer saves them."""
     dice, log = random.Random(seed), list[dict[str, float]]()
     for step in STEPS:
-        save_at(folder / f"checkpoint-{step}", BOTTOM + dice.choice((-1, 1)) * dice.uniform(0.2, 0.3))
+        save_at(
+            folder / f"checkpoint-{step}", BOTTOM + dice.choice((-1, 1)) * dice.uniform(0.2, 0.3)
+        )
         log.append({"step": step, "learning_rate": 1e-3, "num_input_tokens_seen": 1000.0 * step})
-        state = {"global_step": step, "log_history": log, "best_model_checkpoint": str(folder / "checkpoint-300")}
+        state = {
+            "global_step": step,
+            "log_history": log,
+            "best_model_checkpoint": str(folder / "checkpoint-300"),
+        }
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
     return folder
 

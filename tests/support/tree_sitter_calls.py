@@ -33,7 +33,9 @@ class TreeSitterReader:
         node = statements[0].named_children[0]
         if node.type != _CALLS[self._language]:
             raise ValueError("not a call")
-        return _name(node, self._language), *_arguments(node.child_by_field_name("arguments"), self._language)
+        return _name(node, self._language), *_arguments(
+            node.child_by_field_name("arguments"), self._language
+        )
 
 
 def _text(node: Node | None) -> str:
@@ -83,7 +85,14 @@ def _list(node: Node, language: str) -> Literal | None:
     """An array; other collections are in no answer of the main job, and have tests of their own."""
     array = node.child_by_field_name("value") if node.type == "array_creation_expression" else node
     if array is None or array.type not in ("array", "array_initializer"):
-        assert node.type not in ("object", "object_creation_expression", "new_expression", *_CALLS.values())
+        assert node.type not in (
+            "object",
+            "object_creation_expression",
+            "new_expression",
+            *_CALLS.values(),
+        )
         return None
-    children = [literal(child, language) for child in array.named_children if "comment" not in child.type]
+    children = [
+        literal(child, language) for child in array.named_children if "comment" not in child.type
+    ]
     return Literal("list", children, _text(node))

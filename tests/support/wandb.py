@@ -14,8 +14,16 @@ from souping.core.types import Recipe, Result, Trial
 def made(entry: dict[str, Any]) -> Trial:
     names, weights = tuple(entry["weights"]), tuple(entry["weights"].values())
     recipe = Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
-    result = Result(objective=entry["objective"], categories=entry["categories"], items=entry["items"])
-    return Trial(number=entry["number"], recipe=recipe, weights=weights, result=result, reused=entry["reused"])
+    result = Result(
+        objective=entry["objective"], categories=entry["categories"], items=entry["items"]
+    )
+    return Trial(
+        number=entry["number"],
+        recipe=recipe,
+        weights=weights,
+        result=result,
+        reused=entry["reused"],
+    )
 
 
 def log_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,10 @@ class World:
     @property
     def truth(self) -> FloatArray:
         """Mean of the categories' means over all items [S]."""
-        return np.mean([self.values[:, self.categories == c].mean(1) for c in np.unique(self.categories)], axis=0)
+        return np.mean(
+            [self.values[:, self.categories == c].mean(1) for c in np.unique(self.categories)],
+            axis=0,
+        )
 
     def score(self, weights: Weights) -> float:
         return float(self.truth[self.points.index(weights)])
@@ -37,7 +40,9 @@ class World:
     def answer(self, cell: Cell) -> Result:
         row = self.values[self.points.index(cell.weights), : self.fold]
         values = row if cell.items is None else row[list(cell.items)]
-        return Result(objective=float(values.mean()), categories={}, items=len(values), values=values)
+        return Result(
+            objective=float(values.mean()), categories={}, items=len(values), values=values
+        )
 
 
 def world(

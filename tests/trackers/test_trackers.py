@@ -31,7 +31,9 @@ ROWS: dict[str, list[Tracker]] = {
     "trackio": [WandbTracker(module="trackio")],
     "wandb": [WandbTracker(mode="offline"), WandbTracker(mode="disabled")],
 }
-RECIPE = Recipe(ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32")
+RECIPE = Recipe(
+    ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"
+)
 
 
 def trial(number: int, objective: float = 0.5) -> Trial:
@@ -58,7 +60,9 @@ class TestTracker:
         check_tracker(make(), tmp_path)
         assert capfd.readouterr() == ("", "")
 
-    def test_an_unwritable_directory_does_not_raise(self, make: Callable[[], Tracker], tmp_path: Path) -> None:
+    def test_an_unwritable_directory_does_not_raise(
+        self, make: Callable[[], Tracker], tmp_path: Path
+    ) -> None:
         (tmp_path / "file").write_text("in the way")
         tracker = GuardedTracker(make())
         tracker.start({}, tmp_path / "file")
@@ -71,12 +75,20 @@ def offline(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     """No test of this file may wait for a network or use anybody's account; warnings are shown as in a run."""
     show_warnings()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("WANDB_API_KEY", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_RUN_ID",
+        "WANDB_SWEEP_ID",
+        "WANDB_DATA_DIR",
+        "WANDB_CACHE_DIR",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
     """(run directory, log records, report) of one tracked run with 12 trials."""
     run_dir = tmp_path_factory.mktemp("tracked")
     report, trials = sample(columns=3)
@@ -100,16 +112,27 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 
 
 def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: value for one in of_type(records, "summary") for key, value in one["update"].items()}
+    return {
+        key: value for one in of_type(records, "summary") for key, value in one["update"].items()
+    }
 
 
 def test_config_group_and_tags_are_recorded_in_the_run_directory(recorded: Any) -> None:
     run_dir, records, _ = recorded
     (run,) = of_type(records, "run")
     assert run["config"]["update"]["selector"] == {"threshold": 0.2}
-    assert (run["project"], run["run_group"], run["job_type"], run["tags"]) == ("souping", "sweep-1", "job", ["fast"])
+    assert (run["project"], run["run_group"], run["job_type"], run["tags"]) == (
+        "souping",
+        "sweep-1",
+        "job",
+        ["fast"],
+    )
     assert run["display_name"] == f"mine-{run_dir.name}"
-    strays = [p for p in (run_dir / "home").rglob("*") if p.is_file() and "wandb" in str(p.relative_to(run_dir))]
+    strays = [
+        p
+        for p in (run_dir / "home").rglob("*")
+        if p.is_file() and "wandb" in str(p.relative_to(run_dir))
+    ]
     assert [p for p in strays if "core-debug" not in p.name] == []
     assert not list(run_dir.rglob("output.log"))  # no console is captured
 
@@ -121,7 +144,9 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     assert [p["objective"] for p in points] == pytest.approx([t["objective"] for t in trials[:12]])
     best = [max(t["objective"] for t in trials[: i + 1]) for i in range(12)]
     assert [p["best"] for p in points] == pytest.approx(best)
-    assert points[0]["category/simple_java"] == pytest.approx(trials[0]["categories"]["simple_java"])
+    assert points[0]["category/simple_java"] == pytest.approx(
+        trials[0]["categories"]["simple_java"]
+    )
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
 
 
@@ -132,12 +157,22 @@ def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     assert {name: len(one["data"]) for name, one in tables.items()} == sizes
     assert tables["rows"]["columns"][:3] == ["name", "kind", "objective"]
     assert tables["rows"]["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
-    for name in (*tables, *(f"plots/{plot}" for plot in ("forest", "categories", "heatmap", "landscape"))):
+    for name in (
+        *tables,
+        *(f"plots/{plot}" for plot in ("forest", "categories", "heatmap", "landscape")),
+    ):
         assert name in " ".join(last)
     assert len(list((run_dir / "wandb").glob("offline-run-*/files/media/images/**/*.png"))) == 4
     (artifact,) = [one for one in of_type(records, "artifact") if one["type"] == "report"]
     contents = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
-    files = {"report.json", "report.md", "report.html", "selection.json", "trials.csv", "plots/forest.png"}
+    files = {
+        "report.json",
+        "report.md",
+        "report.html",
+        "selection.json",
+        "trials.csv",
+        "plots/forest.png",
+    }
     assert {*files, "soup/recipe.json"} <= set(contents)
     assert contents["report.json"] == str(run_dir / "report.json")
     flat = summary_of(records)
@@ -150,7 +185,10 @@ def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     "trouble",
     [
         "no key",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("http://127.0.0.1:9", "https://host.invalid")),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("http://127.0.0.1:9", "https://host.invalid")
+        ),
     ],
 )
 def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
@@ -171,9 +209,25 @@ def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
 
 def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> None:
     rows = [
-        {"job": 0, "overrides": ["optimiser=grid", "seed=1"], "objective": 0.71, "run_dir": tmp_path / "0"},
-        {"job": 1, "overrides": ["optimiser=nevergrad"], "objective": 0.78, "run_dir": tmp_path / "1"},
-        {"job": 2, "overrides": ["x"], "objective": None, "run_dir": tmp_path / "2", "refused": "\x1b[31mno"},
+        {
+            "job": 0,
+            "overrides": ["optimiser=grid", "seed=1"],
+            "objective": 0.71,
+            "run_dir": tmp_path / "0",
+        },
+        {
+            "job": 1,
+            "overrides": ["optimiser=nevergrad"],
+            "objective": 0.78,
+            "run_dir": tmp_path / "1",
+        },
+        {
+            "job": 2,
+            "overrides": ["x"],
+            "objective": None,
+            "run_dir": tmp_path / "2",
+            "refused": "\x1b[31mno",
+        },
     ]
     WandbTracker(group="sweep-1").summarise(rows, tmp_path)
     records, jobs = log_of(tmp_path), tables_of(tmp_path)["jobs"]
@@ -194,7 +248,9 @@ def test_a_run_that_an_error_ended_is_marked_as_failed(
 
     tracker = GuardedTracker(WandbTracker())
     tracker.start({}, tmp_path)
-    monkeypatch.setattr(type(wandb.run), "log", lambda *_, **__: (_ for _ in ()).throw(OSError("disk is full")))
+    monkeypatch.setattr(
+        type(wandb.run), "log", lambda *_, **__: (_ for _ in ()).throw(OSError("disk is full"))
+    )
     with suppress(KeyError):
         try:
             tracker.log(trial(1))
@@ -223,7 +279,9 @@ class Recorded:
         self.ended = True
 
 
-def test_trackio_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trackio_records(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings: dict[str, Json] = {}
     run, module = Recorded(), ModuleType("trackio")
     module.init = lambda **given: settings.update(given) or run  # type: ignore[attr-defined]
@@ -236,6 +294,10 @@ def test_trackio_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd:
     tracker.finish({"verdict": {"claim": "better", "p_value": 0.01}}, tmp_path)
     assert (settings["name"], settings["group"]) == ("mine-r1", "sweep")
     assert settings["config"] == {"name": "mine", "seed": 1}
-    assert [(point.get("best"), point["step"]) for point in run.points] == [(0.5, 0), (0.5, 1), (None, None)]
+    assert [(point.get("best"), point["step"]) for point in run.points] == [
+        (0.5, 0),
+        (0.5, 1),
+        (None, None),
+    ]
     assert (run.points[0]["weight/b"], run.points[2]["claim"], run.ended) == (0.75, "better", True)
     assert capfd.readouterr() == ("", "")

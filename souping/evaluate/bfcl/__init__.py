@@ -78,7 +78,9 @@ class BfclEvaluator(Evaluator):
     threads: Threads = 100
     batch_size: Count = 512
     dir: str | None = None
-    _running: dict[Path, RunningServer] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _running: dict[Path, RunningServer] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         chosen(self.categories)
@@ -105,7 +107,9 @@ class BfclEvaluator(Evaluator):
         """What the candidates' own generation_config would have done, and what a server of others may do."""
         notes = generation_notes(folders)
         if self.host.url is not None:
-            notes.append(f"{self.host.url} was started by others: its own defaults decode what requests leave open")
+            notes.append(
+                f"{self.host.url} was started by others: its own defaults decode what requests leave open"
+            )
         return notes
 
     @property
@@ -130,7 +134,9 @@ class BfclEvaluator(Evaluator):
         try:
             return find(place_of(self.dir), full=bool(full))
         except UserError as error:
-            without = f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
+            without = (
+                f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
+            )
             raise UserError(f"evaluator=bfcl: {error}{without}") from error
 
     def check(self, candidates: Sequence[str]) -> None:
@@ -164,7 +170,9 @@ class BfclEvaluator(Evaluator):
         """Refuse a tokenizer without a chat template if every handler needs one (UserError)."""
         handlers = {self.handler, *(self.handlers or {}).values()}
         if handlers == {CHAT_TEMPLATE} and not chat_template(folder):
-            raise UserError(f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none")
+            raise UserError(
+                f"handler {CHAT_TEMPLATE}: no template in {folder}: evaluator.handler=plain needs none"
+            )
 
     def for_recipe(self, recipe: Recipe) -> BfclEvaluator:
         """This evaluator with the handler of one model; the two share their server."""
@@ -176,9 +184,13 @@ class BfclEvaluator(Evaluator):
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
         order = items[::-1] if replicate % 2 else items
-        return [tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
+        return [
+            tuple(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)
+        ]
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         """Generate and score. An item without an answer scores 0, and its record has the reason.
 
         Raises:
@@ -204,7 +216,11 @@ class BfclEvaluator(Evaluator):
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         if reason := failure(scored):
             bare = "Cannot use chat template" in reason  # transformers' words; it goes on for lines
-            why = "the tokenizer has no chat template; evaluator.handler=plain needs none" if bare else reason[:300]
+            why = (
+                "the tokenizer has no chat template; evaluator.handler=plain needs none"
+                if bare
+                else reason[:300]
+            )
             raise UserError(f"handler {self.handler}: no item could be evaluated: {why}")
         return [replace(record, replicate=replicate) for record in scored]
 
@@ -226,7 +242,9 @@ def _check_code(folder: Path, trusted: bool) -> None:
         path = folder / name
         table = parse_json(path, path.read_bytes()) if path.is_file() else {}
         if not trusted and isinstance(table, dict) and table.get("auto_map"):
-            raise UserError(f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true")
+            raise UserError(
+                f"{path} names code of its own, which bfcl-eval would run: server.trust_remote_code=true"
+            )
 
 
 # The environment, and calls into it
@@ -280,9 +298,13 @@ def find(place: Path, full: bool = False) -> Environment:
     """
     environment = Environment(folder=place)
     if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
-        raise UserError(f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}")
+        raise UserError(
+            f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}"
+        )
     if full and environment.level == "minimal":
-        raise UserError(f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}")
+        raise UserError(
+            f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}"
+        )
     return environment
 
 
@@ -304,16 +326,28 @@ def call(
             # bfcl-eval would wait for it for ever
             models_at(str(generate["url"]).removesuffix("/v1"))
         except ServerError as error:
-            raise UserError(f"bfcl-eval: the server at {generate['url']} does not answer: {error}") from error
+            raise UserError(
+                f"bfcl-eval: the server at {generate['url']} does not answer: {error}"
+            ) from error
     request, log, alive = root / "request.json", root / "runner.log", root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
-    request.write_text(json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings}))
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))}
-    own["NO_PROXY"] = own["no_proxy"] = ",".join(filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost")))
+    request.write_text(
+        json.dumps({"root": str(root), "handler": handler, "ids": ids, "generate": settings})
+    )
+    own = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OPENAI_", "REMOTE_OPENAI_"))
+    }
+    own["NO_PROXY"] = own["no_proxy"] = ",".join(
+        filter(None, (own.get("NO_PROXY"), "127.0.0.1", "localhost"))
+    )
     process = Process([str(environment.python), "-I", str(RUNNER), str(request)], own, log)
     if not process.ends_in(patience, alive):
-        raise UserError(f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow")
+        raise UserError(
+            f"bfcl-eval: no answer for {patience:g} s: raise evaluator.timeout if it is just slow"
+        )
     outcome = root / "outcome.json"
     stopped = json.loads(outcome.read_text())["error"] if outcome.is_file() else process.reason()
     if stopped:
@@ -326,13 +360,17 @@ SERVED_APIS = ("FunctionaryHandler",)
 """Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
 
 
-_ENTRY = re.compile(r'^    "([^"]+)": ModelConfig\(.*?model_handler=(\w+)', re.MULTILINE | re.DOTALL)
+_ENTRY = re.compile(
+    r'^    "([^"]+)": ModelConfig\(.*?model_handler=(\w+)', re.MULTILINE | re.DOTALL
+)
 
 
 def registered(package: Path) -> list[str]:
     """Names of bfcl-eval's model registry whose handlers can use a local server."""
     text = (package / "constants" / "model_config.py").read_text(encoding="utf-8")
-    local = text.partition("local_inference_model_map")[2].partition("third_party_inference_model_map")[0]
+    local = text.partition("local_inference_model_map")[2].partition(
+        "third_party_inference_model_map"
+    )[0]
     served = [name for name, kind in _ENTRY.findall(text) if kind in SERVED_APIS]
     return [*served, *(name for name, _ in _ENTRY.findall(local))]
 
@@ -347,7 +385,9 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
         UserError: an item has no result, or its category no score.
     """
     answers = {str(row["id"]): row for path in _files(results, "result") for row in rows_of(path)}
-    judged = {path.name.removesuffix("_score.json"): rows_of(path) for path in _files(scores, "score")}
+    judged = {
+        path.name.removesuffix("_score.json"): rows_of(path) for path in _files(scores, "score")
+    }
     wrong = {category: {str(row["id"]) for row in found[1:]} for category, found in judged.items()}
     scored = []
     for item in items:
@@ -355,13 +395,19 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
             raise UserError(f"{results}: no result for item {item.id}")
         if f"BFCL_v4_{item.category}" not in wrong:
             raise UserError(f"{scores}: no score file for {item.category}")
-        scored.append(_record(item, answers[item.id], item.id not in wrong[f"BFCL_v4_{item.category}"]))
+        scored.append(
+            _record(item, answers[item.id], item.id not in wrong[f"BFCL_v4_{item.category}"])
+        )
     return scored
 
 
 def _record(item: Item, row: Row, right: bool) -> Record:
     """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
-    text = row["result"] if isinstance(row["result"], str) else json.dumps(row["result"], ensure_ascii=False)
+    text = (
+        row["result"]
+        if isinstance(row["result"], str)
+        else json.dumps(row["result"], ensure_ascii=False)
+    )
     none = text.startswith(FAILED)
     return Record(
         item=item.id,
@@ -375,7 +421,9 @@ def _record(item: Item, row: Row, right: bool) -> Record:
 
 def failure(records: Sequence[Record]) -> str | None:
     """Why no item at all could be answered, if that is so and it is not for want of context."""
-    reasons = [record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"]
+    reasons = [
+        record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"
+    ]
     other = [reason for reason in reasons if TOO_LONG not in reason]
     return safe(other[0]) if other and len(reasons) == len(records) else None
 

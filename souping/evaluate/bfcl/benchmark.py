@@ -49,7 +49,11 @@ class BfclBenchmark(BenchmarkItems):
             UserError: an id is not one of these categories'.
         """
         groups = _groups(self.data)
-        items = tuple(item for name in self.categories for item in _read(self.data, name, groups)[: self.limit])
+        items = tuple(
+            item
+            for name in self.categories
+            for item in _read(self.data, name, groups)[: self.limit]
+        )
         if not self.ids:
             return items
         known = {item.id: item for item in items}
@@ -71,7 +75,9 @@ def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
         pick(name, [*SIZES, *COLLECTIONS], "evaluator.categories")
         named |= set(COLLECTIONS.get(name, (name,)))
     if not named:
-        raise UserError("evaluator.categories is empty: name categories, or single_turn, live, multi_turn ...")
+        raise UserError(
+            "evaluator.categories is empty: name categories, or single_turn, live, multi_turn ..."
+        )
     return tuple(name for name in SIZES if name in named)
 
 
@@ -90,19 +96,30 @@ def _read(data: Path, category: str, groups: Mapping[str, str]) -> list[Item]:
     if category in NO_ANSWER:
         answers = [NO_ANSWER[category]] * len(rows)
     else:
-        answers = [row["ground_truth"] for row in _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")]
+        answers = [
+            row["ground_truth"]
+            for row in _lines(data / "possible_answer" / f"BFCL_v4_{category}.json")
+        ]
     return [_item(category, row, answer, groups) for row, answer in zip(rows, answers, strict=True)]
 
 
 def _item(category: str, row: Mapping[str, Any], answer: Json, groups: Mapping[str, str]) -> Item:
-    turns = tuple({"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn)
+    turns = tuple(
+        {"role": m["role"], "content": m["content"]} for turn in row["question"] for m in turn
+    )
     single = category in SINGLE_TURN
-    rest = {key: row[key] for key in ("initial_config", "involved_classes", "missed_function") if key in row}
+    rest = {
+        key: row[key]
+        for key in ("initial_config", "involved_classes", "missed_function")
+        if key in row
+    }
     return Item(
         id=row["id"],
         category=category,
         prompt=turns,
-        answer={"calls": answer, "functions": row["function"]} if single else {"turns": answer, **rest},
+        answer={"calls": answer, "functions": row["function"]}
+        if single
+        else {"turns": answer, **rest},
         scorer="call" if single else "bfcl",
         group=groups[row["id"]],
         language=LANGUAGES.get(category, "python"),
@@ -135,7 +152,12 @@ LIVE = {
     "live_irrelevance": 884, "live_relevance": 16,
 }  # fmt: skip
 """Items of each file, as bfcl-eval 2026.3.23 has them. BFCL's live accuracy is over items, not over files."""
-MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+MULTI_TURN = (
+    "multi_turn_base",
+    "multi_turn_miss_func",
+    "multi_turn_miss_param",
+    "multi_turn_long_context",
+)
 SINGLE_TURN = (*NON_LIVE, *LIVE)
 SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
 """Items of the 17 files, 4,441 together."""
@@ -193,4 +215,6 @@ def _shares(node: Node, there: frozenset[str]) -> dict[str, float]:
         return {node: 1.0} if node in there else {}
     parts = [(weight, _shares(child, there)) for weight, child in node]
     total = sum(weight for weight, shares in parts if shares)
-    return {name: weight / total * share for weight, shares in parts for name, share in shares.items()}
+    return {
+        name: weight / total * share for weight, shares in parts for name, share in shares.items()
+    }

@@ -70,7 +70,13 @@ def register() -> None:
     own = {"chat-template": QuickTestingOSSHandler, "plain": _plain(QuickTestingOSSHandler)}
     for name, kind in own.items():
         MODEL_CONFIG_MAPPING[name] = ModelConfig(
-            model_name=name, display_name=name, url="", org="", license="", model_handler=kind, is_fc_model=False
+            model_name=name,
+            display_name=name,
+            url="",
+            org="",
+            license="",
+            model_handler=kind,
+            is_fc_model=False,
         )
 
 
@@ -80,7 +86,9 @@ def _plain(base: type) -> type:
     def prepare(handler: OSSHandler, entry: dict[str, Any]) -> dict[str, Any]:
         return {"message": [], "function": entry["function"]}
 
-    def prompt(handler: OSSHandler, messages: list[dict[str, str]], functions: list[dict[str, Any]]) -> str:
+    def prompt(
+        handler: OSSHandler, messages: list[dict[str, str]], functions: list[dict[str, Any]]
+    ) -> str:
         talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
 
@@ -100,7 +108,9 @@ def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) 
     TEST_IDS_TO_GENERATE_PATH.write_text(json.dumps(ids))
     failures: list[str] = []
     build = generation.build_handler
-    generation.build_handler = lambda name, temperature: connect(build(name, temperature), settings, failures)
+    generation.build_handler = lambda name, temperature: connect(
+        build(name, temperature), settings, failures
+    )
     bfcl_generate(
         model=[handler],
         test_category=["all"],
@@ -133,7 +143,9 @@ def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) 
     now = RequestState()
     handler.base_url = settings["url"]
     handler.client = _client(handler, settings, now)
-    handler._parse_query_response_prompting = _watched(handler._parse_query_response_prompting, settings, now)
+    handler._parse_query_response_prompting = _watched(
+        handler._parse_query_response_prompting, settings, now
+    )
     handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, now)
     answer = handler.inference
 
@@ -158,7 +170,9 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: RequestState) -> Callable[[Any], Any]:
+def _watched(
+    parse: Callable[[Any], Any], settings: dict[str, Any], now: RequestState
+) -> Callable[[Any], Any]:
     """A handler's reading of a response, which also notes that the server lives and whether the answer was cut."""
 
     def watched(response: Any) -> Any:
@@ -166,7 +180,9 @@ def _watched(parse: Callable[[Any], Any], settings: dict[str, Any], now: Request
             sign.write(b".")
         choice = response.choices[0]
         # openai's
-        holder, key = (choice.message, "content") if hasattr(choice, "message") else (choice, "text")
+        holder, key = (
+            (choice.message, "content") if hasattr(choice, "message") else (choice, "text")
+        )
         text = getattr(holder, key)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             setattr(holder, key, text.encode("utf-8", "replace").decode())
@@ -192,7 +208,10 @@ def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) ->
         if now.limit is not None:
             body["max_tokens"] = now.limit
         if "prompt" in body:
-            tokens, context = len(handler.tokenizer.tokenize(body["prompt"])), handler.max_context_length
+            tokens, context = (
+                len(handler.tokenizer.tokenize(body["prompt"])),
+                handler.max_context_length,
+            )
             if tokens + 2 > context:
                 raise ValueError(f"the prompt does not fit the context of {context} tokens")
         return options
@@ -209,7 +228,13 @@ def evaluate(handler: str, categories: list[str]) -> None:
     for name in ("ast_checker", "multi_turn_checker"):
         setattr(eval_runner, name, _guarded(getattr(eval_runner, name)))
     eval_runner.generate_leaderboard_csv = lambda table, folder: None
-    bfcl_evaluate(model=[handler], test_category=categories, result_dir=None, score_dir=None, partial_eval=True)
+    bfcl_evaluate(
+        model=[handler],
+        test_category=categories,
+        result_dir=None,
+        score_dir=None,
+        partial_eval=True,
+    )
 
 
 def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -25,7 +25,12 @@ from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,12 @@ class Answer:
 
     @classmethod
     def none(cls, prompt: Sequence[int], reason: str) -> Answer:
-        return cls(outcome="unanswered", reason=reason, prompt_tokens=len(prompt), prompt_key=prompt_key(prompt))
+        return cls(
+            outcome="unanswered",
+            reason=reason,
+            prompt_tokens=len(prompt),
+            prompt_key=prompt_key(prompt),
+        )
 
 
 def prompt_key(prompt: Sequence[int]) -> str:
@@ -146,13 +156,21 @@ class Engine(Component, Protocol):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
     def generate(
-        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+        self,
+        settings: GenerationSettings,
+        model: LoadedModel,
+        items: Sequence[Item],
+        replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
         ...
 
     def likelihoods(
-        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+        self,
+        settings: MachineSettings,
+        model: LoadedModel,
+        passages: Sequence[Passage],
+        stride: int | None,
     ) -> list[float]:
         """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
         ...
@@ -194,7 +212,9 @@ def answer_of(
     if (end is None and len(row) < max_new) or stop:
         while end is None and tokens and tokens[-1] == pad:
             tokens.pop()
-    text = str(tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True))
+    text = str(
+        tokenizer.decode(tokens[:-1] if end is not None else tokens, skip_special_tokens=True)
+    )
     short = cut_at_stop(text, stop)
     finished = end is not None or len(short) < len(text) or len(tokens) < max_new
     return Answer(
@@ -232,20 +252,34 @@ class TransformersEngine(Engine):
     """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
 
     def generate(
-        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+        self,
+        settings: GenerationSettings,
+        model: LoadedModel,
+        items: Sequence[Item],
+        replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order; each of `settings.workers` threads answers every n-th item."""
         return in_shares(settings, items, lambda share: _share(settings, model, share, replicate))
 
     def likelihoods(
-        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+        self,
+        settings: MachineSettings,
+        model: LoadedModel,
+        passages: Sequence[Passage],
+        stride: int | None,
     ) -> list[float]:
         if model.module.config.is_encoder_decoder:
-            raise UserError("evaluator=loss needs a model that reads on: this one has an encoder and a decoder")
-        return in_shares(settings, passages, lambda share: _likelihoods(settings, model, share, stride))
+            raise UserError(
+                "evaluator=loss needs a model that reads on: this one has an encoder and a decoder"
+            )
+        return in_shares(
+            settings, passages, lambda share: _likelihoods(settings, model, share, stride)
+        )
 
 
-def in_shares(settings: MachineSettings, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> list[R]:
+def in_shares(
+    settings: MachineSettings, inputs: Sequence[T], work: Callable[[Sequence[T]], list[R]]
+) -> list[R]:
     """Results of work that `settings.workers` threads share: each does every n-th input."""
     workers = min(settings.workers, len(inputs))
     if workers < 2:
@@ -255,7 +289,9 @@ def in_shares(settings: MachineSettings, inputs: Sequence[T], work: Callable[[Se
     return [parts[i % workers][i // workers] for i in range(len(inputs))]
 
 
-def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int) -> list[Answer]:
+def _share(
+    settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+) -> list[Answer]:
     """Answers of one worker. A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that
     setting, prompts that leave the same room share a batch."""
     import torch
@@ -275,7 +311,9 @@ def _share(settings: GenerationSettings, model: LoadedModel, items: Sequence[Ite
     with torch.inference_mode():
         for (free, _), numbers in together.items():
             batch = [prompts[n] for n in numbers], [items[n] for n in numbers]
-            answers |= dict(zip(numbers, _generate(settings, model, *batch, replicate, free), strict=True))
+            answers |= dict(
+                zip(numbers, _generate(settings, model, *batch, replicate, free), strict=True)
+            )
     return [answers[number] for number in range(len(items))]
 
 
@@ -297,7 +335,9 @@ def _generate(
     out = model.module.generate(  # type: ignore[operator]  # of its mixin
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=neutral_config(model.module, settings.decoding, pad, ends, max_new, settings.stop),
+        generation_config=neutral_config(
+            model.module, settings.decoding, pad, ends, max_new, settings.stop
+        ),
         logits_processor=draws(settings.decoding, seeds, 1 if seq2seq else width),
         **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
@@ -343,12 +383,17 @@ def _likelihoods(
     longest = max(len(tokens) for tokens, _ in windows)
     size = max(1, min(settings.batch_size, LOGITS // (vocabulary * longest)))
     with torch.inference_mode():
-        batches = (_scored(module, windows[n : n + size], pad_id(model)) for n in range(0, len(windows), size))
+        batches = (
+            _scored(module, windows[n : n + size], pad_id(model))
+            for n in range(0, len(windows), size)
+        )
         found = iter([value for batch in batches for value in batch])
     return [math.fsum(next(found) for _ in own) for own in per_passage]
 
 
-def _scored(module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int) -> list[float]:
+def _scored(
+    module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], pad: int
+) -> list[float]:
     """Log-likelihood of each window's scored tokens. Rows are padded on the right, where no token before can see it."""
     import torch
 
@@ -362,13 +407,20 @@ def _scored(module: PreTrainedModel, windows: Sequence[tuple[list[int], int]], p
     for row, (tokens, count) in enumerate(windows):
         end, wanted = len(tokens) - 1, torch.tensor(tokens[len(tokens) - count :], device=device)
         parts = zip(logits[row, end - count : end].split(step), wanted.split(step), strict=True)
-        chosen = [torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts]
+        chosen = [
+            torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts
+        ]
         totals.append(float(torch.cat(chosen).double().sum()))
     return totals
 
 
 def neutral_config(
-    module: PreTrainedModel, decoding: Decoding, pad: int, ends: Sequence[int], max_new: int, stop: Sequence[str] = ()
+    module: PreTrainedModel,
+    decoding: Decoding,
+    pad: int,
+    ends: Sequence[int],
+    max_new: int,
+    stop: Sequence[str] = (),
 ) -> GenerationConfig:
     """This decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
@@ -409,14 +461,22 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     quiet()
     device, trust = settings.device, settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
-        raise UserError(f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use")
+        raise UserError(
+            f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         kernels = {str(config._attn_implementation), str(config._experts_implementation)}
         # compiled code, which transformers would fetch and run
         if not trust and any("/" in name for name in kernels):
-            raise ValueError(f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code")
-        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+            raise ValueError(
+                f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code"
+            )
+        auto = (
+            transformers.AutoModelForSeq2SeqLM
+            if config.is_encoder_decoder
+            else transformers.AutoModelForCausalLM
+        )
         own = settings.dtype in (None, "auto")
         dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
         quantised = vars(config).pop("quantization_config", None)
@@ -427,14 +487,20 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
             module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Configurations, weights and code of others, refused in classes of their own.
-        raise UserError(f"{folder}: transformers cannot load this model: {_load_error(error)}") from error
+        raise UserError(
+            f"{folder}: transformers cannot load this model: {_load_error(error)}"
+        ) from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
 
 
 def _load_error(error: Exception) -> str:
     """The reason of an error of transformers, with our name of the setting that it may want."""
-    hint = "; evaluator.trust_remote_code=true if you trust it" if "trust_remote_code" in str(error) else ""
+    hint = (
+        "; evaluator.trust_remote_code=true if you trust it"
+        if "trust_remote_code" in str(error)
+        else ""
+    )
     return first_line(error) + hint
 
 
@@ -458,6 +524,10 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
     quiet()
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # tokenizers raises bare ones for a file of a newer release
-        raise UserError(f"{folder}: transformers cannot load the tokenizer: {_load_error(error)}") from error
+        raise UserError(
+            f"{folder}: transformers cannot load the tokenizer: {_load_error(error)}"
+        ) from error

@@ -82,7 +82,14 @@ class VllmEngine(Engine):
     @property
     def settings(self) -> dict[str, Json]:
         """What answers depend on beside the evaluator's settings."""
-        names = ("tensor_parallel_size", "max_model_len", "dtype", "enforce_eager", "seed", "speculative")
+        names = (
+            "tensor_parallel_size",
+            "max_model_len",
+            "dtype",
+            "enforce_eager",
+            "seed",
+            "speculative",
+        )
         return {"name": "vllm", "version": VERSION, **{name: getattr(self, name) for name in names}}
 
     def module_settings(self, default: ModuleSettings) -> ModuleSettings:
@@ -91,18 +98,28 @@ class VllmEngine(Engine):
 
     @property
     def host(self) -> ModelHost:
-        return ModelHost(dtype=self.dtype, gpus=self.tensor_parallel_size, fraction=self.gpu_memory_utilization)
+        return ModelHost(
+            dtype=self.dtype, gpus=self.tensor_parallel_size, fraction=self.gpu_memory_utilization
+        )
 
     def needs(self) -> list[Missing]:
         there = find_spec("vllm") is not None
-        return [] if there else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
+        return (
+            []
+            if there
+            else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
+        )
 
     def close(self) -> None:
         """End vLLM's processes."""
         self.running.close()
 
     def generate(
-        self, settings: GenerationSettings, model: LoadedModel, items: Sequence[Item], replicate: int
+        self,
+        settings: GenerationSettings,
+        model: LoadedModel,
+        items: Sequence[Item],
+        replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order. Each sampled one has its own seed, whatever vLLM batches.
 
@@ -111,21 +128,34 @@ class VllmEngine(Engine):
         """
         engine = self._with(model, settings.trust_remote_code)
         prompts = [render(model.tokenizer, item) for item in items]
-        rooms = [answer_room(prompt, settings.max_new_tokens, engine.context_length) for prompt in prompts]
+        rooms = [
+            answer_room(prompt, settings.max_new_tokens, engine.context_length)
+            for prompt in prompts
+        ]
         numbers = [number for number, (_, reason) in enumerate(rooms) if not reason]
         seeds = [settings.decoding.seed_of(item, replicate) for item in items]
         sampling = [
-            sampling_arguments(rooms[n][0], settings.stop, settings.decoding, seeds[n], model.eos_token_ids)
+            sampling_arguments(
+                rooms[n][0], settings.stop, settings.decoding, seeds[n], model.eos_token_ids
+            )
             for n in numbers
         ]
-        done = dict(zip(numbers, engine.generate([prompts[n] for n in numbers], sampling), strict=True))
+        done = dict(
+            zip(numbers, engine.generate([prompts[n] for n in numbers], sampling), strict=True)
+        )
         return [
-            _answer(model, settings, prompt, *done[n]) if n in done else Answer.none(prompt, rooms[n][1])
+            _answer(model, settings, prompt, *done[n])
+            if n in done
+            else Answer.none(prompt, rooms[n][1])
             for n, prompt in enumerate(prompts)
         ]
 
     def likelihoods(
-        self, settings: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+        self,
+        settings: MachineSettings,
+        model: LoadedModel,
+        passages: Sequence[Passage],
+        stride: int | None,
     ) -> list[float]:
         """As `Engine` has it; a window is two tokens shorter than the context: its last one, and one that is generated.
 
@@ -135,7 +165,10 @@ class VllmEngine(Engine):
         engine = self._with(model, settings.trust_remote_code)
         per_passage = [passage.windows(engine.context_length - 2, stride) for passage in passages]
         found = iter(engine.logprobs([tokens for windows in per_passage for tokens, _ in windows]))
-        return [math.fsum(value for _, count in windows for value in next(found)[-count:]) for windows in per_passage]
+        return [
+            math.fsum(value for _, count in windows for value in next(found)[-count:])
+            for windows in per_passage
+        ]
 
     def _with(self, model: LoadedModel, trust: bool) -> Vllm:
         """The engine with this soup in it."""
@@ -156,7 +189,10 @@ class VllmEngine(Engine):
                 state.engine.reload(folder)
                 return
             except Exception as error:
-                log.warning("vLLM cannot reload weights (%s): it is restarted for every soup", first_line(error))
+                log.warning(
+                    "vLLM cannot reload weights (%s): it is restarted for every soup",
+                    first_line(error),
+                )
                 state.in_place = False
         state.close()
         own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
@@ -164,11 +200,17 @@ class VllmEngine(Engine):
 
 
 def _answer(
-    model: LoadedModel, settings: GenerationSettings, prompt: list[int], tokens: list[int], reason: str
+    model: LoadedModel,
+    settings: GenerationSettings,
+    prompt: list[int],
+    tokens: list[int],
+    reason: str,
 ) -> Answer:
     kept = tokens[:-1] if tokens and tokens[-1] in model.eos_token_ids else tokens
     return Answer(
-        text=cut_at_stop(str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop),
+        text=cut_at_stop(
+            str(model.tokenizer.decode(kept, skip_special_tokens=True)), settings.stop
+        ),
         outcome="truncated" if reason == "length" else "finished",
         tokens=tuple(tokens),
         prompt_tokens=len(prompt),
@@ -176,7 +218,14 @@ def _answer(
     )
 
 
-PASSED = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype", "enforce_eager", "seed")
+PASSED = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "dtype",
+    "enforce_eager",
+    "seed",
+)
 """Settings that `vllm.LLM` takes under the same names."""
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads: a fork of it may hang
@@ -196,7 +245,12 @@ def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]
     }
 
 
-LIKELIHOOD: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1, "detokenize": False}
+LIKELIHOOD: Mapping[str, Any] = {
+    "max_tokens": 1,
+    "temperature": 0.0,
+    "prompt_logprobs": 1,
+    "detokenize": False,
+}
 """The keyword arguments of `vllm.SamplingParams` for scoring a prompt: vLLM always generates a token."""
 
 
@@ -204,10 +258,18 @@ def sampling_arguments(
     max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
 ) -> dict[str, Json]:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
-    common: dict[str, Json] = {"max_tokens": max_new, "stop": list(stop) or None, "stop_token_ids": list(ends) or None}
+    common: dict[str, Json] = {
+        "max_tokens": max_new,
+        "stop": list(stop) or None,
+        "stop_token_ids": list(ends) or None,
+    }
     if not decoding.temperature:
         return {**common, "temperature": 0.0}
-    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k or -1}
+    drawn = {
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "top_k": decoding.top_k or -1,
+    }
     return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
 
 
@@ -259,15 +321,23 @@ class Vllm:
         if not prompts:
             return []
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        done = self._llm.generate(inputs, [self._sampling(**one) for one in sampling], use_tqdm=False)
-        return [(list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason)) for answer in done]
+        done = self._llm.generate(
+            inputs, [self._sampling(**one) for one in sampling], use_tqdm=False
+        )
+        return [
+            (list(answer.outputs[0].token_ids), str(answer.outputs[0].finish_reason))
+            for answer in done
+        ]
 
     def logprobs(self, prompts: Sequence[list[int]]) -> list[list[float]]:
         """Log-probability of each token of the prompts but their first."""
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         done = self._llm.generate(inputs, self._sampling(**LIKELIHOOD), use_tqdm=False)
         return [
-            [float(each[token].logprob) for token, each in zip(prompt[1:], answer.prompt_logprobs[1:], strict=True)]
+            [
+                float(each[token].logprob)
+                for token, each in zip(prompt[1:], answer.prompt_logprobs[1:], strict=True)
+            ]
             for prompt, answer in zip(prompts, done, strict=True)
         ]
 

@@ -73,9 +73,15 @@ class HarnessBenchmark(BenchmarkItems):
             UserError: the extra is absent, a task is unknown or cannot be loaded, or a column is not there.
         """
         category, group = self.evaluator.category, self.evaluator.group
-        items = tuple(item for one in self.evaluator.loaded.values() for item in _items_of(one, category, group))
+        items = tuple(
+            item
+            for one in self.evaluator.loaded.values()
+            for item in _items_of(one, category, group)
+        )
         if not items:
-            raise UserError("evaluator.tasks: no documents are left: check evaluator.samples and evaluator.limit")
+            raise UserError(
+                "evaluator.tasks: no documents are left: check evaluator.samples and evaluator.limit"
+            )
         return items
 
 
@@ -97,7 +103,9 @@ class HarnessEvaluator(HarnessSettings):
 
     def for_recipe(self, recipe: Recipe) -> HarnessEvaluator:
         """This evaluator with the log of a candidate, if it has one."""
-        path = (self.logs or {}).get(recipe.ingredients[0], "") if len(recipe.ingredients) == 1 else ""
+        path = (
+            (self.logs or {}).get(recipe.ingredients[0], "") if len(recipe.ingredients) == 1 else ""
+        )
         if path == self._log:
             return self
         copied = copy.copy(self)
@@ -118,11 +126,19 @@ class HarnessEvaluator(HarnessSettings):
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
         code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
         ran = [f"evaluator.allow_code: ran {line}" for line in code]
-        return [*ran, *generation_notes(folders)] if any(one.generates for one in self.loaded.values()) else ran
+        return (
+            [*ran, *generation_notes(folders)]
+            if any(one.generates for one in self.loaded.values())
+            else ran
+        )
 
     def needs(self) -> list[Missing]:
         there = find_spec("lm_eval") is not None
-        return [] if there else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
+        return (
+            []
+            if there
+            else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
+        )
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -147,7 +163,11 @@ class HarnessEvaluator(HarnessSettings):
         known: dict[str, Json] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
-        known |= {"threads": self.resolved_threads, "device": self.resolved_device, "dtype": self.resolved_dtype}
+        known |= {
+            "threads": self.resolved_threads,
+            "device": self.resolved_device,
+            "dtype": self.resolved_dtype,
+        }
         require()
         own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
@@ -161,7 +181,9 @@ class HarnessEvaluator(HarnessSettings):
         size = BATCHES * self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
-    def evaluate(self, model: LoadedModel, items: Sequence[Item], replicate: int = 0) -> list[Record]:
+    def evaluate(
+        self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
+    ) -> list[Record]:
         """A record for every item, in order.
 
         Raises:
@@ -175,7 +197,11 @@ class HarnessEvaluator(HarnessSettings):
             task, number = _document(item)
             tasks.setdefault(task, {})[number] = item
         documents = {task: sorted(own) for task, own in tasks.items()}
-        placed = {(t, place): tasks[t][number] for t, own in documents.items() for place, number in enumerate(own)}
+        placed = {
+            (t, place): tasks[t][number]
+            for t, own in documents.items()
+            for place, number in enumerate(own)
+        }
         lm = build(model, self, placed, replicate)
         lm = LoggedModel(lm, responses_at(self._log)) if self._log else lm
         records = run(lm, self.loaded, documents, self)
@@ -189,7 +215,9 @@ class HarnessEvaluator(HarnessSettings):
     def check_tokenizer(self, folder: Path, items: Sequence[Item]) -> None:
         """Refuse a tokenizer without a chat template if prompts need one (UserError)."""
         if self.apply_chat_template and not chat_template(folder):
-            raise UserError(f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template")
+            raise UserError(
+                f"evaluator.apply_chat_template: the tokenizer in {folder} has no chat template"
+            )
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
         """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
@@ -237,7 +265,14 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
     `category` is `task` (the leaf task), `entry` (the name in `evaluator.tasks`) or `column:NAME` (a column of the
     documents); `group` is `item`, `doc` (the same document number in all tasks) or `column:NAME`.
     """
-    base = digest([_settings(loaded.task), loaded.metric.scorer, _plain(loaded.metric.settings), _filters(loaded)])
+    base = digest(
+        [
+            _settings(loaded.task),
+            loaded.metric.scorer,
+            _plain(loaded.metric.settings),
+            _filters(loaded),
+        ]
+    )
     names = {"task": loaded.name, "entry": loaded.entry}
     for number in loaded.ids:
         doc, name = loaded.docs[number], f"{loaded.name}/{number}"
@@ -254,7 +289,9 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
         )
         # some tasks show the choices alone, and a score depends on the task's settings and examples
         vars(item).update(
-            identity=_hash([prompt, doc]), question=_hash([name, base, doc, loaded.shots[number]]), scoring=""
+            identity=_hash([prompt, doc]),
+            question=_hash([name, base, doc, loaded.shots[number]]),
+            scoring="",
         )
         yield item
 
@@ -263,9 +300,17 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
     column = setting.removeprefix("column:")
     value = doc.get(column)
     text = str(value)
-    if value in (None, "") or isinstance(value, list | dict) or (key == "category" and len(text) > LONGEST):
-        hint = "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
-        raise UserError(f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}")
+    if (
+        value in (None, "")
+        or isinstance(value, list | dict)
+        or (key == "category" and len(text) > LONGEST)
+    ):
+        hint = (
+            "" if column in doc else nearest(column, doc) or f"; its columns are {', '.join(doc)}"
+        )
+        raise UserError(
+            f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}"
+        )
     if len(text) <= LONGEST:
         return text
     # a whole book may be what groups questions
@@ -281,13 +326,24 @@ def _hash(value: Any) -> str:
 def _settings(task: Task) -> dict[str, Json]:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
     known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
-    known["metadata"] = {k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"}
+    known["metadata"] = {
+        k: v for k, v in (known.get("metadata") or {}).items() if k != "config_source"
+    }
     plain: dict[str, Any] = _plain(known)
-    return {**plain, "version": str(task.VERSION), "kind": type(task).__name__, "code": _code(type(task))}
+    return {
+        **plain,
+        "version": str(task.VERSION),
+        "kind": type(task).__name__,
+        "code": _code(type(task)),
+    }
 
 
 def _filters(loaded: Loaded) -> Any:
-    chosen = [f for f in loaded.task.get_config("filter_list") or [] if f.get("name") == loaded.metric.filter]
+    chosen = [
+        f
+        for f in loaded.task.get_config("filter_list") or []
+        if f.get("name") == loaded.metric.filter
+    ]
     return _plain(chosen)
 
 

@@ -35,19 +35,28 @@ class LoggedResponses:
             requests = zip(part(row, "arguments").values(), elements(row, "resps"), strict=False)
             for place, (arguments, responses) in enumerate(requests):
                 if isinstance(arguments, Mapping) and isinstance(responses, list):
-                    self._rows[task, str(row.get("doc_hash")), place] = (list(arguments.values()), responses)
+                    self._rows[task, str(row.get("doc_hash")), place] = (
+                        list(arguments.values()),
+                        responses,
+                    )
 
     def find(self, request: Instance, number: int) -> Json:
         """The n-th response to a request, None if its document, prompt or generation settings are not the log's."""
         from lm_eval.utils import handle_non_serializable, hash_string
 
         doc = json.dumps(request.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
-        arguments, responses = self._rows.get((request.task_name, hash_string(doc), request.idx), ([], []))
+        arguments, responses = self._rows.get(
+            (request.task_name, hash_string(doc), request.idx), ([], [])
+        )
         if len(responses) > number and _deciding(arguments) == _deciding(request.args):
             return responses[number]
         if not self._warned:
             what = f"document {request.doc_id} of {request.task_name}, its prompt or its generation settings"
-            log.warning("evaluator.logs: %s are not in %s: this and others like it are evaluated", what, self._path)
+            log.warning(
+                "evaluator.logs: %s are not in %s: this and others like it are evaluated",
+                what,
+                self._path,
+            )
         self._warned = True
         return None
 
@@ -81,22 +90,35 @@ class LoggedModel:
         return self._merged(requests, self._live.loglikelihood, self._likelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[Any]:
-        return self._merged(requests, self._live.loglikelihood_rolling, lambda request, value: float(value))
+        return self._merged(
+            requests, self._live.loglikelihood_rolling, lambda request, value: float(value)
+        )
 
     def _merged(
-        self, requests: list[Instance], ask: Callable[[list[Instance]], list[Any]], take: Callable[[Instance, Any], Any]
+        self,
+        requests: list[Instance],
+        ask: Callable[[list[Instance]], list[Any]],
+        take: Callable[[Instance, Any], Any],
     ) -> list[Any]:
         counts, found = Counter[int](), list[Json]()
         for request in requests:
             found.append(self._responses.find(request, counts[id(request)]))
             counts[id(request)] += 1
-        rest = [request for request, response in zip(requests, found, strict=True) if response is None]
+        rest = [
+            request for request, response in zip(requests, found, strict=True) if response is None
+        ]
         fresh = iter(ask(rest) if rest else [])
-        return [next(fresh) if one is None else take(r, one) for r, one in zip(requests, found, strict=True)]
+        return [
+            next(fresh) if one is None else take(r, one)
+            for r, one in zip(requests, found, strict=True)
+        ]
 
     def _text(self, request: Instance, text: str) -> str:
         """A text; it is cut off if it has all tokens that it may have, or one less, as the harness strips texts."""
-        limit = next((request.args[1][key] for key in LENGTHS if key in request.args[1]), self._live.max_gen_toks)
+        limit = next(
+            (request.args[1][key] for key in LENGTHS if key in request.args[1]),
+            self._live.max_gen_toks,
+        )
         cut = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1
         self._note(request, Answer(outcome="truncated" if cut else "finished"))
         return text

@@ -57,7 +57,9 @@ class Metric:
         """
         if self.name not in sample:
             given = ", ".join(sample["metrics"]) or "nothing"
-            raise UserError(f"{where} has no value for metric {self.name} (it has {given}): choose evaluator.metric")
+            raise UserError(
+                f"{where} has no value for metric {self.name} (it has {given}): choose evaluator.metric"
+            )
         value = sample[self.name]
         if self.kind != "mean":
             return measure(self.kind, value, where)
@@ -66,7 +68,9 @@ class Metric:
         except (TypeError, ValueError):
             score = math.nan
         if not math.isfinite(score):
-            raise UserError(f"{where}: metric {self.name} is {value!r:.60}, not a number: choose evaluator.metric")
+            raise UserError(
+                f"{where}: metric {self.name} is {value!r:.60}, not a number: choose evaluator.metric"
+            )
         return score, ()
 
 
@@ -91,7 +95,12 @@ def choose(name: str, task: Task, metric: str | None, filter_: str | None) -> Me
     if kind.startswith("!"):
         other = f"; it also has {', '.join(usable)}" if usable else ""
         raise UserError(f"evaluator.metric={metric} of task {name} {kind[1:]}{other}")
-    return Metric(name=metric, filter=_filter(name, task, filter_), kind=kind, settings=_settings(task, metric))
+    return Metric(
+        name=metric,
+        filter=_filter(name, task, filter_),
+        kind=kind,
+        settings=_settings(task, metric),
+    )
 
 
 def _kind(task: Task, metric: str) -> str:
@@ -103,7 +112,9 @@ def _kind(task: Task, metric: str) -> str:
     if name in CORPUS:
         return name
     if name not in MEANS:
-        return f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS)}"
+        return (
+            f"!is aggregated by {name}, which is no mean of items and none of {', '.join(CORPUS)}"
+        )
     return "mean" if higher is not False else "!is better when lower, and souping maximises"
 
 
@@ -164,7 +175,9 @@ def score(kind: str, total: FloatArray) -> float:
     return math.exp(total[0] / total[1]) if total[1] > 0 else 0.0
 
 
-def _of_table(kind: str, hits: float, false_alarms: float, misses: float, rejections: float) -> float:
+def _of_table(
+    kind: str, hits: float, false_alarms: float, misses: float, rejections: float
+) -> float:
     """F1 of label 1, or Matthews' correlation, from the four counts of right and wrong yes and no."""
     if kind == "f1":
         whole = 2 * hits + false_alarms + misses

@@ -20,7 +20,15 @@ from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError
 from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
-from souping.evaluate.lm_eval.tasks import LENGTHS, Document, HarnessSettings, Loaded, decoding_of, quiet, seed
+from souping.evaluate.lm_eval.tasks import (
+    LENGTHS,
+    Document,
+    HarnessSettings,
+    Loaded,
+    decoding_of,
+    quiet,
+    seed,
+)
 from souping.evaluate.templates import Decoding, TemplateStoppedError, apply_chat_template
 
 if TYPE_CHECKING:
@@ -69,7 +77,12 @@ class TaskSubset:
         self._task._instances = requests
 
     def doc_iterator(
-        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: Sequence[int] = ()
+        self,
+        *,
+        rank: int = 0,
+        limit: int | None = None,
+        world_size: int = 1,
+        samples: Sequence[int] = (),
     ) -> Iterator[tuple[int, Document]]:
         """(position, document), as the harness numbers chosen documents."""
         self._numbers = iter(samples)
@@ -93,7 +106,10 @@ class TaskSubset:
 
 
 def run(
-    lm: HFLM, loaded: Mapping[str, Loaded], documents: Mapping[str, Sequence[int]], evaluator: HarnessSettings
+    lm: HFLM,
+    loaded: Mapping[str, Loaded],
+    documents: Mapping[str, Sequence[int]],
+    evaluator: HarnessSettings,
 ) -> dict[str, Record]:
     """{item id: record} of documents, given by task in ascending order.
 
@@ -182,7 +198,10 @@ class PromptText(str):
 
 
 def build(
-    served: LoadedModel, evaluator: HarnessSettings, items: Mapping[tuple[str, int], Item], replicate: int
+    served: LoadedModel,
+    evaluator: HarnessSettings,
+    items: Mapping[tuple[str, int], Item],
+    replicate: int,
 ) -> HFLM:
     """HFLM around the live module, for the n-th answers to items, which are given by task and place.
 
@@ -191,13 +210,22 @@ def build(
     module, tokenizer = served.module, served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
-    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS} | {"batch_size": evaluator.batch_of(replicate)}
+    arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS} | {
+        "batch_size": evaluator.batch_of(replicate)
+    }
     quiet()
-    model = live_class()(pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments)
+    model = live_class()(
+        pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments
+    )
     model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
-    model.eos_token_ids = served.eos_token_ids or (() if model.eot_token_id is None else (int(model.eot_token_id),))
+    model.eos_token_ids = served.eos_token_ids or (
+        () if model.eot_token_id is None else (int(model.eot_token_id),)
+    )
     if isinstance(evaluator.apply_chat_template, str):
-        model.chat_template_args = {**model.chat_template_args, "chat_template": evaluator.apply_chat_template}
+        model.chat_template_args = {
+            **model.chat_template_args,
+            "chat_template": evaluator.apply_chat_template,
+        }
     return model
 
 
@@ -230,7 +258,9 @@ class HarnessModel(Base):  # type: ignore[misc]
     def _note(self, request: Instance, answer: Answer) -> None:
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
         self._scored = requests
         try:
             return list(super().loglikelihood(requests, disable_tqdm=True))
@@ -243,12 +273,19 @@ class HarnessModel(Base):  # type: ignore[misc]
         if self._scored is not None:  # rolling likelihoods come in windows, which are never cut
             for request, (_, context, rest) in zip(self._scored, requests, strict=True):
                 length = len(context) + (len(rest) - 1 if self.backend == "causal" else 0)
-                cut: dict[str, Any] = {"outcome": "truncated", "reason": CUT.format(self.max_length)}
+                cut: dict[str, Any] = {
+                    "outcome": "truncated",
+                    "reason": CUT.format(self.max_length),
+                }
                 fits = length <= self.max_length
                 self._note(request, Answer(prompt_tokens=len(context), **({} if fits else cut)))
-        return list(super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs))
+        return list(
+            super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        )
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -276,7 +313,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         if truncation:
             ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
         if not ids.shape[1]:  # no prompt has a token: one of padding stands in
-            ids, mask = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id), mask.new_ones((len(ids), 1))
+            ids, mask = (
+                ids.new_full((len(ids), 1), self.tokenizer.pad_token_id),
+                mask.new_ones((len(ids), 1)),
+            )
         return ids[:, -(left_truncate_len or 0) :], mask[:, -(left_truncate_len or 0) :]
 
     def _model_generate(
@@ -294,14 +334,27 @@ class HarnessModel(Base):  # type: ignore[misc]
 
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
-        seeds = [self._seed(prompt, decoding) for prompt in self._prompts] if decoding.temperature else []
-        stops, pad, new = [text for text in stop if text], self.tokenizer.pad_token_id, max_length - context.shape[1]
+        seeds = (
+            [self._seed(prompt, decoding) for prompt in self._prompts]
+            if decoding.temperature
+            else []
+        )
+        stops, pad, new = (
+            [text for text in stop if text],
+            self.tokenizer.pad_token_id,
+            max_length - context.shape[1],
+        )
         dtype = self.mixed_precision_dtype
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             out = self.model.generate(
                 input_ids=context,
                 attention_mask=attention_mask,
-                generation_config=neutral_config(self.model, decoding, pad, self.eos_token_ids, new, stops),
+                generation_config=neutral_config(
+                    self.model, decoding, pad, self.eos_token_ids, new, stops
+                ),
                 logits_processor=draws(decoding, seeds, start),
                 tokenizer=self.tokenizer,
             )
@@ -309,17 +362,30 @@ class HarnessModel(Base):  # type: ignore[misc]
         fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             kept = context[row, attention_mask[row].bool()].tolist()
-            answer = answer_of(self.tokenizer, stops, kept, rows[row, start:].tolist(), self.eos_token_ids, pad, new)
+            answer = answer_of(
+                self.tokenizer,
+                stops,
+                kept,
+                rows[row, start:].tolist(),
+                self.eos_token_ids,
+                pad,
+                new,
+            )
             if (
                 answer.tokens and answer.tokens[-1] in self.eos_token_ids
             ):  # the harness knows that of one ingredient alone
                 rows[row, start + len(answer.tokens) - 1 :] = fill
             if len(self._ids[row]) > len(kept):
                 answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))
-            self._note(prompt.request, replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY))
+            self._note(
+                prompt.request,
+                replace(answer, text="") if self._ids[row] else Answer.none([], EMPTY),
+            )
         return rows
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         from lm_eval.models.huggingface import HFLM
 
         tokenizer = SimpleNamespace(

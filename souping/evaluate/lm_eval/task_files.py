@@ -32,7 +32,9 @@ BUILDERS = ("generator", "iceberg", "pandas", "spark")
 OFF = ("false", "no", "off", "null", "~", "", "0")
 """Spellings of a switch that is off; the library takes anything else for true."""
 SANDBOX = "{{ ''.__class__.__mro__ }}"
-UNSUITABLE = "evaluator=lm_eval cannot check the task files of this version of lm_eval: install 0.4.13"
+UNSUITABLE = (
+    "evaluator=lm_eval cannot check the task files of this version of lm_eval: install 0.4.13"
+)
 
 
 class TaskFiles:
@@ -57,13 +59,19 @@ class TaskFiles:
         self._folders = list(map(Path, folders))
         for folder in self._folders:
             if not folder.is_dir():
-                raise UserError(f"evaluator.include_path={folder} is not a folder: give the one with your task files")
+                raise UserError(
+                    f"evaluator.include_path={folder} is not a folder: give the one with your task files"
+                )
         self._allow, self.allowed = allow_code, list[str]()
         self.manager = TaskManager(
-            include_path=folders or None, include_defaults=include_defaults is True, metadata=metadata
+            include_path=folders or None,
+            include_defaults=include_defaults is True,
+            metadata=metadata,
         )
         if include_defaults is None and not _is_closed(self.manager.task_index, tasks):
-            self.manager = TaskManager(include_path=folders or None, include_defaults=True, metadata=metadata)
+            self.manager = TaskManager(
+                include_path=folders or None, include_defaults=True, metadata=metadata
+            )
         self._check_first()
         sandbox()
 
@@ -98,7 +106,9 @@ class TaskFiles:
         self.allowed += [line for line in lines if line not in self.allowed]
 
 
-def _is_closed(index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()) -> bool:
+def _is_closed(
+    index: Mapping[str, Entry], names: Sequence[Spec], within: frozenset[str] = frozenset()
+) -> bool:
     """Whether every name, and every name that a group of them refers to, is in the index or is a file."""
     for name in names:
         if isinstance(name, dict) or name in within:
@@ -175,7 +185,10 @@ def _includes(root: Node | None) -> Iterator[str]:
 
     for name, value in root.value if isinstance(root, MappingNode) else []:
         if name.value == "include":
-            yield from (str(one.value) for one in (value.value if isinstance(value.value, list) else [value]))
+            yield from (
+                str(one.value)
+                for one in (value.value if isinstance(value.value, list) else [value])
+            )
 
 
 def _reason(key: str, node: Node) -> str:

@@ -156,11 +156,17 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
     """
     require()
     if not evaluator.tasks:
-        raise UserError("evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'")
+        raise UserError(
+            "evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'"
+        )
     quiet()
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
-    folders = [evaluator.include_path] if isinstance(evaluator.include_path, str) else evaluator.include_path or []
+    folders = (
+        [evaluator.include_path]
+        if isinstance(evaluator.include_path, str)
+        else evaluator.include_path or []
+    )
     defaults, metadata = evaluator.include_defaults, dict(evaluator.metadata or {}) or None
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
@@ -168,7 +174,9 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
             tasks = _build(files, spec)
         for name, task in tasks.items():
             if name in loaded:
-                raise UserError(f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}")
+                raise UserError(
+                    f"evaluator.tasks: {name} is in {loaded[name].entry} and in {entry}"
+                )
             with naming_task(name):
                 loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
         files.allowed.clear()
@@ -184,7 +192,9 @@ def naming_task(name: str) -> Iterator[None]:
     except UserError:
         raise
     except StopIteration as error:
-        raise UserError(f"evaluator.tasks: {name} has no documents: check its dataset_path and splits") from error
+        raise UserError(
+            f"evaluator.tasks: {name} has no documents: check its dataset_path and splits"
+        ) from error
     except Exception as error:
         cause = error.__cause__ or error
         what = f"{type(cause).__name__}: {first_line(cause)}"
@@ -195,11 +205,15 @@ def published_sizes(tasks: Sequence[Spec]) -> dict[str, int]:
     """{leaf task: documents} of tasks whose sizes are published; empty if one of them is unknown."""
     sizes: dict[str, int] = {}
     for task in tasks:
-        known = next((row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None)
+        known = next(
+            (row for row in PUBLISHED if isinstance(task, str) and re.fullmatch(row[0], task)), None
+        )
         if known is None:
             return {}
         _, size, leaves = known
-        sizes |= {str(task) if leaves == 1 else f"{task} {leaf}": size for leaf in range(1, leaves + 1)}
+        sizes |= {
+            str(task) if leaves == 1 else f"{task} {leaf}": size for leaf in range(1, leaves + 1)
+        }
     return sizes
 
 
@@ -234,7 +248,12 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
             files.check_readable(Path(spec).name)
-            pick(spec, files.manager.all_tasks, "evaluator.tasks", "; set evaluator.include_path for your own YAML")
+            pick(
+                spec,
+                files.manager.all_tasks,
+                "evaluator.tasks",
+                "; set evaluator.include_path for your own YAML",
+            )
         spec = str(expanded(spec))
     elif isinstance(spec, dict) and spec.get("task") in index:  # a known task with keys of its own
         spec = {"group": title, "task": [spec]}
@@ -242,9 +261,13 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     return tasks
 
 
-def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]) -> Loaded:
+def _load(
+    evaluator: HarnessSettings, name: str, entry: str, task: Task, code: tuple[str, ...]
+) -> Loaded:
     if getattr(task, "MULTIMODAL", False):  # lm_eval's
-        raise UserError(f"evaluator.tasks: {name} needs images or sound, which souping does not give a model")
+        raise UserError(
+            f"evaluator.tasks: {name} needs images or sound, which souping does not give a model"
+        )
     unsafe = getattr(task, "UNSAFE_CODE", False)  # lm_eval's
     if unsafe and not evaluator.confirm_run_unsafe_code:
         raise UserError(
@@ -261,7 +284,9 @@ def _load(evaluator: HarnessSettings, name: str, entry: str, task: Task, code: t
         docs=docs,
         ids=_ids(evaluator, docs),
         shots=_shots(task, docs, evaluator.fewshot_random_seed),
-        metric=choose(name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)),
+        metric=choose(
+            name, task, _of(evaluator.metric, name, entry), _of(evaluator.filter, name, entry)
+        ),
         code=code,
     )
 
@@ -283,7 +308,11 @@ def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
     if evaluator.limit is None:
         return range(count)
     first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
-    column, turns, seen = evaluator.category.removeprefix("column:"), list[tuple[int, int]](), Counter[str]()
+    column, turns, seen = (
+        evaluator.category.removeprefix("column:"),
+        list[tuple[int, int]](),
+        Counter[str](),
+    )
     for number, doc in enumerate(docs):
         category = str(doc.get(column)) if column != evaluator.category else ""
         turns.append((seen[category], number))
@@ -319,7 +348,10 @@ def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> No
 
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
     """Decoding by a task's generation_kwargs, in which the evaluator's `gen_kwargs` are."""
-    own = float(kwargs.get("temperature") or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0))
+    own = float(
+        kwargs.get("temperature")
+        or (1.0 if kwargs.get("do_sample") and "temperature" not in kwargs else 0.0)
+    )
     if kwargs.get("do_sample") is False:
         own = 0.0
     return Decoding(
@@ -341,7 +373,9 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
     where = f"evaluator.tasks: {name}"
     if task.OUTPUT_TYPE != "generate_until":
         if evaluator.samples > 1:
-            raise UserError(f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.samples")
+            raise UserError(
+                f"{where} compares likelihoods, there is nothing to sample: leave out evaluator.samples"
+            )
         return
     kwargs = task.get_config("generation_kwargs") or {}
     for key in kwargs:
@@ -353,4 +387,6 @@ def check_decoding(name: str, task: Task, evaluator: HarnessSettings) -> None:
         raise UserError(f"{where}: {error}") from error
     beams = decoding.penalties.get("num_beams", 1)
     if decoding.temperature and beams != 1:
-        raise UserError(f"{where}: its generation_kwargs say num_beams={beams}, which needs greedy answers")
+        raise UserError(
+            f"{where}: its generation_kwargs say num_beams={beams}, which needs greedy answers"
+        )

@@ -53,7 +53,9 @@ SAID = re.compile(
 )
 BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Za-z])\)?\s*\}")
 FIRST = re.compile(r"\W*([A-Za-z])(?:\s*[).:\]*_,]|\s*$|\s*\n)")
-ALONE = re.compile(r"(?<![\w'])\(?([B-HJ-Z]|A(?!\s+[a-z])|I(?!\s+[a-z])|(?<=\()[a-z](?=\)))\)?(?![\w'])")
+ALONE = re.compile(
+    r"(?<![\w'])\(?([B-HJ-Z]|A(?!\s+[a-z])|I(?!\s+[a-z])|(?<=\()[a-z](?=\)))\)?(?![\w'])"
+)
 MATHEMATICS = re.compile(r"^[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,}[^\\$]*$|\$|\\boxed")
 """An answer that is a sentence or marks its mathematics itself; any other is an expression as it stands."""
 SECONDS = 5
@@ -79,7 +81,11 @@ def score(item: Item, output: str) -> float:
     Raises:
         UserError: the item's scorer is not known or its answer is malformed; never because of the output.
     """
-    return user_score(item, output) if item.user_scorer is not None else _scorer(item).score(item, output)
+    return (
+        user_score(item, output)
+        if item.user_scorer is not None
+        else _scorer(item).score(item, output)
+    )
 
 
 def check(item: Item) -> None:
@@ -154,7 +160,9 @@ def _check_pattern(item: Item) -> None:
         try:
             regex.compile(pattern)
         except (regex.error, RecursionError) as error:
-            raise UserError(f"item {item.id}: {pattern!r:.60} is no regular expression: {error}") from None
+            raise UserError(
+                f"item {item.id}: {pattern!r:.60} is no regular expression: {error}"
+            ) from None
 
 
 def _choice(item: Item, output: str) -> float:
@@ -236,7 +244,9 @@ def _finite(text: str) -> float | None:
 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)"
-_FOUND = re.compile(rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?")
+_FOUND = re.compile(
+    rf"(?<![\d.])[-+\u2212]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?"
+)
 
 
 def last_number(text: str) -> float | None:
@@ -261,7 +271,9 @@ def _equal(item: Item, output: str) -> float:
     said = _expressions(output)
     limit = SECONDS if _main() else None
     try:
-        return float(any(verify(list(gold), list(said), timeout_seconds=limit) for gold in _references(item)))
+        return float(
+            any(verify(list(gold), list(said), timeout_seconds=limit) for gold in _references(item))
+        )
     except Exception:  # an output is anything, and sympy raises all kinds
         return 0.0
 
@@ -274,7 +286,9 @@ def _check_mathematics(item: Item) -> None:
 
 
 def _references(item: Item) -> list[tuple[object, ...]]:
-    return [_expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)]
+    return [
+        _expressions(text if MATHEMATICS.search(text) else f"${text}$") for text in _answers(item)
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -302,7 +316,9 @@ def _check_library() -> None:
 
 
 def _unanswerable(item: Item, output: str) -> float:
-    raise UserError(f'item {item.id}: scorer "loss" marks a text without an answer: use evaluator=loss')
+    raise UserError(
+        f'item {item.id}: scorer "loss" marks a text without an answer: use evaluator=loss'
+    )
 
 
 SCORERS: dict[str, Scorer] = {
@@ -330,7 +346,9 @@ def load(scorers: Mapping[str, str]) -> dict[str, UserScorer]:
     """
     for name in scorers:
         if name in SCORERS:
-            raise UserError(f"benchmark.scorers.{name}: {name} is a built-in scorer: give yours another name")
+            raise UserError(
+                f"benchmark.scorers.{name}: {name} is a built-in scorer: give yours another name"
+            )
     return {name: _own(name, path) for name, path in scorers.items()}
 
 
@@ -342,22 +360,32 @@ def _own(name: str, path: str) -> UserScorer:
         function = getattr(module, attribute)
     except Exception as error:  # whatever the module does while it is imported
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{where} cannot be imported: {reason}; write my_module.my_function") from error
+        raise UserError(
+            f"{where} cannot be imported: {reason}; write my_module.my_function"
+        ) from error
     if inspect.isclass(function) or not callable(function):
-        raise UserError(f"{where} is no function of (item, output): name one, or an object that can be called")
+        raise UserError(
+            f"{where} is no function of (item, output): name one, or an object that can be called"
+        )
     if isinstance(function, Judge):
-        return UserScorer(name=name, function=function, digest=function.fingerprint, threads=function.threads)
+        return UserScorer(
+            name=name, function=function, digest=function.fingerprint, threads=function.threads
+        )
     return UserScorer(name=name, function=function, digest=_source(module, function, path, where))
 
 
-def _source(module: ModuleType, function: Callable[[Item, str], float], path: str, where: str) -> str:
+def _source(
+    module: ModuleType, function: Callable[[Item, str], float], path: str, where: str
+) -> str:
     """Digest of the files that decide a score: the named module, and that of the function or its class."""
     files: list[Path] = []
     for part in (module, _definition(function)):
         try:
             files.append(Path(inspect.getsourcefile(part) or ""))
         except TypeError:
-            raise UserError(f"{where} has no Python source: call it in a function of your own") from None
+            raise UserError(
+                f"{where} has no Python source: call it in a function of your own"
+            ) from None
     texts = [file.read_bytes() for file in dict.fromkeys(files) if file.is_file()]
     return hashlib.sha256(b"\0".join([path.encode(), *texts])).hexdigest()
 
@@ -386,14 +414,20 @@ def user_score(item: Item, output: str) -> float:
             f"{first_line(error)}"
         ) from error
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"scorer {own.name}: {named(own.function)} gives {value!r:.60} for item {item.id}, not 0 to 1")
+        raise UserError(
+            f"scorer {own.name}: {named(own.function)} gives {value!r:.60} for item {item.id}, not 0 to 1"
+        )
     return float(value)
 
 
-def user_scores(items: Sequence[Item], outputs: Sequence[str], known: Known) -> tuple[list[float], UserError | None]:
+def user_scores(
+    items: Sequence[Item], outputs: Sequence[str], known: Known
+) -> tuple[list[float], UserError | None]:
     """Scores of outputs on items by their own scorers. Equal answers are scored once, several at a time if the scorer
     allows it. After an error no further scorer is called; scores so far are kept."""
-    keys = [(item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)]
+    keys = [
+        (item.question, item.scoring, output) for item, output in zip(items, outputs, strict=True)
+    ]
     unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
     scores, errors = dict(known), list[UserError]()
 
@@ -405,7 +439,13 @@ def user_scores(items: Sequence[Item], outputs: Sequence[str], known: Known) -> 
         except UserError as error:
             errors.append(error)
 
-    threads = min((item.user_scorer.threads for item in unknown.values() if item.user_scorer), default=1)
-    with ThreadPoolExecutor(threads, thread_name_prefix="souping-score") if threads > 1 else nullcontext() as pool:
+    threads = min(
+        (item.user_scorer.threads for item in unknown.values() if item.user_scorer), default=1
+    )
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="souping-score")
+        if threads > 1
+        else nullcontext() as pool
+    ):
         list(pool.map(one, unknown) if pool else map(one, unknown))
     return [scores.get(key, math.nan) for key in keys], errors[0] if errors else None

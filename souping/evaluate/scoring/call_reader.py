@@ -76,7 +76,10 @@ _ABSENT = {
     "import return switch throw try var while with",
 }
 """What is no token of the language, and words that are no names where a value is due."""
-_SPECIAL = {language: dict.fromkeys(words.split(), "r") | {"instanceof": "o"} for language, words in _ABSENT.items()}
+_SPECIAL = {
+    language: dict.fromkeys(words.split(), "r") | {"instanceof": "o"}
+    for language, words in _ABSENT.items()
+}
 _SPECIAL["javascript"] |= dict.fromkeys(("typeof", "void", "delete", "await"), "!") | {"in": "o"}
 _LETTERS = {"sign": "-", "not": "!", "::": ".", "?.": ".", "...": "d"}
 _OPERAND = {
@@ -85,14 +88,20 @@ _OPERAND = {
 }
 _ASSIGNED = r"(?:(?<=w)|(?<=[wPL]L))[=A]"
 _EXPRESSIONS = {
-    language: re.compile(f"d?{operand}(?:(?:[o?:-]|{_ASSIGNED}){operand})*") for language, operand in _OPERAND.items()
+    language: re.compile(f"d?{operand}(?:(?:[o?:-]|{_ASSIGNED}){operand})*")
+    for language, operand in _OPERAND.items()
 }
 # possessive: linear on garbage
 QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*+\"?|'(?:[^'\\\n]|\\.)*+'?")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _LISTS = ("Arrays.asList", "List.of", "Set.of", "Array.of")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
-_CONSTANTS = {"true": ("bool", True), "false": ("bool", False), "null": ("null", None), "undefined": ("null", None)}
+_CONSTANTS = {
+    "true": ("bool", True),
+    "false": ("bool", False),
+    "null": ("null", None),
+    "undefined": ("null", None),
+}
 Span = tuple[int, int]
 """Places of the first token and of the one behind the last."""
 
@@ -144,13 +153,17 @@ class CallReader:
         """
         span = (0, len(self._tokens))
         row, places = self._row(span)
-        if row[-1:] != "P" or not re.fullmatch(rf"(?![-!u]|.a|N[^P]*P$){_OPERAND[self._language]}", row):
+        if row[-1:] != "P" or not re.fullmatch(
+            rf"(?![-!u]|.a|N[^P]*P$){_OPERAND[self._language]}", row
+        ):
             raise ValueError("not a single call")
         self._expression((0, places[-1]))
         named, positional = dict[str, Literal](), list[Literal]()
         for argument in self._split(places[-1]):
             row, inner = self._row(argument)
-            match = re.match(r"w(?:\.w|[PL])*(?=[=A])" if self._java else r"w(?:\.w|[PL])*(?==)", row)
+            match = re.match(
+                r"w(?:\.w|[PL])*(?=[=A])" if self._java else r"w(?:\.w|[PL])*(?==)", row
+            )
             if not match:
                 positional.append(self._expression(argument))
                 continue
@@ -162,7 +175,11 @@ class CallReader:
         return self._name((0, places[-1])), named, tuple(positional)
 
     def _text(self, span: Span) -> str:
-        return self._source[self._tokens[span[0]].start : self._tokens[span[1] - 1].end] if span[0] < span[1] else ""
+        return (
+            self._source[self._tokens[span[0]].start : self._tokens[span[1] - 1].end]
+            if span[0] < span[1]
+            else ""
+        )
 
     def _name(self, span: Span) -> str:
         owner, _, method = self._text(span).rpartition(".")
@@ -178,16 +195,25 @@ class CallReader:
             place = self._pairs.get(place, place) + 1
         return row, places
 
-    def _split(self, opening: int, trailing: bool = False, holes: bool = True, comma: str = ",") -> list[Span]:
+    def _split(
+        self, opening: int, trailing: bool = False, holes: bool = True, comma: str = ","
+    ) -> list[Span]:
         """What stands between the commas of a bracket; JavaScript may leave values out of lists and calls."""
         spans, first, end = list[Span](), opening + 1, self._pairs[opening]
         row, places = self._row((first, end))
-        for place in [*(place for letter, place in zip(row, places, strict=True) if letter == comma), end]:
+        for place in [
+            *(place for letter, place in zip(row, places, strict=True) if letter == comma),
+            end,
+        ]:
             spans.append((first, place))
             first = place + 1
         if holes and not self._java:
             return [span for span in spans if span[0] < span[1]]
-        return spans[:-1] if first == end + 1 and spans[-1][0] == end and (len(spans) == 1 or trailing) else spans
+        return (
+            spans[:-1]
+            if first == end + 1 and spans[-1][0] == end and (len(spans) == 1 or trailing)
+            else spans
+        )
 
     def _expression(self, span: Span) -> Literal:
         row, places = self._row(span)
@@ -234,10 +260,14 @@ class CallReader:
                 self._expression(span)
                 return code
             key = self._expression((span[0], span[0] + 1))
-            pairs[str(key.value) if key.kind == "string" else key.text] = self._expression((span[0] + 2, span[1]))
+            pairs[str(key.value) if key.kind == "string" else key.text] = self._expression(
+                (span[0] + 2, span[1])
+            )
         return Literal("dict", pairs, text)
 
-    def _collection(self, row: str, places: list[int], inner: list[Literal], text: str) -> Literal | None:
+    def _collection(
+        self, row: str, places: list[int], inner: list[Literal], text: str
+    ) -> Literal | None:
         """`[1]`, `new int[]{1}`, `List.of(1)`, `new Array(1, 2)`, `new ArrayList<>(List.of(1))`, maps."""
         if row in ("L", "E") or (self._java and re.fullmatch(r"Nw(?:\.w)*T?E+B", row)):
             return Literal("list", inner, text)
@@ -268,7 +298,9 @@ class CallReader:
             row, places = self._row(span)
             self._expression(span)
             name, count = ("put", 2) if empty.kind == "dict" else ("add", 1)
-            values = [self._expression(one) for one in self._split(places[-1])] if row == "wP" else []
+            values = (
+                [self._expression(one) for one in self._split(places[-1])] if row == "wP" else []
+            )
             if row != "wP" or self._tokens[span[0]].text != name or len(values) != count:
                 return None
             calls.append(values)
@@ -280,12 +312,18 @@ class CallReader:
 def _made(name: str, values: Sequence[Literal], text: str) -> Literal | None:
     """What `List.of(...)`, `Map.of(...)` and their like make."""
     if name == "Map.of" and len(values) % 2 == 0:
-        return Literal("dict", {str(k.value): v for k, v in zip(values[::2], values[1::2], strict=True)}, text)
+        return Literal(
+            "dict", {str(k.value): v for k, v in zip(values[::2], values[1::2], strict=True)}, text
+        )
     return Literal("list", values, text) if name in _LISTS else None
 
 
 def unescape(text: str) -> str:
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text) if "\\" in text else text
+    return (
+        re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), text)
+        if "\\" in text
+        else text
+    )
 
 
 def number(text: str) -> Literal | None:
@@ -294,7 +332,9 @@ def number(text: str) -> Literal | None:
     if match:
         value = int(match[1] + match[2].replace("_", ""))
         return Literal("long" if match[3] else "int", value, text)
-    match = re.fullmatch(r"([+-]?\s*(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})(?:[eE][+-]?\d{1,4})?)([fFdD]?)", text)
+    match = re.fullmatch(
+        r"([+-]?\s*(?:\d{1,300}\.?\d{0,300}|\.\d{1,300})(?:[eE][+-]?\d{1,4})?)([fFdD]?)", text
+    )
     if match:
         number = float(re.sub(r"\s", "", match[1]))
         return Literal("float" if match[2] in ("f", "F") else "double", number, text)

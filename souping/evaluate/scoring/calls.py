@@ -80,7 +80,14 @@ def parse(text: str, language: str = "python") -> list[Call]:
         if language == "python":
             return _python(body)
         return [Call(*CallReader(piece, language).read()) for piece in pieces(body)]
-    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise Unparsable(str(error)) from error
 
 
@@ -164,7 +171,11 @@ def _unary(node: ast.UnaryOp) -> Value:
     value = _value(node.operand)
     if isinstance(node.op, ast.Not) and isinstance(value, bool):
         return not value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(node.op, ast.USub | ast.UAdd):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not isinstance(node.op, ast.USub | ast.UAdd)
+    ):
         raise Unparsable("an operator on something that is no number")
     return -value if isinstance(node.op, ast.USub) else value
 
@@ -177,7 +188,9 @@ def _binary(node: ast.BinOp) -> Value:
         if small and type(node.op) in _ARITHMETIC:
             result: Value = _ARITHMETIC[type(node.op)](left, right)
             return result
-    if isinstance(node.op, ast.Add) and all(isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)):
+    if isinstance(node.op, ast.Add) and all(
+        isinstance(n, ast.Constant | ast.List) for n in (node.left, node.right)
+    ):
         if isinstance(left, str) and isinstance(right, str):
             return left + right
         if isinstance(left, list) and isinstance(right, list):
@@ -227,7 +240,11 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
     """The expected calls; None for `"any"`."""
     answer: Value = item.answer
     functions: Iterable[Schema] = []
-    if isinstance(item.answer, dict) and "calls" in item.answer and set(item.answer) <= {"calls", "functions"}:
+    if (
+        isinstance(item.answer, dict)
+        and "calls" in item.answer
+        and set(item.answer) <= {"calls", "functions"}
+    ):
         answer, functions = item.answer["calls"], item.answer.get("functions", [])
     if answer == ANY:
         return None
@@ -249,7 +266,10 @@ def _read(entry: Any, language: str) -> list[ExpectedCall]:
         calls = parse(entry, language)
         if not calls:
             raise ValueError("a text without a call")
-        return [ExpectedCall(c.name, _each_allowed(c.arguments), tuple(map(plain, c.positional))) for c in calls]
+        return [
+            ExpectedCall(c.name, _each_allowed(c.arguments), tuple(map(plain, c.positional)))
+            for c in calls
+        ]
     if set(entry) == {"name", "arguments"} and isinstance(entry["name"], str):
         return [ExpectedCall(entry["name"], _each_allowed(entry["arguments"]))]
     ((name, arguments),) = entry.items()
@@ -304,7 +324,9 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
         return _same(values, [_allow(other) for other in expected.positional], strict=True)
     if language == "python":
         return True
-    written = [value for value in call.positional if isinstance(value, Literal) and value.kind == "code"]
+    written = [
+        value for value in call.positional if isinstance(value, Literal) and value.kind == "code"
+    ]
     return not any(re.fullmatch(r"[\w$]+", value.text) for value in written)
 
 
@@ -314,7 +336,9 @@ def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
         return False
     kind = kinds[name] if kinds is not None else None
     read = plain(value) if kind is None else to_kind(value, kind)
-    return agrees(read, allowed, kind) or ((kind is None or kind.type is str) and _verbatim(value, allowed))
+    return agrees(read, allowed, kind) or (
+        (kind is None or kind.type is str) and _verbatim(value, allowed)
+    )
 
 
 def _verbatim(value: Value, allowed: Sequence[Value]) -> bool:
@@ -365,8 +389,17 @@ def kind_of(schema: Schema, language: str) -> Kind:
     if name not in TYPES[language]:
         raise ValueError(f"type {name!r} is not known in {language}")
     items = schema.get("items")
-    nested = name in ("array", "tuple", "Array", "ArrayList") and isinstance(items, Mapping) and "type" in items
-    return Kind(name, TYPES[language][name], language, kind_of(items, language) if nested and items else None)
+    nested = (
+        name in ("array", "tuple", "Array", "ArrayList")
+        and isinstance(items, Mapping)
+        and "type" in items
+    )
+    return Kind(
+        name,
+        TYPES[language][name],
+        language,
+        kind_of(items, language) if nested and items else None,
+    )
 
 
 def plain(value: Value) -> Value:
@@ -388,17 +421,28 @@ def to_kind(value: Value, kind: Kind) -> Value:
         return value.value if value.kind == "string" else value.text
     if kind.type in (list, dict):
         return _container(value, kind)
-    expected = _SPELLINGS[kind.name] if kind.language == "java" or kind.name != "float" else ("double", "int")
+    expected = (
+        _SPELLINGS[kind.name]
+        if kind.language == "java" or kind.name != "float"
+        else ("double", "int")
+    )
     return kind.type(value.value) if value.kind in expected and _bare(value) else value.text
 
 
 def _bare(value: Literal) -> bool:
     """BFCL's number patterns know no plus sign, no underscore, no leading or trailing point, no `d`."""
-    return value.kind == "bool" or re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?[fFlLn]?", value.text) is not None
+    return (
+        value.kind == "bool"
+        or re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?[fFlLn]?", value.text) is not None
+    )
 
 
 def _container(value: Literal, kind: Kind) -> Value:
-    opening = {"Array": r"new\s+\w+\s*\[", "ArrayList": r"new\s+ArrayList\b", "HashMap": r"new\s+HashMap\b"}
+    opening = {
+        "Array": r"new\s+\w+\s*\[",
+        "ArrayList": r"new\s+ArrayList\b",
+        "HashMap": r"new\s+HashMap\b",
+    }
     if value.kind != kind.type.__name__ or not re.match(opening.get(kind.name, ""), value.text):
         return value.text
     if kind.type is list and kind.inner is not None and isinstance(value.value, list):
@@ -459,15 +503,20 @@ def _same(value: Value, option: Value, strict: bool = False) -> bool:
 
 def _equal(value: Value, option: Value, strict: bool = False) -> bool:
     """Equal, of one type or both numbers; if `strict`, of numbers only an int may stand for a float."""
-    numbers = isinstance(option, float) and type(value) is int if strict else _are_numbers(value, option)
+    numbers = (
+        isinstance(option, float) and type(value) is int if strict else _are_numbers(value, option)
+    )
     return (type(value) is type(option) or numbers) and bool(value == option)
 
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
     """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
-    lists = {key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()}
+    lists = {
+        key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()
+    }
     if any(key not in value and "" not in allowed for key, allowed in lists.items()):
         return False
     return all(
-        key in lists and any(_same(inner, other, strict=False) for other in lists[key]) for key, inner in value.items()
+        key in lists and any(_same(inner, other, strict=False) for other in lists[key])
+        for key, inner in value.items()
     )

@@ -63,14 +63,33 @@ class Judge:
 
     def __post_init__(self) -> None:
         if "$answer" not in self.prompt:
-            raise UserError(f"judge {self.model}: the prompt must hold $answer, and may hold $question and $reference")
+            raise UserError(
+                f"judge {self.model}: the prompt must hold $answer, and may hold $question and $reference"
+            )
 
     @property
     def fingerprint(self) -> str:
         """What a verdict depends on besides item and answer."""
-        rules: list[Json] = [self.verdict, dict(self.scores), self.scale, self.max_tokens, dict(self.extra)]
+        rules: list[Json] = [
+            self.verdict,
+            dict(self.scores),
+            self.scale,
+            self.max_tokens,
+            dict(self.extra),
+        ]
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        return digest(["judge", VERSION, kind, self.url.rstrip("/"), self.model, self.system, self.prompt, rules])
+        return digest(
+            [
+                "judge",
+                VERSION,
+                kind,
+                self.url.rstrip("/"),
+                self.model,
+                self.system,
+                self.prompt,
+                rules,
+            ]
+        )
 
     def __call__(self, item: Item, output: str) -> float:
         """Score of an output, a fraction of 1.
@@ -81,20 +100,30 @@ class Judge:
         reply = self.reply(self.request(item, output))
         found = re.findall(self.verdict, reply, flags=re.IGNORECASE)
         if not found:
-            raise UserError(f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}")
+            raise UserError(
+                f"judge {self.model}: item {item.id}: no verdict ({self.verdict}) in {reply!r:.80}"
+            )
         word = str(found[-1] if isinstance(found[-1], str) else found[-1][0]).lower()
         if word in self.scores:
             return float(self.scores[word])
         try:
             return float(word) / self.scale
         except ValueError:
-            raise UserError(f"judge {self.model}: the verdict {word!r} is neither in scores nor a number") from None
+            raise UserError(
+                f"judge {self.model}: the verdict {word!r} is neither in scores nor a number"
+            ) from None
 
     def request(self, item: Item, output: str) -> dict[str, Json]:
         """Body of the request to the endpoint."""
         question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
-        reference = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, ensure_ascii=False)
-        text = Template(self.prompt).safe_substitute(question=question, reference=reference, answer=output)
+        reference = (
+            item.answer
+            if isinstance(item.answer, str)
+            else json.dumps(item.answer, ensure_ascii=False)
+        )
+        text = Template(self.prompt).safe_substitute(
+            question=question, reference=reference, answer=output
+        )
         system: list[Json] = [{"role": "system", "content": self.system}] if self.system else []
         messages: list[Json] = [*system, {"role": "user", "content": text}]
         settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
@@ -104,19 +133,25 @@ class Judge:
         """The response's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
         secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not re.fullmatch("[!-~]+", secret):
-            raise UserError(f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)")
+            raise UserError(
+                f"judge {self.model}: the environment variable {self.key} holds no key (key='' for none)"
+            )
         reason = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                reply = parsed(post(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret))
+                reply = parsed(
+                    post(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, secret)
+                )
             except ServerError as error:
                 reason = f"HTTP {error.status}: {error}" if error.status else str(error)
                 if error.status and error.status not in RETRIED:
                     break
                 continue
-            content = [part(choice, "message").get("content") for choice in entries(reply, "choices")[:1]]
+            content = [
+                part(choice, "message").get("content") for choice in entries(reply, "choices")[:1]
+            ]
             if content and isinstance(content[0], str):
                 return content[0]
             reason = f"its reply holds no message: {reply!r:.100}"

@@ -24,7 +24,16 @@ from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
 from souping.core.types import Json, Missing, UserError
-from souping.evaluate.servers.process import HOST, Process, ServerError, free_port, models_at, parsed, post, served
+from souping.evaluate.servers.process import (
+    HOST,
+    Process,
+    ServerError,
+    free_port,
+    models_at,
+    parsed,
+    post,
+    served,
+)
 
 LOG_EVERY = 15.0
 """Seconds between two lines on how long a model has been loading."""
@@ -36,7 +45,9 @@ QUIET = {
 }
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "torch")
 """Packages that `transformers serve` imports."""
-Url = Annotated[str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")]
+Url = Annotated[
+    str, Form(r"https?://[^/\s@?#]+(/v1)?/?", "the address of a server, as http://127.0.0.1:8000")
+]
 log = logging.getLogger("souping.evaluate.servers")
 
 
@@ -98,7 +109,11 @@ class Server(ABC):
         common: dict[str, Json] = {"name": self.kind, "version": self.version}
         if self.url is not None:
             return {**common, "url": self.address}
-        return {**common, "extra_args": list(self.extra_args), **{name: vars(self)[name] for name in self.decisive}}
+        return {
+            **common,
+            "extra_args": list(self.extra_args),
+            **{name: vars(self)[name] for name in self.decisive},
+        }
 
     @property
     @abstractmethod
@@ -146,7 +161,9 @@ class Server(ABC):
         port = free_port()
         logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
         log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
-        process = Process(self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log")
+        process = Process(
+            self.command(folder, port), {**QUIET, **os.environ}, logs / f"{log_name}.log"
+        )
 
         def stop() -> None:
             process.stop()
@@ -160,7 +177,9 @@ class Server(ABC):
         except BaseException:  # after Ctrl-C the log is not needed
             stop()
             raise
-        return RunningServer(url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop)
+        return RunningServer(
+            url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop
+        )
 
     def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
         """The id under which the server lists the model, as soon as it does."""
@@ -178,7 +197,9 @@ class Server(ABC):
                 logged = now
                 log.info(f"{self.title} loads {name}: {now - start:.0f} s")
             time.sleep(min(1.0, 0.1 + (now - start) / 10))
-        raise UserError(f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}")
+        raise UserError(
+            f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}"
+        )
 
     @abstractmethod
     def command(self, folder: Path, port: int) -> list[str]:
@@ -198,7 +219,9 @@ def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
     """Those of the packages that an interpreter cannot import."""
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
 
 
 @component
@@ -216,7 +239,12 @@ class VllmServer(Server):
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
-    request: ClassVar[Mapping[str, Json]] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    request: ClassVar[Mapping[str, Json]] = {
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
 
     tensor_parallel_size: Threads = 1
     gpu_memory_utilization: Share = 0.9
@@ -235,7 +263,15 @@ class VllmServer(Server):
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
-        return [self.interpreter, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags, *self.extra_args]
+        return [
+            self.interpreter,
+            "-m",
+            "vllm.entrypoints.cli.main",
+            "serve",
+            str(folder),
+            *flags,
+            *self.extra_args,
+        ]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """A server that cannot reload weights keeps its first model."""
@@ -248,7 +284,10 @@ class VllmServer(Server):
             return RunningServer(url=url, model=served(address, folder))
         if re.search(r"device(_config)?=.?cpu", about) and not stores_head(folder):
             raise ServerError("on a CPU, vLLM does not renew tied embeddings in place")
-        order: dict[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        order: dict[str, Json] = {
+            "method": "reload_weights",
+            "kwargs": {"weights_path": str(folder)},
+        }
         post(f"{address}/collective_rpc", order, timeout=self.timeout)
         post(f"{address}/reset_prefix_cache", {}, timeout=60.0)
         models = models_at(address)
@@ -287,7 +326,16 @@ class TransformersServer(Server):
         return ModelHost(dtype=self.dtype, url=self.url)
 
     def command(self, folder: Path, port: int) -> list[str]:
-        flags = ["--host", HOST, "--port", str(port), "--device", self.device, "--dtype", self.dtype]
+        flags = [
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--device",
+            self.device,
+            "--dtype",
+            self.dtype,
+        ]
         flags += ["--trust-remote-code"] if self.trust_remote_code else []
         module = "transformers.cli.transformers"
         return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]

@@ -102,7 +102,11 @@ class Process:
             text = log.read(LONGEST).decode("utf-8", errors="replace")
         lines = [line.strip(" │|") for line in text.splitlines()]
         lines = [line for line in lines if line and not re.fullmatch(r"[─╭╰╮╯=\-]+", line)]
-        errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b.*:|(?i:error):|^usage:", line)]
+        errors = [
+            line
+            for line in lines
+            if re.search(r"\b\w*(Error|Exception)\b.*:|(?i:error):|^usage:", line)
+        ]
         return safe((errors or lines or ["its log is empty"])[-1][:300])
 
 
@@ -111,8 +115,13 @@ class PidGuard:
 
     def __init__(self, pids: Sequence[int]) -> None:
         roots = _running(pids)  # once one is gone, its children have another parent
-        self._processes = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        self._guard = _start("watch", [str(one.pid) for one in self._processes], os.environ, subprocess.DEVNULL)
+        self._processes = [
+            *roots,
+            *(child for root in roots for child in root.children(recursive=True)),
+        ]
+        self._guard = _start(
+            "watch", [str(one.pid) for one in self._processes], os.environ, subprocess.DEVNULL
+        )
 
     def stop(self) -> None:
         """End them now; returns when they are gone."""
@@ -134,7 +143,9 @@ def _end(processes: Sequence[psutil.Process]) -> None:
         _, processes = psutil.wait_procs(processes, ORPHANED)
 
 
-def _start(task: str, words: Sequence[str], environment: Mapping[str, str], out: int) -> subprocess.Popen[bytes]:
+def _start(
+    task: str, words: Sequence[str], environment: Mapping[str, str], out: int
+) -> subprocess.Popen[bytes]:
     """Start a function of this file in a guard, a process that finds this package and does not pass it on."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from souping.evaluate.servers import process; process.{task}()"
     return subprocess.Popen(
@@ -202,7 +213,9 @@ def post(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> s
             and above.
     """
     responses: list[str | ServerError] = []
-    thread = threading.Thread(target=lambda: responses.append(_response(url, body, timeout, key)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: responses.append(_response(url, body, timeout, key)), daemon=True
+    )
     thread.start()
     thread.join(timeout)  # the client's own limit starts again with every byte that arrives
     response = responses[0] if responses else ServerError(f"no whole answer after {timeout:g} s")
@@ -223,7 +236,10 @@ def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerErr
     import httpx
 
     end = time.monotonic() + timeout
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    headers = {
+        "Content-Type": "application/json",
+        **({"Authorization": f"Bearer {key}"} if key else {}),
+    }
     method, sent = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
     try:
         client = _client(urlsplit(url).hostname in LOCAL)
@@ -236,7 +252,9 @@ def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerErr
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return ServerError(f"no answer ({type(error).__name__}: {error})")
     text = data.decode("utf-8", errors="replace")
-    return text if response.is_success else ServerError(_reason(response, text), response.status_code)
+    return (
+        text if response.is_success else ServerError(_reason(response, text), response.status_code)
+    )
 
 
 def _reason(response: httpx.Response, text: str) -> str:

@@ -64,7 +64,10 @@ def model_of(name: str, sizes: dict[str, int]) -> GPTModel:
         add_qkv_bias=name.startswith("qwen2"), **experts, **sizes,
     )  # fmt: skip
     spec = get_gpt_layer_local_spec(
-        num_experts=4 if moe else None, moe_grouped_gemm=False, qk_layernorm=moe, normalization="RMSNorm"
+        num_experts=4 if moe else None,
+        moe_grouped_gemm=False,
+        qk_layernorm=moe,
+        normalization="RMSNorm",
     )
     return GPTModel(
         config, spec, vocab_size=PADDED, max_sequence_length=64, position_embedding_type="rope", rotary_base=10000,
@@ -76,7 +79,10 @@ def model_of(name: str, sizes: dict[str, int]) -> GPTModel:
 def pour(model: GPTModel, hub: torch.nn.Module, name: str) -> None:
     """Weights of Hugging Face into the part of the model that this process holds."""
     weights = hub.state_dict()
-    tp, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    tp, rank = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    )
     state = dict(model.named_parameters())
 
     def put(key: str, value: torch.Tensor, dim: int | None = None) -> None:
@@ -99,7 +105,9 @@ def pour(model: GPTModel, hub: torch.nn.Module, name: str) -> None:
         to, at = f"decoder.layers.{layer}.", f"model.layers.{layer + offset}."
         for kind in ("weight", "bias")[: 1 + name.startswith("qwen2")]:
             q, k, v = (weights[f"{at}self_attn.{part}_proj.{kind}"] for part in "qkv")
-            groups = [torch.cat([q[16 * g :][:16], k[8 * g :][:8], v[8 * g :][:8]]) for g in range(2)]
+            groups = [
+                torch.cat([q[16 * g :][:16], k[8 * g :][:8], v[8 * g :][:8]]) for g in range(2)
+            ]
             put(f"{to}self_attention.linear_qkv.{kind}", torch.cat(groups), 0)
         put(f"{to}self_attention.linear_proj.weight", weights[f"{at}self_attn.o_proj.weight"], 1)
         put(f"{to}input_layernorm.weight", weights[f"{at}input_layernorm.weight"])
@@ -142,14 +150,18 @@ def logits_of(model: GPTModel, name: str) -> torch.Tensor:
         dist.broadcast(out := out.contiguous(), 1)
         return out
     out = model(TOKENS, positions, mask).contiguous()
-    parts = [torch.empty_like(out) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
+    parts = [
+        torch.empty_like(out) for _ in range(parallel_state.get_tensor_model_parallel_world_size())
+    ]
     dist.all_gather(parts, out, group=parallel_state.get_tensor_model_parallel_group())
     return torch.cat(parts, -1)
 
 
 def make(name: str, folder: Path) -> None:
     sizes = SIZES_OF[name]
-    parallel_state.initialize_model_parallel(**{key: size for key, size in sizes.items() if key.endswith("_size")})
+    parallel_state.initialize_model_parallel(
+        **{key: size for key, size in sizes.items() if key.endswith("_size")}
+    )
     kind = HUB[name.rpartition("_")[0]]
     hub = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SIZES | kind))
     fill(dict(hub.named_parameters()))
@@ -167,7 +179,11 @@ def make(name: str, folder: Path) -> None:
         (folder / "latest_checkpointed_iteration.txt").write_text("10")
     dist.barrier()
     metadata = {"singleton_local_shards": True} if name == "llama_split" else None
-    state = {"model": model.sharded_state_dict(metadata=metadata), "iteration": 10, "checkpoint_version": 3.0}
+    state = {
+        "model": model.sharded_state_dict(metadata=metadata),
+        "iteration": 10,
+        "checkpoint_version": 3.0,
+    }
     dist_checkpointing.save(state, str(target), ("torch_dist", 1))
     parallel_state.destroy_model_parallel()
 

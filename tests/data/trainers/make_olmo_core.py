@@ -37,14 +37,18 @@ def make(name: str, folder: Path) -> None:
         with torch.no_grad():
             logits = model(TOKENS)
         kind = {"model_type": name, "architectures": [f"{name.capitalize()}ForCausalLM"]}
-        export = convert_state_to_hf(AutoConfig.for_model(**SIZES, model_type=name), dict(model.state_dict()))
+        export = convert_state_to_hf(
+            AutoConfig.for_model(**SIZES, model_type=name), dict(model.state_dict())
+        )
         write(folder, kind, export, logits)
     mesh = init_device_mesh("cpu", (2,))
     for block in model.blocks.values():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    save_model_and_optim_state(folder / "step10" / "model_and_optim", model, optimiser, save_overwrite=True)
+    save_model_and_optim_state(
+        folder / "step10" / "model_and_optim", model, optimiser, save_overwrite=True
+    )
 
 
 if __name__ == "__main__":

@@ -22,15 +22,31 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True, "decoder_sparse_step": 1}
+EXPERTS = {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+}
 HUB = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
-    "qwen3_moe": {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, **EXPERTS},
-    "mixtral": {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 4},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 4,
+        **EXPERTS,
+    },
+    "mixtral": {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 4,
+    },
 }
 
 
-def save_verl(model: PreTrainedModel, folder: Path, kind: dict[str, object], logits: torch.Tensor) -> None:
+def save_verl(
+    model: PreTrainedModel, folder: Path, kind: dict[str, object], logits: torch.Tensor
+) -> None:
     """By verl's manager; the export is that of its merger, which writes bfloat16."""
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
@@ -38,21 +54,35 @@ def save_verl(model: PreTrainedModel, folder: Path, kind: dict[str, object], log
 
     actor = folder / "global_step_10" / "actor"
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
-    manager = FSDPCheckpointManager(model, processing_class=words, checkpoint_config={"save_contents": ["model"]})
+    manager = FSDPCheckpointManager(
+        model, processing_class=words, checkpoint_config={"save_contents": ["model"]}
+    )
     manager.save_checkpoint(str(actor), global_step=10)
     if dist.get_rank() == 0:
         merged = folder / "merged"
-        settings = {"operation": "merge", "backend": "fsdp", "local_dir": str(actor), "target_dir": str(merged)}
-        FSDPModelMerger(ModelMergerConfig(**settings, hf_model_config_path=str(actor / "huggingface"))).merge_and_save()
+        settings = {
+            "operation": "merge",
+            "backend": "fsdp",
+            "local_dir": str(actor),
+            "target_dir": str(merged),
+        }
+        FSDPModelMerger(
+            ModelMergerConfig(**settings, hf_model_config_path=str(actor / "huggingface"))
+        ).merge_and_save()
         export = load_file(merged / "model.safetensors")
         write(folder, kind, {name: tensor.float() for name, tensor in export.items()}, logits)
         shutil.rmtree(merged)
 
 
-def save_dcp(model: PreTrainedModel, folder: Path, kind: dict[str, object], logits: torch.Tensor) -> None:
+def save_dcp(
+    model: PreTrainedModel, folder: Path, kind: dict[str, object], logits: torch.Tensor
+) -> None:
     """Model and optimiser below an app's name; the export is what `save_pretrained` wrote before."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimiser)}
+    state = {
+        "model": get_model_state_dict(model),
+        "optim": get_optimizer_state_dict(model, optimiser),
+    }
     dcp.save({"app": state}, checkpoint_id=folder / "step-10")
     if dist.get_rank() == 0:
         write(folder, kind, load_file(folder / "hub" / "model.safetensors"), logits)

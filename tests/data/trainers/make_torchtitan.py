@@ -37,17 +37,32 @@ def llama() -> tuple[Any, Any, dict[str, Any]]:
     rope = ComplexRoPE.Config(dim=8, max_seq_len=64, theta=10000.0)
     layers = llama3._build_llama3_layers(hidden_dim=24, rope=rope, **SHAPE)
     config = llama3.Llama3Model.Config(layers=layers, **ENDS)
-    return config, llama3.Llama3StateDictAdapter, {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    return (
+        config,
+        llama3.Llama3StateDictAdapter,
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    )
 
 
 def qwen3_moe() -> tuple[Any, Any, dict[str, Any]]:
     rope = CosSinRoPE.Config(dim=8, max_seq_len=64, theta=10000.0)
     layers = qwen3._build_qwen3_moe_layers(
-        head_dim=8, moe_hidden_dim=16, num_experts=4, top_k=2, rope=rope, moe_comm_backend="standard", **SHAPE
+        head_dim=8,
+        moe_hidden_dim=16,
+        num_experts=4,
+        top_k=2,
+        rope=rope,
+        moe_comm_backend="standard",
+        **SHAPE,
     )
     config = qwen3.Qwen3Model.Config(layers=layers, **ENDS)
     kind = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}
-    moe = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True, "rms_norm_eps": 1e-6}
+    moe = {
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-6,
+    }
     return config, qwen3.Qwen3StateDictAdapter, kind | moe
 
 

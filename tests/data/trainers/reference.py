@@ -47,15 +47,28 @@ def fill(parameters: Mapping[str, torch.Tensor], seed: int = 0) -> None:
     for name, parameter in sorted(parameters.items()):
         noise = torch.randn(parameter.shape, generator=generator) * 0.2
         with torch.no_grad():
-            parameter.copy_((noise + 1 if "norm" in name and parameter.dim() == 1 else noise).bfloat16())
+            parameter.copy_(
+                (noise + 1 if "norm" in name and parameter.dim() == 1 else noise).bfloat16()
+            )
 
 
-def write(folder: Path, config: Mapping[str, Any], export: Mapping[str, torch.Tensor], logits: torch.Tensor) -> None:
+def write(
+    folder: Path,
+    config: Mapping[str, Any],
+    export: Mapping[str, torch.Tensor],
+    logits: torch.Tensor,
+) -> None:
     """`export` are the tensors under Hugging Face names as the tool itself converts them."""
     (folder / "config.json").write_text(json.dumps(SIZES | dict(config), indent=1) + "\n")
     table = {
-        name: [list(tensor.shape), hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()]
+        name: [
+            list(tensor.shape),
+            hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest(),
+        ]
         for name, tensor in sorted(export.items())
     }
     (folder / "export.json").write_text(json.dumps(table, indent=1) + "\n")
-    save_file({"tokens": TOKENS, "logits": logits.detach().float().contiguous()}, folder / "logits.safetensors")
+    save_file(
+        {"tokens": TOKENS, "logits": logits.detach().float().contiguous()},
+        folder / "logits.safetensors",
+    )

@@ -38,13 +38,17 @@ def items(bfcl: Environment) -> tuple[Item, ...]:
 
 
 def test_the_files_are_whole(bfcl: Environment) -> None:
-    counts = Counter(item.category for item in BfclBenchmark(data=bfcl.data, categories=tuple(SIZES)).items())
+    counts = Counter(
+        item.category for item in BfclBenchmark(data=bfcl.data, categories=tuple(SIZES)).items()
+    )
     assert counts == SIZES
     assert sum(counts.values()) == 4441
     assert len(counts) == 17
 
 
-def test_items_over_one_function_document_share_a_group(bfcl: Environment, items: Sequence[Item]) -> None:
+def test_items_over_one_function_document_share_a_group(
+    bfcl: Environment, items: Sequence[Item]
+) -> None:
     groups: dict[str, set[str]] = {}
     for item in items:
         for doc in item.answer["functions"]:
@@ -68,9 +72,15 @@ def test_folds_do_not_depend_on_the_categories(bfcl: Environment) -> None:
 
 def test_right_answers_are_right(bfcl: Environment, items: Sequence[Item], tmp_path: Path) -> None:
     found = score(bfcl, tmp_path, items, {item.id: right_answer(item) for item in items})
-    assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(UNMET)
+    assert {item.id for item, record in zip(items, found, strict=True) if not record.score} == set(
+        UNMET
+    )
     assert Counter(item.category for item in items).keys() == set(SINGLE_TURN)
-    ours = {item.id for item, r in zip(items, found, strict=True) if scoring.score(item, r.output) != r.score}
+    ours = {
+        item.id
+        for item, r in zip(items, found, strict=True)
+        if scoring.score(item, r.output) != r.score
+    }
     # our scorer takes the quotes off strings in Java arrays, bfcl-eval leaves them on
     assert ours == {name for name, reason in UNMET.items() if reason == "array of strings"}
 
@@ -97,7 +107,11 @@ def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path
     ((name, allowed),) = item.answer["calls"][0].items()
     arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
     xlam = json.dumps([{"name": name, "arguments": arguments}])
-    wants = {"watt-ai/watt-tool-8B": python, "Salesforce/Llama-xLAM-2-8b-fc-r": xlam, "chat-template": python}
+    wants = {
+        "watt-ai/watt-tool-8B": python,
+        "Salesforce/Llama-xLAM-2-8b-fc-r": xlam,
+        "chat-template": python,
+    }
     for handler, answer in wants.items():
         for text, right in ((answer, 1.0), (xlam if answer == python else python, 0.0)):
             root = tmp_path / f"{handler}{right}".replace("/", "_")
@@ -108,7 +122,11 @@ def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path
 @pytest.mark.slow
 def test_turns_are_checked_by_running_their_calls(bfcl: Environment, tmp_path: Path) -> None:
     items = BfclBenchmark(data=bfcl.data, categories=MULTI_TURN, limit=12).items()
-    named = [item for item in items if all(_named(call) for turn in item.answer["turns"] for call in turn)]
+    named = [
+        item
+        for item in items
+        if all(_named(call) for turn in item.answer["turns"] for call in turn)
+    ]
     assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
     right = {item.id: [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]] for item in named}
     for silent in (False, True):
@@ -136,7 +154,9 @@ def test_the_overall_by_hand() -> None:
 def test_what_was_not_evaluated_is_not_zero() -> None:
     assert value(Bfcl(), {"simple_python": 0.4, "multiple": 0.8}) == pytest.approx(0.6)
     single = dict.fromkeys(SINGLE_TURN, 0.5)
-    assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx((0.5 + 0.5 + 0.5 * 258 / 2251) / 2)
+    assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx(
+        (0.5 + 0.5 + 0.5 * 258 / 2251) / 2
+    )
     (note,) = Bfcl().notes(SINGLE_TURN)
     assert "without multi_turn_base, multi_turn_miss_func" in note
     assert Bfcl().notes(list(SIZES)) == []

@@ -32,14 +32,18 @@ SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
 COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 served = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
+    any(importlib.util.find_spec(name) is None for name in NEEDS),
+    reason="needs the extra `serving`",
 )
 
 
 def prompt(item: Item) -> str:
     """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
     hint = " Note that the provided function is in Python 3 syntax."
-    docs = [json.dumps({**doc, "description": doc["description"] + hint}) for doc in item.answer["functions"]]
+    docs = [
+        json.dumps({**doc, "description": doc["description"] + hint})
+        for doc in item.answer["functions"]
+    ]
     return "\n".join([*docs, *(f"User: {m['content']}" for m in item.prompt), "Call:"])
 
 
@@ -48,7 +52,9 @@ def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[I
     found = []
     for name in categories:
         items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
-        found += sorted((item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item)))[:count]
+        found += sorted(
+            (item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item))
+        )[:count]
     return found
 
 
@@ -73,7 +79,14 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that is there already and loads what it is asked for."""
     port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        "--host",
+        "127.0.0.1",
+    ]
     command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with started(command, port, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
@@ -86,7 +99,11 @@ class TestGenerate:
         asked = [*shortest(bfcl, ("simple_python", "irrelevance"), 2)]
         asked += BfclBenchmark(data=bfcl.data, categories=("live_multiple",), limit=1).items()
         evaluator = BfclEvaluator(
-            server=SERVER, categories=["single_turn"], handler="plain", temperature=0.0, max_tokens=12
+            server=SERVER,
+            categories=["single_turn"],
+            handler="plain",
+            temperature=0.0,
+            max_tokens=12,
         )
         try:
             found = evaluator.evaluate(table(COOK), asked)
@@ -102,22 +119,38 @@ class TestGenerate:
         assert "does not fit the context of 512 tokens" in found[4].output
         assert (found[4].outcome, found[4].score) == ("unanswered", 0.0)
         assert found[4].reason == "the prompt does not fit the context of 512 tokens"
-        assert [(record.output, record.outcome) for record in found[:4]] == [greedy(item, 12) for item in asked[:4]]
+        assert [(record.output, record.outcome) for record in found[:4]] == [
+            greedy(item, 12) for item in asked[:4]
+        ]
         assert all(0 < record.prompt_tokens < 512 for record in found[:4])
 
-    def test_handlers_ask_in_their_own_ways(self, bfcl: Environment, roomy: Path, address: str) -> None:
+    def test_handlers_ask_in_their_own_ways(
+        self, bfcl: Environment, roomy: Path, address: str
+    ) -> None:
         asked = shortest(bfcl, ("simple_python", "simple_java"), 1)
         evaluator = BfclEvaluator(
-            server=TransformersServer(url=address), categories=["single_turn"], temperature=0.0, max_tokens=6, threads=2
+            server=TransformersServer(url=address),
+            categories=["single_turn"],
+            temperature=0.0,
+            max_tokens=6,
+            threads=2,
         )
         texts = {}
-        for handler in ("plain", "chat-template", "watt-ai/watt-tool-8B", "Salesforce/Llama-xLAM-2-8b-fc-r"):
+        for handler in (
+            "plain",
+            "chat-template",
+            "watt-ai/watt-tool-8B",
+            "Salesforce/Llama-xLAM-2-8b-fc-r",
+        ):
             found = replace(evaluator, handler=handler).evaluate(table(roomy), asked)
-            assert not [record.output for record in found if record.output.startswith("Error")], handler
+            assert not [record.output for record in found if record.output.startswith("Error")], (
+                handler
+            )
             texts[handler] = tuple(record.output for record in found)
         assert len(set(texts.values())) > 1
         with pytest.raises(
-            UserError, match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain"
+            UserError,
+            match=r"no item could be evaluated: the tokenizer has no chat template; evaluator.handler=plain",
         ):
             evaluator.evaluate(table(COOK), asked)
         evaluator.close()
@@ -127,30 +160,43 @@ def greedy(item: Item, tokens: int) -> tuple[str, str]:
     """What the model writes after the item's prompt by transformers itself, and how it ends."""
     tokenizer = AutoTokenizer.from_pretrained(COOK)
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
-    out = load_module(COOK, ModuleSettings()).generate(**inputs, do_sample=False, max_new_tokens=tokens)
+    out = load_module(COOK, ModuleSettings()).generate(
+        **inputs, do_sample=False, max_new_tokens=tokens
+    )
     written = out[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokenizer.decode(written, skip_special_tokens=True), "truncated" if len(written) >= tokens else "finished"
+    return tokenizer.decode(written, skip_special_tokens=True), "truncated" if len(
+        written
+    ) >= tokens else "finished"
 
 
 def test_a_dead_server_stops_the_run(bfcl: Environment) -> None:
     evaluator = BfclEvaluator(server=DeadServer(), categories=["single_turn"], handler="plain")
-    with pytest.raises(UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"):
+    with pytest.raises(
+        UserError, match=r"^bfcl-eval: the server at http://127.0.0.1:9/v1 does not answer"
+    ):
         evaluator.evaluate(table(COOK), shortest(bfcl, ("simple_python",), 1))
 
 
 def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     shutil.copytree(roomy, folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["x.Y"]}}
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {
+        "auto_map": {"AutoTokenizer": ["x.Y"]}
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="names code of its own"):
-        BfclEvaluator(server=DeadServer()).evaluate(table(folder), shortest(bfcl, ("simple_python",), 1))
+        BfclEvaluator(server=DeadServer()).evaluate(
+            table(folder), shortest(bfcl, ("simple_python",), 1)
+        )
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"handlers": {"java_cok": "plain"}}, r"evaluator\.handlers=java_cok .*did you mean java_cook"),
+        (
+            {"handlers": {"java_cok": "plain"}},
+            r"evaluator\.handlers=java_cok .*did you mean java_cook",
+        ),
         ({"handler": "plaid"}, r"evaluator\.handler=plaid"),
         ({"temperature": 0.6}, "temperature=0.6"),
     ],
@@ -162,7 +208,9 @@ def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str
 
 def test_a_candidate_may_have_a_handler_of_its_own() -> None:
     """Its answers are keyed by that handler alone, whatever the handlers of others are."""
-    evaluator = BfclEvaluator(server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"})
+    evaluator = BfclEvaluator(
+        server=SERVER, handler="plain", handlers={"b": "watt-ai/watt-tool-8B"}
+    )
     for one, handler in (
         (recipe(1.0, names=("a",)), "plain"),
         (recipe(1.0, names=("b",)), "watt-ai/watt-tool-8B"),
@@ -170,19 +218,36 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
     ):
         own = evaluator.for_recipe(one)
         assert own.handler == handler
-        assert own.fingerprint == BfclEvaluator(server=SERVER, handler=handler).fingerprint != evaluator.fingerprint
+        assert (
+            own.fingerprint
+            == BfclEvaluator(server=SERVER, handler=handler).fingerprint
+            != evaluator.fingerprint
+        )
 
 
 def test_what_changes_answers_changes_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
     assert evaluator.fingerprint == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
-        *((change, True) for change in ({"temperature": 0.0}, {"max_tokens": 9}, {"handler": "x"}, {"server": SERVER})),
-        *((change, False) for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})),
+        *(
+            (change, True)
+            for change in (
+                {"temperature": 0.0},
+                {"max_tokens": 9},
+                {"handler": "x"},
+                {"server": SERVER},
+            )
+        ),
+        *(
+            (change, False)
+            for change in ({"threads": 2}, {"batch_size": 3}, {"limit": 3}, {"dir": "x"})
+        ),
         *((change, False) for change in ({"categories": ["live"]}, {"replicates": 2})),
     ]
     for change, differs in table:
-        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, change
+        assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, (
+            change
+        )
     assert replace(evaluator, replicates=2).look != evaluator.look
 
 
@@ -190,14 +255,29 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
 @pytest.mark.slow
 def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
     asked = shortest(bfcl, ("simple_python", "irrelevance"), 10)
-    words = ["evaluator=bfcl", f"evaluator.dir={bfcl.folder}", f"server.url={address}", "selector=all", "analysis=[]"]
-    words += [f"evaluator.ids=[{','.join(item.id for item in asked)}]", f"pool.candidates=[{COOK},{OTHER}]"]
-    words += ["evaluator.categories=[simple_python,irrelevance]", "evaluator.max_tokens=12", "evaluator.threads=2"]
+    words = [
+        "evaluator=bfcl",
+        f"evaluator.dir={bfcl.folder}",
+        f"server.url={address}",
+        "selector=all",
+        "analysis=[]",
+    ]
+    words += [
+        f"evaluator.ids=[{','.join(item.id for item in asked)}]",
+        f"pool.candidates=[{COOK},{OTHER}]",
+    ]
+    words += [
+        "evaluator.categories=[simple_python,irrelevance]",
+        "evaluator.max_tokens=12",
+        "evaluator.threads=2",
+    ]
     words += ["evaluator.handlers={python_cook:plain,script_cook:plain}", "name=served"]
     words += ["evaluator.handler=plain", "optimiser=fixed", "optimiser.weights=[0.5,0.5]"]
     done = souping(*words)
     assert done.code == 0, done.err
-    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json"))
+    (report,) = (
+        json.loads(path.read_text()) for path in tmp_path.glob("outputs/served/*/report.json")
+    )
     with next(tmp_path.glob("outputs/served/*/trials.csv")).open() as lines:
         trials = list(csv.DictReader(lines))
     assert [float(trial["objective"]) > 0.0 for trial in trials] == [True]
@@ -211,5 +291,7 @@ def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Pa
     assert again.code == 2, again.err  # another server is another evaluator
     again = souping(*words)
     assert again.code == 0, again.err
-    latest = max(tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns)
+    latest = max(
+        tmp_path.glob("outputs/served/*/report.json"), key=lambda path: path.stat().st_mtime_ns
+    )
     assert json.loads(latest.read_text())["cost"]["evaluated_items"] == 0

@@ -28,7 +28,14 @@ COOK = Path(pantry.path("python_cook"))
 
 USED = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
 CHOICE = {"index": 0, "text": "[f(x=1)]", "finish_reason": "stop"}
-GOOD = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "choices": [CHOICE], "usage": USED}
+GOOD = {
+    "id": "1",
+    "object": "text_completion",
+    "created": 0,
+    "model": "m",
+    "choices": [CHOICE],
+    "usage": USED,
+}
 
 
 class Completions:
@@ -78,7 +85,9 @@ class There(VllmServer):
 
 def evaluator(server: Completions, **more: Any) -> BfclEvaluator:
     where = There(port=server.port)
-    return BfclEvaluator(server=where, categories=["irrelevance"], handler="plain", threads=1, **more)
+    return BfclEvaluator(
+        server=where, categories=["irrelevance"], handler="plain", threads=1, **more
+    )
 
 
 @pytest.fixture
@@ -123,7 +132,12 @@ def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item,
     assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2
     assert [record.replicate for record in found] == [1, 1]
     for body in server.asked:
-        assert (body["top_p"], body["min_p"], body["temperature"], body["max_tokens"]) == (1.0, 0.0, 0.001, 7)
+        assert (body["top_p"], body["min_p"], body["temperature"], body["max_tokens"]) == (
+            1.0,
+            0.0,
+            0.001,
+            7,
+        )
         assert (body["model"], body["prompt"][-6:]) == ("served-name", "\nCall:")
 
 
@@ -146,13 +160,18 @@ def test_what_is_no_completion_is_no_answer(server: Completions, many: tuple[Ite
     garbage = [b"", b"\x00\xff", b"{}", b"null", {**GOOD, "choices": []}, {**GOOD, "choices": [5]}]
     server.bodies = [*garbage, with_choice(text="half \ud800 \x1b[2J")]
     found = evaluator(server).evaluate(TABLE, many[: len(garbage) + 2])
-    assert sorted(record.output for record in found if record.outcome == "finished") == ["[f(x=1)]", "half ? \x1b[2J"]
+    assert sorted(record.output for record in found if record.outcome == "finished") == [
+        "[f(x=1)]",
+        "half ? \x1b[2J",
+    ]
     reasons = {record.reason for record in found if record.outcome == "unanswered"}
     assert all(0 < len(reason) <= 80 and reason.isprintable() for reason in reasons)
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers_is_given_up(server: Completions, items: tuple[Item, ...]) -> None:
+def test_a_server_that_never_answers_is_given_up(
+    server: Completions, items: tuple[Item, ...]
+) -> None:
     server.status = None
     with pytest.raises(UserError, match=r"^bfcl-eval: no answer for 12 s: .*evaluator.timeout"):
         evaluator(server, timeout=12.0).evaluate(TABLE, items[:1])
@@ -171,7 +190,9 @@ asking.evaluate(TABLE, asking.benchmark.items())
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 @pytest.mark.slow
-def test_nothing_outlives_the_run(server: Completions, items: tuple[Item, ...], number: int) -> None:
+def test_nothing_outlives_the_run(
+    server: Completions, items: tuple[Item, ...], number: int
+) -> None:
     server.status = None
     command = [sys.executable, "-c", WAITING, str(ROOT), str(server.port), items[0].id]
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL)

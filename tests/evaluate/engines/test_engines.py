@@ -34,7 +34,9 @@ from tests.support.live import live
 
 FOLDER = pantry.path("python_cook")
 WISHED = ModuleSettings(device="cuda:1", dtype="float16", trust_remote_code=True)
-ITEMS = [Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer="") for i in range(5)]
+ITEMS = [
+    Item(id=str(i), category="c", prompt=f"cook number {i} of them", answer="") for i in range(5)
+]
 
 
 @pytest.fixture(params=[TransformersEngine, VllmEngine], ids=["transformers", "vllm"])
@@ -49,11 +51,15 @@ def pantry_model() -> Any:
     return live(FOLDER)
 
 
-def answers(asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], replicate: int = 0) -> list[Answer]:
+def answers(
+    asked: LocalEvaluator, pantry_model: Any, items: Sequence[Item], replicate: int = 0
+) -> list[Answer]:
     return asked.engine.generate(asked, pantry_model, items, replicate)
 
 
-def test_an_answer_for_every_item_in_order_and_the_same_again(asked: LocalEvaluator, pantry_model: Any) -> None:
+def test_an_answer_for_every_item_in_order_and_the_same_again(
+    asked: LocalEvaluator, pantry_model: Any
+) -> None:
     told = answers(asked, pantry_model, ITEMS)
     assert len(told) == len(ITEMS)
     assert answers(asked, pantry_model, ITEMS) == told
@@ -69,14 +75,19 @@ def test_an_answer_ends_at_a_stop_text(asked: LocalEvaluator, pantry_model: Any)
     assert answers(stopped, pantry_model, ITEMS[:1])[0].text == whole[: whole.index(whole[1])]
 
 
-def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, pantry_model: Any) -> None:
+def test_an_answer_knows_its_prompt_and_its_tokens(
+    asked: LocalEvaluator, pantry_model: Any
+) -> None:
     (told,) = answers(asked, pantry_model, ITEMS[:1])
     prompt = pantry_model.tokenizer(ITEMS[0].prompt)["input_ids"]
     assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
     ended = SimpleNamespace(**{**vars(pantry_model), "eos_token_ids": (told.tokens[1],)})
     (short,) = answers(asked, ended, ITEMS[:1])
-    assert pantry_model.tokenizer.decode(told.tokens[:1]) == short.text or asked.engine.model_form == "folder"
+    assert (
+        pantry_model.tokenizer.decode(told.tokens[:1]) == short.text
+        or asked.engine.model_form == "folder"
+    )
 
 
 def test_a_prompt_that_does_not_fit_is_unanswered(asked: LocalEvaluator, pantry_model: Any) -> None:
@@ -105,7 +116,11 @@ VLLM = replace(LOCAL, engine=VllmEngine())
 
 def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     assert "engine" not in LOCAL.settings
-    assert LOCAL.fingerprint == digest(LOCAL.settings) == replace(LOCAL, engine=TransformersEngine()).fingerprint
+    assert (
+        LOCAL.fingerprint
+        == digest(LOCAL.settings)
+        == replace(LOCAL, engine=TransformersEngine()).fingerprint
+    )
     engines: list[dict[str, Any]] = [
         {"tensor_parallel_size": 2},
         {"max_model_len": 99},
@@ -119,12 +134,17 @@ def test_the_fingerprint_covers_what_changes_answers_and_nothing_else() -> None:
     changed += [replace(VLLM, **change) for change in evaluators]
     assert len({one.fingerprint for one in [LOCAL, VLLM, *changed]}) == 2 + len(changed)
     engine = VllmEngine(gpu_memory_utilization=0.3)
-    assert replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint == VLLM.fingerprint
+    assert (
+        replace(VLLM, engine=engine, dtype="bfloat16", threads=7, workers=3).fingerprint
+        == VLLM.fingerprint
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
 def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) -> None:
-    souping(*pool_of(family), "engine=vllm").refused(f"the package vllm is not installed: {install('vllm')}")
+    souping(*pool_of(family), "engine=vllm").refused(
+        f"the package vllm is not installed: {install('vllm')}"
+    )
 
 
 @pytest.fixture
@@ -154,7 +174,9 @@ def two_soups(family: Path, tmp_path: Path) -> None:
         opened.close()
 
 
-def test_soups_reach_the_workers_as_folders(family: Path, tmp_path: Path, sinks: SimpleNamespace) -> None:
+def test_soups_reach_the_workers_as_folders(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
     two_soups(family, tmp_path)
     (sink,) = sinks.all
     assert len(sink.got) == 2
@@ -170,7 +192,10 @@ def test_soups_reach_the_workers_as_folders(family: Path, tmp_path: Path, sinks:
 def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace) -> None:
     served = live(family / "ant")
     served.eos_token_ids = (1, 3)
-    items = [Item(id=str(i), category="c", prompt="a" * length, answer="") for i, length in enumerate((9, 127))]
+    items = [
+        Item(id=str(i), category="c", prompt="a" * length, answer="")
+        for i, length in enumerate((9, 127))
+    ]
     engine = VllmEngine()
     replace(LOCAL, engine=engine).evaluate(served, items)
     (sink,) = sinks.all

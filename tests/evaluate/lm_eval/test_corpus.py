@@ -36,11 +36,15 @@ def translations(count: int, noise: float, seed: int) -> tuple[list[str], list[s
         return errors.choice([[], [], [word, word], [errors.choice(WORDS)], [errors.choice(WORDS)]])
 
     references = [" ".join(dice.choices(WORDS, k=dice.randint(6, 14))) + "." for _ in range(count)]
-    texts = [" ".join(w for word in reference.split() for w in changed(word)) for reference in references]
+    texts = [
+        " ".join(w for word in reference.split() for w in changed(word)) for reference in references
+    ]
     return references, texts
 
 
-def statistics(kind: str, references: Sequence[str], texts: Sequence[str]) -> list[tuple[float, ...]]:
+def statistics(
+    kind: str, references: Sequence[str], texts: Sequence[str]
+) -> list[tuple[float, ...]]:
     return [measure(kind, [r, t], "item x")[1] for r, t in zip(references, texts, strict=True)]
 
 
@@ -50,12 +54,21 @@ def official(kind: str, references: list[str], texts: list[str]) -> float:
         return float(sacrebleu.corpus_bleu(texts, [references]).score) / 100
     if kind == "ter":
         return 1 - float(sacrebleu.corpus_ter(texts, [references]).score) / 100
-    return float(sacrebleu.corpus_chrf(texts, [references], word_order=2 if kind == "chrf++" else 0).score) / 100
+    return (
+        float(
+            sacrebleu.corpus_chrf(
+                texts, [references], word_order=2 if kind == "chrf++" else 0
+            ).score
+        )
+        / 100
+    )
 
 
 @pytest.mark.parametrize("kind", ["bleu", "chrf", "chrf++", "ter"])
 class TestSacrebleu:
-    @pytest.mark.parametrize(("count", "noise"), [(1, 0.3), (40, 0.0), (40, 0.3), (40, 0.95), (7, 1.0)])
+    @pytest.mark.parametrize(
+        ("count", "noise"), [(1, 0.3), (40, 0.0), (40, 0.3), (40, 0.95), (7, 1.0)]
+    )
     def test_the_mean_is_the_corpus_score(self, kind: str, count: int, noise: float) -> None:
         references, texts = translations(count, noise, seed=count)
         values = pseudo_values(kind, statistics(kind, references, texts))
@@ -89,9 +102,13 @@ class TestAgainstSacrebleusBootstrap:
 
         references, base = translations(300, 0.35, seed=3)
         _, texts = translations(300, noise, seed=4)
-        metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind](references=[references])
+        metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind](
+            references=[references]
+        )
         name = {"bleu": "BLEU", "chrf": "chrF2"}[kind]
-        _, found = PairedTest([("base", base), ("soup", texts)], {name: metric}, None, "bs", n_samples=1000)()
+        _, found = PairedTest(
+            [("base", base), ("soup", texts)], {name: metric}, None, "bs", n_samples=1000
+        )()
         theirs = found[name][1].p_value
         one = np.zeros(300, dtype=np.int64)
         values = [pseudo_values(kind, statistics(kind, references, t)) for t in (texts, base)]
@@ -108,7 +125,9 @@ def test_a_perplexity_is_turned_round() -> None:
 
     raw = [(-9.5, 4), (-30.25, 11), (-2.5, 2)]
     table = [measure("weighted_perplexity", value, "x")[1] for value in raw]
-    assert pseudo_values("weighted_perplexity", table).mean() == pytest.approx(1 / weighted_perplexity(raw))
+    assert pseudo_values("weighted_perplexity", table).mean() == pytest.approx(
+        1 / weighted_perplexity(raw)
+    )
     assert pseudo_values("bits_per_byte", table).mean() == pytest.approx(2 ** -bits_per_byte(raw))
     assert measure("perplexity", -2.0, "x") == (math.exp(-2), (-2.0, 1.0))
 
@@ -136,11 +155,15 @@ def test_f1_and_matthews_correlation(kind: str, wrong: float) -> None:
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> HarnessEvaluator:
     folder = lm_eval_tasks.make(tmp_path_factory.mktemp("tasks"))
-    return HarnessEvaluator(tasks=["translate", "write"], include_path=str(folder), threads=1, device="cpu")
+    return HarnessEvaluator(
+        tasks=["translate", "write"], include_path=str(folder), threads=1, device="cpu"
+    )
 
 
 @pytest.mark.parametrize("metric", slow_unless(["bleu"], ["bleu", "chrf", "ter"]))
-def test_a_category_scores_what_the_harness_says(evaluator: HarnessEvaluator, served: Any, metric: str) -> None:
+def test_a_category_scores_what_the_harness_says(
+    evaluator: HarnessEvaluator, served: Any, metric: str
+) -> None:
     values, results = both(replace(evaluator, metric={"translate": metric}), served)
     theirs = results["translate"][f"{metric},none"] / 100
     assert values[:12].mean() == pytest.approx(1 - theirs if metric == "ter" else theirs, abs=1e-12)
@@ -166,7 +189,9 @@ def both(own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
     ("task", "metric"),
     [("roll", None), ("last", None), pytest.param("roll", "bits_per_byte", marks=pytest.mark.slow)],
 )
-def test_likelihoods_of_whole_texts(evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None) -> None:
+def test_likelihoods_of_whole_texts(
+    evaluator: HarnessEvaluator, served: Any, task: str, metric: str | None
+) -> None:
     own = replace(evaluator, tasks=[task], metric=metric)
     values, results = both(own, served)
     used = own.loaded[task].metric.name

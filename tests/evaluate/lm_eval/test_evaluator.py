@@ -38,7 +38,9 @@ def evaluator(folder: Path) -> HarnessEvaluator:
     return HarnessEvaluator(tasks=ALL, include_path=str(folder), device="cpu", threads=1)  # type: ignore[arg-type]
 
 
-def by_hand(served: SimpleNamespace, folder: Path, tasks: Sequence[Any], **settings: Any) -> dict[str, Any]:
+def by_hand(
+    served: SimpleNamespace, folder: Path, tasks: Sequence[Any], **settings: Any
+) -> dict[str, Any]:
     """What `simple_evaluate` says: {item id: sample} of each task's first filter."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -46,9 +48,13 @@ def by_hand(served: SimpleNamespace, folder: Path, tasks: Sequence[Any], **setti
 
     model = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **settings)
+    found = simple_evaluate(
+        model=model, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **settings
+    )
     assert found is not None
-    return {f"{name}/{s['doc_id']}": s for name, samples in found["samples"].items() for s in samples}
+    return {
+        f"{name}/{s['doc_id']}": s for name, samples in found["samples"].items() for s in samples
+    }
 
 
 def scores(records: Sequence[Record]) -> dict[str, float]:
@@ -59,7 +65,9 @@ def likelihoods(samples: Mapping[str, Any], item: str) -> Any:
     return pytest.approx([likelihood for ((likelihood, _),) in samples[item]["resps"]], abs=2e-4)
 
 
-def test_every_answer_is_the_harness_own(evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path) -> None:
+def test_every_answer_is_the_harness_own(
+    evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
+) -> None:
     items = evaluator.benchmark.items()
     records = evaluator.evaluate(served, items)
     samples = by_hand(served, folder, ALL)
@@ -80,7 +88,11 @@ def test_every_answer_is_the_harness_own(evaluator: HarnessEvaluator, served: Si
     [
         {},
         pytest.param({"num_fewshot": 1, "fewshot_random_seed": 7}, marks=pytest.mark.slow),
-        {"apply_chat_template": True, "system_instruction": "Be brief.", "fewshot_as_multiturn": True},
+        {
+            "apply_chat_template": True,
+            "system_instruction": "Be brief.",
+            "fewshot_as_multiturn": True,
+        },
     ],
     ids=["two shots", "one shot", "chat"],
 )
@@ -91,17 +103,23 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(served.tokenizer, "chat_template", TEMPLATE if "apply_chat_template" in settings else None)
+    monkeypatch.setattr(
+        served.tokenizer, "chat_template", TEMPLATE if "apply_chat_template" in settings else None
+    )
     own = replace(evaluator, tasks=["shots"], **settings)
     samples = by_hand(served, folder, ["shots"], **settings)
     items = own.benchmark.items()
     for asked in (items, [items[7], items[3]]):
         records = own.evaluate(served, asked)
         assert [record.item for record in records] == [item.id for item in asked]
-        assert all(json.loads(record.output) == likelihoods(samples, record.item) for record in records)
+        assert all(
+            json.loads(record.output) == likelihoods(samples, record.item) for record in records
+        )
 
 
-def test_new_weights_in_the_same_module_change_the_answers(evaluator: HarnessEvaluator, family: Path) -> None:
+def test_new_weights_in_the_same_module_change_the_answers(
+    evaluator: HarnessEvaluator, family: Path
+) -> None:
     import torch
 
     mine, other = (live(family / name, evaluator.module_settings()) for name in ("ant", "dog"))
@@ -123,7 +141,9 @@ def test_new_weights_in_the_same_module_change_the_answers(evaluator: HarnessEva
         ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
     ],
 )
-def test_category_and_group(evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str) -> None:
+def test_category_and_group(
+    evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str
+) -> None:
     plain = {i.id: i for i in evaluator.benchmark.items()}["pick2/3"]
     own = replace(evaluator, **settings)  # type: ignore[arg-type]
     item = {i.id: i for i in own.benchmark.items()}["pick2/3"]
@@ -134,17 +154,23 @@ def test_category_and_group(evaluator: HarnessEvaluator, settings: dict[str, Any
 
 def test_the_limit_chooses_documents(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
     first = replace(evaluator, tasks=["pick", "write"], limit=0.25)
-    assert [i.id for i in first.benchmark.items()] == [f"{t}/{n}" for t in ("pick", "write") for n in range(3)]
+    assert [i.id for i in first.benchmark.items()] == [
+        f"{t}/{n}" for t in ("pick", "write") for n in range(3)
+    ]
     data = [{**row, "kind": "abcde"[n // 4]} for n, row in enumerate(lm_eval_tasks.rows(20, 1))]
     lm_eval_tasks.put(tmp_path, "read", data, lm_eval_tasks.CHOICE)
-    own = HarnessEvaluator(tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7)
+    own = HarnessEvaluator(
+        tasks=["read"], include_path=str(tmp_path), category="column:kind", limit=7
+    )
     # some of every category
     assert [item.category for item in own.benchmark.items()] == list("aabbcde")
 
 
 def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
     def prints(**settings: Any) -> dict[str, str]:
-        own = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings)
+        own = HarnessEvaluator(
+            tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings
+        )
         return {i.id: i.fingerprint for i in own.benchmark.items()}
 
     lm_eval_tasks.make(tmp_path)
@@ -158,7 +184,9 @@ def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -
         ({"fewshot_random_seed": 5}, {"shots"}),
     ):
         now = prints(**settings)
-        assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, settings
+        assert {name.split("/")[0] for name in now if now[name] != before[name]} == changed, (
+            settings
+        )
     data = json.loads((tmp_path / "pick.json").read_text())
     data[4]["answer"] = (data[4]["answer"] + 1) % 4
     (tmp_path / "pick.json").write_text(json.dumps(data))
@@ -174,7 +202,10 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
     import sacrebleu
 
     tasks = lm_eval_tasks.from_family(tmp_path / "tasks", family / "items.jsonl")
-    docs = {f"red_green_blue/{n}": d for n, d in enumerate(json.loads((tasks / "red_green_blue.json").read_text()))}
+    docs = {
+        f"red_green_blue/{n}": d
+        for n, d in enumerate(json.loads((tasks / "red_green_blue.json").read_text()))
+    }
     command = [
         "evaluator=lm_eval",
         "evaluator.tasks=[red_green_blue]",
@@ -212,7 +243,10 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
             if kind == category and assign(docs[name]["group"]) == "report"
         ]
         assert len(own) == score["n"]
-        theirs = sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score / 100
+        theirs = (
+            sacrebleu.corpus_chrf([text for _, text in own], [[answer for answer, _ in own]]).score
+            / 100
+        )
         assert score["mean"] == pytest.approx(theirs, abs=1e-9)
         assert score["low"] < score["mean"] < score["high"]
 
@@ -221,11 +255,15 @@ def test_a_corpus_metric_from_select_to_report(souping: Cli, family: Path, tmp_p
 def free(folder: Path) -> HarnessEvaluator:
     lines = [*lm_eval_tasks.WRITE[:4], "  until: []", "  max_gen_toks: 12"]
     for name, more in (("free", []), ("dice", ["  do_sample: true", "  temperature: 1.5"])):
-        lm_eval_tasks.put(folder, name, lm_eval_tasks.rows(8, 8), [*lines, *more, *lm_eval_tasks.WRITE[6:]])
+        lm_eval_tasks.put(
+            folder, name, lm_eval_tasks.rows(8, 8), [*lines, *more, *lm_eval_tasks.WRITE[6:]]
+        )
     return HarnessEvaluator(tasks=["free"], include_path=str(folder), device="cpu", threads=1)
 
 
-def ask(own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)) -> list[Record]:
+def ask(
+    own: HarnessEvaluator, served: Any, replicate: int = 0, only: slice = slice(None)
+) -> list[Record]:
     return own.evaluate(served, own.benchmark.items()[only], replicate)
 
 
@@ -256,13 +294,19 @@ def test_a_stop_text_ends_a_row_and_no_other(free: HarnessEvaluator, served: Any
     for long, short in zip(whole, stopped, strict=True):
         assert short.output == long.output.split(letter)[0]
         assert short.tokens == long.tokens[: len(short.tokens)]
-        assert (short.outcome == "finished") == (letter in long.output or long.outcome == "finished")
+        assert (short.outcome == "finished") == (
+            letter in long.output or long.outcome == "finished"
+        )
     assert len({len(record.tokens) for record in stopped}) > 1
 
 
-def test_prompts_are_counted_and_those_that_are_cut_are_truncated(free: HarnessEvaluator, served: Any) -> None:
+def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
+    free: HarnessEvaluator, served: Any
+) -> None:
     whole = ask(free, served)
-    lengths = [len(served.tokenizer(str(item.prompt))["input_ids"]) for item in free.benchmark.items()]
+    lengths = [
+        len(served.tokenizer(str(item.prompt))["input_ids"]) for item in free.benchmark.items()
+    ]
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
     limit = max(lengths) + 11
@@ -301,9 +345,15 @@ def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, s
         ("free", {"samples": 2}, "free: evaluator.samples=2 needs a temperature above 0"),
         ("dice", {"replicates": 2}, "dice: evaluator.replicates=2 is for greedy answers"),
         ("dice", {"gen_kwargs": {"num_beams": 2}}, "dice: .*num_beams=2"),
-        ("free", {"gen_kwargs": {"custom_generate": "somebody/code"}}, "custom_generate is not one of"),
+        (
+            "free",
+            {"gen_kwargs": {"custom_generate": "somebody/code"}},
+            "custom_generate is not one of",
+        ),
     ],
 )
-def test_what_cannot_be_generated(free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_generated(
+    free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         replace(free, tasks=[task], **settings).benchmark.items()

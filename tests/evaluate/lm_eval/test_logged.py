@@ -38,7 +38,11 @@ def logged(ant: tuple[Any, Any], folder: Path, tmp_path_factory: pytest.TempPath
     model = HFLM(pretrained=ant[0], tokenizer=ant[1], batch_size=16)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     results = lm_eval.simple_evaluate(
-        model=model, tasks=TASKS, task_manager=manager, bootstrap_iters=0, evaluation_tracker=tracker
+        model=model,
+        tasks=TASKS,
+        task_manager=manager,
+        bootstrap_iters=0,
+        evaluation_tracker=tracker,
     )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
@@ -50,13 +54,19 @@ def logged(ant: tuple[Any, Any], folder: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def evaluator(folder: Path, logged: Path) -> HarnessEvaluator:
     tasks: list[Any] = list(TASKS)
-    return HarnessEvaluator(tasks=tasks, include_path=str(folder), device="cpu", threads=1, logs={"ant": str(logged)})
+    return HarnessEvaluator(
+        tasks=tasks, include_path=str(folder), device="cpu", threads=1, logs={"ant": str(logged)}
+    )
 
 
 def rewrite(logged: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     for path in logged.rglob("*"):
         if path.is_file():
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else []
+            lines = (
+                [json.loads(line) for line in path.read_text().splitlines()]
+                if path.suffix == ".jsonl"
+                else []
+            )
             for line in lines:
                 change(line)
             text = "".join(json.dumps(line) + "\n" for line in lines) or path.read_text()
@@ -89,7 +99,11 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
     worker = EvaluatorWorker({"": (evaluator, lambda recipe: served)})
     found = worker.put(Request(number=0, recipe=ANT, items=items)).records
     assert asked == []
-    assert evaluator.for_recipe(ANT).fingerprint == evaluator.fingerprint == replace(evaluator, logs=None).fingerprint
+    assert (
+        evaluator.for_recipe(ANT).fingerprint
+        == evaluator.fingerprint
+        == replace(evaluator, logs=None).fingerprint
+    )
     for own, other in zip(found, live, strict=True):
         assert (own.item, own.output, own.outcome) == (other.item, other.output, other.outcome)
         assert own.score == pytest.approx(other.score)
@@ -119,7 +133,11 @@ def test_other_documents_and_prompts_are_evaluated(
     value: Any,
 ) -> None:
     def change(sample: dict[str, Any]) -> None:
-        if sample["doc_id"] == 2 and key in sample and len(sample["resps"]) == (4 if task == "pick" else 1):
+        if (
+            sample["doc_id"] == 2
+            and key in sample
+            and len(sample["resps"]) == (4 if task == "pick" else 1)
+        ):
             sample[key] = value
 
     changed = replace(evaluator, logs={"ant": str(rewrite(logged, tmp_path, change))})
@@ -130,7 +148,9 @@ def test_other_documents_and_prompts_are_evaluated(
     assert caplog.text.count("evaluator.logs") == 1
 
 
-def test_what_is_wrong_is_found_before_any_work(evaluator: HarnessEvaluator, tmp_path: Path) -> None:
+def test_what_is_wrong_is_found_before_any_work(
+    evaluator: HarnessEvaluator, tmp_path: Path
+) -> None:
     evaluator.check(["ant", "bee"])
     for logs, more, words in (
         ({"cat": "x"}, {}, "evaluator.logs"),

@@ -23,7 +23,10 @@ CODE = {
     "class": ("class: !function evil.f", "class: !function evil.f"),
     "cleaning": ("process_docs: !function evil.f", "process_docs: !function evil.f"),
     "metric": ("metric_list: [{metric: !function evil.f}]", "metric: !function evil.f"),
-    "metric's script": ("metric_list: [{metric: ./evil}]", "metric: ./evil, which is none of lm_eval's"),
+    "metric's script": (
+        "metric_list: [{metric: ./evil}]",
+        "metric: ./evil, which is none of lm_eval's",
+    ),
     "script of evaluate": ("metric_list: [{metric: bleu, hf_evaluate: true}]", "hf_evaluate: true"),
     "dataset": ("dataset_path: evil.py", "dataset_path: evil.py, which may be a program"),
     "pickles": ("dataset_path: pandas", "dataset_path: pandas, which may be a program"),
@@ -37,7 +40,9 @@ CODE = {
 @pytest.fixture
 def evil(tmp_path: Path) -> Path:
     """A folder whose `evil.py` leaves a trace when it is imported, with a harmless task `calm`."""
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w').close()\ndef f(doc): return 'a'\n")
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'RAN')!r}, 'w').close()\ndef f(doc): return 'a'\n"
+    )
     lm_eval_tasks.put(tmp_path, "calm", lm_eval_tasks.rows(3, 1), lm_eval_tasks.WRITE)
     return tmp_path
 
@@ -46,12 +51,16 @@ def evil(tmp_path: Path) -> Path:
 def wild(evil: Path) -> Path:
     """The folder with a task `wild` that names code."""
     lines = [line for line in lm_eval_tasks.WRITE if "doc_to_text" not in line]
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f", *lines])
+    lm_eval_tasks.put(
+        evil, "wild", lm_eval_tasks.rows(3, 1), ["doc_to_text: !function evil.f", *lines]
+    )
     return evil
 
 
 def asking(folder: Path, *tasks: str, allow: bool = False) -> HarnessEvaluator:
-    own = HarnessEvaluator(tasks=list(tasks), include_path=str(folder), device="cpu", allow_code=allow)
+    own = HarnessEvaluator(
+        tasks=list(tasks), include_path=str(folder), device="cpu", allow_code=allow
+    )
     return replace(own, include_defaults=False)
 
 
@@ -81,9 +90,18 @@ def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
 def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
     (evil / "part.yaml").write_text("doc_to_text: !function evil.f\n")
     lines = [*lm_eval_tasks.WRITE, "tag: several", "include: part.yaml"]
-    lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line for line in lines if "doc_to_text" not in line])
-    (evil / "all.yaml").write_text("group: all\ntask:\n  - calm\n  - group: inner\n    task: [wild]\n")
-    (evil / "own.yaml").write_text("group: own\ntask:\n  - task: new\n    doc_to_text: !function evil.f\n")
+    lm_eval_tasks.put(
+        evil,
+        "wild",
+        lm_eval_tasks.rows(3, 1),
+        [line for line in lines if "doc_to_text" not in line],
+    )
+    (evil / "all.yaml").write_text(
+        "group: all\ntask:\n  - calm\n  - group: inner\n    task: [wild]\n"
+    )
+    (evil / "own.yaml").write_text(
+        "group: own\ntask:\n  - task: new\n    doc_to_text: !function evil.f\n"
+    )
     for entry in ("wild", "all", "several", str(evil / "wild.yaml"), "wil*"):
         assert told(evil, entry).startswith(f"{evil / 'part.yaml'}: doc_to_text: !function evil.f")
     assert told(evil, "own").startswith(f"{evil / 'own.yaml'}: doc_to_text")
@@ -96,7 +114,9 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     items = own.benchmark.items()
     assert {item.prompt for item in items} == {"a"}
     assert (wild / "RAN").exists()
-    assert own.pool_notes({}) == [f"evaluator.allow_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"]
+    assert own.pool_notes({}) == [
+        f"evaluator.allow_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
+    ]
     assert own.fingerprint == asking(wild, "wild").fingerprint
     assert replace(own).benchmark.items()[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
@@ -108,7 +128,9 @@ def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     import lm_eval.tasks
 
     harness = Path(str(lm_eval.tasks.__file__)).parent
-    with_code = next(path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace"))
+    with_code = next(
+        path for path in harness.rglob("*.yaml") if "!function" in path.read_text(errors="replace")
+    )
     assert list(code_in(with_code)) == []
     assert [list(code_in(path)) for path in PAPER_TASKS.rglob("*.yaml")][:1] == [[]]
     (evil / "mine.yaml").write_text(f"include: {with_code}\ntask: mine\n")
@@ -123,7 +145,9 @@ def test_files_of_the_harness_and_of_this_package_may(evil: Path) -> None:
     ],
 )
 def test_templates_run_in_a_sandbox(wild: Path, template: str, said: str) -> None:
-    (wild / "wild.yaml").write_text((wild / "wild.yaml").read_text().replace("!function evil.f", f'"{template}"'))
+    (wild / "wild.yaml").write_text(
+        (wild / "wild.yaml").read_text().replace("!function evil.f", f'"{template}"')
+    )
     message = told(wild, "wild")
     assert message.startswith("evaluator.tasks: wild cannot be loaded")
     assert said in message
@@ -133,16 +157,29 @@ def test_the_sandbox_renders_what_the_harness_does() -> None:
     from lm_eval import utils
 
     sandbox()
-    doc = {"q": "a\n", "choices": ["x", "y"], "self": 1, "kept": (1, {2: 3.5}), "day": date(2026, 1, 2)}
+    doc = {
+        "q": "a\n",
+        "choices": ["x", "y"],
+        "self": 1,
+        "kept": (1, {2: 3.5}),
+        "day": date(2026, 1, 2),
+    }
     assert utils.apply_template("{{ kept }} {{ day }}", doc) == "(1, {2: 3.5}) 2026-01-02"
-    text = "{{q.strip()}} {{choices[1]}} {{'a-b'|regex_replace('-', '+')}}{% set n = 2 %}{{ n + 1 }}\n"
+    text = (
+        "{{q.strip()}} {{choices[1]}} {{'a-b'|regex_replace('-', '+')}}{% set n = 2 %}{{ n + 1 }}\n"
+    )
     assert utils.apply_template(text, doc) == "a y a+b3\n"
     with pytest.raises(Exception, match="undefined"):
         utils.apply_template("{{ nothing }}", doc)
 
 
 def test_a_run_with_a_file_of_others(souping: Cli, family: Path, wild: Path) -> None:
-    own = ["evaluator=lm_eval", f"evaluator.include_path={wild}", pool_of(family)[0], "evaluator.tasks=[wild]"]
+    own = [
+        "evaluator=lm_eval",
+        f"evaluator.include_path={wild}",
+        pool_of(family)[0],
+        "evaluator.tasks=[wild]",
+    ]
     souping(*own).refused("wild.yaml: doc_to_text: !function evil.f", "evaluator.allow_code=true")
     assert not (wild / "RAN").exists()
 
@@ -158,12 +195,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm_eval_tasks.put(folder, "lost", ROWS, lm_eval_tasks.CHOICE)
     (folder / "lost.json").unlink()
     lm_eval_tasks.put(folder, "runs", ROWS, ["unsafe_code: true", *lm_eval_tasks.WRITE])
-    lm_eval_tasks.put(folder, "less", ROWS, [line.replace("true", "false") for line in lm_eval_tasks.WRITE])
+    lm_eval_tasks.put(
+        folder, "less", ROWS, [line.replace("true", "false") for line in lm_eval_tasks.WRITE]
+    )
     return folder
 
 
 def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
-    own = HarnessEvaluator(tasks=list(tasks), include_path=str(folder), include_defaults=False, **settings)
+    own = HarnessEvaluator(
+        tasks=list(tasks), include_path=str(folder), include_defaults=False, **settings
+    )
     with pytest.raises(UserError) as caught:
         own.benchmark.items()
     assert 1 <= len(str(caught.value).splitlines()) <= 2
@@ -186,7 +227,9 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
         (["pick"], {"category": "column:choices"}, "there, no category"),
     ],
 )
-def test_tasks_metrics_and_items(folder: Path, tasks: list[Any], settings: dict[str, Any], words: str) -> None:
+def test_tasks_metrics_and_items(
+    folder: Path, tasks: list[Any], settings: dict[str, Any], words: str
+) -> None:
     assert words in refused(folder, *tasks, **settings)
 
 

@@ -28,7 +28,10 @@ JUNK = [
 
 def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
     calls = parse(text, language)
-    return [(call.name, {name: plain(value) for name, value in call.arguments.items()}) for call in calls]
+    return [
+        (call.name, {name: plain(value) for name, value in call.arguments.items()})
+        for call in calls
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,8 @@ JAVASCRIPT = [
 
 
 @pytest.mark.parametrize(
-    ("language", "source", "value"), [("java", *row) for row in JAVA] + [("javascript", *row) for row in JAVASCRIPT]
+    ("language", "source", "value"),
+    [("java", *row) for row in JAVA] + [("javascript", *row) for row in JAVASCRIPT],
 )
 def test_values(language: str, source: str, value: object) -> None:
     assert shapes(f"Tool.run(x={source}, y=1)", language) == [("Tool.run", {"x": value, "y": 1})]
@@ -135,7 +139,9 @@ def mutated(dice: random.Random, text: str) -> str:
         if kind == 3 and place:
             signs[place - 1 : place + 1] = reversed(signs[place - 1 : place + 1])
         else:
-            signs[place : place + (kind != 1)] = [] if kind == 0 and len(signs) > 1 else [dice.choice(SIGNS)]
+            signs[place : place + (kind != 1)] = (
+                [] if kind == 0 and len(signs) > 1 else [dice.choice(SIGNS)]
+            )
     return "".join(signs)
 
 
@@ -147,7 +153,9 @@ def outcome(text: str, language: str) -> list[Call] | None:
 
 
 @pytest.mark.slow
-def test_java_and_javascript_are_read_as_tree_sitter_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_java_and_javascript_are_read_as_tree_sitter_reads_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Every answer of the main job in these languages, and 10,000 mutations of them: the same calls, or a refusal."""
     pytest.importorskip("tree_sitter")
     from tests.support.tree_sitter_calls import TreeSitterReader

@@ -56,11 +56,16 @@ def anew(module: Path, limit: int) -> None:
 
 
 def written(path: Path, scorer: str = "short") -> Path:
-    path.write_text(json.dumps({"id": "1", "category": "c", "prompt": "p", "answer": "a", "scorer": scorer}) + "\n")
+    path.write_text(
+        json.dumps({"id": "1", "category": "c", "prompt": "p", "answer": "a", "scorer": scorer})
+        + "\n"
+    )
     return path
 
 
-def test_an_item_gets_the_function_and_its_source_is_in_the_key(module: Path, tmp_path: Path) -> None:
+def test_an_item_gets_the_function_and_its_source_is_in_the_key(
+    module: Path, tmp_path: Path
+) -> None:
     items = written(tmp_path / "items.jsonl")
     asked = [Benchmark(path=str(items), scorers={"short": "my_scorers.short"}).items()[0]]
     assert [score(asked[0], text) for text in ("abc", "abcd")] == [1.0, 0.0]
@@ -90,9 +95,15 @@ def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: s
         load({name: path})
 
 
-@pytest.mark.parametrize(("name", "told"), [("broken", "IndexError"), ("beyond", "gives 2 for item 1")])
-def test_a_fault_names_the_scorer_its_file_and_the_item(module: Path, tmp_path: Path, name: str, told: str) -> None:
-    (one,) = Benchmark(path=str(written(tmp_path / "i.jsonl", name)), scorers={name: f"my_scorers.{name}"}).items()
+@pytest.mark.parametrize(
+    ("name", "told"), [("broken", "IndexError"), ("beyond", "gives 2 for item 1")]
+)
+def test_a_fault_names_the_scorer_its_file_and_the_item(
+    module: Path, tmp_path: Path, name: str, told: str
+) -> None:
+    (one,) = Benchmark(
+        path=str(written(tmp_path / "i.jsonl", name)), scorers={name: f"my_scorers.{name}"}
+    ).items()
     with pytest.raises(UserError, match=rf"scorer {name}: .*my_scorers.py:\d+.*{told}"):
         score(one, "x")
 
@@ -100,7 +111,9 @@ def test_a_fault_names_the_scorer_its_file_and_the_item(module: Path, tmp_path: 
 def quick_run(family: Path, place: Path, scorer: str) -> list[str]:
     """Arguments of a search over two candidates, on items with the scorer `own`."""
     rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
-    (place / "items.jsonl").write_text("".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows))
+    (place / "items.jsonl").write_text(
+        "".join(json.dumps({**row, "scorer": "own"}) + "\n" for row in rows)
+    )
     words = [word for word in pool_of(family, "ant", "bee") if not word.startswith("benchmark.")]
     words += ["benchmark.path=items.jsonl", f"benchmark.scorers={{own: my_scorers.{scorer}}}"]
     return [*words, "selector=all", "optimiser=uniform", "stop_after=search", "limit=2"]
@@ -108,17 +121,23 @@ def quick_run(family: Path, place: Path, scorer: str) -> list[str]:
 
 def counted(place: Path, what: str) -> int:
     with closing(sqlite3.connect(place / "outputs/store.sqlite")) as db:
-        return int(db.execute(f"SELECT COUNT({what.split()[0]}) FROM {what.split()[1]}").fetchone()[0])
+        return int(
+            db.execute(f"SELECT COUNT({what.split()[0]}) FROM {what.split()[1]}").fetchone()[0]
+        )
 
 
-def test_a_new_scorer_rescores_old_answers(family: Path, module: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_new_scorer_rescores_old_answers(
+    family: Path, module: Path, souping: Cli, tmp_path: Path
+) -> None:
     words = quick_run(family, tmp_path, "short")
     assert souping(*words).code == 0
     answers, grades = counted(tmp_path, "* answers"), counted(tmp_path, "* grades")
     anew(module, 2)
     assert souping(*words).code == 0
     assert (counted(tmp_path, "* answers"), counted(tmp_path, "* grades")) == (answers, 2 * grades)
-    souping(*quick_run(family, tmp_path, "broken")).refused("scorer own", "IndexError", "my_scorers.py")
+    souping(*quick_run(family, tmp_path, "broken")).refused(
+        "scorer own", "IndexError", "my_scorers.py"
+    )
     assert counted(tmp_path, "* answers") == answers
 
 
@@ -147,7 +166,16 @@ QUESTION = Item(id="1", category="c", prompt="What is $5?", answer="right")
 
 def judge(endpoint: FakeServer, **more: Any) -> Judge:
     prompt = "asked: $question wanted: $reference graded: $answer"
-    return Judge(**{"model": "small", "url": f"{endpoint.url}/v1", "key": "", "prompt": prompt, "pause": 0.0, **more})
+    return Judge(
+        **{
+            "model": "small",
+            "url": f"{endpoint.url}/v1",
+            "key": "",
+            "prompt": prompt,
+            "pause": 0.0,
+            **more,
+        }
+    )
 
 
 def test_it_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) -> None:
@@ -160,7 +188,9 @@ def test_it_asks_at_temperature_0_and_reads_the_verdict(endpoint: FakeServer) ->
     ]  # fmt: skip
 
 
-def test_a_key_is_read_from_the_environment_alone(endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_read_from_the_environment_alone(
+    endpoint: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = judge(endpoint, key="MY_KEY")
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UserError, match="MY_KEY holds no key"):
@@ -169,7 +199,9 @@ def test_a_key_is_read_from_the_environment_alone(endpoint: FakeServer, monkeypa
     own(QUESTION, "right")
     assert "k-1" not in own.fingerprint + repr(own)
     with serving() as other:
-        endpoint.answer = lambda handler, _: handler.say(b"", 302, Location=other.url.replace("127.0.0.1", "localhost"))
+        endpoint.answer = lambda handler, _: handler.say(
+            b"", 302, Location=other.url.replace("127.0.0.1", "localhost")
+        )
         with pytest.raises(UserError, match="HTTP 302"):
             own(QUESTION, "right")
         assert other.requests == []
@@ -177,9 +209,13 @@ def test_a_key_is_read_from_the_environment_alone(endpoint: FakeServer, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("failures", "asked", "score"), [([429, 503], 3, 1.0), ([401], 1, None), ([500] * 3, 3, None)], ids=str
+    ("failures", "asked", "score"),
+    [([429, 503], 3, 1.0), ([401], 1, None), ([500] * 3, 3, None)],
+    ids=str,
 )
-def test_a_busy_endpoint_is_retried(endpoint: FakeServer, failures: list[int], asked: int, score: float | None) -> None:
+def test_a_busy_endpoint_is_retried(
+    endpoint: FakeServer, failures: list[int], asked: int, score: float | None
+) -> None:
     endpoint.answer = graded_by(failures=failures)
     own = judge(endpoint, retries=2)
     if score is None:

@@ -100,9 +100,13 @@ def test_every_form_of_an_answer(answer: Any) -> None:
     assert not right(answer, "f(a=1)")
 
 
-@pytest.mark.parametrize(("value", "expected"), [("42L", True), ("42", False), ('"42"', False), ("43L", False)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("42L", True), ("42", False), ('"42"', False), ("43L", False)]
+)
 def test_java_type_from_the_docs(value: str, expected: bool) -> None:
-    docs = [{"name": "T.f", "parameters": {"properties": {"a": {"type": "long"}}, "required": ["a"]}}]
+    docs = [
+        {"name": "T.f", "parameters": {"properties": {"a": {"type": "long"}}, "required": ["a"]}}
+    ]
     answer = {"calls": [{"T.f": {"a": [42]}}], "functions": docs}
     assert right(answer, f"T.f(a={value})", "java") is expected
     assert right([{"T.f": {"a": [42]}}], f"T.f(a={value})", "java") is (value in ("42L", "42"))
@@ -156,7 +160,13 @@ ITEMS = [
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.one_of(st.text(), st.text("fga=1,'\"[]{}\\;\n -*.()x"), st.builds("f(a={})".format, st.text(max_size=20))))
+@given(
+    st.one_of(
+        st.text(),
+        st.text("fga=1,'\"[]{}\\;\n -*.()x"),
+        st.builds("f(a={})".format, st.text(max_size=20)),
+    )
+)
 def test_scores_are_zero_or_one_on_any_output(output: str) -> None:
     assert {score(one, output) for one in ITEMS} <= {0.0, 1.0}
     for scorer in SCORERS.keys() - {"math", "call", "loss"}:

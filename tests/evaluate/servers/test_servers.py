@@ -21,14 +21,23 @@ from souping import pantry
 from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import NEEDS, TransformersServer, VllmServer
-from souping.evaluate.servers.process import LONGEST, Process, ServerError, free_port, models_at, post
+from souping.evaluate.servers.process import (
+    LONGEST,
+    Process,
+    ServerError,
+    free_port,
+    models_at,
+    post,
+)
 from tests.conftest import ROOT
 from tests.support.http import FakeServer, Handler, serving
 from tests.support.live import completions, local_answers, started
 from tests.support.processes import gone, members, wait_for
 
 
-@pytest.fixture(params=[TransformersServer(device="cpu"), VllmServer()], ids=lambda s: type(s).__name__)
+@pytest.fixture(
+    params=[TransformersServer(device="cpu"), VllmServer()], ids=lambda s: type(s).__name__
+)
 def server(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -118,7 +127,9 @@ def slow_body(handler: Handler, _: Any) -> None:
         (body(b'{"error": {"message": "out\\nof memory"}}', 503), "^out of memory$"),
     ],
 )
-def test_what_is_no_response_is_a_line_in_time(hostile: FakeServer, answer: Answer, reason: str) -> None:
+def test_what_is_no_response_is_a_line_in_time(
+    hostile: FakeServer, answer: Answer, reason: str
+) -> None:
     hostile.answer = answer
     with pytest.raises(ServerError, match=reason) as caught:
         post(f"{hostile.url}/x", timeout=0.5 if answer in (trickle, slow_body) else 60.0)
@@ -129,7 +140,9 @@ def test_what_is_no_response_is_a_line_in_time(hostile: FakeServer, answer: Answ
 @pytest.mark.parametrize("sent", [None, {"prompt": "secret"}])
 def test_redirects_are_not_followed(hostile: FakeServer, sent: Any) -> None:
     hostile.answer = lambda handler, _: handler.say(b"", 307, Location=f"{hostile.url}/elsewhere")
-    with pytest.raises(ServerError, match=r"it redirects to http://\S+/elsewhere, which is not followed"):
+    with pytest.raises(
+        ServerError, match=r"it redirects to http://\S+/elsewhere, which is not followed"
+    ):
         post(f"{hostile.url}/x", sent)
     assert len(hostile.requests) == 1
 
@@ -143,20 +156,30 @@ def test_what_is_no_list_of_models(hostile: FakeServer) -> None:
     assert models_at(hostile.url) == [{"id": "m"}]
 
 
-NAMES = [json.dumps({"data": [{"id": name}]}).encode() for name in ("\x1b[2Jother", "/a\0b", "/a\ud800", "~nobody/x")]
+NAMES = [
+    json.dumps({"data": [{"id": name}]}).encode()
+    for name in ("\x1b[2Jother", "/a\0b", "/a\ud800", "~nobody/x")
+]
 
 
 @pytest.mark.parametrize("kind", [TransformersServer, VllmServer])
 @pytest.mark.parametrize("text", [b"{}", *NAMES])
-def test_a_running_server_is_refused_in_two_lines(hostile: FakeServer, tmp_path: Path, kind: Any, text: bytes) -> None:
-    hostile.answer = lambda handler, _: handler.say(text, 404 if handler.path == "/server_info" else 200)
-    with pytest.raises(UserError, match=r"^server.url=\S+ (cannot serve m |does not answer)") as caught:
+def test_a_running_server_is_refused_in_two_lines(
+    hostile: FakeServer, tmp_path: Path, kind: Any, text: bytes
+) -> None:
+    hostile.answer = lambda handler, _: handler.say(
+        text, 404 if handler.path == "/server_info" else 200
+    )
+    with pytest.raises(
+        UserError, match=r"^server.url=\S+ (cannot serve m |does not answer)"
+    ) as caught:
         kind(url=hostile.url).start(tmp_path, "m")
     assert str(caught.value).count("\n") <= 1
 
 
 real = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDS), reason="needs the extra `serving`"
+    any(importlib.util.find_spec(name) is None for name in NEEDS),
+    reason="needs the extra `serving`",
 )
 
 
@@ -184,7 +207,9 @@ def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
 
 def test_one_that_will_not_end_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("souping.evaluate.servers.process.GRACE", 0.3)
-    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
+    stubborn = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
+    )
     process = start_process(tmp_path, f"exec({stubborn!r}); time.sleep(600)")
     while "on" not in process.log.read_text():
         time.sleep(0.02)
@@ -257,11 +282,15 @@ class TestStart:
             server.start(Path("/m"), name)
         assert str(caught.value).count("\n") <= 1
 
-    def test_a_failure_leaves_its_log_an_interrupt_nothing(self, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failure_leaves_its_log_an_interrupt_nothing(
+        self, logs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def interrupted(*_: object) -> str:
             raise KeyboardInterrupt
 
-        self.refused(Scripted(code="raise SystemExit(3)"), r"its log: .*org_model_x\.log", "org/model x")
+        self.refused(
+            Scripted(code="raise SystemExit(3)"), r"its log: .*org_model_x\.log", "org/model x"
+        )
         assert [log.name for log in logs.glob("souping-server-*/*")] == ["org_model_x.log"]
         monkeypatch.setattr("souping.evaluate.servers.choices.served", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -276,7 +305,10 @@ class TestStart:
 
         monkeypatch.setattr("souping.evaluate.servers.choices.served", never)
         code = "import time; print('reading shard 1', flush=True); time.sleep(600)"
-        self.refused(Scripted(code=code, timeout=1.0), r"has not loaded m after 1 s: raise server.timeout\n.*reading")
+        self.refused(
+            Scripted(code=code, timeout=1.0),
+            r"has not loaded m after 1 s: raise server.timeout\n.*reading",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +322,9 @@ def prompts() -> list[str]:
 def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]) -> None:
     cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
     (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    running = TransformersServer(device="cpu", dtype="float32", timeout=300).start(cook, "python_cook")
+    running = TransformersServer(device="cpu", dtype="float32", timeout=300).start(
+        cook, "python_cook"
+    )
     assert running.process is not None
     log, group = running.process.log, running.process.group
     try:

@@ -23,8 +23,14 @@ from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, 
 from tests.support.family import save_tokenizer
 from tests.support.hub import files_of
 
-Q0, Q1, UP1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+Q0, Q1, UP1 = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.1.mlp.up_proj",
+)
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
@@ -34,7 +40,10 @@ def base(family: Path) -> Path:
 
 def two(folder: Path, base: Path, **config: Any) -> dict[str, Path]:
     a = save_adapter(folder / "a", base, {Q0: 4, Q1: 2}, 1, **config)
-    return {"a": a, "b": save_adapter(folder / "b", base, {Q0: 3, UP1: 3}, 2, torch.bfloat16, **config)}
+    return {
+        "a": a,
+        "b": save_adapter(folder / "b", base, {Q0: 3, UP1: 3}, 2, torch.bfloat16, **config),
+    }
 
 
 def opened(folders: dict[str, Path], **merge: Any) -> AdapterPool:
@@ -67,7 +76,9 @@ def test_the_soup_is_the_weighted_sum_of_products(data: st.DataObject, base: Pat
         soup = write(opened(folders), weights, Path(name) / "soup")
         config = json.loads((soup / "adapter_config.json").read_text())
         found = deltas(soup, dict.fromkeys((Q0, Q1, UP1), config["lora_alpha"]))
-        want = weighted({folders[who]: weight for who, weight in zip(folders, weights, strict=True)})
+        want = weighted(
+            {folders[who]: weight for who, weight in zip(folders, weights, strict=True)}
+        )
     assert set(found) == set(want)
     for module, delta in want.items():
         largest = max(float(delta.abs().max()), 1e-3)
@@ -88,20 +99,29 @@ def test_dtype_is_that_of_the_factors(base: Path, tmp_path: Path, dtype: str) ->
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
-def test_pouring_a_merged_soup_equals_writing_it(base: Path, tmp_path: Path, dtype: str | None) -> None:
+def test_pouring_a_merged_soup_equals_writing_it(
+    base: Path, tmp_path: Path, dtype: str | None
+) -> None:
     pool = opened(two(tmp_path, base), adapters="merge", dtype=dtype, max_shard_size="9KB")
     module = load(base)
     live = pool.live(module)
     for number, weights in enumerate([(0.3, 0.7), (1.0, 0.0), (0.0, 1.0)]):
         written = load(write(pool, weights, tmp_path / f"full-{number}")).state_dict()
         live.pour(pool.recipe(dict(zip("ab", weights, strict=True))))
-        assert all(torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items())
+        assert all(
+            torch.equal(tensor, written[name]) for name, tensor in module.state_dict().items()
+        )
 
 
 def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
     folders = two(tmp_path, base)
     before = opened(folders).fingerprints
-    change_config(folders["a"], target_modules=["v_proj", "q_proj"], lora_dropout=0.5, base_model_name_or_path="./x")
+    change_config(
+        folders["a"],
+        target_modules=["v_proj", "q_proj"],
+        lora_dropout=0.5,
+        base_model_name_or_path="./x",
+    )
     change_config(folders["b"], base_model_name_or_path="./x")
     assert opened(folders, base=str(base)).fingerprints == before
     change_config(folders["a"], lora_alpha=1)
@@ -123,7 +143,9 @@ def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refusal_of_settings(base: Path, tmp_path: Path, changes: dict[str, Any], needle: str) -> None:
+def test_refusal_of_settings(
+    base: Path, tmp_path: Path, changes: dict[str, Any], needle: str
+) -> None:
     folders = two(tmp_path, base)
     change_config(folders["a"], **changes)
     with pytest.raises(UserError, match=needle) as caught:
@@ -141,7 +163,9 @@ def test_refusal_of_settings(base: Path, tmp_path: Path, changes: dict[str, Any]
         (f"{PREFIX}model.embed_tokens.weight", (100, 24), "whole weight of model.embed_tokens"),
     ],
 )
-def test_refusal_of_tensors(base: Path, tmp_path: Path, key: str, shape: tuple[int, ...], needle: str) -> None:
+def test_refusal_of_tensors(
+    base: Path, tmp_path: Path, key: str, shape: tuple[int, ...], needle: str
+) -> None:
     folders = two(tmp_path, base)
     path = folders["a"] / "adapter_model.safetensors"
     save_file({**load_file(path), key: torch.ones(shape)}, path)
@@ -155,7 +179,9 @@ def test_refusal_of_pickles_unless_asked_for(base: Path, tmp_path: Path) -> None
     torch.save(load_file(safe), folders["b"] / "adapter_model.bin")
     before = write(opened(folders), (0.3, 0.7), tmp_path / "safe")
     safe.unlink()
-    with pytest.raises(UserError, match=r"adapter_model\.bin holds pickled weights.*merge\.allow_pickle=true"):
+    with pytest.raises(
+        UserError, match=r"adapter_model\.bin holds pickled weights.*merge\.allow_pickle=true"
+    ):
         opened(folders)
     after = write(opened(folders, allow_pickle=True), (0.3, 0.7), tmp_path / "pickled")
     assert (before / safe.name).read_bytes() == (after / safe.name).read_bytes()
@@ -163,7 +189,9 @@ def test_refusal_of_pickles_unless_asked_for(base: Path, tmp_path: Path) -> None
 
 def test_refusal_of_a_base_that_is_not_here(base: Path, tmp_path: Path) -> None:
     folders = two(tmp_path, base, base_model_name_or_path="org/model-8b")
-    with pytest.raises(UserError, match=r"org/model-8b is not a folder here: set merge\.base=FOLDER"):
+    with pytest.raises(
+        UserError, match=r"org/model-8b is not a folder here: set merge\.base=FOLDER"
+    ):
         opened(folders)
     with pytest.raises(UserError, match=r"merge\.base=nowhere is not a folder"):
         opened(folders, base="nowhere")
@@ -178,7 +206,9 @@ def test_refusal_of_values_that_are_not_finite(base: Path, tmp_path: Path, adapt
     tensors[f"{PREFIX}{Q1}.lora_B.weight"][3, 1] = float("nan")
     save_file(tensors, path)
     pool = opened(folders, adapters=adapters)
-    with pytest.raises(UserError, match=r"NaN or infinity in tensor .*q_proj\.lora_B\.weight in .*a/adapter_model"):
+    with pytest.raises(
+        UserError, match=r"NaN or infinity in tensor .*q_proj\.lora_B\.weight in .*a/adapter_model"
+    ):
         write(pool, (0.3, 0.7), tmp_path / "soup")
     assert not [p for p in tmp_path.iterdir() if "soup" in p.name]
     with pytest.raises(UserError, match="NaN or infinity"):
@@ -188,7 +218,9 @@ def test_refusal_of_values_that_are_not_finite(base: Path, tmp_path: Path, adapt
 
 @quick
 @given(data=st.data())
-def test_corrupted_adapters_end_in_one_clear_error(data: st.DataObject, base: Path, tmp_path: Path) -> None:
+def test_corrupted_adapters_end_in_one_clear_error(
+    data: st.DataObject, base: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "pool"
     if not folder.exists():
         two(folder, base)
@@ -222,17 +254,30 @@ def adapters(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three adapters over the family's base; the last has a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, (name, modules) in enumerate(MODULES.items()):
-        save_adapter(folder / name, family / "base", modules, seed, base_model_name_or_path="org/base", lora_alpha=4)
+        save_adapter(
+            folder / name,
+            family / "base",
+            modules,
+            seed,
+            base_model_name_or_path="org/base",
+            lora_alpha=4,
+        )
     save_tokenizer(folder / "cat")
     return folder
 
 
 def pool(family: Path, adapters: Path) -> list[str]:
-    return [*pool_of(adapters, *MODULES), f"merge.base={family / 'base'}", f"benchmark.path={family / 'items.jsonl'}"]
+    return [
+        *pool_of(adapters, *MODULES),
+        f"merge.base={family / 'base'}",
+        f"benchmark.path={family / 'items.jsonl'}",
+    ]
 
 
 @pytest.mark.parametrize("mode", ["keep", pytest.param("merge", marks=pytest.mark.slow)])
-def test_a_run_on_adapters(family: Path, adapters: Path, souping: Cli, tmp_path: Path, mode: str) -> None:
+def test_a_run_on_adapters(
+    family: Path, adapters: Path, souping: Cli, tmp_path: Path, mode: str
+) -> None:
     call = [*pool(family, adapters), "selector=topk", "selector.k=2", f"merge.adapters={mode}"]
     souping(*call, "hydra.run.dir=outputs/fam/one").ok()
     one = tmp_path / "outputs/fam/one"
@@ -240,7 +285,9 @@ def test_a_run_on_adapters(family: Path, adapters: Path, souping: Cli, tmp_path:
     recipe = json.loads((one / "soup/recipe.json").read_text())
     assert recipe["settings"]["adapters"] == mode
     assert report["recipe"]["id"] == recipe["id"]
-    weights = {adapters / n: w for n, w in zip(recipe["ingredients"], recipe["weights"], strict=True)}
+    weights = {
+        adapters / n: w for n, w in zip(recipe["ingredients"], recipe["weights"], strict=True)
+    }
     names = {p.name for p in (one / "soup").iterdir()}
     assert "README.md" in names
     if mode == "keep":
@@ -250,25 +297,39 @@ def test_a_run_on_adapters(family: Path, adapters: Path, souping: Cli, tmp_path:
         soup, before = (load_file(f / "model.safetensors") for f in (one / "soup", family / "base"))
         for module, delta in weighted(weights).items():
             exact = before[f"{module}.weight"].double() + delta
-            assert (soup[f"{module}.weight"].double() - exact).abs().max() <= exact.abs().max() * 2**-8
+            assert (
+                soup[f"{module}.weight"].double() - exact
+            ).abs().max() <= exact.abs().max() * 2**-8
     souping(*call, "hydra.run.dir=outputs/fam/two").ok()
     second = json.loads((tmp_path / "outputs/fam/two/report.json").read_text())
     assert second["cost"]["evaluated_items"] == 0
-    two = {name: data.replace(b"fam/two", b"fam/one") for name, data in files_of(one.parent / "two/soup").items()}
+    two = {
+        name: data.replace(b"fam/two", b"fam/one")
+        for name, data in files_of(one.parent / "two/soup").items()
+    }
     assert two == files_of(one / "soup")
 
 
 @pytest.mark.parametrize("mode", ["keep", "merge"])
-def test_a_soup_is_rebuilt_bit_for_bit(family: Path, adapters: Path, souping: Cli, tmp_path: Path, mode: str) -> None:
+def test_a_soup_is_rebuilt_bit_for_bit(
+    family: Path, adapters: Path, souping: Cli, tmp_path: Path, mode: str
+) -> None:
     settings = [f"merge.adapters={mode}", "merge.carry=cat", "merge.max_shard_size=20KB"]
     shutil.copytree(adapters / "ant", tmp_path / "mine")
-    settings += [f"pool.candidates=[mine,{adapters / 'bee'},{adapters / 'cat'}]", f"merge.base={family / 'base'}"]
+    settings += [
+        f"pool.candidates=[mine,{adapters / 'bee'},{adapters / 'cat'}]",
+        f"merge.base={family / 'base'}",
+    ]
     souping("+experiment=merge", "optimiser.weights=[0.5,0.2,0.3]", "out=soup", *settings).ok()
-    assert (tmp_path / "soup/tokenizer.json").read_bytes() == (adapters / "cat/tokenizer.json").read_bytes()
+    assert (tmp_path / "soup/tokenizer.json").read_bytes() == (
+        adapters / "cat/tokenizer.json"
+    ).read_bytes()
     souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
     assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
     weights = tmp_path / "mine" / "adapter_model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=other").refused("ingredient mine", "content")
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=other").refused(
+        "ingredient mine", "content"
+    )

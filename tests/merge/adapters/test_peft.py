@@ -23,7 +23,9 @@ IDS = torch.tensor([[5, 17, 33, 60, 2, 9, 41]])
 Settings = dict[str, Any]
 
 
-def save_base(folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32) -> Path:
+def save_base(
+    folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32
+) -> Path:
     torch.manual_seed(0)
     shape = {"vocab_size": 71, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape["num_key_value_heads"] = 2
@@ -32,7 +34,9 @@ def save_base(folder: Path, kind: str = "llama", tie: bool = False, dtype: torch
     elif kind == "mixtral":
         config = transformers.MixtralConfig(intermediate_size=16, num_local_experts=3, **shape)
     else:
-        config = transformers.GPT2Config(vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16)
+        config = transformers.GPT2Config(
+            vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16
+        )
     model: Any = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +64,8 @@ def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
 
 def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: Any) -> AdapterPool:
     folders = {
-        name: train(folder / name, base, seed, settings) for seed, (name, settings) in enumerate(every.items(), 1)
+        name: train(folder / name, base, seed, settings)
+        for seed, (name, settings) in enumerate(every.items(), 1)
     }
     pool = open_pool(folders, LocalMerge(**merge))
     assert isinstance(pool, AdapterPool)
@@ -70,7 +75,11 @@ def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: An
 def products(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     """{module: PEFT's own product, as it is added to the weight}."""
     model = peft.PeftModel.from_pretrained(load_base(base), folder)
-    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    layers = {
+        n: m
+        for n, m in model.base_model.model.named_modules()
+        if isinstance(m, peft.tuners.lora.LoraLayer)
+    }
     return {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
 
 
@@ -97,8 +106,19 @@ CASES: dict[str, dict[str, Settings]] = {
         "c": {"r": 6, "lora_alpha": 5, "use_rslora": True, **QV},
     },
     "patterns": {
-        "a": {"r": 2, "lora_alpha": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 3}, **QV},
-        "b": {"r": 3, "rank_pattern": {r"layers\.0\..*": 1}, "alpha_pattern": {"layers.1.self_attn.q_proj": 9}, **QV},
+        "a": {
+            "r": 2,
+            "lora_alpha": 4,
+            "rank_pattern": {"q_proj": 6},
+            "alpha_pattern": {"v_proj": 3},
+            **QV,
+        },
+        "b": {
+            "r": 3,
+            "rank_pattern": {r"layers\.0\..*": 1},
+            "alpha_pattern": {"layers.1.self_attn.q_proj": 9},
+            **QV,
+        },
         "c": {"r": 4, "use_rslora": True, "rank_pattern": {"1.self_attn.(q|v)_proj": 5}, **QV},
     },
     "targets": {
@@ -115,7 +135,9 @@ CASES: dict[str, dict[str, Settings]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(case: str, tmp_path: Path) -> None:
+def test_peft_loads_the_soup_which_is_the_weighted_sum_of_products(
+    case: str, tmp_path: Path
+) -> None:
     base = save_base(tmp_path / "base")
     pool = pool_of(tmp_path, base, CASES[case])
     recipe = pool.recipe(WEIGHTS)
@@ -153,7 +175,9 @@ def test_merged_model_is_what_peft_merges(dtype: torch.dtype, tmp_path: Path) ->
     half_step = 2**-8 if dtype is torch.bfloat16 else 2**-21
     for name, tensor in stored.items():
         assert tensor.dtype == dtype
-        assert ((tensor.double() - merged[name].double()).abs() <= half_step * merged[name].abs() + 1e-7).all(), name
+        assert (
+            (tensor.double() - merged[name].double()).abs() <= half_step * merged[name].abs() + 1e-7
+        ).all(), name
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -166,11 +190,21 @@ def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
     poured = load_base(base)
     live = pool.live(poured)
     live.pour(recipe)
-    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
+    close(
+        forward(poured),
+        forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()),
+        2**-17,
+    )
     live.pour(pool.recipe({"a": 0.0, "b": 1.0}))
-    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), tmp_path / "b").eval()), 2**-17)
+    close(
+        forward(poured),
+        forward(peft.PeftModel.from_pretrained(load_base(base), tmp_path / "b").eval()),
+        2**-17,
+    )
     if tie:
-        with pytest.raises(UserError, match=r"embed_tokens, whose weight the base ties.*merge\.adapters=keep"):
+        with pytest.raises(
+            UserError, match=r"embed_tokens, whose weight the base ties.*merge\.adapters=keep"
+        ):
             open_pool({"a": tmp_path / "a", "b": tmp_path / "b"}, LocalMerge(adapters="merge"))
 
 
@@ -185,7 +219,11 @@ def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
     soup = pool.write(recipe, tmp_path / "soup")
     poured = load_base(base)
     pool.live(poured).pour(recipe)
-    close(forward(poured), forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()), 2**-17)
+    close(
+        forward(poured),
+        forward(peft.PeftModel.from_pretrained(load_base(base), soup).eval()),
+        2**-17,
+    )
 
 
 def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
@@ -208,7 +246,10 @@ REFUSED: dict[str, tuple[Settings, str]] = {
     "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa.*path_initial_model"),
-    "parameters": ({"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}, "target_parameters"),
+    "parameters": (
+        {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]},
+        "target_parameters",
+    ),
 }
 
 

@@ -26,7 +26,9 @@ WITHOUT_SPACES = {"zho_Hans": "zh", "zho_Hant": "zh", "tha_Thai": "char", "jpn_J
 """Languages in which BLEU's default tokeniser finds one long word a sentence, and sacrebleu's tokeniser for each."""
 
 
-def pairs(source: str, target: str, version: float = 1.0, config_source: str = "") -> dict[str, Dataset]:
+def pairs(
+    source: str, target: str, version: float = 1.0, config_source: str = ""
+) -> dict[str, Dataset]:
     """{split: documents} of one direction; document n is the same sentence in every direction."""
     from datasets import Dataset
 
@@ -52,7 +54,9 @@ def pairs(source: str, target: str, version: float = 1.0, config_source: str = "
 def _lines(split: str, language: str) -> list[str]:
     folder = os.environ.get("FLORES_DIR")
     if not folder:
-        raise FileNotFoundError("set FLORES_DIR to the unpacked flores200_dataset.tar.gz (dl.fbaipublicfiles.com/nllb)")
+        raise FileNotFoundError(
+            "set FLORES_DIR to the unpacked flores200_dataset.tar.gz (dl.fbaipublicfiles.com/nllb)"
+        )
     path = Path(folder).expanduser() / split / f"{language}.{split}"
     # splitlines would cut at U+2028 too
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
