@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ast
 import re
-import statistics
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.count import Functions, circles, imported, imports, length, package
+from tests.support.count import Functions, circles, imported, imports, length, package, tokens
 
 PACKAGE = ROOT / "souping"
 LAYERS = (
@@ -121,10 +121,9 @@ def test_the_tree_is_small() -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    assert {name: n for name, text in TEXTS.items() if (n := text.count("\n")) > 500} == {}
+    assert {name: n for name, text in TEXTS.items() if (n := tokens(text)) > 4500} == {}
     lengths = {f"{module}.{node.name}": length(node) for module, node in FUNCTIONS}
     assert {name: lines for name, lines in lengths.items() if lines > 60} == {}
-    assert statistics.median(length(node) for _, node in FUNCTIONS) <= 8
 
 
 def test_everything_is_annotated_and_takes_no_leftovers() -> None:
@@ -150,9 +149,11 @@ def test_names_are_one() -> None:
 def test_members_are_named_by_protocols_not_guessed() -> None:
     """`getattr` and `hasattr` with a literal name are for objects that are not ours, and say whose they are."""
     guess = re.compile(r"\b(getattr|hasattr)\([^,]+, \"\w+\"")
-    assert [
-        f"{name}: {line.strip()}" for name, line in LINES if guess.search(line) and "#" not in line
-    ] == []
+    guesses = []
+    for (_, above), (name, line) in pairwise(LINES):
+        if guess.search(line) and "#" not in line and not above.lstrip().startswith("#"):
+            guesses.append(f"{name}: {line.strip()}")
+    assert guesses == []
     dispatch = re.compile(r"__name__ (==|in) |_target_\W+ (==|!=)")
     assert [
         line

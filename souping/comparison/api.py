@@ -84,9 +84,8 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    check_arguments(
-        compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
-    )
+    arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+    check_arguments(compare, arguments)
     found = _read(logs, baseline, group)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
@@ -99,11 +98,7 @@ def compare(
     looks, notes = looks_of(found, table, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
     tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
-    verdicts = list[RowVerdict]()
-    for model, needed in zip(models[1:], tests, strict=True):
-        verdicts += _verdicts(
-            [RowTest(row, model, base, penalty(looks)) for row in rows], gate, needed
-        )
+    verdicts = _all_verdicts(rows, models, gate, tests, penalty(looks))
     return CompareResult(
         baseline=base,
         models=models,
@@ -117,6 +112,21 @@ def compare(
         flips=tuple(_flips(table, models, found)),
         warnings=(*table.notes, *notes, *_unaveraged(table, weights), *_warnings(verdicts, pooled)),
     )
+
+
+def _all_verdicts(
+    rows: Sequence[RowScores],
+    models: Sequence[str],
+    gate: Policy,
+    tests: Sequence[float],
+    charge: float,
+) -> list[RowVerdict]:
+    """The verdicts of each row on each model against the first."""
+    verdicts = []
+    for model, needed in zip(models[1:], tests, strict=True):
+        row_tests = [RowTest(row, model, models[0], charge) for row in rows]
+        verdicts += _verdicts(row_tests, gate, needed)
+    return verdicts
 
 
 def _read(

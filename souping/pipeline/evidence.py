@@ -1,11 +1,10 @@
-"""Evidence: what a report says of expected scores, contenders, extra benchmarks and analyses.
+"""Evidence: what a report says of expected scores, contenders and extra benchmarks.
 
 Contenders are compared on the report fold, with intervals, paired differences, losses and a verdict.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
@@ -32,17 +30,14 @@ from souping.analysis.significance import (
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
-from souping.core.text import first_line, named, safe
 from souping.core.types import (
     FloatArray,
     Fold,
     Item,
     ItemScores,
-    Json,
     Recipe,
     ScoreMatrix,
     Selection,
-    UserError,
 )
 from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
@@ -508,49 +503,3 @@ def variance(scores: ItemScores, table: ItemTable) -> dict[str, float] | None:
     parts = {"objective": total, "items": total - answers, "answers": answers}
     flips = float(np.mean(scores.noise > 0))
     return {**{name: value / unit().factor ** 2 for name, value in parts.items()}, "flips": flips}
-
-
-# ------------------------------------------------------------ analyses
-
-
-def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
-    """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
-    try:
-        data = analysis.analyse(scores)
-        if _is_shown(data):
-            return data
-        what = (
-            "must give a mapping: `sentences` a list, `tables` a list of {header, rows} "
-            "with rows as wide as the header"
-        )
-        return {"failed": f"{named(analysis)} {what}"}
-    except NotEstimableError as error:
-        return {"not_estimable": str(error)}
-    except UserError as error:
-        return {"failed": str(error)}
-    except Exception as error:  # user code may raise anything, and the run's results are worth more
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return {
-            "failed": safe(
-                f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
-            )
-        }
-
-
-def _is_shown(data: Mapping[str, Any]) -> bool:
-    """Whether the data of an analysis, which may be user code, can be kept and shown."""
-    try:
-        lists = [
-            data.get("sentences", []),
-            tables := data.get("tables", []),
-            *(table["rows"] for table in tables),
-        ]
-        widths = [
-            (len(table["header"]), len(row), row) for table in tables for row in table["rows"]
-        ]
-    except (AttributeError, KeyError, TypeError):
-        return False
-    lists += [row for _, _, row in widths]
-    return all(isinstance(one, list | tuple) for one in lists) and all(
-        wide == own for wide, own, _ in widths
-    )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from souping.analysis.front import NAME, Front
-from souping.analysis.guards import TOKENS, Admission, check
+from souping.analysis.guards import TOKENS, Admission, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
 from souping.core.unit import gain, unit
@@ -173,3 +173,30 @@ def search_again(
         own, settings.objective, settings.seed, run.recipes, evaluation, names, half, known=known
     )
     return evaluation.scores(found.recipe, items).values
+
+
+def guard_checks(
+    admission: Admission,
+    soup: Recipe,
+    against: Recipe,
+    measured: Mapping[str, Mapping[str, ItemScores]],
+    claim: str,
+    looks: int,
+) -> list[Mapping[str, Json]]:
+    """What the report's answers say of each guard.
+
+    `measured` are {extra benchmark: {recipe id: scores}}, the run's own under an empty name. A
+    soup that is the reference itself loses nothing. If the verdict's `claim` is that nothing is
+    claimed, neither do the guards.
+    """
+    if soup.id == against.id:
+        return judge((), [], looks)
+    pairs = []
+    for guard in admission.guards:
+        scores = measured[guard.benchmark]
+        pairs.append((scores[soup.id], scores[against.id]))
+    checks = judge(admission.guards, pairs, looks)
+    if claim not in ("not_measured", "dry_run"):
+        return checks
+    outcome = claim.replace("_", " ")
+    return [{**check, "outcome": outcome} for check in checks]

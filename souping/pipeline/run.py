@@ -8,31 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from souping.analysis import RunScores
 from souping.analysis.alternatives import alternatives
-from souping.analysis.correlation import pearson, stability
-from souping.analysis.guards import NAME, Admission, Guard, judge, plan_guards, warnings_of
+from souping.analysis.correlation import stability
+from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
-from souping.analysis.trajectory import CheckpointScores, describe
-from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
 from souping.core.types import (
     FOLDS,
-    TOLERANCE,
     Fold,
     Item,
     ItemScores,
     Json,
     Recipe,
-    Record,
     ScoreMatrix,
     Selection,
     Trial,
     UserError,
 )
 from souping.core.unit import unit
+from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,
     check_pool,
@@ -44,10 +41,7 @@ from souping.pipeline.checks import (
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
-    Pair,
-    analyse,
     best_mixture,
-    by_category,
     check_expected,
     choose,
     compare_on,
@@ -56,13 +50,14 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import check_tokens, search_again, with_goals
+from souping.pipeline.goals import check_tokens, guard_checks, search_again, with_goals
 from souping.pipeline.ledger import Claim, Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
+from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import RECIPE, card
 from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
@@ -348,7 +343,9 @@ class Run(Steps):
                 winner.result.objective, own, parents, self.scores, settings.objective
             )
         if settings.pool.trajectory is not None:
-            evidence["trajectory"] = self._trajectory(settings.pool.trajectory, measured, looks)
+            evidence["trajectory"] = trajectory_evidence(
+                self, settings.pool.trajectory, winner, self.searched, measured, looks
+            )
         if winner.guards.get("refused") and evidence["verdict"]["claim"] == "keep_single":
             evidence["verdict"]["sentence"] = (
                 f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
@@ -356,25 +353,6 @@ class Run(Steps):
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
-
-    def _trajectory(
-        self, found: Trajectory, measured: Mapping[str, ItemScores], looks: int
-    ) -> dict[str, Json]:
-        """The chosen average of a training run beside its checkpoints, on the search fold and on the report fold."""
-        objective, soup, trials = self.settings.objective, self.winner.recipe, self.winner.trials
-        search = CheckpointScores.of([self.searched[name] for name in self.pool.names], objective)
-        report = CheckpointScores.of(
-            [measured[self.single(name).id] for name in self.pool.names], objective
-        )
-        others = [[measured[one.id].values for one in pair] for pair in self.replicates(soup)]
-        values, weights = measured[soup.id].values, self.weights_of(soup)
-        data = describe(found, weights, search, trials, report, values, others, looks)
-        average = Contender(name="average", kind="soup", recipe=soup)
-        last = Contender(name="last", kind="last", recipe=self.single(self.pool.names[-1]))
-        return {
-            **data,
-            "categories": by_category([Pair.of(average, last, measured, report.table, looks)]),
-        }
 
     def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
         """Looks at these items, this one included, which is noted in the ledger first."""
@@ -465,51 +443,27 @@ class Run(Steps):
         """The models of an analysis that lack answers. Prints what they cost."""
         if not stage.models:
             return ()
-        new = [
-            len(self.evaluation.missing_answers(model, stage.items, any_block=True))
-            for model in stage.models
-        ]
+        missing = missing_answers(self.evaluation, stage)
+        soups = sum(answers > 0 for answers in missing)
         self.progress.say(
-            f"{stage.name}: {sum(map(bool, new))} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
-            f"items of the search fold: {sum(new):,} answers to evaluate"
+            f"{stage.name}: {soups} of {len(stage.models)} soups lack answers on the {len(stage.items)} "
+            f"items of the search fold: {sum(missing):,} answers to evaluate"
         )
-        return tuple(model for model, answers in zip(stage.models, new, strict=True) if answers)
+        pairs = zip(stage.models, missing, strict=True)
+        return tuple(model for model, answers in pairs if answers)
 
-    def _run_scores(self, own: Sequence[Recipe]) -> RunScores:
-        """All item scores in the store, those of an analysis's `own` soups among them. Nothing is evaluated."""
-        winner, selection, settings = self.winner, self.selection, self.settings
-        stored = Evaluation(
-            self.store, settings.evaluator, _unserved, self.pool.eos_token_ids, lambda items: None
-        )
-        trials = [trial.recipe for trial in winner.trials]
-        models = [*map(self.single, self.pool.names), *trials, *own]
-        whole, parts = stored.all_stored_scores(models, self.folds["search"])
-
-        def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
-            items = self.reported if fold == "report" else self.folds[fold]
-            return {
-                name: records[0] for name, records in stored.batch_answers(recipe, items).items()
-            }
-
-        return RunScores(
-            soups=self.soups(selection.ingredients, winner),
-            trials=tuple(
-                {one.id: one for one in trials if abs(sum(one.weights) - 1) < TOLERANCE}.values()
-            ),
-            objective=settings.objective,
-            correlation=settings.selector.measure or pearson,
-            metric=selection.metric or "pearson",
-            search=whole,
-            parts=parts,
-            report={
-                recipe.id: stored.scores(recipe, self.reported)
-                for recipe in {recipe.fingerprint: recipe for _, recipe in self.rows}.values()
-                if self.reported and not stored.missing_answers(recipe, self.reported)
-            },
-            answers=stored.answers_per_item,
-            read=read,
-            spent=winner.spent,
-            search_again=partial(search_again, self, self.evaluation),
+    def _run_scores(self, soups: Sequence[Recipe]) -> RunScores:
+        """All item scores in the store, those of an analysis's own `soups` among them."""
+        stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
+        return run_scores(
+            self,
+            stored,
+            self.selection,
+            self.winner,
+            soups=soups,
+            reported=self.reported,
+            contenders=[recipe for _, recipe in self.rows],
+            again=partial(search_again, self, self.evaluation),
         )
 
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -517,16 +471,16 @@ class Run(Steps):
         assert self.scores is not None
         trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
-            soup, against = self.winner.recipe.id, self.single(self.admission.against).id
-            guards = self.admission.guards if soup != against else ()
-            pairs = [
-                (self.measured[one.benchmark][soup], self.measured[one.benchmark][against])
-                for one in guards
-            ]
+            against = self.single(self.admission.against)
             verdict = self.report_content["verdict"]
-            checks = judge(guards, pairs, verdict["opened"])
-            if verdict["claim"] in ("not_measured", "dry_run"):
-                checks = [{**one, "outcome": verdict["claim"].replace("_", " ")} for one in checks]
+            checks = guard_checks(
+                self.admission,
+                self.winner.recipe,
+                against,
+                self.measured,
+                claim=verdict["claim"],
+                looks=verdict["opened"],
+            )
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
@@ -561,7 +515,3 @@ class Run(Steps):
     def close(self) -> None:
         self.workers.close()
         self.pool.close()
-
-
-def _unserved(recipe: Recipe) -> NoReturn:
-    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")

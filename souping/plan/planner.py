@@ -8,12 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from souping.analysis.front import CONFIRMED
-from souping.analysis.guards import Guard, plan_guards
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
 from souping.core.text import safe
@@ -21,14 +19,10 @@ from souping.core.types import (
     FOLDS,
     Fold,
     Item,
-    ItemScores,
     LateError,
     Missing,
-    Recipe,
     Record,
-    Result,
     ScoreMatrix,
-    Selection,
     UserError,
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
@@ -39,206 +33,20 @@ from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
-from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
+from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import MEMORY, Store
-from souping.plan import Pair, Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
+from souping.plan import Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
+from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
 from souping.report import format
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
-from souping.search.loop import RecipeSource, SearchResult, trial_limit
+from souping.search.loop import RecipeSource
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
 
 ITEMS = 5
 """Items of each category that a check answers."""
-UNKNOWN = ("?",)
-"""Ingredients of a soup that stands for one that is not known yet."""
-
-
-class NotStoredError(Exception):
-    """A plan needs a score that has to be measured."""
-
-
-def _not_stored(*_: object) -> NoReturn:
-    raise NotStoredError
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedPool:
-    """Candidates by name, for a pool that cannot be opened here."""
-
-    names: tuple[str, ...]
-
-    def recipe(self, weights: Mapping[str, float]) -> Recipe:
-        names = tuple(name for name in self.names if weights.get(name))
-        prints = tuple(f"not here: {name}" for name in names)
-        shares = tuple(weights[name] for name in names)
-        return Recipe(ingredients=names, fingerprints=prints, weights=shares, dtype="unknown")
-
-
-class CountedSteps(Steps):
-    """Steps that count what a run would evaluate, with a selection that is known or assumed.
-
-    Each answer counts once. `evaluations` are {extra benchmark: evaluation}, the run's own under an empty name.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        pool: RecipeSource,
-        extra: Mapping[str, tuple[Item, ...]],
-        evaluations: Mapping[str, Evaluation],
-        ingredients: tuple[str, ...],
-    ) -> None:
-        super().__init__(plan.run, pool, plan.folds, extra)
-        self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
-        self.stages: list[PlannedStage] = []
-        self.plan = plan
-        self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
-
-    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
-        todo = sum(self._count(recipe, stage) for recipe in stage.models)
-        self._add(
-            stage,
-            (len(stage.models),) * 2,
-            (len(stage.models) * len(stage.items),) * 2,
-            (todo, todo),
-        )
-        return {}
-
-    def select(self, stage: Stage | None) -> Selection:
-        if stage is not None:
-            self.evaluate_stage(stage)
-        return Selection(ingredients=self.ingredients)
-
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
-        if first := self.ingredient_stage(ingredients):
-            self.evaluate_stage(first)
-        items, size = self.folds.get("search", ()), len(ingredients)
-        stage = Stage(name=SEARCH, models=(), items=items, fold="search")
-        workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
-        stored = self._stored_search(ingredients, items)
-        winner = stored or self._unknown_winner(ingredients)
-        if workload is None:
-            self.evaluate_stage(replace(stage, models=tuple(self._trials(ingredients, stored))))
-        else:
-            expected, most = (stored.cost.items,) * 2 if stored else workload
-            folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
-            answers = self.evaluations[""].answers_per_item
-            todo = (0, 0) if stored else (expected * answers, most * answers)
-            self._add(stage, folds, (expected, most), todo, in_parts=True)
-        self._count(winner.recipe, stage)  # it is one of the trials
-        if self.settings.pareto and size > 1:
-            points = [_unknown(winner.recipe, f"point {n} of the front") for n in range(CONFIRMED)]
-            self.evaluate_stage(self.front_stage(points))
-        return winner
-
-    def open_guards(self, guards: tuple[Guard, ...], stage: Stage) -> None:
-        self.evaluate_stage(stage)
-        self.plan.guards = plan_guards(
-            guards, self.guarded_items, self.scores.items if self.scores else None
-        )
-        single = self.single(self.recipes.names[0])
-        for guard in (guard for guard in guards if guard.benchmark):
-            self.evaluate_stage(
-                self.guard_stage(guard, [single, _unknown(single, "the soup that may win")])
-            )
-
-    def analyse(self, name: str, stage: Stage) -> None:
-        if stage.models:
-            self.evaluate_stage(stage)
-        if self.settings.analyses[name].searches and len(self.ingredients) > 1:
-            own = next(one for one in self.stages if one.name == SEARCH)
-            self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
-
-    def _add(
-        self, stage: Stage, models: Pair, items: Pair, todo: Pair, in_parts: bool = False
-    ) -> None:
-        answers = self.evaluations[stage.benchmark].answers_per_item
-        self.stages.append(
-            PlannedStage(
-                name=stage.name,
-                models=models,
-                items=len(stage.items),
-                asked=(items[0] * answers, items[1] * answers),
-                todo=todo,
-                benchmark=stage.benchmark,
-                in_parts=in_parts,
-            )
-        )
-
-    def _count(self, recipe: Recipe, stage: Stage) -> int:
-        """Answers that neither the store nor an earlier stage has."""
-        evaluation = self.evaluations[stage.benchmark]
-        wanted = [
-            (item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)
-        ]
-        key = f"unknown {stage.benchmark}"
-        if recipe.ingredients != UNKNOWN:
-            with suppress(UserError):  # an evaluator that cannot start here: its key is not known
-                key = evaluation.key(recipe)
-                wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
-        done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = set(wanted) - done
-        done |= new
-        return len(new)
-
-    def _stored_search(
-        self, ingredients: tuple[str, ...], items: tuple[Item, ...]
-    ) -> SearchResult | None:
-        """The whole search if the store has all of its answers."""
-        with suppress(NotStoredError, UserError):
-            return self.find_weights(self.evaluations[""], ingredients, items) if items else None
-        return None
-
-    def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
-        uniform = self.uniform(ingredients)
-        recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
-        return SearchResult(
-            recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
-        )
-
-    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[Recipe]:
-        """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
-        if len(ingredients) == 1:
-            return [self.single(ingredients[0])]
-        if stored is not None:
-            return [trial.recipe for trial in stored.trials]
-        limit = trial_limit(
-            self.settings.optimiser, len(ingredients), len(self.folds.get("search", ()))
-        )
-        assert limit is not None, "a strategy without an end is refused when it is built"
-        points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        known = [
-            self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points
-        ][:limit]
-        uniform = self.uniform(ingredients)
-        return known + [_unknown(uniform, f"trial {n}") for n in range(limit - len(known))]
-
-
-def _unknown(recipe: Recipe, name: str) -> Recipe:
-    """A soup that is not known yet and that no store holds."""
-    return replace(recipe, fingerprints=(name,), ingredients=UNKNOWN, weights=(1.0,))
-
-
-def _merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
-    """Least and most of each stage over several selections."""
-    longest = sorted(counted, key=len, reverse=True)  # its order is that of all
-    whole = []
-    for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
-        same = [stage for stages in counted for stage in stages if stage.name == name]
-        parts = any(stage.in_parts for stage in same)
-        columns = zip(*((stage.models, stage.asked, stage.todo) for stage in same), strict=True)
-        models, asked, todo = (_range(pairs, parts) for pairs in columns)
-        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
-    return whole
-
-
-def _range(pairs: Sequence[Pair], in_parts: bool) -> Pair:
-    """Least and most; of a search in parts what is expected for the middle number of ingredients, and most."""
-    first = sorted(least for least, _ in pairs)
-    return first[(len(first) - 1) // 2 if in_parts else 0], max(most for _, most in pairs)
 
 
 # ------------------------------------------------------------ the plan
@@ -361,7 +169,7 @@ class _Planner:
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
         ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
         return Evaluation(
-            self.store, evaluator, _not_stored, ends, lambda items: None, grade=_not_stored
+            self.store, evaluator, not_stored, ends, lambda items: None, grade=not_stored
         )
 
     def _select(self, plan: Plan) -> None:
@@ -426,7 +234,7 @@ class _Planner:
                 errors.append(error)
         if not counted and errors:
             self.faults.append(str(errors[-1]))
-        return _merged(counted)
+        return merged(counted)
 
     def _speeds(self, plan: Plan) -> dict[str, Speed]:
         """{extra benchmark: speed}, the run's own under an empty name."""

@@ -118,7 +118,7 @@ def measure(root: Path) -> dict[str, Any]:
         "user_errors": sum(ast.unparse(error).startswith("UserError") for error in raised),
         "circles": circles(imports(trees)),
         "longest_function": max((length(node), f"{name}:{node.name}") for name, node in functions),
-        "longest_file": max((text.count("\n"), name) for name, text in modules.items()),
+        "longest_file": max((tokens(text), name) for name, text in modules.items()),
         "test_lines": sum(text.count("\n") for text in tests),
     }
 

@@ -179,10 +179,9 @@ def _watched(
         with Path(settings["alive"]).open("ab") as sign:
             sign.write(b".")
         choice = response.choices[0]
-        # openai's
-        holder, key = (
-            (choice.message, "content") if hasattr(choice, "message") else (choice, "text")
-        )
+        holder, key = choice, "text"
+        if hasattr(choice, "message"):  # openai's
+            holder, key = choice.message, "content"
         text = getattr(holder, key)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             setattr(holder, key, text.encode("utf-8", "replace").decode())

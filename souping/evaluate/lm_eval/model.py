@@ -334,16 +334,12 @@ class HarnessModel(Base):  # type: ignore[misc]
 
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
-        seeds = (
-            [self._seed(prompt, decoding) for prompt in self._prompts]
-            if decoding.temperature
-            else []
-        )
-        stops, pad, new = (
-            [text for text in stop if text],
-            self.tokenizer.pad_token_id,
-            max_length - context.shape[1],
-        )
+        seeds: list[int] = []
+        if decoding.temperature:
+            seeds = [self._seed(prompt, decoding) for prompt in self._prompts]
+        stops = [text for text in stop if text]
+        pad = self.tokenizer.pad_token_id
+        new = max_length - context.shape[1]
         dtype = self.mixed_precision_dtype
         with (
             torch.inference_mode(),
@@ -362,18 +358,10 @@ class HarnessModel(Base):  # type: ignore[misc]
         fill = pad if self.eot_token_id is None else self.eot_token_id
         for row, prompt in enumerate(self._prompts):
             kept = context[row, attention_mask[row].bool()].tolist()
-            answer = answer_of(
-                self.tokenizer,
-                stops,
-                kept,
-                rows[row, start:].tolist(),
-                self.eos_token_ids,
-                pad,
-                new,
-            )
-            if (
-                answer.tokens and answer.tokens[-1] in self.eos_token_ids
-            ):  # the harness knows that of one ingredient alone
+            ids = rows[row, start:].tolist()
+            answer = answer_of(self.tokenizer, stops, kept, ids, self.eos_token_ids, pad, new)
+            # The harness knows the end tokens of one ingredient alone.
+            if answer.tokens and answer.tokens[-1] in self.eos_token_ids:
                 rows[row, start + len(answer.tokens) - 1 :] = fill
             if len(self._ids[row]) > len(kept):
                 answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))

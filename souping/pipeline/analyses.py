@@ -1,0 +1,153 @@
+"""Analyses of a run: the scores that they are given, and what is kept of each.
+
+They read answers from the store. What an analysis lacks is evaluated before.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from souping.analysis import Analysis, NotEstimableError, RunScores, SearchAgain
+from souping.analysis.correlation import pearson
+from souping.core.text import first_line, named, safe
+from souping.core.types import (
+    TOLERANCE,
+    Fold,
+    Item,
+    ItemScores,
+    Json,
+    Recipe,
+    Record,
+    Selection,
+    UserError,
+)
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.steps import Stage, Steps
+from souping.pipeline.store import Store
+from souping.search.loop import SearchResult
+
+if TYPE_CHECKING:
+    from souping.core.protocols import Evaluator
+
+
+def stored_answers(
+    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], tuple[int, ...]]
+) -> Evaluation:
+    """An evaluation that reads the store and cannot evaluate."""
+    return Evaluation(store, evaluator, _unserved, eos_token_ids, lambda items: None)
+
+
+def _unserved(recipe: Recipe) -> NoReturn:
+    raise AssertionError(f"an analysis reads what is stored, and soup {recipe.id} is not")
+
+
+def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
+    """How many answers each model of a stage lacks."""
+    counts = []
+    for model in stage.models:
+        counts.append(len(evaluation.missing_answers(model, stage.items, any_block=True)))
+    return counts
+
+
+def run_scores(
+    steps: Steps,
+    stored: Evaluation,
+    selection: Selection,
+    winner: SearchResult,
+    *,
+    soups: Sequence[Recipe],
+    reported: tuple[Item, ...],
+    contenders: Sequence[Recipe],
+    again: SearchAgain,
+) -> RunScores:
+    """All item scores of a run that the store has.
+
+    `soups` are those of an analysis, `contenders` the models that answered the `reported` items.
+    """
+    settings = steps.settings
+    singles = [steps.single(name) for name in steps.recipes.names]
+    trials = [trial.recipe for trial in winner.trials]
+    search, parts = stored.all_stored_scores([*singles, *trials, *soups], steps.folds["search"])
+
+    def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
+        items = reported if fold == "report" else steps.folds[fold]
+        answers = stored.batch_answers(recipe, items)
+        return {name: records[0] for name, records in answers.items()}
+
+    # Soups whose weights sum to one, each once.
+    mixtures = {recipe.id: recipe for recipe in trials if abs(sum(recipe.weights) - 1) < TOLERANCE}
+    return RunScores(
+        soups=steps.soups(selection.ingredients, winner),
+        trials=tuple(mixtures.values()),
+        objective=settings.objective,
+        correlation=settings.selector.measure or pearson,
+        metric=selection.metric or "pearson",
+        search=search,
+        parts=parts,
+        report=_report_scores(stored, contenders, reported),
+        answers=stored.answers_per_item,
+        read=read,
+        spent=winner.spent,
+        search_again=again,
+    )
+
+
+def _report_scores(
+    stored: Evaluation, contenders: Sequence[Recipe], reported: tuple[Item, ...]
+) -> dict[str, ItemScores]:
+    """Scores of the models that answered all reported items; models of one content once."""
+    if not reported:
+        return {}
+    scores = {}
+    for recipe in {recipe.fingerprint: recipe for recipe in contenders}.values():
+        if not stored.missing_answers(recipe, reported):
+            scores[recipe.id] = stored.scores(recipe, reported)
+    return scores
+
+
+# ---------------------------------------------------------------- one analysis
+
+
+def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+    """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
+    try:
+        data = analysis.analyse(scores)
+        if _is_shown(data):
+            return data
+        what = (
+            "must give a mapping: `sentences` a list, `tables` a list of {header, rows} "
+            "with rows as wide as the header"
+        )
+        return {"failed": f"{named(analysis)} {what}"}
+    except NotEstimableError as error:
+        return {"not_estimable": str(error)}
+    except UserError as error:
+        return {"failed": str(error)}
+    except Exception as error:  # user code may raise anything, and the run's results are worth more
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return {
+            "failed": safe(
+                f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
+            )
+        }
+
+
+def _is_shown(data: Mapping[str, Any]) -> bool:
+    """Whether the data of an analysis, which may be user code, can be kept and shown."""
+    try:
+        lists = [
+            data.get("sentences", []),
+            tables := data.get("tables", []),
+            *(table["rows"] for table in tables),
+        ]
+        widths = [
+            (len(table["header"]), len(row), row) for table in tables for row in table["rows"]
+        ]
+    except (AttributeError, KeyError, TypeError):
+        return False
+    lists += [row for _, _, row in widths]
+    return all(isinstance(one, list | tuple) for one in lists) and all(
+        wide == own for wide, own, _ in widths
+    )
