@@ -122,7 +122,7 @@ def _all_verdicts(
     charge: float,
 ) -> list[RowVerdict]:
     """The verdicts of each row on each model against the first."""
-    verdicts = []
+    verdicts: list[RowVerdict] = []
     for model, needed in zip(models[1:], tests, strict=True):
         row_tests = [RowTest(row, model, models[0], charge) for row in rows]
         verdicts += _verdicts(row_tests, gate, needed)
