@@ -167,7 +167,7 @@ def test_a_server_that_says_nothing_has_no_whole_answer(
     join = threading.Thread.join
     monkeypatch.setattr(threading.Thread, "join", lambda thread, _=None: join(thread))
     try:
-        with pytest.raises(ServerError, match="no whole answer after 0.1 s"):
+        with pytest.raises(ServerError, match=r"no whole answer after 0\.1 s"):
             post(f"{hostile.url}/x", timeout=0.1)
     finally:
         answered.set()
@@ -363,9 +363,7 @@ def prompts() -> list[str]:
 def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]) -> None:
     cook = shutil.copytree(pantry.path("python_cook"), tmp_path / "python_cook")
     (cook / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    running = TransformersServer(device="cpu", dtype="float32", timeout=300).start(
-        cook, "python_cook"
-    )
+    running = TransformersServer(device="cpu", dtype="float32").start(cook, "python_cook")
     assert running.process is not None
     log, group = running.process.log, running.process.group
     try:
@@ -376,7 +374,7 @@ def test_its_answers_are_the_local_evaluators(tmp_path: Path, prompts: list[str]
         assert completions(running.url, running.model, chats, 24) == local_answers(cook, chats, 24)
     finally:
         running.stop()
-    assert members(group) == []
+    assert gone(group)
     assert not log.parent.exists()  # a temporary log goes where all went well
 
 
