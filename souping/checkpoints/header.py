@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -167,6 +168,9 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
         target, root = path.resolve(), folder.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            # Fails at links in a circle, which `resolve` passes over since Python 3.13.
+            path.stat()
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     cache = root.parents[2] if len(root.parents) > 2 else root

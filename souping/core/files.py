@@ -42,7 +42,8 @@ def expanded(path: str | Path, key: str = "") -> Path:
 
 def folder_at(text: str | None) -> Path | None:
     """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
-    with suppress(UserError, OSError, RuntimeError):  # links in a circle are a RuntimeError
+    # Links in a circle are a RuntimeError before Python 3.13.
+    with suppress(UserError, OSError, RuntimeError):
         return expanded(text).resolve() if text and expanded(text).is_dir() else None
     return None
 

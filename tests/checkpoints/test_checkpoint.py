@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of
 from souping.checkpoints.compatibility import preflight
-from souping.checkpoints.header import read_header
+from souping.checkpoints.header import inside, read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from tests.support.checkpoints import (
@@ -101,6 +101,17 @@ def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> No
         (folder / name).symlink_to(target)
         with pytest.raises(UserError, match=message):
             Checkpoint.open(folder)
+
+
+def test_links_in_a_circle_are_no_path_and_a_missing_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "file").touch()
+    for folder, name in ((tmp_path, "circle"), (tmp_path, "circle/x"), (tmp_path / "circle", "x")):
+        with pytest.raises(UserError, match="cannot be followed"):
+            inside(folder, name)
+    for name in ("nothing", "nothing/x", "dangling", "file", "file/x"):
+        assert inside(tmp_path, name) == tmp_path / name
 
 
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
@@ -202,7 +213,9 @@ def test_a_file_that_changed_in_place_is_read_again(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.data())
 def test_corrupt_bytes_never_escape(

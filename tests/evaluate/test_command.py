@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +47,7 @@ def script(folder: Path, *lines: str) -> str:
     return f"{sys.executable} {path} {{model}} {{items}} {{out}}"
 
 
-def evaluator(folder: Path, *lines: str, timeout: float = 60) -> CommandEvaluator:
+def evaluator(folder: Path, *lines: str, timeout: float = 600) -> CommandEvaluator:
     return CommandEvaluator(
         command=script(folder, *lines), timeout=timeout, dir=str(folder / "kept")
     )
@@ -92,11 +93,10 @@ def test_what_is_written_wrong() -> None:
             ["3 of 4 items", "1 of 4"],
         ),
         ([answers("3")], 60, ["1 of 4 items (i3)", "3 of 4 answers"]),
-        pytest.param(
-            [answers("2"), "import time; time.sleep(600)"],
-            10,
-            ["evaluator.timeout=10", "2 of 4"],
-            marks=pytest.mark.slow,
+        (
+            [answers("2"), "(model.parent / 'hangs').touch()", "import time; time.sleep(600)"],
+            60,
+            ["evaluator.timeout=60", "2 of 4"],
         ),
         (["(out / 'log.csv').write_text('a,b\\n1,2')"], 60, ["no column item", "0 of 4"]),
         ([], 60, ["left no log in", "0 of 4"]),
@@ -112,8 +112,17 @@ def test_what_is_written_wrong() -> None:
     ],
 )
 def test_what_came_of_a_command_that_failed_is_kept(
-    model: Any, tmp_path: Path, lines: list[str], timeout: float, words: list[str]
+    model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    timeout: float,
+    words: list[str],
 ) -> None:
+    """The time of the command that hangs is over once it does, and that of the others never."""
+    hangs = tmp_path / "hangs"
+    clock = SimpleNamespace(monotonic=lambda: 1e9 * hangs.exists(), sleep=time.sleep)
+    monkeypatch.setattr("souping.evaluate.servers.process.time", clock)
     with pytest.raises(UserError) as refused:
         evaluator(tmp_path, *lines, timeout=timeout).evaluate(model, ITEMS)
     for word in words:

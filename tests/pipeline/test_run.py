@@ -130,7 +130,8 @@ def test_a_tracked_multirun_is_a_group(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=sweep"]
-    souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "stop_after=search", "seed=0,1").ok()
+    words = ["optimiser=uniform", "stop_after=search", "seed=0,1"]
+    souping("-m", *pool, "tracker=wandb", "tracker.timeout=600", *words).ok()
     folders = [tmp_path / "sweep" / name for name in ("0", "1", "")]
     runs = [run for folder in folders for run in of_type(log_of(folder), "run")]
     assert [run["run_group"] for run in runs] == ["sweep"] * 3

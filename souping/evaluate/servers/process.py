@@ -212,13 +212,14 @@ def post(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> s
         ServerError: no connection, no complete response in `timeout` seconds, one that is too long, or a status of 300
             and above.
     """
+    late = ServerError(f"no whole answer after {timeout:g} s")
     responses: list[str | ServerError] = []
     thread = threading.Thread(
-        target=lambda: responses.append(_response(url, body, timeout, key)), daemon=True
+        target=lambda: responses.append(_response(url, body, timeout, key, late)), daemon=True
     )
     thread.start()
     thread.join(timeout)  # the client's own limit starts again with every byte that arrives
-    response = responses[0] if responses else ServerError(f"no whole answer after {timeout:g} s")
+    response = responses[0] if responses else late
     if isinstance(response, ServerError):
         raise response
     return response
@@ -232,7 +233,10 @@ def _client(local: bool) -> httpx.Client:
     return httpx.Client(trust_env=not local, limits=httpx.Limits(max_connections=None))
 
 
-def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerError:
+def _response(
+    url: str, body: Json, timeout: float, key: str, late: ServerError
+) -> str | ServerError:
+    """What `post` returns or raises. This thread may notice the time limit before the caller does (`late`)."""
     import httpx
 
     end = time.monotonic() + timeout
@@ -247,8 +251,12 @@ def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerErr
             data = bytearray()
             for piece in response.iter_bytes():
                 data += piece
-                if len(data) > LONGEST or time.monotonic() > end:
+                if time.monotonic() > end:
+                    return late
+                if len(data) > LONGEST:
                     return ServerError(f"its answer is longer than {LONGEST >> 20} MB")
+    except httpx.TimeoutException:
+        return late
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return ServerError(f"no answer ({type(error).__name__}: {error})")
     text = data.decode("utf-8", errors="replace")

@@ -29,7 +29,9 @@ Q0, Q1, UP1 = (
     "model.layers.1.mlp.up_proj",
 )
 quick = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
