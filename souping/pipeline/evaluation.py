@@ -206,6 +206,7 @@ class Evaluation(RecipeEvaluator):
         fresh = self._commit(
             block_request.recipe, pending.evaluator, block, block_request.items, records
         )
+        self._workers.stored(block_request)
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -458,6 +459,9 @@ class EvaluatorWorker(Workers):
             evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate)
         )
         return Response(records=tuple(records), seconds=time.monotonic() - started)
+
+    def stored(self, request: Request) -> None:
+        self._evaluators[request.benchmark][0].stored(request.recipe.fingerprint)
 
     @property
     def fingerprints(self) -> dict[str, str]:
