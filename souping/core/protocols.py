@@ -475,10 +475,6 @@ class Workers(Protocol):
         """Wait for one of the requests that were sent; what is answered first comes first."""
         raise LookupError("no request is open")
 
-    def stored(self, request: Request) -> None:
-        """The records of a request are in the store."""
-        return None
-
     def close(self) -> None:
         return None
 

@@ -162,7 +162,8 @@ class Evaluation(RecipeEvaluator):
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        for block in self._blocks(pending.evaluator, request.recipe, request.items):
+        number = pending.evaluator.answers_per_item
+        for block in self._blocks(pending.evaluator, request.recipe, request.items, number):
             self._send(pending, block)
         self._close_one(pending)
 
@@ -206,7 +207,7 @@ class Evaluation(RecipeEvaluator):
         fresh = self._commit(
             block_request.recipe, pending.evaluator, block, block_request.items, records
         )
-        self._workers.stored(block_request)
+        pending.evaluator.stored(block_request.recipe.fingerprint)
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -252,38 +253,46 @@ class Evaluation(RecipeEvaluator):
 
     def missing_answers(
         self, recipe: Recipe, items: Sequence[Item], any_block: bool = False
-    ) -> list[tuple[str, int]]:
-        """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
-        stored answers, from whatever blocks, cover the items."""
-        if any_block and self.stored_scores(recipe, items).items == tuple(items):
-            return []
-        blocks = self._blocks(self._evaluator.for_recipe(recipe), recipe, items)
-        return [(item.question, block.replicate) for block in blocks for item in block.missing]
+    ) -> dict[tuple[str, int], int]:
+        """{(question, number of its answer): 1} of every answer that would be computed; with `any_block` nothing if the
+        stored answers, from whatever blocks, cover the items.
 
-    def batch_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
-        """{item id: its answers} of the items of a whole fold that have all their answers."""
+        Those with higher numbers than any stored answer are counted together: {(question, first number): answers}.
+        """
+        if any_block and self.stored_scores(recipe, items).items == tuple(items):
+            return {}
+        evaluator = self._evaluator.for_recipe(recipe)
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        first = min(max(1, stored.replicates), evaluator.answers_per_item)
+        missing = dict[tuple[str, int], int]()
+        for block in self._blocks(evaluator, recipe, items, first):
+            missing |= {(item.question, block.replicate): 1 for item in block.missing}
+        if evaluator.answers_per_item > first:
+            missing |= {
+                (item.question, first): evaluator.answers_per_item - first for item in items
+            }
+        return missing
+
+    def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
+        """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
+        left them, others."""
         evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
-        for block in self._blocks(evaluator, recipe, items):
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        number = evaluator.answers_per_item
+        if stored.replicates < number:
+            return {}
+        for block in self._blocks(evaluator, recipe, items, number):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
-        return {
-            name: records
-            for name, records in answers.items()
-            if len(records) == evaluator.answers_per_item
-        }
+        for item in items:
+            if len(answers.get(item.id, ())) < number:
+                records = [stored.first(item, n) for n in range(number)]
+                answers[item.id] = [replace(one, tokens=()) for one in records if one is not None]
+        return {name: records for name, records in answers.items() if len(records) == number}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._evaluator.for_recipe(recipe), self.batch_answers(recipe, items)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        for item in (item for item in items if item.id not in answers):
-            records = [
-                record
-                for n in range(evaluator.answers_per_item)
-                if (record := stored.first(item, n)) is not None
-            ]
-            if len(records) == evaluator.answers_per_item:
-                answers[item.id] = records
+        """Scores of the items with stored answers."""
+        evaluator, answers = self._evaluator.for_recipe(recipe), self.stored_answers(recipe, items)
         known = [item for item in items if item.id in answers]
         if not known:
             return ItemScores(items=(), values=np.zeros(0))
@@ -305,14 +314,14 @@ class Evaluation(RecipeEvaluator):
         return whole, parts
 
     def _blocks(
-        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]
+        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored, ends = (
             self._store.load(recipe.fingerprint, evaluator.fingerprint),
             list(self._ends(recipe)),
         )
-        for replicate in range(evaluator.answers_per_item):
+        for replicate in range(replicates):
             for members in batches_of(evaluator, items, replicate):
                 yield _block(evaluator, stored, members, replicate, ends)
 
@@ -459,9 +468,6 @@ class EvaluatorWorker(Workers):
             evaluator, request.items, evaluator.evaluate(model, request.items, request.replicate)
         )
         return Response(records=tuple(records), seconds=time.monotonic() - started)
-
-    def stored(self, request: Request) -> None:
-        self._evaluators[request.benchmark][0].stored(request.recipe.fingerprint)
 
     @property
     def fingerprints(self) -> dict[str, str]:

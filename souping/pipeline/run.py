@@ -466,7 +466,7 @@ class Run(Steps):
         if not stage.models:
             return ()
         new = [
-            len(self.evaluation.missing_answers(model, stage.items, any_block=True))
+            sum(self.evaluation.missing_answers(model, stage.items, any_block=True).values())
             for model in stage.models
         ]
         self.progress.say(
@@ -488,7 +488,7 @@ class Run(Steps):
         def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
             items = self.reported if fold == "report" else self.folds[fold]
             return {
-                name: records[0] for name, records in stored.batch_answers(recipe, items).items()
+                name: records[0] for name, records in stored.stored_answers(recipe, items).items()
             }
 
         return RunScores(

@@ -5,6 +5,7 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,9 +33,10 @@ from souping.core.types import (
     UserError,
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
+from souping.evaluate.scoring import user_scores
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
-from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evaluation import Evaluation, batches_of, records_of
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
@@ -48,10 +50,12 @@ from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
+    from souping.core.protocols import Evaluator, LoadedModel
 
 ITEMS = 5
 """Items of each category that a check answers."""
+LEAST = 0.05
+"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
 UNKNOWN = ("?",)
 """Ingredients of a soup that stands for one that is not known yet."""
 
@@ -97,14 +101,13 @@ class CountedSteps(Steps):
         self.plan = plan
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
-    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage, unknown: int = 0) -> dict[str, ItemScores]:
+        """Count the answers of the stage's models, and of so many `unknown` soups."""
+        models = len(stage.models) + unknown
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
-        self._add(
-            stage,
-            (len(stage.models),) * 2,
-            (len(stage.models) * len(stage.items),) * 2,
-            (todo, todo),
-        )
+        questions = {item.question for item in stage.items}
+        todo += unknown * len(questions) * self.evaluations[stage.benchmark].answers_per_item
+        self._add(stage, (models,) * 2, (models * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
@@ -121,7 +124,8 @@ class CountedSteps(Steps):
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
-            self.evaluate_stage(replace(stage, models=tuple(self._trials(ingredients, stored))))
+            known, unknown = self._trials(ingredients, stored)
+            self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
             expected, most = (stored.cost.items,) * 2 if stored else workload
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
@@ -171,18 +175,16 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = [
-            (item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)
-        ]
+        wanted = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
                 wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = set(wanted) - done
+        new = wanted.keys() - done
         done |= new
-        return len(new)
+        return sum(wanted[name] for name in new)
 
     def _stored_search(
         self, ingredients: tuple[str, ...], items: tuple[Item, ...]
@@ -199,12 +201,14 @@ class CountedSteps(Steps):
             recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
         )
 
-    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[Recipe]:
-        """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
+    def _trials(
+        self, ingredients: tuple[str, ...], stored: SearchResult | None
+    ) -> tuple[list[Recipe], int]:
+        """Soups of a search that evaluates whole folds: those that are known beforehand, and how many may follow."""
         if len(ingredients) == 1:
-            return [self.single(ingredients[0])]
+            return [self.single(ingredients[0])], 0
         if stored is not None:
-            return [trial.recipe for trial in stored.trials]
+            return [trial.recipe for trial in stored.trials], 0
         limit = trial_limit(
             self.settings.optimiser, len(ingredients), len(self.folds.get("search", ()))
         )
@@ -213,8 +217,7 @@ class CountedSteps(Steps):
         known = [
             self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points
         ][:limit]
-        uniform = self.uniform(ingredients)
-        return known + [_unknown(uniform, f"trial {n}") for n in range(limit - len(known))]
+        return known, limit - len(known)
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:
@@ -537,19 +540,61 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
             print(banner, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
-        if evaluator.host is not None:
-            # engines and servers take minutes to start at their first item
-            evaluator.evaluate(model, items[:1])
-        loaded = time.monotonic()
-        Evaluation(
-            store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None
-        ).scores(recipe, items)
-        rate = len(items) / max(time.monotonic() - loaded, 1e-9)
-        stored = store.load(recipe.fingerprint, evaluator.fingerprint)
-        records = [record for item in items if (record := stored.first(item)) is not None]
-        prompts = store.prompts({record.prompt_key for record in records})
-    took = (
-        f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+        # Engines and servers take minutes to start at their first item, and any code is slower the first time.
+        _, cold = _timed(evaluator, model, items[:1])
+        loading = time.monotonic() - began
+        _, single = _timed(evaluator, model, items[:1])
+        records, seconds = _timed(evaluator, model, items)
+        start = max(0.0, cold - single) if evaluator.host is not None else 0.0
+        speed = _measured(evaluator, items, single, seconds, start)
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
+    prompts = {record.item: record.prompt for record in records}
+    records = [replace(record, prompt_key=record.item) for record in records]
+    return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
+
+
+def _timed(
+    evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
+) -> tuple[list[Record], float]:
+    """One answer to each item, and the seconds that they took."""
+    began = time.monotonic()
+    answers = dict[str, Record]()
+    for block in batches_of(evaluator, items):
+        for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
+            answers[record.item] = record
+        evaluator.stored(model.soup)
+    seconds = time.monotonic() - began
+    unscored = [item for item in items if math.isnan(answers[item.id].score)]
+    scores, error = user_scores(unscored, [answers[item.id].output for item in unscored], {})
+    if error is not None:
+        raise error
+    for item, score in zip(unscored, scores, strict=True):
+        answers[item.id] = replace(answers[item.id], score=score)
+    return [answers[item.id] for item in items], seconds
+
+
+def _measured(
+    evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float, start: float
+) -> Speed:
+    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
+    batch = evaluator.full_batch
+    if batch == 1 and len(evaluator.batches(items)) == 1:
+        batch = 0
+    calls = -(-len(items) // batch) if batch else 1
+    per_item = seconds / len(items)
+    if len(items) > calls:
+        slope = (seconds - calls * single) / (len(items) - calls)
+        per_item = min(max(slope, LEAST * per_item), per_item)
+    per_call = (seconds - len(items) * per_item) / calls
+    rate = 1 / max(per_item, 1e-9)
+    reason = f"{rate:.3g} items/s and {format.seconds(per_call)} to start each batch"
+    if not batch:
+        reason = f"{rate:.3g} items/s and {format.seconds(per_call)} to start each command"
+    return Speed(
+        items_per_second=rate,
+        per_call=per_call,
+        per_model=start,
+        batch=batch,
+        basis="measured",
+        reason=reason,
     )
-    reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
-    return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)
