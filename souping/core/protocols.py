@@ -330,8 +330,8 @@ class Evaluator(Component, Protocol):
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
     ) -> list[Record]: ...
 
-    def stored(self, soup: str) -> None:
-        """Remove what was kept until the records of this model are in the store, where they are now."""
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        """The records of these items are in the store: what was kept until then may go."""
         return None
 
     @property

@@ -27,6 +27,7 @@ from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
 from souping.logs.tables import is_table
 
+ITEMS = "items.jsonl"
 DONE = "done"
 """File that marks a command that ended without an error."""
 LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
@@ -57,8 +58,10 @@ class CommandEvaluator(Evaluator):
     timeout: Seconds = 86400.0
     dir: str = "outputs/command"
     higher_is_better: bool = True
-    # Attempts of this process, with their open lock files.
-    _held: dict[Path, IO[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # Attempts at each model that this process holds, with their open lock files.
+    _held: dict[str, dict[Path, IO[str]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if lacking := [name for name in ("{model}", "{out}") if name not in self.command]:
@@ -95,76 +98,57 @@ class CommandEvaluator(Evaluator):
         Raises:
             UserError: the command failed, took too long, or left no log of all items, or one in another unit.
         """
+        held = self._held.setdefault(model.soup, {})
         try:
-            return self._records(model, items)
+            return self._records(model, items, held)
         except BaseException:
             self.close()
             raise
 
-    def stored(self, soup: str) -> None:
-        """Remove the logs of this model that this process holds."""
-        for attempt in self._attempts(soup):
-            shutil.rmtree(attempt, ignore_errors=True)
-            self._held.pop(attempt).close()
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        """Remove the logs that this process holds of these items, and leave those of others."""
+        lines = set(map(_line, items))
+        for attempt, file in self._held.pop(soup, {}).items():
+            if _requested(attempt) <= lines:
+                shutil.rmtree(attempt, ignore_errors=True)
+            file.close()
 
     def close(self) -> None:
-        """Leave all logs to whoever reads them next."""
-        while self._held:
-            self._held.popitem()[1].close()
+        """Leave all logs to whoever evaluates these models next."""
+        for soup in list(self._held):
+            self.stored(soup, ())
 
-    def _records(self, model: LoadedModel, items: Sequence[Item]) -> list[Record]:
-        self._adopt(model.soup)
+    def _records(
+        self, model: LoadedModel, items: Sequence[Item], held: dict[Path, IO[str]]
+    ) -> list[Record]:
+        """The records; `held` gets the attempts that they are from, with their locks."""
+        home = expanded(self.dir).absolute()
+        home.mkdir(parents=True, exist_ok=True)
+        key = digest([model.soup, self.command])[:16]
         records = dict[str, Record]()
-        for attempt in self._attempts(model.soup):
-            records |= self._collect(attempt, items)[0]
+        for attempt in sorted(home.glob(f"{key}-*")):
+            if attempt in held or _adopted(attempt, held):
+                records |= self._collect(attempt, items)[0]
         missing = [item for item in items if item.id not in records]
         if missing:
-            attempt = self._new_attempt(model.soup)
+            # Others see the folder once it is held.
+            hidden = Path(tempfile.mkdtemp(dir=home, prefix="."))
+            file = hold_folder(hidden)
+            attempt = hidden.rename(home / f"{key}-{hidden.name[1:]}")
+            held[attempt] = file
             problem = self._run(model.folder, missing, attempt)
-            new_records, unread = self._collect(attempt, missing)
-            records |= new_records
+            answers, unread = self._collect(attempt, missing)
+            records |= answers
             if problem or unread:
-                count = (
-                    f"{len(records)} of {len(items)} answers came and are kept in {attempt.parent}"
-                )
+                count = f"{len(records)} of {len(items)} answers came and are kept in {home}"
                 raise UserError(
                     f"evaluator.command {problem or unread}\n{count}: repeat the run for the rest"
                 )
         return [records[item.id] for item in items]
 
-    def _prefix(self, soup: str) -> Path:
-        return expanded(self.dir).absolute() / digest([soup, self.command])[:16]
-
-    def _attempts(self, soup: str) -> list[Path]:
-        """The attempts at a model that this process holds."""
-        prefix = str(self._prefix(soup))
-        return sorted(path for path in self._held if str(path).startswith(prefix))
-
-    def _adopt(self, soup: str) -> None:
-        """Hold the attempts at a model whose processes have ended; others are still running."""
-        prefix = self._prefix(soup)
-        for attempt in prefix.parent.glob(f"{prefix.name}-*"):
-            if attempt in self._held:
-                continue
-            with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-                file = stack.enter_context((attempt / LOCK).open("a"))
-                lock(file.fileno(), wait=False)
-                self._held[attempt] = file
-                stack.pop_all()
-
-    def _new_attempt(self, soup: str) -> Path:
-        prefix = self._prefix(soup)
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        # Others see the folder once it is held.
-        hidden = Path(tempfile.mkdtemp(dir=prefix.parent, prefix="."))
-        file = hold_folder(hidden)
-        attempt = hidden.rename(f"{prefix}-{hidden.name[1:]}")
-        self._held[attempt] = file
-        return attempt
-
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
-        out, listing, copy = attempt / "out", attempt / "items.jsonl", attempt / "model"
+        out, listing, copy = attempt / "out", attempt / ITEMS, attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
         paths = {"{model}": folder, "{items}": listing, "{out}": out}
@@ -199,7 +183,7 @@ class CommandEvaluator(Evaluator):
         """Records of these items from a command's log, and why there are not all of them."""
         answers = dict[str, list[LoggedAnswer]]()
         try:
-            requested = set((attempt / "items.jsonl").read_text(encoding="utf-8").splitlines())
+            requested = _requested(attempt)
             logs = list((attempt / "out").iterdir())
             if not logs:
                 raise UserError(f"it left no log in {attempt / 'out'}")
@@ -227,28 +211,38 @@ class CommandEvaluator(Evaluator):
     def _check(self, log: Log, metrics: Sequence[LoggedMetric]) -> None:
         """Refuse scores in the other direction, which tables and inspect_ai do not state, and those above 1."""
         where = f"evaluator.command: {log.path}"
-        states_higher = log.harness not in ("table", "inspect_ai")
-        wrong = [
-            metric
-            for metric in metrics
-            if metric.higher_is_better != self.higher_is_better
-            and (states_higher or not metric.higher_is_better)
-        ]
-        if wrong:
-            better = "higher" if wrong[0].higher_is_better else "lower"
-            fix = f"add evaluator.higher_is_better={str(wrong[0].higher_is_better).lower()}"
-            if len(wrong) < len(metrics):
-                fix = (
-                    "evaluate it in a run of its own, as the direction of its other metrics differs"
-                )
-            raise UserError(f"{where}: {wrong[0].name} is better when it is {better}\n{fix}")
+        stated = log.harness not in ("table", "inspect_ai")
         for metric in metrics:
+            higher = metric.higher_is_better
+            if higher != self.higher_is_better and (stated or not higher):
+                word = "higher" if higher else "lower"
+                fix = f"add evaluator.higher_is_better={str(higher).lower()}"
+                if len({metric.higher_is_better for metric in metrics}) > 1:
+                    fix = "evaluate it in a run of its own, as its other metrics are not"
+                raise UserError(f"{where}: {metric.name} is better when it is {word}\n{fix}")
             for answer in metric.answers:
                 if abs(answer.score - 0.5) > 0.5 + ROUNDING:
+                    what = f"item {answer.item!r:.60}: score {answer.score:g}"
                     raise UserError(
-                        f"{where}: item {answer.item!r:.60}: score {answer.score:g} must be a fraction of 1\n"
+                        f"{where}: {what} must be a fraction of 1\n"
                         "correct that file, or remove its folder, and repeat the run"
                     )
+
+
+def _adopted(attempt: Path, held: dict[Path, IO[str]]) -> bool:
+    """Hold an attempt, unless its process is running."""
+    with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
+        file = stack.enter_context((attempt / LOCK).open("a"))
+        lock(file.fileno(), wait=False)
+        held[attempt] = file
+        stack.pop_all()
+    return attempt in held
+
+
+def _requested(attempt: Path) -> set[str]:
+    """The lines of the items that a command was started for."""
+    listing = attempt / ITEMS
+    return set(listing.read_text(encoding="utf-8").split("\n")[:-1]) if listing.exists() else set()
 
 
 def _line(item: Item) -> str:

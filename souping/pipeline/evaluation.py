@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring import Grade, user_scores
+from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -207,7 +207,7 @@ class Evaluation(RecipeEvaluator):
         fresh = self._commit(
             block_request.recipe, pending.evaluator, block, block_request.items, records
         )
-        pending.evaluator.stored(block_request.recipe.fingerprint)
+        pending.evaluator.stored(block_request.recipe.fingerprint, block_request.items)
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -227,15 +227,8 @@ class Evaluation(RecipeEvaluator):
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
         where = recipe, evaluator.fingerprint, evaluator.settings, block.key, items
         self._store.add(*where, records)
-        if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
-            unscored = [items[number] for number in waiting]
-            outputs, known = (
-                [records[number].output for number in waiting],
-                self._store.known_scores(unscored),
-            )
-            values, error = self._grade(unscored, outputs, known)
-            for number, value in zip(waiting, values, strict=True):
-                records[number] = replace(records[number], score=value)
+        if any(math.isnan(record.score) for record in records):
+            error = score_missing(items, records, self._grade, self._store.known_scores)
             self._store.add(*where, records)
             if error is not None:
                 raise error
@@ -378,6 +371,22 @@ def item_scores(
         ),
         reasons=Counter(unanswered),
     )
+
+
+def score_missing(
+    items: Sequence[Item],
+    records: list[Record],
+    grade: Grade,
+    known: Callable[[Sequence[Item]], Known],
+) -> UserError | None:
+    """Give the records without a score that of their item's own scorer; the error at which scoring stopped."""
+    waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
+    unscored = [items[number] for number in waiting]
+    outputs = [records[number].output for number in waiting]
+    values, error = grade(unscored, outputs, known(unscored))
+    for number, value in zip(waiting, values, strict=True):
+        records[number] = replace(records[number], score=value)
+    return error
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:

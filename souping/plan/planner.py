@@ -5,7 +5,6 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,7 +35,7 @@ from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
 from souping.evaluate.scoring import user_scores
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
-from souping.pipeline.evaluation import Evaluation, batches_of, records_of
+from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
@@ -544,57 +543,49 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         _, cold = _timed(evaluator, model, items[:1])
         loading = time.monotonic() - began
         _, single = _timed(evaluator, model, items[:1])
-        records, seconds = _timed(evaluator, model, items)
-        start = max(0.0, cold - single) if evaluator.host is not None else 0.0
-        speed = _measured(evaluator, items, single, seconds, start)
-    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
+        answers, seconds = _timed(evaluator, model, items)
+        speed = _measured(evaluator, items, single, seconds)
+        if evaluator.host is not None:
+            speed = replace(speed, per_model=max(0.0, cold - single))
+    records = [replace(answers[item.id], prompt_key=item.id) for item in items]
+    error = score_missing(items, records, user_scores, lambda unscored: {})
+    if error is not None:
+        raise error
     prompts = {record.item: record.prompt for record in records}
-    records = [replace(record, prompt_key=record.item) for record in records]
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
     return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
 
 
 def _timed(
     evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
-) -> tuple[list[Record], float]:
-    """One answer to each item, and the seconds that they took."""
-    began = time.monotonic()
+) -> tuple[dict[str, Record], float]:
+    """{item id: one answer}, and the seconds that the answers took."""
     answers = dict[str, Record]()
+    began = time.monotonic()
     for block in batches_of(evaluator, items):
         for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
             answers[record.item] = record
-        evaluator.stored(model.soup)
-    seconds = time.monotonic() - began
-    unscored = [item for item in items if math.isnan(answers[item.id].score)]
-    scores, error = user_scores(unscored, [answers[item.id].output for item in unscored], {})
-    if error is not None:
-        raise error
-    for item, score in zip(unscored, scores, strict=True):
-        answers[item.id] = replace(answers[item.id], score=score)
-    return [answers[item.id] for item in items], seconds
+        evaluator.stored(model.soup, block)
+    return answers, time.monotonic() - began
 
 
-def _measured(
-    evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float, start: float
-) -> Speed:
+def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch = evaluator.full_batch
+    batch, size = evaluator.full_batch, len(items)
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0
-    calls = -(-len(items) // batch) if batch else 1
-    per_item = seconds / len(items)
-    if len(items) > calls:
-        slope = (seconds - calls * single) / (len(items) - calls)
+    calls = -(-size // (batch or size))
+    per_item = seconds / size
+    if size > calls:
+        slope = (seconds - calls * single) / (size - calls)
         per_item = min(max(slope, LEAST * per_item), per_item)
-    per_call = (seconds - len(items) * per_item) / calls
+    per_call = (seconds - size * per_item) / calls
     rate = 1 / max(per_item, 1e-9)
-    reason = f"{rate:.3g} items/s and {format.seconds(per_call)} to start each batch"
-    if not batch:
-        reason = f"{rate:.3g} items/s and {format.seconds(per_call)} to start each command"
+    call = "batch" if batch else "command"
     return Speed(
         items_per_second=rate,
         per_call=per_call,
-        per_model=start,
         batch=batch,
         basis="measured",
-        reason=reason,
+        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
     )
