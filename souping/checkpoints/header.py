@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from souping.checkpoints.ranges import opened
+from souping.core.files import regular
 from souping.core.text import check_pointer, read_json, shown
 from souping.core.types import Json, UserError
 
@@ -179,12 +180,12 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:
         raise broken(path, "a symlink that leads out of the folder", tensor)
-    return path
+    return regular(path)
 
 
 def small(path: Path, limit: int = MAX_JSON) -> bytes:
     """The whole of a file that has to be small."""
-    if path.stat().st_size > limit:
+    if regular(path).stat().st_size > limit:
         raise broken(path, f"larger than {limit} bytes, which no such file is")
     return path.read_bytes()
 

@@ -297,10 +297,13 @@ class Evaluator(Component, Protocol):
     """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
-    unit: Unit = POINTS
-    """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
+
+    @property
+    def unit(self) -> Unit:
+        """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+        return POINTS
 
     @property
     def settings(self) -> Mapping[str, Json]: ...
@@ -326,6 +329,10 @@ class Evaluator(Component, Protocol):
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
     ) -> list[Record]: ...
+
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        """The records of these items are in the store: what was kept until then may go."""
+        return None
 
     @property
     def answers_per_item(self) -> int:

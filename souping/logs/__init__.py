@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from souping.core.files import expanded
+from souping.core.files import expanded, regular
 from souping.core.types import UserError
 from souping.logs.bfcl import read_bfcl
 from souping.logs.inspect import is_inspect, read_inspect
@@ -51,7 +51,7 @@ def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
         path, name = Path(known[-1]), str(path)[len(known[-1]) + 1 :]
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
-    if is_table(path):
+    if is_table(regular(path)):
         return read_table(path, group)
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
     if (path / "report.json").is_file():

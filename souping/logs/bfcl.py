@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from souping.core.files import regular
 from souping.core.types import Json, UserError, number
 from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
 
@@ -65,7 +66,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is none, or one has no id.
     """
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with regular(path).open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
     if not rows or any("id" not in row for row in rows[path.name.endswith("_score.json") :]):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")

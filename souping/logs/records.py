@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from souping.core.files import regular
 from souping.core.text import first_line, listed
 from souping.core.types import UserError
 
@@ -121,7 +122,7 @@ def json_lines(
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file (UserError if there is none)."""
-    for value in json_lines(path, [path.read_bytes()]):
+    for value in json_lines(path, [regular(path).read_bytes()]):
         return value
     raise UserError(f"{path}: empty")
 

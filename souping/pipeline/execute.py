@@ -213,7 +213,7 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
     if run.settings.stop_after != "select":
         rows.setdefault("soup", run.winner.recipe)
-    answers = {name: run.evaluation.batch_answers(recipe, items) for name, recipe in rows.items()}
+    answers = {name: run.evaluation.stored_answers(recipe, items) for name, recipe in rows.items()}
     keys = {
         one.prompt_key
         for of_model in answers.values()

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from souping.core.files import regular
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, entries, number, part, texts
 from souping.core.unit import gain, unit
@@ -317,7 +318,7 @@ def read_samples(path: Path) -> Iterator[Row]:
         UserError: the file is absent or damaged.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(regular(path), "rt", encoding="utf-8") as file:
             for line in file:
                 row = read_json(line)
                 if not isinstance(row, dict):

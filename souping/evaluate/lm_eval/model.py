@@ -169,7 +169,16 @@ def _records(
             tokens=only.tokens,
             prompt_tokens=max((answer.prompt_tokens for answer in answers), default=0),
             prompt_key=only.prompt_key,
+            prompt=_prompt(sample),
         )
+
+
+def _prompt(sample: Mapping[str, Any]) -> str:
+    """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
+    requests = list[str]()
+    for request in sample["arguments"]:
+        requests.append("".join(part for part in request if isinstance(part, str)))
+    return "\n".join(dict.fromkeys(requests))
 
 
 def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import os
 import re
@@ -37,13 +38,18 @@ GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 ORPHANED = 3.0
 """The same once the run is gone; `end_with` waits no longer than 4 s."""
+ENDED = re.compile(r"ended by itself with status (\S+)")
+"""What the guard of a process writes under its output."""
+SET_CHILD_SUBREAPER = 36
+"""Number of this request to prctl(2)."""
 
 # Processes
 
 
 class Process:
     """Command in its own process group, which ends with `stop`, with this interpreter, or when this process is killed,
-    whichever comes first. Its output goes to `log`, and Ctrl-C on the terminal does not reach it.
+    whichever comes first, and on Linux with it what it detached (`setsid`, a double fork). Its output goes to `log`,
+    and Ctrl-C on the terminal does not reach it.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -95,12 +101,15 @@ class Process:
         finally:
             self.stop()
 
+    def tail(self, nbytes: int = LONGEST) -> str:
+        """The end of its output."""
+        with self.log.open("rb") as log:
+            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - nbytes))
+            return log.read(nbytes).decode("utf-8", errors="replace")
+
     def reason(self) -> str:
         """The last line of the log that names an error, else the last line."""
-        with self.log.open("rb") as log:
-            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - LONGEST))
-            text = log.read(LONGEST).decode("utf-8", errors="replace")
-        lines = [line.strip(" │|") for line in text.splitlines()]
+        lines = [line.strip(" │|") for line in self.tail().splitlines()]
         lines = [line for line in lines if line and not re.fullmatch(r"[─╭╰╮╯=\-]+", line)]
         errors = [
             line
@@ -161,17 +170,42 @@ def _start(
 def run_command() -> None:
     """The guard of `Process`: run the command until it ends or the run is gone, then end the whole group."""
     parent = int(sys.argv[1])
+    if sys.platform == "linux":
+        # What the command detaches becomes a child of the guard instead of a child of init.
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(sys.argv[2:])
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         end_with(parent)
-        print(f"ended by itself with status {child.wait()}", flush=True)
+        print(f"ended by itself with status {_status(child)}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
+    _signal_children(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE if os.getppid() == parent else ORPHANED)
         time.sleep(0.1)  # its own children
+    # A process that was not seen may have started another meanwhile.
+    for _ in range(5):
+        psutil.wait_procs(_signal_children(signal.SIGKILL), 0.1)
     os.killpg(0, signal.SIGKILL)
+
+
+def _status(child: subprocess.Popen[bytes]) -> int:
+    """The status of the command once it ends; detached processes that end before are reaped."""
+    while True:
+        pid, status = os.wait()
+        if pid == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return child.returncode
+
+
+def _signal_children(number: signal.Signals) -> list[psutil.Process]:
+    """Send a signal to all processes below this one."""
+    processes: list[psutil.Process] = psutil.Process().children(recursive=True)
+    for process in processes:
+        with suppress(psutil.Error):
+            process.send_signal(number)
+    return processes
 
 
 def watch() -> None:

@@ -115,6 +115,9 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
         assert all(
             json.loads(record.output) == likelihoods(samples, record.item) for record in records
         )
+        for record in records:
+            sent = [context + choice for context, choice in samples[record.item]["arguments"]]
+            assert record.prompt == "\n".join(dict.fromkeys(sent))
 
 
 def test_new_weights_in_the_same_module_change_the_answers(
