@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from souping.core.files import write_atomically
-from souping.core.text import first_line, install
-from souping.core.types import UserError
+from annotated_types import Interval
+from huggingface_hub import constants
+
+from souping.core.fields import Form, fits
+from souping.core.files import expanded, write_atomically
+from souping.core.text import first_line, install, read_json
+from souping.core.types import UserError, digest
 
 MARK = b"souping: a weight file that is read by range\n"
 MOST = 4096
@@ -45,12 +49,50 @@ class Pointer:
         return data
 
 
+def cache_of(url: str) -> Path:
+    """The folder here of a folder in a bucket. Its name follows from the URL."""
+    return expanded(constants.HF_HOME) / "souping" / digest(url)[:16]
+
+
+POINTER: Mapping[str, Any] = {
+    "url": Annotated[str, Form(r"(s3|gs)://[^/]+/.+", "s3:// or gs://")],
+    "size": Annotated[int, Interval(ge=0, lt=2**62)],
+    "tag": str,
+}
+"""{field of a pointer: its annotation}"""
+
+
 def pointer_in(path: Path) -> Pointer | None:
-    """The pointer in a file; None if that is the very file."""
+    """The pointer in a file; None if the file itself holds the weights.
+
+    Raises:
+        UserError: a pointer is damaged, or it is not in the cache of the folder in the bucket that it names: anybody
+            can write such a file into a model's folder.
+    """
     with path.open("rb") as file:
         if file.read(len(MARK)) != MARK:
             return None
-        return Pointer(**json.loads(file.read(MOST)))
+        text = file.read(MOST)
+    try:
+        fields = read_json(text)
+        sound = fields.keys() == POINTER.keys() and all(
+            map(fits, fields.values(), map(POINTER.get, fields))
+        )
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"{path} is a damaged placeholder for a file in a bucket: remove {path.parent}"
+        )
+    pointer = Pointer(**fields)
+    place = path.resolve()
+    cache = cache_of(pointer.url.removesuffix(f"/{place.name}"))
+    if place.parent.parent != cache.resolve() / "snapshots":
+        raise UserError(
+            f"{path} is a placeholder for a file in a bucket, outside of souping's cache of that bucket: "
+            "use the model's s3:// or gs:// URL, or copy its weights here"
+        )
+    return pointer
 
 
 @contextmanager

@@ -105,6 +105,8 @@ def _checks(
 
 def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
+    if settings.pool.trajectory is not None:
+        pool.check_runs(settings.pool.trajectory)
     check_tokenizers(pool, evaluators)
 
     def check(ingredients: tuple[str, ...]) -> None:

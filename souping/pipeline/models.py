@@ -24,6 +24,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
+from souping.checkpoints.pool import Trajectory
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
@@ -168,8 +169,24 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_of(opened(folder, self._pickles, self._like), self._hashes)
-            self._store.remember_folder(content, folder, weights, _mixture(folder))
+            self._store.remember_folder(content, folder, self._weights_in(folder), _mixture(folder))
+
+    def _weights_in(self, folder: Path) -> str:
+        """Digest of the weights alone."""
+        return weights_of(opened(folder, self._pickles, self._like), self._hashes)
+
+    def check_runs(self, trajectory: Trajectory) -> None:
+        """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError)."""
+        runs = [self.names, *([model.name for model in others] for others in trajectory.others)]
+        owners: dict[str, tuple[int, Path]] = {}
+        for number, names in enumerate(runs):
+            for member, name in zip(trajectory.runs[number].members, names, strict=True):
+                weights = self._weights_in(self.folders[name])
+                owner, folder = owners.setdefault(weights, (number, member.folder))
+                if owner != number:
+                    raise UserError(
+                        f"pool.path: {folder} and {member.folder} have the same weights: give each training run once"
+                    )
 
 
 def like_of(candidates: Iterable[Candidate]) -> Path | None:
