@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from annotated_types import Interval
 from huggingface_hub import constants
 
-from souping.core.fields import Form, fits
+from souping.core.fields import Form, component
 from souping.core.files import expanded, write_atomically
 from souping.core.text import first_line, install, read_json
 from souping.core.types import UserError, digest
@@ -29,12 +29,12 @@ KEPT = 3
 """Blocks of a model that are in memory at once: two threads may be at the two sides of an edge, and one arrives."""
 
 
-@dataclass(frozen=True)
+@component
 class Pointer:
     """File in a bucket as it was listed: its URL, bytes, and the tag that changes with its content."""
 
-    url: str
-    size: int
+    url: Annotated[str, Form(r"(s3|gs)://[^/]+/.+", "an s3:// or gs:// URL")]
+    size: Annotated[int, Interval(ge=0, lt=2**62)]
     tag: str
 
     def write(self, path: Path) -> None:
@@ -54,14 +54,6 @@ def cache_of(url: str) -> Path:
     return expanded(constants.HF_HOME) / "souping" / digest(url)[:16]
 
 
-POINTER: Mapping[str, Any] = {
-    "url": Annotated[str, Form(r"(s3|gs)://[^/]+/.+", "s3:// or gs://")],
-    "size": Annotated[int, Interval(ge=0, lt=2**62)],
-    "tag": str,
-}
-"""{field of a pointer: its annotation}"""
-
-
 def pointer_in(path: Path) -> Pointer | None:
     """The pointer in a file; None if the file itself holds the weights.
 
@@ -73,26 +65,16 @@ def pointer_in(path: Path) -> Pointer | None:
         if file.read(len(MARK)) != MARK:
             return None
         text = file.read(MOST)
-    try:
-        fields = read_json(text)
-        sound = fields.keys() == POINTER.keys() and all(
-            map(fits, fields.values(), map(POINTER.get, fields))
-        )
-    except (ValueError, AttributeError):
-        sound = False
-    if not sound:
-        raise UserError(
-            f"{path} is a damaged placeholder for a file in a bucket: remove {path.parent}"
-        )
-    pointer = Pointer(**fields)
     place = path.resolve()
-    cache = cache_of(pointer.url.removesuffix(f"/{place.name}"))
-    if place.parent.parent != cache.resolve() / "snapshots":
-        raise UserError(
-            f"{path} is a placeholder for a file in a bucket, outside of souping's cache of that bucket: "
-            "use the model's s3:// or gs:// URL, or copy its weights here"
-        )
-    return pointer
+    with suppress(ValueError, TypeError, UserError):
+        pointer = Pointer(**read_json(text))
+        cache = cache_of(pointer.url.removesuffix(f"/{place.name}")).resolve()
+        if place.parent.parent == cache / "snapshots":
+            return pointer
+    raise UserError(
+        f"{path} is a placeholder for a file in a bucket, damaged or outside of souping's cache of that bucket: remove "
+        f"{path.parent}, and give the model's s3:// or gs:// URL"
+    )
 
 
 @contextmanager
@@ -134,7 +116,7 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
         tag = str(
             row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
         )
-        found[name] = Pointer(f"{folder}/{name}", int(row["size"]), tag)
+        found[name] = Pointer(url=f"{folder}/{name}", size=int(row["size"]), tag=tag)
     return found
 
 

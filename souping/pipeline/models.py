@@ -25,6 +25,7 @@ from souping.checkpoints.header import small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
 from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
@@ -177,15 +178,14 @@ class OpenPool:
 
     def check_runs(self, trajectory: Trajectory) -> None:
         """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError)."""
-        runs = [self.names, *([model.name for model in others] for others in trajectory.others)]
-        owners: dict[str, tuple[int, Path]] = {}
-        for number, names in enumerate(runs):
-            for member, name in zip(trajectory.runs[number].members, names, strict=True):
-                weights = self._weights_in(self.folders[name])
-                owner, folder = owners.setdefault(weights, (number, member.folder))
-                if owner != number:
+        owners: dict[str, TrainingRun] = {}
+        for run, models in zip(trajectory.runs, [self.candidates, *trajectory.others], strict=True):
+            for model in models:
+                owner = owners.setdefault(self._weights_in(model.path), run)
+                if owner is not run:
                     raise UserError(
-                        f"pool.path: {folder} and {member.folder} have the same weights: give each training run once"
+                        f"pool.path: {owner.folder} and {run.folder} share the weights of {model.path.name}: "
+                        "give each training run once"
                     )
 
 
@@ -266,7 +266,7 @@ def fetch_candidates(
                 name: Checkpoint.open(folder, merge.allow_pickle, lent)
                 for name, folder in pool.items()
             }
-            preflight(models, vocab=merge.vocab)
+            preflight(models, merge.vocab, merge.carry)
             for name, checkpoint in models.items() if tokenizers else ():
                 check_tokenizer(name, checkpoint.home)
 
