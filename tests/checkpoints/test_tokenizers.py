@@ -119,7 +119,9 @@ def test_a_refusal_names_field_values_text_and_the_way_out(tmp_path: Path, case:
         save(folders, *tables)
         with pytest.raises(UserError, match=r"merge\.carry=NAME") as refusal:
             preflight(opened(folders)[0])
-        assert all(needle in str(refusal.value) for needle in [*needles, "' is encoded differently"])
+        assert all(
+            needle in str(refusal.value) for needle in [*needles, "' is encoded differently"]
+        )
         (note,) = preflight(opened(folders)[0], carry="m1")
         assert "merge.carry" in note
 
@@ -150,7 +152,7 @@ def test_texts_of_the_items_decide_where_random_ones_do_not(tmp_path: Path) -> N
 def test_tokenizers_that_cannot_be_loaded_are_refused_if_they_differ(tmp_path: Path) -> None:
     folders = family(tmp_path, 2)
     save(folders, BPE, changed(BPE, "normalizer", {"type": "Unheard"}))
-    with pytest.raises(UserError, match="normalizer .*cannot be compared"):
+    with pytest.raises(UserError, match=r"normalizer .*cannot be compared"):
         preflight(opened(folders)[0])
 
 
