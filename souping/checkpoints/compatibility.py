@@ -321,14 +321,13 @@ def check_tokenizer(name: str, folder: Path) -> None:
 class Tokenizer:
     """Behaviour of a tokenizer: ids of ordinary and of added tokens, and the rest by its place in tokenizer.json.
 
-    `settings` decide how texts are encoded (slow tokenizers have digests of their files), `steps` what is done with the
-    ids. `definition` is a tokenizer.json that only encodes; `template` is the chat template or None.
+    `settings` decide how texts are encoded (slow tokenizers have digests of their files). `definition` is a
+    tokenizer.json without added tokens, `template` the chat template or None.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, int]
     settings: Mapping[str, Any]
-    steps: Mapping[str, Json]
     definition: Mapping[str, Any]
     template: str | None
     present: bool
@@ -364,13 +363,17 @@ def _read(
     raw = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
     if not fast:
         decisive |= {name: data and digest(data.hex()) for name, data in raw.items()}
-    unused = dict.fromkeys(("post_processor", "padding", "truncation"))
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
         settings=decisive,
-        steps={step: fast.get(step) for step in FRAMING},
-        definition={**fast, **unused, "model": model, "added_tokens": []},
+        definition={
+            **fast,
+            "model": model,
+            "added_tokens": [],
+            "padding": None,
+            "truncation": None,
+        },
         template=_template(checkpoint, settings),
         present=bool(fast) or any(data is not None for data in raw.values()),
     )
@@ -422,7 +425,8 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
         t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
     ):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    if steps := [step for step in FRAMING if left.steps.get(step) != right.steps.get(step)]:
+    x, y = left.definition, right.definition
+    if steps := [step for step in FRAMING if x.get(step) != y.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
 
@@ -439,7 +443,7 @@ def _compare_settings(
     if left.ids.keys() != right.ids.keys():
         return [what]
     if carry is not None:
-        return [f"{what}: soups have that of {carry} (merge.carry)"]
+        return [f"{what}: soups with {carry} have its tokenizer (merge.carry)"]
     # The text of a merge that differs shows it.
     first = fields[:TEXTS]
     merges = [*map(x.get, first), *map(y.get, first)]
@@ -449,7 +453,7 @@ def _compare_settings(
         return [f"{what}, and encode alike"]
     raise UserError(
         f"{what} ({x.get(fields[0])!s:.80} and {y.get(fields[0])!s:.80}): {difference}. The vocabularies are equal, so "
-        "merge.carry=NAME gives soups the tokenizer of that candidate"
+        "merge.carry=NAME gives soups with that candidate its tokenizer"
     )
 
 
