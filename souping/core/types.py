@@ -162,6 +162,14 @@ class Item:
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
         return digest([prompt, [dict(tool) for tool in self.tools]])
 
+    @property
+    def text(self) -> str:
+        """The prompt without what a chat template adds."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        messages = [str(message.get("content") or "") for message in self.prompt]
+        return "\n".join([*messages, str(self.tools or "")])
+
     @cached_property
     def question(self) -> str:
         """Digest of what an answer depends on: answers are kept by it."""

@@ -73,7 +73,7 @@ def execute(settings: MergeSettings) -> float | None:
     check_settings(settings)
     goal = None if settings.plan else settings.upload
     if goal is not None:
-        check(goal)  # who may not write to the Hub learns it before the run
+        check(goal, settings.out)  # who may not write to the Hub learns it before the run
     objective: float | None = None
     if isinstance(settings, RunSettings):
         outcome, winner = perform(settings)

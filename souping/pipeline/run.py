@@ -29,6 +29,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import unit
+from souping.merge.writer import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,
@@ -58,7 +59,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
-from souping.pipeline.upload import RECIPE, card
+from souping.pipeline.upload import card
 from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
@@ -284,7 +285,7 @@ class Run(Steps):
             )
         elif len(selection.ingredients) > 1:
             self.report_content["rebuild"] = settings.rebuild_command
-            self.first_card = card(self.report_content)
+            self.first_card = card(self.report_content, settings.out.resolve())
             if kept is None:
                 self.progress.stage("writing the soup")
                 self.pool.merge_pool.write(
@@ -495,7 +496,7 @@ class Run(Steps):
             return
         path = self.frozen / "README.md"
         if not path.exists() or path.read_bytes() == self.first_card.encode():
-            write_atomically(path, card(report).encode())
+            write_atomically(path, card(report, self.frozen.resolve()).encode())
 
     def _cost(self, winner: SearchResult) -> dict[str, Any]:
         evaluations = self.evaluations.values()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, ranges
 from souping.checkpoints.compatibility import preflight
 from souping.checkpoints.header import inside, read_header
 from souping.core.types import UserError
@@ -395,3 +395,59 @@ def test_tokenizers_are_compared_by_content_not_by_formatting(tmp_path: Path) ->
     assert any("m0 has a chat template, m1 has none" in text for text in check(folders))
     (folders["m1"] / "tokenizer.json").unlink()
     assert any("m0 has a tokenizer, m1 has none" in text for text in check(folders))
+
+
+def pointer(url: object, **changes: object) -> bytes:
+    table = {"url": url, "size": 10, "tag": "x", **changes}
+    return ranges.MARK + json.dumps(table).encode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "s3://bucket/model/model.safetensors",
+        "https://host/m/model.safetensors",
+    ],
+)
+def test_a_pointer_in_a_models_folder_is_refused(tmp_path: Path, url: str) -> None:
+    (folder,) = family(tmp_path, 1).values()
+    (folder / "model.safetensors").write_bytes(pointer(url))
+    with pytest.raises(UserError, match=r"m0.model\.safetensors is a placeholder"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pointer("s3://b/m/model.safetensors", size=-1),
+        pointer("s3://b/m/model.safetensors", size="big"),
+        pointer("s3://b/m/model.safetensors", size=2**70),
+        pointer("s3://b/m/model.safetensors", size=True),
+        pointer("s3://b/m/model.safetensors", more=1),
+        pointer("s3://b/m/model.safetensors", tag=None),
+        pointer("s3://b/m/../model.safetensors"),
+        pointer("s3://b/other/model.safetensors"),
+        pointer("s3://b/m/other.safetensors"),
+        pointer("file://b/m/model.safetensors"),
+        pointer(3),
+        ranges.MARK,
+        ranges.MARK + b"[1]",
+        ranges.MARK + b"\xff{",
+        ranges.MARK + b"[" * 4000,
+    ],
+)
+def test_a_damaged_pointer_in_the_cache_of_buckets_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path))
+    folder = ranges.cache_of("s3://b/m") / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    path = folder / "model.safetensors"
+    path.write_bytes(pointer("s3://b/m/model.safetensors"))
+    assert ranges.pointer_in(path) == ranges.Pointer(
+        url="s3://b/m/model.safetensors", size=10, tag="x"
+    )
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="placeholder"):
+        ranges.pointer_in(path)
