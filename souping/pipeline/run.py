@@ -18,6 +18,7 @@ from souping.analysis.significance import Power, power_of
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.files import write_atomically
+from souping.core.system import Provenance
 from souping.core.types import (
     FOLDS,
     TOLERANCE,
@@ -398,7 +399,7 @@ class Run(Steps):
         if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: what was chosen since then has seen them"
+                "report: later choices may depend on them"
             )
         if look.number > 1:
             self.note(look.sentence())
@@ -532,7 +533,13 @@ class Run(Steps):
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
-        more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
+        made_by = Provenance(command=self.settings.command, settings=self.settings.config)
+        more = {
+            "warnings": self._warnings(),
+            "stability": steady,
+            "cost": self._cost(self.winner),
+            "provenance": made_by.to_json(),
+        }
         return {**self.report_content, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:

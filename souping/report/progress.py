@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from souping.core.system import cores, versions
+from souping.core.system import cores, gpus, versions
 from souping.core.text import safe
 from souping.core.unit import unit
 from souping.report import format
@@ -263,5 +263,6 @@ def _head(command: str, overrides: str) -> Iterator[str]:
     if overrides:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
-    yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
+    machine = [platform.node(), f"{platform.system()} {platform.machine()}", f"{cores()} cores"]
+    yield f"host       {', '.join([*machine, *gpus()])}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

@@ -330,7 +330,9 @@ def _stability(report: Report) -> list[str]:
             f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items()
         )
         none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
-        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        failed = (
+            none if number(stability.get("not_estimable")) else "every draw produced a selection"
+        )
         lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
     if sizes := part(stability, "sizes"):
         lines.append(
