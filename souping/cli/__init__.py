@@ -82,12 +82,9 @@ def open_streams() -> None:
 def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # a test's or a notebook's
-    encoding, errors = ("utf-8", "backslashreplace")
-    if stream is not None:
-        encoding, errors = stream.encoding, stream.errors or "strict"
-    # These raise an error at a character that the encoding does not have.
-    if errors in ("strict", "surrogateescape", "surrogatepass"):
-        errors = REPLACE
+    encoding = stream.encoding if stream else "utf-8"
+    # Whatever was set for standard output, because most handlers raise an error.
+    errors = REPLACE if number == 1 else "backslashreplace"
     raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)
 

@@ -24,7 +24,6 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
@@ -104,15 +103,8 @@ def options_first(words: Sequence[str]) -> list[str]:
 
 def _compose_once() -> None:
     """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
-    compose_mode = Hydra.get_mode
-
-    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        mode: RunMode | None = None
-        if any("hydra" in word or word.startswith(("-c", "--c")) for word in sys.argv[1:]):
-            mode = compose_mode(self, config_name, overrides)
-        return mode
-
-    setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
+    if not any("hydra" in word or word.startswith(("-c", "--c")) for word in sys.argv[1:]):
+        setattr(Hydra, "get_mode", lambda *_, **__: None)  # noqa: B010  # mypy takes it for a mistake
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -443,13 +435,13 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
     then the traceback is kept, in the run's directory if there is one.
     """
-    frames = traceback.extract_tb(error.__traceback__)
     if plugin := _broken_plugin(error):
         return plugin, 2
     if isinstance(error, EXPECTED):
         return safe(explain(error)), 2
     if isinstance(error, MemoryError):
         return f"out of memory: {first_line(error)}", 2
+    frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
     culprits = [

@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
@@ -75,7 +75,7 @@ class Provenance:
     gpus: list[str] = field(default_factory=gpus)
 
     def to_json(self) -> dict[str, Json]:
-        return asdict(self)
+        return dict(vars(self))
 
 
 def package_environment() -> dict[str, str]:

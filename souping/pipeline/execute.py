@@ -126,14 +126,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
     """Take the steps of a run and write what came of them: the content of its report, and the search's result."""
     from souping.pipeline.run import Run
     from souping.pipeline.store import Store
-    from souping.report.files import (
-        as_json,
-        selection_dict,
-        trial_rows,
-        write_analyses,
-        write_report,
-        write_trials,
-    )
+    from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials
     from souping.report.progress import Progress
     from souping.trackers import GuardedTracker
 
@@ -165,7 +158,8 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                 }
                 if run.analyses:
                     found["analyses"] = run.analyses
-                    write_analyses(found, settings.run_dir)
+                    content = as_json(run.analyses).encode()
+                    write_atomically(settings.run_dir / "analyses.json", content)
                 write_trials(
                     trial_rows(run.winner.trials, run.selection),
                     found,

@@ -40,6 +40,10 @@ from souping.report.tables import Report, Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
+OTHER_SCORES = re.compile(
+    r"^\+*(experiment|benchmark|objective|evaluator(=|\.tasks))", re.MULTILINE
+)
+"""Overrides after which a score means something else."""
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
@@ -57,20 +61,10 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
         "report.html": page(report, trials, pictures),
     }
     paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
-    return paths + write_plots(pictures, run_dir)
-
-
-def write_plots(pictures: Sequence[Drawing], run_dir: Path) -> list[Path]:
-    return [
+    return paths + [
         write_atomically(run_dir / "plots" / f"{drawing.name}.png", drawing.png())
         for drawing in pictures
     ]
-
-
-def write_analyses(report: Report, run_dir: Path) -> None:
-    """Write the analyses of a run that ended before the report, analyses.json, and their pictures."""
-    write_atomically(run_dir / "analyses.json", as_json(part(report, "analyses")).encode())
-    write_plots(drawings(report), run_dir)
 
 
 def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
@@ -213,13 +207,13 @@ def _varied(jobs: Sequence[Row]) -> list[list[str]]:
 def best_jobs(jobs: Sequence[Row]) -> list[Row]:
     """The job with the best objective and those that tie with it; none if the objectives do not compare.
 
-    They do not in a dry run, or if the jobs have several units, benchmarks or objectives.
+    They do not in a dry run, or if the jobs have several units, items or objectives.
     """
     scored = [job for job in jobs if number(job["objective"]) is not None]
     dry = any(job.get("limit") for job in scored)
     units = {unit_of(job) for job in scored}
     varied = "\n".join(map("\n".join, _varied(jobs)))
-    if dry or len(units) != 1 or re.search(r"^\+*(benchmark|objective)\b", varied, re.MULTILINE):
+    if dry or len(units) != 1 or OTHER_SCORES.search(varied):
         return []
     best = max(map(_merit, scored))
     return [job for job in scored if _merit(job) == best]

@@ -146,6 +146,8 @@ def test_the_best_loss_is_the_lowest() -> None:
         [job(0, 0.5, "seed=0", limit=2), job(1, 0.5, "seed=1", limit=2)],
         [job(0, 0.5, "seed=0"), job(1, 1.5, "seed=1", unit=asdict(BITS_PER_BYTE))],
         [job(0, 0.5, "benchmark.path=a.jsonl"), job(1, 0.75, "benchmark.path=b.jsonl")],
+        [job(0, 0.5, "+experiment=bfcl"), job(1, 0.75, "+experiment=mgsm")],
+        [job(0, 0.5, "evaluator.tasks=[a]"), job(1, 0.75, "evaluator.tasks=[b]")],
         [job(0, 0.5, "objective=mean"), job(1, 0.25, "objective=worst_category")],
     ],
 )
