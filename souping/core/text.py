@@ -158,11 +158,13 @@ def install(extra: str) -> str:
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():  # a checkout
         return f'pip install -e "{root}[{extra}]"'
-    wanted = list[str]()
-    with suppress(PackageNotFoundError):
+    try:
         needed = [requirement.partition(";") for requirement in requires("souping") or ()]
-        wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
-    return "pip install " + " ".join(f'"{name}"' for name in wanted or [f"souping[{extra}]"])
+    except PackageNotFoundError:
+        return f'pip install -e ".[{extra}]"'
+    wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
+    # If there is no such extra, it is a package that souping always needs.
+    return "pip install " + " ".join(f'"{name}"' for name in wanted or [extra])
 
 
 def positive(text: str) -> int:

@@ -56,6 +56,7 @@ SHOWN = (
     "report.json",
     "selection.json",
     "trials.csv",
+    "analyses.json",
     SAMPLES,
     "recipe.json",
     "plan.json",
@@ -155,7 +156,10 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                     "selection": selection_dict(run.selection),
                     "recipe": recipe,
                 }
-                found |= {"analyses": run.analyses} if run.analyses else {}
+                if run.analyses:
+                    found["analyses"] = run.analyses
+                    content = as_json(run.analyses).encode()
+                    write_atomically(settings.run_dir / "analyses.json", content)
                 write_trials(
                     trial_rows(run.winner.trials, run.selection),
                     found,
@@ -165,7 +169,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                 return found, run.winner
             report, trials = run.whole_report()
             write_trials(trials, report, settings.run_dir / "trials.csv")
-            write_report(report, trials, settings.run_dir, settings.made)
+            write_report(report, trials, settings.run_dir)
             run.replace_card(report)
             return report, run.winner
         except (UserError, OSError) as error:
@@ -435,9 +439,14 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.render import also_table, output_console, report_table
+    from souping.report.render import also_table, output_console, report_table, show_sheet
+    from souping.report.sections import analysis_sections
+    from souping.report.tables import nonempty
 
     out = output_console()
     out.print(report_table(outcome))
+    # a report's are on its page
+    if "rows" not in outcome:
+        show_sheet(nonempty(analysis_sections(outcome)), out)
     if outcome.get("also"):
         out.print(also_table(outcome))

@@ -16,6 +16,7 @@ from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
+from souping.core.system import Provenance
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -377,7 +378,7 @@ class Run(Steps):
         if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: what was chosen since then has seen them"
+                "report: later choices may depend on them"
             )
         if look.number > 1:
             self.note(look.sentence())
@@ -487,7 +488,13 @@ class Run(Steps):
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
-        more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
+        made_by = Provenance(command=self.settings.command, settings=self.settings.config)
+        more = {
+            "warnings": self._warnings(),
+            "stability": steady,
+            "cost": self._cost(self.winner),
+            "provenance": made_by.to_json(),
+        }
         return {**self.report_content, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:

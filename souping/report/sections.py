@@ -329,8 +329,10 @@ def _stability(report: Report) -> list[str]:
         why = "; ".join(
             f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items()
         )
-        none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
-        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        none = f"{count(stability.get('not_estimable'))} produced no selection{f': {why}' if why else ''}"
+        failed = (
+            none if number(stability.get("not_estimable")) else "every draw produced a selection"
+        )
         lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
     if sizes := part(stability, "sizes"):
         lines.append(

@@ -420,7 +420,7 @@ def _record(item: Item, row: Row, right: bool) -> Record:
 
 
 def failure(records: Sequence[Record]) -> str | None:
-    """Why no item at all could be answered, if that is so and it is not for want of context."""
+    """The error, if every item failed for a reason other than context length."""
     reasons = [
         record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"
     ]
