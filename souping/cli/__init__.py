@@ -77,9 +77,10 @@ def open_streams() -> None:
 def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # a test's or a notebook's
-    encoding, errors = (stream.encoding, stream.errors) if stream else ("utf-8", "backslashreplace")
+    encoding = stream.encoding if stream else "utf-8"
     raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
-    return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)
+    # a terminal that cannot show a character ends no run
+    return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def stop(message: str, code: int) -> None:

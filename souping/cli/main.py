@@ -6,9 +6,13 @@ import gc
 import os
 import re
 import sys
+import traceback
 
 from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
 from souping.core.fields import pick
+from souping.core.files import error_text
+from souping.core.text import first_line, safe
+from souping.core.types import UserError
 
 
 def main() -> None:
@@ -24,20 +28,37 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
-        from souping.cli.job import end_sweep
+        if "souping.cli.job" in sys.modules:
+            from souping.cli.job import end_sweep
 
-        end_sweep()
+            end_sweep()
         words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
         if debug:
             raise
-        from souping.cli.job import end_sweep, format_error
-
-        end_sweep()
-        stop(*format_error(error))
+        try:
+            from souping.cli.job import end_sweep, format_error
+        except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
+            stop(*_without(missing, error))
+        else:
+            end_sweep()
+            stop(*format_error(error))
     if FAILURES:
         sys.exit(FAILURES[0])
+
+
+def _without(missing: ModuleNotFoundError, error: Exception) -> tuple[str, int]:
+    """(message, exit status) of an error where a package is missing that reports of errors need."""
+    if isinstance(error, UserError | OSError):
+        return safe(error_text(error)), 2
+    if isinstance(error, ModuleNotFoundError):
+        what = f"the package {error.name} is missing, which this needs"
+        return f"{what}: install souping with its dependencies, without --no-deps", 2
+    what = safe(f"{type(error).__name__}: {first_line(error)}")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{where.filename}:{where.lineno}"
+    return f"sorry, this is a fault in souping: {what} at {place} (no {missing.name} for more)", 1
 
 
 def _do() -> None:

@@ -64,6 +64,7 @@ def compare(
     looks: Count = 1,
     pass_at: Annotated[int, Interval(ge=0)] = 0,
     same_prompts: bool = False,
+    lower_is_better: Sequence[str] = (),
     fail_on: Sequence[Word] = FAIL_ON,
     store: str | Path | None = None,
 ) -> CompareResult:
@@ -77,26 +78,26 @@ def compare(
         group: field of the documents, or column, that items share.
         looks: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
-        same_prompts: refuse logs whose prompts differ.
+        same_prompts: refuse logs whose prompts, as they were sent, differ.
+        lower_is_better: tasks of CSV and JSONL logs in which a lower score is better.
         fail_on: verdicts of deciding rows that make `status` 1.
         store: results store of runs of souping, where it is not found.
 
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    check_arguments(
-        compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
-    )
-    found = _read(logs, baseline, group)
+    settings = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+    check_arguments(compare, {**settings, "lower_is_better": lower_is_better})
+    found = _read(logs, baseline, group, lower_is_better)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
     table = matched(found, same_prompts=same_prompts)
     weights = task_weights(table, average, given)
-    settings = [average, given, group, pass_at, gate.description]
+    claim = [average, given, group, pass_at, gate.description]
     rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
-    looks, notes = looks_of(found, table, settings, store, looks)
+    looks, notes = looks_of(found, table, claim, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
     tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
     verdicts = list[RowVerdict]()
@@ -120,7 +121,10 @@ def compare(
 
 
 def _read(
-    logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str
+    logs: Mapping[str, Source | list[Source]],
+    baseline: str | None,
+    group: str,
+    lower: Sequence[str],
 ) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
     several = {
@@ -132,10 +136,18 @@ def _read(
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
-    names = dict.fromkeys((base, *logs))
-    return {
-        name: [log for one in several[name] for log in read(one, group=group)] for name in names
-    }
+    found = dict[str, list[Log]]()
+    tasks = set[str]()
+    for name in dict.fromkeys((base, *logs)):
+        found[name] = []
+        for source in several[name]:
+            found[name].extend(read(source, group=group, lower=lower))
+        for log in found[name]:
+            if log.harness == "table":
+                tasks.update(log.tasks, log.asked)
+    for task in lower:
+        pick(task, sorted(tasks), "--lower-is-better: task of a table")
+    return found
 
 
 def _several(
@@ -185,7 +197,7 @@ def looks_of(
     metrics = [
         metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()
     ]
-    identities = {a.prompt_hash for metric in metrics for a in metric.answers if a.item in compared}
+    identities = {a.identity for metric in metrics for a in metric.answers if a.item in compared}
     first, *others = map(_recipe_of, runs)
     claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
     with Store(path) as ledger:
@@ -206,12 +218,12 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
     Raises:
         UserError: the store that is given is not there, or the configuration cannot be read.
     """
-    import yaml
-
     if given:
         if not expanded(given).is_file():
             raise UserError(f"--store {given}: there is no such file")
         return expanded(given)
+    import yaml
+
     config = run_dir / "config.yaml"
     try:
         settings = read_yaml(text_of(config)) if config.is_file() else None

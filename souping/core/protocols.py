@@ -408,6 +408,10 @@ class Evaluator(Component, Protocol):
         joined = max if self.aggregate == "pass" else fmean
         return np.array([joined(record.score for record in answers) for answers in records])
 
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
+        return digest([item.scorer, item.user_scorer.digest if item.user_scorer else ""])
+
     @property
     def host(self) -> ModelHost | None:
         """What holds the model in processes of its own, if anything does."""

@@ -61,6 +61,10 @@ class CommandEvaluator(Evaluator):
     def settings(self) -> Mapping[str, Json]:
         return {"name": "command", "command": self.command}
 
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of the command, which scores the items in its own way."""
+        return digest([item.scorer, self.command])
+
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]
         return (
@@ -177,6 +181,7 @@ def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
         item=item,
         score=float(np.mean([answer.score for answer in answers])),
         output=answers[0].output,
+        prompt_key=answers[0].prompt_hash,
         outcome="unanswered"
         if missing
         else "truncated"

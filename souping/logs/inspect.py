@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
-from souping.logs.records import Log, LoggedAnswer, Task, metrics_of, pick_model
+from souping.logs.records import LARGEST, Log, LoggedAnswer, Task, metrics_of, pick_model
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -58,11 +58,11 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         if len(newest) < len(own)
         else []
     )
-    notes += [
-        f"{file}: its status is {head.status}"
-        for file, head in newest.values()
-        if head.status != "success"
-    ]
+    for file, head in newest.values():
+        if head.status != "success":
+            raise UserError(
+                f"{file}: status is {head.status}, not success: finish it with inspect eval-retry"
+            )
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
     return Log(
         path=path,
@@ -120,7 +120,9 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
             if isinstance(sample.input, str)
             else _options([m.text for m in sample.input])
         )
-        usage = sample.model_usage.values()
+        tokens = [usage.output_tokens for usage in sample.model_usage.values()]
+        if not all(0 <= count <= LARGEST for count in tokens):
+            raise UserError(f"{file}: sample {sample.id}: output_tokens is not a count")
         for name, value, output in (
             _values(scores) if scores else ((name, None, "") for name in scorers)
         ):
@@ -134,7 +136,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                     replicate=sample.epoch - 1,
                     missing=math.isnan(score) or bool(sample.error),
                     cut=bool(sample.limit) if limited else None,
-                    tokens=sum(one.output_tokens for one in usage) if usage else None,
+                    tokens=sum(tokens) if tokens else None,
                     prompt=text,
                     output=output,
                 ),

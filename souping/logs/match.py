@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -9,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from souping.core.text import listed
+from souping.core.text import listed, shown
 from souping.core.types import FloatArray, UserError
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
@@ -17,6 +18,10 @@ NamedLog = tuple[str, Log]
 """A model's name and one of its logs."""
 Field = Literal["score", "missing", "cut", "tokens", "characters"]
 FIELDS: tuple[Field, ...] = get_args(Field)
+SPARSE = 10
+"""Places that an array of more than SMALL places may have for each answer, so that a few answers do not fill the
+memory."""
+SMALL = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +120,7 @@ def _check_sources(named_logs: Sequence[NamedLog]) -> None:
     for name, log in named_logs:
         if log.harness != first.harness:
             raise UserError(
-                f"{first_name} is a log of {first.harness}, {name} one of {log.harness}: "
-                "their items do not compare"
+                f"{first_name} is {_kind(first)}, {name} {_kind(log)}: their items do not compare"
             )
         source = (str(log.path.resolve()), log.model)
         if source in name_of:
@@ -125,6 +129,14 @@ def _check_sources(named_logs: Sequence[NamedLog]) -> None:
                 "name two different ones"
             )
         name_of[source] = name
+
+
+def _kind(log: Log) -> str:
+    """What a log is called, with its article."""
+    if log.harness == "table":
+        return f"a {log.path.suffix[1:].upper() or 'data'} table"
+    article = "an" if log.harness in ("lm_eval", "inspect_ai") else "a"
+    return f"{article} {log.harness} log"
 
 
 def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
@@ -176,7 +188,8 @@ def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetri
         for key in {**first_traits, **traits}:
             here = first_traits.get(key, "none")
             there = traits.get(key, "none")
-            if here != there:
+            # an empty one is not known
+            if here != there and here and there:
                 raise UserError(
                     f"{task}: the {key} is {here} in {first_name} and {there} in {name}: "
                     "these scores do not compare"
@@ -192,7 +205,22 @@ def _traits(task: Task, headline: str, metrics: Sequence[str]) -> dict[str, str]
         higher_is_better = task.metrics[metric].higher_is_better
         direction = "higher is better" if higher_is_better else "lower is better"
         traits[f"direction of {metric}"] = direction
+        traits[f"scale of {metric}"] = _scale(task.metrics[metric])
     return traits
+
+
+def _scale(metric: LoggedMetric) -> str:
+    """The scale that scores show: of fractions or of other numbers; empty where they may be either.
+
+    A low loss is below 1 beside another's above 1, so only losses that are all 0 or 1 show one.
+    """
+    scores = np.array([answer.score for answer in metric.answers])
+    scores = scores[np.isfinite(scores)]
+    if (scores < 0).any() or (scores > 1).any():
+        return "beyond 0 to 1"
+    shows = scores > 0 if metric.higher_is_better else scores == 1
+    certain = metric.higher_is_better or np.isin(scores, (0.0, 1.0)).all()
+    return "0 to 1" if certain and shows.any() else ""
 
 
 def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> MatchedMetric:
@@ -253,19 +281,31 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 
 
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """The FIELDS of a model's answers, [fields, runs, replicates, items]."""
-    every_answer = chain.from_iterable(run.answers for run in runs)
-    numbers = sorted({answer.replicate for answer in every_answer})
-    replicate_place = {number: place for place, number in enumerate(numbers)}
+    """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers by their numbers."""
     item_place = {item: place for place, item in enumerate(items)}
-    shape = (len(FIELDS), len(runs), len(numbers), len(items))
-    array = np.full(shape, np.nan)
-    for number, run in enumerate(runs):
+    answers_of = []
+    for run in runs:
         answers = [answer for answer in run.answers if answer.item in item_place]
-        replicate = [replicate_place[answer.replicate] for answer in answers]
-        item = [item_place[answer.item] for answer in answers]
+        answers_of.append(sorted(answers, key=lambda answer: answer.replicate))
+    counts = [Counter(answer.item for answer in answers) for answers in answers_of]
+    item, replicates = max((count.most_common(1)[0] for count in counts), key=lambda pair: pair[1])
+    size = len(runs) * replicates * len(items)
+    if size > max(SMALL, SPARSE * sum(map(len, answers_of))):
+        raise UserError(
+            f"item {shown(item)} has {replicates:,} answers, far more than the others: "
+            "is `replicate` the number of an answer to its item?"
+        )
+
+    array = np.full((len(FIELDS), len(runs), replicates, len(items)), np.nan)
+    for number, answers in enumerate(answers_of):
+        answered: Counter[str] = Counter()
+        replicate = []
+        for answer in answers:
+            replicate.append(answered[answer.item])
+            answered[answer.item] += 1
+        places = [item_place[answer.item] for answer in answers]
         rows = [(a.score, a.missing, a.cut, a.tokens, a.characters) for a in answers]
-        array[:, number, replicate, item] = np.array(rows, dtype=float).T  # None becomes nan
+        array[:, number, replicate, places] = np.array(rows, dtype=float).T  # None becomes nan
     return array
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.text import first_line, listed
-from souping.core.types import UserError
+from souping.core.text import first_line, listed, nests_deeply, shown
+from souping.core.types import Json, UserError, number
 
 Row = Mapping[str, Any]
+LARGEST = 1e50
+"""No score, figure or count of a log is larger: sums of squares of such numbers are finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ class LoggedAnswer:
     cut: bool | None = None
     tokens: float | None = None
     characters: int | None = None
-    prompt_hash: str = ""
+    prompt_hash: str = ""  # of the prompt as it was sent, empty where the log does not say
+    identity: str = ""  # of the question in the ledger of its store, for runs of souping
     prompt: str = ""  # what the model was shown and what it answered, where the log has them
     output: str = ""
 
@@ -62,7 +65,8 @@ class LoggedMetric:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer."""
+    """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer. Those
+    that a log does not say are empty."""
 
     name: str
     # the first one stands for the task in an average over tasks
@@ -99,23 +103,28 @@ class Log:
 
 
 def json_lines(
-    path: Path, lines: Iterable[str | bytes], constant: Callable[[str], Any] | None = None
+    path: Path,
+    lines: Iterable[str | bytes],
+    constant: Callable[[str], Any] | None = None,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file's lines (UserError with the line's number if one is none).
 
-    `constant` makes a value of NaN and Infinity.
+    `constant` makes a value of NaN and Infinity, `pairs` one of the keys and values of an object.
     """
-    for number, line in enumerate(lines, start=1):
+    for place, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line, parse_constant=constant)
+            value = json.loads(line, parse_constant=constant, object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number}: not JSON, or cut off: {first_line(error)}"
-            ) from error
+            what = "" if type(error) is ValueError else "not JSON, or cut off: "
+            raise UserError(f"{path}:{place}: {what}{first_line(error)}") from error
         if not isinstance(value, dict):
-            raise UserError(f"{path}:{number}: not a JSON object")
+            raise UserError(f"{path}:{place}: not a JSON object")
+        if nests_deeply(value):
+            key = next(key for key, inner in value.items() if nests_deeply([inner]))
+            raise UserError(f"{path}:{place}: {shown(key)} is nested too deeply")
         yield value
 
 
@@ -138,6 +147,14 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
         else "has answers of several models: name one as PATH:MODEL"
     )
     raise UserError(f"{path}: {what} ({listed(sorted(names))})")
+
+
+def figure(value: Json) -> float | None:
+    """A harness's own figure: None where it has none, nan where it is not a number that a mean can be."""
+    if value is None:
+        return None
+    known = number(value)
+    return known if known is not None and abs(known) <= LARGEST else np.nan
 
 
 def metrics_of(
@@ -174,8 +191,10 @@ def _metric(
             f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
         )
     scores = np.array([answer.score for answer in answers])
-    counted = scores[np.isfinite(scores)]
+    counted = scores[~np.isnan(scores)]
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
+    if counted.size and np.abs(counted).max() > LARGEST:
+        reported = np.nan
     if reported is not None and not (
         counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)
     ):

@@ -245,6 +245,13 @@ class HarnessEvaluator(HarnessSettings):
             values[numbers] = pseudo_values(kinds.pop(), rows)
         return values
 
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of the task's metric with its filter, settings and code."""
+        loaded = self.loaded[_document(item)[0]]
+        process = _plain(loaded.task.get_config("process_results"))
+        settings = [loaded.metric.kind, _plain(loaded.metric.settings), _filters(loaded)]
+        return _hash([loaded.metric.scorer, settings, process, _code(type(loaded.task))])
+
     def close(self) -> None:
         """End the templates' process."""
         PROCESS.close()

@@ -168,7 +168,8 @@ def _records(
             reason=worst.reason,
             tokens=only.tokens,
             prompt_tokens=max((answer.prompt_tokens for answer in answers), default=0),
-            prompt_key=only.prompt_key,
+            # of several requests, such as the choices of a question, the harness hashes the context
+            prompt_key=only.prompt_key or sample["prompt_hash"],
         )
 
 
