@@ -15,8 +15,8 @@ from souping.cli import stop
 from souping.comparison.api import AVERAGES, Source, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
-from souping.core.files import error_text, expanded, staged, write_files
-from souping.core.text import first_line, positive, read_json, safe
+from souping.core.files import error_text, expanded, write_files
+from souping.core.text import positive, read_json, safe
 from souping.core.types import UserError, part
 
 PAGES = ("report.html", "report.md")
@@ -55,7 +55,7 @@ def _compare(settings: dict[str, Any]) -> int:
     if folder:
         texts = {"report.html": page(result, flips), "report.md": text}
         files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
-        pages = {name: sha256(content).hexdigest() for name, content in files.items()}
+        pages = {name: _digest(content) for name, content in files.items()}
         _write(folder, {**files, TABLE: replace(result, pages=pages).to_json(flips).encode()})
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -64,32 +64,31 @@ def _compare(settings: dict[str, Any]) -> int:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder with files that are not what an earlier comparison wrote there, unchanged (UserError)."""
+    """Refuse a folder with other files than an earlier comparison wrote there, or with changed ones (UserError)."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
         pages = part(read_json((folder / TABLE).read_bytes()), "pages")
-        for name in PAGES:
-            path = folder / name
-            if path.exists() and sha256(path.read_bytes()).hexdigest() != pages.get(name):
-                raise ValueError(f"{name} was not written, or was changed since")
-    except (AttributeError, OSError, ValueError) as error:
+        own = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
+    except (AttributeError, OSError, ValueError):
+        own = False
+    if not own:
         raise UserError(
-            f"--out {folder}: not an empty folder or one of compare --out: choose another "
-            f"({first_line(error)})"
-        ) from error
+            f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"
+        )
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files or none: a new folder appears whole, those of an earlier comparison are replaced at the end."""
-    if not (folder / TABLE).exists():
-        with staged(folder) as stage:
-            write_files(stage, files)
-        return
+    """Write all files beside their places, then put them there: an error leaves what was there before."""
+    folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=folder) as stage:
         write_files(Path(stage), files)
         for name in files:
             os.replace(Path(stage) / name, folder / name)
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
 
 
 def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:

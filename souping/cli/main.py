@@ -6,11 +6,9 @@ import gc
 import os
 import re
 import sys
-import traceback
 
 from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
 from souping.core.fields import pick
-from souping.core.files import error_text
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
 
@@ -40,25 +38,14 @@ def main() -> None:
         try:
             from souping.cli.job import end_sweep, format_error
         except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
-            stop(*_without(missing, error))
+            what = safe(f"{type(error).__name__}: {first_line(error)}")
+            fix = f"{missing.name} is missing: install souping with its dependencies, without --no-deps"
+            stop(f"{what}\n{fix}", 2 if isinstance(error, UserError | OSError | ImportError) else 1)
         else:
             end_sweep()
             stop(*format_error(error))
     if FAILURES:
         sys.exit(FAILURES[0])
-
-
-def _without(missing: ModuleNotFoundError, error: Exception) -> tuple[str, int]:
-    """(message, exit status) of an error where a package is missing that reports of errors need."""
-    if isinstance(error, UserError | OSError):
-        return safe(error_text(error)), 2
-    if isinstance(error, ModuleNotFoundError):
-        what = f"the package {error.name} is missing, which this needs"
-        return f"{what}: install souping with its dependencies, without --no-deps", 2
-    what = safe(f"{type(error).__name__}: {first_line(error)}")
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{where.filename}:{where.lineno}"
-    return f"sorry, this is a fault in souping: {what} at {place} (no {missing.name} for more)", 1
 
 
 def _do() -> None:

@@ -86,18 +86,19 @@ def compare(
     Raises:
         UserError: a log is damaged, or the logs may not be compared.
     """
-    settings = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
-    check_arguments(compare, {**settings, "lower_is_better": lower_is_better})
+    check_arguments(
+        compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+    )
     found = _read(logs, baseline, group, lower_is_better)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
     table = matched(found, same_prompts=same_prompts)
     weights = task_weights(table, average, given)
-    claim = [average, given, group, pass_at, gate.description]
+    settings = [average, given, group, pass_at, gate.description]
     rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
-    looks, notes = looks_of(found, table, claim, store, looks)
+    looks, notes = looks_of(found, table, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
     tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
     verdicts = list[RowVerdict]()
@@ -136,18 +137,11 @@ def _read(
     if len(logs) < 2:
         raise UserError("compare needs two models or more: base=LOG cand=LOG")
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
-    found = dict[str, list[Log]]()
-    tasks = set[str]()
-    for name in dict.fromkeys((base, *logs)):
-        found[name] = []
-        for source in several[name]:
-            found[name].extend(read(source, group=group, lower=lower))
-        for log in found[name]:
-            if log.harness == "table":
-                tasks.update(log.tasks, log.asked)
-    for task in lower:
-        pick(task, sorted(tasks), "--lower-is-better: task of a table")
-    return found
+    names = dict.fromkeys((base, *logs))
+    return {
+        name: [log for one in several[name] for log in read(one, group=group, lower=lower)]
+        for name in names
+    }
 
 
 def _several(

@@ -299,6 +299,8 @@ class Evaluator(Component, Protocol):
     """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
     unit: Unit = POINTS
     """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+    scored_by: str = ""
+    """Setting that decides how answers are scored, such as the version of a harness."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
 
@@ -410,7 +412,8 @@ class Evaluator(Component, Protocol):
 
     def scorer_digest(self, item: Item) -> str:
         """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
-        return digest([item.scorer, item.user_scorer.digest if item.user_scorer else ""])
+        code = item.user_scorer.digest if item.user_scorer else ""
+        return digest([item.scorer, code, self.settings.get(self.scored_by)])
 
     @property
     def host(self) -> ModelHost | None:

@@ -45,6 +45,7 @@ class CommandEvaluator(Evaluator):
 
     blocks_matter = False
     model_form = "folder"
+    scored_by = "command"
     host = ModelHost()
 
     command: str
@@ -60,10 +61,6 @@ class CommandEvaluator(Evaluator):
     @property
     def settings(self) -> Mapping[str, Json]:
         return {"name": "command", "command": self.command}
-
-    def scorer_digest(self, item: Item) -> str:
-        """Digest of the command, which scores the items in its own way."""
-        return digest([item.scorer, self.command])
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]

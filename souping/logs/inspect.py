@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from souping.core.text import first_line, install
 from souping.core.types import Json, UserError
-from souping.logs.records import LARGEST, Log, LoggedAnswer, Task, metrics_of, pick_model
+from souping.logs.records import Log, LoggedAnswer, Task, metrics_of, pick_model
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
@@ -121,12 +121,13 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
             else _options([m.text for m in sample.input])
         )
         tokens = [usage.output_tokens for usage in sample.model_usage.values()]
-        if not all(0 <= count <= LARGEST for count in tokens):
-            raise UserError(f"{file}: sample {sample.id}: output_tokens is not a count")
         for name, value, output in (
             _values(scores) if scores else ((name, None, "") for name in scorers)
         ):
-            score = math.nan if value is None else as_number(value)
+            try:
+                score = math.nan if value is None else as_number(value)
+            except OverflowError:
+                score = math.inf
             yield (
                 name,
                 LoggedAnswer(

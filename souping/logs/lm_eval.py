@@ -125,9 +125,7 @@ def _by_size(path: Path, table: Row, name: str, members: tuple[str, ...]) -> boo
 
 def _size(path: Path, table: Row, task: str) -> float:
     """Number of a task's samples, 0 where the harness does not say."""
-    value = part(part(table, "n-samples"), task).get("effective")
-    if value is None:
-        return 0.0
+    value = part(part(table, "n-samples"), task).get("effective") or 0
     size = number(value)
     if size is None or not 0 <= size <= LARGEST:
         raise UserError(

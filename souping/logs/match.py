@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,9 +219,8 @@ def _scale(metric: LoggedMetric) -> str:
     scores = scores[np.isfinite(scores)]
     if (scores < 0).any() or (scores > 1).any():
         return "beyond 0 to 1"
-    shows = scores > 0 if metric.higher_is_better else scores == 1
-    certain = metric.higher_is_better or np.isin(scores, (0.0, 1.0)).all()
-    return "0 to 1" if certain and shows.any() else ""
+    certain = metric.higher_is_better or {*scores.tolist()} <= {0, 1}
+    return "0 to 1" if certain and scores.any() else ""
 
 
 def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> MatchedMetric:
@@ -231,10 +231,8 @@ def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> Mat
     every_run = list(chain.from_iterable(runs_of.values()))
     items = _common_items(every_run)
     if not items:
-        first, *others = [name for name, _ in named_logs]
-        raise UserError(
-            f"{task}: no item in common (by id and content): {first} and {', '.join(others)}"
-        )
+        models = dict.fromkeys(name for name, _ in named_logs)
+        raise UserError(f"{task}: no item in common (by id and content): {listed(models)}")
     is_mean = all(run.is_mean for run in every_run)
     group_of = _item_groups(every_run)
 
@@ -281,31 +279,27 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 
 
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers by their numbers."""
+    """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers in their order."""
     item_place = {item: place for place, item in enumerate(items)}
-    answers_of = []
-    for run in runs:
-        answers = [answer for answer in run.answers if answer.item in item_place]
-        answers_of.append(sorted(answers, key=lambda answer: answer.replicate))
-    counts = [Counter(answer.item for answer in answers) for answers in answers_of]
-    item, replicates = max((count.most_common(1)[0] for count in counts), key=lambda pair: pair[1])
-    size = len(runs) * replicates * len(items)
-    if size > max(SMALL, SPARSE * sum(map(len, answers_of))):
-        raise UserError(
-            f"item {shown(item)} has {replicates:,} answers, far more than the others: "
-            "is `replicate` the number of an answer to its item?"
-        )
-
-    array = np.full((len(FIELDS), len(runs), replicates, len(items)), np.nan)
-    for number, answers in enumerate(answers_of):
+    places, values = [], []
+    for number, run in enumerate(runs):
         answered: Counter[str] = Counter()
-        replicate = []
-        for answer in answers:
-            replicate.append(answered[answer.item])
-            answered[answer.item] += 1
-        places = [item_place[answer.item] for answer in answers]
-        rows = [(a.score, a.missing, a.cut, a.tokens, a.characters) for a in answers]
-        array[:, number, replicate, places] = np.array(rows, dtype=float).T  # None becomes nan
+        for a in sorted(run.answers, key=lambda answer: answer.replicate):
+            if a.item in item_place:
+                places.append((number, answered[a.item], item_place[a.item]))
+                values.append((a.score, a.missing, a.cut, a.tokens, a.characters))
+                answered[a.item] += 1
+
+    _, replicates, item = max(places, key=lambda place: place[1])
+    shape = (len(runs), replicates + 1, len(items))
+    if math.prod(shape) > max(SMALL, SPARSE * len(places)):
+        raise UserError(
+            f"item {shown(items[item])} has {replicates + 1:,} answers, far more than others: "
+            "replicate must number the answers to one item"
+        )
+    array = np.full((len(FIELDS), *shape), np.nan)
+    run_place, replicate, place = np.array(places).T
+    array[:, run_place, replicate, place] = np.array(values, dtype=float).T  # None becomes nan
     return array
 
 

@@ -190,6 +190,10 @@ def _metric(
         raise UserError(
             f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
         )
+    for answer in answers:
+        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST:
+            tokens = shown(str(answer.tokens))
+            raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")
     scores = np.array([answer.score for answer in answers])
     counted = scores[~np.isnan(scores)]
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from statistics import fmean
 
 from souping.core.text import first_line
 from souping.core.types import UserError, digest, entries, part
@@ -59,10 +59,20 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
             pairs.extend((metric, answer) for answer in found)
         reported = {metric: figure(part(rows[model], task).get("mean"))}
         metrics = metrics_of(path / SAMPLES, pairs, reported, lower)
+        if all(math.isnan(answer.score) for answer in metrics[metric].answers):
+            raise UserError(
+                f"{path}: {task}: the scores in {SAMPLES} do not have the mean that report.json says, "
+                f"{reported[metric]}"
+            )
         if metric != "score":  # no score from 0 to 1, even if all of them are
             metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
-        settings = _scorers(task_lines)
-        settings["score of several answers"] = f"the best of {best}" if best else "their mean"
+        scorers = {line["doc"]["scorer"] for line in task_lines}
+        digests = {line.get("scorer_hash") or "" for line in task_lines}
+        settings = {
+            "scorer": ", ".join(sorted(scorers)),
+            "scorer's digest": "" if "" in digests else digest(sorted(digests))[:12],
+            "score of several answers": f"the best of {best}" if best else "their mean",
+        }
         tasks[task] = Task(name=task, metrics=metrics, settings=settings)
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
@@ -70,24 +80,13 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
 def _best_of(answered: Row) -> int:
     """The number of answers of which an item's score is that of the best and not their mean, else 0."""
     scores = answered.get("scores", [answered["score"]])
-    best, mean = max(scores), np.mean(scores)
-    return len(scores) if answered["score"] == best and best - mean > 1e-9 else 0
-
-
-def _scorers(lines: Sequence[Row]) -> dict[str, str]:
-    """The names of a task's scorers, and of each the digest, empty if the run did not write it."""
-    digests = dict[str, set[str]]()
-    for line in lines:
-        digests.setdefault(line["doc"]["scorer"], set()).add(line.get("scorer_hash", ""))
-    settings = {"scorer": ", ".join(sorted(digests))}
-    for name, known in digests.items():
-        settings[f"digest of scorer {name}"] = "" if "" in known else digest(sorted(known))[:12]
-    return settings
+    best = max(scores)
+    return len(scores) if answered["score"] == best and best - fmean(scores) > 1e-9 else 0
 
 
 def _answers(line: Row, own: Row, group: str, best: bool) -> Iterator[LoggedAnswer]:
     """One answer per replicate, or one for all if the item's score is not their mean."""
-    several = not best and abs(np.mean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
+    several = not best and abs(fmean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
     scores, outcomes = (
         (several and own.get(f"{key}s")) or [own[key]] for key in ("score", "outcome")
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from souping.core.fields import pick
 from souping.core.text import listed, nearest, shown
 from souping.core.types import Json, UserError
 from souping.logs.records import (
@@ -19,7 +18,6 @@ from souping.logs.records import (
     Group,
     Log,
     LoggedAnswer,
-    LoggedMetric,
     Row,
     Task,
     json_lines,
@@ -33,8 +31,8 @@ LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values (in any case)."""
 DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
 """Values of the column `higher_is_better`."""
-Directions = dict[tuple[str, str], dict[str, bool]]
-"""{(task, category): {metric: whether higher is better}}, as far as a table says it."""
+Directions = dict[tuple[str, str, str], bool | None]
+"""{(task, category, metric): whether higher is better, None where the table does not say}"""
 
 
 class Frame(Protocol):
@@ -61,31 +59,27 @@ def read_table(path: Path, group: str, lower: Collection[str]) -> tuple[Log, ...
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
-                return _logs(path, json_lines(path, lines, str, _object), group, lower)
+                return _logs(path, json_lines(path, lines, str, _unique), group, lower)
             return _logs(path, _csv_rows(path, lines), group, lower)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A row of these columns and values (ValueError if two columns have one name)."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        _check_columns([key for key, _ in pairs])
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {shown(twice)}: remove or rename one")
     return row
-
-
-def _check_columns(names: Sequence[str]) -> None:
-    """Refuse two columns of one name (ValueError)."""
-    for name, count in Counter(names).items():
-        if name and count > 1:
-            raise ValueError(f"{count} columns are called {shown(name)}: remove or rename one")
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
     rows = filter(None, csv.reader(lines, strict=True))
     names = next(rows, [])
-    _check_columns(names)
+    _unique([(name, "") for name in names if name])
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise UserError(
@@ -148,25 +142,28 @@ def _logs(path: Path, rows: Iterable[Row], group: str, lower: Collection[str]) -
             raise UserError(
                 f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
             )
-        run = runs.setdefault(_text(row, "run"), {})
-        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
         where = f"{path}: row {number}"
-        run.setdefault(key, []).append((metric, _answer(where, row, group)))
-        if direction := _text(row, "higher_is_better").lower():
-            higher = DIRECTIONS.get(direction)
-            if (
-                higher is None
-                or directions.setdefault(key, {}).setdefault(metric, higher) != higher
-            ):
-                raise UserError(
-                    f"{where}: higher_is_better={shown(direction)}: write true, or false, "
-                    "in all rows of a task"
-                )
+        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
+        answer = _answer(where, row, group)
+        runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
+        stated = "false" if {*key, "/".join(key)} & {*lower} else _text(row, "higher_is_better")
+        higher = DIRECTIONS.get(stated.lower())
+        if higher is None and (stated or answer.score < 0 or answer.score > 1):
+            raise UserError(
+                f"{where}: {metric}={answer.score:g}, higher_is_better={shown(stated) or 'not given'}: "
+                "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
+                f"--lower-is-better {shown(key[0] or key[1])}"
+            )
+        if directions.setdefault((*key, metric), higher) != higher:
+            raise UserError(f"{where}: higher_is_better differs from that of other rows")
     if not runs:
         raise UserError(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
-    return tuple(_log(path, run, tasks, directions, lower) for run, tasks in runs.items())
+    logs = tuple(_log(path, run, tasks, directions) for run, tasks in runs.items())
+    for name in lower:
+        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].asked]), "--lower-is-better")
+    return logs
 
 
 def _answer(where: str, row: Row, group: str) -> LoggedAnswer:
@@ -224,7 +221,6 @@ def _log(
     run: str,
     tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
     directions: Directions,
-    lower: Collection[str],
 ) -> Log:
     found, inside = dict[str, Task](), dict[str, list[str]]()
     for (task, category), answers in tasks.items():
@@ -234,15 +230,13 @@ def _log(
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         inside.setdefault(task or name, []).append(name)
-        known = directions.get((task, category), {})
-        metrics = metrics_of(path, answers, lower=[key for key in known if not known[key]])
-        if lower and {task, name}.intersection(lower):
-            metrics = {
-                key: replace(metric, higher_is_better=False) for key, metric in metrics.items()
-            }
-        else:
-            _check_directions(path, name, known, metrics.values())
-        found[name] = Task(name=name, metrics=metrics)
+        key = (task, category)
+        lower = [
+            metric
+            for (*place, metric), higher in directions.items()
+            if higher is False and (*place,) == key
+        ]
+        found[name] = Task(name=name, metrics=metrics_of(path, answers, lower=lower))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}
     return Log(
         path=path,
@@ -255,17 +249,3 @@ def _log(
         },
         asked=tuple(inside),
     )
-
-
-def _check_directions(
-    path: Path, task: str, known: Collection[str], metrics: Iterable[LoggedMetric]
-) -> None:
-    """Refuse scores beyond 0 to 1 of which nobody says whether more is better."""
-    for metric in metrics:
-        for answer in metric.answers if metric.name not in known else ():
-            if answer.score < 0 or answer.score > 1:
-                raise UserError(
-                    f"{path}: {task}: item {shown(answer.item)} has {metric.name} {answer.score:g}, "
-                    "which is not from 0 to 1: add a column higher_is_better with true or false, "
-                    f"or --lower-is-better {shown(task)}"
-                )

@@ -27,7 +27,7 @@ from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
-from souping.core.types import Item, Json, Missing, Recipe, Record, UserError, digest
+from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -63,6 +63,7 @@ class BfclEvaluator(Evaluator):
     brings_items = True
     model_form = "folder"
     length_key = "evaluator.max_tokens"
+    scored_by = "bfcl_eval"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server
@@ -98,9 +99,6 @@ class BfclEvaluator(Evaluator):
             "max_tokens": self.max_tokens,
             "server": dict(self.server.settings),
         }
-
-    def scorer_digest(self, item: Item) -> str:
-        return digest([item.scorer, "bfcl_eval", VERSION])
 
     @property
     def answers_per_item(self) -> int:

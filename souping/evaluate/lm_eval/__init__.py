@@ -248,9 +248,8 @@ class HarnessEvaluator(HarnessSettings):
     def scorer_digest(self, item: Item) -> str:
         """Digest of the task's metric with its filter, settings and code."""
         loaded = self.loaded[_document(item)[0]]
-        process = _plain(loaded.task.get_config("process_results"))
-        settings = [loaded.metric.kind, _plain(loaded.metric.settings), _filters(loaded)]
-        return _hash([loaded.metric.scorer, settings, process, _code(type(loaded.task))])
+        process = loaded.task.get_config("process_results")
+        return _hash([*map(_plain, (loaded.metric, process, type(loaded.task))), _filters(loaded)])
 
     def close(self) -> None:
         """End the templates' process."""
