@@ -65,7 +65,7 @@ def _compare(settings: dict[str, Any]) -> int:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder with other files than an earlier comparison wrote there, or with changed ones (UserError)."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or not any(folder.iterdir()):
         return
     try:
         pages = part(read_json((folder / TABLE).read_bytes()), "pages")

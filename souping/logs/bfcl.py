@@ -17,7 +17,6 @@ from souping.logs.records import (
     LoggedAnswer,
     Row,
     Task,
-    figure,
     json_lines,
     metrics_of,
     pick_model,
@@ -64,7 +63,7 @@ def _task(file: Path, scores: Path) -> Task:
             f"{score_file}: scores of {shown(str(total))} items, but {file} has {len(answers)}"
         )
     metrics = metrics_of(
-        file, (("accuracy", one) for one in answers), {"accuracy": figure(head.get("accuracy"))}
+        file, (("accuracy", one) for one in answers), {"accuracy": head.get("accuracy")}
     )
     return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 

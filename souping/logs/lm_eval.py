@@ -17,7 +17,6 @@ from souping.logs.records import (
     LoggedAnswer,
     Row,
     Task,
-    figure,
     json_lines,
     metrics_of,
     pick_model,
@@ -112,8 +111,8 @@ def _by_size(path: Path, table: Row, name: str, members: tuple[str, ...]) -> boo
     if both are the same."""
     results = part(table, "results")
     for key, mean in part(results, name).items():
-        found = ((task, figure(part(results, task).get(key))) for task in members)
-        rows = {task: value for task, value in found if value is not None}
+        found = ((task, number(part(results, task).get(key))) for task in members)
+        rows = {task: value for task, value in found if value is not None and abs(value) <= LARGEST}
         if "," in key and "_stderr," not in key and isinstance(mean, float) and rows:
             values = list(rows.values())
             weighted = np.average(values, weights=[_size(path, table, task) or 1 for task in rows])
@@ -144,9 +143,7 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     if not items:
         raise UserError(f"{path}: no samples: run lm_eval again")
     names = dict.fromkeys(name for name, _ in answers)
-    reported = {
-        name: figure(figures.get(name if "," in name else f"{name},none")) for name in names
-    }
+    reported = {name: figures.get(name if "," in name else f"{name},none") for name in names}
     lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
     keys = {"task version": "versions", "number of shots": "n-shot"}
     settings = {name: str(part(table, key).get(task)) for name, key in keys.items()}

@@ -149,23 +149,16 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
     raise UserError(f"{path}: {what} ({listed(sorted(names))})")
 
 
-def figure(value: Json) -> float | None:
-    """A harness's own figure: None where it has none, nan where it is not a number that a mean can be."""
-    if value is None:
-        return None
-    known = number(value)
-    return known if known is not None and abs(known) <= LARGEST else np.nan
-
-
 def metrics_of(
     path: Path,
     answers: Iterable[tuple[str, LoggedAnswer]],
-    reported: Mapping[str, float | None] = MappingProxyType({}),
+    reported: Mapping[str, Json] = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
     """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
 
-    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores.
+    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores. So is one with
+    scores that no mean can have.
 
     Raises:
         UserError: an item has two scores.
@@ -181,7 +174,7 @@ def metrics_of(
 
 
 def _metric(
-    path: Path, name: str, answers: list[LoggedAnswer], reported: float | None, higher: bool
+    path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher: bool
 ) -> LoggedMetric:
     ((item, _), count), *_ = Counter(
         (answer.item, answer.replicate) for answer in answers
@@ -196,17 +189,16 @@ def _metric(
             raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")
     scores = np.array([answer.score for answer in answers])
     counted = scores[~np.isnan(scores)]
+    mean = counted.mean() if counted.size and np.abs(counted).max() <= LARGEST else np.nan
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
-    if counted.size and np.abs(counted).max() > LARGEST:
-        reported = np.nan
-    if reported is not None and not (
-        counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)
-    ):
+    figure = number(reported)
+    reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
+    if (reported is not None and not reached) or (counted.size and np.isnan(mean)):
         is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
     return LoggedMetric(
         name=name,
         higher_is_better=higher,
         is_mean=is_mean,
         answers=tuple(answers),
-        reported=reported,
+        reported=figure,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from souping.core.text import first_line
+from souping.core.text import first_line, shown
 from souping.core.types import UserError, digest, entries, part
 from souping.core.unit import unit_of
 from souping.logs.records import (
@@ -16,7 +16,6 @@ from souping.logs.records import (
     LoggedAnswer,
     Row,
     Task,
-    figure,
     metrics_of,
     pick_model,
     read_object,
@@ -57,12 +56,12 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
         for line in task_lines:
             found = _answers(line, line["models"][model], group, best > 0)
             pairs.extend((metric, answer) for answer in found)
-        reported = {metric: figure(part(rows[model], task).get("mean"))}
+        reported = {metric: part(rows[model], task).get("mean")}
         metrics = metrics_of(path / SAMPLES, pairs, reported, lower)
         if all(math.isnan(answer.score) for answer in metrics[metric].answers):
             raise UserError(
                 f"{path}: {task}: the scores in {SAMPLES} do not have the mean that report.json says, "
-                f"{reported[metric]}"
+                f"{shown(str(reported[metric]))}"
             )
         if metric != "score":  # no score from 0 to 1, even if all of them are
             metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
