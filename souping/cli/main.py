@@ -39,7 +39,8 @@ def main() -> None:
             from souping.cli.job import end_sweep, format_error
         except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
             what = safe(f"{type(error).__name__}: {first_line(error)}")
-            fix = f"{missing.name} is missing: install souping with its dependencies, without --no-deps"
+            package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
+            fix = f"{package} is not installed: install souping with its dependencies, without --no-deps"
             stop(f"{what}\n{fix}", 2 if isinstance(error, UserError | OSError | ImportError) else 1)
         else:
             end_sweep()

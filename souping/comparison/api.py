@@ -87,7 +87,14 @@ def compare(
         UserError: a log is damaged, or the logs may not be compared.
     """
     check_arguments(
-        compare, {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
+        compare,
+        {
+            "margin": margin,
+            "looks": looks,
+            "pass_at": pass_at,
+            "fail_on": fail_on,
+            "lower_is_better": lower_is_better,
+        },
     )
     found = _read(logs, baseline, group, lower_is_better)
     whole = None if margin is None else Margin.of(margin, "margin")

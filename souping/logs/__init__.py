@@ -57,7 +57,7 @@ def _read(source: str | Path | Frame, group: str, lower: Collection[str]) -> tup
     if is_table(path):
         return read_table(path, group, lower)
     if lower:
-        raise UserError(f"{path}: --lower-is-better is for tables; this log says it")
+        raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)

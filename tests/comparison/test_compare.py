@@ -123,7 +123,14 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"fail_on": "worse"}, {"fail_on": ["wrose"]}, {"looks": 0}, {"looks": 2.5}, {"pass_at": -1}],
+    [
+        {"fail_on": "worse"},
+        {"lower_is_better": "sums"},
+        {"fail_on": ["wrose"]},
+        {"looks": 0},
+        {"looks": 2.5},
+        {"pass_at": -1},
+    ],
     ids=str,
 )
 def test_arguments_are_checked(settings: dict[str, Any]) -> None:
