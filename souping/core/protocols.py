@@ -297,6 +297,8 @@ class Evaluator(Component, Protocol):
     """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
+    scored_by: str = ""
+    """Setting that decides how answers are scored, such as the version of a harness."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
 
@@ -414,6 +416,11 @@ class Evaluator(Component, Protocol):
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
         joined = max if self.aggregate == "pass" else fmean
         return np.array([joined(record.score for record in answers) for answers in records])
+
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
+        code = item.user_scorer.digest if item.user_scorer else ""
+        return digest([item.scorer, code, self.settings.get(self.scored_by)])
 
     @property
     def host(self) -> ModelHost | None:

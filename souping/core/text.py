@@ -47,6 +47,13 @@ def read_json(
         value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if nests_deeply(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether JSON nests deeper than code that walks it can bear."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
         parts = [
@@ -55,9 +62,7 @@ def read_json(
             if isinstance(part, dict | list)
         ]
         layer = [child for part in parts for child in part]
-    if layer:
-        raise ValueError("nested too deeply")
-    return value
+    return bool(layer)
 
 
 def read_yaml(text: str | bytes) -> Any:

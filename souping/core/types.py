@@ -75,7 +75,10 @@ def number(value: Json) -> float | None:
     """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
     return result if math.isfinite(result) else None
 
 

@@ -52,6 +52,7 @@ class CommandEvaluator(Evaluator):
 
     blocks_matter = False
     model_form = "folder"
+    scored_by = "command"
     host = ModelHost()
 
     command: str
@@ -266,6 +267,7 @@ def _record(item: str, answers: Sequence[LoggedAnswer]) -> Record:
         item=item,
         score=float(np.mean([answer.score for answer in answers])),
         output=answers[0].output,
+        prompt_key=answers[0].prompt_hash,
         outcome="unanswered"
         if missing
         else "truncated"

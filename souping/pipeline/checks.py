@@ -276,7 +276,8 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        how = f"all {len(scores.models)} models score {unit().level(unit().raw(value))}"
+        models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
+        how = f"{models} models score {unit().level(unit().raw(value))}"
         if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(

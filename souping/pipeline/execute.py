@@ -234,7 +234,7 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
                 name: float(evaluator.item_scores([item], [own])[0])
                 for name, own in records.items()
             }
-            yield sample(place, fold, item, records, scores, prompts)
+            yield sample(place, fold, item, records, scores, prompts, evaluator.scorer_digest(item))
 
 
 def sample(
@@ -244,8 +244,12 @@ def sample(
     answers: Mapping[str, Sequence[Record]],
     scores: Mapping[str, float],
     prompts: Mapping[str, str],
+    scorer_hash: str = "",
 ) -> dict[str, Any]:
-    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`."""
+    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`.
+
+    A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not say.
+    """
     own = (
         item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
     )
@@ -262,7 +266,9 @@ def sample(
         **tools,
     }
     models = {name: _model(records, scores[name]) for name, records in answers.items()}
-    for name, text in shown.items():  # another tokenizer or template
+    for name, text in shown.items():
+        models[name]["sent_hash"] = digest(text) if text else answers[name][0].prompt_key
+        # another tokenizer or template
         if text and text != first:
             models[name]["prompt"] = text
     return {
@@ -276,6 +282,7 @@ def sample(
         "doc_hash": digest(doc),
         "prompt_hash": item.identity,
         "target_hash": digest(item.answer),
+        "scorer_hash": scorer_hash,
         "models": models,
     }
 

@@ -223,10 +223,7 @@ def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
     assert report["verdict"]["sentence"] in text
-    assert (
-        f"better in {report['losses']['above']} of 3 categories, worse in {report['losses']['below']}"
-        in text
-    )
+    assert f"in {report['losses']['above']} and behind in {report['losses']['below']}" in text
     assert str(report["objective"]["search"]) not in text
     assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
 

@@ -314,9 +314,11 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
     for sample in samples:
         item = items[sample["item"]]
         assert sample.keys() >= KEYS
+        assert len(sample["scorer_hash"]) == 64
         found = (sample["category"], sample["target"], sample["arguments"])
         assert found == (item.category, item.answer, [[item.prompt, {}]])
         for model in sample["models"].values():
+            assert len(model["sent_hash"]) == 64
             assert model["resps"] == [model["filtered_resps"]]
             assert model["outcome"] in ("finished", "truncated")
             assert model["score"] == float(

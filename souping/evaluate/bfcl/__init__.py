@@ -63,6 +63,7 @@ class BfclEvaluator(Evaluator):
     brings_items = True
     model_form = "folder"
     length_key = "evaluator.max_tokens"
+    scored_by = "bfcl_eval"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server

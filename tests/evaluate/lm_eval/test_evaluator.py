@@ -312,6 +312,7 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
     ]
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
+    assert len({free.scorer_digest(item) for item in free.benchmark.items()}) == 1
     limit = max(lengths) + 11
     cut = ask(replace(free, max_length=limit), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
