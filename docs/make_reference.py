@@ -1,16 +1,20 @@
 """Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
 
 Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
-`souping.__all__`, and meanings from `docs/reference.yaml`. A test compares the page.
+`souping.__all__`, keys of compare.json from its dataclasses and the texts below their fields, and other meanings from
+`docs/reference.yaml`. A test compares the page.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -130,13 +134,28 @@ def python(meanings: Mapping[str, str]) -> Iterator[str]:
     yield from table(("name", "meaning"), rows)
 
 
+@cache
+def field_docs(kind: type) -> dict[str, str]:
+    """{field that a class adds to its bases: the text below it}"""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for statement, below in pairwise(tree.body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(below, ast.Expr):
+            continue
+        assert isinstance(statement.target, ast.Name)
+        assert isinstance(below.value, ast.Constant)
+        docs[statement.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
 def schema() -> Iterator[str]:
-    """The fields of compare.json, from its dataclasses."""
+    """The fields of compare.json, from its dataclasses and the texts below them."""
     yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
     inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "flips[]": Flip}
-    rows = [(f"`{one.name}`", one.metadata["doc"]) for one in fields(CompareResult)]
+    rows = [(f"`{key}`", meaning) for key, meaning in field_docs(CompareResult).items()]
     for name, kind in inner.items():
-        rows += [(f"`{name}.{one.name}`", one.metadata["doc"]) for one in fields(kind)]
+        rows += [(f"`{name}.{key}`", meaning) for key, meaning in field_docs(kind).items()]
     yield from table(("key", "meaning"), rows)
 
 
