@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints import PIECE, Checkpoint, WeightReader
 from souping.checkpoints.encodings import TEXTS, first_difference
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
 from souping.core.types import Json, UserError, digest
 
@@ -234,9 +233,7 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
     return True
 
 
-def _values(
-    reader: WeightReader, number: int, tensor: Tensor, start: int, count: int
-) -> NDArray[np.float32]:
+def _values(reader: WeightReader, number: int, tensor: Tensor, start: int, count: int) -> Float32:
     raw = np.empty(count * size_of(tensor.dtype), np.uint8)
     reader.read(number, raw, tensor.offset + start * size_of(tensor.dtype))
     return widen(raw, tensor.dtype)

@@ -16,7 +16,7 @@ from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load, pick
 from souping.core.files import expanded
 from souping.core.text import shown
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
@@ -283,7 +283,7 @@ def pattern_of(native: str) -> re.Pattern[str]:
 # Sizes and shapes
 
 
-def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
+def sizes_of(config: JsonObject) -> dict[str, int]:
     """The sizes that layouts may name, as far as a config has them."""
     inner = config.get("text_config")
     tables = [inner, config] if isinstance(inner, dict) else [config]

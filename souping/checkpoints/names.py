@@ -31,7 +31,7 @@ from souping.checkpoints.layouts import (
 )
 from souping.checkpoints.views import Shape, View, row_major
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, UserError
 
 PLAIN = "hugging_face"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -52,7 +52,7 @@ class Mapped:
 
 def map_names(
     native: Headers,
-    config: Mapping[str, Json],
+    config: JsonObject,
     like: Mapping[str, Shape] | None = None,
     rules: Path | None = None,
     where: str | Path = "the checkpoint",
@@ -118,9 +118,7 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
     return lines + ([f"left out: {listed(left, 5)}"] if left else [])
 
 
-def regrouped(
-    stored: Headers, config: Mapping[str, Json], where: str | Path
-) -> dict[str, Mapped] | None:
+def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
     rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
@@ -179,7 +177,7 @@ class Assignment:
     prefix: str
     native: Headers
     clean: Mapping[str, str]
-    config: Mapping[str, Json]
+    config: JsonObject
     like: Mapping[str, Shape] | None
     where: str | Path
 

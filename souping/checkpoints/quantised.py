@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
 from souping.checkpoints.views import (
     Assembly,
     Fetch,
+    Float32,
     Raw,
     StoredTensor,
     Tile,
@@ -198,7 +198,7 @@ class ScaledTensor(StoredTensor):
             raise refused(folder, f"fp8, {shown(scale.name)} is {scale.dtype}")
         self._weight, self._scale, self._folder = weight, scale, folder
         self._columns = weight.shape[-1] if weight.shape else 1
-        self._scales: NDArray[np.float32] | None = None  # from a read to that of the last element
+        self._scales: Float32 | None = None  # from a read to that of the last element
         self._block = self._block_of(scheme.block)
 
     def _block_of(self, block: tuple[int, int] | None) -> tuple[int, int]:
@@ -227,7 +227,7 @@ class ScaledTensor(StoredTensor):
         dequantise(numbers, start, scales, self._columns, self._block, into.view(np.float32))
         return []
 
-    def _read_scales(self, fetch: Fetch) -> NDArray[np.float32]:
+    def _read_scales(self, fetch: Fetch) -> Float32:
         """All scales [rows of blocks, blocks in a row]."""
         raw = np.empty(self._scale.nbytes, np.uint8)
         fetch(self._scale.file, raw, self._scale.offset)
@@ -242,10 +242,10 @@ class ScaledTensor(StoredTensor):
 def dequantise(
     numbers: Raw,
     start: int,
-    scales: NDArray[np.float32],
+    scales: Float32,
     columns: int,
     block: tuple[int, int],
-    out: NDArray[np.float32],
+    out: Float32,
 ) -> None:
     """Fill `out` [I] with FP8 numbers [I], which are those from `start` on of a matrix of so many columns, each times
     the scale of its block (rows, columns)."""

@@ -15,7 +15,7 @@ from souping.checkpoints.folder import weight_map
 from souping.core.fields import text_of
 from souping.core.files import near_folder
 from souping.core.text import first_line, listed, read_json
-from souping.core.types import Json, UserError, entries, number
+from souping.core.types import JsonObject, UserError, entries, number
 
 LAYOUTS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
@@ -236,7 +236,7 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
 # ------------------------------------------------------------ learning rates
 
 
-def _state(found: Sequence[Member]) -> Mapping[str, Json]:
+def _state(found: Sequence[Member]) -> JsonObject:
     """The trainer_state.json of the newest checkpoint that has a readable one."""
     for member in reversed(found):
         with suppress(ValueError, UserError, FileNotFoundError):
@@ -245,7 +245,7 @@ def _state(found: Sequence[Member]) -> Mapping[str, Json]:
     return {}
 
 
-def read_rates(path: Path) -> list[Mapping[str, Json]]:
+def read_rates(path: Path) -> list[JsonObject]:
     """Learning rates as a trainer logs them, from a CSV with the columns step and lr, or from JSON {step: rate}.
 
     Raises:
@@ -265,7 +265,7 @@ def read_rates(path: Path) -> list[Mapping[str, Json]]:
         raise UserError(f"pool.lr={path} must be {form}: {first_line(error)}") from error
 
 
-def _logged(member: Member, log: Sequence[Mapping[str, Json]]) -> Member:
+def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
     """The checkpoint with what was logged last up to its step."""
 
     def value(key: str) -> float | None:

@@ -21,9 +21,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from souping.checkpoints.header import Tensor, size_of
+from souping.core.types import IntArray
 
 Shape: TypeAlias = tuple[int, ...]
-Raw: TypeAlias = "NDArray[np.uint8]"
+Raw = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
 Fetch = Callable[[str, Raw, int], None]
 """fetch(file, buffer to fill, byte offset)"""
 SCRATCH = 8 << 20
@@ -218,14 +220,14 @@ class StoredTensor:
             raise ValueError("its parts overlap")
 
     @cached_property
-    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _edges(self) -> tuple[IntArray, IntArray]:
         low, high = (
             [edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high"))
         )
         shape = (-1, len(self._shape))
         return np.array(low, np.int64).reshape(shape), np.array(high, np.int64).reshape(shape)
 
-    def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
+    def _near(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
         """The numbers of the parts that have something of a box."""
         found: list[int] = np.flatnonzero(
             ((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)
@@ -309,7 +311,7 @@ def elements(raw: Raw, size: int) -> NDArray[Any]:
     return raw.view(f"u{size}")
 
 
-def widen(raw: Raw, dtype: str) -> NDArray[np.float32]:
+def widen(raw: Raw, dtype: str) -> Float32:
     """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
     if dtype == "F32":
         return raw.view(np.float32)

@@ -26,7 +26,7 @@ from souping.analysis import Analysis
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, nearest, source_of
-from souping.core.types import Json, UserError
+from souping.core.types import Json, JsonObject, UserError
 from souping.pipeline.settings import (
     KINDS,
     ExtraEntry,
@@ -277,7 +277,7 @@ def _mismatch(value: Json, hint: Hint) -> str | None:
     return empty if value == "" else mismatch(value, hint)
 
 
-def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
+def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:

@@ -27,7 +27,7 @@ from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.core.types import FOLDS, JsonObject, UserError, entries, part
 from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+def _names(given: str | None, samples: Sequence[Row], report: JsonObject) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
@@ -286,9 +286,7 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
     return [*best[:1], "soup"] if best and "soup" in known else known
 
 
-def _note(
-    run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
-) -> None:
+def _note(run_dir: Path, store: str | None, report: JsonObject, samples: Sequence[Row]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.api import store_of
     from souping.pipeline.ledger import Ledger

@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import Json, ProgressCallback, UserError
+from souping.core.types import JsonObject, ProgressCallback, UserError
 
 __version__ = "0.1.0"
 MAIN = (
@@ -67,14 +67,14 @@ class Provenance:
     """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
 
     command: str
-    settings: Mapping[str, Json]
+    settings: JsonObject
     version: str = __version__
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     platform: str = field(default_factory=platform.platform)
     cpus: int = field(default_factory=cores)
     gpus: list[str] = field(default_factory=gpus)
 
-    def to_json(self) -> dict[str, Json]:
+    def to_json(self) -> JsonObject:
         return dict(vars(self))
 
 

@@ -47,26 +47,28 @@ COMMAND = re.compile(
 """A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
+JsonObject: TypeAlias = "Mapping[str, Json]"
+"""Object of JSON, to read."""
 
 
-def part(table: Mapping[str, Json], key: str) -> Mapping[str, Json]:
+def part(table: JsonObject, key: str) -> JsonObject:
     """An object inside a JSON object, empty where there is none."""
     value = table.get(key)
     return value if isinstance(value, Mapping) else {}
 
 
-def elements(table: Mapping[str, Json], key: str) -> list[Json]:
+def elements(table: JsonObject, key: str) -> list[Json]:
     """A list inside a JSON object, empty where there is none."""
     value = table.get(key)
     return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
-def entries(table: Mapping[str, Json], key: str) -> list[Mapping[str, Json]]:
+def entries(table: JsonObject, key: str) -> list[JsonObject]:
     """The objects of a list inside a JSON object."""
     return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
 
 
-def texts(table: Mapping[str, Json], key: str) -> list[str]:
+def texts(table: JsonObject, key: str) -> list[str]:
     """A list inside a JSON object, as texts."""
     return [str(value) for value in elements(table, key)]
 

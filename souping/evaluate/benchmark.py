@@ -21,7 +21,16 @@ from souping.core.fields import Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, listed, read_json
-from souping.core.types import FOLDS, TEXT, Fold, Item, Json, UserError, UserScorer, digest
+from souping.core.types import (
+    FOLDS,
+    TEXT,
+    Fold,
+    Item,
+    JsonObject,
+    UserError,
+    UserScorer,
+    digest,
+)
 
 REQUIRED = ("id", "category", "prompt", "answer")
 TEXTS = ("id", "category", "scorer", "group", "language")
@@ -93,7 +102,7 @@ class Benchmark(BenchmarkItems):
 class ListedItems(BenchmarkItems):
     """Items in a list: `Item`s, or mappings with the keys of a line of the file."""
 
-    listed: Sequence[Item | Mapping[str, Json]]
+    listed: Sequence[Item | JsonObject]
 
     title = "items"
 
@@ -201,7 +210,7 @@ def _unique(found: Iterable[tuple[str, Item]], source: str) -> tuple[Item, ...]:
     return tuple(items.values())
 
 
-def _row(line: str, where: str) -> Mapping[str, Json]:
+def _row(line: str, where: str) -> JsonObject:
     try:
         row = read_json(line)
     except ValueError as error:
@@ -225,7 +234,7 @@ def _listed(one: object, where: str) -> Item:
     return _item(one, where, {})
 
 
-def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) -> Item:
+def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     names = dict.fromkeys(REQUIRED)
     if row.get("text") is not None:
@@ -270,7 +279,7 @@ def _checked(item: Item, where: str) -> Item:
     return item
 
 
-def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
+def _message(message: JsonObject, where: str) -> JsonObject:
     """A message for the chat template, with what it holds beside role and content (tool calls, names)."""
     content = message.get("content")
     if content is None and message.get("tool_calls"):

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from souping.core.files import LOCK, expanded, hold_folder, lock
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
-from souping.core.types import Item, Json, Missing, Record, UserError, digest
+from souping.core.types import Item, Json, JsonObject, Missing, Record, UserError, digest
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs import read
@@ -75,7 +75,7 @@ class CommandEvaluator(Evaluator):
         return POINTS if self.higher_is_better else LOWER
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         direction: dict[str, Json] = {} if self.higher_is_better else {"higher_is_better": False}
         return {"name": "command", "command": self.command, **direction}
 

@@ -25,7 +25,7 @@ from souping.core.fields import (
 )
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import TEXT, Item, Json, Missing, Record
+from souping.core.types import TEXT, Item, Json, JsonObject, Missing, Record
 from souping.evaluate.engines.transformers import (
     DEFAULT_NEW_TOKENS,
     Answer,
@@ -135,7 +135,7 @@ class EngineEvaluator(MachineEvaluator):
     workers: Threads = 1
     engine: Engine = field(default_factory=TransformersEngine)
 
-    def settings_of(self, name: str, version: int, own: Mapping[str, Json]) -> dict[str, Json]:
+    def settings_of(self, name: str, version: int, own: JsonObject) -> JsonObject:
         """Settings of an evaluator with this name, with its `own` ones and those of the engine or the machine."""
         known = {"batch_size": self.batch_size, "trust_remote_code": self.trust_remote_code, **own}
         engine = self.engine.settings
@@ -216,7 +216,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         check_sampling(self.temperature, self.samples, self.replicates)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         decoding: dict[str, Json] = (
             asdict(self.decoding) if self.temperature else {"temperature": 0.0}
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.fields import Count, component
 from souping.core.protocols import LoadedModel
-from souping.core.types import TEXT, Item, Json, Record, UserError
+from souping.core.types import TEXT, Item, JsonObject, Record, UserError
 from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.engines.transformers import Passage, load_tokenizer, prompt_key
 from souping.evaluate.generate import EngineEvaluator
@@ -43,7 +43,7 @@ class LossEvaluator(EngineEvaluator):
     stride: Count | None = None
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         return self.settings_of("loss", VERSION, {"stride": self.stride})
 
     def banner(self) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from souping.core.files import regular
 from souping.core.text import first_line, listed, nests_deeply, shown
-from souping.core.types import Json, UserError, number
+from souping.core.types import Json, JsonObject, UserError, number
 
 Row = Mapping[str, Any]
 LARGEST = 1e50
@@ -153,7 +153,7 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
 def metrics_of(
     path: Path,
     answers: Iterable[tuple[str, LoggedAnswer]],
-    reported: Mapping[str, Json] = MappingProxyType({}),
+    reported: JsonObject = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
     """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.

@@ -19,19 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.files import write_at
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Progress
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import Float32, Raw, narrow
+from souping.merge.kernels import narrow
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import ShardWriter, prepare
 
@@ -135,7 +134,7 @@ class Product:
 
     def __init__(self, a: Float32, b: Float32, transposed: bool) -> None:
         self.left: Float32 = a.T if transposed else b
-        self.right: NDArray[np.float64] = (b.T if transposed else a).astype(np.float64)
+        self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
 
     def added(self, base: Float32, start: int) -> Float32:
         """`base` [n, columns] (rows from `start` of the weight) plus the product, summed in fp64, rounded to fp32.

@@ -16,20 +16,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints.header import TORCH_DTYPES, size_of
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.fields import pick
 from souping.core.native import compiled
 from souping.core.text import named
-from souping.core.types import UserError, Weights
+from souping.core.types import FloatArray, IntArray, UserError, Weights
 
 if TYPE_CHECKING:
     import torch
 
-Float32 = NDArray[np.float32]
-Raw = NDArray[np.uint8]
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
 EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
@@ -79,9 +76,7 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         return sums.astype(np.float32).reshape(total.shape)
 
 
-def _round_to_odd(
-    sums: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], at: NDArray[np.intp]
-) -> None:
+def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
     """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
     s, a, b = sums[at], a[at], b[at]
     part = s - a
@@ -121,7 +116,7 @@ def torch_dtype(tag: str) -> torch.dtype:
 
 def finite(raw: Raw, dtype: str) -> bool:
     """Whether no element is NaN or infinite (all exponent bits set)."""
-    bits: NDArray[Any] = raw.view(np.uint32 if dtype == "F32" else np.uint16)
+    bits: Any = raw.view(np.uint32 if dtype == "F32" else np.uint16)
     return not bool(((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any())
 
 
@@ -299,8 +294,6 @@ def _widen_bits(dtype: str) -> str:
 
 # ------------------------------------------------------------ methods
 
-Gram = NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -311,7 +304,7 @@ class Method:
     """
 
     function: Combine
-    coefficients: Callable[[Gram, Weights], Weights] | None = None
+    coefficients: Callable[[FloatArray, Weights], Weights] | None = None
     base: bool = False
     whole: bool = False
     least: int = 1
@@ -324,7 +317,7 @@ class Method:
             values = self.weigh(gram(tensors, self.base), values)
         return self.function(tensors, values)
 
-    def weigh(self, inner: Gram, weights: Weights) -> Weights:
+    def weigh(self, inner: FloatArray, weights: Weights) -> Weights:
         """The weights that `function` gets, from the weights of the recipe."""
         if self.coefficients is None:
             return weights
@@ -333,7 +326,7 @@ class Method:
         return self.coefficients(inner, weights)
 
 
-def gram(tensors: Sequence[Float32], base: bool) -> Gram:
+def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
     """Inner products [K, K] in fp64 of the tensors, or with `base` of their differences to the first one."""
     wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
     if base:
@@ -345,7 +338,7 @@ def gram(tensors: Sequence[Float32], base: bool) -> Gram:
     return result
 
 
-def slerp_weights(inner: Gram, weights: Weights) -> Weights:
+def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
     """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1).
 
     sin((1-t) a)/sin(a) and sin(t a)/sin(a) with a the angle between them; straight where |cos a| > 0.9995 or a tensor
@@ -365,7 +358,7 @@ def slerp_weights(inner: Gram, weights: Weights) -> Weights:
     )
 
 
-def stock_weights(inner: Gram, weights: Weights) -> Weights:
+def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     """Model Stock (arXiv 2403.19522, equation for N models): t = N c / (1 + (N-1) c).
 
     c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times

@@ -21,12 +21,13 @@ import numpy as np
 from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.checkpoints.views import Raw
 from souping.core.system import cores
 from souping.core.text import first_line, listed
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import Gram, Method, Raw, get_method, torch_dtype
+from souping.merge.kernels import Method, get_method, torch_dtype
 from souping.merge.plan import (
     Chunk,
     MergePlan,
@@ -57,7 +58,7 @@ class LiveModule(Pourable):
     ) -> None:
         self._alignment, self._module, self._nonfinite = alignment, module, nonfinite
         self._files, self._targets, self._warned = WeightFiles(), ModuleTargets(module), set[str]()
-        self._grams: dict[tuple[object, ...], Gram] = {}
+        self._grams: dict[tuple[object, ...], FloatArray] = {}
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.

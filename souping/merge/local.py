@@ -23,7 +23,7 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
-from souping.core.types import Json, Recipe, UserError, Weights
+from souping.core.types import Json, JsonObject, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -91,7 +91,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
 
     def settings_of(
         self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    ) -> JsonObject:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
         ...
 
@@ -169,7 +169,7 @@ class LocalMerge(ModelMerge[MergePlan]):
 
     def settings_of(
         self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    ) -> JsonObject:
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest

@@ -24,7 +24,7 @@ from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.text import install
-from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.core.types import Json, JsonObject, Missing, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
@@ -97,7 +97,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
     def settings_of(
         self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    ) -> JsonObject:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -201,7 +201,7 @@ def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     )
 
 
-def _dump(document: Mapping[str, Json]) -> str:
+def _dump(document: JsonObject) -> str:
     import yaml
 
     return str(yaml.safe_dump(document, sort_keys=False))

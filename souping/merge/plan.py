@@ -24,15 +24,13 @@ from annotated_types import Interval
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Raw, widen
 from souping.core.text import safe, shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
     BLOCK,
-    Gram,
     Method,
-    Raw,
     finite,
     get_method,
     gram,
@@ -491,10 +489,10 @@ def mixed(
     return out
 
 
-def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
+def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
     """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that they are never all in memory."""
     size = len(chunk.sources) - base
-    total: Gram = np.zeros((size, size))
+    total: FloatArray = np.zeros((size, size))
     for start in range(0, chunk.count, STEP):
         part = chunk.part(start, min(STEP, chunk.count - start))
         rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]

@@ -39,11 +39,11 @@ from souping.checkpoints import (
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
-from souping.checkpoints.views import Tile, arrange
+from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.files import MARK, reserve, staged, start_writing, write_at, write_files
 from souping.core.types import Json, Recipe, UserError
 from souping.merge import Extra, Progress
-from souping.merge.kernels import COMPILED_METHODS, Raw, get_method, linear
+from souping.merge.kernels import COMPILED_METHODS, get_method, linear
 from souping.merge.plan import (
     Chunk,
     MergePlan,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
-from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
+from souping.core.types import FloatArray, Json, JsonObject, ScoreMatrix, Selection, UserError
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
 
@@ -414,7 +414,7 @@ def spans(
     return found
 
 
-def selections(table: PaperTable) -> dict[str, Json]:
+def selections(table: PaperTable) -> JsonObject:
     """Selection of every reading from one table, compared with the paper's own choice."""
     scores, chosen = table.scores, table.chosen
     stated = STATED.select(scores)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
-from souping.core.types import Json, ScoreMatrix, elements, entries, part, texts
+from souping.core.types import JsonObject, ScoreMatrix, elements, entries, part, texts
 from souping.paper.findings import TABLES, findings, leaderboard, selections
 from souping.report.format import DASH, clean, count, in_words
 from souping.report.plots import Drawing, correlations
@@ -31,7 +31,7 @@ SENTENCES = (
 class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> JsonObject:
         found = findings()
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
@@ -44,7 +44,7 @@ class PaperFigures(Analysis):
         }
 
 
-def _figure1(board: ScoreMatrix) -> dict[str, Json]:
+def _figure1(board: ScoreMatrix) -> JsonObject:
     matrix = pearson(board.values).rho.tolist()
     return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
 

@@ -17,7 +17,7 @@ from souping.core.types import (
     Fold,
     Item,
     ItemScores,
-    Json,
+    JsonObject,
     Recipe,
     Record,
     Selection,
@@ -111,7 +111,7 @@ def _report_scores(
 # ---------------------------------------------------------------- one analysis
 
 
-def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+def analyse(analysis: Analysis, scores: RunScores) -> JsonObject:
     """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
     try:
         data = analysis.analyse(scores)

@@ -35,7 +35,7 @@ from souping.core.types import (
     Candidate,
     Fold,
     Item,
-    Json,
+    JsonObject,
     Missing,
     SearchSpace,
     UserError,
@@ -360,7 +360,7 @@ class Requirement:
     def fits(self) -> bool:
         return self.need <= self.have
 
-    def as_dict(self) -> dict[str, Json]:
+    def as_dict(self) -> JsonObject:
         return {**asdict(self), "need": self.need, "fits": self.fits}
 
     def sentence(self) -> str:

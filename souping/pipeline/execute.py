@@ -24,6 +24,7 @@ from souping.core.types import (
     Fold,
     Item,
     Json,
+    JsonObject,
     LateError,
     Recipe,
     Record,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
-Rows = Sequence[Mapping[str, Json]]
+Rows = Sequence[JsonObject]
 SHOWN = (
     "report.html",
     "report.md",
@@ -353,7 +354,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         return write_report(whole, trials, settings.run_dir)
 
 
-def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
+def read_finished(run_dir: Path) -> tuple[JsonObject, Rows]:
     """(report, trials) of a run that ended with a report (UserError if there is none)."""
     from souping.report.files import read_report, read_trials
 
@@ -368,7 +369,7 @@ def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
     return report, read_trials(run_dir / "trials.csv")
 
 
-def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selection, SearchResult]:
+def _resume(run: Run, report: JsonObject, trials: Rows) -> tuple[Selection, SearchResult]:
     """Bring a run to where its last step left it.
 
     Raises:

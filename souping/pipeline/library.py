@@ -20,7 +20,7 @@ from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selecto
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import (
     Item,
-    Json,
+    JsonObject,
     LateError,
     ScoreMatrix,
     Selection,
@@ -43,7 +43,7 @@ from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
-Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
+Items = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
 
 
@@ -63,7 +63,7 @@ class RunResult:
     """
 
     report_dir: Path
-    report: Mapping[str, Json]
+    report: JsonObject
     trials: tuple[RunTrial, ...]
     soup: Path | None
 
@@ -81,7 +81,7 @@ class RunResult:
         return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
 
     @property
-    def front(self) -> list[Mapping[str, Json]]:
+    def front(self) -> list[JsonObject]:
         """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
         return entries(part(part(self.report, "analyses"), NAME), "points")
 

@@ -19,7 +19,15 @@ from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
-from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
+from souping.core.types import (
+    Candidate,
+    JsonObject,
+    LateError,
+    Recipe,
+    SearchSpace,
+    UserError,
+    part,
+)
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
@@ -251,7 +259,7 @@ class RecipeFile(RecipeKeys, total=False):
     files: dict[str, str]
 
 
-def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
+def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     """A recipe.json and its table, checked for what a rebuild needs.
 
     Raises:
@@ -317,7 +325,7 @@ def _find(
 def _as_written(
     backend: MergeBackend,
     recipe: Recipe,
-    table: Mapping[str, Json],
+    table: JsonObject,
     store: Store,
     ingredients: Sequence[Path],
     hashes: MutableMapping[str, str],
@@ -399,7 +407,7 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
                 )
 
 
-def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | None:
+def written_soup(settings: MergeSettings, report: JsonObject) -> Path | None:
     """The folder of a run's soup, None if it wrote none.
 
     Raises:

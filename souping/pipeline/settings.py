@@ -20,7 +20,7 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, Json, UserError, part
+from souping.core.types import Candidate, JsonObject, UserError, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -134,7 +134,7 @@ class MergeSettings:
     out: Path
     store_path: Path
     run_dir: Path
-    config: Mapping[str, Json]
+    config: JsonObject
     command: str = ""
     started: float = field(default_factory=time.monotonic)
 

@@ -15,7 +15,7 @@ import os
 import shlex
 import sqlite3
 from collections import UserDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from souping.core.types import OUTCOMES, Item, Json, Outcome, Recipe, Record, UserError
+from souping.core.types import OUTCOMES, Item, JsonObject, Outcome, Recipe, Record, UserError
 
 KEY = "soup, evaluator, item, block, replicate"
 """Columns that identify an answer."""
@@ -291,7 +291,7 @@ class Store:
         self,
         recipe: Recipe,
         evaluator: str,
-        settings: Mapping[str, Json],
+        settings: JsonObject,
         block: str,
         items: Sequence[Item],
         records: Iterable[Record],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
-from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
+from souping.core.types import Fold, Item, JsonObject, Missing, Record, ScoreMatrix, Selection
 from souping.core.unit import unit
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
@@ -193,7 +193,7 @@ def speed(
 # ------------------------------------------------------------ page
 
 
-def as_dict(plan: Plan) -> dict[str, Json]:
+def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     shown = plan.power()
     selection = selection_dict(plan.selection, plan.scores) if plan.selection else None

@@ -22,6 +22,7 @@ from souping.core.files import write_atomically
 from souping.core.text import first_line
 from souping.core.types import (
     Json,
+    JsonObject,
     Result,
     ScoreMatrix,
     Selection,
@@ -115,7 +116,7 @@ def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def read_report(path: Path) -> dict[str, Json]:
+def read_report(path: Path) -> JsonObject:
     """A report.json.
 
     Raises:
@@ -265,7 +266,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     return {key: plain(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
+def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
     rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
     return {

@@ -19,7 +19,7 @@ from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
-    Json,
+    JsonObject,
     Recipe,
     Request,
     Result,
@@ -63,8 +63,8 @@ class SearchResult:
     result: Result
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
-    summary: Mapping[str, Json] = field(default_factory=dict)
-    guards: Mapping[str, Json] = field(default_factory=dict)
+    summary: JsonObject = field(default_factory=dict)
+    guards: JsonObject = field(default_factory=dict)
 
     @property
     def spent(self) -> int:

@@ -27,7 +27,7 @@ from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
-from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
+from souping.core.types import Item, Json, JsonObject, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -87,7 +87,7 @@ class BfclEvaluator(Evaluator):
         chosen(self.categories)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
         return {
             "name": "bfcl",
@@ -314,7 +314,7 @@ def call(
     root: Path,
     handler: str,
     ids: Mapping[str, Sequence[str]],
-    generate: Mapping[str, Json] | None = None,
+    generate: JsonObject | None = None,
     patience: float = 3600.0,
 ) -> None:
     """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, Json, Outcome, UserError
+from souping.core.types import Item, JsonObject, Outcome, UserError
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Engine(Component, Protocol):
         ...
 
     @property
-    def settings(self) -> Mapping[str, Json] | None:
+    def settings(self) -> JsonObject | None:
         """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
         settings of the machine (dtype, device, threads, workers) are not used."""
         return None

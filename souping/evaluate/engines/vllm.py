@@ -22,7 +22,7 @@ from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
 from souping.core.text import first_line, install
-from souping.core.types import Item, Json, Missing, UserError
+from souping.core.types import Item, Json, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
     Answer,
     Engine,
@@ -80,7 +80,7 @@ class VllmEngine(Engine):
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """What answers depend on beside the evaluator's settings."""
         names = (
             "tensor_parallel_size",
@@ -234,7 +234,7 @@ ENVIRONMENT = {
 }
 
 
-def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]:
+def llm_arguments(folder: Path, settings: JsonObject) -> JsonObject:
     """The keyword arguments of `vllm.LLM`."""
     return {
         "model": str(folder),
@@ -256,7 +256,7 @@ LIKELIHOOD: Mapping[str, Any] = {
 
 def sampling_arguments(
     max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
-) -> dict[str, Json]:
+) -> JsonObject:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
     common: dict[str, Json] = {
         "max_tokens": max_new,
@@ -276,7 +276,7 @@ def sampling_arguments(
 class Vllm:
     """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
+    def __init__(self, folder: Path, settings: JsonObject) -> None:
         """Load the model in `folder`.
 
         Raises:
@@ -315,7 +315,7 @@ class Vllm:
         self._llm.reset_prefix_cache()
 
     def generate(
-        self, prompts: Sequence[list[int]], sampling: Sequence[Mapping[str, Json]]
+        self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject]
     ) -> list[tuple[list[int], str]]:
         """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
         if not prompts:

@@ -20,7 +20,17 @@ from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, LoadedModel
 from souping.core.text import install, nearest
-from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
+from souping.core.types import (
+    FloatArray,
+    Item,
+    Json,
+    JsonObject,
+    Missing,
+    Recipe,
+    Record,
+    UserError,
+    digest,
+)
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
@@ -158,7 +168,7 @@ class HarnessEvaluator(HarnessSettings):
         return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """Everything that a score depends on, apart from the model and the item."""
         known: dict[str, Json] = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
@@ -329,7 +339,7 @@ def _hash(value: Any) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _settings(task: Task) -> dict[str, Json]:
+def _settings(task: Task) -> JsonObject:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
     known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
     known["metadata"] = {

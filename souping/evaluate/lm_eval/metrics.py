@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from souping.core.fields import pick
-from souping.core.types import FloatArray, Json, UserError
+from souping.core.types import FloatArray, JsonObject, UserError
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -42,7 +42,7 @@ class Metric:
     name: str
     filter: str
     kind: str
-    settings: Mapping[str, Json]
+    settings: JsonObject
 
     @property
     def scorer(self) -> str:
@@ -142,7 +142,7 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
     return pick(wanted, names, f"task {name}: evaluator.filter")
 
 
-def _settings(task: Task, metric: str) -> Mapping[str, Json]:
+def _settings(task: Task, metric: str) -> JsonObject:
     for entry in task.get_config("metric_list") or []:
         own = entry.get("metric")
         # a function of the task's own

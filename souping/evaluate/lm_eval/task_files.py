@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
 from souping.core.text import first_line
-from souping.core.types import Json, UserError
+from souping.core.types import Json, JsonObject, UserError
 from souping.evaluate.templates import render_task
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TaskFiles:
         except AttributeError as error:
             raise UserError(UNSUITABLE) from error
 
-        def checked(entry: Entry, overrides: dict[str, Json] | None = None) -> dict[str, Json]:
+        def checked(entry: Entry, overrides: dict[str, Json] | None = None) -> JsonObject:
             if entry.yaml_path:
                 self._check(Path(entry.yaml_path))
             config: dict[str, Json] = load(entry, overrides)

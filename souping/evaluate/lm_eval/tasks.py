@@ -30,7 +30,7 @@ from souping.core.fields import (
 )
 from souping.core.files import expanded
 from souping.core.text import first_line, install
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, UserError
 from souping.evaluate.generate import RepeatedAnswers
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-Document = Mapping[str, Json]
+Document = JsonObject
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, the place of the data, and metrics that are not used."""
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")

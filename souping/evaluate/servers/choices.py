@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +23,7 @@ from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads,
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
-from souping.core.types import Json, Missing, UserError
+from souping.core.types import Json, JsonObject, Missing, UserError
 from souping.evaluate.servers.process import (
     HOST,
     Process,
@@ -84,7 +84,7 @@ class Server(ABC):
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
-    request: ClassVar[Mapping[str, Json]] = {}
+    request: ClassVar[JsonObject] = {}
     """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
 
     url: Url | None = None
@@ -103,7 +103,7 @@ class Server(ABC):
         return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         """Everything that can change an answer besides model and request. Of a running server only the address is
         known."""
         common: dict[str, Json] = {"name": self.kind, "version": self.version}
@@ -239,7 +239,7 @@ class VllmServer(Server):
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
-    request: ClassVar[Mapping[str, Json]] = {
+    request: ClassVar[JsonObject] = {
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -316,7 +316,7 @@ class TransformersServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
         device = self.device if self.device != "auto" else f"auto:{kind}"
         return super().settings if self.url is not None else {**super().settings, "device": device}
