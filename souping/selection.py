@@ -16,7 +16,7 @@ from souping.core.fields import Count, component, pick
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
-from souping.core.types import Correlations, FloatArray, ScoreMatrix, Selection, UserError
+from souping.core.types import Correlations, FloatArray, Names, ScoreMatrix, Selection, UserError
 
 TIE = 1e-9
 Threshold = Annotated[float, Interval(gt=-1, le=1)]
@@ -41,7 +41,7 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     return found
 
 
-def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
+def in_pool_order(scores: ScoreMatrix, names: set[str]) -> Names:
     return tuple(name for name in scores.candidates if name in names)
 
 
@@ -151,7 +151,7 @@ class SoCE(Selector):
             notes=tuple(self._tie(category, names) for category, names in tied.items()),
         )
 
-    def _tie(self, category: str, names: tuple[str, ...]) -> str:
+    def _tie(self, category: str, names: Names) -> str:
         """What became of candidates that are equally good experts."""
         rules = {
             "overall": f"{names[0]}, the best of them overall, is the expert",
@@ -167,7 +167,7 @@ class SoCE(Selector):
         return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
 
     def _without_low(
-        self, whole: ScoreMatrix, correlations: Correlations, categories: tuple[str, ...]
+        self, whole: ScoreMatrix, correlations: Correlations, categories: Names
     ) -> Selection:
         """What is selected where no category is below the threshold."""
         values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
@@ -370,7 +370,7 @@ def _check_enough(k: int | None, candidates: int) -> None:
         raise UserError(f"selector.k={k} is more than the {candidates} candidates")
 
 
-def _holders(scores: ScoreMatrix, names: tuple[str, ...]) -> dict[str, str]:
+def _holders(scores: ScoreMatrix, names: Names) -> dict[str, str]:
     """{category: the best of `names` there}."""
     best = scores.rows(names).argmax(axis=0)
     return {category: names[i] for category, i in zip(scores.categories, best, strict=True)}

@@ -31,6 +31,7 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     Item,
+    Names,
     Recipe,
     Result,
     ScoreMatrix,
@@ -158,7 +159,7 @@ def answer(cell: Cell) -> Result:
     return replace(result, items=count, values=np.full(count, result.objective))
 
 
-def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
+def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
     """Two categories of items; three candidates, of which these were selected."""
     return SearchSpace(
         ingredients=ingredients,

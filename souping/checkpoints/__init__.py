@@ -47,7 +47,7 @@ from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, Names, UserError, digest
 
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
@@ -103,8 +103,8 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, Tensor]
     config: dict[str, Any]
-    files: tuple[str, ...]
-    side: tuple[str, ...]
+    files: Names
+    side: Names
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
     rules: Path | None = None
@@ -172,9 +172,9 @@ class Checkpoint:
         folder: Path,
         tensors: dict[str, Tensor],
         config: dict[str, Any],
-        side: tuple[str, ...],
+        side: Names,
         before: Mapping[str, Stamp],
-        files: tuple[str, ...] = (),
+        files: Names = (),
         like: Path | None = None,
     ) -> Checkpoint:
         """A folder that was read; `before` are the stamps of its files from before that."""
@@ -255,6 +255,10 @@ class Checkpoint:
     def file_number(self, tensor: Tensor) -> int:
         """The number of a tensor's file; of the first where it is assembled from several."""
         return 0 if self.assembly is not None else self.files.index(tensor.file)
+
+
+Checkpoints = Mapping[str, Checkpoint]
+"""{name: checkpoint}"""
 
 
 def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:

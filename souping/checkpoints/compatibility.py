@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from souping.checkpoints import PIECE, Checkpoint, WeightReader
+from souping.checkpoints import PIECE, Checkpoint, Checkpoints, WeightReader
 from souping.checkpoints.encodings import TEXTS, first_difference
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
 from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, Names, UserError, digest
 
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
 
@@ -39,7 +39,7 @@ class AlignedTensor:
         return len({part.shape for part in self.parts}) > 1
 
 
-def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[AlignedTensor]:
+def align(checkpoints: Checkpoints, vocab: str = "error") -> list[AlignedTensor]:
     """The soup's tensors in the order of their names, which no layout of an ingredient changes.
 
     Raises:
@@ -67,7 +67,7 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     return aligned
 
 
-def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+def redundant(checkpoints: Checkpoints) -> Names:
     """Output heads that some ingredients store although they are tied to the embedding, and others do not.
 
     They are left out of the soup: the models tie them again when they are loaded.
@@ -87,7 +87,7 @@ def tied(checkpoint: Checkpoint) -> bool:
 
 
 def _same_names(
-    a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]
+    a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Checkpoints
 ) -> None:
     missing, extra = (
         [name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a))
@@ -107,7 +107,7 @@ def _same_names(
 def _slot(
     name: str,
     tables: Mapping[str, Mapping[str, Tensor]],
-    pool: Mapping[str, Checkpoint],
+    pool: Checkpoints,
     vocab: str,
 ) -> AlignedTensor:
     parts = tuple(table[name] for table in tables.values())
@@ -128,9 +128,7 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
 
-def _refuse_shapes(
-    aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str
-) -> None:
+def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
     names, checkpoints = list(pool), list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
@@ -160,7 +158,7 @@ STRUCTURE = {
 
 
 def preflight(
-    checkpoints: Mapping[str, Checkpoint], vocab: str = "error", carry: str | None = None
+    checkpoints: Checkpoints, vocab: str = "error", carry: str | None = None
 ) -> list[str]:
     """Check that a pool can be souped; returns warnings for the report. Soups have the tokenizer of `carry`, if given.
 
@@ -184,7 +182,7 @@ def preflight(
     return warnings + compare_tokenizers(checkpoints, vocab, carry)
 
 
-def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
+def _same_architecture(a: str, b: str, pool: Checkpoints) -> None:
     for key in ("model_type", "architectures"):
         left, right = pool[a].config.get(key), pool[b].config.get(key)
         if left != right and left is not None and right is not None:
@@ -193,7 +191,7 @@ def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
             )
 
 
-def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
+def _ties(pool: Checkpoints) -> list[str]:
     """Notes on tied heads that only some store, which have to equal the embedding."""
     notes = []
     for head in redundant(pool):
@@ -260,9 +258,7 @@ def _config_drift(
     return notes
 
 
-def _differences(
-    pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str
-) -> list[str]:
+def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
     if any(
@@ -377,7 +373,7 @@ def _read(
 
 
 def compare_tokenizers(
-    pool: Mapping[str, Checkpoint], vocab: str, carry: str | None, texts: Sequence[str] = ()
+    pool: Checkpoints, vocab: str, carry: str | None, texts: Sequence[str] = ()
 ) -> list[str]:
     """Warnings about tokenizers that differ from the first. If their settings differ, they encode random texts, and
     `texts`.

@@ -12,7 +12,7 @@ from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
 from souping.core.text import shown
-from souping.core.types import Json, UserError
+from souping.core.types import Json, Names, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -115,7 +115,7 @@ def weight_map(index: Path) -> dict[str, str]:
     return places
 
 
-def side_files(folder: Path) -> tuple[str, ...]:
+def side_files(folder: Path) -> Names:
     # a link that leads nowhere is a file that is missing
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
     chosen = [

@@ -16,7 +16,7 @@ from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load, pick
 from souping.core.files import expanded
 from souping.core.text import shown
-from souping.core.types import JsonObject, UserError
+from souping.core.types import JsonObject, Names, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
@@ -61,18 +61,18 @@ class Rule:
         return f"!{model_type}" not in self.types and (not wanted or model_type in wanted)
 
     @cached_property
-    def indexes(self) -> tuple[str, ...]:
+    def indexes(self) -> Names:
         """Placeholders of the Hugging Face name."""
         return tuple(PLACEHOLDER.findall(self.name))
 
     @cached_property
-    def stacked(self) -> tuple[str, ...]:
+    def stacked(self) -> Names:
         """The axes of the result that count native tensors."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
 
     @cached_property
-    def unstacked(self) -> tuple[str, ...]:
+    def unstacked(self) -> Names:
         """The axes of the native tensor that are indexes in Hugging Face names."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return tuple(axis for axis in self.indexes if axis not in numbers)

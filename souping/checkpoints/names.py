@@ -31,7 +31,7 @@ from souping.checkpoints.layouts import (
 )
 from souping.checkpoints.views import Shape, View, row_major
 from souping.core.text import listed, shown
-from souping.core.types import JsonObject, UserError
+from souping.core.types import JsonObject, Names, UserError
 
 PLAIN = "hugging_face"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -280,7 +280,7 @@ class Assignment:
 
     def _check_indexes(self, axis: str) -> None:
         """Of every kind of tensor that has it in its name, each index must be there."""
-        present: dict[tuple[str, ...], set[int]] = defaultdict(set)
+        present: dict[Names, set[int]] = defaultdict(set)
         for found in self.found.values():
             if axis in found.indexes:
                 rest = tuple(
@@ -336,7 +336,7 @@ class Assignment:
 
 
 def _arranged(
-    found: Found, names: tuple[str, ...], dims: Dims, table: Axes, sizes: Mapping[str, int]
+    found: Found, names: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
     """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
     shape, axes = list[int](), list[tuple[int, int, int]]()

@@ -33,7 +33,7 @@ from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
-from souping.core.types import UserError
+from souping.core.types import Names, UserError
 
 META, ZIP = ".metadata", b"PK\x03\x04"
 PLACES = (
@@ -61,7 +61,7 @@ class Sharded:
     root: str
     layout: str
     tensors: Mapping[str, StoredTensor]
-    files: tuple[str, ...]
+    files: Names
 
     @classmethod
     def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:

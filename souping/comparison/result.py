@@ -15,6 +15,7 @@ from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
+from souping.core.types import Names
 from souping.report.files import plain
 from souping.report.format import between, escape_html, level, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
@@ -121,7 +122,7 @@ class CompareResult:
 
     baseline: str
     """name of the baseline"""
-    models: tuple[str, ...]
+    models: Names
     """all models, the baseline first"""
     average: str
     """how tasks are averaged"""
@@ -133,7 +134,7 @@ class CompareResult:
     """rows of every model but the baseline"""
     variance: Mapping[str, VarianceParts]
     """{model: variance of its headline difference}"""
-    best: tuple[str, ...]
+    best: Names
     """models among which the best one is in 95 % of comparisons"""
     pairs: Mapping[str, Mapping[str, Difference]]
     """{model: {other: [difference, low, high]}} of the headline, without correction"""

@@ -18,7 +18,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.files import expanded, regular
 from souping.core.protocols import Objective, ScoreSource
-from souping.core.types import FloatArray, Json, ScoreMatrix, UserError
+from souping.core.types import FloatArray, Json, Names, ScoreMatrix, UserError
 
 
 @component
@@ -189,10 +189,10 @@ class Tree(Objective):
         return np.array([leaves.get(c, 0.0) for c in categories])
 
     @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
+    def groups(self) -> dict[str, Names]:
         return dict(self._groups(self.tree))
 
-    def _groups(self, node: Json) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _groups(self, node: Json) -> Iterator[tuple[str, Names]]:
         if isinstance(node, Mapping):
             for name, child in node.items():
                 yield str(name), tuple(self._leaves(child))

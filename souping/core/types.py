@@ -25,6 +25,9 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
+Names = tuple[str, ...]
+Folders = Mapping[str, Path]
+"""{name: folder}"""
 ProgressCallback = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Fold = Literal["select", "search", "report"]
@@ -268,10 +271,10 @@ class ScoreMatrix:
     inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
     """
 
-    models: tuple[str, ...]
-    categories: tuple[str, ...]
+    models: Names
+    categories: Names
     values: FloatArray
-    candidates: tuple[str, ...] = ()
+    candidates: Names = ()
     items: Mapping[str, ItemScores] | None = None
     published: bool = False
 
@@ -288,7 +291,7 @@ class ScoreMatrix:
         return self.values[[self.models.index(name) for name in models]]
 
     @property
-    def constant(self) -> tuple[str, ...]:
+    def constant(self) -> Names:
         """Categories in which all models score the same: they tell no model from another."""
         spread = np.ptp(self.values, axis=0)
         return tuple(
@@ -342,7 +345,7 @@ class Recipe:
     `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
 
-    ingredients: tuple[str, ...]
+    ingredients: Names
     fingerprints: tuple[str, ...]
     weights: Weights
     dtype: str
@@ -412,17 +415,17 @@ class Selection:
     several to all of them, the preferred one first; `sign` and `ties` are the rules. `clusters` are categories that
     share an expert."""
 
-    ingredients: tuple[str, ...]
+    ingredients: Names
     selector: str = ""
     experts: Mapping[str, str] = field(default_factory=dict)
-    clusters: tuple[tuple[str, ...], ...] = ()
-    low_correlation: tuple[str, ...] = ()
+    clusters: tuple[Names, ...] = ()
+    low_correlation: Names = ()
     metric: str = ""
     threshold: float | None = None
     sign: str = ""
     ties: str = ""
-    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    categories: tuple[str, ...] = ()
+    tied: Mapping[str, Names] = field(default_factory=dict)
+    categories: Names = ()
     correlations: Correlations | None = None
     notes: tuple[str, ...] = ()
 
@@ -460,7 +463,7 @@ class Bound:
 
     name: str
     margin: float
-    categories: tuple[str, ...] = ()
+    categories: Names = ()
     lengths: bool = False
 
     def covers(self, categories: Sequence[str]) -> BoolArray:
@@ -480,10 +483,10 @@ class SearchSpace:
     `full_batch` items at a time are slow; with `whole` only whole folds may be evaluated (corpus metrics).
     """
 
-    ingredients: tuple[str, ...]
-    candidates: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    ingredients: Names
+    candidates: Names = ()
+    categories: Names = ()
+    groups: Names = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
     value: Callable[[FloatArray], FloatArray] | None = None
     singles: FloatArray | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from souping.core.fields import (
 )
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import TEXT, Item, Json, JsonObject, Missing, Record
+from souping.core.types import TEXT, Folders, Item, Json, JsonObject, Missing, Record
 from souping.evaluate.engines.transformers import (
     DEFAULT_NEW_TOKENS,
     Answer,
@@ -81,7 +81,7 @@ class MachineEvaluator(Evaluator):
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
+    def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
         """This evaluator with what it leaves to the candidates: their own dtype, and one thread if they are small."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
         dtype, small = "float32", False
@@ -252,7 +252,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         rest = "" if self.max_new_tokens else ", or what the context leaves"
         return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:

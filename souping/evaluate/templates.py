@@ -27,7 +27,7 @@ from annotated_types import Interval
 from souping.core.fields import Share, Temperature, component, load
 from souping.core.system import Child, package_environment
 from souping.core.text import first_line
-from souping.core.types import Item, Json, JsonObject, UserError
+from souping.core.types import Folders, Item, Json, JsonObject, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -307,7 +307,7 @@ def generation_overrides(folder: Path) -> JsonObject:
     return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
 
 
-def generation_notes(folders: Mapping[str, Path]) -> list[str]:
+def generation_notes(folders: Folders) -> list[str]:
     """Notes on generation_configs, which are not used."""
     notes = []
     for name, folder in folders.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.text import MAX_DEPTH, shown
-from souping.core.types import UserError, number, part, texts
+from souping.core.types import Names, UserError, number, part, texts
 from souping.logs.records import (
     LARGEST,
     Group,
@@ -106,7 +106,7 @@ def _groups(path: Path, table: Row) -> dict[str, Group]:
     return found
 
 
-def _by_size(path: Path, table: Row, name: str, members: tuple[str, ...]) -> bool | None:
+def _by_size(path: Path, table: Row, name: str, members: Names) -> bool | None:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
     if both are the same."""
     results = part(table, "results")

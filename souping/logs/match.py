@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from souping.core.text import listed, shown
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray, Names, UserError
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
 NamedLog = tuple[str, Log]
@@ -42,7 +42,7 @@ class MatchedMetric:
     higher_is_better: bool
     is_mean: bool
     items: tuple[str, ...]
-    groups: tuple[str, ...]  # of the items, empty without one
+    groups: Names  # of the items, empty without one
     values: Mapping[Field, Mapping[str, FloatArray]]  # {field: {model: array}}
     reported: Mapping[str, tuple[float | None, ...]]  # {model: figure of each run}
     unit: str = ""
@@ -62,10 +62,10 @@ class MatchedMetric:
 class Matched:
     """What several models have in common, in the order in which they were named."""
 
-    models: tuple[str, ...]
+    models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
     groups: Mapping[str, Group]  # those whose members are all here
-    asked: tuple[str, ...]  # tasks and groups whose mean is the headline
+    asked: Names  # tasks and groups whose mean is the headline
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from souping.core.files import regular
 from souping.core.text import first_line, listed, nests_deeply, shown
-from souping.core.types import Json, JsonObject, UserError, number
+from souping.core.types import Json, JsonObject, Names, UserError, number
 
 Row = Mapping[str, Any]
 LARGEST = 1e50
@@ -80,7 +80,7 @@ class Group:
     """A group of tasks or groups, aggregated as its harness does: a plain mean, or weighted by size."""
 
     name: str
-    members: tuple[str, ...]
+    members: Names
     weight_by_size: bool | None  # None: this log cannot tell, as its tasks score alike
 
 
@@ -96,7 +96,7 @@ class Log:
     model: str
     tasks: Mapping[str, Task]
     groups: Mapping[str, Group] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
+    asked: Names = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
 
 

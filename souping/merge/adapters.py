@@ -20,7 +20,7 @@ from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, smal
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import Folders, Names, Recipe, UserError
 from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
@@ -56,9 +56,7 @@ class AdapterPool(CandidatePool):
     the base's content.
     """
 
-    def __init__(
-        self, folders: Mapping[str, Path], merge: MergeBackend, cache: Cache = None
-    ) -> None:
+    def __init__(self, folders: Folders, merge: MergeBackend, cache: Cache = None) -> None:
         """Open and check.
 
         Raises:
@@ -91,7 +89,7 @@ class AdapterPool(CandidatePool):
         }
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return tuple(self.adapters)
 
     @property
@@ -103,7 +101,7 @@ class AdapterPool(CandidatePool):
         return self._fingerprints
 
     @property
-    def known_folders(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Folders:
         adapters = {self._fingerprints[name]: folder for name, folder in self._folders.items()}
         return {self.base_fingerprint: self.base.folder} | adapters
 

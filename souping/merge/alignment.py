@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
@@ -46,9 +46,7 @@ class Alignment:
     `base` is the base model of the methods that have one.
     """
 
-    def __init__(
-        self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None
-    ) -> None:
+    def __init__(self, checkpoints: Checkpoints, base: Checkpoint | None = None) -> None:
         self.checkpoints, self.base = dict(checkpoints), base
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
@@ -160,12 +158,12 @@ def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
 class Layout:
     """Ingredients side by side (a base model last): their tensors, files and places, whatever the weights."""
 
-    pool: Mapping[str, Checkpoint]
+    pool: Checkpoints
     tensors: Mapping[str, LaidTensor]
     ingredients: tuple[Ingredient, ...]
 
     @classmethod
-    def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
+    def of(cls, pool: Checkpoints, vocab: str) -> Layout:
         aligned = align(pool, vocab)
         files = [
             {"": 0, **{name: i for i, name in enumerate(checkpoint.files)}}

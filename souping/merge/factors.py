@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints import Checkpoint, Checkpoints
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
@@ -61,7 +61,7 @@ class Site:
 class TensorReader:
     """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`)."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn") -> None:
+    def __init__(self, checkpoints: Checkpoints, nonfinite: str = "warn") -> None:
         self._checkpoints, self._nonfinite = checkpoints, nonfinite
         self._reported: set[str] = set()
 

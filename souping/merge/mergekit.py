@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Cache, Checkpoint, fingerprint
+from souping.checkpoints import Cache, Checkpoint, Checkpoints, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.text import install
-from souping.core.types import Json, JsonObject, Missing, Recipe, UserError, number, part
+from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserError, number, part
 from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
@@ -86,7 +86,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     seed: Seed = 0
 
     def open(
-        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
@@ -95,9 +95,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             )
         return super().open(folders, cache, like)
 
-    def settings_of(
-        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> JsonObject:
+    def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed

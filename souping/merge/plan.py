@@ -26,7 +26,7 @@ from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.checkpoints.views import Raw, widen
 from souping.core.text import safe, shown
-from souping.core.types import FloatArray, Recipe, UserError
+from souping.core.types import FloatArray, Names, Recipe, UserError
 from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
     BLOCK,
@@ -154,7 +154,7 @@ class MergePlan(SoupPlan):
     vocab_size: int | None
     max_shard_size: int
     ingredients: tuple[Ingredient, ...]
-    shards: tuple[str, ...]
+    shards: Names
     tensors: tuple[PlannedTensor, ...]
     frame: SoupFiles | None = None
 

@@ -29,7 +29,7 @@ from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
 from souping.core.files import reserve
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
@@ -114,7 +114,7 @@ def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
     return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
 
 
-def newest(names: Mapping[str, Path], carry: str | None) -> str:
+def newest(names: Folders, carry: str | None) -> str:
     """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
     if carry in names and carry is not None:
         return carry

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.text import nearest
-from souping.core.types import UserError
+from souping.core.types import Names, UserError
 from souping.evaluate.benchmark import Benchmark
 
 HERE = Path(__file__).resolve().parent
 NOTE = "pantry, BFCL-shaped, not BFCL"
 BASE = "base_cook"
-CANDIDATES: tuple[str, ...] = (
+CANDIDATES: Names = (
     "python_cook",
     "java_cook",
     "banquet_cook",

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
-from souping.core.types import FloatArray, Json, JsonObject, ScoreMatrix, Selection, UserError
+from souping.core.types import (
+    FloatArray,
+    Json,
+    JsonObject,
+    Names,
+    ScoreMatrix,
+    Selection,
+    UserError,
+)
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
 
@@ -44,7 +52,7 @@ class PaperTable:
         return read_table(DATA / self.file)
 
     @property
-    def chosen(self) -> tuple[str, ...]:
+    def chosen(self) -> Names:
         """What the paper selected, in the order of the score table."""
         rows = results(self.benchmark, self.scale)
         return tuple(
@@ -440,9 +448,9 @@ def selections(table: PaperTable) -> JsonObject:
 
 def _readings(table: PaperTable) -> list[Json]:
     """One row for all readings that select the same ingredients."""
-    scores, rules = table.scores, dict[tuple[str, ...], list[str]]()
+    scores, rules = table.scores, dict[Names, list[str]]()
     for rule, selector in READINGS.items():
-        names: tuple[str, ...] = ()
+        names: Names = ()
         with suppress(UserError):  # no category is below the threshold
             names = selector.select(scores).ingredients
         rules.setdefault(names, []).append(rule)
@@ -479,7 +487,7 @@ def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
     return notes
 
 
-def _where(scores: ScoreMatrix, chosen: tuple[str, ...]) -> str:
+def _where(scores: ScoreMatrix, chosen: Names) -> str:
     """Readings and thresholds that give the paper's own selection, in words."""
     found = [
         f"{sign}, ties={ties}: {low:.3f} < threshold <= {high:.3f}"

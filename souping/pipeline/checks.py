@@ -37,6 +37,7 @@ from souping.core.types import (
     Item,
     JsonObject,
     Missing,
+    Names,
     SearchSpace,
     UserError,
 )
@@ -110,7 +111,7 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
         pool.check_runs(settings.pool.trajectory)
     check_tokenizers(pool, evaluators)
 
-    def check(ingredients: tuple[str, ...]) -> None:
+    def check(ingredients: Names) -> None:
         pool.merge_pool.plan(pool.uniform(ingredients))
 
     _check_sizes(settings, pool.names, check)
@@ -206,10 +207,10 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
         selector.check(models, candidates, len(categories) - len(selector.drop))
 
 
-def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
+def _check_search(settings: RunSettings, names: Names) -> None:
     """Refuse a search that has no point, or not the right number of weights."""
 
-    def check(ingredients: tuple[str, ...]) -> None:
+    def check(ingredients: Names) -> None:
         optimiser, size = settings.optimiser, len(ingredients)
         optimiser.describe(size)
         if optimiser.known_points(size) is None and optimiser.count(size) == 1:
@@ -218,9 +219,7 @@ def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
     _check_sizes(settings, names, check)
 
 
-def _check_sizes(
-    settings: RunSettings, names: tuple[str, ...], check: Callable[[tuple[str, ...]], None]
-) -> None:
+def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], None]) -> None:
     """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
     errors: list[UserError] = []
     for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):

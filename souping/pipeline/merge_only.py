@@ -21,6 +21,7 @@ from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
 from souping.core.types import (
     Candidate,
+    Folders,
     JsonObject,
     LateError,
     Recipe,
@@ -170,7 +171,7 @@ def _write(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Mapping[str, Path],
+    folders: Folders,
     base: str | None,
     text: str | None,
 ) -> Path | None:
@@ -187,7 +188,7 @@ def _show_plan(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Mapping[str, Path],
+    folders: Folders,
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml

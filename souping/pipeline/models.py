@@ -31,7 +31,7 @@ from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_fold
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
-from souping.core.types import Candidate, ProgressCallback, Recipe, UserError
+from souping.core.types import Candidate, Folders, Names, ProgressCallback, Recipe, UserError
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
@@ -101,7 +101,7 @@ class OpenPool:
         self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return tuple(c.name for c in self.candidates)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
@@ -110,7 +110,7 @@ class OpenPool:
         sources = {c.name: c.source for c in self.candidates if c.source and weights.get(c.name)}
         return replace(recipe, sources=sources) if sources else recipe
 
-    def uniform(self, names: tuple[str, ...]) -> Recipe:
+    def uniform(self, names: Names) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
     def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ class OpenPool:
         self._note({content: self.folders[name] for name, content in prints.items()})
         return written, _copies(prints)
 
-    def _note(self, seen: Mapping[str, Path]) -> None:
+    def _note(self, seen: Folders) -> None:
         """Note in the store where checkpoints {fingerprint: folder} are, and what they are made of."""
         if self._store is None:
             return
@@ -236,7 +236,7 @@ def fetch_candidates(
     merge: MergeBackend,
     aside: Aside = nullcontext,
     tokenizers: bool = False,
-) -> tuple[tuple[Candidate, ...], MergeBackend, tuple[str, ...]]:
+) -> tuple[tuple[Candidate, ...], MergeBackend, Names]:
     """The candidates as folders, the backend with its base model as one, and notes for the report.
 
     The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights travel.
@@ -257,7 +257,7 @@ def fetch_candidates(
     if like is not None:
         like = folder_of(str(like), merge.allow_pickle, aside)
 
-    def check(folders: Mapping[str, Path]) -> None:
+    def check(folders: Folders) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):

@@ -20,7 +20,7 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, JsonObject, UserError, part
+from souping.core.types import Candidate, JsonObject, Names, UserError, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -192,7 +192,7 @@ class RunSettings(MergeSettings):
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
     guard: Mapping[str, float] = field(default_factory=dict)
     guard_against: str | None = None
-    pareto: tuple[str, ...] = ()
+    pareto: Names = ()
     pick: Mapping[str, float] | None = None
 
     @property

@@ -17,6 +17,7 @@ from souping.core.types import (
     Fold,
     Item,
     ItemScores,
+    Names,
     Recipe,
     ScoreMatrix,
     Selection,
@@ -163,7 +164,7 @@ class Steps:
         """The guards with the scores of the model that soups must not fall behind; None if nothing is measured."""
         raise NotImplementedError
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def search(self, ingredients: Names) -> SearchResult:
         """The best weights of the ingredients on the search fold."""
         raise NotImplementedError
 
@@ -257,7 +258,7 @@ class Steps:
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
-    def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
+    def soups(self, ingredients: Names, winner: SearchResult) -> RunSoups:
         """What analyses know of the run before they see scores."""
         return RunSoups(
             candidates={name: self.single(name) for name in self.recipes.names},
@@ -281,7 +282,7 @@ class Steps:
     def find_weights(
         self,
         evaluation: RecipeEvaluator,
-        ingredients: tuple[str, ...],
+        ingredients: Names,
         items: tuple[Item, ...],
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
-from souping.core.types import Item, ItemScores, Recipe, Result, Selection, UserError
+from souping.core.types import Item, ItemScores, Names, Recipe, Result, Selection, UserError
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.plan import Pair, Plan, PlannedStage
@@ -31,7 +31,7 @@ def not_stored(*_: object) -> NoReturn:
 class NamedPool:
     """Candidates by name, for a pool that cannot be opened here."""
 
-    names: tuple[str, ...]
+    names: Names
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))
@@ -52,7 +52,7 @@ class CountedSteps(Steps):
         pool: RecipeSource,
         extra: Mapping[str, tuple[Item, ...]],
         evaluations: Mapping[str, Evaluation],
-        ingredients: tuple[str, ...],
+        ingredients: Names,
     ) -> None:
         super().__init__(plan.run, pool, plan.folds, extra)
         self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
@@ -74,7 +74,7 @@ class CountedSteps(Steps):
             self.evaluate_stage(stage)
         return Selection(ingredients=self.ingredients)
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def search(self, ingredients: Names) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
         items, size = self.folds.get("search", ()), len(ingredients)
@@ -145,24 +145,20 @@ class CountedSteps(Steps):
         done |= new
         return sum(wanted[name] for name in new)
 
-    def _stored_search(
-        self, ingredients: tuple[str, ...], items: tuple[Item, ...]
-    ) -> SearchResult | None:
+    def _stored_search(self, ingredients: Names, items: tuple[Item, ...]) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], ingredients, items) if items else None
         return None
 
-    def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def _unknown_winner(self, ingredients: Names) -> SearchResult:
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         return SearchResult(
             recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
         )
 
-    def _trials(
-        self, ingredients: tuple[str, ...], stored: SearchResult | None
-    ) -> tuple[list[Recipe], int]:
+    def _trials(self, ingredients: Names, stored: SearchResult | None) -> tuple[list[Recipe], int]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, and how many may follow."""
         if len(ingredients) == 1:
             return [self.single(ingredients[0])], 0

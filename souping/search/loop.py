@@ -20,6 +20,7 @@ from souping.core.types import (
     Item,
     ItemScores,
     JsonObject,
+    Names,
     Recipe,
     Request,
     Result,
@@ -122,7 +123,7 @@ class RecipeSource(Protocol):
     """Pool as far as a search needs it: names of candidates, and recipes of weights."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> Names: ...
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
@@ -133,7 +134,7 @@ def find_weights(
     seed: int,
     pool: RecipeSource,
     evaluation: RecipeEvaluator,
-    ingredients: tuple[str, ...],
+    ingredients: Names,
     items: tuple[Item, ...],
     log: Callable[[Trial], None] = lambda trial: None,
     admission: Admission | None = None,

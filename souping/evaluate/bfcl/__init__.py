@@ -27,7 +27,7 @@ from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
-from souping.core.types import Item, Json, JsonObject, Missing, Recipe, Record, UserError
+from souping.core.types import Folders, Item, Json, JsonObject, Missing, Recipe, Record, UserError
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -104,7 +104,7 @@ class BfclEvaluator(Evaluator):
     def answers_per_item(self) -> int:
         return self.replicates
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""
         notes = generation_notes(folders)
         if self.host.url is not None:

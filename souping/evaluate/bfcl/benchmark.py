@@ -24,7 +24,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
-from souping.core.types import FloatArray, Item, Json, UserError
+from souping.core.types import FloatArray, Item, Json, Names, UserError
 from souping.evaluate.benchmark import groups_of
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -37,7 +37,7 @@ class BfclBenchmark(BenchmarkItems):
     """Items of some categories, all of them or those whose ids are named; `data` is the folder of bfcl-eval's files."""
 
     data: Path
-    categories: tuple[str, ...]
+    categories: Names
     ids: tuple[str, ...] = ()
     limit: int | None = None
     title: str = "bfcl"
@@ -62,7 +62,7 @@ class BfclBenchmark(BenchmarkItems):
         return tuple(known[name] for name in dict.fromkeys(self.ids))
 
 
-def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
+def chosen(names: Sequence[str] | None) -> Names:
     """Categories by their names and the names of collections, in BFCL's order; all of them if none is named.
 
     Raises:
@@ -161,7 +161,7 @@ MULTI_TURN = (
 SINGLE_TURN = (*NON_LIVE, *LIVE)
 SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
 """Items of the 17 files, 4,441 together."""
-COLLECTIONS: Mapping[str, tuple[str, ...]] = {
+COLLECTIONS: Mapping[str, Names] = {
     "non_live": tuple(NON_LIVE),
     "live": tuple(LIVE),
     "single_turn": SINGLE_TURN,

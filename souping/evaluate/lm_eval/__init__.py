@@ -22,6 +22,7 @@ from souping.core.protocols import BenchmarkItems, LoadedModel
 from souping.core.text import install, nearest
 from souping.core.types import (
     FloatArray,
+    Folders,
     Item,
     Json,
     JsonObject,
@@ -132,7 +133,7 @@ class HarnessEvaluator(HarnessSettings):
                 "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
             )
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
         code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
         ran = [f"evaluator.allow_code: ran {line}" for line in code]

@@ -23,7 +23,7 @@ from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads,
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
-from souping.core.types import Json, JsonObject, Missing, UserError
+from souping.core.types import Json, JsonObject, Missing, Names, UserError
 from souping.evaluate.servers.process import (
     HOST,
     Process,
@@ -76,9 +76,9 @@ class Server(ABC):
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
-    decisive: ClassVar[tuple[str, ...]]
+    decisive: ClassVar[Names]
     """Fields of a server of ours that can change an answer."""
-    packages: ClassVar[tuple[str, ...]]
+    packages: ClassVar[Names]
     """Packages that its interpreter needs."""
     extra: ClassVar[str]
     """Extra of this package that has them."""
@@ -215,7 +215,7 @@ class Server(ABC):
 
 
 @lru_cache(maxsize=16)
-def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
+def absent_packages(interpreter: str, packages: Names) -> list[str]:
     """Those of the packages that an interpreter cannot import."""
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
