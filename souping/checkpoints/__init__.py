@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -47,7 +47,7 @@ from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
-from souping.core.types import Json, Names, UserError, digest
+from souping.core.types import Json, Names, UserError, digest, frozen
 
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
@@ -89,7 +89,7 @@ def changed(path: Path) -> UserError:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Checkpoint:
     """Model folder whose headers were read and found sound; no weight is in memory.
 

@@ -27,7 +27,7 @@ from souping.checkpoints.folder import (
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, UserError, digest, frozen
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -59,7 +59,7 @@ class FactorPair:
         return (f"{PREFIX}{self.module}.{a}", f"{PREFIX}{self.module}.{b}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
@@ -218,7 +218,7 @@ TYPES = {
 """Types of settings, which may be absent."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AdapterSettings:
     """Part of an adapter's config that its numbers depend on, and what a soup carries over."""
 

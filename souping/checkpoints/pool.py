@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,12 +18,12 @@ from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sen
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
-from souping.core.types import Candidate, UserError
+from souping.core.types import Candidate, UserError, frozen
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Trajectory:
     """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
 
@@ -197,7 +197,7 @@ BITS16 = 2
 """Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelSize:
     """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
     both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""

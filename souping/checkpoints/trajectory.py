@@ -8,14 +8,14 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
 from souping.core.fields import text_of
 from souping.core.files import near_folder
 from souping.core.text import first_line, listed, read_json
-from souping.core.types import JsonObject, UserError, entries, number
+from souping.core.types import JsonObject, UserError, entries, frozen, number
 
 LAYOUTS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
@@ -42,7 +42,7 @@ FALLEN = 0.5
 FELL = "averages of decayed checkpoints seldom gain"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Member:
     """Checkpoint of a run: its folder, that of its weights, and what the trainer logged up to it."""
 
@@ -65,7 +65,7 @@ class Member:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrainingRun:
     """Complete checkpoints of a run, oldest first.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.text import minus
-from souping.core.types import Names
+from souping.core.types import Names, frozen
 from souping.report.files import plain
 from souping.report.format import between, escape_html, level, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
@@ -32,7 +32,7 @@ LONGEST = 1500
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowVerdict:
     """A model minus the baseline in one row: the headline, a task, another metric, output length or cut answers.
 
@@ -94,7 +94,7 @@ class RowVerdict:
     """items of both models with an answer that was requested and not scored"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Flip:
     """An item on which a model and the baseline score differently. Texts are empty if the log has none."""
 
@@ -116,7 +116,7 @@ class Flip:
     """answer of the model"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CompareResult:
     """A comparison of evaluation logs with a baseline."""
 

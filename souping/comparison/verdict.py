@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
-from souping.core.types import Json, UserError
+from souping.core.types import Json, UserError, frozen
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -18,7 +18,7 @@ HEADLINE = "average"
 Limits = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Margin:
     """A loss that does not matter: an amount (points of a score from 0 to 1, else the metric's own unit), or a share of
     the baseline's mean."""
@@ -45,7 +45,7 @@ class Margin:
         return cls(amount=amount, relative=relative)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Policy:
     """Margins by row, and the rows that decide besides the headline. Rows without a margin of their own have that of
     the headline if their scores are from 0 to 1."""

@@ -36,7 +36,7 @@ from annotated_types import Interval
 
 from souping.core.files import regular
 from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
-from souping.core.types import TOLERANCE, Json, UserError, Weights
+from souping.core.types import TOLERANCE, Json, UserError, Weights, frozen
 
 T = TypeVar("T")
 Hint: TypeAlias = type
@@ -95,7 +95,7 @@ def component(cls: type[T]) -> type[T]:
             relations(self)
 
     setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
-    return dataclass(frozen=True, kw_only=True)(cls)
+    return frozen(cls)
 
 
 def _check_fields(one: Any) -> None:

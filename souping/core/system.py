@@ -23,12 +23,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import JsonObject, ProgressCallback, UserError
+from souping.core.types import JsonObject, ProgressCallback, UserError, frozen
 
 __version__ = "0.1.0"
 MAIN = (
@@ -62,7 +62,7 @@ def gpus() -> list[str]:
     return models
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Provenance:
     """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
 

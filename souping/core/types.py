@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,14 @@ Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | boo
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
 JsonObject: TypeAlias = "Mapping[str, Json]"
 """Object of JSON, to read."""
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def frozen(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass: plain data."""
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 def part(table: JsonObject, key: str) -> JsonObject:
@@ -101,7 +109,7 @@ def digest(value: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Missing:
     """Something that stops a run here; `fix` is a command, or empty."""
 
@@ -120,7 +128,7 @@ class Missing:
         return f"{self.what}: {self.fix}" if self.fix else self.what
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
 
@@ -137,7 +145,7 @@ class UserScorer:
         return {**vars(self), "function": None}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Item:
     """One example of a benchmark.
 
@@ -201,7 +209,7 @@ class Item:
         return digest([self.question, self.scoring])
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Record:
     """Answer of one model to one item, and its score.
 
@@ -225,7 +233,7 @@ class Record:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ItemScores:
     """Scores of one model on items, in the items' order; all arrays are [I].
 
@@ -263,7 +271,7 @@ class ItemScores:
         return {name: self.values[names == name] for name in dict.fromkeys(names.tolist())}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScoreMatrix:
     """Scores of models on categories, fractions of 1.
 
@@ -317,7 +325,7 @@ class ScoreMatrix:
         return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Candidate:
     """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
     tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the config and
@@ -336,7 +344,7 @@ class Candidate:
         return self.path if own or self.like is None else self.like
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Recipe:
     """Ingredients + weights + method: everything that decides a soup's bytes.
 
@@ -400,7 +408,7 @@ class Recipe:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Correlations:
     """Correlation of every two categories over models with its 95 % interval; each array is [C, C]."""
 
@@ -409,7 +417,7 @@ class Correlations:
     high: FloatArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Selection:
     """Ingredients, and why. `experts` maps each low-correlation category to its best candidate, `tied` those that have
     several to all of them, the preferred one first; `sign` and `ties` are the rules. `clusters` are categories that
@@ -430,7 +438,7 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Cell:
     """Soup on items of the search fold, by their positions in it; None stands for the whole fold."""
 
@@ -438,7 +446,7 @@ class Cell:
     items: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Result:
     """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
@@ -456,7 +464,7 @@ class Result:
     tokens: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Bound:
     """Loss that a soup may have at most: `margin` on the mean of inner scores over some `categories`, or all if there
     are none. With `lengths` it is the share by which answers may get longer."""
@@ -473,7 +481,7 @@ class Bound:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
@@ -503,7 +511,7 @@ class SearchSpace:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Request:
     """Items that a soup answers.
 
@@ -518,7 +526,7 @@ class Request:
     number: int = field(default=0, compare=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Response:
     """Records of a request in its items' order, and the seconds that they took without making the soup."""
 
@@ -526,7 +534,7 @@ class Response:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Trial:
     """One recipe evaluated inside a run.
 

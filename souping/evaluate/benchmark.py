@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from souping.core.types import (
     UserError,
     UserScorer,
     digest,
+    frozen,
 )
 
 REQUIRED = ("id", "category", "prompt", "answer")
@@ -98,7 +98,7 @@ class Benchmark(BenchmarkItems):
         return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ListedItems(BenchmarkItems):
     """Items in a list: `Item`s, or mappings with the keys of a line of the file."""
 
@@ -141,7 +141,7 @@ class OwnBenchmark(BenchmarkItems):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PartOfBenchmark(BenchmarkItems):
     """Another benchmark without some of its categories."""
 
@@ -294,7 +294,7 @@ def _message(message: JsonObject, where: str) -> JsonObject:
 # Folds
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Folds:
     """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
 

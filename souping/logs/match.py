@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
 
 from souping.core.text import listed, shown
-from souping.core.types import FloatArray, Names, UserError
+from souping.core.types import FloatArray, Names, UserError, frozen
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
 NamedLog = tuple[str, Log]
@@ -25,7 +25,7 @@ memory."""
 SMALL = 10**6
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for items that every log has.
 
@@ -58,7 +58,7 @@ class MatchedMetric:
         return np.asarray(mean[0])
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Matched:
     """What several models have in common, in the order in which they were named."""
 

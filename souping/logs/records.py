@@ -19,7 +19,7 @@ import numpy as np
 
 from souping.core.files import regular
 from souping.core.text import first_line, listed, nests_deeply, shown
-from souping.core.types import Json, JsonObject, Names, UserError, number
+from souping.core.types import Json, JsonObject, Names, UserError, frozen, number
 
 Row = Mapping[str, Any]
 LARGEST = 1e50
@@ -51,7 +51,7 @@ class LoggedAnswer:
     output: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LoggedMetric:
     """Answers of one model by one metric (with its filter) of one task."""
 
@@ -64,7 +64,7 @@ class LoggedMetric:
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Task:
     """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer. Those
     that a log does not say are empty."""
@@ -75,7 +75,7 @@ class Task:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Group:
     """A group of tasks or groups, aggregated as its harness does: a plain mean, or weighted by size."""
 
@@ -84,7 +84,7 @@ class Group:
     weight_by_size: bool | None  # None: this log cannot tell, as its tasks score alike
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Log:
     """One evaluation of one model (one training run): its tasks and groups by name.
 

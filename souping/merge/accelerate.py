@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +33,7 @@ from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
 from souping.core.text import first_line
-from souping.core.types import Missing, UserError
+from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR, WARNING, Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
@@ -200,7 +199,7 @@ def cause(text: str) -> str:
     return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Rank:
     """One of `count` ranks, of which `local` run on this machine. `gpu` does the arithmetic; None is the CPU."""
 

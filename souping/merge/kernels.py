@@ -12,7 +12,6 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.fields import pick
 from souping.core.native import compiled
 from souping.core.text import named
-from souping.core.types import FloatArray, IntArray, UserError, Weights
+from souping.core.types import FloatArray, IntArray, UserError, Weights, frozen
 
 if TYPE_CHECKING:
     import torch
@@ -295,7 +294,7 @@ def _widen_bits(dtype: str) -> str:
 # ------------------------------------------------------------ methods
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Method:
     """Merge method: how tensors become one.
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +23,17 @@ from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
 from souping.core.text import install
-from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserError, number, part
+from souping.core.types import (
+    Folders,
+    Json,
+    JsonObject,
+    Missing,
+    Recipe,
+    UserError,
+    frozen,
+    number,
+    part,
+)
 from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
@@ -46,7 +55,7 @@ FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
 """Environment in which mergekit's sums have one order, whatever the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergekitPlan(SoupPlan):
     """Recipe as the YAML that mergekit will run; `ingredients` (a base model last) as they were opened."""
 

@@ -26,7 +26,7 @@ from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.checkpoints.views import Raw, widen
 from souping.core.text import safe, shown
-from souping.core.types import FloatArray, Names, Recipe, UserError
+from souping.core.types import FloatArray, Names, Recipe, UserError, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
     BLOCK,
@@ -139,7 +139,7 @@ class SoupFiles(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergePlan(SoupPlan):
     """Recipe worked out to the byte. With a base model, that is the last ingredient.
 

@@ -25,6 +25,7 @@ from souping.core.types import (
     ScoreMatrix,
     Selection,
     UserError,
+    frozen,
 )
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
@@ -38,7 +39,7 @@ def published(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperTable:
     """Score table from which the paper's selection can be recomputed; without `benchmark` the paper names no choice."""
 

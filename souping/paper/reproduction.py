@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
-from souping.core.types import JsonObject, ScoreMatrix, elements, entries, part, texts
+from souping.core.types import JsonObject, ScoreMatrix, elements, entries, frozen, part, texts
 from souping.paper.findings import TABLES, findings, leaderboard, selections
 from souping.report.format import DASH, clean, count, in_words
 from souping.report.plots import Drawing, correlations
@@ -27,7 +27,7 @@ SENTENCES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +40,7 @@ from souping.core.types import (
     Names,
     SearchSpace,
     UserError,
+    frozen,
 )
 from souping.core.unit import POINTS, unit
 from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
@@ -288,7 +289,7 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
 # ------------------------------------------------------------ the machine
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Gpu:
     """GPU that this process may use, with its memory."""
 
@@ -296,7 +297,7 @@ class Gpu:
     total: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Machine:
     """Cores and memory that this process may use, and its GPUs."""
 
@@ -336,7 +337,7 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found[int(place)] for place in known)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Requirement:
     """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
     do if it does not fit."""

@@ -26,6 +26,7 @@ from souping.core.types import (
     Selection,
     UserError,
     entries,
+    frozen,
     part,
 )
 from souping.core.unit import scores_in
@@ -47,7 +48,7 @@ Items = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunTrial:
     """Soup of the search with its objective on the search fold, which may be of a part of it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, JsonObject, Names, UserError, part
+from souping.core.types import Candidate, JsonObject, Names, UserError, frozen, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -62,7 +62,7 @@ def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExtraEntry:
     """Entry of `also`, built: an evaluator that brings its items, or items."""
 
@@ -71,7 +71,7 @@ class ExtraEntry:
     benchmark: protocols.BenchmarkItems | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Expectation:
     """Published score of a candidate: of one category, or of the objective (`category` None)."""
 
@@ -115,7 +115,7 @@ def expectations(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergeSettings:
     """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
 
@@ -167,7 +167,7 @@ class MergeSettings:
         return f"python -m souping +experiment=rebuild {' '.join(given)}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunSettings(MergeSettings):
     """Components and root settings of a run.
 

@@ -7,7 +7,7 @@ steps and counts, and a run that is repeated finds every answer in the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
@@ -24,6 +24,7 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    frozen,
 )
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
@@ -39,7 +40,7 @@ SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Stage:
     """Models that answer the same items.
 

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
-from souping.core.types import Fold, Item, JsonObject, Missing, Record, ScoreMatrix, Selection
+from souping.core.types import (
+    Fold,
+    Item,
+    JsonObject,
+    Missing,
+    Record,
+    ScoreMatrix,
+    Selection,
+    frozen,
+)
 from souping.core.unit import unit
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
@@ -43,7 +52,7 @@ READ_SPEED = 2e9  # bytes per second
 HUB_SPEED = 5e7  # bytes per second
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) if the selection is open.
 
@@ -60,7 +69,7 @@ class PlannedStage:
     in_parts: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Speed:
     """Items per second: stated by the user, measured in this store or by a check, or assumed as `reason` spells out.
 

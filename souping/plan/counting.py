@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
-from souping.core.types import Item, ItemScores, Names, Recipe, Result, Selection, UserError
+from souping.core.types import Item, ItemScores, Names, Recipe, Result, Selection, UserError, frozen
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.plan import Pair, Plan, PlannedStage
@@ -27,7 +27,7 @@ def not_stored(*_: object) -> NoReturn:
     raise NotStoredError
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NamedPool:
     """Candidates by name, for a pool that cannot be opened here."""
 

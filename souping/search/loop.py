@@ -28,6 +28,7 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    frozen,
 )
 from souping.search.points import vertices
 
@@ -53,7 +54,7 @@ class SearchCost:
         self.seconds += scores.seconds
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchResult:
     """Winner of a search and every trial that led to it.
 

@@ -9,14 +9,13 @@ et al. 2025 (arXiv 2505.12082).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Interval
 
 from souping.core.fields import component
-from souping.core.types import FloatArray, SearchSpace, Weights
+from souping.core.types import FloatArray, SearchSpace, Weights, frozen
 from souping.search.points import LimitedStrategy, Search, endings
 
 Kind = Literal["uniform", "minus_sqrt", "ema"]
@@ -43,7 +42,7 @@ def ema(size: int, alpha: float) -> FloatArray:
 SHAPES: Mapping[str, Callable[[int], FloatArray]] = {"uniform": uniform, "minus_sqrt": minus_sqrt}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Window:
     """Weights over all checkpoints, of which the last `length` have some."""
 

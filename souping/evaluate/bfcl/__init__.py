@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,17 @@ from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
-from souping.core.types import Folders, Item, Json, JsonObject, Missing, Recipe, Record, UserError
+from souping.core.types import (
+    Folders,
+    Item,
+    Json,
+    JsonObject,
+    Missing,
+    Recipe,
+    Record,
+    UserError,
+    frozen,
+)
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -251,7 +261,7 @@ def _check_code(folder: Path, trusted: bool) -> None:
 # The environment, and calls into it
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Environment:
     """Virtual environment that holds bfcl-eval."""
 

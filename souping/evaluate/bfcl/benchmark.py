@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
-from souping.core.types import FloatArray, Item, Json, Names, UserError
+from souping.core.types import FloatArray, Item, Json, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -32,7 +31,7 @@ NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 """Categories without a file of answers: no call may be made, or any call must."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BfclBenchmark(BenchmarkItems):
     """Items of some categories, all of them or those whose ids are named; `data` is the folder of bfcl-eval's files."""
 

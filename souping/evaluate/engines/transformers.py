@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -20,7 +19,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, JsonObject, Outcome, UserError
+from souping.core.types import Item, JsonObject, Outcome, UserError, frozen
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Answer:
     """Text from an engine, how it ended, its token ids with the end token, and the prompt's length and digest."""
 
@@ -99,7 +98,7 @@ def left_by(limit: int, prompt: int) -> int:
     return free // step * step
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Passage:
     """Tokens to be scored, after those `before` them, of which there is one at least."""
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -31,6 +31,7 @@ from souping.core.types import (
     Record,
     UserError,
     digest,
+    frozen,
 )
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
@@ -67,7 +68,7 @@ LONGEST = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class HarnessBenchmark(BenchmarkItems):
     """Documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from souping.core.fields import pick
-from souping.core.types import FloatArray, JsonObject, UserError
+from souping.core.types import FloatArray, JsonObject, UserError, frozen
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -35,7 +34,7 @@ probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the 
 STEP = 1e-4
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Metric:
     """`kind` is `mean`, or the corpus metric's name in `CORPUS`; `settings` is the task's own entry for it."""
 

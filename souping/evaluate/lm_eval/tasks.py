@@ -11,7 +11,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +29,7 @@ from souping.core.fields import (
 )
 from souping.core.files import expanded
 from souping.core.text import first_line, install
-from souping.core.types import JsonObject, UserError
+from souping.core.types import JsonObject, UserError, frozen
 from souping.evaluate.generate import RepeatedAnswers
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
@@ -106,7 +105,7 @@ class HarnessSettings(RepeatedAnswers):
         check_sampling(float(self.samples > 1), self.samples, self.replicates)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Loaded:
     """Leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
 
