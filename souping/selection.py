@@ -125,7 +125,7 @@ class SoCE(Selector):
         """
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
         scores = scores.without(scores.constant)
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         correlations = correlated(self.correlation, scores)
         low = self.low_categories(correlations.rho)
         if not low:
@@ -237,7 +237,7 @@ class SoCECluster(Selector):
         Raises:
             UserError: the correlation is not defined.
         """
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         whole, scores = scores, scores.without(scores.constant)
         _check_correlates(self.label, len(scores.models), len(scores.categories))
         correlations = correlated(self.correlation, scores)
@@ -296,7 +296,7 @@ class Greedy(Selector):
 
     def select(self, scores: ScoreMatrix) -> Selection:
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         values = scores.rows(scores.candidates)
         best, chosen = np.minimum(values.min(axis=0), 0.0), list[int]()  # losses are below zero
         order = [whole.candidates.index(name) for name in ranking(whole, self.objective)]
@@ -333,7 +333,7 @@ class TopK(Selector):
         _check_enough(self.k, candidates)
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         order = ranking(scores, self.objective, drop=_dropped(scores, self.drop))
         names = in_pool_order(scores, set(order[: self.k]))
         return Selection(selector=self.label, ingredients=names, categories=scores.categories)
@@ -350,6 +350,10 @@ class All(Selector):
         return Selection(
             selector=self.label, ingredients=scores.candidates, categories=scores.categories
         )
+
+
+def _check(selector: Selector, scores: ScoreMatrix) -> None:
+    selector.check(len(scores.models), len(scores.candidates), len(scores.categories))
 
 
 def _check_correlates(label: str, models: int, categories: int) -> None:

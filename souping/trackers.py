@@ -240,7 +240,7 @@ class WandbTracker(Tracker):
             self._session.hint = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
         return run
 
-    def _init_wandb(self, common: Mapping[str, Any], mode: str, folder: Path) -> Any:
+    def _init_wandb(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
         """No console capture, no git, no machine statistics, bounded waits."""
         import wandb
 
@@ -257,14 +257,15 @@ class WandbTracker(Tracker):
             init_timeout=self.timeout,
             finish_timeout=self.timeout,
         )
-        own: dict[str, Any] = {
-            "entity": self.entity,
-            "tags": self.tags,
-            "job_type": self.job_type,
-            "mode": mode,
-        }
         return wandb.init(
-            **common, **own, dir=str(folder), settings=quiet, reinit="finish_previous"
+            **common,
+            entity=self.entity,
+            tags=self.tags,
+            job_type=self.job_type,
+            mode=mode,
+            dir=str(folder),
+            settings=quiet,
+            reinit="finish_previous",
         )
 
     def _close(self, *_: object) -> None:

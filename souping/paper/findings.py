@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
 from souping.core.types import (
+    BoolArray,
     FloatArray,
     Json,
     JsonObject,
@@ -332,7 +332,7 @@ def _flores() -> Iterator[Finding]:
     yield _flores_gain(scores, sound)
 
 
-def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> Finding:
+def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
     printed = float(_printed()["soce_flores"]["printed"]) - max(singles)
     soup, single = (

@@ -81,8 +81,7 @@ def execute(settings: MergeSettings) -> float | None:
         outcome, winner = perform(settings)
         objective = None if winner is None else unit().raw(winner.result.objective)
     else:
-        with ExitStack() as stack:
-            stack.callback(settings.merge.close)
+        with closing(settings.merge):
             outcome = {
                 "soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)
             }
@@ -91,10 +90,10 @@ def execute(settings: MergeSettings) -> float | None:
         soup = written_soup(settings, outcome)
     finally:  # also if another soup is in the way
         _show(settings, outcome, soup)
-    if goal is not None and soup is None:  # one expert for everything
-        print(f"  {'upload':16} nothing to send: there is no soup")
-    elif goal is not None and soup is not None:
-        print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
+    if goal is not None:
+        # one expert for everything
+        absent = "nothing to send: there is no soup"
+        print(f"  {'upload':16} {push(goal, soup, settings.store_path) if soup else absent}")
     return objective
 
 

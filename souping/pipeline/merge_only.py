@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
@@ -120,16 +119,10 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         )
         like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
         expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        find = partial(
-            _find,
-            recipe=recipe,
-            given=given,
-            store=store,
-            backend=backend,
-            hashes=hashes,
-            like=like,
-        )
-        folders = {name: find(name, content) for name, content in expected.items()}
+        folders = {
+            name: _find(name, content, recipe, given, store, backend, hashes, like)
+            for name, content in expected.items()
+        }
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None

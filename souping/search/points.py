@@ -137,8 +137,21 @@ class LimitedStrategy(Strategy):
     budget: Count | None = None
 
 
+class ListedStrategy(LimitedStrategy):
+    """Strategy whose points are all known beforehand."""
+
+    def known_points(self, size: int) -> list[Weights]:
+        raise NotImplementedError
+
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients))[: self.trials])
+
+    def count(self, size: int) -> int | None:
+        return len(self.known_points(size)[: self.trials])
+
+
 @component
-class Grid(LimitedStrategy):
+class Grid(ListedStrategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -171,12 +184,6 @@ class Grid(LimitedStrategy):
             [point for point in inner if tuple(round(w, 9) for w in point) not in rounded]
         )
 
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients))[: self.trials])
-
-    def count(self, size: int) -> int | None:
-        return len(self.known_points(size)[: self.trials])
-
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = grid_size(size, self.step)
@@ -187,17 +194,11 @@ class Grid(LimitedStrategy):
 
 
 @component
-class Uniform(LimitedStrategy):
+class Uniform(ListedStrategy):
     """No search: equal weights."""
-
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients)))
 
     def known_points(self, size: int) -> list[Weights]:
         return [uniform(size)]
-
-    def count(self, size: int) -> int | None:
-        return 1
 
     def describe(self, size: int) -> str:
         return f"uniform: one soup, weights 1/{size}"
