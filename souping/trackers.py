@@ -189,7 +189,7 @@ class WandbTracker(Tracker):
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
             header, *rows = job_table(jobs)
-            summary: dict[str, Any] = {"jobs": tracker._table(list(map(str, header)), rows)}
+            summary = {"jobs": tracker._table(list(map(str, header)), rows)}
             for job in best_jobs(jobs)[:1]:
                 summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
             tracker._session.run.log(summary)

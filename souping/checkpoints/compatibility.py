@@ -342,10 +342,10 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _read(
     checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Tokenizer:
-    model: dict[str, Any] = {**(fast.get("model") or {}), "dropout": None}
+    model = {**(fast.get("model") or {}), "dropout": None}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
-    decisive: dict[str, Any] = {step: fast.get(step) or None for step in ENCODING}
+    decisive = {step: fast.get(step) or None for step in ENCODING}
     for key, value in model.items():
         if key not in ("vocab", "merges") and value not in (None, "", DEFAULTS.get(key)):
             decisive[f"model.{key}"] = value

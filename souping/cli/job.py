@@ -266,7 +266,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
-    common: dict[str, Any] = {
+    common = {
         **parts,
         **{key: plain[key] for key in ("name", "seed", "plan")},
         "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,

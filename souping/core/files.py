@@ -173,7 +173,7 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist yet, deepest first: what is made there is the caller's."""
+    """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
     whole = folder.absolute()
     return [one for one in (whole, *whole.parents) if not one.exists()]
 

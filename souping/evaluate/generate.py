@@ -220,7 +220,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         decoding: dict[str, Json] = (
             asdict(self.decoding) if self.temperature else {"temperature": 0.0}
         )
-        own: dict[str, Json] = {
+        own = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
             "decoding": decoding,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -193,7 +192,7 @@ def _answers(
 
 def _texts(sample: Row) -> tuple[str, str]:
     """Prompt and answer; of a choice the likeliest continuation."""
-    requests: list[Any] = [list(request.values()) for request in sample["arguments"].values()]
+    requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt, first = str(requests[0][0]), sample["resps"][0][0]
     if not isinstance(first, list) or len(first) < 2:
         return prompt, first if isinstance(first, str) else ""

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
-from souping.core.text import first_line
+from souping.core.text import first_line, missing
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR, WARNING, Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
@@ -110,16 +109,7 @@ class AccelerateMerge(LocalMerge):
             progress(plan.nbytes, plan.nbytes)
 
     def needs(self) -> list[Missing]:
-        there = find_spec("accelerate") is not None
-        return (
-            []
-            if there
-            else [
-                Missing(
-                    what="the package accelerate is not installed", fix="pip install accelerate"
-                )
-            ]
-        )
+        return missing("accelerate", "pip install accelerate")
 
 
 def rank_count(asked: int | None) -> int:

@@ -6,7 +6,6 @@ arithmetic.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.text import install
+from souping.core.text import missing
 from souping.core.types import (
     Folders,
     Json,
@@ -156,9 +155,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
     def needs(self) -> list[Missing]:
         """mergekit in this environment, unless a `command` names another one's."""
-        if self.command is not None or importlib.util.find_spec("mergekit") is not None:
-            return []
-        return [Missing(what="the package mergekit is not installed", fix=install("mergekit"))]
+        return missing("mergekit") if self.command is None else []
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:

@@ -41,7 +41,7 @@ from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, 
 from souping.checkpoints.quantised import plain_config
 from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.files import MARK, reserve, staged, start_writing, write_at, write_files
-from souping.core.types import Json, Recipe, UserError
+from souping.core.types import Recipe, UserError
 from souping.merge import Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, get_method, linear
 from souping.merge.plan import (
@@ -496,7 +496,7 @@ def recipe_text(
     same: bool = False,
 ) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
-    table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}
+    table = {**recipe.as_dict(), "carried_from": carrier}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
     if same:

@@ -201,7 +201,7 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
 
 def write_samples(run: Run) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    folds: dict[Fold, tuple[Item, ...]] = {**run.folds, "report": run.reported}
+    folds = {**run.folds, "report": run.reported}
     stream = io.BytesIO()
     # no date: equal runs give equal bytes
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
@@ -258,7 +258,7 @@ def sample(
         own if isinstance(own, str) else json.dumps(own, ensure_ascii=False)
     )
     tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
-    doc: dict[str, Json] = {
+    doc = {
         "id": item.id,
         "category": item.category,
         "group": item.group,

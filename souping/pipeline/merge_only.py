@@ -153,7 +153,7 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     theirs = recipe.settings.get("by") == "mergekit"
     if theirs == isinstance(backend, MergekitMerge):
         return backend
-    kept: dict[str, str | int | float | None] = {
+    kept = {
         "allow_pickle": backend.allow_pickle,
         "nonfinite": backend.nonfinite,
     }
@@ -330,7 +330,7 @@ def _as_written(
         for key in ("scale", "vocab", "adapters", "seed")
         if key in recipe.settings
     }
-    changes: dict[str, Any] = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
+    changes = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
     changes |= {
         "method": recipe.method,
         "carry": table.get("carried_from"),

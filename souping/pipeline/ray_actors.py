@@ -12,7 +12,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
@@ -20,7 +19,7 @@ from annotated_types import Interval
 from souping.core.fields import Count, component
 from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
-from souping.core.text import first_line, install
+from souping.core.text import first_line, missing
 from souping.core.types import Missing, Request, Response, UserError
 from souping.pipeline.checks import gpus
 
@@ -75,8 +74,8 @@ class RayExecutor(Executor):
             )
 
     def needs(self) -> list[Missing]:
-        if not find_spec("ray"):
-            return [Missing(what="the package ray is not installed", fix=install("ray"))]
+        if absent := missing("ray"):
+            return absent
         # only a cluster knows what it has
         lacks = "" if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from souping.core.files import missing_folders
 from souping.core.types import OUTCOMES, Item, JsonObject, Outcome, Recipe, Record, UserError
 
 KEY = "soup, evaluator, item, block, replicate"
@@ -161,9 +162,7 @@ class Store:
         if str(path).startswith("file:"):
             raise UserError(f"store.path={path} is SQLite's URI notation: name the path of a file")
         self.path = path
-        self._made = [
-            place for place in (path.absolute(), *path.absolute().parents) if not place.exists()
-        ]
+        self._made = missing_folders(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors("open"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)

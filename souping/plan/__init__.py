@@ -450,7 +450,7 @@ def show_rehearsal(
 
 
 def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
-    rows: list[tuple[str, ...]] = [
+    rows = [
         (
             format.short(item.id),
             format.clean(item.category),

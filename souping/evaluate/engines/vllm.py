@@ -14,15 +14,14 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
-from souping.core.text import first_line, install
-from souping.core.types import Item, Json, JsonObject, Missing, UserError
+from souping.core.text import first_line, missing
+from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
     Answer,
     Engine,
@@ -103,12 +102,7 @@ class VllmEngine(Engine):
         )
 
     def needs(self) -> list[Missing]:
-        there = find_spec("vllm") is not None
-        return (
-            []
-            if there
-            else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
-        )
+        return missing("vllm")
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -258,7 +252,7 @@ def sampling_arguments(
     max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
 ) -> JsonObject:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
-    common: dict[str, Json] = {
+    common = {
         "max_tokens": max_new,
         "stop": list(stop) or None,
         "stop_token_ids": list(ends) or None,

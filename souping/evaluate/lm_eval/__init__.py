@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,11 @@ import numpy as np
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, LoadedModel
-from souping.core.text import install, nearest
+from souping.core.text import missing, nearest
 from souping.core.types import (
     FloatArray,
     Folders,
     Item,
-    Json,
     JsonObject,
     Missing,
     Recipe,
@@ -145,12 +143,7 @@ class HarnessEvaluator(HarnessSettings):
         )
 
     def needs(self) -> list[Missing]:
-        there = find_spec("lm_eval") is not None
-        return (
-            []
-            if there
-            else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
-        )
+        return missing("lm_eval")
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -172,7 +165,7 @@ class HarnessEvaluator(HarnessSettings):
     @property
     def settings(self) -> JsonObject:
         """Everything that a score depends on, apart from the model and the item."""
-        known: dict[str, Json] = {
+        known = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
         known |= {
@@ -181,7 +174,7 @@ class HarnessEvaluator(HarnessSettings):
             "dtype": self.resolved_dtype,
         }
         require()
-        own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
+        own_version = {"version": VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:

@@ -56,7 +56,7 @@ class TaskFiles:
         only if they are needed."""
         from lm_eval.tasks import TaskManager
 
-        folders: list[str | Path] = [expanded(path) for path in include_path]
+        folders = [expanded(path) for path in include_path]
         self._folders = list(map(Path, folders))
         for folder in self._folders:
             if not folder.is_dir():

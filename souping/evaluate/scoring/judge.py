@@ -125,8 +125,8 @@ class Judge:
             question=question, reference=reference, answer=output
         )
         system: list[Json] = [{"role": "system", "content": self.system}] if self.system else []
-        messages: list[Json] = [*system, {"role": "user", "content": text}]
-        settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
+        messages = [*system, {"role": "user", "content": text}]
+        settings = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
         return {"model": self.model, "messages": messages, **settings}
 
     def reply(self, body: JsonObject) -> str:
