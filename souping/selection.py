@@ -193,7 +193,21 @@ class SoCE(Selector):
 
 
 @component
-class SoCECluster(Selector):
+class LimitedSelector(Selector):
+    """Selector of at most `k` ingredients."""
+
+    k: Count | None = None
+
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return tuple(range(1, min(self.k or candidates, candidates) + 1))
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        if self.k is not None and self.k > candidates:
+            raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
+
+
+@component
+class SoCECluster(LimitedSelector):
     """An expert for each cluster of categories that move together (the abstract of arXiv 2511.13254).
 
     Average linkage on 1 - rho: clusters are joined, the closest first, while the mean rho between them is at least
@@ -204,7 +218,6 @@ class SoCECluster(Selector):
     correlation: Correlation
     objective: Objective
     threshold: Threshold = 0.2
-    k: Count | None = None
 
     @property
     def label(self) -> str:
@@ -220,9 +233,6 @@ class SoCECluster(Selector):
     @property
     def measure(self) -> Correlation:
         return self.correlation
-
-    def sizes(self, candidates: int) -> tuple[int, ...]:
-        return tuple(range(1, min(self.k or candidates, candidates) + 1))
 
     def check(self, models: int, candidates: int, categories: int) -> None:
         _check_correlates(self.label, models, categories)
@@ -278,21 +288,14 @@ class SoCECluster(Selector):
 
 
 @component
-class Greedy(Selector):
+class Greedy(LimitedSelector):
     """Selector that adds the candidate which most raises the mean best score over categories; stops when none does.
 
     Categories of `drop` are left out; they stay in the objective.
     """
 
     objective: Objective
-    k: Count | None = None
     drop: Sequence[str] = ()
-
-    def sizes(self, candidates: int) -> tuple[int, ...]:
-        return tuple(range(1, min(self.k or candidates, candidates) + 1))
-
-    def check(self, models: int, candidates: int, categories: int) -> None:
-        _check_enough(self.k, candidates)
 
     def select(self, scores: ScoreMatrix) -> Selection:
         whole, scores = scores, scores.without(_dropped(scores, self.drop))
@@ -319,7 +322,7 @@ class Greedy(Selector):
 
 
 @component
-class TopK(Selector):
+class TopK(LimitedSelector):
     """K best candidates by the objective, in which categories of `drop` weigh nothing here."""
 
     objective: Objective
@@ -328,9 +331,6 @@ class TopK(Selector):
 
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return (min(self.k, candidates),)
-
-    def check(self, models: int, candidates: int, categories: int) -> None:
-        _check_enough(self.k, candidates)
 
     def select(self, scores: ScoreMatrix) -> Selection:
         _check(self, scores)
@@ -367,11 +367,6 @@ def _check_correlates(label: str, models: int, categories: int) -> None:
             f"selector={label} needs at least 2 categories in which the models differ; there are {categories}: "
             "use selector=greedy or selector=all"
         )
-
-
-def _check_enough(k: int | None, candidates: int) -> None:
-    if k is not None and k > candidates:
-        raise UserError(f"selector.k={k} is more than the {candidates} candidates")
 
 
 def _holders(scores: ScoreMatrix, names: Names) -> dict[str, str]:

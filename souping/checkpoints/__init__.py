@@ -47,7 +47,7 @@ from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
-from souping.core.types import Json, Names, UserError, digest, frozen
+from souping.core.types import Json, Names, TokenIds, UserError, digest, frozen
 
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
@@ -471,7 +471,7 @@ def settled(path: Path) -> Stamp:
     return now
 
 
-def eos_token_ids(folder: Path) -> tuple[int, ...]:
+def eos_token_ids(folder: Path) -> TokenIds:
     """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
 
     Raises:
@@ -486,7 +486,7 @@ def eos_token_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
+def _token_ids(path: Path, table: Json) -> TokenIds:
     if not isinstance(table, dict):
         raise broken(path, f"{path.name} is not a JSON object")
     text = table.get("text_config")

@@ -43,7 +43,7 @@ from souping.cli.config import (
     resolved,
 )
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
-from souping.core.text import first_line, nearest, safe
+from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError, texts
 from souping.core.unit import POINTS, Unit, scores_in
 from souping.pipeline.settings import KINDS, expectations
@@ -535,7 +535,7 @@ def explain(error: BaseException) -> str:
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = stripped_lines(error)
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)

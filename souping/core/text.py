@@ -146,9 +146,14 @@ def named(part: object) -> str:
     return source_of(kind) if is_user_code(kind) else str(kind.__name__)
 
 
+def stripped_lines(text: object) -> list[str]:
+    """The lines of a message that hold something."""
+    return [line.strip() for line in str(text).splitlines() if line.strip()]
+
+
 def first_line(error: BaseException) -> str:
     """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = stripped_lines(error)
     useful = [
         line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)
     ] or lines

@@ -26,6 +26,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
 Names = tuple[str, ...]
+TokenIds = tuple[int, ...]
 Folders = Mapping[str, Path]
 """{name: folder}"""
 ProgressCallback = Callable[[int, int], None]
@@ -209,6 +210,9 @@ class Item:
         return digest([self.question, self.scoring])
 
 
+Items = tuple[Item, ...]
+
+
 @frozen
 class Record:
     """Answer of one model to one item, and its score.
@@ -226,7 +230,7 @@ class Record:
     outcome: Outcome = "finished"
     reason: str = ""
     replicate: int = 0
-    tokens: tuple[int, ...] = ()
+    tokens: TokenIds = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
     prompt: str = ""
@@ -243,7 +247,7 @@ class ItemScores:
     `prefilled` tokens when they were computed; `reused` of them were stored.
     """
 
-    items: tuple[Item, ...]
+    items: Items
     values: FloatArray
     truncated: FloatArray = field(default_factory=lambda: np.zeros(0))
     unanswered: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -520,7 +524,7 @@ class Request:
     """
 
     recipe: Recipe
-    items: tuple[Item, ...]
+    items: Items
     replicate: int = 0
     benchmark: str = ""
     number: int = field(default=0, compare=False)

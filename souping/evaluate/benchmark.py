@@ -25,6 +25,7 @@ from souping.core.types import (
     TEXT,
     Fold,
     Item,
+    Items,
     JsonObject,
     UserError,
     UserScorer,
@@ -74,7 +75,7 @@ class Benchmark(BenchmarkItems):
     def title(self) -> str:
         return self.name or Path(self.path or "").stem
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """All items, checked.
 
         Raises:
@@ -106,7 +107,7 @@ class ListedItems(BenchmarkItems):
 
     title = "items"
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """All items, checked.
 
         Raises:
@@ -122,7 +123,7 @@ class NoBenchmark(BenchmarkItems):
 
     title = ""
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         return ()
 
 
@@ -135,7 +136,7 @@ class OwnBenchmark(BenchmarkItems):
 
     title = ""
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         raise UserError(
             "benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl"
         )
@@ -161,11 +162,11 @@ class PartOfBenchmark(BenchmarkItems):
     def note(self) -> str:
         return self.whole.note
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         return kept(self.whole.items(), self.exclude)
 
 
-def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
+def kept(items: Items, exclude: Sequence[str]) -> Items:
     """Items of all other categories.
 
     Raises:
@@ -180,9 +181,7 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
     return left
 
 
-def outline_items(
-    sizes: Mapping[str, int], limit: float | None, shared: Collection[str]
-) -> tuple[Item, ...]:
+def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> Items:
     """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
     `shared`, items of the same number are a group.
     """
@@ -199,7 +198,7 @@ def outline_items(
     )
 
 
-def _unique(found: Iterable[tuple[str, Item]], source: str) -> tuple[Item, ...]:
+def _unique(found: Iterable[tuple[str, Item]], source: str) -> Items:
     items: dict[str, Item] = {}
     for where, item in found:
         if item.id in items:
@@ -298,7 +297,7 @@ def _message(message: JsonObject, where: str) -> JsonObject:
 class Folds:
     """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
 
-    items: Mapping[Fold, tuple[Item, ...]]
+    items: Mapping[Fold, Items]
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
@@ -378,7 +377,7 @@ def split_folds(
     return Folds(items=folds, notes=tuple(notes))
 
 
-def two_folds(items: Sequence[Item]) -> Mapping[Fold, tuple[Item, ...]]:
+def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
     """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
     return split_folds(items, two=True).items
 
@@ -403,7 +402,7 @@ def limit_folds(folds: Folds, limit: int) -> Folds:
     return Folds(items={"select": select, "search": search, "report": tuple(report)}, notes=(note,))
 
 
-def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
+def first_items(items: Sequence[Item], limit: int | None) -> Items:
     """The first `limit` items of each category; all without a limit."""
     seen = Counter[str]()
     first = []

@@ -20,7 +20,7 @@ from souping.core.files import LOCK, expanded, hold_folder, lock
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
-from souping.core.types import Item, Json, JsonObject, Missing, Record, UserError, digest
+from souping.core.types import Item, Items, Json, JsonObject, Missing, Record, UserError, digest
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs import read
@@ -87,7 +87,7 @@ class CommandEvaluator(Evaluator):
             else [Missing(what=f"evaluator.command: there is no program {program}")]
         )
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """One command for all items."""
         return [tuple(items)] if items else []
 

@@ -25,7 +25,7 @@ from souping.core.fields import (
 )
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import TEXT, Folders, Item, Json, JsonObject, Missing, Record
+from souping.core.types import TEXT, Folders, Item, Items, Json, JsonObject, Missing, Record
 from souping.evaluate.engines.transformers import (
     DEFAULT_NEW_TOKENS,
     Answer,
@@ -169,7 +169,7 @@ class EngineEvaluator(MachineEvaluator):
         if chat is not None and not chat_template(folder):
             raise no_template(chat)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items of similar length together (little padding), in an order that depends on the items alone."""
         order, size = (
             sorted(items, key=lambda item: (self.length(item), item.id)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from souping.checkpoints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
-from souping.core.types import Folders, Names, ProgressCallback, Recipe
+from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class CandidatePool(Component, Protocol):
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
         return ()
 

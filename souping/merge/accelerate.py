@@ -31,7 +31,7 @@ from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
-from souping.core.text import first_line, missing
+from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR, WARNING, Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
@@ -185,7 +185,7 @@ def cause(text: str) -> str:
         )
     if errors := re.findall(f"^{ERROR}(.*)$", text, re.MULTILINE):
         return str(errors[0])
-    last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
+    last = stripped_lines(text)[-1:]
     return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
 
 

@@ -20,7 +20,7 @@ from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, smal
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged
 from souping.core.text import shown
-from souping.core.types import Folders, Names, Recipe, UserError
+from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
 from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
@@ -127,7 +127,7 @@ class AdapterPool(CandidatePool):
         """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
         return self._tokenizer_of(self.adapters[self._carrier(recipe)])
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Those of the base: adapters have none."""
         return self._eos_token_ids
 

@@ -30,7 +30,16 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
-from souping.core.types import Folders, Json, JsonObject, Names, Recipe, UserError, Weights
+from souping.core.types import (
+    Folders,
+    Json,
+    JsonObject,
+    Names,
+    Recipe,
+    TokenIds,
+    UserError,
+    Weights,
+)
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -263,12 +272,12 @@ class FullModelPool(CandidatePool, Generic[P]):
             Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
 
     @cached_property
-    def _ends(self) -> Mapping[str, tuple[int, ...]]:
+    def _ends(self) -> Mapping[str, TokenIds]:
         return {
             name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()
         }
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
         uneven = (
             self._alignment.weighted_layout(recipe).layout.uneven
@@ -397,7 +406,7 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
     )
 
 
-def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
+def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     """One note if the models end their answers at different tokens."""
     if len({*ends.values(), ()}) <= 2:
         return []

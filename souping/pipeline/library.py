@@ -44,7 +44,7 @@ from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
-Items = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
+ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
 
 
@@ -95,7 +95,7 @@ class RunResult:
 def run(
     *,
     pool: Models,
-    items: Items,
+    items: ItemSource,
     selector: Selector | None = None,
     optimiser: Strategy | None = None,
     objective: Objective | None = None,
@@ -253,7 +253,7 @@ def _common(
     }
 
 
-def _benchmark(items: Items) -> BenchmarkItems:
+def _benchmark(items: ItemSource) -> BenchmarkItems:
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     return Benchmark(path=str(items)) if isinstance(items, str | Path) else items

@@ -31,7 +31,15 @@ from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_fold
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
-from souping.core.types import Candidate, Folders, Names, ProgressCallback, Recipe, UserError
+from souping.core.types import (
+    Candidate,
+    Folders,
+    Names,
+    ProgressCallback,
+    Recipe,
+    TokenIds,
+    UserError,
+)
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
@@ -113,7 +121,7 @@ class OpenPool:
     def uniform(self, names: Names) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers."""
         return self.merge_pool.eos_token_ids(recipe)
 

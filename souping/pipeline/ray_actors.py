@@ -19,7 +19,7 @@ from annotated_types import Interval
 from souping.core.fields import Count, component
 from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
-from souping.core.text import first_line, missing
+from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, Request, Response, UserError
 from souping.pipeline.checks import gpus
 
@@ -244,7 +244,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
             raise cause from error
         raise UserError(f"executor=ray: {type(cause).__name__}: {first_line(cause)}") from error
     except RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = stripped_lines(error)
         reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(
             f"executor=ray: an actor is gone or cannot start (see executor.restarts): {reason}\n{STORED}"

@@ -15,7 +15,7 @@ from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     Fold,
-    Item,
+    Items,
     ItemScores,
     Names,
     Recipe,
@@ -50,7 +50,7 @@ class Stage:
 
     name: str
     models: tuple[Recipe, ...]
-    items: tuple[Item, ...]
+    items: Items
     fold: Fold = "report"
     benchmark: str = ""
     any_block: bool = False
@@ -101,8 +101,8 @@ class Steps:
         self,
         settings: RunSettings,
         pool: RecipeSource,
-        folds: Mapping[Fold, tuple[Item, ...]],
-        extra: Mapping[str, tuple[Item, ...]],
+        folds: Mapping[Fold, Items],
+        extra: Mapping[str, Items],
     ) -> None:
         self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
         self.scores: ScoreMatrix | None = None
@@ -284,7 +284,7 @@ class Steps:
         self,
         evaluation: RecipeEvaluator,
         ingredients: Names,
-        items: tuple[Item, ...],
+        items: Items,
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         run = self.settings
@@ -309,7 +309,7 @@ class Steps:
         return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
 
     @property
-    def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
+    def guarded_items(self) -> dict[Fold, dict[str, Items]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
         folds: tuple[Fold, ...] = ("search", "report")
         extra = {

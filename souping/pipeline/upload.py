@@ -90,17 +90,8 @@ def _rebuild(parts: Report) -> list[str]:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
     own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
-    command = shlex.join(
-        [
-            "python",
-            "-m",
-            "souping",
-            "+experiment=rebuild",
-            "recipe=recipe.json",
-            "out=rebuilt",
-            *own,
-        ]
-    )
+    rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
+    command = " ".join([rebuild, *map(shlex.quote, own)])
     return ["## Rebuild", text, fenced(command)]
 
 

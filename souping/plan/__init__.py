@@ -16,6 +16,7 @@ from souping.core.files import nearby, write_atomically
 from souping.core.types import (
     Fold,
     Item,
+    Items,
     JsonObject,
     Missing,
     Record,
@@ -108,7 +109,7 @@ class Plan:
     sizes: Sequence[int] = ()
     selection: Selection | None = None
     scores: ScoreMatrix | None = None
-    folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
+    folds: Mapping[Fold, Items] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
     guards: Sequence[Mapping[str, Any]] = ()

@@ -9,7 +9,16 @@ from typing import NoReturn
 
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
-from souping.core.types import Item, ItemScores, Names, Recipe, Result, Selection, UserError, frozen
+from souping.core.types import (
+    Items,
+    ItemScores,
+    Names,
+    Recipe,
+    Result,
+    Selection,
+    UserError,
+    frozen,
+)
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.plan import Pair, Plan, PlannedStage
@@ -50,7 +59,7 @@ class CountedSteps(Steps):
         self,
         plan: Plan,
         pool: RecipeSource,
-        extra: Mapping[str, tuple[Item, ...]],
+        extra: Mapping[str, Items],
         evaluations: Mapping[str, Evaluation],
         ingredients: Names,
     ) -> None:
@@ -145,7 +154,7 @@ class CountedSteps(Steps):
         done |= new
         return sum(wanted[name] for name in new)
 
-    def _stored_search(self, ingredients: Names, items: tuple[Item, ...]) -> SearchResult | None:
+    def _stored_search(self, ingredients: Names, items: Items) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], ingredients, items) if items else None

@@ -19,6 +19,7 @@ from souping.core.types import (
     FOLDS,
     Fold,
     Item,
+    Items,
     LateError,
     Missing,
     Record,
@@ -68,7 +69,7 @@ class _Planner:
         self.run, self.store = run, store
         self.lacking: list[Missing] = []
         self.faults: list[str] = []
-        self.items: tuple[Item, ...] = ()
+        self.items: Items = ()
         self.extra: tuple[ExtraBenchmark, ...] = ()
         self.opened: OpenPool | None = None
         names = tuple(candidate.name for candidate in run.pool.resolve())

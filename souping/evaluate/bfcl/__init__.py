@@ -30,6 +30,7 @@ from souping.core.text import safe
 from souping.core.types import (
     Folders,
     Item,
+    Items,
     Json,
     JsonObject,
     Missing,
@@ -163,7 +164,7 @@ class BfclEvaluator(Evaluator):
         for name in (self.handler, *own.values()):
             pick(name, known, "evaluator.handler")
 
-    def outline(self) -> tuple[Item, ...]:
+    def outline(self) -> Items:
         sizes = {name: SIZES[name] for name in chosen(self.categories)}
         return outline_items(sizes, self.limit, shared=MULTI_TURN)
 
@@ -192,7 +193,7 @@ class BfclEvaluator(Evaluator):
         object.__setattr__(copy, "_running", self._running)
         return copy
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
         order = items[::-1] if replicate % 2 else items
         return [

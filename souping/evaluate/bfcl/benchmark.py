@@ -23,7 +23,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
-from souping.core.types import FloatArray, Item, Json, Names, UserError, frozen
+from souping.core.types import FloatArray, Item, Items, Json, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -41,7 +41,7 @@ class BfclBenchmark(BenchmarkItems):
     limit: int | None = None
     title: str = "bfcl"
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """In the order of the categories and of their files.
 
         Raises:

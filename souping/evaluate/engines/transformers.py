@@ -19,7 +19,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, JsonObject, Outcome, UserError, frozen
+from souping.core.types import Item, JsonObject, Outcome, TokenIds, UserError, frozen
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Answer:
     text: str = ""
     outcome: Outcome = "finished"
     reason: str = ""
-    tokens: tuple[int, ...] = ()
+    tokens: TokenIds = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
 
@@ -102,8 +102,8 @@ def left_by(limit: int, prompt: int) -> int:
 class Passage:
     """Tokens to be scored, after those `before` them, of which there is one at least."""
 
-    before: tuple[int, ...]
-    scored: tuple[int, ...]
+    before: TokenIds
+    scored: TokenIds
 
     def windows(self, limit: int | None, stride: int | None) -> list[tuple[list[int], int]]:
         """(tokens, how many at their end are scored) of each window; a model reads all but the last token.
@@ -225,7 +225,7 @@ def answer_of(
     )
 
 
-def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
+def eos_token_ids(model: LoadedModel) -> TokenIds:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
     end = next((end for end in own if end is not None), ())

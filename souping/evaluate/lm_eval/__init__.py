@@ -23,6 +23,7 @@ from souping.core.types import (
     FloatArray,
     Folders,
     Item,
+    Items,
     JsonObject,
     Missing,
     Recipe,
@@ -76,7 +77,7 @@ class HarnessBenchmark(BenchmarkItems):
     def title(self) -> str:
         return self.evaluator.name
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """One item per document.
 
         Raises:
@@ -157,7 +158,7 @@ class HarnessEvaluator(HarnessSettings):
         """The items that the tasks bring."""
         return HarnessBenchmark(evaluator=self)
 
-    def outline(self) -> tuple[Item, ...]:
+    def outline(self) -> Items:
         """Items without content, if the sizes of all tasks are published."""
         sizes = published_sizes(self.tasks)
         return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
@@ -177,7 +178,7 @@ class HarnessEvaluator(HarnessSettings):
         own_version = {"version": VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items of like length together, in an order that only the items decide.
 
         A greedy replicate has batches of another size, and so other neighbours.

@@ -73,6 +73,8 @@ class Server(ABC):
     """
 
     title: ClassVar[str]
+    module: ClassVar[str]
+    """What its interpreter runs."""
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
@@ -201,9 +203,16 @@ class Server(ABC):
             f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}"
         )
 
-    @abstractmethod
     def command(self, folder: Path, port: int) -> list[str]:
         """The command line."""
+        start = [self.interpreter, "-m", self.module, "serve", str(folder)]
+        trust = ["--trust-remote-code"] if self.trust_remote_code else []
+        address = ["--host", HOST, "--port", str(port)]
+        return [*start, *address, *self.flags(), *trust, *self.extra_args]
+
+    def flags(self) -> list[str]:
+        """Options of its own."""
+        return []
 
     @abstractmethod
     def load_into(self, address: str, folder: Path) -> RunningServer:
@@ -234,6 +243,7 @@ class VllmServer(Server):
     """
 
     title = "vllm serve"
+    module = "vllm.entrypoints.cli.main"
     kind = extra = "vllm"
     version = 2
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
@@ -256,22 +266,13 @@ class VllmServer(Server):
         gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
-    def command(self, folder: Path, port: int) -> list[str]:
-        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
-        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
+    def flags(self) -> list[str]:
+        # Only end tokens come from the folder's own file.
+        flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
-        flags += ["--trust-remote-code"] if self.trust_remote_code else []
-        return [
-            self.interpreter,
-            "-m",
-            "vllm.entrypoints.cli.main",
-            "serve",
-            str(folder),
-            *flags,
-            *self.extra_args,
-        ]
+        return flags
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """A server that cannot reload weights keeps its first model."""
@@ -305,6 +306,7 @@ class TransformersServer(Server):
     """
 
     title = "transformers serve"
+    module = "transformers.cli.transformers"
     kind = "transformers"
     version = 2
     decisive = ("dtype",)
@@ -325,20 +327,8 @@ class TransformersServer(Server):
     def host(self) -> ModelHost:
         return ModelHost(dtype=self.dtype, url=self.url)
 
-    def command(self, folder: Path, port: int) -> list[str]:
-        flags = [
-            "--host",
-            HOST,
-            "--port",
-            str(port),
-            "--device",
-            self.device,
-            "--dtype",
-            self.dtype,
-        ]
-        flags += ["--trust-remote-code"] if self.trust_remote_code else []
-        module = "transformers.cli.transformers"
-        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+    def flags(self) -> list[str]:
+        return ["--device", self.device, "--dtype", self.dtype]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """`stop` makes the server forget what it loaded."""
