@@ -83,7 +83,7 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     """The tensors an index lists; index and shards must tell the same story."""
     path = folder / index
     places = weight_map(path)
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     owners = {file: name for name, file in reversed(places.items())}
     shards = {file: inside(folder, file, name) for file, name in owners.items()}
     for file, shard in shards.items():

@@ -154,7 +154,7 @@ def _sort(
 ) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
     """The factors by module in file order, and the whole weights."""
     sides: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
+    whole = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         factor = FACTOR.fullmatch(name)

@@ -216,7 +216,7 @@ class ModelSize:
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
     online, trouble, fix = hub.parse(candidate.path), "", ""
-    files: dict[str, int] = {}
+    files = {}
     try:
         if url := remote.parse(candidate.path):
             candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))

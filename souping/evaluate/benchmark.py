@@ -199,7 +199,7 @@ def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collect
 
 
 def _unique(found: Iterable[tuple[str, Item]], source: str) -> Items:
-    items: dict[str, Item] = {}
+    items = {}
     for where, item in found:
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")

@@ -114,8 +114,8 @@ def join(reader: TensorReader, shares: Sequence[Share], dtype: str, rank: int = 
     `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
     """
     more = max(0, rank - rank_of(shares))
-    left: list[Float32] = []
-    right: list[Float32] = []
+    left = []
+    right = []
     for name, part, weight in shares:
         left.append(reader.rows(name, part.a))
         with np.errstate(over="ignore", invalid="ignore"):

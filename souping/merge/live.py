@@ -213,8 +213,8 @@ class ModuleTargets:
         module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
-        places: dict[str, ParameterTarget] = {}
-        taken: set[int] = set()
+        places = {}
+        taken = set()
         for tensor in tensors:
             place = self._lookup(tensor.name, named)
             if place is None:

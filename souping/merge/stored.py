@@ -201,7 +201,7 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
         )
     folder, prefix = sharded.folder, f"{sharded.root}/" if sharded.root else ""
     parts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    boxes: dict[str, View] = {}
+    boxes = {}
     for name, tensor in sharded.tensors.items():
         for part in tensor.parts if tensor.dtype in FLOATS else ():
             unit = f"{name}[{','.join(map(str, part.start))}]" if any(part.start) else name

@@ -222,7 +222,7 @@ def _check_search(settings: RunSettings, names: Names) -> None:
 
 def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], None]) -> None:
     """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
-    errors: list[UserError] = []
+    errors = []
     for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):
         try:
             if size > 1:

@@ -160,7 +160,7 @@ class OpenPool:
 
         plan = self.merge_pool.plan(recipe)
         assert isinstance(plan, MergePlan)
-        final: list[Recipe] = []
+        final = []
 
         def extra_files(known: Recipe) -> Mapping[str, str]:
             final.append(known)

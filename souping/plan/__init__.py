@@ -129,7 +129,7 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        times: dict[str, Range] = {}
+        times = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
             answering, reading = ([0.0, 0.0], [0.0, 0.0])

@@ -370,7 +370,7 @@ def _timed(
     evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
 ) -> tuple[dict[str, Record], float]:
     """{item id: one answer}, and the seconds that the answers took."""
-    answers = dict[str, Record]()
+    answers = {}
     began = time.monotonic()
     for block in batches_of(evaluator, items):
         for record in records_of(evaluator, block, evaluator.evaluate(model, block)):

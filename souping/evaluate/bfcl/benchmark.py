@@ -69,7 +69,7 @@ def chosen(names: Sequence[str] | None) -> Names:
     """
     if names is None:
         return tuple(SIZES)
-    named: set[str] = set()
+    named = set()
     for name in names:
         pick(name, [*SIZES, *COLLECTIONS], "evaluator.categories")
         named |= set(COLLECTIONS.get(name, (name,)))

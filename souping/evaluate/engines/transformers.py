@@ -298,7 +298,7 @@ def _share(
     torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = context_length(model)
-    answers: dict[int, Answer] = {}
+    answers = {}
     together: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
         free, reason = answer_room(prompt, settings.max_new_tokens, limit)

@@ -177,7 +177,7 @@ def _records(
 
 def _prompt(sample: Mapping[str, Any]) -> str:
     """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
-    requests = list[str]()
+    requests = []
     for request in sample["arguments"]:
         requests.append("".join(part for part in request if isinstance(part, str)))
     return "\n".join(dict.fromkeys(requests))
@@ -345,7 +345,7 @@ class HarnessModel(Base):  # type: ignore[misc]
 
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
-        seeds: list[int] = []
+        seeds = []
         if decoding.temperature:
             seeds = [self._seed(prompt, decoding) for prompt in self._prompts]
         stops = [text for text in stop if text]

@@ -378,7 +378,7 @@ def _source(
     module: ModuleType, function: Callable[[Item, str], float], path: str, where: str
 ) -> str:
     """Digest of the files that decide a score: the named module, and that of the function or its class."""
-    files: list[Path] = []
+    files = []
     for part in (module, _definition(function)):
         try:
             files.append(Path(inspect.getsourcefile(part) or ""))

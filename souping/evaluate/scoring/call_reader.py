@@ -219,7 +219,7 @@ class CallReader:
         row, places = self._row(span)
         if not _EXPRESSIONS[self._language].fullmatch(row) or row.count("?") != row.count(":"):
             raise ValueError(f"not an expression: {self._text(span)[:40]}")
-        inner = list[Literal]()
+        inner = []
         for nth, (letter, place) in enumerate(zip(row, places, strict=True)):
             if letter in "PLB":
                 inner = self._bracket(letter, place, row[nth - 1 : nth], row[nth + 1 : nth + 2])

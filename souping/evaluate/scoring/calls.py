@@ -106,7 +106,7 @@ def _python(text: str) -> list[Call]:
             nodes = [_expression(node) for node in ast.parse(textwrap.dedent(text)).body]
         except SyntaxError:
             nodes = [ast.parse(f"[{text}\n]", mode="eval").body]
-    calls: list[ast.expr] = []
+    calls = []
     for node in nodes:
         calls += node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
     return [_python_call(node) for node in calls]
@@ -121,7 +121,7 @@ def _expression(node: ast.stmt) -> ast.expr:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
         raise Unparsable("not a call")
-    arguments: dict[str, Value] = {}
+    arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise Unparsable("`**` in a call")
