@@ -59,10 +59,8 @@ def ranking(
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
-    kept, rows = (
-        np.array([name not in drop for name in scores.categories]),
-        scores.rows(scores.candidates),
-    )
+    kept = np.array([name not in drop for name in scores.categories])
+    rows = scores.rows(scores.candidates)
     totals = rows @ np.where(kept, coefficients, 0.0)
     if not objective.linear and kept.any():
         totals = objective.value(

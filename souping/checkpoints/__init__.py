@@ -130,10 +130,8 @@ class Checkpoint:
             home = home_of(sharded, like)
             if home is None:
                 return cls.viewed(sharded, sharded.as_stored(), {}, None)
-            config, shapes = (
-                read_config(home),
-                {name: tensor.shape for name, tensor in weights_like(home).items()},
-            )
+            config = read_config(home)
+            shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
             mapped = map_names(
                 headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder
             )
@@ -194,10 +192,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Tensors as views of what is stored; without `home` there are no side files."""
         assembly = Assembly.of(sharded.tensors, views)
-        tensors, side = (
-            {tensor.name: tensor for tensor in assembly.tensors},
-            side_files(home) if home else (),
-        )
+        tensors = {tensor.name: tensor for tensor in assembly.tensors}
+        side = side_files(home) if home else ()
         like = home if home != sharded.folder else None
         return replace(
             cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like),

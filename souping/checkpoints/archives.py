@@ -42,7 +42,10 @@ class FileSlice:
     """Part of an open file as `zipfile` reads it."""
 
     def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
-        self._file, self._start, self._nbytes, self._at = file, start, nbytes, 0
+        self._file = file
+        self._start = start
+        self._nbytes = nbytes
+        self._at = 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self._nbytes)[whence]

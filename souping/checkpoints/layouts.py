@@ -173,11 +173,9 @@ def read_rules(path: Path) -> Family:
         ]
     except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
-    anchors, drop, named = (
-        table.get("anchors", []),
-        table.get("drop", []),
-        {rule.name for rule in rules},
-    )
+    anchors = table.get("anchors", [])
+    drop = table.get("drop", [])
+    named = {rule.name for rule in rules}
     if "extends" in table:
         files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
         base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])

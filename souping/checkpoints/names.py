@@ -267,10 +267,8 @@ class Assignment:
                 if self.family.name == PLAIN
                 else f"by the rules {self.family.name}"
             )
-            names, advice = (
-                listed(sorted(self.unknown), 5),
-                "name them in a file of rules, merge.names=FILE",
-            )
+            names = listed(sorted(self.unknown), 5)
+            advice = "name them in a file of rules, merge.names=FILE"
             raise UserError(
                 f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}"
             )

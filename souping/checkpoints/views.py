@@ -355,4 +355,7 @@ class Assembly:
                 arrange(into[:taken], size, found)
             else:
                 tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in found]
-            offset, into, number, at = offset + taken, into[taken:], number + 1, at + taken // size
+            offset = offset + taken
+            into = into[taken:]
+            number = number + 1
+            at = at + taken // size

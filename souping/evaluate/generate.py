@@ -171,10 +171,8 @@ class EngineEvaluator(MachineEvaluator):
 
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items of similar length together (little padding), in an order that depends on the items alone."""
-        order, size = (
-            sorted(items, key=lambda item: (self.length(item), item.id)),
-            self.batch_of(replicate),
-        )
+        order = sorted(items, key=lambda item: (self.length(item), item.id))
+        size = self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
     def length(self, item: Item) -> int:

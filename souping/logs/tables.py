@@ -90,10 +90,8 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    metrics, limited = (
-        dict[str, dict[str, None]](),
-        any(not _empty(row.get("limit")) for row in rows),
-    )
+    metrics = dict[str, dict[str, None]]()
+    limited = any(not _empty(row.get("limit")) for row in rows)
     for row in rows:
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
     for row in rows:

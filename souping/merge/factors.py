@@ -71,10 +71,8 @@ class TensorReader:
         Raises:
             UserError: the file ends early, or a value is not finite.
         """
-        path, size = (
-            self._checkpoints[name].folder / tensor.file,
-            math.prod(tensor.shape[1:]) * size_of(tensor.dtype),
-        )
+        path = self._checkpoints[name].folder / tensor.file
+        size = math.prod(tensor.shape[1:]) * size_of(tensor.dtype)
         length = (tensor.shape[0] if count is None else count) * size
         with path.open("rb", buffering=0) as file:
             raw = np.frombuffer(

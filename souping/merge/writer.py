@@ -101,11 +101,9 @@ class PassingDigest:
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
         """Start before the first of the tensors, which are in the order of their bytes."""
-        self._checkpoint, self._group, self._number = (
-            checkpoint,
-            group,
-            checkpoint.file_number(group[0]),
-        )
+        self._checkpoint = checkpoint
+        self._group = group
+        self._number = checkpoint.file_number(group[0])
         self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]

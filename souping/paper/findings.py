@@ -267,15 +267,11 @@ def _mgsm_total() -> Finding:
 
 
 def _mgsm_singles() -> Finding:
-    means, rows = (
-        {name: row.mean() for name, row in columns("mgsm.csv").items()},
-        results("mgsm", "7b"),
-    )
+    means = {name: row.mean() for name, row in columns("mgsm.csv").items()}
+    rows = results("mgsm", "7b")
     close = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
-    paper, ours = (
-        ", ".join(rows[name]["score"] for name in means),
-        ", ".join(f"{m:.2f}" for m in means.values()),
-    )
+    paper = ", ".join(rows[name]["score"] for name in means)
+    ours = ", ".join(f"{m:.2f}" for m in means.values())
     what = "totals of the four candidates; means of the ten languages of Figure 3b"
     return _finding("Table 2a", what, paper, ours, close)
 
@@ -287,10 +283,8 @@ def _table3() -> Finding:
     names = [known.get(float(row["bfcl_v3"]), "") for row in rows]
     lacking = [row["model"] for row, name in zip(rows, names, strict=True) if not name]
     what = f"BFCL scores of {', '.join(row['model'] for row in rows)}; the same of Table 1b"
-    paper, ours = (
-        ", ".join(row["bfcl_v3"] for row in rows),
-        ", ".join(name or DASH for name in names),
-    )
+    paper = ", ".join(row["bfcl_v3"] for row in rows)
+    ours = ", ".join(name or DASH for name in names)
     note = f"no candidate of Table 1b has the score of {' and '.join(lacking)}" if lacking else ""
     return _finding("Table 3", what, paper, ours, not lacking, note)
 
@@ -335,10 +329,8 @@ def _flores() -> Iterator[Finding]:
 def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
     printed = float(_printed()["soce_flores"]["printed"]) - max(singles)
-    soup, single = (
-        scores["SoCE"][sound],
-        np.array([v[sound] for name, v in scores.items() if name != "SoCE"]),
-    )
+    soup = scores["SoCE"][sound]
+    single = np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
     best = single[int(single.mean(axis=1).argmax())]
     ours = float((soup - best).mean())
     note = (

@@ -198,11 +198,9 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
     models = candidates = len(names)
     if settings.scores.published:
         scores = settings.scores.matrix(names, not_measured)
-        categories, models, candidates = (
-            scores.categories,
-            len(scores.models),
-            len(scores.candidates),
-        )
+        categories = scores.categories
+        models = len(scores.models)
+        candidates = len(scores.candidates)
     if categories:
         check_drop(selector.drop, categories)
         selector.check(models, candidates, len(categories) - len(selector.drop))

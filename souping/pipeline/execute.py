@@ -137,10 +137,8 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         for part in settings.open_parts:
             stack.callback(part.close)  # servers and ranks wait for the next soup until then
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
         stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
         stack.callback(run.close)
@@ -329,10 +327,8 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             stack.callback(one.close)
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)

@@ -104,7 +104,10 @@ class Steps:
         folds: Mapping[Fold, Items],
         extra: Mapping[str, Items],
     ) -> None:
-        self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
+        self.settings = settings
+        self.recipes = pool
+        self.folds = folds
+        self.extra = extra
         self.scores: ScoreMatrix | None = None
         self.admission: Admission | None = None
 

@@ -142,10 +142,8 @@ class StoredAnswers:
 
     def first(self, item: Item, replicate: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
-        blocks, scorer = (
-            self._blocks.get((row_number(item.question), replicate), {}),
-            row_number(item.scoring),
-        )
+        blocks = self._blocks.get((row_number(item.question), replicate), {})
+        scorer = row_number(item.scoring)
         scored = min((block for block, rows in blocks.items() if scorer in rows), default=None)
         return None if scored is None else blocks[scored][scorer].record(item, replicate, True)
 
@@ -296,11 +294,9 @@ class Store:
         records: Iterable[Record],
     ) -> None:
         """Commit one block: the answers that are new, and the scores that are new."""
-        soup, evaluator_row, batch = (
-            row_number(recipe.fingerprint),
-            row_number(evaluator),
-            row_number(block),
-        )
+        soup = row_number(recipe.fingerprint)
+        evaluator_row = row_number(evaluator)
+        batch = row_number(block)
         with self.writing() as db:
             _insert(db, "soups", soup, recipe.fingerprint, json.dumps(recipe.as_dict()))
             _insert(

@@ -245,10 +245,8 @@ def _selection(plan: Plan) -> Section:
         )
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        by, low = (
-            f"{selection.metric}, threshold {selection.threshold:g}",
-            format.in_words(selection.low_correlation),
-        )
+        by = f"{selection.metric}, threshold {selection.threshold:g}"
+        low = format.in_words(selection.low_correlation)
         lines.append(f"Low-correlation categories ({by}): {low}.")
     experts = list(selection.experts.items())
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()

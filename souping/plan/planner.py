@@ -106,11 +106,9 @@ class _Planner:
         if not any(model.trouble or model.download for model in plan.models):
             self._open(asked)
         evaluators = [one for one, _ in asked]
-        plan.run, plan.folds, plan.outlined = (
-            self.run,
-            cut.items if cut else {},
-            outlined is not None,
-        )
+        plan.run = self.run
+        plan.folds = cut.items if cut else {}
+        plan.outlined = outlined is not None
         self._select(plan)
         plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
@@ -181,15 +179,11 @@ class _Planner:
         run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
         try:
             if run.scores.published:
-                plan.scores, plan.basis = (
-                    run.scores.matrix(names, checks.not_measured),
-                    "published scores",
-                )
+                plan.scores = run.scores.matrix(names, checks.not_measured)
+                plan.basis = "published scores"
             else:
-                plan.basis, plan.sizes = (
-                    "scores that must be measured first",
-                    run.selector.sizes(len(names)),
-                )
+                plan.basis = "scores that must be measured first"
+                plan.sizes = run.selector.sizes(len(names))
                 evaluation = self._evaluation(run.evaluator)
                 with suppress(NotStoredError, UserError):
                     if items:

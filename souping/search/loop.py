@@ -226,12 +226,10 @@ class SearchRun:
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._name = f"optimiser {named(strategy)}"
-        self._space, self._optimiser, self._strategy, self._recipe_of = (
-            space,
-            optimiser,
-            strategy,
-            recipe_of,
-        )
+        self._space = space
+        self._optimiser = optimiser
+        self._strategy = strategy
+        self._recipe_of = recipe_of
         self._evaluation, self._items, self._log = evaluation, tuple(items), log
         self._cost, self._trials = SearchCost(), list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}

@@ -206,10 +206,8 @@ def _client(handler: OSSHandler, settings: Table, now: RequestState) -> OpenAI:
         if now.limit is not None:
             body["max_tokens"] = now.limit
         if "prompt" in body:
-            tokens, context = (
-                len(handler.tokenizer.tokenize(body["prompt"])),
-                handler.max_context_length,
-            )
+            tokens = len(handler.tokenizer.tokenize(body["prompt"]))
+            context = handler.max_context_length
             if tokens + 2 > context:
                 raise ValueError(f"the prompt does not fit the context of {context} tokens")
         return options

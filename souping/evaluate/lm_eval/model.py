@@ -228,7 +228,10 @@ def build(
     model = live_class()(
         pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments
     )
-    model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
+    model.evaluator = evaluator
+    model.items = items
+    model.replicate = replicate
+    model.answers = {}
     model.eos_token_ids = served.eos_token_ids or (
         () if model.eot_token_id is None else (int(model.eot_token_id),)
     )

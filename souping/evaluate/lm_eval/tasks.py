@@ -307,11 +307,9 @@ def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
     if evaluator.limit is None:
         return range(count)
     first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
-    column, turns, seen = (
-        evaluator.category.removeprefix("column:"),
-        list[tuple[int, int]](),
-        Counter[str](),
-    )
+    column = evaluator.category.removeprefix("column:")
+    turns = list[tuple[int, int]]()
+    seen = Counter[str]()
     for number, doc in enumerate(docs):
         category = str(doc.get(column)) if column != evaluator.category else ""
         turns.append((seen[category], number))
