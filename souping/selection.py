@@ -28,7 +28,8 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     Raises:
         UserError: a correlation of the user's gave something else.
     """
-    found, size = correlation(scores.values), len(scores.categories)
+    found = correlation(scores.values)
+    size = len(scores.categories)
     if not isinstance(found, Correlations):
         raise UserError(
             f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations"
@@ -121,7 +122,8 @@ class SoCE(Selector):
         Raises:
             UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
         """
-        whole, scores = scores, scores.without(_dropped(scores, self.drop))
+        whole = scores
+        scores = scores.without(_dropped(scores, self.drop))
         scores = scores.without(scores.constant)
         _check(self, scores)
         correlations = correlated(self.correlation, scores)
@@ -171,7 +173,8 @@ class SoCE(Selector):
         values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
         np.fill_diagonal(values, np.inf)
         a, b = np.unravel_index(int(np.argmin(values)), values.shape)
-        smallest, pair = minus(f"{values[a, b]:.3f}"), f"{categories[a]}, {categories[b]}"
+        smallest = minus(f"{values[a, b]:.3f}")
+        pair = f"{categories[a]}, {categories[b]}"
         kind = "|rho|" if self.sign == "absolute" else "rho"
         why = (
             f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest} "
@@ -246,7 +249,8 @@ class SoCECluster(LimitedSelector):
             UserError: the correlation is not defined.
         """
         _check(self, scores)
-        whole, scores = scores, scores.without(scores.constant)
+        whole = scores
+        scores = scores.without(scores.constant)
         _check_correlates(self.label, len(scores.models), len(scores.categories))
         correlations = correlated(self.correlation, scores)
         clusters = self.clusters(correlations.rho)
@@ -296,7 +300,8 @@ class Greedy(LimitedSelector):
     drop: Sequence[str] = ()
 
     def select(self, scores: ScoreMatrix) -> Selection:
-        whole, scores = scores, scores.without(_dropped(scores, self.drop))
+        whole = scores
+        scores = scores.without(_dropped(scores, self.drop))
         _check(self, scores)
         values = scores.rows(scores.candidates)
         best, chosen = np.minimum(values.min(axis=0), 0.0), list[int]()  # losses are below zero

@@ -172,7 +172,8 @@ def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
 
 def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
-    optimiser, requested = strategy.start(search_space(), seed), list[Weights]()
+    optimiser = strategy.start(search_space(), seed)
+    requested = list[Weights]()
     while (
         len(requested) < min(limit, strategy.trials or limit)
         and (cell := optimiser.ask()) is not None

@@ -122,9 +122,11 @@ class WandbTracker(Tracker):
     def start(self, config: JsonObject, run_dir: Path) -> None:
         """Open a run that holds the resolved configuration."""
         # wandb's service keeps the directory it was started in
-        session, folder = self._session, run_dir.absolute()
+        session = self._session
+        folder = run_dir.absolute()
         session.exits.close()
-        session.hint, session.trials = "", []
+        session.hint = ""
+        session.trials = []
         with ExitStack() as exits:
             if self.module == "wandb":
                 exits.enter_context(_wandb_environment(folder / "wandb"))
@@ -149,7 +151,8 @@ class WandbTracker(Tracker):
                 self._log_report(report, run_dir, soup)
 
     def _log_report(self, report: JsonObject, run_dir: Path, soup: Path | None) -> None:
-        api, run = import_module(self.module), self._session.run
+        api = import_module(self.module)
+        run = self._session.run
         pictures = {
             f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
         }
@@ -269,7 +272,8 @@ class WandbTracker(Tracker):
         )
 
     def _close(self, *_: object) -> None:
-        run, self._session.run = self._session.run, None
+        run = self._session.run
+        self._session.run = None
         code = {"exit_code": self._session.exit_code} if self.module == "wandb" else {}
         with _silence():
             run.finish(**code)
@@ -337,7 +341,8 @@ def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
 
 
 def _summary(report: JsonObject) -> JsonObject:
-    verdict, cost = part(report, "verdict"), part(report, "cost")
+    verdict = part(report, "verdict")
+    cost = part(report, "cost")
     flat = {
         "claim": verdict.get("claim"),
         "verdict": verdict.get("sentence"),
@@ -357,7 +362,8 @@ def _tables(
     report: JsonObject, trials: Sequence[JsonObject]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
-    rows, compared = entries(report, "rows"), entries(report, "comparisons")
+    rows = entries(report, "rows")
+    compared = entries(report, "comparisons")
     categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
     whole = ("mean", "low", "high", "n")
     lines = [

@@ -279,9 +279,12 @@ class WeightReader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises UserError where a file is not the one that was opened before."""
-        self._assembly, self._files = checkpoint.assembly, checkpoint.files
-        self._stack, self._opened = ExitStack(), dict[str, int]()
-        self._remote, self._ranges = dict[str, Pointer](), RangeReader()
+        self._assembly = checkpoint.assembly
+        self._files = checkpoint.files
+        self._stack = ExitStack()
+        self._opened = dict[str, int]()
+        self._remote = dict[str, Pointer]()
+        self._ranges = RangeReader()
         weakref.finalize(self, self._stack.close)
         self._stack.callback(self._ranges.close)
         try:
@@ -318,7 +321,9 @@ class WeightReader:
             self._fetch(self._files[number], into, offset)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
-        view, descriptor, remote = into.data, self._opened[file], self._remote.get(file)
+        view = into.data
+        descriptor = self._opened[file]
+        remote = self._remote.get(file)
         while len(view):
             count = (
                 self._ranges.read(remote, view, offset)
@@ -327,7 +332,8 @@ class WeightReader:
             )
             if count <= 0:
                 raise EOFError(file)
-            view, offset = view[count:], offset + count
+            view = view[count:]
+            offset = offset + count
 
 
 def stores_head(folder: Path) -> bool:

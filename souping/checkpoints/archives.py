@@ -117,7 +117,8 @@ class Archive:
         for name, entry in self.entries.items():
             if not name.startswith("data/"):
                 continue
-            found, value = self.extent(name), 0
+            found = self.extent(name)
+            value = 0
             for piece in read_pieces(self.file, found):
                 value = zlib.crc32(piece, value)
             listed = (
@@ -178,7 +179,8 @@ class Archive:
         dtype = common()["storages"][
             storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
         ]
-        found, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
+        found = self.extent(f"data/{storage.args[2]}")
+        item = size_of(dtype)
         count = math.prod(shape)
         if first < 0 or (first + count) * item > found.nbytes:
             raise ValueError("its elements are beyond the end of its storage")

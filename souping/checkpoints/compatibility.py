@@ -129,7 +129,8 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
 
 
 def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
-    names, checkpoints = list(pool), list(pool.values())
+    names = list(pool)
+    checkpoints = list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
     bad = uneven if vocab == "error" else [slot for slot in uneven if slot not in vocabularies]
@@ -184,7 +185,8 @@ def preflight(
 
 def _same_architecture(a: str, b: str, pool: Checkpoints) -> None:
     for key in ("model_type", "architectures"):
-        left, right = pool[a].config.get(key), pool[b].config.get(key)
+        left = pool[a].config.get(key)
+        right = pool[b].config.get(key)
         if left != right and left is not None and right is not None:
             raise UserError(
                 f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}"
@@ -243,7 +245,8 @@ def _config_drift(
     """Warnings for settings that differ; what changes the meaning of the weights is refused."""
     notes = []
     for key in dict.fromkeys([*left, *right]):
-        x, y = left.get(key), right.get(key)
+        x = left.get(key)
+        y = right.get(key)
         if key in IGNORED or x == y:
             continue
         if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
@@ -332,7 +335,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         UserError: a tokenizer file is not JSON, or not one of a tokenizer.
     """
-    fast, settings = _json(checkpoint, "tokenizer.json"), _json(checkpoint, "tokenizer_config.json")
+    fast = _json(checkpoint, "tokenizer.json")
+    settings = _json(checkpoint, "tokenizer_config.json")
     try:
         return _read(checkpoint, fast, settings)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -383,7 +387,8 @@ def compare_tokenizers(
             a text is encoded differently, and soups do not `carry` the tokenizer of a candidate.
     """
     (a, first), *others = pool.items()
-    left, files = read_tokenizer(first), _tokenizer_files(first)
+    left = read_tokenizer(first)
+    files = _tokenizer_files(first)
     notes = []
     for b, checkpoint in others:
         if _tokenizer_files(checkpoint) != files:
@@ -418,7 +423,8 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
         t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
     ):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    x, y = left.definition, right.definition
+    x = left.definition
+    y = right.definition
     if steps := [step for step in FRAMING if x.get(step) != y.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
@@ -428,7 +434,8 @@ def _compare_settings(
     names: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
 ) -> list[str]:
     """A note if settings differ (UserError: a text is encoded differently, and soups do not `carry` one tokenizer)."""
-    x, y = left.settings, right.settings
+    x = left.settings
+    y = right.settings
     fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
     if not fields or left.present != right.present:
         return []

@@ -145,7 +145,8 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
                 f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json"
             )
         return like.folder
-    folder, root = sharded.folder, sharded.folder / sharded.root
+    folder = sharded.folder
+    root = sharded.folder / sharded.root
     for place in (
         folder,
         root,

@@ -180,7 +180,8 @@ def read_rules(path: Path) -> Family:
         files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
         base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
         rules += [rule for rule in base.rules if rule.name not in named]
-        anchors, drop = [*anchors, *base.anchors], [*drop, *base.drop]
+        anchors = [*anchors, *base.anchors]
+        drop = [*drop, *base.drop]
     return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
 
 
@@ -205,7 +206,8 @@ def _rules(
     kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
     forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
     for form in zip(*forms, strict=True):
-        names, text = tuple(native for native, _ in form), form[0][1]
+        names = tuple(native for native, _ in form)
+        text = form[0][1]
         rule = Rule(names, name, text, _layout(text, name) if text else None, kinds)
         rule.check()
         yield rule
@@ -221,7 +223,8 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
         raise ValueError(
             f"{shown(native)} has {count} optional parts [x], at most {MAX_OPTIONAL} are allowed"
         )
-    head, axis = native[: found.start()], PLACEHOLDER.search(found[1])
+    head = native[: found.start()]
+    axis = PLACEHOLDER.search(found[1])
     tails = _forms(native[found.end() :], layout)
     numbered = [(f"{head}{found[1]}{tail}", text) for tail, text in tails]
     return numbered + [(head + tail, f"{axis[1]} {text}" if axis else text) for tail, text in tails]
@@ -250,7 +253,8 @@ def _axis(text: str) -> Axis:
         raise ValueError(
             f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
         )
-    start, stop = found["start"] or "", found["stop"] or ""
+    start = found["start"] or ""
+    stop = found["stop"] or ""
     return Axis(
         found["name"],
         found["size"] or "",
@@ -348,7 +352,8 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
     """First index and number of indexes of an axis that a layout takes (ValueError: there are not so many)."""
-    start, stop = _value(axis.start or "0", sizes), _value(axis.stop, sizes) if axis.stop else size
+    start = _value(axis.start or "0", sizes)
+    stop = _value(axis.stop, sizes) if axis.stop else size
     if not 0 <= start < stop <= size:
         raise ValueError(f"{axis.name} has {size} of the {stop} that are needed")
     return start, stop - start

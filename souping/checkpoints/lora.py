@@ -182,7 +182,8 @@ def _part(
     names = EMBEDDING if embedding else LINEAR
     if set(pair) != set(names):
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
-    a, b = pair[names[0]], pair[names[1]]
+    a = pair[names[0]]
+    b = pair[names[1]]
     if (
         not len(a.shape) == len(b.shape) == 2
         or a.shape[0] != b.shape[1]

@@ -70,7 +70,8 @@ def map_names(
         UserError: no rules fit, a tensor has none, or a name or shape is not what the config or `like` has.
     """
     clean = _cleaned(native, where)
-    plans, failures = list[Assignment](), list[UserError]()
+    plans = list[Assignment]()
+    failures = list[UserError]()
     for family in families(rules):
         for prefix in _prefixes(family, clean, like):
             try:
@@ -132,7 +133,8 @@ def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[st
 
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
     """{name without wrappers: name} of what may belong to the model."""
-    wrappers, table = set(common()["wrappers"]), dict[str, str]()
+    wrappers = set(common()["wrappers"])
+    table = dict[str, str]()
     for name in filter(is_weight, native):
         short = ".".join(part for part in re.split(r"[./]", name) if part not in wrappers)
         if short in table:
@@ -205,7 +207,8 @@ class Assignment:
     def _place(self, short: str, name: str) -> bool:
         """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
         for pattern, rules in self._groups.items():
-            match, wanted = pattern_of(pattern).fullmatch(short), False
+            match = pattern_of(pattern).fullmatch(short)
+            wanted = False
             for rule, number in rules if match else ():
                 for target, indexes in self._targets(
                     rule, name, match.groupdict() if match else {}
@@ -301,7 +304,8 @@ class Assignment:
         Raises:
             UserError: a source is missing, or shapes or dtypes do not fit.
         """
-        rule, names = found.rule, tuple(found.sources[place] for place in sorted(found.sources))
+        rule = found.rule
+        names = tuple(found.sources[place] for place in sorted(found.sources))
         kinds = {self.native[name] for name in names}
         if len(kinds) > 1:
             raise UserError(
@@ -337,7 +341,8 @@ def _arranged(
     found: Found, names: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
     """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
-    shape, axes = list[int](), list[tuple[int, int, int]]()
+    shape = list[int]()
+    axes = list[tuple[int, int, int]]()
     offset = sum(int(found.indexes[axis]) * table[axis][1] for axis in found.rule.unstacked)
     for dim in dims:
         shape.append(1)

@@ -44,7 +44,8 @@ class Trajectory:
     @property
     def sentences(self) -> list[str]:
         """What was found, and at which learning rate."""
-        run, steps = self.runs[0], [member.step for member in self.runs[0].members]
+        run = self.runs[0]
+        steps = [member.step for member in self.runs[0].members]
         found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
         names = ", ".join(str(other.folder) for other in self.runs[1:])
         more = [f"The report tests the weights on the same steps of {names} too."] if names else []
@@ -186,7 +187,8 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
     if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
-    path, online = expanded(table["path"], key), hub.parse(table["path"])
+    path = expanded(table["path"], key)
+    online = hub.parse(table["path"])
     name = online.name if online else path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
@@ -215,7 +217,9 @@ class ModelSize:
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online, trouble, fix = hub.parse(candidate.path), "", ""
+    online = hub.parse(candidate.path)
+    trouble = ""
+    fix = ""
     files = {}
     try:
         if url := remote.parse(candidate.path):

@@ -59,7 +59,8 @@ class Member:
         return self.weights if self.weights.name == MODEL else self.folder
 
     def same_weights(self, folder: Path) -> bool:
-        own, files = self.weights, weight_files(self.weights)
+        own = self.weights
+        files = weight_files(self.weights)
         return files == weight_files(folder) and all(
             filecmp.cmp(own / one, folder / one, False) for one in files
         )
@@ -113,7 +114,8 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
     trainer, found, left_out = _checkpoints(path)
     left_out |= {one.name: why for one in found if (why := _incomplete(one, found))}
-    members, copies = list[Member](), dict[str, str]()
+    members = list[Member]()
+    copies = dict[str, str]()
     for member in [one for one in found[::-1] if one.name not in left_out]:
         copy = next((other for other in members if member.same_weights(other.weights)), None)
         if copy is None:
@@ -285,7 +287,8 @@ def rate_sentence(members: Sequence[Member]) -> str:
     rates = [member.rate for member in members if member.rate is not None]
     if len(rates) < len(members) or not rates:
         return "The learning rates are not known: give them with pool.lr=FILE (step,lr)."
-    first, last = rates[0], rates[-1]
+    first = rates[0]
+    last = rates[-1]
     if last < FALLEN * first:
         these = f"over these {len(members)}"
         return f"The rate fell from {first:g} to {last:g} {these}: {FELL}."

@@ -204,7 +204,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
             f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         )
     target = _target(node, where)
-    known, hints = _settable(target, kind), hints_of(target)
+    known = _settable(target, kind)
+    hints = hints_of(target)
     given = {str(key): value for key, value in node.items() if key != "_target_"}
     for key in given:
         if key not in known:

@@ -86,7 +86,9 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    overrides, choices, rest = list[str](), list[str](), iter(words)
+    overrides = list[str]()
+    choices = list[str]()
+    rest = iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
@@ -216,7 +218,8 @@ def show(arguments: Sequence[str]) -> None:
             if wanted := vars(options)[key]:
                 pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
                 rows = [row for row in rows if row.get(key) == wanted]
-        names, what = _names(options.models, rows, report), "items"
+        names = _names(options.models, rows, report)
+        what = "items"
         if options.fixed or options.broke:
             if len(names) < 2:
                 raise UserError("--fixed and --broke compare two models: name them, --models A,B")

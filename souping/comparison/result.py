@@ -191,7 +191,8 @@ def sections(result: CompareResult, flips: int = 0) -> list[Section]:
 
 def _model(result: CompareResult, model: str) -> Section:
     """The verdict on a model, what the comparison can show, and its table without empty columns."""
-    rows, part = result.rows(model), result.variance[model]
+    rows = result.rows(model)
+    part = result.variance[model]
     lines = [sentence(rows[0]), power_sentence(rows[0])]
     known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
     shares = [
@@ -334,7 +335,8 @@ def page(result: CompareResult, flips: int = 0) -> str:
 
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
-    scale, side = 100 if rows[0].fraction else 1, -1 if rows[0].higher_is_better else 1
+    scale = 100 if rows[0].fraction else 1
+    side = -1 if rows[0].higher_is_better else 1
     ends = [
         0.0,
         *(

@@ -87,7 +87,8 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
         table = tomllib.loads(text_of(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
-    tasks, margins = table.get("tasks", {}), dict[str, Margin]()
+    tasks = table.get("tasks", {})
+    margins = dict[str, Margin]()
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise UserError(f"{path}: tasks: each task is a table, [tasks.NAME]")
     for key in table:
@@ -159,7 +160,8 @@ def _step_down(
     ends = {
         name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()
     }
-    shown, new = set[str](), {""}
+    shown = set[str]()
+    new = {""}
     while new:
         left = [name for name in margins if name not in shown]
         new = {

@@ -284,7 +284,8 @@ def write_at(descriptor: int, view: memoryview, offset: int) -> None:
     """Write all of `view` at an offset of the file."""
     while len(view):
         count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
+        view = view[count:]
+        offset = offset + count
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -61,7 +61,8 @@ def read_table(path: Path) -> ScoreMatrix:
         UserError: the file is absent, ragged, holds a duplicate or a value that is not a score (row and column named).
     """
     rows = _read_rows(path)
-    header, body = rows[0], rows[1:]
+    header = rows[0]
+    body = rows[1:]
     if header[0].lower() != "model" or len(header) < 2:
         raise UserError(
             f"{path}:1: the header must be `model,<category>,...`, not `{','.join(header)[:80]}`"

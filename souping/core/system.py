@@ -128,7 +128,8 @@ class Child:
     """
 
     def __init__(self, environment: Callable[[], Mapping[str, str]], memory: int = MEMORY) -> None:
-        self._environment, self.memory = environment, memory
+        self._environment = environment
+        self.memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._lock = threading.Lock()
@@ -178,7 +179,8 @@ class Child:
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         assert process.stdout is not None
-        self._process, self._messages = process, queue.Queue()
+        self._process = process
+        self._messages = queue.Queue()
         threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
         return process
 
@@ -214,7 +216,8 @@ class Child:
             self._end()
 
     def _end(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is None:
             return
         assert process.stdin is not None

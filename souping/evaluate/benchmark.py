@@ -245,7 +245,8 @@ def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
     for key, hint in FORMS.items():
         if values.get(key) is not None and (wrong := mismatch(values[key], hint)):
             raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
-    prompt, tools = values["prompt"], values.get("tools") or []
+    prompt = values["prompt"]
+    tools = values.get("tools") or []
     if isinstance(prompt, str) and tools:
         raise UserError(
             f"{where}: `tools` are shown by the chat template: write the prompt as messages"
@@ -463,7 +464,9 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
-    places, ids, edges = dict[str, int](), list[str](), list[tuple[int, int]]()
+    places = dict[str, int]()
+    ids = list[str]()
+    edges = list[tuple[int, int]]()
     for name, texts in shared:
         edges += [(len(ids), places.setdefault(text, len(places))) for text in texts]
         ids.append(name)

@@ -149,7 +149,9 @@ class CommandEvaluator(Evaluator):
 
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
-        out, listing, copy = attempt / "out", attempt / ITEMS, attempt / "model"
+        out = attempt / "out"
+        listing = attempt / ITEMS
+        copy = attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
         paths = {"{model}": folder, "{items}": listing, "{out}": out}
@@ -256,7 +258,8 @@ def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
     if not is_table(log) or (attempt / DONE).exists():
         return log
-    data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
+    data = log.read_bytes()
+    copy = attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])
     return copy
 

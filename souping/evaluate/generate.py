@@ -84,11 +84,13 @@ class MachineEvaluator(Evaluator):
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
         """This evaluator with what it leaves to the candidates: their own dtype, and one thread if they are small."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        dtype, small = "float32", False
+        dtype = "float32"
+        small = False
         if has_weights(architecture_folder):
             # only headers: the pool has opened it
             model = Checkpoint.open(architecture_folder, allow_pickle=True)
-            dtype, small = compute_dtype(model), model.parameters < SMALL
+            dtype = compute_dtype(model)
+            small = model.parameters < SMALL
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copied = copy.copy(self)
@@ -96,7 +98,9 @@ class MachineEvaluator(Evaluator):
         return copied
 
     def module_settings(self) -> ModuleSettings:
-        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
+        device = self.resolved_device
+        dtype = self.resolved_dtype
+        trust = self.trust_remote_code
         return ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust)
 
     @property

@@ -85,7 +85,8 @@ class LossEvaluator(EngineEvaluator):
 
 
 def _record(model: LoadedModel, item: Item, read: Passage, likelihood: float) -> Record:
-    bits, size = -likelihood / math.log(2), len(scored_text(item).encode())
+    bits = -likelihood / math.log(2)
+    size = len(scored_text(item).encode())
     tokens = (*read.before, *read.scored)
     key = prompt_key(tokens)
     return Record(
@@ -116,9 +117,11 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     Raises:
         UserError: there is no token to score, or none that a text's first token could follow.
     """
-    text, answer = prompt_text(tokenizer, item), scored_text(item)
+    text = prompt_text(tokenizer, item)
+    answer = scored_text(item)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    whole, alone = encode(tokenizer, text), list[int]()
+    whole = encode(tokenizer, text)
+    alone = list[int]()
     if item.scorer != TEXT:
         whole, alone = encode(tokenizer, text + answer), whole
     shared = sum(

@@ -340,7 +340,8 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
         import torch
 
         scores = keep_likely(logits.float() / decoding.temperature, decoding)
-        generator, place = torch.Generator(device=scores.device), ids.shape[1] - width
+        generator = torch.Generator(device=scores.device)
+        place = ids.shape[1] - width
         for row, seed in enumerate(seeds):
             generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
             noise = torch.empty_like(scores[row]).exponential_(generator=generator)

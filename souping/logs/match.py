@@ -281,7 +281,8 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
     """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers in their order."""
     item_place = {item: place for place, item in enumerate(items)}
-    places, values = [], []
+    places = []
+    values = []
     for number, run in enumerate(runs):
         answered: Counter[str] = Counter()
         for a in sorted(run.answers, key=lambda answer: answer.replicate):

@@ -195,7 +195,8 @@ def _metric(
     figure = number(reported)
     reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
     if (reported is not None and not reached) or (counted.size and np.isnan(mean)):
-        is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
+        is_mean = False
+        answers = [replace(answer, score=np.nan) for answer in answers]
     return LoggedMetric(
         name=name,
         higher_is_better=higher,

@@ -138,12 +138,14 @@ def _logs(
     needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
         if not needed.keys() <= row.keys():
-            name, known = next(name for name in needed if name not in row), list(map(str, row))
+            name = next(name for name in needed if name not in row)
+            known = list(map(str, row))
             raise UserError(
                 f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
             )
         where = f"{path}: row {number}"
-        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
+        key = (_text(row, "task"), str(row["category"]))
+        metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
         listed_lower = {*key, "/".join(key)} & {*(lower or ())}
@@ -224,7 +226,8 @@ def _log(
     tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
     directions: Directions,
 ) -> Log:
-    found, inside = dict[str, Task](), dict[str, list[str]]()
+    found = dict[str, Task]()
+    inside = dict[str, list[str]]()
     for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in found:

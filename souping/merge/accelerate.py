@@ -329,12 +329,14 @@ def agrees(device: torch.device) -> bool:
     """Whether the device's bits are those of the kernels on a sample of random bits."""
     import torch
 
-    dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
+    dice = np.random.default_rng(0)
+    weights = (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
         rows = [
             np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights
         ]
-        wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
+        wanted = np.empty_like(rows[0])
+        tags = [dtype] * len(rows)
         mix_block(function, rows, tags, weights, dtype, wanted, dtype)
         soup, _ = blend(
             function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype

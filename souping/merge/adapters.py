@@ -81,7 +81,8 @@ class AdapterPool(CandidatePool):
             n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()
         }
         self._eos_token_ids = eos_token_ids(self.base.folder)
-        self._folders, self.base_name = dict(folders), base_name(folders)
+        self._folders = dict(folders)
+        self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
         self._opened = {
             **{n: a.checkpoint for n, a in self.adapters.items()},
@@ -181,7 +182,9 @@ class AdapterPool(CandidatePool):
         self, plan: AdapterPlan, stage: Path, progress: Progress
     ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
-        recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
+        recipe = plan.recipe
+        nonfinite = self._merge.nonfinite
+        reader = self.reader()
         shares = self.shares(recipe)
         if _merged(recipe):
             full = factors.base_plan(
@@ -245,7 +248,8 @@ class AdapterLive(Pourable):
     """
 
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
-        self._pool, self._reader = pool, pool.reader()
+        self._pool = pool
+        self._reader = pool.reader()
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
         self._changed: set[str] = set()
@@ -267,7 +271,8 @@ class AdapterLive(Pourable):
         """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
         import torch
 
-        site, target = self._pool.sites[name], self._owners[name].get_parameter("weight")
+        site = self._pool.sites[name]
+        target = self._owners[name].get_parameter("weight")
         merged = _merged(recipe)
         made: factors.Product | None = None
         if shares:
@@ -342,7 +347,8 @@ def find_base(
 
 
 def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
-    one, other = left.settings, right.settings
+    one = left.settings
+    other = right.settings
     named = shown(str(one.base)), shown(str(other.base))
     if one.base != other.base and (
         folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)
@@ -406,7 +412,8 @@ def _site(
 
 
 def _fits(part: FactorPair, tensor: Tensor) -> bool:
-    rows, columns = part.b.shape[0], part.a.shape[1]
+    rows = part.b.shape[0]
+    columns = part.a.shape[1]
     shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
     return tensor.shape in shapes
 

@@ -62,7 +62,8 @@ class TensorReader:
     """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`)."""
 
     def __init__(self, checkpoints: Checkpoints, nonfinite: str = "warn") -> None:
-        self._checkpoints, self._nonfinite = checkpoints, nonfinite
+        self._checkpoints = checkpoints
+        self._nonfinite = nonfinite
         self._reported: set[str] = set()
 
     def rows(self, name: str, tensor: Tensor, start: int = 0, count: int | None = None) -> Float32:
@@ -164,7 +165,8 @@ def write_weights(
     Raises:
         UserError: a file ended early, or a value is not finite.
     """
-    rank, size = soup_rank(shares), size_of(dtype)
+    rank = soup_rank(shares)
+    size = size_of(dtype)
     tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     total = 0
     for module in sorted(shares):
@@ -196,7 +198,8 @@ def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Path) -> 
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
     """
     settings = [adapter.settings for adapter in adapters.values()]
-    name, revision = str(base.resolve()), None
+    name = str(base.resolve())
+    revision = None
     if cached := cached_name(name):
         name, _, revision = cached.partition("@")
     if name == settings[0].base:

@@ -77,7 +77,9 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
 
 def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
     """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
-    s, a, b = sums[at], a[at], b[at]
+    s = sums[at]
+    a = a[at]
+    b = b[at]
     part = s - a
     error = (a - (s - part)) + (b - part)
     even = (s.view(np.uint64) & np.uint64(1)) == 0
@@ -95,7 +97,8 @@ def linear(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
 
 def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
     """x_0 + sum_k w_k (x_k - x_0): `tensors[0]` is the base and `weights[0]` is not used."""
-    base, total = tensors[0], np.zeros_like(tensors[0])
+    base = tensors[0]
+    total = np.zeros_like(tensors[0])
     with np.errstate(over="ignore", invalid="ignore"):
         for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
             total = fma(weight, tensor - base, total)
@@ -196,7 +199,8 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
 def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) -> str:
     """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
-    lines, total = [_load(k, source) for k, source in enumerate(sources)], "0.0"
+    lines = [_load(k, source) for k, source in enumerate(sources)]
+    total = "0.0"
     for k in range(int(delta), len(sources)):
         value = f"%x{k}"
         if delta:
@@ -271,9 +275,12 @@ def _narrow(value: str, name: str, dtype: str) -> str:
 
 def _store(dtype: str, out_dtype: str) -> str:
     """Write the soup's bits to `%out`, through fp32 if they are written as another dtype."""
-    text, bits, size = "", "soup", 8 * size_of(out_dtype)
+    text = ""
+    bits = "soup"
+    size = 8 * size_of(out_dtype)
     if out_dtype != dtype:
-        text, bits = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n", "cast"
+        text = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n"
+        bits = "cast"
     narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
     return f"""{text}  {narrowed}
   %to = getelementptr i{size}, ptr %out, i64 %i
@@ -363,7 +370,8 @@ def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times
     their weighted mean difference (the paper's mean is the uniform one). A pole (1 + (N-1) c = 0) keeps the base.
     """
-    count, norms = len(weights), np.sqrt(np.diag(inner))
+    count = len(weights)
+    norms = np.sqrt(np.diag(inner))
     pairs = [(i, j) for i in range(count) for j in range(i)]
     cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
     below = 1 + (count - 1) * cosine
@@ -389,7 +397,8 @@ def get_method(name: str) -> Method:
 
 def check_method(name: str, weights: Weights) -> None:
     """Refuse a number of ingredients, or weights, that the method is not defined for (UserError)."""
-    method, count = get_method(name), len(weights)
+    method = get_method(name)
+    count = len(weights)
     if count < method.least or (method.most is not None and count > method.most):
         wanted = (
             f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"

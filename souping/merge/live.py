@@ -56,8 +56,12 @@ class LiveModule(Pourable):
     def __init__(
         self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
     ) -> None:
-        self._alignment, self._module, self._nonfinite = alignment, module, nonfinite
-        self._files, self._targets, self._warned = WeightFiles(), ModuleTargets(module), set[str]()
+        self._alignment = alignment
+        self._module = module
+        self._nonfinite = nonfinite
+        self._files = WeightFiles()
+        self._targets = ModuleTargets(module)
+        self._warned = set[str]()
         self._grams: dict[tuple[object, ...], FloatArray] = {}
 
     def pour(self, recipe: Recipe) -> None:
@@ -94,7 +98,8 @@ class LiveModule(Pourable):
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
     ) -> Iterator[Task]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
-        method, size = get_method(plan.method), size_of(dtype)
+        method = get_method(plan.method)
+        size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
             rows = [
                 self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file)
@@ -292,7 +297,8 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
         raise UserError(
             f"the soup does not fit the live module: {first_line(error)[:150]}"
         ) from None
-    source, report = loaded[0].state_dict(), loaded[1]
+    source = loaded[0].state_dict()
+    report = loaded[1]
     state = module.state_dict(keep_vars=True)
     lost = {
         *report["missing_keys"],

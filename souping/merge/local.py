@@ -241,7 +241,9 @@ class FullModelPool(CandidatePool, Generic[P]):
         Raises:
             UserError: a folder is absent or broken.
         """
-        self._folders, self._merge, self._cache = dict(folders), merge, cache
+        self._folders = dict(folders)
+        self._merge = merge
+        self._cache = cache
         lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = {
             name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()

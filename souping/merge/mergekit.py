@@ -231,7 +231,9 @@ class MergekitLive(Pourable):
     """Live module that takes mergekit's soups."""
 
     def __init__(self, merge: MergekitMerge, models: Alignment, module: torch.nn.Module) -> None:
-        self._merge, self._models, self._module = merge, models, module
+        self._merge = merge
+        self._models = models
+        self._module = module
 
     def pour(self, recipe: Recipe) -> None:
         """Write the soup, then pour that one checkpoint. Raises UserError as `MergekitMerge.write`."""

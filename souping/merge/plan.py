@@ -204,7 +204,8 @@ class MergePlan(SoupPlan):
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
         if self.frame is not None:
             place = f"{len(self.shards)} files in the layout of {self.carrier}"
-        read, written = human(self.read_bytes), human(self.nbytes)
+        read = human(self.read_bytes)
+        written = human(self.nbytes)
         return safe(
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
@@ -246,7 +247,8 @@ def carried(carry: str | None, recipe: Recipe) -> str | None:
 
 def base_name(names: Iterable[str]) -> str:
     """A name for the base model that none of the candidates has."""
-    taken, name = set(names), "base"
+    taken = set(names)
+    name = "base"
     while name in taken:
         name += " model"
     return name
@@ -365,8 +367,10 @@ def _follows(a: Chunk, b: Chunk) -> bool:
 def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
     total = sum(chunk.nbytes for chunk in work)
-    low, high = total * rank // ranks, total * (rank + 1) // ranks
-    share, passed = [], 0
+    low = total * rank // ranks
+    high = total * (rank + 1) // ranks
+    share = []
+    passed = 0
     for chunk in work:
         size = size_of(chunk.dtype)
         first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))

@@ -170,7 +170,8 @@ def _figure1() -> Iterator[Finding]:
     column = dict(zip(board.categories, board.values.T, strict=True))
     turns = [place for place, name in enumerate(board.categories) if name.startswith("multi_turn_")]
     among = pearson(board.values).rho[np.ix_(turns, turns)][np.triu_indices(len(turns), 1)]
-    low, high = among.min(), among.max()
+    low = among.min()
+    high = among.max()
     agrees = round(low, 2) >= 0.96 and round(high, 2) <= 0.98
     yield _compared("multi_turn", f"{low:.2f} to {high:.2f}", agrees, note)
     live = np.sum([size * column[name] for name, size in LIVE.items()], axis=0)
@@ -203,7 +204,8 @@ def on_grid(weights: Sequence[float]) -> int:
 
 def _weights() -> Iterator[Finding]:
     for name, recipe in recipes().items():
-        place, size = on_grid([*recipe.values()]), len(grid(len(recipe)))
+        place = on_grid([*recipe.values()])
+        size = len(grid(len(recipe)))
         paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
@@ -213,7 +215,8 @@ def _weights() -> Iterator[Finding]:
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
     """{"soce over uniform_all, relative": gain} for every two rows and both readings of a gain."""
-    total, gain = totals(benchmark, scale), dict[str, float]()
+    total = totals(benchmark, scale)
+    gain = dict[str, float]()
     for better in ("soce", "uniform_selected"):
         for base in ("best candidate", "uniform_all", "uniform_selected"):
             if better != base:
@@ -224,11 +227,14 @@ def gains(benchmark: str, scale: str) -> dict[str, float]:
 
 def _gains() -> Iterator[Finding]:
     for row in (row for row in published("printed.csv") if row["gain"]):
-        computed, printed = gains(row["benchmark"], row["scale"]), row["printed"]
-        points, relative = computed[f"{row['gain']}, points"], computed[f"{row['gain']}, relative"]
+        computed = gains(row["benchmark"], row["scale"])
+        printed = row["printed"]
+        points = computed[f"{row['gain']}, points"]
+        relative = computed[f"{row['gain']}, relative"]
         value = float(printed.rstrip(" %"))
         rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
-        is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
+        is_points = abs(points - value) <= rounding
+        is_relative = abs(relative - value) <= rounding
         note = (
             ""
             if is_relative
@@ -299,7 +305,8 @@ def directions() -> list[str]:
 
 
 def _flores() -> Iterator[Finding]:
-    scores, names = flores(), directions()
+    scores = flores()
+    names = directions()
     sound = np.array([name != CORRUPT for name in names])
     for key, models in (
         ("candidates", [name for name in scores if name != "SoCE"]),
@@ -337,7 +344,8 @@ def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
         f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
         f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}"
     )
-    what, agrees = "gain of SoCE over the best candidate, BLEU", abs(printed - ours) < 0.006
+    what = "gain of SoCE over the best candidate, BLEU"
+    agrees = abs(printed - ours) < 0.006
     return _finding("Table 5", what, f"{printed:.2f}", f"{ours:.2f}", agrees, note)
 
 
@@ -417,7 +425,8 @@ def spans(
 
 def selections(table: PaperTable) -> JsonObject:
     """Selection of every reading from one table, compared with the paper's own choice."""
-    scores, chosen = table.scores, table.chosen
+    scores = table.scores
+    chosen = table.chosen
     stated = STATED.select(scores)
     return {
         "title": table.title,
@@ -441,7 +450,8 @@ def selections(table: PaperTable) -> JsonObject:
 
 def _readings(table: PaperTable) -> list[Json]:
     """One row for all readings that select the same ingredients."""
-    scores, rules = table.scores, dict[Names, list[str]]()
+    scores = table.scores
+    rules = dict[Names, list[str]]()
     for rule, selector in READINGS.items():
         names: Names = ()
         with suppress(UserError):  # no category is below the threshold
@@ -463,7 +473,8 @@ def _readings(table: PaperTable) -> list[Json]:
 
 def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
     """Remarks on the selection by the stated rule."""
-    low, names = stated.low_correlation, stated.ingredients
+    low = stated.low_correlation
+    names = stated.ingredients
     notes = []
     for name in names if chosen else ():
         won = [category for category, expert in stated.experts.items() if expert == name]

@@ -57,7 +57,8 @@ def section(data: Row) -> Section:
     differs, agrees, missing = (_findings([row for row in entries(data, "findings") if row.get("verdict") == verdict])
                                 for verdict in verdicts)  # fmt: skip
     board = part(data, "figure1")
-    models, categories = texts(board, "models"), count(len(texts(board, "categories")))
+    models = texts(board, "models")
+    categories = count(len(texts(board, "categories")))
     who = in_words(models) if len(models) < 12 else f"{count(len(models))} models"
     first = f"Pearson correlation of {categories} categories over {who}."
     folded = (
@@ -83,7 +84,8 @@ def _findings(rows: Sequence[Row]) -> TableGrid:
 
 def _selection(found: Row) -> Section:
     """One table's selection: readings of the rule, and what every threshold gives."""
-    paper, header = texts(found, "paper"), ("ingredients", "beside the paper")
+    paper = texts(found, "paper")
+    header = ("ingredients", "beside the paper")
     lines = (
         f"The paper chose {in_words(paper)}." if paper else "The paper does not say what it chose.",
         f"The stated rule chooses {in_words(texts(found, 'stated'))}.",
@@ -98,7 +100,8 @@ def _selection(found: Row) -> Section:
     ]
     shown = grid(("reading", *header), readings, left=(0, 1, 2))
     more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
-    title, command = f"{clean(found.get('title'))}: selection", clean(found.get("command"))
+    title = f"{clean(found.get('title'))}: selection"
+    command = clean(found.get("command"))
     return Section(title, lines, grids=(shown,), folded=nonempty((more,)), code=command)
 
 

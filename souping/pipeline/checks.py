@@ -210,7 +210,8 @@ def _check_search(settings: RunSettings, names: Names) -> None:
     """Refuse a search that has no point, or not the right number of weights."""
 
     def check(ingredients: Names) -> None:
-        optimiser, size = settings.optimiser, len(ingredients)
+        optimiser = settings.optimiser
+        size = len(ingredients)
         optimiser.describe(size)
         if optimiser.known_points(size) is None and optimiser.count(size) == 1:
             optimiser.start(SearchSpace(ingredients=ingredients, candidates=names), settings.seed)

@@ -222,7 +222,8 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
         for records in of_model.values()
         for one in records
     }
-    prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
+    prompts = run.store.prompts(keys)
+    evaluator = run.settings.evaluator
     for place, item in enumerate(items):
         records = {
             name: of_model[item.id] for name, of_model in answers.items() if item.id in of_model
@@ -377,7 +378,8 @@ def _resume(run: Run, report: JsonObject, trials: Rows) -> tuple[Selection, Sear
             f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
             "restore them"
         )
-    recipe, nothing = part(report, "recipe"), Result(objective=0.0, categories={}, items=0)
+    recipe = part(report, "recipe")
+    nothing = Result(objective=0.0, categories={}, items=0)
     shares = map(number, elements(recipe, "weights"))
     soup = _recipe(
         run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id")

@@ -72,7 +72,8 @@ class RunResult:
     def verdict(self) -> Verdict:
         """What may be claimed; `claim` and `sentence` are empty without a report."""
         found: Mapping[str, Any] = part(self.report, "verdict")
-        claim, sentence = found.get("claim", ""), found.get("sentence", "")
+        claim = found.get("claim", "")
+        sentence = found.get("sentence", "")
         return Verdict(claim=claim, sentence=sentence, p_value=found.get("p_value"))
 
     @property

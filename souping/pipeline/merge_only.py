@@ -50,7 +50,8 @@ from souping.report.progress import Throughput, say
 def merge(settings: MergeSettings) -> Path | None:
     """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
     with Store(settings.store_path) as store, ExitStack() as parts:
-        candidates, late = settings.pool.resolve(), not settings.plan
+        candidates = settings.pool.resolve()
+        late = not settings.plan
         pool = parts.enter_context(
             closing(
                 OpenPool(
@@ -86,9 +87,11 @@ def merge(settings: MergeSettings) -> Path | None:
 
 def show_names(settings: MergeSettings) -> None:
     """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
-    merge, home = settings.merge, settings.pool.home
+    merge = settings.merge
+    home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
-    like, shown_before = Like(folder, rules_of(merge.names)), dict[tuple[str, ...], str]()
+    like = Like(folder, rules_of(merge.names))
+    shown_before = dict[tuple[str, ...], str]()
     for candidate in settings.pool.resolve(at_least=1):
         path = folder_of(str(candidate.path), merge.allow_pickle)
         lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
@@ -112,7 +115,8 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         recipe, table = read_recipe(path)
         _check_method(recipe)
         # every byte is read anew, once
-        backend, hashes = maker(settings.merge, recipe), dict[str, str]()
+        backend = maker(settings.merge, recipe)
+        hashes = dict[str, str]()
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
         home = (
             folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None

@@ -85,7 +85,8 @@ class OpenPool:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
         here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
         models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
-        self.base, self.folders = merge.base, {c.name: c.path for c in models}
+        self.base = merge.base
+        self.folders = {c.name: c.path for c in models}
         late = (
             late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         )
@@ -94,7 +95,8 @@ class OpenPool:
         self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
         self.merge_pool = merge.open(self.folders, used, self._like)
         self._homes = {c.name: c.home for c in models}
-        warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
+        warnings = self.merge_pool.warnings
+        fingerprints = self.merge_pool.fingerprints
         self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
         self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
@@ -103,7 +105,8 @@ class OpenPool:
             *notes,
             *_copies({c.name: c.fingerprint for c in self.candidates}),
         ]
-        self._store, self._pickles = store, merge.allow_pickle
+        self._store = store
+        self._pickles = merge.allow_pickle
         if not self.late:
             self._note(self.merge_pool.known_folders)
         self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
@@ -365,9 +368,13 @@ class LoadedSoup(LoadedModel):
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
-        self.soup, self.eos_token_ids = recipe.fingerprint, pool.eos_token_ids(recipe)
-        self._pool, self._module, self._scratch = pool, module, scratch
-        self._settings, self._recipe = settings, recipe
+        self.soup = recipe.fingerprint
+        self.eos_token_ids = pool.eos_token_ids(recipe)
+        self._pool = pool
+        self._module = module
+        self._scratch = scratch
+        self._settings = settings
+        self._recipe = recipe
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -405,7 +412,8 @@ class SharedModule:
             self._loaded, self._soup = None, ""  # two modules at once might not fit
             folder = self._pool.architecture_folder
             loaded = load_module(folder, settings)
-            self._loaded, self._settings = (loaded, self._pool.live(loaded)), settings
+            self._loaded = (loaded, self._pool.live(loaded))
+            self._settings = settings
             self._class_ends = (
                 None if eos_token_ids(folder) else loaded.generation_config.eos_token_id
             )
@@ -469,7 +477,9 @@ class ScratchFolder:
             shutil.rmtree(self._root, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
-        self._root, self._lock, self._soup = None, None, ""
+        self._root = None
+        self._lock = None
+        self._soup = ""
 
 
 def _link(folder: Path, copy: Path) -> None:

@@ -39,7 +39,8 @@ class PoolActor:
     """What runs in an actor's process; `process` tells a restarted one from the one before."""
 
     def __init__(self, open_worker: Callable[[], Workers]) -> None:
-        self._worker, self._process = open_worker(), uuid.uuid4().hex
+        self._worker = open_worker()
+        self._process = uuid.uuid4().hex
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         return self._process, dict(self._worker.fingerprints)
@@ -115,7 +116,9 @@ class RayWorkers(Workers):
     def __init__(
         self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]
     ) -> None:
-        self._settings, self._here, self._elsewhere = settings, here, elsewhere
+        self._settings = settings
+        self._here = here
+        self._elsewhere = elsewhere
         self._actors: list[ActorHandle[PoolActor]] = []
         self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}
         self._processes = set[str]()
@@ -207,7 +210,8 @@ class RayWorkers(Workers):
 
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._sent = [], {}
+        self._actors = []
+        self._sent = {}
         if self._started_ray:
             self._started_ray = False
             ray.shutdown()

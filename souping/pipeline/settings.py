@@ -214,7 +214,8 @@ class RunSettings(MergeSettings):
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that `guard_against` names (UserError if it is none)."""
-        names, base = {one.name: one.name for one in candidates}, self.merge.base
+        names = {one.name: one.name for one in candidates}
+        base = self.merge.base
         for one in candidates:
             if base and base in (one.name, str(one.path), one.source):
                 names["base"] = one.name

@@ -194,7 +194,8 @@ class Steps:
 
     def contenders(self, ingredients: Sequence[str], soup: Recipe, best: str) -> list[Contender]:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
-        names, single = self.recipes.names, self.single
+        names = self.recipes.names
+        single = self.single
         rows = [
             Contender(
                 name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)
@@ -228,7 +229,8 @@ class Steps:
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
-        found, names = self.settings.pool.trajectory, self.recipes.names
+        found = self.settings.pool.trajectory
+        names = self.recipes.names
         if found is None:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
@@ -244,7 +246,8 @@ class Steps:
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
-        found, weights = self.settings.pool.trajectory, self.weights_of(soup)
+        found = self.settings.pool.trajectory
+        weights = self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
         return [
             (self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
@@ -253,7 +256,8 @@ class Steps:
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
-        known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
+        known = dict(zip(soup.ingredients, soup.weights, strict=True))
+        names = self.recipes.names
         weights = (
             known
             if set(known) <= set(names)

@@ -176,7 +176,8 @@ def target(value: Json) -> Target | None:
         return None
     table = {"repo": value} if isinstance(value, str) else value
     if isinstance(table, Mapping) and set(table) <= {"repo", "private"}:
-        repo, private = table.get("repo"), table.get("private", False)
+        repo = table.get("repo")
+        private = table.get("private", False)
         if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
             return Target(repo, private)
     raise UserError(
@@ -205,7 +206,8 @@ def check(goal: Target, out: Path) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
-    space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
+    space = goal.repo.split("/")[0]
+    token = (who.get("auth") or {}).get("accessToken") or {}
     spaces = [
         who["name"],
         *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read"),

@@ -132,7 +132,8 @@ class Plan:
         times = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
-            answering, reading = ([0.0, 0.0], [0.0, 0.0])
+            answering = [0.0, 0.0]
+            reading = [0.0, 0.0]
             for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
                 for stage in (stage for stage in self.stages if stage.items):
                     speed = self.speeds.get(stage.benchmark, self.speeds[""])
@@ -236,7 +237,8 @@ def sections(plan: Plan) -> list[Section]:
 
 
 def _selection(plan: Plan) -> Section:
-    selection, label = plan.selection, plan.run.selector.label
+    selection = plan.selection
+    label = plan.run.selector.label
     if selection is None:
         sizes = f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients" if plan.sizes else ""
         return Section(
@@ -258,7 +260,8 @@ def _work(plan: Plan) -> Section | None:
     if not plan.stages:
         return None
     rows = [_stage(stage) for stage in plan.stages]
-    asked, todo = plan.sum("asked"), plan.sum("todo")
+    asked = plan.sum("asked")
+    todo = plan.sum("todo")
     totals = (
         (_span(asked), _span(_stored(asked, todo)), _span(todo))
         if plan.folds
@@ -417,7 +420,8 @@ def show_rehearsal(
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
     name = timed.run.pool.resolve()[0].name
-    samples, firsts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+    samples = list[dict[str, Any]]()
+    firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
         line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
         line["models"][name] |= {

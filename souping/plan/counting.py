@@ -64,7 +64,9 @@ class CountedSteps(Steps):
         ingredients: Names,
     ) -> None:
         super().__init__(plan.run, pool, plan.folds, extra)
-        self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
+        self.scores = plan.scores
+        self.ingredients = ingredients
+        self.evaluations = evaluations
         self.stages: list[PlannedStage] = []
         self.plan = plan
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
@@ -86,7 +88,8 @@ class CountedSteps(Steps):
     def search(self, ingredients: Names) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
-        items, size = self.folds.get("search", ()), len(ingredients)
+        items = self.folds.get("search", ())
+        size = len(ingredients)
         stage = Stage(name=SEARCH, models=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)

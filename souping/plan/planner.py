@@ -66,7 +66,8 @@ class _Planner:
     """Collects what is missing here (`lacking`) and what no machine would fix (`faults`)."""
 
     def __init__(self, run: RunSettings, store: Store) -> None:
-        self.run, self.store = run, store
+        self.run = run
+        self.store = store
         self.lacking: list[Missing] = []
         self.faults: list[str] = []
         self.items: Items = ()
@@ -166,7 +167,8 @@ class _Planner:
         with self._attempt():
             own = pool.bound(run.evaluator)
             extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
-            self.run, self.extra = replace(run, evaluator=own), extra
+            self.run = replace(run, evaluator=own)
+            self.extra = extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
         ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
@@ -176,7 +178,9 @@ class _Planner:
 
     def _select(self, plan: Plan) -> None:
         """Select from published scores, or from the store if it has every candidate on the select fold."""
-        run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
+        run = self.run
+        names = self.pool.names
+        items = plan.folds.get("select", ())
         try:
             if run.scores.published:
                 plan.scores = run.scores.matrix(names, checks.not_measured)
@@ -213,7 +217,8 @@ class _Planner:
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
-        counted, errors = list[list[PlannedStage]](), list[UserError]()
+        counted = list[list[PlannedStage]]()
+        errors = list[UserError]()
         chosen = (
             [plan.selection.ingredients]
             if plan.selection
@@ -375,7 +380,8 @@ def _timed(
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch, size = evaluator.full_batch, len(items)
+    batch = evaluator.full_batch
+    size = len(items)
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0
     calls = -(-size // (batch or size))

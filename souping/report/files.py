@@ -97,7 +97,8 @@ def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(report, trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
-    plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
+    plain_keys = ["number", "recipe_id", "objective"]
+    counts = ["items", "reused"]
     table: list[list[Json]] = [
         [*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]
     ]
@@ -246,7 +247,8 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
-    rho, names = table.pop("correlations"), table.pop("categories")
+    rho = table.pop("correlations")
+    names = table.pop("categories")
     if not table["clusters"]:
         del table["clusters"]
     correlation: Json = None

@@ -174,7 +174,8 @@ def find_weights(
         full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds,
     )
-    optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
+    optimiser = strategy.start(space, seed)
+    name = f"optimiser {named(strategy)}"
     if Optimiser not in type(optimiser).__mro__:
         raise UserError(
             f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
@@ -230,21 +231,26 @@ class SearchRun:
         self._optimiser = optimiser
         self._strategy = strategy
         self._recipe_of = recipe_of
-        self._evaluation, self._items, self._log = evaluation, tuple(items), log
-        self._cost, self._trials = SearchCost(), list[Trial]()
+        self._evaluation = evaluation
+        self._items = tuple(items)
+        self._log = log
+        self._cost = SearchCost()
+        self._trials = list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, Cell] = {}
         self._known_scores = dict(known or {})
         self._started_trials = 0
         self._requested_items = 0  # of open requests too
         self._last_request = 0
-        self._ended, self._counted = False, set[Weights]()
+        self._ended = False
+        self._counted = set[Weights]()
 
     def run(self) -> SearchResult:
         """Ask and tell to the end, or to the first limit; results come in any order."""
         for weights, known in self._known_scores.items():
             soup = self._soup(weights)
-            soup.answers, soup.reused = np.array([known.values, known.lengths]), len(known.values)
+            soup.answers = np.array([known.values, known.lengths])
+            soup.reused = len(known.values)
             self._note(soup, self._result(soup.answers))
         self._ask()
         while self._open:
@@ -276,7 +282,8 @@ class SearchRun:
 
     def _soup(self, weights: Weights) -> SearchedSoup:
         if weights not in self._soups:
-            recipe, unknown = self._recipe_of(weights), np.full((2, len(self._items)), np.nan)
+            recipe = self._recipe_of(weights)
+            unknown = np.full((2, len(self._items)), np.nan)
             self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, answers=unknown)
         return self._soups[weights]
 
@@ -374,7 +381,8 @@ class SearchRun:
 
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
-        soup, limit = self._soup(self._optimiser.best()), self._strategy.budget
+        soup = self._soup(self._optimiser.best())
+        limit = self._strategy.budget
         rest = tuple(
             item
             for item, score in zip(self._items, soup.values, strict=True)
@@ -401,7 +409,8 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    total, sums = sum(cell.weights), (1.0, *scales)
+    total = sum(cell.weights)
+    sums = (1.0, *scales)
     if min(cell.weights) < 0 or not any(
         math.isclose(total, one, abs_tol=TOLERANCE) for one in sums
     ):

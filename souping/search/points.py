@@ -67,7 +67,8 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
     if len(table) < 3:
         return list(points)
     first = int(np.argmin(((table - table.mean(axis=0)) ** 2).sum(axis=1).round(12)))
-    order, distance = [first], ((table - table[first]) ** 2).sum(axis=1)
+    order = [first]
+    distance = ((table - table[first]) ** 2).sum(axis=1)
     while len(order) < len(table):
         distance[order[-1]] = -1.0
         order.append(int(np.argmax(distance.round(12))))
@@ -78,7 +79,8 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
 def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
     """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
     steps. They cover a simplex that is too large for a grid."""
-    random, whole = np.random.default_rng(0), round(1 / step)
+    random = np.random.default_rng(0)
+    whole = round(1 / step)
     while True:
         members = random.choice(
             size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds
@@ -219,7 +221,8 @@ class Fixed(LimitedStrategy):
         Raises:
             UserError: the number of weights fits neither, or a candidate that was not selected has a weight.
         """
-        ingredients, candidates = space.ingredients, space.candidates
+        ingredients = space.ingredients
+        candidates = space.candidates
         if len(self.weights) == len(candidates) != len(ingredients):
             given = dict(zip(candidates, self.weights, strict=True))
             lost = [name for name in candidates if given[name] and name not in ingredients]

@@ -341,7 +341,9 @@ def call(
             raise UserError(
                 f"bfcl-eval: the server at {generate['url']} does not answer: {error}"
             ) from error
-    request, log, alive = root / "request.json", root / "runner.log", root / "alive"
+    request = root / "request.json"
+    log = root / "runner.log"
+    alive = root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
     request.write_text(

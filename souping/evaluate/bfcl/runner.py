@@ -178,9 +178,11 @@ def _watched(
         with Path(settings["alive"]).open("ab") as sign:
             sign.write(b".")
         choice = response.choices[0]
-        holder, key = choice, "text"
+        holder = choice
+        key = "text"
         if hasattr(choice, "message"):  # openai's
-            holder, key = choice.message, "content"
+            holder = choice.message
+            key = "content"
         text = getattr(holder, key)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             setattr(holder, key, text.encode("utf-8", "replace").decode())

@@ -112,8 +112,10 @@ class Passage:
         the limit, `before` loses its beginning. Each later one scores `stride` tokens more (default: the limit) after
         as many of the tokens before them as fit.
         """
-        tokens, done = [*self.before, *self.scored], len(self.before)
-        reach, made = limit or len(tokens), list[tuple[list[int], int]]()
+        tokens = [*self.before, *self.scored]
+        done = len(self.before)
+        reach = limit or len(tokens)
+        made = list[tuple[list[int], int]]()
         while done < len(tokens):
             fresh = stride or reach if made else max(reach + 1 - done, reach // 2, 1)
             end = min(len(tokens), done + min(fresh, reach))
@@ -341,7 +343,8 @@ def _generate(
         **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    tokenizer, stop = model.tokenizer, settings.stop
+    tokenizer = model.tokenizer
+    stop = settings.stop
     pairs = zip(prompts, rows, strict=True)
     return [answer_of(tokenizer, stop, prompt, row, ends, pad, max_new) for prompt, row in pairs]
 
@@ -375,7 +378,8 @@ def _likelihoods(
     import torch
 
     torch.set_num_threads(settings.resolved_threads)
-    limit, module = context_length(model), model.module
+    limit = context_length(model)
+    module = model.module
     per_passage = [passage.windows(limit, stride) for passage in passages]
     windows = [window for own in per_passage for window in own]
     vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
@@ -396,15 +400,18 @@ def _scored(
     """Log-likelihood of each window's scored tokens. Rows are padded on the right, where no token before can see it."""
     import torch
 
-    width, device = max(len(tokens) for tokens, _ in windows) - 1, next(module.parameters()).device
+    width = max(len(tokens) for tokens, _ in windows) - 1
+    device = next(module.parameters()).device
     ids = torch.full((len(windows), width), pad, device=device)
     mask = torch.zeros_like(ids)
     for row, (tokens, _) in enumerate(windows):
         ids[row, : len(tokens) - 1], mask[row, : len(tokens) - 1] = torch.tensor(tokens[:-1]), 1
-    logits, totals = module(input_ids=ids, attention_mask=mask).logits, list[float]()
+    logits = module(input_ids=ids, attention_mask=mask).logits
+    totals = list[float]()
     step = max(1, SLICE // logits.shape[-1])
     for row, (tokens, count) in enumerate(windows):
-        end, wanted = len(tokens) - 1, torch.tensor(tokens[len(tokens) - count :], device=device)
+        end = len(tokens) - 1
+        wanted = torch.tensor(tokens[len(tokens) - count :], device=device)
         parts = zip(logits[row, end - count : end].split(step), wanted.split(step), strict=True)
         chosen = [
             torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts
@@ -458,7 +465,8 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     import transformers
 
     quiet()
-    device, trust = settings.device, settings.trust_remote_code
+    device = settings.device
+    trust = settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use"

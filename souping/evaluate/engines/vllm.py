@@ -53,7 +53,9 @@ class EngineState:
         self.in_place = True
 
     def close(self) -> None:
-        engine, self.engine, self.served = self.engine, None, None
+        engine = self.engine
+        self.engine = None
+        self.served = None
         if engine is not None:
             engine.close()
 
@@ -176,7 +178,8 @@ class VllmEngine(Engine):
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
-        state, folder = self.running, model.folder
+        state = self.running
+        folder = model.folder
         config = (folder / "config.json").read_text(encoding="utf-8")
         if state.engine is not None and state.in_place and config == state.config:
             try:
@@ -190,7 +193,8 @@ class VllmEngine(Engine):
                 state.in_place = False
         state.close()
         own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
-        state.engine, state.config = Vllm(folder, {**own, "trust_remote_code": trust}), config
+        state.engine = Vllm(folder, {**own, "trust_remote_code": trust})
+        state.config = config
 
 
 def _answer(

@@ -83,7 +83,8 @@ class HarnessBenchmark(BenchmarkItems):
         Raises:
             UserError: the extra is absent, a task is unknown or cannot be loaded, or a column is not there.
         """
-        category, group = self.evaluator.category, self.evaluator.group
+        category = self.evaluator.category
+        group = self.evaluator.group
         items = tuple(
             item
             for one in self.evaluator.loaded.values()
@@ -287,10 +288,12 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
     )
     names = {"task": loaded.name, "entry": loaded.entry}
     for number in loaded.ids:
-        doc, name = loaded.docs[number], f"{loaded.name}/{number}"
+        doc = loaded.docs[number]
+        name = f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
         with naming_task(name):
-            prompt, answer = str(loaded.task.doc_to_text(doc)), str(loaded.task.doc_to_target(doc))
+            prompt = str(loaded.task.doc_to_text(doc))
+            answer = str(loaded.task.doc_to_target(doc))
         item = Item(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),

@@ -63,7 +63,8 @@ class TaskFiles:
                 raise UserError(
                     f"evaluator.include_path={folder} is not a folder: give the one with your task files"
                 )
-        self._allow, self.allowed = allow_code, list[str]()
+        self._allow = allow_code
+        self.allowed = list[str]()
         self.manager = TaskManager(
             include_path=folders or None,
             include_defaults=include_defaults is True,
@@ -167,7 +168,8 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
     """(key above it, node) of all nodes. An alias is its anchor's node, so a node may be below several keys."""
     from yaml.nodes import MappingNode, SequenceNode
 
-    waiting, seen = [("", root)] if root is not None else [], set()
+    waiting = [("", root)] if root is not None else []
+    seen = set()
     while waiting:
         key, node = waiting.pop()
         if (key, id(node)) in seen:

@@ -166,7 +166,8 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
         if isinstance(evaluator.include_path, str)
         else evaluator.include_path or []
     )
-    defaults, metadata = evaluator.include_defaults, dict(evaluator.metadata or {}) or None
+    defaults = evaluator.include_defaults
+    metadata = dict(evaluator.metadata or {}) or None
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
         with naming_task(entry):
@@ -243,7 +244,8 @@ def _title(spec: Spec) -> str:
 
 def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     """{leaf name: task} of one entry."""
-    index, title = files.manager.task_index, _title(spec)
+    index = files.manager.task_index
+    title = _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
             files.check_readable(Path(spec).name)

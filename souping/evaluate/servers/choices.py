@@ -135,9 +135,11 @@ class Server(ABC):
             return [Missing(what=f"{lacking}: {error}")]
         if not absent:
             return []
-        who, how = f"server={self.kind}", install(self.extra)
+        who = f"server={self.kind}"
+        how = install(self.extra)
         if self.python is not None:
-            who, how = self.interpreter, f"{self.interpreter} -m pip install {' '.join(absent)}"
+            who = self.interpreter
+            how = f"{self.interpreter} -m pip install {' '.join(absent)}"
         return [Missing(what=f"{who} has no {' and no '.join(absent)}", fix=how)]
 
     def start(self, folder: Path, name: str) -> RunningServer:
@@ -263,7 +265,8 @@ class VllmServer(Server):
 
     @property
     def host(self) -> ModelHost:
-        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        gpus = self.tensor_parallel_size
+        fraction = self.gpu_memory_utilization
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
     def flags(self) -> list[str]:

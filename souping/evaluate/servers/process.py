@@ -91,12 +91,14 @@ class Process:
     def ends_in(self, seconds: float, sign: Path | None = None) -> bool:
         """Whether it ends by itself in so many seconds, or as many after the last growth of the file `sign`; else it is
         stopped."""
-        size, since = 0, time.monotonic()
+        size = 0
+        since = time.monotonic()
         try:
             while self.alive and time.monotonic() - since < seconds:
                 time.sleep(0.05)
                 if sign is not None and (now := sign.stat().st_size) != size:
-                    size, since = now, time.monotonic()
+                    size = now
+                    since = time.monotonic()
             return not self.alive
         finally:
             self.stop()
