@@ -51,7 +51,7 @@ COMMAND = re.compile(
 """A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
-JsonObject: TypeAlias = "Mapping[str, Json]"
+JsonObject: TypeAlias = Mapping[str, "Json"]
 """Object of JSON, to read."""
 
 T = TypeVar("T")
