@@ -386,7 +386,7 @@ def test_soup_and_ingredients_on_all_items(
         "90 of its 90 prompts stand in the run's own benchmark too"
         in (tmp_path / "out/report.md").read_text()
     )
-    apart = ("also", "cost", "rebuild", "warnings")  # the last are of the extra benchmark too
+    apart = ("also", "cost", "provenance", "rebuild", "warnings")  # the last are of the extra benchmark too
     first = json.loads((tmp_path / "plain" / "report.json").read_text())
     same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
     assert same[0] == same[1]  # nothing was chosen on it

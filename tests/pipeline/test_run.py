@@ -76,7 +76,9 @@ def test_two_runs_from_an_empty_store_are_equal(
     assert timeless(report_of(a)) == timeless(report_of(b))
     assert (a / "trials.csv").read_bytes() == (b / "trials.csv").read_bytes()
     for file in (a / "soup").iterdir():
-        assert file.read_bytes() == (b / "soup" / file.name).read_bytes()
+        # The card's code names its own folder.
+        data = file.read_bytes().replace(str(finished).encode(), str(tmp_path).encode())
+        assert data == (b / "soup" / file.name).read_bytes()
 
 
 def test_the_soup_on_disk_scores_as_poured(
