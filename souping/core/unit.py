@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from souping.core.text import minus
+from souping.core.reading import read
+from souping.core.text import UNSAFE, minus
 from souping.core.types import FloatArray, Json, number
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
 TURNED = ("mean", "difference", "value", "low", "high")
 """Keys of an interval that hold scores."""
+MOST_DIGITS = 12
+"""Most decimals with which a unit's scores are shown."""
+LARGEST_SCALE = 1e9
+"""Scale and margin of a unit lie between 1 / LARGEST_SCALE and this."""
 Number = TypeVar("Number", float, FloatArray)
 
 
@@ -41,6 +46,25 @@ class Unit:
     digits: int = 1
     margin: float = 1.0
     fractions: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a unit in which no number can be shown. A file that holds one may have been edited.
+
+        Raises:
+            ValueError: a number is out of range, or a word is not one line that a terminal can show.
+        """
+        for size in (self.scale, self.margin):
+            if not 1 / LARGEST_SCALE <= size <= LARGEST_SCALE:
+                bounds = f"{1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+                raise ValueError(f"unit {self.name!r}: {size} as scale or margin is not {bounds}")
+        if not 0 <= self.digits <= MOST_DIGITS:
+            raise ValueError(f"unit {self.name!r}: digits={self.digits} is not 0 to {MOST_DIGITS}")
+        words = f"{self.name}{self.symbol}{self.meaning}"
+        if not self.meaning or UNSAFE.search(words) or "\n" in words:
+            raise ValueError(
+                f"unit: name={self.name!r}, symbol={self.symbol!r} and meaning={self.meaning!r} "
+                "must each be one line without control characters, and the meaning not empty"
+            )
 
     @cached_property
     def factor(self) -> float:
@@ -129,13 +153,7 @@ def scores_in(chosen: Unit) -> Iterator[None]:
 
 def unit_of(table: Mapping[str, Json]) -> Unit:
     """The unit of a report, or of one of its benchmarks."""
-    found = table.get("unit")
-    if not isinstance(found, Mapping):
-        return POINTS
-    known: dict[str, Any] = {
-        each.name: found[each.name] for each in fields(Unit) if each.name in found
-    }
-    return Unit(**known)
+    return read(Unit, table.get("unit"))
 
 
 def gain(score: Json) -> float:
