@@ -47,9 +47,11 @@ def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
 
     Lists and objects below more than `levels` others become null too.
     """
+    if value is None or isinstance(value, bool | str):
+        return value
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(value.tolist(), levels)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = _table(value)
 
     if isinstance(value, Mapping | list | tuple) and levels < 0:
@@ -58,8 +60,6 @@ def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
         return {str(key): to_json(inner, levels - 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(inner, levels - 1) for inner in value]
-    if value is None or isinstance(value, bool | str):
-        return value
     if isinstance(value, int | float):
         # False for NaN.
         finite = -LARGEST_FLOAT <= value <= LARGEST_FLOAT
