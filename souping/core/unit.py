@@ -7,6 +7,7 @@ readers. Nothing in between has to know the unit. What is shown is worded here, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from souping.core.reading import read
-from souping.core.text import UNSAFE, minus
+from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import FloatArray, Json, number
 
 MARGIN = 0.01
@@ -98,6 +99,41 @@ class Unit:
     def text(self, score: float, sign: bool = False, more: int = 0) -> str:
         """`78.1`; `sign` is for differences, `more` digits than usual."""
         return f"{self.scale * score + 0.0:{'+' if sign else ''}.{self.digits + more}f}"
+
+    def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
+        """`78.1`, with `sign` `+1.2`; a dash if it is not known."""
+        return DASH if score is None else signed(self.text(score, sign, more))
+
+    def points(self, score: float | None, sign: bool = False) -> str:
+        """`+1.2 points`"""
+        return f"{self.score(score, sign)} {self.name}"
+
+    def end(self, score: float | None, sign: bool = False) -> str:
+        """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
+        shown = self.score(score, sign)
+        if not sign or not score or re.search("[1-9]", shown):
+            return shown
+        return f"+{shown}" if score > 0 else f"{minus('-')}{shown}"
+
+    def interval(
+        self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
+    ) -> str:
+        """`74.1 to 82.0`, or nothing without both ends."""
+        if low is None or high is None:
+            return ""
+        return f"{self.end(low, sign)}{middle}{self.end(high, sign)}"
+
+    def limits(self, low: float | None, high: float | None, level: float | None) -> str:
+        """`95 % interval +0.4 to +6.6` of a difference."""
+        limits = self.interval(low, high, sign=True) or "without limits"
+        return f"{confidence(level)} interval {limits}"
+
+    def brackets(
+        self, mean: float | None, low: float | None, high: float | None, sign: bool = False
+    ) -> str:
+        """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
+        limits = self.interval(low, high, sign, ", ")
+        return f"{self.score(mean, sign)} [{limits}]" if limits else self.score(mean, sign)
 
     def level(self, score: float, more: int = 0) -> str:
         """`78.1 %`"""

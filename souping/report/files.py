@@ -8,17 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from souping.core.fields import load
 from souping.core.files import write_atomically
+from souping.core.reading import to_json
 from souping.core.text import first_line
 from souping.core.types import (
     Json,
@@ -76,20 +74,7 @@ def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
 
 def as_json(value: Json) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
-    return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
-
-
-def plain(value: Json) -> Json:
-    """`value` as JSON knows it."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
 def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
@@ -156,7 +141,7 @@ def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
 
 def csv_cell(value: Json) -> Json:
     """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
-    known = plain(value)
+    known = to_json(value)
     if isinstance(known, str):
         text = clean(known)
         return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
@@ -244,7 +229,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
         "correlation": correlation,
         **({} if scores is None else _scores_seen(scores)),
     }
-    return {key: plain(inner) for key, inner in whole.items()}
+    return {key: to_json(inner) for key, inner in whole.items()}
 
 
 def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:

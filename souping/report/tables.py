@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from souping.core.text import DASH
 from souping.core.types import Json, elements, entries, number, part, texts
 from souping.core.unit import gain, scores_in, unit, unit_of
 from souping.report.format import (
-    DASH,
     KINDS,
     brackets,
     clean,
