@@ -140,7 +140,7 @@ class CategoryLosses:
     level: Count
     """number of categories without a difference"""
     categories: tuple[CategoryDifference, ...]
-    """a comparison per category that holds for all categories at once"""
+    """per category a comparison that holds for all categories at once, as `comparisons`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class ModelEnds(AnswerEnds):
     reasons: Mapping[str, Count]
     """{why an answer is missing: answers}"""
     categories: Mapping[str, AnswerEnds]
-    """{category: the same}"""
+    """{category: the same shares}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,7 +458,7 @@ class GateCheck:
     groups: Count
     """groups of items"""
     verdict: str
-    """`as expected`, `too low` (measured above the expected score) or `too high`"""
+    """`as expected`, `too low` or `too high`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,7 +498,7 @@ class ExtraResult:
     outcomes: Mapping[str, ModelEnds]
     """{model: how its answers ended}"""
     comparisons: tuple[JudgedDifference, ...]
-    """the soup minus each ingredient"""
+    """the soup minus each ingredient, as `comparisons`"""
     categories: tuple[CategoryDifference, ...]
     """the same per category, as `losses.categories`"""
     shared: Count
@@ -617,9 +617,9 @@ class WindowRow:
     objective: Number
     """objective"""
     last: LookDifference
-    """minus the last checkpoint"""
+    """minus the last checkpoint, as `comparisons`"""
     members_mean: LookDifference
-    """minus the mean of the members"""
+    """minus the mean of the members, as `comparisons`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -641,7 +641,7 @@ class FurtherRuns:
     differences: tuple[Number, ...]
     """difference to the last checkpoint of each"""
     claim: LookDifference | None = None
-    """difference over two or more runs"""
+    """difference over two or more runs, as `comparisons`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -655,7 +655,7 @@ class TrajectoryResult:
     windows: tuple[WindowRow, ...]
     """averages on the search fold, the shortest first"""
     last: LookDifference
-    """the soup minus the last checkpoint on the report fold"""
+    """the soup minus the last checkpoint on the report fold, as `comparisons`"""
     members_mean: LookDifference
     """the soup minus the mean score of its members, by its weights, on the report fold"""
     categories: tuple[CategoryDifference, ...]
@@ -712,7 +712,8 @@ class Report:
     experiment: str
     """name of the run"""
     unit: Unit = POINTS
-    """unit and direction of the scores, and how they are shown"""
+    """unit and direction of the scores: `name`, `higher_is_better`, and how they are shown (`scale`, `digits`,
+    `symbol`, `meaning`, `margin`)"""
     benchmark: BenchmarkLabel | None = None
     """the benchmark"""
     warnings: Names | None = None
