@@ -135,6 +135,10 @@ class Unit:
         limits = self.interval(low, high, sign, ", ")
         return f"{self.score(mean, sign)} [{limits}]" if limits else self.score(mean, sign)
 
+    def gain(self, score: float | None) -> float:
+        """The inner score of one in a report, to order by; 0 if it is not known."""
+        return self.inner(score or 0.0)
+
     def level(self, score: float, more: int = 0) -> str:
         """`78.1 %`"""
         return f"{minus(self.text(score, more=more))} {self.symbol}"

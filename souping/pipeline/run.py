@@ -16,6 +16,7 @@ from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
+from souping.core.reading import read
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -60,6 +61,7 @@ from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import RECIPE, card
 from souping.report import tables
+from souping.report.content import GateSummary
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -168,7 +170,7 @@ class Run(Steps):
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(plain_table(tables.gate({"gate": self.gate})))
+        self.progress.show(plain_table(tables.gate(unit(), read(GateSummary, self.gate))))
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)

@@ -15,11 +15,13 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub
 from souping.core.fields import load
-from souping.core.types import Json, LateError, UserError, entries, part, texts
+from souping.core.reading import read
+from souping.core.types import Json, LateError, UserError, part, texts
 from souping.report import sections, tables
+from souping.report.content import RecipeSummary, typed
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
-from souping.report.tables import Report, Row
+from souping.report.tables import Row
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -35,7 +37,7 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report) -> str:
+def card(parts: Row) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
@@ -55,7 +57,7 @@ def card(parts: Report) -> str:
         title,
         _summary(known),
         "## Recipe",
-        markdown_table(tables.recipe(known)),
+        markdown_table(tables.recipe(read(RecipeSummary, public))),
         _method(public),
     ]
     return "\n\n".join([*blocks, *_evidence(known), *_usage(public), *_rebuild(known)]) + "\n"
@@ -67,16 +69,16 @@ def public_name(name: Json) -> str:
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
-def _summary(parts: Report) -> str:
+def _summary(parts: Row) -> str:
     size = len(texts(part(parts, "recipe"), "ingredients"))
     what = "A copy of one model: the search found no better mixture"
     if size > 1:
         what = f"A weighted average of the weights of {size} models"
-    name = escape_markdown(sections.benchmark(parts))
+    name = escape_markdown(sections.benchmark(typed(parts)))
     return f"{what}, made with souping{f' for {name}' if name else ''}."
 
 
-def _rebuild(parts: Report) -> list[str]:
+def _rebuild(parts: Row) -> list[str]:
     """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
     recipe = part(parts, "recipe")
     absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
@@ -137,23 +139,25 @@ def _front(recipe: Row) -> str:
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
-def _evidence(known: Report) -> list[str]:
+def _evidence(known: Row) -> list[str]:
     """The verdict and the report fold's tables."""
-    if not entries(known, "rows"):
+    report = typed(known)
+    if not report.rows:
         return []
-    if known.get("limit"):
-        return ["## Result", escape_markdown(sections.headline(known))]
+    if report.limit:
+        return ["## Result", escape_markdown(sections.headline(report))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."
     )
-    if part(known, "selection").get("published"):
+    if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    words = [escape_markdown(line) for line in (sections.headline(known), *sections.losses(known))]
-    grids = [
-        tables.scores(known),
-        *([tables.comparisons(known)] if entries(known, "comparisons") else []),
+    words = [
+        escape_markdown(line) for line in (sections.headline(report), *sections.losses(report))
     ]
+    grids = [tables.scores(report)]
+    if report.comparisons:
+        grids.append(tables.comparisons(report))
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 

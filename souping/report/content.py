@@ -86,6 +86,10 @@ class PairedDifference:
     discordant: Number
     """share of items on which the two models differ"""
 
+    @property
+    def p_shown(self) -> Number:
+        return self.p_value
+
 
 @dataclass(frozen=True, kw_only=True)
 class LookDifference(PairedDifference):
@@ -93,6 +97,10 @@ class LookDifference(PairedDifference):
 
     p_look: Number
     """corrected for the number of looks; this one is shown"""
+
+    @property
+    def p_shown(self) -> Number:
+        return self.p_value if self.p_look is None else self.p_look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -774,6 +782,20 @@ class Report:
             if row.kind == kind:
                 return row
         return None
+
+    @property
+    def against_best_single(self) -> RowDifference | None:
+        """The soup minus the best single candidate."""
+        single = self.row("best_single")
+        for pair in self.comparisons or ():
+            if single and pair.b == single.name and pair.kind in ("best_single", ""):
+                return pair
+        return None
+
+
+def typed(report: Report | Json) -> Report:
+    """A report for what shows one. Runs still build the mapping of report.json."""
+    return report if isinstance(report, Report) else read(Report, report)
 
 
 def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:

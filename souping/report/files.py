@@ -30,11 +30,12 @@ from souping.core.types import (
     texts,
 )
 from souping.core.unit import unit, unit_of
+from souping.report.content import Report, typed
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.sections import drawings
-from souping.report.tables import Report, Row, ingredients
+from souping.report.tables import Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
@@ -43,7 +44,7 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def write_report(
-    report: Report, trials: Sequence[Row], run_dir: Path, made: str = ""
+    report: Report | Row, trials: Sequence[Row], run_dir: Path, made: str = ""
 ) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
@@ -65,21 +66,22 @@ def write_report(
     ]
 
 
-def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
+def draw(report: Report | Row, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
+    report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
     made += [trajectory(report), window_bands(report)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Json) -> str:
+def as_json(value: Json | Report) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
+def write_trials(trials: Sequence[Row], report: Report | Row, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
-    names = ingredients(report, trials)
+    names = ingredients(typed(report), trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
     table: list[list[Json]] = [

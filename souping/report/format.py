@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import Json, number
-from souping.core.unit import Unit, gain, unit
+from souping.core.unit import Unit, unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -80,15 +80,10 @@ def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str
     return f"{unit().end(number(low), sign)}{middle}{unit().end(number(high), sign)}"
 
 
-def verdict(pair: Mapping[str, Json]) -> str:
+def verdict(verdict: str) -> str:
     """The verdict on the soup in a word."""
-    word = clean(pair.get("verdict"))
+    word = clean(verdict)
     return {"higher": "better", "lower": "worse"}.get(word, word)
-
-
-def worst_limit(pair: Mapping[str, Json]) -> Json:
-    """The limit of a difference at which the soup is worst."""
-    return min((pair.get("low"), pair.get("high")), key=gain)
 
 
 def rho(value: Json) -> str:
@@ -104,11 +99,6 @@ def p_value(value: Json) -> str:
     if given is None:
         return DASH
     return "< 0.001" if given < 0.001 else f"{given:.3f}"
-
-
-def p_of(pair: Mapping[str, Json]) -> str:
-    """The p-value of a comparison, corrected for the looks where that is known."""
-    return p_value(pair.get("p_look", pair.get("p_value")))
 
 
 def weight(value: Json) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from souping.core.reading import read, to_json
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS, scores_in, unit_of
 from souping.report.content import (
     AnalysisResult,
     Report,
@@ -24,6 +24,7 @@ from souping.report.content import (
     read_content,
 )
 from souping.report.files import as_json, read_trials
+from souping.report.render import markdown
 from tests.conftest import ROOT
 from tests.support.report import sample
 
@@ -202,6 +203,17 @@ def check_mutations(seeds: range) -> None:
         assert report.others == to_json(unknown), seed
         # The next change must not reach into the donor.
         donor = json.loads(text)
+
+
+def test_whatever_was_edited_can_be_shown() -> None:
+    text = json.dumps(whole())
+    for seed in range(100):
+        rng = random.Random(seed)
+        table = json.loads(text)
+        for _ in range(rng.randint(1, 6)):
+            mutate(table, json.loads(text), rng)
+        with scores_in(unit_of(table)):
+            assert markdown(table, []).startswith("# "), seed
 
 
 def test_whatever_was_edited_can_be_read() -> None:

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.core.reading import read
 from souping.pipeline.upload import card
+from souping.report.content import GateSummary, typed
 from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
 from souping.report.format import escape_markdown, quoted
 from souping.report.render import also_table, plain_table, report_table
@@ -63,7 +65,9 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(report_table(report), also_table(report), plain_table(gate(report)))
+    content = typed(report)
+    checks = gate(content.unit, content.gate or read(GateSummary, {}))
+    console.print(report_table(report), also_table(report), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")
     ]
