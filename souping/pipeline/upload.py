@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from souping.core.fields import load
 from souping.core.reading import read
 from souping.core.types import Json, LateError, UserError, part, texts
 from souping.report import sections, tables
-from souping.report.content import RecipeSummary, typed
+from souping.report.content import RecipeSummary, Report, typed
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
 from souping.report.tables import Row
@@ -37,30 +37,29 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Row) -> str:
+def card(parts: Report | Row) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
     the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
     """
-    recipe = part(parts, "recipe")
-    sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
-    public = {
-        **recipe,
-        "ingredients": [public_name(n) for n in texts(recipe, "ingredients")],
-        "sources": sources,
-    }
-    known = {**parts, "recipe": public}
-    title = f"# Soup {escape_markdown(recipe.get('id'))}"
+    report = typed(parts)
+    recipe = report.recipe or read(RecipeSummary, {})
+    sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
+    names = tuple(public_name(name) for name in recipe.ingredients)
+    recipe = replace(recipe, ingredients=names, sources=sources)
     blocks = [
-        _front(public),
-        title,
-        _summary(known),
+        _front(recipe),
+        f"# Soup {escape_markdown(recipe.id)}",
+        _summary(report),
         "## Recipe",
-        markdown_table(tables.recipe(read(RecipeSummary, public))),
-        _method(public),
+        markdown_table(tables.recipe(recipe)),
+        _method(recipe),
+        *_evidence(report),
+        *_usage(recipe),
+        *_rebuild(recipe, report.rebuild),
     ]
-    return "\n\n".join([*blocks, *_evidence(known), *_usage(public), *_rebuild(known)]) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def public_name(name: Json) -> str:
@@ -69,25 +68,24 @@ def public_name(name: Json) -> str:
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
-def _summary(parts: Row) -> str:
-    size = len(texts(part(parts, "recipe"), "ingredients"))
+def _summary(report: Report) -> str:
     what = "A copy of one model: the search found no better mixture"
+    size = len(report.recipe.ingredients) if report.recipe else 0
     if size > 1:
         what = f"A weighted average of the weights of {size} models"
-    name = escape_markdown(sections.benchmark(typed(parts)))
+    name = escape_markdown(sections.benchmark(report))
     return f"{what}, made with souping{f' for {name}' if name else ''}."
 
 
-def _rebuild(parts: Row) -> list[str]:
+def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
     """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
-    recipe = part(parts, "recipe")
-    absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
+    absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
     text = f"Run it in this folder. {sections.REBUILD}"
     if absent:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
-    command = shlex.join(
+    own = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
+    words = shlex.join(
         [
             "python",
             "-m",
@@ -98,12 +96,12 @@ def _rebuild(parts: Row) -> list[str]:
             *own,
         ]
     )
-    return ["## Rebuild", text, fenced(command)]
+    return ["## Rebuild", text, fenced(words)]
 
 
-def _usage(recipe: Row) -> list[str]:
+def _usage(recipe: RecipeSummary) -> list[str]:
     """Python that loads the soup from its folder."""
-    adapter = part(recipe, "settings").get("adapters") == "keep"
+    adapter = recipe.settings.get("adapters") == "keep"
     name, module = (
         ("AutoPeftModelForCausalLM", "peft")
         if adapter
@@ -118,20 +116,18 @@ model = {name}.from_pretrained(folder)"""
     return ["## Usage", fenced(code, "python")]
 
 
-def _method(recipe: Row) -> str:
-    settings = recipe.get("settings")
-    extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
-    return (
-        f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
-    )
+def _method(recipe: RecipeSummary) -> str:
+    settings = json.dumps(recipe.settings, sort_keys=True)
+    extra = f" Settings: `{settings}`." if recipe.settings else ""
+    return f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`.{extra}"
 
 
-def _front(recipe: Row) -> str:
+def _front(recipe: RecipeSummary) -> str:
     """The front matter, without ingredients that cannot be a model's name on the Hub."""
     import yaml
 
-    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
-    parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+    sources = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
+    parents = sources or [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
     table: dict[str, Any] = (
         {"base_model": parents, "base_model_relation": "merge"} if parents else {}
     )
@@ -139,9 +135,8 @@ def _front(recipe: Row) -> str:
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
-def _evidence(known: Row) -> list[str]:
+def _evidence(report: Report) -> list[str]:
     """The verdict and the report fold's tables."""
-    report = typed(known)
     if not report.rows:
         return []
     if report.limit:
