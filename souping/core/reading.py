@@ -3,7 +3,7 @@
 An annotation says what a field takes: `str`, `bool`, `int | None`, `float | None`, a dataclass, `tuple[X, ...]`,
 `Mapping[str, X]`, each of them `| None`, or `Any` for JSON of any form. A value that does not fit becomes the default
 of its field. A field without a default gets None if the annotation allows it, otherwise an empty value. Reading never
-raises.
+raises. A class may refuse values with a ValueError, but not its empty ones: what it refuses does not fit.
 
 `to_json` leaves out a field whose default is None or an empty tuple while it has that default, and writes all others.
 """
