@@ -446,14 +446,16 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _tables(outcome: dict[str, Any]) -> None:
+    from souping.report.content import typed
     from souping.report.render import also_table, output_console, report_table, show_sheet
     from souping.report.sections import analysis_sections
     from souping.report.tables import nonempty
 
+    report = typed(outcome)
     out = output_console()
-    out.print(report_table(outcome))
+    out.print(report_table(report))
     # a report's are on its page
-    if "rows" not in outcome:
-        show_sheet(nonempty(analysis_sections(outcome)), out)
-    if outcome.get("also"):
-        out.print(also_table(outcome))
+    if report.rows is None:
+        show_sheet(nonempty(analysis_sections(report)), out)
+    if report.also:
+        out.print(also_table(report))

@@ -16,7 +16,8 @@ from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
-from souping.core.system import Provenance
+from souping.core.reading import read, to_json
+from souping.core.system import provenance
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -62,6 +63,7 @@ from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import card
 from souping.report import tables
+from souping.report.content import GateSummary
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -170,7 +172,7 @@ class Run(Steps):
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(plain_table(tables.gate({"gate": self.gate})))
+        self.progress.show(plain_table(tables.gate(unit(), read(GateSummary, self.gate))))
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)
@@ -488,12 +490,12 @@ class Run(Steps):
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
-        made_by = Provenance(command=self.settings.command, settings=self.settings.config)
+        made_by = provenance(self.settings.command, self.settings.config)
         more = {
             "warnings": self._warnings(),
             "stability": steady,
             "cost": self._cost(self.winner),
-            "provenance": made_by.to_json(),
+            "provenance": to_json(made_by),
         }
         return {**self.report_content, **more, "analyses": self.analyses}, trials
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
+from souping.core.text import DASH
 from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
 from souping.core.unit import unit
 from souping.merge.plan import human
@@ -251,11 +252,7 @@ def _work(plan: Plan) -> Section | None:
         return None
     rows = [_stage(stage) for stage in plan.stages]
     asked, todo = plan.sum("asked"), plan.sum("todo")
-    totals = (
-        (_span(asked), _span(_stored(asked, todo)), _span(todo))
-        if plan.folds
-        else (format.DASH,) * 3
-    )
+    totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (DASH,) * 3
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
     table = grid(header, rows, strong=[len(rows) - 1])
@@ -288,7 +285,7 @@ def _work_lines(plan: Plan) -> list[str]:
 def _stage(stage: PlannedStage) -> tuple[str, ...]:
     models = f"{_span(stage.models)} folds" if stage.in_parts else _span(stage.models)
     if not stage.items:
-        return (stage.name, models, *(format.DASH,) * 4)
+        return (stage.name, models, *(DASH,) * 4)
     stored = _span(_stored(stage.asked, stage.todo))
     return stage.name, models, f"{stage.items:,}", _span(stage.asked), stored, _span(stage.todo)
 
@@ -378,7 +375,7 @@ def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
+    rows = [(one.what, one.fix or DASH) for one in plan.missing]
     return Section(
         "Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),)
     )
@@ -446,8 +443,8 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
             format.short(item.id),
             format.clean(item.category),
             format.score(record.score, more=-1),
-            format.count(record.prompt_tokens) if record.prompt_tokens else format.DASH,
-            format.count(len(record.tokens)) if record.tokens else format.DASH,
+            format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
+            format.count(len(record.tokens)) if record.tokens else DASH,
             record.outcome,
             format.short(record.output or record.reason, 40),
         )

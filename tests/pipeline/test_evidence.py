@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Tri
 from souping.core.unit import BITS_PER_BYTE, scores_in, unit
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
+from souping.report.content import typed
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.search.loop import SearchResult
@@ -78,7 +79,7 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
         for t in by_name.values()
     )
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
-    (line,) = losses(found)
+    (line,) = losses(typed(found))
     assert line in markdown(found, [])
     assert str(report_table(found).caption).endswith(line)
 
@@ -90,7 +91,7 @@ def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
     ]
     found = evidence.gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
     assert found["losses"] is None
-    assert losses(found) == []
+    assert losses(typed(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
     assert found["verdict"]["claim"] == "keep_single"
 
@@ -123,7 +124,7 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
         "unanswered": pytest.approx(0.1),
     }
     assert own["reasons"] == {"too_long": 60}
-    assert f"{whose} 25.0 %" in endings(found)[0]
+    assert f"{whose} 25.0 %" in endings(typed(found))[0]
     text = markdown(found, [])
     assert "too_long (60)" in text
 
@@ -280,7 +281,7 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
         rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
         found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
-        page = markdown(found, [])
+        page = markdown({**found, "unit": asdict(BITS_PER_BYTE)}, [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
     pair = next(one for one in found["comparisons"] if one["b"] == "a")
@@ -386,7 +387,13 @@ def test_soup_and_ingredients_on_all_items(
         "90 of its 90 prompts stand in the run's own benchmark too"
         in (tmp_path / "out/report.md").read_text()
     )
-    apart = ("also", "cost", "provenance", "rebuild", "warnings")  # the last are of the extra benchmark too
+    apart = (
+        "also",
+        "cost",
+        "provenance",
+        "rebuild",
+        "warnings",
+    )  # the last are of the extra benchmark too
     first = json.loads((tmp_path / "plain" / "report.json").read_text())
     same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
     assert same[0] == same[1]  # nothing was chosen on it
