@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from souping.core.protocols import Evaluator, LoadedModel, Objective
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
-from souping.pipeline.ledger import Claim
+from souping.pipeline.claims import Claim
 from tests.support.composition import compose_once
 
 IGNORED = [

@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
+from souping.analysis.intervals import ItemTable
+from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, detectable, items_for, penalty
 from souping.comparison import estimate
@@ -95,10 +97,11 @@ def compare(
     settings = [average, given, group, pass_at, gate.description]
     rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
-    looks, notes = looks_of(found, table, settings, store, looks)
+    looks, picked, notes = looks_of(found, table, weights, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
-    tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
-    verdicts = _all_verdicts(rows, models, gate, tests, penalty(looks))
+    charge = penalty(looks) * picked
+    tests, best, pairs = _several(pooled, models, ALPHA / charge)
+    verdicts = _all_verdicts(rows, models, gate, tests, charge)
     return CompareResult(
         baseline=base,
         models=models,
@@ -165,13 +168,15 @@ def _several(
 def looks_of(
     logs: Mapping[str, Sequence[Log]],
     table: Matched,
+    weights: Mapping[str, float],
     settings: Sequence[Json],
     store: str | Path | None,
     least: int,
-) -> tuple[int, list[str]]:
-    """(the look that this comparison is, at `least` this one; what to tell about it). Runs of ours have a ledger.
+) -> tuple[int, float, list[str]]:
+    """(the look that this comparison is, at `least` this one; the tests that it stands for; what to tell about it).
 
-    `settings` are what else the claim is about: margins and weights.
+    Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
+    known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
 
     Raises:
         UserError: there were too many looks, or the store that was named is not there.
@@ -182,24 +187,75 @@ def looks_of(
         )
     runs = [log for several in logs.values() for log in several if log.harness == "souping"]
     if not runs:
-        return least, []
+        return least, 1.0, []
     path = store_of(runs[0].path, store)
     if path is None:
-        return least, [
-            "The store of these runs is not here (--store FILE): earlier looks are not counted."
-        ]
+        return (
+            least,
+            1.0,
+            ["The store of these runs is not here (--store FILE): earlier looks are not counted."],
+        )
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
-    compared = {item for found in table.metrics.values() for item in found[0].items}
-    metrics = [
-        metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()
-    ]
-    identities = {a.prompt_hash for metric in metrics for a in metric.answers if a.item in compared}
+    identities = _identities(runs, table)
+    metrics = {task: table.metrics[task][0] for task in weights}
+    keys = [item for metric in metrics.values() for item in metric.items]
+    # An item of a run of ours is its id and the first letters of its identity.
+    questions = [digest([key[:-17], identities.get(key, "")]) for key in keys]
     first, *others = map(_recipe_of, runs)
-    claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
-    with Store(path) as ledger:
-        return max(least, Ledger(ledger).open_comparison(claim, identities).number), []
+    content = sorted(set(identities.values()))
+    former = digest(["comparison", first, sorted(others), list(settings), content])
+    claim = digest(
+        ["pairs", sorted([first, *others]), list(settings[:-1]), content, _scores_of(table)]
+    )
+    with Store(path) as opened:
+        ledger = Ledger(opened)
+        look = ledger.show_comparison(claim, former, content, questions)
+        known = ledger.family_scores(look.family, questions)
+    looks = max(least, look.number)
+    pairs = combinations(range(len(known)), 2)
+    tests = picked_tests(known, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
+    return looks, look.family.missing + tests, []
+
+
+def _identities(runs: Sequence[Log], table: Matched) -> dict[str, str]:
+    """{item: its identity} of the items of runs that are compared."""
+    compared = {item for found in table.metrics.values() for item in found[0].items}
+    identities: dict[str, str] = {}
+    for log in runs:
+        for task in log.tasks.values():
+            for metric in task.metrics.values():
+                identities |= {a.item: a.prompt_hash for a in metric.answers if a.item in compared}
+    return identities
+
+
+def _scores_of(table: Matched) -> list[str]:
+    """Digests of the scores of each model, in no order: another measurement is another comparison."""
+    models: dict[str, list[Json]] = {}
+    for task, metrics in table.metrics.items():
+        for metric in metrics:
+            for model, scores in metric.scores.items():
+                items = zip(metric.items, scores.transpose(2, 0, 1).tolist(), strict=True)
+                rows = sorted([item, str(values)] for item, values in items)
+                models.setdefault(model, []).append([task, metric.metric, rows])
+    return sorted(map(digest, models.values()))
+
+
+def _item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
+    """The compared items of the headline."""
+    groups = []
+    categories = []
+    for number, (task, metric) in enumerate(metrics.items()):
+        categories += [number] * len(metric.items)
+        names = zip(metric.groups, metric.items, strict=True)
+        groups += [group or f"{task} {item}" for group, item in names]
+    return ItemTable(
+        names=tuple(metrics),
+        categories=np.array(categories),
+        groups=np.unique(groups, return_inverse=True)[1],
+        coefficients=np.array([weights[task] for task in metrics]),
+    )
 
 
 def _recipe_of(run: Log) -> str:

@@ -37,6 +37,7 @@ from souping.core.types import (
     digest,
 )
 from souping.evaluate.scoring import Grade, user_scores
+from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -303,6 +304,60 @@ class Evaluation(RecipeEvaluator):
                 parts[key][[place[item.id] for item in found.items]] = found.values
         return whole, parts
 
+    def measured_answers(
+        self, recipe: Recipe, items: Sequence[Item], measurement: Measurement
+    ) -> dict[str, list[Record]]:
+        """{item id: its answers} in an earlier measurement of the same claim; empty if some are not stored."""
+        stored = self._store.load(recipe.fingerprint, measurement.evaluator)
+        answers: dict[str, list[Record]] = {}
+        for item, name in zip(in_order(items), measurement.ids, strict=True):
+            asked = replace(item, id=name)
+            for number in range(measurement.answers):
+                record = stored.first(asked, number)
+                if record is None:
+                    return {}
+                answers.setdefault(item.id, []).append(replace(record, item=item.id))
+        return answers
+
+    def all_answers(
+        self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
+    ) -> dict[str, list[list[Record]]]:
+        """{item id: its answers in this measurement and in other ones of the same claim}"""
+        answers = {name: [records] for name, records in self.batch_answers(recipe, items).items()}
+        for other in measurements:
+            known = (
+                {}
+                if other == self.measurement(items)
+                else self.measured_answers(recipe, items, other)
+            )
+            for name, records in known.items():
+                answers[name].append([replace(record, tokens=()) for record in records])
+        return answers
+
+    def measurement(self, items: Sequence[Item]) -> Measurement:
+        """How this evaluator measures a claim about items."""
+        ids = tuple(item.id for item in in_order(items))
+        return Measurement(self._evaluator.fingerprint, ids, self.answers_per_item)
+
+    def mean_over(
+        self,
+        measurements: Sequence[Measurement],
+        measurement: Measurement,
+        recipe: Recipe,
+        scores: ItemScores,
+    ) -> ItemScores:
+        """Mean scores of a soup over measurements, one of which has just given these scores."""
+        items = scores.items
+        tables = [scores]
+        for other in measurements:
+            known = {} if other == measurement else self.measured_answers(recipe, items, other)
+            if known:
+                answers = [known[item.id] for item in items]
+                lengths = [np.mean([len(record.tokens) for record in own]) for own in answers]
+                table = item_scores(self._evaluator, items, answers)
+                tables.append(replace(table, lengths=np.array(lengths)))
+        return mean_scores(tables)
+
     def _blocks(
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]
     ) -> Iterator[Block]:
@@ -367,6 +422,25 @@ def item_scores(
             ]
         ),
         reasons=Counter(unanswered),
+    )
+
+
+def mean_scores(measurements: Sequence[ItemScores]) -> ItemScores:
+    """The mean of several measurements of one model on the same items, the first's costs with it."""
+    if len(measurements) == 1:
+        return measurements[0]
+    values = np.array([one.values for one in measurements])
+    reasons: Counter[str] = Counter()
+    for scores in measurements:
+        reasons.update(scores.reasons)
+    return replace(
+        measurements[0],
+        values=values.mean(axis=0),
+        truncated=np.mean([one.truncated for one in measurements], axis=0),
+        unanswered=np.mean([one.unanswered for one in measurements], axis=0),
+        lengths=np.mean([one.lengths for one in measurements], axis=0),
+        noise=values.var(axis=0, ddof=1) / len(values),
+        reasons=reasons,
     )
 
 

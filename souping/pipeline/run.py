@@ -16,6 +16,7 @@ from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
+from souping.core.scores import Mean
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -27,8 +28,9 @@ from souping.core.types import (
     Selection,
     Trial,
     UserError,
+    part,
 )
-from souping.core.unit import unit
+from souping.core.unit import scores_in, unit
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,
@@ -38,9 +40,11 @@ from souping.pipeline.checks import (
     refusals,
     run_notes,
 )
+from souping.pipeline.claims import Claim, Look
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
+    Shown,
     best_mixture,
     check_expected,
     choose,
@@ -50,8 +54,8 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import check_tokens, guard_checks, search_again, with_goals
-from souping.pipeline.ledger import Claim, Ledger
+from souping.pipeline.goals import check_tokens, declared, guard_checks, search_again, with_goals
+from souping.pipeline.ledger import Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings
@@ -109,6 +113,7 @@ class Run(Steps):
         }
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
+        self.look = Look(1, first=True)
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
         self.searched: dict[str, ItemScores] = {}
@@ -127,7 +132,9 @@ class Run(Steps):
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (looks := self.ledger.announcement(self.folds["report"])):
+        if reports and (
+            looks := self.ledger.announcement(self.folds["report"], self.settings.objective)
+        ):
             self.progress.say(looks)
         if banner := self.settings.evaluator.banner():
             self.progress.say(banner)
@@ -140,18 +147,48 @@ class Run(Steps):
             self.progress.say(f"note: {note}")
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+        return self._checked(stage, self._measure(stage))
+
+    def _measure(self, stage: Stage) -> list[ItemScores]:
+        """Scores of a stage's models. Nothing about them is shown yet."""
         evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(
             stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item
         )
-        measured = evaluation.all_scores(stage.models, stage.items)
+        return evaluation.all_scores(stage.models, stage.items)
+
+    def _checked(self, stage: Stage, measured: Sequence[ItemScores]) -> dict[str, ItemScores]:
+        """{recipe id: scores} of a stage, after a warning of lost answers."""
         check_tokens(self.settings, stage, measured)
         names = [
             r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models
         ]
         by_model = dict(zip(names, measured, strict=True))
-        self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
+        length_key = self.evaluations[stage.benchmark].length_key
+        self.note(*lost_answers(by_model, stage.name, length_key))
         return {recipe.id: one for recipe, one in zip(stage.models, measured, strict=True)}
+
+    def _show(
+        self, stage: Stage, claim: Claim, guards: str = ""
+    ) -> tuple[Look, dict[str, ItemScores]]:
+        """Measure a claim, write to the ledger that its numbers are about to be shown, and show the first.
+
+        Scores are means over all measurements of the claim.
+        """
+        evaluation = self.evaluations[stage.benchmark]
+        scores = self._measure(stage)
+        measurement = evaluation.measurement(stage.items)
+        look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
+        means = [
+            evaluation.mean_over(look.measurements, measurement, recipe, own)
+            for recipe, own in zip(stage.models, scores, strict=True)
+        ]
+        count = len(look.measurements)
+        if count > 1:
+            self.note(f"{stage.name}: scores are means of {count} measurements of this soup")
+        if look.number > 1:
+            self.note(look.sentence())
+        return look, self._checked(stage, means)
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
         scores = self.evaluate_stage(stage)
@@ -321,20 +358,34 @@ class Run(Steps):
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
-        dry, items = settings.limit is not None, self.unseen(winner.recipe)
-        looks = 1 if dry else self._count_looks(winner.recipe, items)
-        self.ledger.note_shown(stage.models, items)
-        measured = self.measured[""] = self.evaluate_stage(replace(stage, items=items))
+        dry = settings.limit is not None
+        claim = self.claim(winner.recipe)
+        items = self.open_items(claim)
+        stage = replace(stage, items=items)
+        guards = declared(self.admission)
+        if dry:
+            look = Look(1, first=False, guards=guards)
+            measured = self.evaluate_stage(stage)
+        else:
+            look, measured = self._show(stage, claim, guards)
+        if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
+            self.note(
+                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
+                "report: what was chosen since then has seen them"
+            )
+        self.look = look
+        self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
             contenders,
             measured,
             settings.objective,
             selection.ingredients,
-            looks,
+            look.number,
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
+            self._shown(look, items),
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -344,7 +395,7 @@ class Run(Steps):
             )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
-                self, settings.pool.trajectory, winner, self.searched, measured, looks
+                self, settings.pool.trajectory, winner, self.searched, measured, look.number
             )
         if winner.guards.get("refused") and evidence["verdict"]["claim"] == "keep_single":
             evidence["verdict"]["sentence"] = (
@@ -354,33 +405,43 @@ class Run(Steps):
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
 
-    def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
-        """Looks at these items, this one included, which is noted in the ledger first."""
+    def _shown(self, look: Look, items: Sequence[Item]) -> Shown:
+        """Scores of the models that are tested together with the soup."""
+        questions = [item.question for item in items]
+        scores = self.ledger.family_scores(look.family, questions)
+        return Shown(scores=scores * unit().factor, missing=look.family.missing)
+
+    def claim(self, recipe: Recipe) -> Claim:
+        """What the report will say of a recipe."""
         settings = self.settings
-        look = self.ledger.open_report(
-            Claim(
-                soup=recipe,
-                candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
-                evaluator=settings.evaluator.look,
-                objective=settings.objective,
-                margin=settings.evaluator.unit.margin
-                if settings.margin is None
-                else settings.margin,
-                items=items,
-            )
+        unit_margin = settings.evaluator.unit.margin
+        return Claim(
+            soup=recipe,
+            candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
+            evaluator=settings.evaluator.look,
+            objective=settings.objective,
+            items=self.unseen(recipe),
+            former_evaluator=settings.evaluator.former_look,
+            margin=unit_margin if settings.margin is None else settings.margin,
         )
+
+    def open_items(self, claim: Claim) -> tuple[Item, ...]:
+        """The items of the report: without those of groups that cost more than they tell."""
+        if self.settings.limit is not None:
+            return claim.items
+        items = self.ledger.items_of(claim)
         if deleted := self.ledger.deleted():
             self.note(
-                f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report"
+                f"{deleted} rows of the ledger in {self.settings.store_path} were deleted: each counts as a report"
             )
-        if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
+        if left_out := len(claim.items) - len(items):
+            folds = part(self.report_content, "folds")
+            self.report_content["folds"] = {**folds, "report": len(items), "shown": left_out}
             self.note(
-                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: what was chosen since then has seen them"
+                f"{left_out} of {len(claim.items)} report items are left out: earlier reports showed them, and the "
+                "rest tells more as a first look"
             )
-        if look.number > 1:
-            self.note(look.sentence())
-        return look.number
+        return items
 
     def unseen(self, recipe: Recipe) -> tuple[Item, ...]:
         """The items of the report fold on which no run chose among this recipe's ingredients.
@@ -414,13 +475,27 @@ class Run(Steps):
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        self.ledger.note_shown(stage.models, stage.items)
-        measured = self.measured[stage.benchmark] = self.evaluate_stage(stage)
-        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
+        extra = self.benchmarks[stage.benchmark]
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
+        fingerprints = [recipe.fingerprints[0] for recipe in ingredients.values()]
+        claim = Claim(
+            soup=self.winner.recipe,
+            candidates=tuple(fingerprints),
+            evaluator=extra.evaluator.look,
+            objective=Mean(),
+            items=stage.items,
+        )
+        stage = replace(stage, items=self.ledger.items_of(claim))
+        look, measured = self._show(stage, claim)
+        self.measured[stage.benchmark] = measured
+        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
         # a guard has used up the others
-        benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)
-        compared = compare_on(benchmark, self.winner.recipe, ingredients, measured)
+        benchmark = replace(extra, items=stage.items)
+        with scores_in(extra.evaluator.unit):
+            shown = self._shown(look, stage.items)
+        compared = compare_on(
+            benchmark, self.winner.recipe, ingredients, measured, look.number, shown
+        )
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.report_content.setdefault("also", []).append(compared)
 
@@ -479,7 +554,8 @@ class Run(Steps):
                 against,
                 self.measured,
                 claim=verdict["claim"],
-                looks=verdict["opened"],
+                look=self.look,
+                names=self._guard_names(),
             )
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
@@ -488,6 +564,11 @@ class Run(Steps):
         steady = stability(self.scores, self.settings.selector)
         more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
         return {**self.report_content, **more, "analyses": self.analyses}, trials
+
+    def _guard_names(self) -> int:
+        """Number of guards that could be set: names, with each candidate to compare with."""
+        names = {*self.categories, *self.settings.objective.groups}
+        return (len(names) + len(self.benchmarks) + 1) * len(self.pool.names)
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
