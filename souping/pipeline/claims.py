@@ -77,6 +77,9 @@ class Family(NamedTuple):
     missing: int = 0
 
 
+NO_FAMILY = Family()
+
+
 @dataclass(frozen=True)
 class Look:
     """The look that a claim is: its number k, and whether it was not shown before.
@@ -86,7 +89,7 @@ class Look:
 
     number: int
     first: bool
-    family: Family = Family()
+    family: Family = NO_FAMILY
     guards: str = ""
     measurements: tuple[Measurement, ...] = ()
 

@@ -24,6 +24,7 @@ from souping.pipeline.store import Store, parts_of, row_number
 from tests.conftest import claim, command_line, make_items, pool_of, recipe
 
 ITEMS = make_items(4)
+MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
 HALF, OTHER = recipe(0.5, 0.5), recipe(0.3, 0.7)
 
 
@@ -218,25 +219,20 @@ class TestEarlierVersions:
 class TestItems:
     """Which items a new report is made on. Groups of two; a group leaves whole."""
 
-    MANY = [
-        replace(item, prompt=f"{item.category} {item.prompt}", id=item.id)
-        for item in make_items(100)
-    ]
-
     def test_few_shared_groups_leave_and_the_rest_is_a_first_look(self, ledger: Ledger) -> None:
         for soup in (HALF, OTHER):
-            assert number(ledger, claim(soup, self.MANY[:3])) in (1, 2)
-        later = claim(recipe(0.9, 0.1), self.MANY)
+            assert number(ledger, claim(soup, MANY[:3])) in (1, 2)
+        later = claim(recipe(0.9, 0.1), MANY)
         items = ledger.items_of(later)
-        assert items == tuple(self.MANY[4:])
+        assert items == tuple(MANY[4:])
         assert number(ledger, later) == 1
 
     def test_a_repeated_claim_is_reported_on_its_own_items(self, ledger: Ledger) -> None:
-        number(ledger, claim(OTHER, self.MANY[:3]))
-        first = claim(HALF, self.MANY)
+        number(ledger, claim(OTHER, MANY[:3]))
+        first = claim(HALF, MANY)
         assert number(ledger, first) == 1
-        number(ledger, claim(recipe(0.9, 0.1), self.MANY[10:20]))
-        assert ledger.items_of(first) == tuple(self.MANY[4:])
+        number(ledger, claim(recipe(0.9, 0.1), MANY[10:20]))
+        assert ledger.items_of(first) == tuple(MANY[4:])
         assert show(ledger, first).first is False
 
     @pytest.mark.parametrize(
