@@ -17,12 +17,11 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis.intervals import ItemTable
-from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA, TIE
 from souping.analysis.significance import Comparison, detectable, items_for, penalty
 from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
+from souping.comparison.looks import looks_of
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
 from souping.comparison.several import JointFlips, best_set, step_down
@@ -37,17 +36,15 @@ from souping.comparison.verdict import (
     read_policy,
     verdict_of,
 )
-from souping.core.fields import Count, check_arguments, load, pick, text_of
-from souping.core.files import expanded, seen_from
-from souping.core.text import first_line, read_yaml
-from souping.core.types import Json, UserError, digest, entries, part
+from souping.core.fields import Count, check_arguments, load, pick
+from souping.core.files import expanded
+from souping.core.types import UserError
 from souping.logs import read
 from souping.logs.match import Field, Matched, MatchedMetric, matched
-from souping.logs.records import Log, LoggedAnswer, read_object
+from souping.logs.records import Log, LoggedAnswer
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
-MOST_LOOKS = 1000
 LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
 WARN_CUT = 0.02
 FEW_GROUPS = 30
@@ -163,128 +160,6 @@ def _several(
         shown = estimate.contrast(pooled, one, other)
         pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
     return step_down(flips, alpha), tuple(models[n] for n in best_set(flips, alpha)), pairs
-
-
-def looks_of(
-    logs: Mapping[str, Sequence[Log]],
-    table: Matched,
-    weights: Mapping[str, float],
-    settings: Sequence[Json],
-    store: str | Path | None,
-    least: int,
-) -> tuple[int, float, list[str]]:
-    """(the look that this comparison is, at `least` this one; the tests that it stands for; what to tell about it).
-
-    Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
-    known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
-
-    Raises:
-        UserError: there were too many looks, or the store that was named is not there.
-    """
-    if least > MOST_LOOKS:
-        raise UserError(
-            f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
-        )
-    runs = [log for several in logs.values() for log in several if log.harness == "souping"]
-    if not runs:
-        return least, 1.0, []
-    path = store_of(runs[0].path, store)
-    if path is None:
-        return (
-            least,
-            1.0,
-            ["The store of these runs is not here (--store FILE): earlier looks are not counted."],
-        )
-    from souping.pipeline.ledger import Ledger
-    from souping.pipeline.store import Store
-
-    identities = _identities(runs, table)
-    metrics = {task: table.metrics[task][0] for task in weights}
-    keys = [item for metric in metrics.values() for item in metric.items]
-    # An item of a run of ours is its id and the first letters of its identity.
-    questions = [digest([key[:-17], identities.get(key, "")]) for key in keys]
-    first, *others = map(_recipe_of, runs)
-    content = sorted(set(identities.values()))
-    former = digest(["comparison", first, sorted(others), list(settings), content])
-    claim = digest(
-        ["pairs", sorted([first, *others]), list(settings[:-1]), content, _scores_of(table)]
-    )
-    with Store(path) as opened:
-        ledger = Ledger(opened)
-        look = ledger.show_comparison(claim, former, content, questions)
-        known = ledger.family_scores(look.family, questions)
-    looks = max(least, look.number)
-    pairs = combinations(range(len(known)), 2)
-    tests = picked_tests(known, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
-    return looks, look.family.missing + tests, []
-
-
-def _identities(runs: Sequence[Log], table: Matched) -> dict[str, str]:
-    """{item: its identity} of the items of runs that are compared."""
-    compared = {item for found in table.metrics.values() for item in found[0].items}
-    identities: dict[str, str] = {}
-    for log in runs:
-        for task in log.tasks.values():
-            for metric in task.metrics.values():
-                identities |= {a.item: a.prompt_hash for a in metric.answers if a.item in compared}
-    return identities
-
-
-def _scores_of(table: Matched) -> list[str]:
-    """Digests of the scores of each model, in no order: another measurement is another comparison."""
-    models: dict[str, list[Json]] = {}
-    for task, metrics in table.metrics.items():
-        for metric in metrics:
-            for model, scores in metric.scores.items():
-                items = zip(metric.items, scores.transpose(2, 0, 1).tolist(), strict=True)
-                rows = sorted([item, str(values)] for item, values in items)
-                models.setdefault(model, []).append([task, metric.metric, rows])
-    return sorted(map(digest, models.values()))
-
-
-def _item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, float]) -> ItemTable:
-    """The compared items of the headline."""
-    groups = []
-    categories = []
-    for number, (task, metric) in enumerate(metrics.items()):
-        categories += [number] * len(metric.items)
-        names = zip(metric.groups, metric.items, strict=True)
-        groups += [group or f"{task} {item}" for group, item in names]
-    return ItemTable(
-        names=tuple(metrics),
-        categories=np.array(categories),
-        groups=np.unique(groups, return_inverse=True)[1],
-        coefficients=np.array([weights[task] for task in metrics]),
-    )
-
-
-def _recipe_of(run: Log) -> str:
-    """Identity of the model of a log."""
-    rows = entries(read_object(run.path / "report.json"), "rows")
-    return next(
-        (str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model
-    )
-
-
-def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
-    """The store of a run: the one that is `given`, else the one that its configuration names, if it is here.
-
-    Raises:
-        UserError: the store that is given is not there, or the configuration cannot be read.
-    """
-    import yaml
-
-    if given:
-        if not expanded(given).is_file():
-            raise UserError(f"--store {given}: there is no such file")
-        return expanded(given)
-    config = run_dir / "config.yaml"
-    try:
-        settings = read_yaml(text_of(config)) if config.is_file() else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
-    named = part(settings, "store").get("path") if isinstance(settings, dict) else None
-    return seen_from(run_dir, expanded(named)) if isinstance(named, str) else None
 
 
 # Rows

@@ -224,10 +224,11 @@ class Objective(Protocol):
 
 class BenchmarkItems(Protocol):
     """Source of items. `title` is its name, `label` and `note` are what reports show; `folds` are shares of the folds
-    that are not the usual ones.
+    that are not the usual ones, and each report opens one of `slices` of the report fold.
     """
 
     folds: Mapping[str, float] | None = None
+    slices: int = 1
 
     @property
     def title(self) -> str: ...

@@ -12,7 +12,7 @@ from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import penalty
 from souping.core.protocols import Objective
 from souping.core.types import Item, Json, Recipe, digest
-from souping.evaluate.benchmark import ENOUGH
+from souping.evaluate.benchmark import ENOUGH, slices_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,15 @@ class Claim:
     evaluator: str
     objective: Objective
     items: tuple[Item, ...]
+    slices: int = 1
     former_evaluator: str = ""
     margin: float = 0.0
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that the claim rests on, without names and order."""
-        return digest(self._content(self.evaluator))
+        sliced = [f"one of {self.slices} slices"] if self.slices > 1 else []
+        return digest(self._content(self.evaluator, *sliced))
 
     @property
     def former(self) -> str:
@@ -69,7 +71,7 @@ class Measurement(NamedTuple):
     answers: int
 
 
-class Family(NamedTuple):
+class KnownModels(NamedTuple):
     """Models that are tested with a claim, because their scores on its items may have been known: fingerprints of
     `soups` with stored answers, and the number of others whose answers are `missing`."""
 
@@ -77,7 +79,7 @@ class Family(NamedTuple):
     missing: int = 0
 
 
-NO_FAMILY = Family()
+NONE_KNOWN = KnownModels()
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Look:
 
     number: int
     first: bool
-    family: Family = NO_FAMILY
+    known: KnownModels = NONE_KNOWN
     guards: str = ""
     measurements: tuple[Measurement, ...] = ()
 
@@ -108,6 +110,34 @@ def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[st
     """{category: coefficient}"""
     names = list(categories)
     return dict(zip(names, objective.coefficients(names).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part of the report fold that a report opened, as `slice` in report.json."""
+
+    number: int
+    of: int
+    left: int
+    items: int
+
+    def to_json(self) -> dict[str, Json]:
+        return dict(vars(self))
+
+    def sentence(self) -> str:
+        return f"this report is on slice {self.number} of {self.of} of the report fold; {self.left} are left"
+
+
+def next_slice(
+    items: Sequence[Item], slices: int, occasions: Mapping[str, int]
+) -> tuple[Item, ...]:
+    """The slice that was shown least, the first of several."""
+    return min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
+
+
+def times_shown(items: Sequence[Item], occasions: Mapping[str, int]) -> float:
+    """How often an item was shown, on average."""
+    return sum(occasions.get(item.identity, 0) for item in items) / max(len(items), 1)
 
 
 def items_to_report(

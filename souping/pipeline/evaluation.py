@@ -307,7 +307,9 @@ class Evaluation(RecipeEvaluator):
     def measured_answers(
         self, recipe: Recipe, items: Sequence[Item], measurement: Measurement
     ) -> dict[str, list[Record]]:
-        """{item id: its answers} in an earlier measurement of the same claim; empty if some are not stored."""
+        """{item id: its answers} in another measurement of the same claim; empty if some are not stored."""
+        if measurement == self.measurement(items):
+            return {}
         stored = self._store.load(recipe.fingerprint, measurement.evaluator)
         answers: dict[str, list[Record]] = {}
         for item, name in zip(in_order(items), measurement.ids, strict=True):
@@ -325,12 +327,7 @@ class Evaluation(RecipeEvaluator):
         """{item id: its answers in this measurement and in other ones of the same claim}"""
         answers = {name: [records] for name, records in self.batch_answers(recipe, items).items()}
         for other in measurements:
-            known = (
-                {}
-                if other == self.measurement(items)
-                else self.measured_answers(recipe, items, other)
-            )
-            for name, records in known.items():
+            for name, records in self.measured_answers(recipe, items, other).items():
                 answers[name].append([replace(record, tokens=()) for record in records])
         return answers
 
@@ -340,18 +337,13 @@ class Evaluation(RecipeEvaluator):
         return Measurement(self._evaluator.fingerprint, ids, self.answers_per_item)
 
     def mean_over(
-        self,
-        measurements: Sequence[Measurement],
-        measurement: Measurement,
-        recipe: Recipe,
-        scores: ItemScores,
+        self, measurements: Sequence[Measurement], recipe: Recipe, scores: ItemScores
     ) -> ItemScores:
-        """Mean scores of a soup over measurements, one of which has just given these scores."""
+        """Mean scores of a soup over measurements, of which this evaluator's has just given these scores."""
         items = scores.items
         tables = [scores]
         for other in measurements:
-            known = {} if other == measurement else self.measured_answers(recipe, items, other)
-            if known:
+            if known := self.measured_answers(recipe, items, other):
                 answers = [known[item.id] for item in items]
                 lengths = [np.mean([len(record.tokens) for record in own]) for own in answers]
                 table = item_scores(self._evaluator, items, answers)
@@ -426,21 +418,18 @@ def item_scores(
 
 
 def mean_scores(measurements: Sequence[ItemScores]) -> ItemScores:
-    """The mean of several measurements of one model on the same items, the first's costs with it."""
+    """The mean of several measurements of one model on the same items, with the costs of the first."""
+    first = measurements[0]
     if len(measurements) == 1:
-        return measurements[0]
-    values = np.array([one.values for one in measurements])
-    reasons: Counter[str] = Counter()
-    for scores in measurements:
-        reasons.update(scores.reasons)
+        return first
+    values = np.array([scores.values for scores in measurements])
     return replace(
-        measurements[0],
+        first,
         values=values.mean(axis=0),
-        truncated=np.mean([one.truncated for one in measurements], axis=0),
-        unanswered=np.mean([one.unanswered for one in measurements], axis=0),
-        lengths=np.mean([one.lengths for one in measurements], axis=0),
+        truncated=np.mean([scores.truncated for scores in measurements], axis=0),
+        unanswered=np.mean([scores.unanswered for scores in measurements], axis=0),
+        lengths=np.mean([scores.lengths for scores in measurements], axis=0),
         noise=values.var(axis=0, ddof=1) / len(values),
-        reasons=reasons,
     )
 
 

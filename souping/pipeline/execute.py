@@ -396,7 +396,8 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
     models += [(name, run.single(name)) for name in run.pool.names]
     run.rows = tuple((name, model) for name, model in models if model.id in ids)
-    run.reported = run.open_items(run.claim(soup))
+    claim = run.opening.report_claim(soup, run.folds["report"])
+    run.reported = claim.items if run.settings.limit else run.ledger.items_of(claim)
     return run.selection, run.winner
 
 

@@ -185,6 +185,12 @@ def declared(admission: Admission | None) -> str:
     return json.dumps([admission.against, sorted(guards)])
 
 
+def guard_names(steps: Steps) -> int:
+    """Number of guards that could be set: names, each with every candidate to compare with."""
+    names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, TOKENS}
+    return len(names) * len(steps.recipes.names)
+
+
 def guard_checks(
     admission: Admission,
     soup: Recipe,
@@ -208,7 +214,7 @@ def guard_checks(
         scores = measured[guard.benchmark]
         pairs.append((scores[soup.id], scores[against.id]))
     is_later = look.guards != declared(admission)
-    picked = 1 + len(look.family.soups) + look.family.missing
+    picked = 1 + len(look.known.soups) + look.known.missing
     checks = judge(admission.guards, pairs, look.number, picked, names if is_later else 0)
     if claim not in ("not_measured", "dry_run"):
         return checks

@@ -23,14 +23,18 @@ import numpy as np
 
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, Recipe, digest
+from souping.evaluate.benchmark import slices_of
 from souping.pipeline.claims import (
     Claim,
-    Family,
+    KnownModels,
     Look,
     Measurement,
+    Slice,
     items_to_report,
+    next_slice,
     price,
     times,
+    times_shown,
 )
 from souping.pipeline.store import Mixture, Store, parts_of, row_number
 
@@ -51,7 +55,7 @@ class Ledger:
         with self._store.reading() as db:
             look = _look_of(db, claim.fingerprint, claim.former)
             if not look:
-                return _new_items(db, claim.items, claim.objective)
+                return _new_items(db, claim.items, claim.objective, claim.slices)
             rows = db.execute(
                 "SELECT fingerprint FROM looks JOIN members USING (item_set) "
                 "JOIN contents ON content = contents.id WHERE claim = ?",
@@ -60,10 +64,29 @@ class Ledger:
             identities = {str(name) for (name,) in rows}
         return tuple(item for item in claim.items if item.identity in identities)
 
-    def announcement(self, items: Sequence[Item], objective: Objective) -> str:
+    def new_items(
+        self, items: Sequence[Item], objective: Objective, slices: int = 1
+    ) -> tuple[Item, ...]:
+        """The items that a report on a new claim would be on."""
+        with self._store.reading() as db:
+            return _new_items(db, items, objective, slices)
+
+    def slice_of(self, claim: Claim, items: Sequence[Item]) -> Slice:
+        """The slice that these items are of."""
+        parts = slices_of(claim.items, claim.slices)
+        number = next(n for n, part in enumerate(parts) if items[0] in part)
+        with self._store.reading() as db:
+            occasions = _occasions(db, [item.identity for item in claim.items])
+        unopened = [
+            n for n, part in enumerate(parts) if n != number and times_shown(part, occasions) < 0.5
+        ]
+        return Slice(number + 1, claim.slices, len(unopened), len(parts[number]))
+
+    def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
         with self._store.reading() as db:
-            count = _count(db, _new_items(db, items, objective)) + _deleted(db)
+            occasions = _occasions(db, [item.identity for item in items])
+            count = max(occasions.values(), default=0) + _deleted(db)
         if not count:
             return ""
         what = f"the items of the report fold were reported on {times(count)} before"
@@ -105,7 +128,7 @@ class Ledger:
         with self._store.writing() as db:
             return _open(db, claim, former, identities, questions)
 
-    def family_scores(self, family: Family, questions: Sequence[str]) -> FloatArray:
+    def known_scores(self, family: KnownModels, questions: Sequence[str]) -> FloatArray:
         """Stored scores [M, I] of a family on these questions, nan where there is none.
 
         One row per soup and evaluator that answered one of them.
@@ -122,11 +145,6 @@ class Ledger:
                         row = rows.setdefault((soup, evaluator), np.full(len(questions), np.nan))
                         row[places[question]] = score
         return np.array([*rows.values()]).reshape(-1, len(questions))
-
-    def occasions(self, items: Sequence[Item]) -> int:
-        """The largest number of occasions that showed numbers of one of these items."""
-        with self._store.reading() as db:
-            return _count(db, items)
 
     def deleted(self) -> int:
         """Number of rows that somebody deleted."""
@@ -230,11 +248,11 @@ def _open(
     look = _look_of(db, claim, former)
     if look:
         # An earlier version has shown it: what else was known then is not.
-        known = (claim, look, json.dumps(Family()), "unknown")
+        known = (claim, look, json.dumps(KnownModels()), "unknown")
         db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", known)
     else:
         number = 1 + max(_occasions(db, identities).values(), default=0) + _deleted(db)
-        family = Family() if number == 1 else _family(db, item_set, questions, models)
+        family = KnownModels() if number == 1 else _family(db, item_set, questions, models)
         _insert(db, "looks", claim, number, 0, item_set)
         known = (claim, claim, json.dumps(family), guards)
         db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", known)
@@ -245,19 +263,15 @@ def _open(
     query = "SELECT number, family, guards FROM claims JOIN looks ON looks.claim = look WHERE claims.claim = ?"
     number, family, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(family)
-    return Look(int(number), not look, Family(tuple(soups), missing), declared)
+    return Look(int(number), not look, KnownModels(tuple(soups), missing), declared)
 
 
 def _new_items(
-    db: sqlite3.Connection, items: Sequence[Item], objective: Objective
+    db: sqlite3.Connection, items: Sequence[Item], objective: Objective, slices: int
 ) -> tuple[Item, ...]:
     occasions = _occasions(db, [item.identity for item in items])
-    return items_to_report(items, occasions, objective, _deleted(db))
-
-
-def _count(db: sqlite3.Connection, items: Sequence[Item]) -> int:
-    """The largest number of occasions that showed numbers of one of these items."""
-    return max(_occasions(db, [item.identity for item in items]).values(), default=0)
+    part = next_slice(items, slices, occasions)
+    return items_to_report(part, occasions, objective, _deleted(db))
 
 
 def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
@@ -277,7 +291,7 @@ def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, i
 
 def _family(
     db: sqlite3.Connection, item_set: int, questions: Iterable[str], models: Sequence[Recipe]
-) -> Family:
+) -> KnownModels:
     """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
 
     A report claims something of a soup, so single models are no part of its family. Its own `models` are, if they were
@@ -298,15 +312,18 @@ def _family(
     own = {recipe.fingerprint for recipe in models}
     stored: set[str] = set()
     for number in sorted(answering):
-        query = "SELECT recipe FROM soups WHERE id = ?"
-        recipe = Recipe.from_dict(json.loads(db.execute(query, (number,)).fetchone()[0]))
+        row = db.execute("SELECT recipe FROM soups WHERE id = ?", (number,)).fetchone()
+        # A damaged store may have lost it.
+        if row is None:
+            continue
+        recipe = Recipe.from_dict(json.loads(row[0]))
         parts = parts_of(recipe)
         text = json.dumps(parts, sort_keys=True)
         stored.add(text)
         in_family = not models or len(mixtures.of(parts)) > 1
         if in_family and (text in shown or recipe.fingerprint not in own):
             soups.append(recipe.fingerprint)
-    return Family(tuple(soups), missing=len(shown - stored))
+    return KnownModels(tuple(soups), missing=len(shown - stored))
 
 
 def _deleted(db: sqlite3.Connection) -> int:

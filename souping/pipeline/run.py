@@ -28,9 +28,8 @@ from souping.core.types import (
     Selection,
     Trial,
     UserError,
-    part,
 )
-from souping.core.unit import scores_in, unit
+from souping.core.unit import unit
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,
@@ -40,11 +39,10 @@ from souping.pipeline.checks import (
     refusals,
     run_notes,
 )
-from souping.pipeline.claims import Claim, Look
+from souping.pipeline.claims import Claim, Look, Slice
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
-    Shown,
     best_mixture,
     check_expected,
     choose,
@@ -54,10 +52,18 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import check_tokens, declared, guard_checks, search_again, with_goals
+from souping.pipeline.goals import (
+    check_tokens,
+    declared,
+    guard_checks,
+    guard_names,
+    search_again,
+    with_goals,
+)
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
+from souping.pipeline.opening import Opening
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
@@ -98,6 +104,12 @@ class Run(Steps):
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
         super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})
         self.pool, self.store, self.progress, self.ledger = pool, store, progress, Ledger(store)
+        self.opening = Opening(
+            settings=settings,
+            ledger=self.ledger,
+            candidates=tuple(candidate.fingerprint for candidate in candidates),
+            note=self.note,
+        )
         self.benchmarks = {one.name: one for one in extra}
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
@@ -132,13 +144,19 @@ class Run(Steps):
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (
-            looks := self.ledger.announcement(self.folds["report"], self.settings.objective)
-        ):
+        if reports and (looks := self.ledger.announcement(self.report_items)):
             self.progress.say(looks)
         if banner := self.settings.evaluator.banner():
             self.progress.say(banner)
         super().walk()
+
+    @property
+    def report_items(self) -> tuple[Item, ...]:
+        """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
+        settings = self.settings
+        return self.ledger.new_items(
+            self.folds["report"], settings.objective, settings.benchmark.slices
+        )
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""
@@ -167,28 +185,6 @@ class Run(Steps):
         length_key = self.evaluations[stage.benchmark].length_key
         self.note(*lost_answers(by_model, stage.name, length_key))
         return {recipe.id: one for recipe, one in zip(stage.models, measured, strict=True)}
-
-    def _show(
-        self, stage: Stage, claim: Claim, guards: str = ""
-    ) -> tuple[Look, dict[str, ItemScores]]:
-        """Measure a claim, write to the ledger that its numbers are about to be shown, and show the first.
-
-        Scores are means over all measurements of the claim.
-        """
-        evaluation = self.evaluations[stage.benchmark]
-        scores = self._measure(stage)
-        measurement = evaluation.measurement(stage.items)
-        look = self.ledger.show_report(claim, stage.items, stage.models, measurement, guards)
-        means = [
-            evaluation.mean_over(look.measurements, measurement, recipe, own)
-            for recipe, own in zip(stage.models, scores, strict=True)
-        ]
-        count = len(look.measurements)
-        if count > 1:
-            self.note(f"{stage.name}: scores are means of {count} measurements of this soup")
-        if look.number > 1:
-            self.note(look.sentence())
-        return look, self._checked(stage, means)
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
         scores = self.evaluate_stage(stage)
@@ -222,7 +218,7 @@ class Run(Steps):
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
             self.power = power_of(
-                self.scores, self.folds["report"], settings.objective, settings.inner_margin
+                self.scores, self.report_items, settings.objective, settings.inner_margin
             )
             self.progress.say(
                 self.power.sentence() if self.power else "all candidates gave the same answers"
@@ -359,20 +355,18 @@ class Run(Steps):
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
         dry = settings.limit is not None
-        claim = self.claim(winner.recipe)
-        items = self.open_items(claim)
+        claim = self.opening.report_claim(winner.recipe, self.folds["report"])
+        items = claim.items
+        if not dry:
+            items, part = self.opening.items_of(claim)
+            self._count_items(len(claim.items), len(items), part)
         stage = replace(stage, items=items)
+        scores = self._measure(stage)
         guards = declared(self.admission)
-        if dry:
-            look = Look(1, first=False, guards=guards)
-            measured = self.evaluate_stage(stage)
-        else:
-            look, measured = self._show(stage, claim, guards)
-        if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
-            self.note(
-                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: what was chosen since then has seen them"
-            )
+        look = Look(1, first=False, guards=guards)
+        if not dry:
+            look, scores = self.opening.show(claim, stage, self.evaluation, scores, guards)
+        measured = self._checked(stage, scores)
         self.look = look
         self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
@@ -385,7 +379,7 @@ class Run(Steps):
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
-            self._shown(look, items),
+            self.opening.shown(look, items, unit()),
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -405,97 +399,37 @@ class Run(Steps):
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
 
-    def _shown(self, look: Look, items: Sequence[Item]) -> Shown:
-        """Scores of the models that are tested together with the soup."""
-        questions = [item.question for item in items]
-        scores = self.ledger.family_scores(look.family, questions)
-        return Shown(scores=scores * unit().factor, missing=look.family.missing)
-
-    def claim(self, recipe: Recipe) -> Claim:
-        """What the report will say of a recipe."""
-        settings = self.settings
-        unit_margin = settings.evaluator.unit.margin
-        return Claim(
-            soup=recipe,
-            candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
-            evaluator=settings.evaluator.look,
-            objective=settings.objective,
-            items=self.unseen(recipe),
-            former_evaluator=settings.evaluator.former_look,
-            margin=unit_margin if settings.margin is None else settings.margin,
-        )
-
-    def open_items(self, claim: Claim) -> tuple[Item, ...]:
-        """The items of the report: without those of groups that cost more than they tell."""
-        if self.settings.limit is not None:
-            return claim.items
-        items = self.ledger.items_of(claim)
-        if deleted := self.ledger.deleted():
-            self.note(
-                f"{deleted} rows of the ledger in {self.settings.store_path} were deleted: each counts as a report"
-            )
-        if left_out := len(claim.items) - len(items):
-            folds = part(self.report_content, "folds")
-            self.report_content["folds"] = {**folds, "report": len(items), "shown": left_out}
-            self.note(
-                f"{left_out} of {len(claim.items)} report items are left out: earlier reports showed them, and the "
-                "rest tells more as a first look"
-            )
-        return items
-
-    def unseen(self, recipe: Recipe) -> tuple[Item, ...]:
-        """The items of the report fold on which no run chose among this recipe's ingredients.
-
-        Raises:
-            UserError: a category has none left.
-        """
-        items = self.folds["report"]
-        if self.settings.limit is not None:  # "report" holds items of the other folds then
-            return items
-        chosen_on = self.ledger.chosen_on(recipe)
-        unseen = tuple(item for item in items if item.identity not in chosen_on)
-        if len(unseen) == len(items):
-            return items
-        if gone := {item.category for item in items} - {item.category for item in unseen}:
-            raise UserError(
-                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
-                "report items, so nothing can be reported on them: add items that no run has seen"
-            )
-        left_out = len(items) - len(unseen)
-        self.report_content["folds"] = {
-            **self.cut.counts(),
-            "report": len(unseen),
-            "left_out": left_out,
-        }
-        self.note(
-            f"{left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
-            "these ingredients on them"
-        )
-        return unseen
+    def _count_items(self, unseen: int, reported: int, part: Slice) -> None:
+        """Keep how many items of the report fold are reported on, and why others are not."""
+        counts = self.cut.counts()
+        left_out = {"left_out": counts["report"] - unseen, "shown": part.items - reported}
+        counts |= {"report": reported}
+        counts |= {name: count for name, count in left_out.items() if count}
+        self.report_content["folds"] = counts
+        if part.of > 1:
+            self.report_content["slice"] = part.to_json()
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        extra = self.benchmarks[stage.benchmark]
+        soup = self.winner.recipe
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
-        fingerprints = [recipe.fingerprints[0] for recipe in ingredients.values()]
+        # a guard has used up the others
+        benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)
         claim = Claim(
-            soup=self.winner.recipe,
-            candidates=tuple(fingerprints),
-            evaluator=extra.evaluator.look,
+            soup=soup,
+            candidates=tuple(recipe.fingerprints[0] for recipe in ingredients.values()),
+            evaluator=benchmark.evaluator.look,
             objective=Mean(),
             items=stage.items,
         )
-        stage = replace(stage, items=self.ledger.items_of(claim))
-        look, measured = self._show(stage, claim)
-        self.measured[stage.benchmark] = measured
+        benchmark = replace(benchmark, items=self.opening.items_of(claim)[0])
+        stage = replace(stage, items=benchmark.items)
+        evaluation = self.evaluations[stage.benchmark]
+        look, scores = self.opening.show(claim, stage, evaluation, self._measure(stage))
+        measured = self.measured[stage.benchmark] = self._checked(stage, scores)
         prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
-        # a guard has used up the others
-        benchmark = replace(extra, items=stage.items)
-        with scores_in(extra.evaluator.unit):
-            shown = self._shown(look, stage.items)
-        compared = compare_on(
-            benchmark, self.winner.recipe, ingredients, measured, look.number, shown
-        )
+        shown = self.opening.shown(look, stage.items, benchmark.evaluator.unit)
+        compared = compare_on(benchmark, soup, ingredients, measured, look.number, shown)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.report_content.setdefault("also", []).append(compared)
 
@@ -555,7 +489,7 @@ class Run(Steps):
                 self.measured,
                 claim=verdict["claim"],
                 look=self.look,
-                names=self._guard_names(),
+                names=guard_names(self),
             )
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
@@ -564,11 +498,6 @@ class Run(Steps):
         steady = stability(self.scores, self.settings.selector)
         more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
         return {**self.report_content, **more, "analyses": self.analyses}, trials
-
-    def _guard_names(self) -> int:
-        """Number of guards that could be set: names, with each candidate to compare with."""
-        names = {*self.categories, *self.settings.objective.groups}
-        return (len(names) + len(self.benchmarks) + 1) * len(self.pool.names)
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""

@@ -267,6 +267,11 @@ def items_of(
 
     if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
         return benchmark
-    if not benchmark.exclude and benchmark.folds is None:
+    if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:
         return own
-    return PartOfBenchmark(whole=own, exclude=benchmark.exclude, folds=benchmark.folds)
+    return PartOfBenchmark(
+        whole=own,
+        exclude=benchmark.exclude,
+        folds=benchmark.folds,
+        slices=benchmark.slices,
+    )

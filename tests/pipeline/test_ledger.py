@@ -17,11 +17,11 @@ import pytest
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
 from souping.evaluate.generate import LocalEvaluator
-from souping.pipeline.claims import Claim, Family, Look, Measurement, in_order, items_to_report
+from souping.pipeline.claims import Claim, KnownModels, items_to_report
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store, parts_of, row_number
-from tests.conftest import claim, command_line, make_items, pool_of, recipe
+from tests.conftest import claim, command_line, make_items, pool_of, recipe, show_report
 
 ITEMS = make_items(4)
 MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
@@ -39,23 +39,8 @@ def ledger(store: Store) -> Ledger:
     return Ledger(store)
 
 
-def show(
-    ledger: Ledger,
-    claim: Claim,
-    items: Sequence[Item] | None = None,
-    models: Sequence[Recipe] = (),
-    evaluator: str = "e",
-    guards: str = "",
-) -> Look:
-    """The look of a claim whose numbers are shown, with those of further models."""
-    items = ledger.items_of(claim) if items is None else items
-    ids = tuple(item.id for item in in_order(items))
-    measurement = Measurement(evaluator, ids, 1)
-    return ledger.show_report(claim, items, [claim.soup, *models], measurement, guards)
-
-
 def number(ledger: Ledger, claim: Claim) -> int:
-    return show(ledger, claim).number
+    return show_report(ledger, claim).number
 
 
 def answer(store: Store, soup: Recipe, items: Sequence[Item], score: float = 1.0) -> None:
@@ -124,7 +109,8 @@ class TestClaims:
         assert number(ledger, claim(HALF, two[4:])) == 1
         assert number(ledger, claim(OTHER, two)) == 2
         others = (one, two[4:], make_items(9, ("z",))[8:])
-        assert [ledger.occasions(items) for items in others] == [2, 2, 0]
+        announced = [ledger.announcement(items) for items in others]
+        assert ["look 3" in text for text in announced] == [True, True, False]
 
     def test_deleted_rows_count_as_occasions(self, ledger: Ledger, store: Store) -> None:
         number(ledger, claim(HALF, ITEMS))
@@ -148,21 +134,23 @@ class TestClaims:
 
     def test_another_measurement_is_the_same_look_and_is_kept(self, ledger: Ledger) -> None:
         one = claim(HALF, ITEMS)
-        looks = [show(ledger, one, evaluator=name) for name in ("batch 8", "batch 4", "batch 8")]
+        looks = [
+            show_report(ledger, one, evaluator=name) for name in ("batch 8", "batch 4", "batch 8")
+        ]
         assert [look.number for look in looks] == [1, 1, 1]
         measured = {measurement.evaluator for measurement in looks[-1].measurements}
         assert measured == {"batch 8", "batch 4"}
 
     def test_ids_of_renamed_items_are_another_measurement(self, ledger: Ledger) -> None:
         renamed = [replace(item, id=f"new {item.id}") for item in ITEMS]
-        show(ledger, claim(HALF, ITEMS))
-        look = show(ledger, claim(HALF, renamed))
+        show_report(ledger, claim(HALF, ITEMS))
+        look = show_report(ledger, claim(HALF, renamed))
         assert (look.number, len(look.measurements)) == (1, 2)
 
     def test_guards_are_those_of_the_first_report(self, ledger: Ledger) -> None:
         one = claim(HALF, ITEMS)
-        assert show(ledger, one, guards="first").guards == "first"
-        assert show(ledger, one, guards="second").guards == "first"
+        assert show_report(ledger, one, guards="first").guards == "first"
+        assert show_report(ledger, one, guards="second").guards == "first"
 
     def test_another_machine_batch_or_draw_is_the_same_look(self) -> None:
         base = LocalEvaluator(device="cpu", temperature=0.5)
@@ -196,7 +184,7 @@ class TestEarlierVersions:
         self.write(store, old)
         for _ in range(2):
             assert ledger.items_of(old) == tuple(ITEMS)
-            look = show(ledger, old)
+            look = show_report(ledger, old)
             assert (look.number, look.first, look.guards) == (4, False, "unknown")
         # Found once by its former digest, it is known by the new one.
         assert number(ledger, replace(old, former_evaluator="another batch size")) == 4
@@ -212,8 +200,8 @@ class TestEarlierVersions:
             for soup in (HALF, OTHER):
                 parts = json.dumps(parts_of(soup), sort_keys=True)
                 db.execute("INSERT INTO shown VALUES (?, 7)", (parts,))
-        look = show(ledger, claim(recipe(0.9, 0.1), ITEMS))
-        assert (look.number, look.family.missing) == (3, 2)
+        look = show_report(ledger, claim(recipe(0.9, 0.1), ITEMS))
+        assert (look.number, look.known.missing) == (3, 2)
 
 
 class TestItems:
@@ -233,7 +221,7 @@ class TestItems:
         assert number(ledger, first) == 1
         number(ledger, claim(recipe(0.9, 0.1), MANY[10:20]))
         assert ledger.items_of(first) == tuple(MANY[4:])
-        assert show(ledger, first).first is False
+        assert show_report(ledger, first).first is False
 
     @pytest.mark.parametrize(
         ("share", "occasions", "leave"),
@@ -253,46 +241,46 @@ class TestItems:
             assert len(items_to_report(items, counts, Mean())) == left
 
 
-class TestFamily:
+class TestKnownModels:
     def test_all_soups_with_known_scores_are_tested_together(
         self, ledger: Ledger, store: Store
     ) -> None:
         soups = [recipe(w, 1 - w) for w in (0.2, 0.4, 0.6)]
         for soup in (HALF, *soups, recipe(1.0, 0.0)):
             answer(store, soup, ITEMS[:3])
-        assert show(ledger, claim(HALF, ITEMS), models=soups).family == Family()
-        look = show(ledger, claim(OTHER, ITEMS))
+        assert show_report(ledger, claim(HALF, ITEMS), models=soups).known == KnownModels()
+        look = show_report(ledger, claim(OTHER, ITEMS))
         assert look.number == 2
-        assert {*look.family.soups} == {soup.fingerprint for soup in (HALF, *soups)}
+        assert {*look.known.soups} == {soup.fingerprint for soup in (HALF, *soups)}
         questions = [item.question for item in ITEMS]
-        scores = ledger.family_scores(look.family, questions)
+        scores = ledger.known_scores(look.known, questions)
         assert scores.shape == (4, len(ITEMS))
         assert np.isfinite(scores).sum(axis=1).tolist() == [3] * 4
 
     def test_a_shown_soup_without_answers_counts_alone(self, ledger: Ledger) -> None:
-        show(ledger, claim(HALF, ITEMS), models=[OTHER])
-        assert show(ledger, claim(recipe(0.9, 0.1), ITEMS)).family == Family((), 2)
+        show_report(ledger, claim(HALF, ITEMS), models=[OTHER])
+        assert show_report(ledger, claim(recipe(0.9, 0.1), ITEMS)).known == KnownModels((), 2)
 
     def test_it_stays_as_it_was_when_the_claim_was_first_shown(
         self, ledger: Ledger, store: Store
     ) -> None:
         for soup in (HALF, OTHER):
             answer(store, soup, ITEMS)
-            family = show(ledger, claim(soup, ITEMS)).family
+            family = show_report(ledger, claim(soup, ITEMS)).known
         answer(store, recipe(0.9, 0.1), ITEMS)
-        show(ledger, claim(recipe(0.9, 0.1), ITEMS))
-        assert show(ledger, claim(OTHER, ITEMS)).family == family
+        show_report(ledger, claim(recipe(0.9, 0.1), ITEMS))
+        assert show_report(ledger, claim(OTHER, ITEMS)).known == family
 
     def test_single_models_are_in_that_of_a_comparison(self, ledger: Ledger, store: Store) -> None:
         singles = [recipe(1.0, names=(name,)) for name in "abc"]
         for model in (HALF, *singles):
             answer(store, model, ITEMS)
-        show(ledger, claim(HALF, ITEMS), models=singles)
+        show_report(ledger, claim(HALF, ITEMS), models=singles)
         identities = [item.identity for item in ITEMS]
         questions = [item.question for item in ITEMS]
         look = ledger.show_comparison("pair", "former", identities, questions)
         assert look.number == 2
-        assert len(look.family.soups) == 4
+        assert len(look.known.soups) == 4
         assert ledger.show_comparison("pair", "former", identities, questions).number == 2
 
     def test_soups_of_soups_are_soups(self, ledger: Ledger, store: Store, tmp_path: Path) -> None:
@@ -303,9 +291,9 @@ class TestFamily:
         written = [recipe(1.0, names=(name,)) for name in "st"]
         for model in written:
             answer(store, model, ITEMS)
-        show(ledger, claim(written[0], ITEMS), models=written[1:])
-        look = show(ledger, claim(OTHER, ITEMS))
-        assert {*look.family.soups} == {model.fingerprint for model in written}
+        show_report(ledger, claim(written[0], ITEMS), models=written[1:])
+        look = show_report(ledger, claim(OTHER, ITEMS))
+        assert {*look.known.soups} == {model.fingerprint for model in written}
 
 
 class TestSearches:
@@ -409,6 +397,23 @@ def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
     report = runs.report(SOUP, "evaluator.batch_size=5", "evaluator.threads=2")
     assert report["verdict"]["opened"] == 1
     assert any("means of 2 measurements" in warning for warning in report["warnings"])
+
+
+@pytest.mark.slow
+def test_a_run_with_slices(fresh: Runs, family: Path) -> None:
+    shutil.copy(family / "items.jsonl", fresh.place / "all.jsonl")
+    reports = [
+        fresh.report(weights, "benchmark.slices=2", items="all.jsonl")
+        for weights in (SOUP, "optimiser.weights=[0.2,0.2,0.6]")
+    ]
+    assert [report["verdict"]["opened"] for report in reports] == [1, 1]
+    slices = [report["slice"] for report in reports]
+    assert [(part["number"], part["of"], part["left"]) for part in slices] == [(1, 2, 1), (2, 2, 0)]
+    for report, part in zip(reports, slices, strict=True):
+        assert report["rows"][-1]["objective"]["n"] == report["folds"]["report"] == part["items"]
+    fresh(SOUP, "benchmark.slices=2", "plan=true", "hydra.run.dir=planned", items="all.jsonl")
+    plan = json.loads((fresh.place / "planned/plan.json").read_text())
+    assert [power["items"] for power in plan["slices"]] == [part["items"] for part in slices]
 
 
 def test_another_batch_size_enters_the_mean(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
