@@ -401,7 +401,13 @@ def test_another_margin_or_batch_size_is_free(runs: Runs) -> None:
 
 @pytest.mark.slow
 def test_a_run_with_slices(fresh: Runs, family: Path) -> None:
-    shutil.copy(family / "items.jsonl", fresh.place / "all.jsonl")
+    rows = [json.loads(line) for line in (family / "items.jsonl").read_text().splitlines()]
+    copies = [
+        {**row, "id": f"{row['id']} {n}", "prompt": f"{row['prompt']} {n}"}
+        for row in rows
+        for n in range(3)
+    ]
+    (fresh.place / "all.jsonl").write_text("\n".join(map(json.dumps, copies)))
     reports = [
         fresh.report(weights, "benchmark.slices=2", items="all.jsonl")
         for weights in (SOUP, "optimiser.weights=[0.2,0.2,0.6]")
