@@ -128,31 +128,28 @@ class Slice:
         return f"this report is on slice {self.number} of {self.of} of the report fold; {self.left} are left"
 
 
-def next_slice(
-    items: Sequence[Item], slices: int, occasions: Mapping[str, int]
-) -> tuple[Item, ...]:
-    """The slice that was shown least, the first of several."""
-    return min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
-
-
 def times_shown(items: Sequence[Item], occasions: Mapping[str, int]) -> float:
-    """How often an item was shown, on average."""
-    return sum(occasions.get(item.identity, 0) for item in items) / max(len(items), 1)
+    """How often one of these items was shown, on average."""
+    return sum(occasions[item.identity] for item in items) / max(len(items), 1)
 
 
 def items_to_report(
-    items: Sequence[Item], occasions: Mapping[str, int], objective: Objective, deleted: int = 0
+    items: Sequence[Item],
+    occasions: Mapping[str, int],
+    objective: Objective,
+    deleted: int = 0,
+    slices: int = 1,
 ) -> tuple[Item, ...]:
-    """The items of a new report: all of them, or only groups that were shown less often.
+    """The items of a new report: those of the slice that was shown least, or only its groups that were shown less.
 
     `occasions` are {identity: earlier occasions}. At look k a difference must be z_k standard errors, where
     z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
     and every category keeps ENOUGH items.
     """
+    items = min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
     shown: dict[str, int] = {}
     for item in items:
-        count = occasions.get(item.identity, 0)
-        shown[item.group] = max(count, shown.get(item.group, 0))
+        shown[item.group] = max(occasions[item.identity], shown.get(item.group, 0))
     sizes = Counter(item.category for item in items)
     shares = coefficients(objective, sizes)
 

@@ -31,7 +31,6 @@ from souping.pipeline.claims import (
     Measurement,
     Slice,
     items_to_report,
-    next_slice,
     price,
     times,
     times_shown,
@@ -55,7 +54,7 @@ class Ledger:
         with self._store.reading() as db:
             look = _look_of(db, claim.fingerprint, claim.former)
             if not look:
-                return _new_items(db, claim.items, claim.objective, claim.slices)
+                return self.new_items(claim.items, claim.objective, claim.slices)
             rows = db.execute(
                 "SELECT fingerprint FROM looks JOIN members USING (item_set) "
                 "JOIN contents ON content = contents.id WHERE claim = ?",
@@ -65,28 +64,28 @@ class Ledger:
         return tuple(item for item in claim.items if item.identity in identities)
 
     def new_items(
-        self, items: Sequence[Item], objective: Objective, slices: int = 1
+        self, items: Sequence[Item], objective: Objective, slices: int
     ) -> tuple[Item, ...]:
         """The items that a report on a new claim would be on."""
         with self._store.reading() as db:
-            return _new_items(db, items, objective, slices)
+            return items_to_report(
+                items, _occasions(db, _names(items)), objective, _deleted(db), slices
+            )
 
     def slice_of(self, claim: Claim, items: Sequence[Item]) -> Slice:
         """The slice that these items are of."""
         parts = slices_of(claim.items, claim.slices)
         number = next(n for n, part in enumerate(parts) if items[0] in part)
         with self._store.reading() as db:
-            occasions = _occasions(db, [item.identity for item in claim.items])
-        unopened = [
-            n for n, part in enumerate(parts) if n != number and times_shown(part, occasions) < 0.5
-        ]
-        return Slice(number + 1, claim.slices, len(unopened), len(parts[number]))
+            occasions = _occasions(db, _names(claim.items))
+        others = parts[:number] + parts[number + 1 :]
+        left = sum(times_shown(part, occasions) < 0.5 for part in others)
+        return Slice(number + 1, claim.slices, left, len(parts[number]))
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
         with self._store.reading() as db:
-            occasions = _occasions(db, [item.identity for item in items])
-            count = max(occasions.values(), default=0) + _deleted(db)
+            count = max(_occasions(db, _names(items)).values(), default=0) + _deleted(db)
         if not count:
             return ""
         what = f"the items of the report fold were reported on {times(count)} before"
@@ -106,7 +105,7 @@ class Ledger:
         items, that showed other claims. Deleted rows count as occasions. A repeated claim keeps its number, its family
         and its guards, and gains a measurement.
         """
-        identities = [item.identity for item in items]
+        identities = _names(items)
         questions = [item.question for item in items]
         key = claim.fingerprint
         evaluator, ids, answers = measurement
@@ -156,7 +155,7 @@ class Ledger:
     def note_search(self, candidates: Iterable[str], items: Sequence[Item]) -> None:
         """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
-            item_set = _item_set(db, [item.identity for item in items])
+            item_set = _item_set(db, _names(items))
             _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
@@ -224,6 +223,10 @@ class _Mixtures:
         return {name: share for name, share in mixed.items() if share}
 
 
+def _names(items: Iterable[Item]) -> list[str]:
+    return [item.identity for item in items]
+
+
 def _look_of(db: sqlite3.Connection, claim: str, former: str) -> str:
     """The digest under which this claim was shown in `looks`; empty if it never was."""
     query = (
@@ -264,14 +267,6 @@ def _open(
     number, family, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(family)
     return Look(int(number), not look, KnownModels(tuple(soups), missing), declared)
-
-
-def _new_items(
-    db: sqlite3.Connection, items: Sequence[Item], objective: Objective, slices: int
-) -> tuple[Item, ...]:
-    occasions = _occasions(db, [item.identity for item in items])
-    part = next_slice(items, slices, occasions)
-    return items_to_report(part, occasions, objective, _deleted(db))
 
 
 def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:

@@ -35,7 +35,7 @@ class Opening:
             evaluator=evaluator.look,
             objective=settings.objective,
             items=self._unseen(soup, items),
-            slices=settings.benchmark.slices,
+            slices=settings.slices,
             former_evaluator=evaluator.former_look,
             margin=margin,
         )
@@ -106,7 +106,7 @@ class Opening:
                 "report: what was chosen since then has seen them"
             )
         if look.number > 1:
-            self.note(look.sentence())
+            self.note(f"{stage.name}: {look.sentence()}")
         return look, means
 
     def shown(self, look: Look, items: Sequence[Item], unit: Unit) -> Shown:

@@ -154,9 +154,7 @@ class Run(Steps):
     def report_items(self) -> tuple[Item, ...]:
         """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
         settings = self.settings
-        return self.ledger.new_items(
-            self.folds["report"], settings.objective, settings.benchmark.slices
-        )
+        return self.ledger.new_items(self.folds["report"], settings.objective, settings.slices)
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""

@@ -219,6 +219,11 @@ class RunSettings(MergeSettings):
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
 
+    @property
+    def slices(self) -> int:
+        """Slices of the report fold. A dry run leaves it closed."""
+        return 1 if self.limit else self.benchmark.slices
+
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that `guard_against` names (UserError if it is none)."""
         names, base = {one.name: one.name for one in candidates}, self.merge.base

@@ -139,7 +139,7 @@ class Plan:
         if self.scores is None or not self.has_report:
             return []
         run = self.run
-        slices = slices_of(self.folds["report"], run.benchmark.slices)
+        slices = slices_of(self.folds["report"], run.slices)
         powers = [power_of(self.scores, part, run.objective, run.inner_margin) for part in slices]
         return [power for power in powers if power is not None]
 

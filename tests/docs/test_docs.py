@@ -44,6 +44,7 @@ OPTIONAL = (
     "rebuild",
     "variance",
     "search",
+    "slice",
     "selection.clusters",
     "recipe.s",
     "cost.lost",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +24,7 @@ from souping.pipeline.claims import Claim, KnownModels, items_to_report
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.run import Run
 from souping.pipeline.store import Store, parts_of, row_number
-from tests.conftest import claim, command_line, make_items, pool_of, recipe, show_report
+from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
 
 ITEMS = make_items(4)
 MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
@@ -167,6 +170,21 @@ class TestClaims:
         passing = replace(base, samples=4, aggregate="pass")
         assert replace(passing, samples=8).look != passing.look
 
+    def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
+        code = f"""
+import os
+from pathlib import Path
+from souping.pipeline.ledger import Ledger
+from souping.pipeline.store import Store
+from tests.conftest import claim, make_items, recipe, show_report
+show_report(Ledger(Store(Path({str(tmp_path / "killed")!r}))), claim(recipe(0.5, 0.5), make_items(4)))
+os.kill(os.getpid(), 9)
+"""
+        killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+        assert killed.returncode == -9
+        with Store(tmp_path / "killed") as store:
+            assert number(Ledger(store), claim(OTHER, ITEMS)) == 2
+
 
 class TestEarlierVersions:
     """Rows of `looks` under the digest that earlier versions wrote, and `shown` without `looks`."""
@@ -230,14 +248,14 @@ class TestItems:
     def test_they_leave_if_that_is_cheaper(self, share: float, occasions: int, leave: bool) -> None:
         items = [item for item in make_items(500) if item.category == "w"]
         shown = round(share * len(items))
-        counts = {item.identity: occasions for item in items[:shown]}
+        counts = Counter({item.identity: occasions for item in items[:shown]})
         kept = items_to_report(items, counts, Mean())
         assert len(kept) == (len(items) - shown if leave else len(items))
 
     def test_a_category_keeps_twenty_items_or_all(self) -> None:
         for size, shown, left in ((24, 4, 20), (24, 6, 24), (12, 2, 12)):
             items = make_items(size, ("w",))
-            counts = {item.identity: 3 for item in items[:shown]}
+            counts = Counter({item.identity: 3 for item in items[:shown]})
             assert len(items_to_report(items, counts, Mean())) == left
 
 
@@ -506,6 +524,23 @@ def test_report_items_as_an_extra_benchmark(fresh: Runs) -> None:
     # the extra benchmark was one occasion: its candidates, objective and soup are those of this report
     assert fresh.look("optimiser.weights=[0.1,0.1,0.8]") == 2
     assert fresh.look("optimiser.weights=[0.1,0.8,0.1]") == 3
+
+
+@pytest.mark.slow
+def test_guards_that_are_added_later_are_wider(fresh: Runs) -> None:
+    def low(report: Mapping[str, Any]) -> float:
+        (check,) = [c for c in report["analyses"]["guards"]["checks"] if c["name"] == "red"]
+        return float(check["low"])
+
+    def report(*guard: str) -> Mapping[str, Any]:
+        words = ("margin=99", "optimiser=fixed", "guard_against=ant", SOUP)
+        return fresh.report(*words, *guard)
+
+    declared = report("guard={red: 99}")
+    assert low(report("guard={red: 99}")) == low(declared)
+    later = report("guard={red: 99, green: 99}")
+    assert {one["verdict"]["opened"] for one in (declared, later)} == {1}
+    assert low(later) < low(declared)
 
 
 @pytest.mark.slow
