@@ -18,8 +18,8 @@ from typing import Any, Literal
 from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
 from souping.core.text import first_line, install, named, safe
-from souping.core.types import Json, Missing, Trial, entries, number, part, texts
-from souping.core.unit import POINTS, gain, unit_of
+from souping.core.types import Json, Missing, Trial, entries, number, part
+from souping.core.unit import gain
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
@@ -187,10 +187,16 @@ class WandbTracker(Tracker):
         `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
         `run_dir` is the multirun's.
         """
+        from souping.report.files import best_jobs, job_table
+
         tracker = replace(self, name=f"{self.group}-summary", job_type="summary")
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
-            tracker._session.run.log({"jobs": tracker._table(*_job_table(jobs)), **_best_job(jobs)})
+            header, *rows = job_table(jobs)
+            summary: dict[str, Any] = {"jobs": tracker._table(list(map(str, header)), rows)}
+            for job in best_jobs(jobs)[:1]:
+                summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
+            tracker._session.run.log(summary)
 
     def _open(self, config: Mapping[str, Json], folder: Path) -> Any:
         name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
@@ -367,27 +373,3 @@ def _tables(
         columns = list(dict.fromkeys(key for record in records for key in record))
         tables[name] = columns, [[record.get(key) for key in columns] for record in records]
     return {name: table for name, table in tables.items() if table[1]}
-
-
-def _job_table(jobs: Sequence[Mapping[str, Json]]) -> tuple[list[str], list[list[Json]]]:
-    """(columns, rows) of a multirun's jobs."""
-    columns = ["job", "objective", "overrides", "run_dir", "refused"]
-    lines = [
-        {
-            "refused": "",
-            **job,
-            "job": str(job["job"]),
-            "overrides": " ".join(texts(job, "overrides")),
-        }
-        for job in jobs
-    ]
-    return columns, [[line.get(column) for column in columns] for line in lines]
-
-
-def _best_job(jobs: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    scores = [
-        (value, str(job["job"])) for job in jobs if (value := number(job["objective"])) is not None
-    ]
-    own = next((unit_of(job) for job in jobs if number(job["objective"]) is not None), POINTS)
-    best = max(scores, key=lambda pair: own.inner(pair[0]), default=None)
-    return {"best_objective": best[0], "best_job": best[1]} if best else {}

@@ -63,6 +63,11 @@ def resolve_goals(
     """
     if not names and not weights:
         return ()
+    if weights and not names:
+        raise UserError(
+            f"pick={weights!r:.60} weights the goals of pareto, which is not set: "
+            "add pareto=[CATEGORY,CATEGORY]"
+        )
     if len(set(names)) < max(2, len(names)):
         raise UserError(
             f"pareto={[*names]!r:.60} needs two goals or more, each once, "

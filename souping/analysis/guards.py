@@ -18,7 +18,7 @@ import numpy as np
 from souping.analysis.intervals import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
-from souping.core.fields import pick
+from souping.core.fields import LARGEST, pick
 from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError, entries
 from souping.core.unit import POINTS, Unit, unit_of
 from souping.report.format import brackets, clean, count, share
@@ -36,6 +36,8 @@ NEARER = 0.7
 """How much less a soup's scores differ from a candidate's than those of two candidates do (mean squares): the
 median of the recorded tables, benchmarks/guards.py --soups."""
 FORM = "guard={CATEGORY: POINTS}, or guard=POINTS for every category; guard={tokens: +10%} for the length of answers"
+SMALLEST = 1e-6
+"""Smallest loss that may be set: a test of it needs more items than anybody has."""
 LONGER = Unit(
     name="%", meaning="growth of the mean answer", higher_is_better=False, fractions=False
 )
@@ -84,7 +86,7 @@ def read_guards(guard: Json) -> dict[str, float]:
     loss}, in percent for `tokens`.
 
     Raises:
-        UserError: it is neither, or a loss is not above 0.
+        UserError: it is neither, or a loss is too small or too large.
     """
     table = guard if isinstance(guard, Mapping) else {} if guard is None else {"": guard}
     return {
@@ -99,10 +101,10 @@ def _loss(key: str, value: Json, percent: bool) -> float:
         loss = float(text.removesuffix("%"))
     except ValueError:
         loss = math.nan
-    if not 0 < loss < math.inf or text.endswith("%") != percent:
-        form = 'a percentage above 0 such as "+10%"' if percent else "a number above 0 such as 3"
+    if not SMALLEST <= loss <= LARGEST or text.endswith("%") != percent:
+        form = 'a percentage such as "+10%"' if percent else "a number such as 3"
         raise UserError(
-            f"{key}={text:.40} must be {form}, the largest loss that you accept: {FORM}"
+            f"{key}={text:.40} must be {form}, at least {SMALLEST:g}: the largest loss that you accept, {FORM}"
         )
     return loss
 

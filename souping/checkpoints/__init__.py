@@ -56,7 +56,7 @@ PIECE = 1 << 20
 # nanoseconds: within a tick of the system's clock a file may change twice at one time
 FRESH = 20_000_000
 Stamp = tuple[int, int, int, int]
-"""A file as the system knows it: size, time of the content, time of the entry (which no program sets), inode."""
+"""(size, mtime_ns, ctime_ns, inode) of a file; programs cannot set ctime."""
 
 
 Cache: TypeAlias = MutableMapping[str, str] | None

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from souping.checkpoints import PIECE, Checkpoint, WeightReader
+from souping.checkpoints.encodings import TEXTS, first_difference
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
 from souping.checkpoints.views import widen
@@ -159,8 +160,10 @@ STRUCTURE = {
 }  # fmt: skip
 
 
-def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[str]:
-    """Check that a pool can be souped; returns warnings for the report.
+def preflight(
+    checkpoints: Mapping[str, Checkpoint], vocab: str = "error", carry: str | None = None
+) -> list[str]:
+    """Check that a pool can be souped; returns warnings for the report. Soups have the tokenizer of `carry`, if given.
 
     Reads no weight but tied heads that only some store: only headers, configs and tokenizers.
 
@@ -175,15 +178,11 @@ def preflight(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> li
         _same_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
     warnings = _differences(checkpoints, aligned, vocab) + _ties(checkpoints)
-    tokenizers = {name: read_tokenizer(checkpoint) for name, checkpoint in checkpoints.items()}
     for name in names[1:]:
         warnings += _config_drift(
             names[0], name, checkpoints[names[0]].config, checkpoints[name].config
         )
-        warnings += compare_tokenizers(
-            names[0], name, tokenizers[names[0]], tokenizers[name], vocab
-        )
-    return warnings
+    return warnings + compare_tokenizers(checkpoints, vocab, carry)
 
 
 def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
@@ -295,7 +294,11 @@ TOKENIZERS = (
     "vocab.txt",
     "spiece.model",
 )
-PROCESSING = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+ENCODING, FRAMING = ("normalizer", "pre_tokenizer"), ("post_processor", "decoder")
+DEFAULTS = {
+    "byte_fallback": False, "fuse_unk": False, "ignore_merges": False, "max_input_chars_per_word": 100,
+}  # fmt: skip
+"""Settings of a tokenizer's model that are the same as none; null and the empty text are too."""
 VOCAB_FILES = (
     "vocab.json",
     "vocab.txt",
@@ -316,16 +319,16 @@ def check_tokenizer(name: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Behaviour of a tokenizer: ids of ordinary and of added tokens, and digests of the rest.
+    """Behaviour of a tokenizer: ids of ordinary and of added tokens, and the rest by its place in tokenizer.json.
 
-    `rules` is a digest of merges, the model's kind and slow tokenizers' files, `steps` are digests of the processing
-    around it, `template` is the chat template or None.
+    `settings` decide how texts are encoded (slow tokenizers have digests of their files). `definition` is a
+    tokenizer.json without added tokens, `template` the chat template or None.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, int]
-    rules: str
-    steps: Mapping[str, str]
+    settings: Mapping[str, Any]
+    definition: Mapping[str, Any]
     template: str | None
     present: bool
 
@@ -346,35 +349,62 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _read(
     checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Tokenizer:
-    model: dict[str, Any] = fast.get("model") or {}
+    model: dict[str, Any] = {**(fast.get("model") or {}), "dropout": None}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
-    rest = {key: value for key, value in model.items() if key not in ("vocab", "merges", "dropout")}
-    merges = [" ".join(m) if isinstance(m, list) else m for m in _list(model.get("merges"))]
+    decisive: dict[str, Any] = {step: fast.get(step) or None for step in ENCODING}
+    for key, value in model.items():
+        if key not in ("vocab", "merges") and value not in (None, "", DEFAULTS.get(key)):
+            decisive[f"model.{key}"] = value
+    for rank, merge in enumerate(_list(model.get("merges"))):
+        decisive[f"model.merges[{rank}]"] = " ".join(merge) if isinstance(merge, list) else merge
+    for number, row in enumerate(_list(model.get("vocab"))):
+        decisive[f"model.vocab[{number}]"] = row[1:]  # the score of a Unigram model
     raw = {name: checkpoint.side_text(name) for name in VOCAB_FILES}
+    if not fast:
+        decisive |= {name: data and digest(data.hex()) for name, data in raw.items()}
     return Tokenizer(
         ids={token: number for token, number in ids.items() if token not in added},
         added=added,
-        rules=digest(
-            [
-                rest,
-                merges,
-                {n: data.hex() for n, data in raw.items() if data is not None and not fast},
-            ]
-        ),
-        steps={step: digest(fast.get(step)) for step in PROCESSING},
+        settings=decisive,
+        definition={
+            **fast,
+            "model": model,
+            "added_tokens": [],
+            "padding": None,
+            "truncation": None,
+        },
         template=_template(checkpoint, settings),
         present=bool(fast) or any(data is not None for data in raw.values()),
     )
 
 
-def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str) -> list[str]:
-    """Warnings about two tokenizers.
+def compare_tokenizers(
+    pool: Mapping[str, Checkpoint], vocab: str, carry: str | None, texts: Sequence[str] = ()
+) -> list[str]:
+    """Warnings about tokenizers that differ from the first. If their settings differ, they encode random texts, and
+    `texts`.
 
     Raises:
-        UserError: they give ids to different texts: an id means another ordinary token, or other merges apply; with
-            `vocab=error` also where one has ordinary tokens that the other lacks.
+        UserError: an id means another ordinary token; one has ordinary tokens that the other lacks (`vocab=error`); or
+            a text is encoded differently, and soups do not `carry` the tokenizer of a candidate.
     """
+    (a, first), *others = pool.items()
+    left, files = read_tokenizer(first), _tokenizer_files(first)
+    notes = []
+    for b, checkpoint in others:
+        if _tokenizer_files(checkpoint) != files:
+            right = read_tokenizer(checkpoint)
+            notes += _compare_pair(a, b, left, right, vocab)
+            notes += _compare_settings(f"tokenizers of {a} and {b}", left, right, carry, texts)
+    return notes
+
+
+def _tokenizer_files(checkpoint: Checkpoint) -> dict[str, bytes | None]:
+    return {name: checkpoint.side_text(name) for name in checkpoint.side if name != "config.json"}
+
+
+def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str) -> list[str]:
     if left.present != right.present:
         owner, other = (a, b) if left.present else (b, a)
         return [f"{owner} has a tokenizer, {other} has none", *_templates(a, b, left, right)]
@@ -390,18 +420,41 @@ def compare_tokenizers(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab:
     if lone and vocab == "error":
         advice = "if the vocabularies differ in trailing rows alone, set merge.vocab=union or merge.vocab=intersect"
         raise UserError(f"tokenizers of {a} and {b} differ: only one has {listed(lone)}: {advice}")
-    if left.rules != right.rules and not lone:
-        raise UserError(
-            f"tokenizers of {a} and {b} differ: same vocabulary, other merges or model settings"
-        )
     notes = []
     if added := sorted(
         t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
     ):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    if steps := [step for step in PROCESSING if left.steps.get(step) != right.steps.get(step)]:
+    x, y = left.definition, right.definition
+    if steps := [step for step in FRAMING if x.get(step) != y.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
+
+
+def _compare_settings(
+    names: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
+) -> list[str]:
+    """A note if settings differ (UserError: a text is encoded differently, and soups do not `carry` one tokenizer)."""
+    x, y = left.settings, right.settings
+    fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
+    if not fields or left.present != right.present:
+        return []
+    what = f"{names} differ in {listed(fields, 3)}"
+    if left.ids.keys() != right.ids.keys():
+        return [what]
+    if carry is not None:
+        return [f"{what}: soups with {carry} have its tokenizer (merge.carry)"]
+    # The text of a merge that differs shows it.
+    first = fields[:TEXTS]
+    merges = [*map(x.get, first), *map(y.get, first)]
+    tokens = [str(merge).replace(" ", "") for merge in merges]
+    difference = first_difference([left.definition, right.definition], tokens, texts)
+    if difference is None:
+        return [f"{what}, and encode alike"]
+    raise UserError(
+        f"{what} ({x.get(fields[0])!s:.80} and {y.get(fields[0])!s:.80}): {difference}. The vocabularies are equal, so "
+        "merge.carry=NAME gives soups with that candidate its tokenizer"
+    )
 
 
 def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:

@@ -23,7 +23,7 @@ SIDE_FILES = (
     "target.spm", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
-"""Endings of what is no side file whatever it is called: weights and code."""
+"""Suffixes that are never side files: those of weights and code."""
 MAX_SIDE = 512_000_000
 TIED = ("lm_head.weight", "output.weight")
 """Names of output heads, which may be tied to the embedding."""

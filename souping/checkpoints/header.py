@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from souping.checkpoints.ranges import opened
+from souping.core.files import regular
 from souping.core.text import check_pointer, read_json, shown
 from souping.core.types import Json, UserError
 
@@ -167,6 +169,9 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
         target, root = path.resolve(), folder.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            # Fails at links in a circle, which `resolve` passes over since Python 3.13.
+            path.stat()
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
     cache = root.parents[2] if len(root.parents) > 2 else root
@@ -175,12 +180,12 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     hub = root.parent.name == "snapshots" and target.parent in blobs
     if not target.is_relative_to(root) and not hub:
         raise broken(path, "a symlink that leads out of the folder", tensor)
-    return path
+    return regular(path)
 
 
 def small(path: Path, limit: int = MAX_JSON) -> bytes:
     """The whole of a file that has to be small."""
-    if path.stat().st_size > limit:
+    if regular(path).stat().st_size > limit:
         raise broken(path, f"larger than {limit} bytes, which no such file is")
     return path.read_bytes()
 

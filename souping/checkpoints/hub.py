@@ -91,6 +91,12 @@ def parse(text: str | Path) -> HubName | None:
     return HubName(match["repo"], match["revision"] or "main")
 
 
+def cached_name(folder: str | Path) -> str | None:
+    """`org/name@commit` of a folder in the Hub's cache; None for any other."""
+    match = re.fullmatch(r".*/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})", str(folder))
+    return f"{match[1]}/{match[2]}@{match[3]}" if match else None
+
+
 def is_repo(text: str) -> bool:
     """Whether a text can be the name of a repository, `org/name`, by the Hub's rules."""
     return (

@@ -24,6 +24,8 @@ SHOW = "show"
 RULES = Path(__file__).with_name("rules")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
+MAX_OPTIONAL = 6
+"""Optional parts of a name: a rule is written out for every combination of them."""
 AXIS = re.compile(
     r"(?P<name>[a-z_]+)(?:=(?P<size>[a-z_0-9+]+))?(?:\[(?P<start>[^:\]]*)(?P<range>:)?(?P<stop>[^\]]*)\])?"
 )
@@ -216,6 +218,11 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
     found = OPTIONAL.search(native)
     if found is None:
         return [(native, layout)]
+    count = len(OPTIONAL.findall(native))
+    if count > MAX_OPTIONAL:
+        raise ValueError(
+            f"{shown(native)} has {count} optional parts [x], at most {MAX_OPTIONAL} are allowed"
+        )
     head, axis = native[: found.start()], PLACEHOLDER.search(found[1])
     tails = _forms(native[found.end() :], layout)
     numbered = [(f"{head}{found[1]}{tail}", text) for tail, text in tails]
@@ -305,7 +312,7 @@ def _value(text: str, sizes: Mapping[str, int]) -> int:
     if odd := [
         term for term in terms if term not in sizes and not re.fullmatch(r"-?\d{1,9}", term)
     ]:
-        raise ValueError(f"the config says nothing of {shown(odd[0])}")
+        raise ValueError(f"the config does not define {shown(odd[0])}")
     return sum(sizes[term] if term in sizes else int(term) for term in terms)
 
 

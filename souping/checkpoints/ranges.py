@@ -7,14 +7,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from souping.core.files import write_atomically
-from souping.core.text import first_line, install
-from souping.core.types import UserError
+from annotated_types import Interval
+from huggingface_hub import constants
+
+from souping.core.fields import Form, component
+from souping.core.files import expanded, write_atomically
+from souping.core.text import first_line, install, read_json
+from souping.core.types import UserError, digest
 
 MARK = b"souping: a weight file that is read by range\n"
 MOST = 4096
@@ -25,12 +29,12 @@ KEPT = 3
 """Blocks of a model that are in memory at once: two threads may be at the two sides of an edge, and one arrives."""
 
 
-@dataclass(frozen=True)
+@component
 class Pointer:
     """File in a bucket as it was listed: its URL, bytes, and the tag that changes with its content."""
 
-    url: str
-    size: int
+    url: Annotated[str, Form(r"(s3|gs)://[^/]+/.+", "an s3:// or gs:// URL")]
+    size: Annotated[int, Interval(ge=0, lt=2**62)]
     tag: str
 
     def write(self, path: Path) -> None:
@@ -45,12 +49,32 @@ class Pointer:
         return data
 
 
+def cache_of(url: str) -> Path:
+    """The folder here of a folder in a bucket. Its name follows from the URL."""
+    return expanded(constants.HF_HOME) / "souping" / digest(url)[:16]
+
+
 def pointer_in(path: Path) -> Pointer | None:
-    """The pointer in a file; None if that is the very file."""
+    """The pointer in a file; None if the file itself holds the weights.
+
+    Raises:
+        UserError: a pointer is damaged, or it is not in the cache of the folder in the bucket that it names: anybody
+            can write such a file into a model's folder.
+    """
     with path.open("rb") as file:
         if file.read(len(MARK)) != MARK:
             return None
-        return Pointer(**json.loads(file.read(MOST)))
+        text = file.read(MOST)
+    place = path.resolve()
+    with suppress(ValueError, TypeError, UserError):
+        pointer = Pointer(**read_json(text))
+        cache = cache_of(pointer.url.removesuffix(f"/{place.name}")).resolve()
+        if place.parent.parent == cache / "snapshots":
+            return pointer
+    raise UserError(
+        f"{path} is a placeholder for a file in a bucket, damaged or outside of souping's cache of that bucket: remove "
+        f"{path.parent}, and give the model's s3:// or gs:// URL"
+    )
 
 
 @contextmanager
@@ -92,7 +116,7 @@ def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:
         tag = str(
             row.get("ETag") or row.get("etag") or row.get("md5Hash") or row.get("LastModified")
         )
-        found[name] = Pointer(f"{folder}/{name}", int(row["size"]), tag)
+        found[name] = Pointer(url=f"{folder}/{name}", size=int(row["size"]), tag=tag)
     return found
 
 

@@ -13,11 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
-
 from souping.checkpoints.hub import ADAPTERS, FILE, WORKERS, HubName, Listing, weight_file
-from souping.checkpoints.ranges import BLOCK, Pointer, listed_files
-from souping.core.files import expanded, reserve
+from souping.checkpoints.ranges import BLOCK, Pointer, cache_of, listed_files
+from souping.core.files import reserve
 from souping.core.types import UserError, digest
 
 URL = re.compile(r"(s3|gs):/+([^/].*?)/*")
@@ -30,7 +28,7 @@ class RemoteName(HubName):
 
     @property
     def cache(self) -> Path:
-        return expanded(constants.HF_HOME) / "souping" / digest(self.repo)[:16]
+        return cache_of(self.repo)
 
     def __str__(self) -> str:
         return self.repo

@@ -324,7 +324,7 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     ]
     ranks = {int(match[2]): prefix + name for match, name in found}
     world = {int(match[1]) for match, _ in found if match[1]} or {len(ranks)}
-    if len(world) != 1 or sorted(ranks) != list(range(*world)):
+    if world != {len(ranks)} or sorted(ranks) != list(range(len(ranks))):
         raise UserError(
             f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
         )

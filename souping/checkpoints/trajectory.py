@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import filecmp
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
@@ -217,13 +217,20 @@ def _root(path: Path, members: Sequence[Member]) -> list[str]:
 def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
     """A note on steps of the saving interval without a checkpoint. The interval is the trainer's, else the smallest
     distance of two; the newest checkpoint may be saved at the end of training, off the interval."""
-    distance = int(interval or 0) or min((b - a for a, b in pairwise(steps)), default=0)
-    if not distance or any(step % distance for step in steps[:-1]):
+    distance = int(interval or 0) or min((b - a for a, b in itertools.pairwise(steps)), default=0)
+    if distance < 1 or any(step % distance for step in steps[:-1]):
         return []
-    gone = sorted(set(range(distance, steps[-1], distance)) - set(steps))
+    # Steps are numbers in names, which may be huge: missing ones are counted, and only the first are listed.
+    present = {step for step in steps if 0 < step < steps[-1]}
+    missing = (steps[-1] - 1) // distance - len(present)
+    if missing < 1:
+        return []
+    expected = itertools.count(distance, distance)
+    first = itertools.islice((step for step in expected if step not in present), min(missing, 10))
+    more = f" and {missing - 10} more" if missing > 10 else ""
     return [
-        f"no checkpoint at steps {listed(map(str, gone))} (deleted by save_total_limit?)"
-    ] * bool(gone)
+        f"no checkpoint at steps {listed(map(str, first))}{more} (deleted by save_total_limit?)"
+    ]
 
 
 # ------------------------------------------------------------ learning rates

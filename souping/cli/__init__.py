@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -20,6 +21,10 @@ from souping.core.system import __version__
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 FAILURES: list[int] = []
 """Exit statuses of what failed without ending the process: a job of a multirun, an output that is full."""
+
+
+REPLACE = "souping-replace"
+"""Name of the handler of characters that a standard stream cannot show."""
 
 
 class Ended(KeyboardInterrupt):
@@ -77,9 +82,21 @@ def open_streams() -> None:
 def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # a test's or a notebook's
-    encoding, errors = (stream.encoding, stream.errors) if stream else ("utf-8", "backslashreplace")
+    encoding = stream.encoding if stream else "utf-8"
+    # Whatever was set for standard output, because most handlers raise an error.
+    errors = REPLACE if number == 1 else "backslashreplace"
     raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)
+
+
+def replace(error: UnicodeError) -> tuple[str, int]:
+    """Handler of encoding errors: a plain hyphen for a minus sign, a question mark for any other character."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].replace("\N{MINUS SIGN}", "-")
+    return re.sub("[^-]", "?", text), error.end
+
+
+codecs.register_error(REPLACE, replace)
 
 
 def stop(message: str, code: int) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from souping.cli import stop
 from souping.comparison.api import AVERAGES, Source, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick
-from souping.core.files import error_text, expanded, write_atomically
-from souping.core.text import positive, safe
-from souping.core.types import UserError
+from souping.core.files import error_text, expanded, write_files
+from souping.core.text import positive, read_json, safe
+from souping.core.types import UserError, part
 
+PAGES = ("report.html", "report.md")
+TABLE = "compare.json"
 EPILOG = """\
 A LOG is a run of souping, an output folder of lm_eval, a BFCL project, a log of inspect_ai, or CSV or JSONL with the
 columns item, category, score. NAME=LOG,LOG,LOG are training runs of one recipe.
@@ -36,7 +41,10 @@ def _compare(settings: dict[str, Any]) -> int:
     from souping.comparison.result import page, sections, title
     from souping.report.render import sheet_markdown, show_sheet
 
-    logs, flips, as_json, folder = (settings.pop(name) for name in ("logs", "show", "json", "out"))
+    logs, flips, as_json, out = (settings.pop(name) for name in ("logs", "show", "json", "out"))
+    folder = expanded(out, "--out") if out else None
+    if folder:
+        _check_folder(folder)
     result = compare(_logs(logs), **settings)
     shown = sections(result, flips)
     if as_json:
@@ -45,19 +53,42 @@ def _compare(settings: dict[str, Any]) -> int:
         show_sheet(shown)
     text = sheet_markdown(title(result), shown)
     if folder:
-        pages = {
-            "report.html": page(result, flips),
-            "report.md": text,
-            "compare.json": result.to_json(flips),
-        }
-        for name, content in pages.items():
-            write_atomically(
-                expanded(folder, "--out") / name, content.encode("utf-8", "backslashreplace")
-            )
+        texts = {"report.html": page(result, flips), "report.md": text}
+        files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
+        pages = {name: _digest(content) for name, content in files.items()}
+        _write(folder, {**files, TABLE: replace(result, pages=pages).to_json(flips).encode()})
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
     return result.status
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with other files than an earlier comparison wrote there, or with changed ones (UserError)."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        pages = part(read_json((folder / TABLE).read_bytes()), "pages")
+        own = all(_digest((folder / name).read_bytes()) == pages.get(name) for name in PAGES)
+    except (AttributeError, OSError, ValueError):
+        own = False
+    if not own:
+        raise UserError(
+            f"--out {folder}: not empty, and not as an earlier compare --out left it: name another folder"
+        )
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files beside their places, then put them there: an error leaves what was there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=folder) as stage:
+        write_files(Path(stage), files)
+        for name in files:
+            os.replace(Path(stage) / name, folder / name)
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
 
 
 def _logs(words: Sequence[str]) -> dict[str, Source | list[Source]]:
@@ -121,7 +152,18 @@ def _parser() -> argparse.ArgumentParser:
         help="this is the K-th comparison on these items",
     )
     add("--pass-at", type=positive, default=0, metavar="K", help="score an item by pass@K")
-    add("--same-prompts", action="store_true", help="refuse logs whose prompts differ")
+    add(
+        "--same-prompts",
+        action="store_true",
+        help="refuse logs whose prompts, as they were sent, differ",
+    )
+    add(
+        "--lower-is-better",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="a task of a table in which a lower score is better; may be repeated",
+    )
     add("--store", metavar="FILE", help="results store of runs of souping, where it is not found")
     add("--show", type=positive, default=0, metavar="N", help="show N items that flipped")
     add("--json", action="store_true", help="print compare.json instead of tables")

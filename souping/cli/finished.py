@@ -44,8 +44,8 @@ from souping.report.tables import Row
 
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
-Without --fixed or --broke every item of the fold is shown. Looking at items of the report fold
-is recorded in the ledger of its store."""
+Without --fixed or --broke every item of the fold counts. The items of the report fold that are
+printed are recorded in the ledger of its store."""
 KEYS = ("analysis", "shapley", "size")
 OWN = re.compile(rf"\+{{0,2}}({'|'.join(KEYS)})\b[^=]*=")
 """Overrides that say which analyses, and how."""
@@ -223,7 +223,7 @@ def show(arguments: Sequence[str]) -> None:
             rows = list(changed(rows, names[0], names[-1], better=options.fixed))
             what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
         if fold == "report" and report and not report.get("limit"):
-            _note(run_dir, options.store, report, rows)
+            _note(run_dir, options.store, report, rows[: options.limit])
         _show_samples(rows, names, options.limit, what)
 
 

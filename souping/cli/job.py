@@ -5,29 +5,31 @@ from __future__ import annotations
 import gc
 import math
 import re
+import shlex
 import sys
 import sysconfig
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
-from souping.cli import FAILURES, choices, folder, groups, interrupts_raise, stop
+from souping.cli import COMMANDS, FAILURES, choices, folder, groups, interrupts_raise, stop
 from souping.cli.config import (
     USER_CODE,
     build,
@@ -35,13 +37,14 @@ from souping.cli.config import (
     drop_replaced,
     key_of,
     merges_only,
+    named_in,
     near_key,
     register,
     resolved,
 )
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe
-from souping.core.types import LateError, UserError
+from souping.core.types import LateError, UserError, texts
 from souping.core.unit import POINTS, Unit, scores_in
 from souping.pipeline.settings import KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
@@ -62,7 +65,11 @@ READERS = (
     "datasets",
     "sacrebleu",
 )
-"""Libraries that read models' files and templates: what they raise is about those."""
+"""Libraries that read models' files and templates: their exceptions mean a bad file, not a bug here."""
+JOB_NUMBER = re.compile(r"\$\\?\{hydra\\?:job\.num\\?\}")
+"""As Hydra's sweeper quotes it."""
+PLUGIN = re.compile(r'File "(.*/hydra_plugins)/(\w+)')
+"""Line of a traceback that is in a plugin of Hydra's."""
 CLAIM = ".running"
 _MADE: set[Path] = set()
 """Folders that were not there before this process: those of its runs, and the folders above them."""
@@ -73,21 +80,31 @@ _SWEEPS: list[Path] = []
 def start() -> None:
     """Compose and run the command line, once or, with `-m`, for each combination."""
     register()
+    sys.argv[1:] = options_first(sys.argv[1:])
     _compose_once()
     hydra.main(version_base="1.3", config_path=str(folder()), config_name="config")(run)()
 
 
+def options_first(words: Sequence[str]) -> list[str]:
+    """Hydra's options, then the overrides: its own parser takes them in no other order.
+
+    Raises:
+        UserError: Hydra has no such option, or it lacks its value.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; options: python -m souping --hydra-help")
+
+    parser = get_args_parser()
+    setattr(parser, "error", refuse)  # noqa: B010  # what mypy takes for a mistake
+    overrides = parser.parse_intermixed_args(words).overrides
+    return [*(word for word in words if word not in overrides), *overrides]
+
+
 def _compose_once() -> None:
     """Spare Hydra a composition that only looks for `hydra.mode`, unless something on the command line can set that."""
-    compose_mode = Hydra.get_mode
-
-    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        mode: RunMode | None = None
-        if any("hydra" in word or word.startswith("-c") for word in sys.argv[1:]):
-            mode = compose_mode(self, config_name, overrides)
-        return mode
-
-    setattr(Hydra, "get_mode", get_mode)  # noqa: B010  # what mypy takes for a mistake
+    if not any("hydra" in word or word.startswith(("-c", "--c")) for word in sys.argv[1:]):
+        setattr(Hydra, "get_mode", lambda *_, **__: None)  # noqa: B010  # mypy takes it for a mistake
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -143,15 +160,15 @@ def _note_job(
     """A job's line of the sweep's table, as a file: jobs may run in other processes."""
     from souping.report.files import write_job
 
+    job = {
+        "job": hydra_config.job.num,
+        "overrides": unresolved(hydra_config.overrides)["task"],
+        "objective": objective,
+        "refused": refused,
+        "limit": limit,
+    }
     with suppress(UserError) if refused else nullcontext():
-        write_job(
-            run_dir,
-            hydra_config.job.num,
-            unresolved(hydra_config.overrides)["task"],
-            objective,
-            refused,
-            limit,
-        )
+        write_job(run_dir, job)
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -241,9 +258,11 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     """The components and settings of a run by its configuration as plain data, checked and built."""
     parts = build(plain)
     merges = merges_only(plain)
-    for key, what in (("stop_after", "selected or searched"), ("limit", "evaluated")):
+    for key in ("stop_after", "limit", "guard", "pareto", "pick"):
         if merges and plain[key] is not None:
-            raise UserError(f"{key}={plain[key]}: nothing is {what} without items: leave it out")
+            raise UserError(
+                f"{key}={plain[key]!s:.60}: nothing is evaluated without items: leave it out"
+            )
     from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
@@ -354,7 +373,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.report.files import JOB, read_jobs, sweep_lines, write_sweep
+    from souping.report.files import JOB, best_jobs, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
     if not jobs:
@@ -362,6 +381,8 @@ def _sweep_table(sweep_dir: Path) -> None:
     _track(sweep_dir, jobs)
     print(f"  {'sweep':16} {write_sweep(sweep_dir, jobs)}")
     print("\n".join(sweep_lines(jobs)))
+    for job in best_jobs(jobs)[:1]:
+        print(f"test job {job['job']} on the report fold:\n{safe(final_command(job, sweep_dir))}")
     if refused := [str(job["job"]) for job in jobs if job["refused"]]:
         FAILURES.append(2)
         print(
@@ -374,6 +395,25 @@ def _sweep_table(sweep_dir: Path) -> None:
         if job["refused"] and [path.name for path in place.iterdir()] == [JOB]:
             (place / JOB).unlink()
             place.rmdir()
+
+
+def final_command(job: Mapping[str, Any], sweep_dir: Path) -> str:
+    """The command that runs a job of a multirun to its end, by itself."""
+    overrides = texts(job, "overrides")
+    words = [word for word in overrides if named_in([word]) != {"stop_after"}]
+    config = OmegaConf.load(sweep_dir / str(job["run_dir"]) / "config.yaml")
+    # set by a file that an override chose
+    if len(words) == len(overrides) and OmegaConf.select(config, "stop_after"):
+        words.append("stop_after=null")
+    typed = get_args_parser().parse_args()
+    if typed.config_dir:
+        words.append(f"--config-dir={typed.config_dir}")
+    words += [word for word in typed.overrides if word.startswith("hydra.searchpath=")]
+    if not typed.multirun:
+        words.append("hydra.mode=RUN")
+    # A single run has no number.
+    command = JOB_NUMBER.sub(str(job["job"]), "\0".join(words)).split("\0")
+    return shlex.join(["python", "-m", "souping", *command])
 
 
 def _track(sweep_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -395,6 +435,8 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     What the user can fix takes a line or two. Anything else is a fault of a component of the user's or of this package:
     then the traceback is kept, in the run's directory if there is one.
     """
+    if plugin := _broken_plugin(error):
+        return plugin, 2
     if isinstance(error, EXPECTED):
         return safe(explain(error)), 2
     if isinstance(error, MemoryError):
@@ -437,6 +479,23 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     )
 
 
+def _broken_plugin(error: Exception) -> str:
+    """What to do about a plugin of Hydra's that cannot be imported; empty if the error is another."""
+    trace = "".join(traceback.format_exception(error))
+    places = PLUGIN.findall(trace)
+    if "_scan_all_plugins" not in trace or not places:
+        return ""
+    folder, name = places[-1]
+    remedy = f"remove it from {folder}"
+    for package in distributions():
+        if any(file.parts[:2] == ("hydra_plugins", name) for file in package.files or ()):
+            remedy = f"pip uninstall {package.name}"
+    return safe(
+        f"hydra_plugins.{name}: {type(error).__name__}: {first_line(error)}\n"
+        f"Hydra imports every plugin that is installed, and this one fails: {remedy}"
+    )
+
+
 def _is_library(file: Path) -> bool:
     """Whether a line of a traceback is an installed package's or Python's own."""
     if PACKAGE in file.parents:
@@ -470,6 +529,8 @@ def explain(error: BaseException) -> str:
         key = key_of(str(error.filename)) if error.filename else ""
         return f"{key}={error_text(error)}" if key else error_text(error)
     if isinstance(error, OverrideParseException):
+        if error.override in COMMANDS:
+            return f"{error.override} is a command, which comes first: python -m souping {error.override} ..."
         return (
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"

@@ -9,12 +9,14 @@ import sys
 
 from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
 from souping.core.fields import pick
+from souping.core.text import first_line, safe
+from souping.core.types import UserError
 
 
 def main() -> None:
     """Entry of `python -m souping`. Exit status 0; 2 (the user can fix it) or 1 (a fault of ours); 130 (Ctrl-C), 129
     (SIGHUP) or 143 (SIGTERM)."""
-    # until a job begins: what imports and composition make stays, and searching it takes a tenth
+    # import-time objects never die; scanning them costs 10 % of start-up
     gc.disable()
     open_streams()
     FAILURES.clear()
@@ -24,18 +26,25 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
-        from souping.cli.job import end_sweep
+        if "souping.cli.job" in sys.modules:
+            from souping.cli.job import end_sweep
 
-        end_sweep()
+            end_sweep()
         words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
         if debug:
             raise
-        from souping.cli.job import end_sweep, format_error
-
-        end_sweep()
-        stop(*format_error(error))
+        try:
+            from souping.cli.job import end_sweep, format_error
+        except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
+            what = safe(f"{type(error).__name__}: {first_line(error)}")
+            package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
+            fix = f"{package} is not installed: install souping with its dependencies, without --no-deps"
+            stop(f"{what}\n{fix}", 2 if isinstance(error, UserError | OSError | ImportError) else 1)
+        else:
+            end_sweep()
+            stop(*format_error(error))
     if FAILURES:
         sys.exit(FAILURES[0])
 

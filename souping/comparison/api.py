@@ -63,6 +63,7 @@ def compare(
     looks: Count = 1,
     pass_at: Annotated[int, Interval(ge=0)] = 0,
     same_prompts: bool = False,
+    lower_is_better: Sequence[str] = (),
     fail_on: Sequence[Word] = FAIL_ON,
     store: str | Path | None = None,
 ) -> CompareResult:
@@ -76,7 +77,8 @@ def compare(
         group: field of the documents, or column, that items share.
         looks: number of this comparison on these items. Runs of souping have it from their store.
         pass_at: k, to score an item by pass@k instead of the mean of its answers.
-        same_prompts: refuse logs whose prompts differ.
+        same_prompts: refuse logs whose prompts, as they were sent, differ.
+        lower_is_better: tasks of CSV and JSONL logs in which a lower score is better.
         fail_on: verdicts of deciding rows that make `status` 1.
         store: results store of runs of souping, where it is not found.
 
@@ -84,8 +86,8 @@ def compare(
         UserError: a log is damaged, or the logs may not be compared.
     """
     arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
-    check_arguments(compare, arguments)
-    found = _read(logs, baseline, group)
+    check_arguments(compare, {**arguments, "lower_is_better": lower_is_better})
+    found = _read(logs, baseline, group, lower_is_better)
     whole = None if margin is None else Margin.of(margin, "margin")
     gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
@@ -130,7 +132,10 @@ def _all_verdicts(
 
 
 def _read(
-    logs: Mapping[str, Source | list[Source]], baseline: str | None, group: str
+    logs: Mapping[str, Source | list[Source]],
+    baseline: str | None,
+    group: str,
+    lower: Sequence[str],
 ) -> dict[str, list[Log]]:
     """The logs of each model, the baseline first."""
     several = {
@@ -144,7 +149,8 @@ def _read(
     base = pick(baseline, logs, "baseline") if baseline else next(iter(logs))
     names = dict.fromkeys((base, *logs))
     return {
-        name: [log for one in several[name] for log in read(one, group=group)] for name in names
+        name: [log for one in several[name] for log in read(one, group=group, lower=lower)]
+        for name in names
     }
 
 

@@ -59,12 +59,12 @@ def looks_of(
     keys = [item for metric in metrics.values() for item in metric.items]
     compared = {item for found in table.metrics.values() for item in found[0].items}
     identities = {
-        answer.item: answer.prompt_hash
+        answer.item: answer.identity
         for log in runs
         for answer in _answers(log)
         if answer.item in compared
     }
-    # An item of a run of ours is its id and the first letters of its identity.
+    # An item of a run of ours is its id and 16 letters of its content.
     questions = [digest([key[:-17], identities.get(key, "")]) for key in keys]
     first, *others = map(_recipe_of, runs)
     content = sorted(set(identities.values()))
@@ -124,12 +124,12 @@ def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
     Raises:
         UserError: the store that is given is not there, or the configuration cannot be read.
     """
-    import yaml
-
     if given:
         if not expanded(given).is_file():
             raise UserError(f"--store {given}: there is no such file")
         return expanded(given)
+    import yaml
+
     config = run_dir / "config.yaml"
     try:
         settings = read_yaml(text_of(config)) if config.is_file() else None

@@ -128,6 +128,12 @@ class CompareResult:
         metadata={"doc": "items with different scores, the largest differences first"}
     )
     warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
+    pages: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "doc": "{page beside this file: its SHA-256}, by which `--out` knows its own files"
+        },
+    )
     schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
 
     def rows(self, model: str) -> list[RowVerdict]:

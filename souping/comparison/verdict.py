@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from souping.core.fields import pick
+from souping.core.fields import pick, text_of
 from souping.core.types import Json, UserError
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
@@ -84,7 +84,7 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
         UserError: it is not TOML, or has an unknown key or value.
     """
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(text_of(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
     tasks, margins = table.get("tasks", {}), dict[str, Margin]()

@@ -34,6 +34,7 @@ from typing import (
 import numpy as np
 from annotated_types import Interval
 
+from souping.core.files import regular
 from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
 from souping.core.types import TOLERANCE, Json, UserError, Weights
 
@@ -159,7 +160,7 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
 def text_of(path: Path) -> str:
     """The text of a file (UserError where it is not UTF-8)."""
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 

@@ -40,9 +40,23 @@ def expanded(path: str | Path, key: str = "") -> Path:
         ) from None
 
 
+def regular(path: Path) -> Path:
+    """The path of a file to read.
+
+    Raises:
+        UserError: there is a pipe, a device or a socket, from which reading may never end.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"{path} is a pipe, a device or a socket: write its content to a file first"
+        )
+    return path
+
+
 def folder_at(text: str | None) -> Path | None:
     """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
-    with suppress(UserError, OSError, RuntimeError):  # links in a circle are a RuntimeError
+    # Links in a circle are a RuntimeError before Python 3.13.
+    with suppress(UserError, OSError, RuntimeError):
         return expanded(text).resolve() if text and expanded(text).is_dir() else None
     return None
 

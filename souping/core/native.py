@@ -29,7 +29,7 @@ def _compiled(assembly: str) -> int | None:
     passes = binding.create_pass_builder(
         machine, binding.create_pipeline_tuning_options(speed_level=2)
     )
-    passes.getModulePassManager().run(module, passes)  # which makes loops of vectors of loops
+    passes.getModulePassManager().run(module, passes)  # runs the loop vectoriser
     engine.add_module(module)
     engine.finalize_object()
     return int(engine.get_function_address(name))

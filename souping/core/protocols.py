@@ -317,10 +317,15 @@ class Evaluator(Component, Protocol):
     """Whether an answer depends, in the last digits, on the other items of its block."""
     aggregate: str = ""
     """How the scores of several answers become an item's, where there is a choice: `mean`, or `pass` (the best)."""
-    unit: Unit = POINTS
-    """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+    scored_by: str = ""
+    """Setting that decides how answers are scored, such as the version of a harness."""
     length_key: str = ""
     """Setting that bounds the tokens of an answer, as it is typed: to be raised if answers are cut off."""
+
+    @property
+    def unit(self) -> Unit:
+        """Unit and direction of its scores, and whether they are fractions of 1. An external tool's may be anything."""
+        return POINTS
 
     @property
     def settings(self) -> Mapping[str, Json]: ...
@@ -346,6 +351,10 @@ class Evaluator(Component, Protocol):
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
     ) -> list[Record]: ...
+
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        """The records of these items are in the store: what was kept until then may go."""
+        return None
 
     @property
     def answers_per_item(self) -> int:
@@ -437,6 +446,11 @@ class Evaluator(Component, Protocol):
         """[I] values whose mean over a category's items is the category's score; `records` are each item's answers."""
         joined = max if self.aggregate == "pass" else fmean
         return np.array([joined(record.score for record in answers) for answers in records])
+
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of what scores the item's answers, but for its reference: scores by another one do not compare."""
+        code = item.user_scorer.digest if item.user_scorer else ""
+        return digest([item.scorer, code, self.settings.get(self.scored_by)])
 
     @property
     def host(self) -> ModelHost | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from souping.core.fields import component, pick
-from souping.core.files import expanded
+from souping.core.files import expanded, regular
 from souping.core.protocols import Objective, ScoreSource
 from souping.core.types import FloatArray, Json, ScoreMatrix, UserError
 
@@ -86,7 +86,7 @@ def read_table(path: Path) -> ScoreMatrix:
 
 def _read_rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        with regular(path).open(newline="", encoding="utf-8-sig") as stream:
             lines = ([cell.strip() for cell in row] for row in csv.reader(stream))
             rows = [row for row in lines if any(row)]
     except (UnicodeDecodeError, csv.Error) as error:

@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import queue
+import re
 import resource
 import runpy
 import signal
@@ -22,12 +23,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import ProgressCallback, UserError
+from souping.core.types import Json, ProgressCallback, UserError
 
 __version__ = "0.1.0"
 MAIN = (
@@ -50,6 +51,31 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # the system's
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """Models of the GPUs that NVIDIA's driver lists. No library is loaded for it."""
+    models = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with suppress(OSError):
+            models += re.findall(r"^Model:\s*(.+)", file.read_text(), re.MULTILINE)
+    return models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
+
+    command: str
+    settings: Mapping[str, Json]
+    version: str = __version__
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    platform: str = field(default_factory=platform.platform)
+    cpus: int = field(default_factory=cores)
+    gpus: list[str] = field(default_factory=gpus)
+
+    def to_json(self) -> dict[str, Json]:
+        return dict(vars(self))
 
 
 def package_environment() -> dict[str, str]:

@@ -47,6 +47,13 @@ def read_json(
         value = json.loads(text, object_pairs_hook=pairs, parse_float=_number, parse_int=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if nests_deeply(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def nests_deeply(value: Any) -> bool:
+    """Whether JSON nests deeper than code that walks it can bear."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
         parts = [
@@ -55,9 +62,7 @@ def read_json(
             if isinstance(part, dict | list)
         ]
         layer = [child for part in parts for child in part]
-    if layer:
-        raise ValueError("nested too deeply")
-    return value
+    return bool(layer)
 
 
 def read_yaml(text: str | bytes) -> Any:
@@ -158,11 +163,13 @@ def install(extra: str) -> str:
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").is_file():  # a checkout
         return f'pip install -e "{root}[{extra}]"'
-    wanted = list[str]()
-    with suppress(PackageNotFoundError):
+    try:
         needed = [requirement.partition(";") for requirement in requires("souping") or ()]
-        wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
-    return "pip install " + " ".join(f'"{name}"' for name in wanted or [f"souping[{extra}]"])
+    except PackageNotFoundError:
+        return f'pip install -e ".[{extra}]"'
+    wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
+    # If there is no such extra, it is a package that souping always needs.
+    return "pip install " + " ".join(f'"{name}"' for name in wanted or [extra])
 
 
 def positive(text: str) -> int:

@@ -1,7 +1,7 @@
 """Data types that components exchange.
 
-On its way back from a model, what it answered is an engine's Answer, a `Record` (with its score), a `Response` (one
-block's), `ItemScores` (one soup's), a `Result` (for the optimiser) and a `Trial` (for the report).
+On its way back an answer becomes `Answer` (engine), `Record` (scored), `Response` (block), `ItemScores` (soup),
+`Result` (optimiser), `Trial` (report).
 
 Standard library and numpy only. Shape legend: M models, C categories, I items, K ingredients.
 """
@@ -31,7 +31,7 @@ Fold = Literal["select", "search", "report"]
 Outcome = Literal["finished", "truncated", "unanswered"]
 """How an answer ended: by the model or a stop text; by the limit of tokens; or there is no answer, for a reason."""
 TOLERANCE = 1e-5
-"""By how much the sum of weights that are given by hand may miss one."""
+"""Tolerance on the sum of user-supplied weights."""
 CONSTANT = 1e-9
 """Spread of scores (fractions of 1) up to which models count as equal."""
 TEXT = "loss"
@@ -75,7 +75,10 @@ def number(value: Json) -> float | None:
     """A finite float, else None: what is missing, NaN or infinite is shown as a dash and stored as null."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
     return result if math.isfinite(result) else None
 
 
@@ -162,6 +165,14 @@ class Item:
         prompt = self.prompt if isinstance(self.prompt, str) else [dict(m) for m in self.prompt]
         return digest([prompt, [dict(tool) for tool in self.tools]])
 
+    @property
+    def text(self) -> str:
+        """The prompt without what a chat template adds."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        messages = [str(message.get("content") or "") for message in self.prompt]
+        return "\n".join([*messages, str(self.tools or "")])
+
     @cached_property
     def question(self) -> str:
         """Digest of what an answer depends on: answers are kept by it."""
@@ -191,9 +202,8 @@ class Record:
 
     `score` is a fraction of 1, `statistics` what a corpus metric sums (BLEU). `outcome` is how the answer ended,
     `reason` why there is none. `replicate` numbers the answers to one item. `tokens` are the answer's ids with its end,
-    `prompt_tokens` counts the prompt's and `prompt_key` is the digest of their ids,
-    `prompt` what they are in letters, where that is known. `seconds` is
-    the answer's share of the time that its block took.
+    `prompt_tokens` counts the prompt's, `prompt_key` is the digest of their ids and `prompt` the decoded text, if
+    known. `seconds` is the answer's share of the time that its block took.
     """
 
     item: str

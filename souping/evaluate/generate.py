@@ -179,11 +179,7 @@ class EngineEvaluator(MachineEvaluator):
 
     def length(self, item: Item) -> int:
         """Characters that the model sees, without what a chat template adds."""
-        if isinstance(item.prompt, str):
-            return len(item.prompt)
-        return len(
-            "\n".join([*(str(m.get("content") or "") for m in item.prompt), str(item.tools or "")])
-        )
+        return len(item.text)
 
     def close(self) -> None:
         """Close the engine and the process that renders templates."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from pathlib import Path
 
-from souping.core.files import expanded
+from souping.core.files import expanded, regular
 from souping.core.types import UserError
 from souping.logs.bfcl import read_bfcl
 from souping.logs.inspect import is_inspect, read_inspect
@@ -17,11 +18,13 @@ from souping.logs.tables import Frame, is_table, read_frame, read_table
 KINDS = "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, or CSV or JSONL with item, category, score"
 
 
-def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
+def read(
+    source: str | Path | Frame, *, group: str = "", lower: Collection[str] = ()
+) -> tuple[Log, ...]:
     """The logs at a path, or in a data frame: one, or several training runs where a table has a column `run`.
 
     `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
-    items belong together.
+    items belong together. Of a table, lower is better in the tasks of `lower`.
 
     Raises:
         UserError: what is there is no log, or a damaged one.
@@ -30,7 +33,7 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
     # many small objects that all stay: to look for circles among them takes a third of the time
     gc.disable()
     try:
-        logs = _read(source, group)
+        logs = _read(source, group, lower)
     finally:
         if enabled:
             gc.enable()
@@ -42,17 +45,19 @@ def read(source: str | Path | Frame, *, group: str = "") -> tuple[Log, ...]:
     return logs
 
 
-def _read(source: str | Path | Frame, group: str) -> tuple[Log, ...]:
+def _read(source: str | Path | Frame, group: str, lower: Collection[str]) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
-        return read_frame(source, group)
+        return read_frame(source, group, lower)
     path, name = expanded(str(source)), ""
     heads = [str(path)[:place] for place, letter in enumerate(str(path)) if letter == ":"]
     if not path.exists() and (known := [head for head in heads if Path(head).exists()]):
         path, name = Path(known[-1]), str(path)[len(known[-1]) + 1 :]
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
-    if is_table(path):
-        return read_table(path, group)
+    if is_table(regular(path)):
+        return read_table(path, group, lower)
+    if lower:
+        raise UserError(f"{path}: --lower-is-better is for tables, this log has its own direction")
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
     if (path / "report.json").is_file():
         return (read_run(path, name, group),)

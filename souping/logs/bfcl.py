@@ -10,8 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from souping.core.types import Json, UserError, number
-from souping.logs.records import Log, LoggedAnswer, Row, Task, json_lines, metrics_of, pick_model
+from souping.core.files import regular
+from souping.core.text import shown
+from souping.core.types import Json, UserError
+from souping.logs.records import (
+    Log,
+    LoggedAnswer,
+    Row,
+    Task,
+    json_lines,
+    metrics_of,
+    pick_model,
+)
 
 FILE = re.compile(r"BFCL_(v\d+)_(.+)_result\.json")
 FAILED = "Error during inference: "
@@ -49,12 +59,12 @@ def _task(file: Path, scores: Path) -> Task:
     head, *failures = rows_of(score_file)
     wrong = {str(row["id"]) for row in failures}
     answers = [_answer(row, wrong) for row in rows_of(file) if "prereq" not in str(row["id"])]
-    if head.get("total_count") != len(answers):
+    if (total := head.get("total_count")) != len(answers):
         raise UserError(
-            f"{score_file}: scores of {head.get('total_count')} items, but {file} has {len(answers)}"
+            f"{score_file}: scores of {shown(str(total))} items, but {file} has {len(answers)}"
         )
     metrics = metrics_of(
-        file, (("accuracy", one) for one in answers), {"accuracy": number(head.get("accuracy"))}
+        file, (("accuracy", one) for one in answers), {"accuracy": head.get("accuracy")}
     )
     return Task(name=category, metrics=metrics, settings={"BFCL version": version})
 
@@ -65,7 +75,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: there is none, or one has no id.
     """
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with regular(path).open(encoding="utf-8", errors="replace") as lines:
         rows = list(json_lines(path, lines))
     if not rows or any("id" not in row for row in rows[path.name.endswith("_score.json") :]):
         raise UserError(f"{path}: not a file of bfcl-eval: a line without an id")

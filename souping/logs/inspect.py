@@ -58,11 +58,11 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         if len(newest) < len(own)
         else []
     )
-    notes += [
-        f"{file}: its status is {head.status}"
-        for file, head in newest.values()
-        if head.status != "success"
-    ]
+    for file, head in newest.values():
+        if head.status != "success":
+            raise UserError(
+                f"{file}: status is {head.status}, not success: finish it with inspect eval-retry"
+            )
     tasks = {task: _task(file, header, group) for task, (file, header) in newest.items()}
     return Log(
         path=path,
@@ -120,11 +120,14 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
             if isinstance(sample.input, str)
             else _options([m.text for m in sample.input])
         )
-        usage = sample.model_usage.values()
+        tokens = [usage.output_tokens for usage in sample.model_usage.values()]
         for name, value, output in (
             _values(scores) if scores else ((name, None, "") for name in scorers)
         ):
-            score = math.nan if value is None else as_number(value)
+            try:
+                score = math.nan if value is None else as_number(value)
+            except OverflowError:
+                score = math.inf
             yield (
                 name,
                 LoggedAnswer(
@@ -134,7 +137,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
                     replicate=sample.epoch - 1,
                     missing=math.isnan(score) or bool(sample.error),
                     cut=bool(sample.limit) if limited else None,
-                    tokens=sum(one.output_tokens for one in usage) if usage else None,
+                    tokens=sum(tokens) if tokens else None,
                     prompt=text,
                     output=output,
                 ),

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from souping.core.text import MAX_DEPTH, shown
 from souping.core.types import UserError, number, part, texts
 from souping.logs.records import (
+    LARGEST,
     Group,
     Log,
     LoggedAnswer,
@@ -81,38 +83,55 @@ def _samples(results: Path, task: str) -> Path:
 def _groups(path: Path, table: Row) -> dict[str, Group]:
     """Groups of leaf tasks: lm_eval aggregates over those, whatever groups are between."""
     below = part(table, "group_subtasks")
+    leaves_of = dict[str, dict[str, None]]()
 
-    def leaves(name: str, above: tuple[str, ...] = ()) -> list[str]:
-        if name in above:
-            raise UserError(f"{path}: the group {name} contains itself: run lm_eval again")
-        return [leaf for inner in texts(below, name) for leaf in leaves(inner, (*above, name))] or [
-            name
-        ]
+    def leaves(name: str, depth: int) -> dict[str, None]:
+        if depth > MAX_DEPTH:
+            raise UserError(
+                f"{path}: group_subtasks: {shown(name)} contains itself, or is in more than "
+                f"{MAX_DEPTH} groups: run lm_eval again"
+            )
+        if name not in leaves_of:
+            known = dict[str, None]()
+            for inner in texts(below, name):
+                known |= leaves(inner, depth + 1)
+            leaves_of[name] = known or {name: None}
+        return leaves_of[name]
 
     found = {}
     for name in (name for name in below if texts(below, name)):
-        members = tuple(dict.fromkeys(leaf for leaf in leaves(name) if leaf in table["configs"]))
-        found[name] = Group(
-            name=name, members=members, weight_by_size=_by_size(table, name, members)
-        )
+        members = tuple(leaf for leaf in leaves(name, 0) if leaf in table["configs"])
+        by_size = _by_size(path, table, name, members)
+        found[name] = Group(name=name, members=members, weight_by_size=by_size)
     return found
 
 
-def _by_size(table: Row, name: str, members: tuple[str, ...]) -> bool | None:
+def _by_size(path: Path, table: Row, name: str, members: tuple[str, ...]) -> bool | None:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
     if both are the same."""
-    results, sizes = part(table, "results"), part(table, "n-samples")
-    for key, figure in part(results, name).items():
+    results = part(table, "results")
+    for key, mean in part(results, name).items():
         found = ((task, number(part(results, task).get(key))) for task in members)
-        rows = {task: value for task, value in found if value is not None}
-        if "," in key and "_stderr," not in key and isinstance(figure, float) and rows:
+        rows = {task: value for task, value in found if value is not None and abs(value) <= LARGEST}
+        if "," in key and "_stderr," not in key and isinstance(mean, float) and rows:
             values = list(rows.values())
-            weighted = np.average(
-                values, weights=[number(part(sizes, task).get("effective")) or 1 for task in rows]
-            )
-            if not np.isclose(weighted, np.mean(values), rtol=0, atol=1e-9):
-                return bool(abs(weighted - figure) <= abs(np.mean(values) - figure))
+            weighted = np.average(values, weights=[_size(path, table, task) or 1 for task in rows])
+            # false of a figure that is not a number, too
+            if abs(weighted - np.mean(values)) > 1e-9:
+                return bool(abs(weighted - mean) <= abs(np.mean(values) - mean))
     return None
+
+
+def _size(path: Path, table: Row, task: str) -> float:
+    """Number of a task's samples, 0 where the harness does not say."""
+    value = part(part(table, "n-samples"), task).get("effective") or 0
+    size = number(value)
+    if size is None or not 0 <= size <= LARGEST:
+        raise UserError(
+            f"{path}: n-samples.{task}.effective={shown(str(value))}: not a number of samples: "
+            "run lm_eval again"
+        )
+    return size
 
 
 def _task(results: Path, table: Row, task: str, group: str) -> Task:
@@ -124,18 +143,14 @@ def _task(results: Path, table: Row, task: str, group: str) -> Task:
     if not items:
         raise UserError(f"{path}: no samples: run lm_eval again")
     names = dict.fromkeys(name for name, _ in answers)
-    reported = {
-        name: number(figures.get(name if "," in name else f"{name},none")) for name in names
-    }
+    reported = {name: figures.get(name if "," in name else f"{name},none") for name in names}
     lower = [name for name in names if higher.get(name.partition(",")[0]) is False]
     keys = {"task version": "versions", "number of shots": "n-shot"}
     settings = {name: str(part(table, key).get(task)) for name, key in keys.items()}
-    metrics, asked = (
-        metrics_of(path, answers, reported, lower),
-        part(part(table, "n-samples"), task).get("effective"),
-    )
-    if len(items) < (number(asked) or 0) and not any(metric.is_mean for metric in metrics.values()):
-        raise UserError(f"{path}: {len(items)} of {asked} samples: the file is cut off")
+    metrics = metrics_of(path, answers, reported, lower)
+    size = _size(results, table, task)
+    if len(items) < size and not any(metric.is_mean for metric in metrics.values()):
+        raise UserError(f"{path}: {len(items)} of {size:,.0f} samples: the file is cut off")
     return Task(name=task, metrics=metrics, settings=settings)
 
 
@@ -151,11 +166,14 @@ def _answers(
             of_doc = str(sample["doc"][group]) if group else doc_hash
             for name in sample.get("metrics", names):
                 score = sample.get(name)
+                if isinstance(score, int | float):
+                    # beyond what a mean can be it does not matter how large it is
+                    score = float(max(-2 * LARGEST, min(score, 2 * LARGEST)))
                 yield (
                     f"{name},{sample.get('filter', 'none')}".removesuffix(",none"),
                     LoggedAnswer(
                         item=f"{sample['doc_id']} {doc_hash}".rstrip(),
-                        score=float(score) if isinstance(score, int | float) else np.nan,
+                        score=score if isinstance(score, float) else np.nan,
                         group=of_doc,
                         missing=text is None,
                         characters=len(text) if isinstance(text, str) else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -9,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from souping.core.text import listed
+from souping.core.text import listed, shown
 from souping.core.types import FloatArray, UserError
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
@@ -17,6 +19,10 @@ NamedLog = tuple[str, Log]
 """A model's name and one of its logs."""
 Field = Literal["score", "missing", "cut", "tokens", "characters"]
 FIELDS: tuple[Field, ...] = get_args(Field)
+SPARSE = 10
+"""Places that an array of more than SMALL places may have for each answer, so that a few answers do not fill the
+memory."""
+SMALL = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +121,7 @@ def _check_sources(named_logs: Sequence[NamedLog]) -> None:
     for name, log in named_logs:
         if log.harness != first.harness:
             raise UserError(
-                f"{first_name} is a log of {first.harness}, {name} one of {log.harness}: "
-                "their items do not compare"
+                f"{first_name} is {_kind(first)}, {name} {_kind(log)}: their items do not compare"
             )
         source = (str(log.path.resolve()), log.model)
         if source in name_of:
@@ -125,6 +130,14 @@ def _check_sources(named_logs: Sequence[NamedLog]) -> None:
                 "name two different ones"
             )
         name_of[source] = name
+
+
+def _kind(log: Log) -> str:
+    """What a log is called, with its article."""
+    if log.harness == "table":
+        return f"a {log.path.suffix[1:].upper() or 'data'} table"
+    article = "an" if log.harness in ("lm_eval", "inspect_ai") else "a"
+    return f"{article} {log.harness} log"
 
 
 def _common_tasks(named_logs: Sequence[NamedLog]) -> list[str]:
@@ -176,7 +189,8 @@ def _match_task(task: str, named_logs: Sequence[NamedLog]) -> tuple[MatchedMetri
         for key in {**first_traits, **traits}:
             here = first_traits.get(key, "none")
             there = traits.get(key, "none")
-            if here != there:
+            # an empty one is not known
+            if here != there and here and there:
                 raise UserError(
                     f"{task}: the {key} is {here} in {first_name} and {there} in {name}: "
                     "these scores do not compare"
@@ -192,7 +206,21 @@ def _traits(task: Task, headline: str, metrics: Sequence[str]) -> dict[str, str]
         higher_is_better = task.metrics[metric].higher_is_better
         direction = "higher is better" if higher_is_better else "lower is better"
         traits[f"direction of {metric}"] = direction
+        traits[f"scale of {metric}"] = _scale(task.metrics[metric])
     return traits
+
+
+def _scale(metric: LoggedMetric) -> str:
+    """The scale that scores show: of fractions or of other numbers; empty where they may be either.
+
+    A low loss is below 1 beside another's above 1, so only losses that are all 0 or 1 show one.
+    """
+    scores = np.array([answer.score for answer in metric.answers])
+    scores = scores[np.isfinite(scores)]
+    if (scores < 0).any() or (scores > 1).any():
+        return "beyond 0 to 1"
+    certain = metric.higher_is_better or {*scores.tolist()} <= {0, 1}
+    return "0 to 1" if certain and scores.any() else ""
 
 
 def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> MatchedMetric:
@@ -203,10 +231,8 @@ def _match_metric(task: str, metric: str, named_logs: Sequence[NamedLog]) -> Mat
     every_run = list(chain.from_iterable(runs_of.values()))
     items = _common_items(every_run)
     if not items:
-        first, *others = [name for name, _ in named_logs]
-        raise UserError(
-            f"{task}: no item in common (by id and content): {first} and {', '.join(others)}"
-        )
+        models = dict.fromkeys(name for name, _ in named_logs)
+        raise UserError(f"{task}: no item in common (by id and content): {listed(models)}")
     is_mean = all(run.is_mean for run in every_run)
     group_of = _item_groups(every_run)
 
@@ -253,19 +279,27 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 
 
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
-    """The FIELDS of a model's answers, [fields, runs, replicates, items]."""
-    every_answer = chain.from_iterable(run.answers for run in runs)
-    numbers = sorted({answer.replicate for answer in every_answer})
-    replicate_place = {number: place for place, number in enumerate(numbers)}
+    """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers in their order."""
     item_place = {item: place for place, item in enumerate(items)}
-    shape = (len(FIELDS), len(runs), len(numbers), len(items))
-    array = np.full(shape, np.nan)
+    places, values = [], []
     for number, run in enumerate(runs):
-        answers = [answer for answer in run.answers if answer.item in item_place]
-        replicate = [replicate_place[answer.replicate] for answer in answers]
-        item = [item_place[answer.item] for answer in answers]
-        rows = [(a.score, a.missing, a.cut, a.tokens, a.characters) for a in answers]
-        array[:, number, replicate, item] = np.array(rows, dtype=float).T  # None becomes nan
+        answered: Counter[str] = Counter()
+        for a in sorted(run.answers, key=lambda answer: answer.replicate):
+            if a.item in item_place:
+                places.append((number, answered[a.item], item_place[a.item]))
+                values.append((a.score, a.missing, a.cut, a.tokens, a.characters))
+                answered[a.item] += 1
+
+    _, replicates, item = max(places, key=lambda place: place[1])
+    shape = (len(runs), replicates + 1, len(items))
+    if math.prod(shape) > max(SMALL, SPARSE * len(places)):
+        raise UserError(
+            f"item {shown(items[item])} has {replicates + 1:,} answers, far more than others: "
+            "replicate must number the answers to one item"
+        )
+    array = np.full((len(FIELDS), *shape), np.nan)
+    run_place, replicate, place = np.array(places).T
+    array[:, run_place, replicate, place] = np.array(values, dtype=float).T  # None becomes nan
     return array
 
 

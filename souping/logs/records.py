@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.text import first_line, listed
-from souping.core.types import UserError
+from souping.core.files import regular
+from souping.core.text import first_line, listed, nests_deeply, shown
+from souping.core.types import Json, UserError, number
 
 Row = Mapping[str, Any]
+LARGEST = 1e50
+"""No score, figure or count of a log is larger: sums of squares of such numbers are finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,8 @@ class LoggedAnswer:
     cut: bool | None = None
     tokens: float | None = None
     characters: int | None = None
-    prompt_hash: str = ""
+    prompt_hash: str = ""  # of the prompt as it was sent, empty where the log does not say
+    identity: str = ""  # of the question in the ledger of its store, for runs of souping
     prompt: str = ""  # what the model was shown and what it answered, where the log has them
     output: str = ""
 
@@ -62,7 +66,8 @@ class LoggedMetric:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer."""
+    """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer. Those
+    that a log does not say are empty."""
 
     name: str
     # the first one stands for the task in an average over tasks
@@ -99,29 +104,34 @@ class Log:
 
 
 def json_lines(
-    path: Path, lines: Iterable[str | bytes], constant: Callable[[str], Any] | None = None
+    path: Path,
+    lines: Iterable[str | bytes],
+    constant: Callable[[str], Any] | None = None,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file's lines (UserError with the line's number if one is none).
 
-    `constant` makes a value of NaN and Infinity.
+    `constant` makes a value of NaN and Infinity, `pairs` one of the keys and values of an object.
     """
-    for number, line in enumerate(lines, start=1):
+    for place, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line, parse_constant=constant)
+            value = json.loads(line, parse_constant=constant, object_pairs_hook=pairs)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number}: not JSON, or cut off: {first_line(error)}"
-            ) from error
+            what = "" if type(error) is ValueError else "not JSON, or cut off: "
+            raise UserError(f"{path}:{place}: {what}{first_line(error)}") from error
         if not isinstance(value, dict):
-            raise UserError(f"{path}:{number}: not a JSON object")
+            raise UserError(f"{path}:{place}: not a JSON object")
+        if nests_deeply(value):
+            key = next(key for key, inner in value.items() if nests_deeply([inner]))
+            raise UserError(f"{path}:{place}: {shown(key)} is nested too deeply")
         yield value
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file (UserError if there is none)."""
-    for value in json_lines(path, [path.read_bytes()]):
+    for value in json_lines(path, [regular(path).read_bytes()]):
         return value
     raise UserError(f"{path}: empty")
 
@@ -143,12 +153,13 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
 def metrics_of(
     path: Path,
     answers: Iterable[tuple[str, LoggedAnswer]],
-    reported: Mapping[str, float | None] = MappingProxyType({}),
+    reported: Mapping[str, Json] = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
     """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
 
-    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores.
+    A metric whose mean is not what the harness `reported` is a corpus metric: its items have no scores. So is one with
+    scores that no mean can have.
 
     Raises:
         UserError: an item has two scores.
@@ -164,7 +175,7 @@ def metrics_of(
 
 
 def _metric(
-    path: Path, name: str, answers: list[LoggedAnswer], reported: float | None, higher: bool
+    path: Path, name: str, answers: list[LoggedAnswer], reported: Json, higher: bool
 ) -> LoggedMetric:
     ((item, _), count), *_ = Counter(
         (answer.item, answer.replicate) for answer in answers
@@ -173,17 +184,22 @@ def _metric(
         raise UserError(
             f"{path}: item {item} has two scores of {name}: remove one, or number them as replicates"
         )
+    for answer in answers:
+        if answer.tokens is not None and not 0 <= answer.tokens <= LARGEST:
+            tokens = shown(str(answer.tokens))
+            raise UserError(f"{path}: item {answer.item}: tokens={tokens} is not a count")
     scores = np.array([answer.score for answer in answers])
-    counted = scores[np.isfinite(scores)]
+    counted = scores[~np.isnan(scores)]
+    mean = counted.mean() if counted.size and np.abs(counted).max() <= LARGEST else np.nan
     is_mean = bool(counted.size and counted.min() >= 0 and counted.max() <= 1)
-    if reported is not None and not (
-        counted.size and np.isclose(counted.mean(), reported, rtol=1e-6, atol=1e-6)
-    ):
+    figure = number(reported)
+    reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
+    if (reported is not None and not reached) or (counted.size and np.isnan(mean)):
         is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
     return LoggedMetric(
         name=name,
         higher_is_better=higher,
         is_mean=is_mean,
         answers=tuple(answers),
-        reported=reported,
+        reported=figure,
     )

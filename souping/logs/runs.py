@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
-
-from souping.core.text import first_line
-from souping.core.types import UserError, entries, number, part
+from souping.core.text import first_line, shown
+from souping.core.types import UserError, digest, entries, part
 from souping.core.unit import unit_of
-from souping.logs.records import Log, LoggedAnswer, Row, Task, metrics_of, pick_model, read_object
+from souping.logs.records import (
+    Log,
+    LoggedAnswer,
+    Row,
+    Task,
+    metrics_of,
+    pick_model,
+    read_object,
+)
 from souping.report.render import SAMPLES, read_samples
 
 
@@ -19,7 +27,7 @@ def read_run(path: Path, name: str, group: str) -> Log:
     """The soup of a run, or the model of this name."""
     try:
         return _read(path, read_object(path / "report.json"), name, group)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: report.json or {SAMPLES} is damaged: {first_line(error)}"
         ) from error
@@ -36,49 +44,71 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
     metric = "score" if own.symbol == "%" else own.name
     lower = () if own.higher_is_better else (metric,)
     model = pick_model(path, list(rows), name or "soup") if rows else ""
-    answers = dict[str, list[tuple[str, LoggedAnswer]]]()
-    scorers = dict[str, set[str]]()
+    lines_of = dict[str, list[Row]]()
+    best = 0
     lines: Iterator[Row] = read_samples(path / SAMPLES)
     for line in lines:
+        best = max(best, *map(_best_of, line["models"].values()))
         if line["fold"] == "report" and model in line["models"]:
-            scorers.setdefault(line["category"], set()).add(line["doc"]["scorer"])
-            found = _answers(line, line["models"][model], group)
-            answers.setdefault(line["category"], []).extend((metric, one) for one in found)
-    if not answers:
+            lines_of.setdefault(line["category"], []).append(line)
+    if not lines_of:
         raise UserError(
             f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report"
         )
     tasks = dict[str, Task]()
-    for task, pairs in answers.items():
-        metrics = metrics_of(
-            path / SAMPLES, pairs, {metric: number(part(rows[model], task).get("mean"))}, lower
-        )
+    for task, task_lines in lines_of.items():
+        pairs = list[tuple[str, LoggedAnswer]]()
+        for line in task_lines:
+            found = _answers(line, line["models"][model], group, best > 0)
+            pairs.extend((metric, answer) for answer in found)
+        reported = {metric: part(rows[model], task).get("mean")}
+        metrics = metrics_of(path / SAMPLES, pairs, reported, lower)
+        if all(math.isnan(answer.score) for answer in metrics[metric].answers):
+            raise UserError(
+                f"{path}: {task}: the scores in {SAMPLES} do not have the mean that report.json says, "
+                f"{shown(str(reported[metric]))}"
+            )
         if metric != "score":  # no score from 0 to 1, even if all of them are
             metrics = {metric: replace(metrics[metric], is_mean=False, unit=metric)}
-        tasks[task] = Task(
-            name=task, metrics=metrics, settings={"scorer": ", ".join(sorted(scorers[task]))}
-        )
+        scorers = {line["doc"]["scorer"] for line in task_lines}
+        digests = {line.get("scorer_hash") or "" for line in task_lines}
+        settings = {
+            "scorer": ", ".join(sorted(scorers)),
+            "scorer's digest": "" if "" in digests else digest(sorted(digests))[:12],
+            "score of several answers": f"the best of {best}" if best else "their mean",
+        }
+        tasks[task] = Task(name=task, metrics=metrics, settings=settings)
     return Log(path=path, harness="souping", model=model, tasks=tasks, asked=tuple(tasks))
 
 
-def _answers(line: Row, own: Row, group: str) -> Iterator[LoggedAnswer]:
-    """One answer per replicate, or one for all if the item's score is not their mean (the best of them)."""
-    several = abs(np.mean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
+def _best_of(answered: Row) -> int:
+    """The number of answers of which an item's score is that of the best and not their mean, else 0."""
+    scores = answered.get("scores", [answered["score"]])
+    best = max(scores)
+    return len(scores) if answered["score"] == best and best - fmean(scores) > 1e-9 else 0
+
+
+def _answers(line: Row, own: Row, group: str, best: bool) -> Iterator[LoggedAnswer]:
+    """One answer per replicate, or one for all if the item's score is not their mean."""
+    several = not best and abs(fmean(own.get("scores", [own["score"]])) - own["score"]) <= 1e-9
     scores, outcomes = (
         (several and own.get(f"{key}s")) or [own[key]] for key in ("score", "outcome")
     )
-    for number_, (score, outcome, output) in enumerate(
+    # an item with another reference is another item
+    content = digest([line["prompt_hash"], line.get("target_hash", "")])
+    for number, (score, outcome, output) in enumerate(
         zip(scores, outcomes, own["resps"][0], strict=False)
     ):
         yield LoggedAnswer(
-            item=f"{line['item']} {line['prompt_hash'][:16]}",
+            item=f"{line['item']} {content[:16]}",
             score=float(score),
             group=str(line["doc"].get(group or "group") or ""),
-            replicate=number_,
+            replicate=number,
             missing=outcome == "unanswered",
             cut=outcome == "truncated",
             characters=len(output),
-            prompt_hash=line["prompt_hash"],
+            prompt_hash=own.get("sent_hash", ""),
+            identity=line["prompt_hash"],
             prompt=str(own.get("prompt") or line["arguments"][0][0]),
             output=output,
         )

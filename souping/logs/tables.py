@@ -5,20 +5,34 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from souping.core.text import listed, nearest
+from souping.core.fields import pick
+from souping.core.text import listed, nearest, shown
 from souping.core.types import Json, UserError
-from souping.logs.records import Group, Log, LoggedAnswer, Row, Task, json_lines, metrics_of
+from souping.logs.records import (
+    LARGEST,
+    Group,
+    Log,
+    LoggedAnswer,
+    Row,
+    Task,
+    json_lines,
+    metrics_of,
+)
 
 NEEDED = ("item", "category", "score")
 CUT = {"length", "max_tokens", "truncated"}
 NO_ANSWER = {"error", "unanswered", "content_filter"}
 LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "true": 1.0, "false": 0.0}
 """Scores in letters: inspect_ai's, and truth values (in any case)."""
+DIRECTIONS = {"true": True, "1": True, "false": False, "0": False}
+"""Values of the column `higher_is_better`."""
+Directions = dict[tuple[str, str, str], bool | None]
+"""{(task, category, metric): whether higher is better, None where the table does not say}"""
 
 
 class Frame(Protocol):
@@ -31,30 +45,41 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".jsonl") and path.is_file()
 
 
-def read_frame(frame: Frame, group: str) -> tuple[Log, ...]:
+def read_frame(frame: Frame, group: str, lower: Collection[str]) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     rows = frame.to_dict("records")
     if rows and "sample_id" in rows[0] and "epoch" in rows[0]:
         rows = list(_inspect_rows(rows, group))
         group = ""
-    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group)
+    return _logs(Path(f"DataFrame {id(frame):x}"), rows, group, lower)
 
 
-def read_table(path: Path, group: str) -> tuple[Log, ...]:
-    """The logs in a CSV or JSONL file; several where it has a column `run`."""
+def read_table(path: Path, group: str, lower: Collection[str]) -> tuple[Log, ...]:
+    """The logs in a CSV or JSONL file; several where it has a column `run`. Lower is better in the tasks of `lower`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
-                return _logs(path, json_lines(path, lines, str), group)
-            return _logs(path, _csv_rows(path, lines), group)
-    except (UnicodeDecodeError, csv.Error) as error:
+                return _logs(path, json_lines(path, lines, str, _unique), group, lower)
+            return _logs(path, _csv_rows(path, lines), group, lower)
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A row of these columns and values (ValueError if two columns have one name)."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two columns are called {shown(twice)}: remove or rename one")
+    return row
 
 
 def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
     rows = filter(None, csv.reader(lines, strict=True))
     names = next(rows, [])
+    _unique([(name, "") for name in names if name])
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise UserError(
@@ -82,6 +107,7 @@ def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
             "replicate": row["epoch"] - 1,
             "tokens": sum(count["output_tokens"] for count in counts) if counts else None,
             "prompt": row["input"],
+            "higher_is_better": row.get("higher_is_better"),
         }
         if not _empty(row.get("error")):
             own["stop_reason"] = "error"
@@ -106,8 +132,9 @@ def _inspect_scores(row: Row) -> dict[str, Any]:
     return found
 
 
-def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
+def _logs(path: Path, rows: Iterable[Row], group: str, lower: Collection[str]) -> tuple[Log, ...]:
     runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
+    directions: Directions = {}
     needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
         if not needed.keys() <= row.keys():
@@ -115,43 +142,50 @@ def _logs(path: Path, rows: Iterable[Row], group: str) -> tuple[Log, ...]:
             raise UserError(
                 f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
             )
-        run = runs.setdefault(_text(row, "run"), {})
-        answers = run.setdefault((_text(row, "task"), str(row["category"])), [])
-        answers.append((_text(row, "metric") or "score", _answer(path, number, row, group)))
+        where = f"{path}: row {number}"
+        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
+        answer = _answer(where, row, group)
+        runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
+        stated = "false" if {*key, "/".join(key)} & {*lower} else _text(row, "higher_is_better")
+        higher = DIRECTIONS.get(stated.lower())
+        if higher is None and (stated or answer.score < 0 or answer.score > 1):
+            raise UserError(
+                f"{where}: {metric}={answer.score:g}, higher_is_better={shown(stated) or 'not given'}: "
+                "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
+                f"--lower-is-better {shown(key[0] or key[1])}"
+            )
+        if directions.setdefault((*key, metric), higher) != higher:
+            raise UserError(f"{where}: higher_is_better differs from that of other rows")
     if not runs:
         raise UserError(
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
-    return tuple(_log(path, run, tasks) for run, tasks in runs.items())
+    logs = tuple(_log(path, run, tasks, directions) for run, tasks in runs.items())
+    for name in lower:
+        pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].asked]), "--lower-is-better")
+    return logs
 
 
-def _answer(path: Path, number: int, row: Row, group: str) -> LoggedAnswer:
+def _answer(where: str, row: Row, group: str) -> LoggedAnswer:
     stop, output, prompt = (_text(row, name) for name in ("stop_reason", "output", "prompt"))
-    try:
-        score = _score(row["score"])
-        return LoggedAnswer(
-            item=str(row["item"]),
-            score=score,
-            group=_text(row, group or "group"),
-            replicate=0 if _empty(row.get("replicate")) else _replicate(row["replicate"]),
-            missing=math.isnan(score) or stop in NO_ANSWER,
-            cut=stop in CUT if "stop_reason" in row else None,
-            tokens=None if _empty(row.get("tokens")) else _number(row["tokens"]),
-            characters=len(output) if output else None,
-            prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
-            prompt=prompt,
-            output=output,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: row {number}: score, tokens, replicate must be numbers or empty: {error}"
-        ) from error
-
-
-def _replicate(value: Any) -> int:
-    if not _number(value).is_integer():
-        raise ValueError(f"{value} is not whole")
-    return int(float(value))
+    score, replicate, tokens = (
+        _number(where, row, key) for key in ("score", "replicate", "tokens")
+    )
+    if replicate is not None and not replicate.is_integer():
+        raise UserError(f"{where}: replicate={replicate:g} is not whole")
+    return LoggedAnswer(
+        item=str(row["item"]),
+        score=math.nan if score is None else score,
+        group=_text(row, group or "group"),
+        replicate=int(replicate or 0),
+        missing=score is None or stop in NO_ANSWER,
+        cut=stop in CUT if "stop_reason" in row else None,
+        tokens=tokens,
+        characters=len(output) if output else None,
+        prompt_hash=sha256(prompt.encode()).hexdigest() if prompt else "",
+        prompt=prompt,
+        output=output,
+    )
 
 
 def _text(row: Row, name: str) -> str:
@@ -162,24 +196,31 @@ def _empty(value: Json) -> bool:
     return value is None or value == "" or value != value
 
 
-def _score(value: Json) -> float:
-    if _empty(value):
-        return math.nan
-    text = str(value)
-    known = LETTERS.get(text if len(text) == 1 else text.lower())
-    return _number(text) if known is None else known
-
-
-def _number(value: Any) -> float:
-    """A finite number; Python also reads `1_0` and `nan`."""
-    number = float(value)
-    if "_" in str(value) or not math.isfinite(number):
-        raise ValueError(f"{value}")
+def _number(where: str, row: Row, key: str) -> float | None:
+    """A number in a column, None where the column is empty or not there; a score may also be a letter."""
+    if _empty(row.get(key)):
+        return None
+    text = str(row[key])
+    letter = text if len(text) == 1 else text.lower()
+    if key == "score" and letter in LETTERS:
+        return LETTERS[letter]
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    # Python also reads `1_0` and `nan`
+    if "_" in text or not abs(number) <= LARGEST:
+        raise UserError(
+            f"{where}: {key}={shown(text)}: write a number up to {LARGEST:g}, or leave it empty"
+        )
     return number
 
 
 def _log(
-    path: Path, run: str, tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]]
+    path: Path,
+    run: str,
+    tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
+    directions: Directions,
 ) -> Log:
     found, inside = dict[str, Task](), dict[str, list[str]]()
     for (task, category), answers in tasks.items():
@@ -189,7 +230,13 @@ def _log(
                 f"{path}: two tasks would be called {name}: rename a task or a category"
             )
         inside.setdefault(task or name, []).append(name)
-        found[name] = Task(name=name, metrics=metrics_of(path, answers))
+        key = (task, category)
+        lower = [
+            metric
+            for (*place, metric), higher in directions.items()
+            if higher is False and (*place,) == key
+        ]
+        found[name] = Task(name=name, metrics=metrics_of(path, answers, lower=lower))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}
     return Log(
         path=path,

@@ -83,8 +83,9 @@ class CandidatePool(Component, Protocol):
         """The soup as a folder, whole or not at all."""
         ...
 
-    def check_tokenizers(self) -> None:
-        """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with (UserError)."""
+    def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
+        """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with, and candidates
+        that encode one of the texts differently, unless soups `carry` one tokenizer (UserError)."""
         ...
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:

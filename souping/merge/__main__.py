@@ -7,6 +7,7 @@ or several.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--fill", action="store_true", help="OUT holds the shards at full size: fill them, no more"
     )
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show ends nothing.
+        sys.stdout.reconfigure(errors="replace")
     logging.basicConfig(format=f"{WARNING}%(message)s")
     try:
         if options.fill or "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it

@@ -186,7 +186,7 @@ def launch(command: list[str], log_file: Path) -> tuple[str, int]:
 def cause(text: str) -> str:
     """Why the ranks ended, from what they and their launcher wrote on standard error.
 
-    If a signal ended a rank, what the others say about it is no news. SIGTERM is what the launcher itself sends.
+    If a signal ended a rank, ignore the errors that its death causes in other ranks. The launcher itself sends SIGTERM.
     """
     ended = re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text)
     for rank, number in ((rank, int(code)) for rank, code in ended if int(code) != signal.SIGTERM):

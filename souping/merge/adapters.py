@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint_of
+from souping.checkpoints import GENERATION, Cache, Checkpoint, eos_token_ids, fingerprint_of
 from souping.checkpoints.compatibility import (
     check_tokenizer,
     compare_tokenizers,
-    read_tokenizer,
     same_values,
     tied,
 )
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
-from souping.core.files import expanded, folder_at, staged, write_files
+from souping.core.files import expanded, folder_at, staged
 from souping.core.text import shown
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
@@ -27,7 +26,7 @@ from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, carried
-from souping.merge.writer import companion_files, recipe_text, with_extra
+from souping.merge.writer import RECIPE, companion_files, recipe_text, with_extra, write_soup_files
 
 if TYPE_CHECKING:
     import torch
@@ -79,13 +78,13 @@ class AdapterPool(CandidatePool):
         self.sites = sites(self.base, self.adapters)
         if merge.adapters == "merge":
             factors.refuse_shared(self.sites, self.sites)
-        self._warnings = compare_with_base(self.adapters, self.base)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = {
             n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()
         }
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders, self.base_name = dict(folders), base_name(folders)
+        self._warnings = self._compare_tokenizers()
         self._opened = {
             **{n: a.checkpoint for n, a in self.adapters.items()},
             self.base_name: self.base,
@@ -113,9 +112,18 @@ class AdapterPool(CandidatePool):
         """The base model."""
         return self.base.folder
 
-    def check_tokenizers(self) -> None:
+    def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, adapter in self.adapters.items():
             check_tokenizer(name, self._tokenizer_of(adapter))
+        self._compare_tokenizers(texts)
+
+    def _compare_tokenizers(self, texts: Sequence[str] = ()) -> list[str]:
+        """Warnings about tokenizers that adapters bring (UserError: one encodes a text as the base does not)."""
+        pool = {self.base_name: self.base}
+        for name, adapter in self.adapters.items():
+            if adapter.has_tokenizer:
+                pool[name] = adapter.checkpoint
+        return compare_tokenizers(pool, "error", self._merge.carry, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
@@ -127,6 +135,12 @@ class AdapterPool(CandidatePool):
 
     def _tokenizer_of(self, adapter: Adapter) -> Path:
         return adapter.folder if adapter.has_tokenizer else self.base.folder
+
+    def _tokenizer_files(self, adapter: Adapter) -> dict[str, bytes]:
+        """The tokenizer and chat template that soups with this carrier are evaluated with."""
+        owner = adapter.checkpoint if adapter.has_tokenizer else self.base
+        names = set(owner.side) - {"config.json", GENERATION}
+        return {name: small(inside(owner.folder, name)) for name in sorted(names)}
 
     @property
     def soup_bytes(self) -> int:
@@ -158,10 +172,10 @@ class AdapterPool(CandidatePool):
         """
         plan = self.plan(recipe)
         with staged(out) as stage:
-            files = self._write_weights(plan, stage, progress) | _side(self.adapters[plan.carrier])
-            write_files(
-                stage, with_extra(files, [path.name for path in stage.iterdir()], extra_files)
-            )
+            files = self._write_weights(plan, stage, progress)
+            files |= self._tokenizer_files(self.adapters[plan.carrier])
+            weights = [path.name for path in stage.iterdir()]
+            write_soup_files(stage, with_extra(files, weights, extra_files))
             self.check_unchanged(recipe)
         return Path(out)
 
@@ -177,11 +191,11 @@ class AdapterPool(CandidatePool):
             )
             factors.write_model(full, stage, self.sites, shares, reader, progress)
             text = recipe_text(recipe, plan.carrier, nonfinite, full.max_shard_size)
-            return {**companion_files(full), "recipe.json": text}
+            return {**companion_files(full), RECIPE: text}
         factors.write_weights(stage / WEIGHTS, shares, TORCH_NAMES[recipe.dtype], reader, progress)
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.carrier, nonfinite)
-        return {CONFIG: factors.config_text(shares, used), "recipe.json": text}
+        return {CONFIG: factors.config_text(shares, used, self.base.folder), RECIPE: text}
 
     def live(self, module: torch.nn.Module) -> AdapterLive:
         """The base's live module (loaded from `architecture_folder`), ready to be poured into."""
@@ -224,12 +238,6 @@ class AdapterPool(CandidatePool):
 
 def _merged(recipe: Recipe) -> bool:
     return recipe.settings.get("adapters") == "merge"
-
-
-def _side(adapter: Adapter) -> dict[str, bytes]:
-    """The adapter's own tokenizer and chat template, if it has a tokenizer."""
-    names = adapter.checkpoint.side if adapter.has_tokenizer else ()
-    return {name: small(inside(adapter.folder, name)) for name in names}
 
 
 class AdapterLive(Pourable):
@@ -467,19 +475,3 @@ def check_settings(merge: MergeBackend) -> None:
         raise UserError(
             "merge.overrides is for full models: a soup of adapters has one weight an adapter"
         )
-
-
-def compare_with_base(adapters: Mapping[str, Adapter], base: Checkpoint) -> list[str]:
-    """Warnings about tokenizers that adapters bring.
-
-    Raises:
-        UserError: one gives other ids than the base's.
-    """
-    own = read_tokenizer(base)
-    warnings = []
-    for name, adapter in adapters.items():
-        if adapter.has_tokenizer:
-            warnings += compare_tokenizers(
-                "base", name, own, read_tokenizer(adapter.checkpoint), "error"
-            )
-    return warnings

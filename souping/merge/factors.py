@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.header import Tensor, header_bytes, size_of
+from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
 from souping.checkpoints.views import widen
 from souping.core.files import write_at
@@ -192,12 +193,20 @@ def soup_rank(shares: Shares) -> int:
     return max(map(rank_of, shares.values()))
 
 
-def config_text(shares: Shares, adapters: Mapping[str, Adapter]) -> str:
-    """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1."""
+def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Path) -> str:
+    """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1.
+
+    The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
+    """
     settings = [adapter.settings for adapter in adapters.values()]
+    name, revision = str(base.resolve()), None
+    if cached := cached_name(name):
+        name, _, revision = cached.partition("@")
+    if name == settings[0].base:
+        revision = settings[0].revision
     table = {
         "auto_mapping": settings[0].auto_mapping,
-        "base_model_name_or_path": settings[0].base,
+        "base_model_name_or_path": name,
         "bias": "none",
         "fan_in_fan_out": any(each.transposed for each in settings),
         "inference_mode": True,
@@ -207,7 +216,7 @@ def config_text(shares: Shares, adapters: Mapping[str, Adapter]) -> str:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": soup_rank(shares),
-        "revision": settings[0].revision,
+        "revision": revision,
         "target_modules": sorted(shares),
         "task_type": next(
             (each.task_type for each in settings if each.task_type is not None), None

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 SMALL = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
-THREADS = min(cores(), 4)  # an eighth of a pour is Python, which one thread at a time runs
+THREADS = min(cores(), 4)  # an eighth of a pour holds the GIL
 Row = Callable[[int, int], Raw]
 """row(byte offset in its file, number of bytes): fewer if the file ends early"""
 

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint, fingerprint_of
-from souping.checkpoints.compatibility import TOKENIZERS, check_tokenizer, preflight
+from souping.checkpoints.compatibility import (
+    TOKENIZERS,
+    check_tokenizer,
+    compare_tokenizers,
+    preflight,
+)
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
@@ -236,7 +241,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     @cached_property
     def warnings(self) -> Sequence[str]:
-        notes = preflight(self._checkpoints, vocab=self._merge.vocab)
+        notes = preflight(self._checkpoints, self._merge.vocab, self._merge.carry)
         self._check_carrier(self._merge.carry)
         return [*notes, *note_ends(self._ends)]
 
@@ -314,9 +319,10 @@ class FullModelPool(CandidatePool, Generic[P]):
     ) -> Path:
         return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
 
-    def check_tokenizers(self) -> None:
+    def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         for name, checkpoint in self._checkpoints.items():
             check_tokenizer(name, checkpoint.home)
+        compare_tokenizers(self._checkpoints, self._merge.vocab, self._merge.carry, texts)
 
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """The carrier's: `merge.carry`, the first ingredient, or one with the soup's vocabulary if they may differ."""

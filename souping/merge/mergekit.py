@@ -29,7 +29,7 @@ from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, S
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
-from souping.merge.writer import generation_config, write_checkpoint
+from souping.merge.writer import RECIPE, generation_config, write_checkpoint, write_soup_files
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +140,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             Checkpoint.open(stage)
             recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
             _carry(plan, stage)
-            write_files(stage, {"recipe.json": recipe, **(extra_files or {})})
+            write_soup_files(stage, {RECIPE: recipe, **(extra_files or {})})
             check_ingredients(plan.ingredients)
         return Path(out)
 

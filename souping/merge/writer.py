@@ -40,7 +40,7 @@ from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
 from souping.checkpoints.views import Tile, arrange
-from souping.core.files import reserve, staged, start_writing, write_at, write_files
+from souping.core.files import MARK, reserve, staged, start_writing, write_at, write_files
 from souping.core.types import Json, Recipe, UserError
 from souping.merge import Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, Raw, get_method, linear
@@ -58,6 +58,9 @@ from souping.merge.plan import (
     share_of_rank,
 )
 
+CARD, RECIPE = "README.md", "recipe.json"
+HASHED = 64 << 20
+"""Bytes of the largest file whose digest recipe.json has."""
 THREADS = 2
 RESERVE = 100  # files that libraries and the command line hold open
 # bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
@@ -408,9 +411,26 @@ def write_checkpoint(
                 each.keep(late.known)
             plan = with_contents(plan, late.known)
             files = _files(plan, late.files(plan.recipe))
-        write_files(stage, files)
+        write_soup_files(stage, files)
         check_ingredients(plan.ingredients)
     return Path(out)
+
+
+def write_soup_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write the files beside a soup's weights. recipe.json lists them all but itself and the card."""
+    write_files(stage, files)
+    names = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()}
+    listed = {name: file_mark(stage / name) for name in sorted(names - {RECIPE, CARD, MARK})}
+    recipe = json.dumps({**json.loads(files[RECIPE]), "files": listed}, indent=2) + "\n"
+    write_files(stage, {RECIPE: recipe})
+
+
+def file_mark(path: Path) -> str:
+    """SHA-256 (hex) of a file; of one that takes long to hash, its size."""
+    size = path.stat().st_size
+    if size > HASHED:
+        return f"{size} bytes"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(plan: MergePlan, extra: Extra) -> dict[str, str | bytes]:
@@ -434,7 +454,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
         plan.recipe, carrier.name, plan.nonfinite, plan.max_shard_size, same
     ).encode()
     if same:
-        return {"recipe.json": recipe}
+        return {RECIPE: recipe}
     folder = carrier.checkpoint.home
     files = {name: small(inside(folder, name)) for name in carrier.checkpoint.side}
     if "config.json" not in files:
@@ -442,7 +462,7 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     mixed = [one.checkpoint.home for one in plan.ingredients[: len(plan.recipe.ingredients)]]
     files |= generation_config(folder, mixed, plan.vocab_size)
     files["config.json"] = _config(plan, folder, files["config.json"])
-    files["recipe.json"] = recipe
+    files[RECIPE] = recipe
     index = plan.index()
     return {**files, INDEX: index} if index is not None else files
 

@@ -47,7 +47,8 @@ def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
     """How many answers each model of a stage lacks."""
     counts = []
     for model in stage.models:
-        counts.append(len(evaluation.missing_answers(model, stage.items, any_block=True)))
+        missing = evaluation.missing_answers(model, stage.items, any_block=True)
+        counts.append(sum(missing.values()))
     return counts
 
 
@@ -73,7 +74,7 @@ def run_scores(
 
     def read(recipe: Recipe, fold: Fold) -> Mapping[str, Record]:
         items = reported if fold == "report" else steps.folds[fold]
-        answers = stored.batch_answers(recipe, items)
+        answers = stored.stored_answers(recipe, items)
         return {name: records[0] for name, records in answers.items()}
 
     # Soups whose weights sum to one, each once.

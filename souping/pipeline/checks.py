@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from souping.checkpoints.encodings import TEXTS
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
@@ -105,6 +106,8 @@ def _checks(
 
 def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates that cannot answer the items, soups that cannot be made, and a foreign soup in `out`."""
+    if settings.pool.trajectory is not None:
+        pool.check_runs(settings.pool.trajectory)
     check_tokenizers(pool, evaluators)
 
     def check(ingredients: tuple[str, ...]) -> None:
@@ -235,7 +238,9 @@ def _check_sizes(
 
 def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
     """Refuse candidates without a tokenizer, or without a chat template if items are messages (UserError)."""
-    pool.merge_pool.check_tokenizers()
+    prompts = [item for _, benchmark in evaluators for item in benchmark]
+    texts = [item.text for item in prompts[:: len(prompts) // TEXTS + 1]]
+    pool.merge_pool.check_tokenizers(texts)
     for name in pool.names:
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({name: 1.0}))
         for evaluator, items in evaluators:
@@ -272,7 +277,8 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
     notes = []
     for name in scores.constant:
         value = float(scores.values[0, scores.categories.index(name)])
-        how = f"all {len(scores.models)} models score {unit().level(unit().raw(value))}"
+        models = "both" if len(scores.models) == 2 else f"all {len(scores.models)}"
+        how = f"{models} models score {unit().level(unit().raw(value))}"
         if abs(value) <= CONSTANT:
             how = f"every model fails all of it{'' if scores.published else f' ({LIKELY_CAUSES})'}"
         notes.append(

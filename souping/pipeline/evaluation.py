@@ -36,7 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
-from souping.evaluate.scoring import Grade, user_scores
+from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
@@ -163,7 +163,8 @@ class Evaluation(RecipeEvaluator):
     def submit(self, request: Request) -> None:
         """Take what is stored, and send the rest to the workers, block by block."""
         pending = Pending(request=request, evaluator=self._evaluator.for_recipe(request.recipe))
-        for block in self._blocks(pending.evaluator, request.recipe, request.items):
+        number = pending.evaluator.answers_per_item
+        for block in self._blocks(pending.evaluator, request.recipe, request.items, number):
             self._send(pending, block)
         self._close_one(pending)
 
@@ -207,6 +208,7 @@ class Evaluation(RecipeEvaluator):
         fresh = self._commit(
             block_request.recipe, pending.evaluator, block, block_request.items, records
         )
+        pending.evaluator.stored(block_request.recipe.fingerprint, block_request.items)
         self._give(pending, block, fresh)
         self._close_one(pending)
 
@@ -226,15 +228,8 @@ class Evaluation(RecipeEvaluator):
         """Store answers as they came, then let the user's scorers score those without a score, and store that."""
         where = recipe, evaluator.fingerprint, evaluator.settings, block.key, items
         self._store.add(*where, records)
-        if waiting := [number for number, record in enumerate(records) if math.isnan(record.score)]:
-            unscored = [items[number] for number in waiting]
-            outputs, known = (
-                [records[number].output for number in waiting],
-                self._store.known_scores(unscored),
-            )
-            values, error = self._grade(unscored, outputs, known)
-            for number, value in zip(waiting, values, strict=True):
-                records[number] = replace(records[number], score=value)
+        if any(math.isnan(record.score) for record in records):
+            error = score_missing(items, records, self._grade, self._store.known_scores)
             self._store.add(*where, records)
             if error is not None:
                 raise error
@@ -252,38 +247,46 @@ class Evaluation(RecipeEvaluator):
 
     def missing_answers(
         self, recipe: Recipe, items: Sequence[Item], any_block: bool = False
-    ) -> list[tuple[str, int]]:
-        """(question, number of the answer) of every answer that would be computed; with `any_block` nothing if the
-        stored answers, from whatever blocks, cover the items."""
-        if any_block and self.stored_scores(recipe, items).items == tuple(items):
-            return []
-        blocks = self._blocks(self._evaluator.for_recipe(recipe), recipe, items)
-        return [(item.question, block.replicate) for block in blocks for item in block.missing]
+    ) -> dict[tuple[str, int], int]:
+        """{(question, number of its answer): 1} of every answer that would be computed; with `any_block` nothing if the
+        stored answers, from whatever blocks, cover the items.
 
-    def batch_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
-        """{item id: its answers} of the items of a whole fold that have all their answers."""
+        Those with higher numbers than any stored answer are counted together: {(question, first number): answers}.
+        """
+        if any_block and self.stored_scores(recipe, items).items == tuple(items):
+            return {}
+        evaluator = self._evaluator.for_recipe(recipe)
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        first = min(max(1, stored.replicates), evaluator.answers_per_item)
+        missing = dict[tuple[str, int], int]()
+        for block in self._blocks(evaluator, recipe, items, first):
+            missing |= {(item.question, block.replicate): 1 for item in block.missing}
+        if evaluator.answers_per_item > first:
+            missing |= {
+                (item.question, first): evaluator.answers_per_item - first for item in items
+            }
+        return missing
+
+    def stored_answers(self, recipe: Recipe, items: Sequence[Item]) -> dict[str, list[Record]]:
+        """{item id: its answers} of the items that have all of them: those of the fold's own blocks or, as a search
+        left them, others."""
         evaluator, answers = self._evaluator.for_recipe(recipe), dict[str, list[Record]]()
-        for block in self._blocks(evaluator, recipe, items):
+        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
+        number = evaluator.answers_per_item
+        if stored.replicates < number:
+            return {}
+        for block in self._blocks(evaluator, recipe, items, number):
             for name, record in block.known.items():
                 answers.setdefault(name, []).append(replace(record, tokens=()))
-        return {
-            name: records
-            for name, records in answers.items()
-            if len(records) == evaluator.answers_per_item
-        }
+        for item in items:
+            if len(answers.get(item.id, ())) < number:
+                records = [stored.first(item, n) for n in range(number)]
+                answers[item.id] = [replace(one, tokens=()) for one in records if one is not None]
+        return {name: records for name, records in answers.items() if len(records) == number}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        """Scores of the items with stored answers: those of the fold's own blocks or, as a search left them, others."""
-        evaluator, answers = self._evaluator.for_recipe(recipe), self.batch_answers(recipe, items)
-        stored = self._store.load(recipe.fingerprint, evaluator.fingerprint)
-        for item in (item for item in items if item.id not in answers):
-            records = [
-                record
-                for n in range(evaluator.answers_per_item)
-                if (record := stored.first(item, n)) is not None
-            ]
-            if len(records) == evaluator.answers_per_item:
-                answers[item.id] = records
+        """Scores of the items with stored answers."""
+        evaluator, answers = self._evaluator.for_recipe(recipe), self.stored_answers(recipe, items)
         known = [item for item in items if item.id in answers]
         if not known:
             return ItemScores(items=(), values=np.zeros(0))
@@ -325,7 +328,7 @@ class Evaluation(RecipeEvaluator):
         self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
     ) -> dict[str, list[list[Record]]]:
         """{item id: its answers in this measurement and in other ones of the same claim}"""
-        answers = {name: [records] for name, records in self.batch_answers(recipe, items).items()}
+        answers = {name: [records] for name, records in self.stored_answers(recipe, items).items()}
         for other in measurements:
             for name, records in self.measured_answers(recipe, items, other).items():
                 answers[name].append([replace(record, tokens=()) for record in records])
@@ -351,14 +354,14 @@ class Evaluation(RecipeEvaluator):
         return mean_scores(tables)
 
     def _blocks(
-        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item]
+        self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
     ) -> Iterator[Block]:
         """The blocks of these items as the evaluator cuts them, compared with the store."""
         stored, ends = (
             self._store.load(recipe.fingerprint, evaluator.fingerprint),
             list(self._ends(recipe)),
         )
-        for replicate in range(evaluator.answers_per_item):
+        for replicate in range(replicates):
             for members in batches_of(evaluator, items, replicate):
                 yield _block(evaluator, stored, members, replicate, ends)
 
@@ -431,6 +434,22 @@ def mean_scores(measurements: Sequence[ItemScores]) -> ItemScores:
         lengths=np.mean([scores.lengths for scores in measurements], axis=0),
         noise=values.var(axis=0, ddof=1) / len(values),
     )
+
+
+def score_missing(
+    items: Sequence[Item],
+    records: list[Record],
+    grade: Grade,
+    known: Callable[[Sequence[Item]], Known],
+) -> UserError | None:
+    """Give the records without a score that of their item's own scorer; the error at which scoring stopped."""
+    waiting = [number for number, record in enumerate(records) if math.isnan(record.score)]
+    unscored = [items[number] for number in waiting]
+    outputs = [records[number].output for number in waiting]
+    values, error = grade(unscored, outputs, known(unscored))
+    for number, value in zip(waiting, values, strict=True):
+        records[number] = replace(records[number], score=value)
+    return error
 
 
 def _shares(answers: Sequence[Sequence[Record]], outcome: Outcome) -> FloatArray:

@@ -57,6 +57,7 @@ SHOWN = (
     "report.json",
     "selection.json",
     "trials.csv",
+    "analyses.json",
     SAMPLES,
     "recipe.json",
     "plan.json",
@@ -74,7 +75,7 @@ def execute(settings: MergeSettings) -> float | None:
     check_settings(settings)
     goal = None if settings.plan else settings.upload
     if goal is not None:
-        check(goal)  # who may not write to the Hub learns it before the run
+        check(goal, settings.out)  # who may not write to the Hub learns it before the run
     objective: float | None = None
     if isinstance(settings, RunSettings):
         outcome, winner = perform(settings)
@@ -156,7 +157,10 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                     "selection": selection_dict(run.selection),
                     "recipe": recipe,
                 }
-                found |= {"analyses": run.analyses} if run.analyses else {}
+                if run.analyses:
+                    found["analyses"] = run.analyses
+                    content = as_json(run.analyses).encode()
+                    write_atomically(settings.run_dir / "analyses.json", content)
                 write_trials(
                     trial_rows(run.winner.trials, run.selection),
                     found,
@@ -166,7 +170,7 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
                 return found, run.winner
             report, trials = run.whole_report()
             write_trials(trials, report, settings.run_dir / "trials.csv")
-            write_report(report, trials, settings.run_dir, settings.made)
+            write_report(report, trials, settings.run_dir)
             run.replace_card(report)
             return report, run.winner
         except (UserError, OSError) as error:
@@ -236,7 +240,8 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
                 scores[name] = fmean(map(float, tables))
                 records[name] = [record for own in measured for record in own]
         if records:
-            yield sample(place, fold, item, records, scores, prompts)
+            digest_of = evaluator.scorer_digest(item)
+            yield sample(place, fold, item, records, scores, prompts, digest_of)
 
 
 def sample(
@@ -246,8 +251,12 @@ def sample(
     answers: Mapping[str, Sequence[Record]],
     scores: Mapping[str, float],
     prompts: Mapping[str, str],
+    scorer_hash: str = "",
 ) -> dict[str, Any]:
-    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`."""
+    """A line of one item; `answers` and `scores` are by model, `prompts` by `prompt_key`.
+
+    A model's `sent_hash` is that of the prompt as it was sent to it, empty where its evaluator does not say.
+    """
     own = (
         item.prompt if isinstance(item.prompt, str) else [dict(message) for message in item.prompt]
     )
@@ -264,7 +273,9 @@ def sample(
         **tools,
     }
     models = {name: _model(records, scores[name]) for name, records in answers.items()}
-    for name, text in shown.items():  # another tokenizer or template
+    for name, text in shown.items():
+        models[name]["sent_hash"] = digest(text) if text else answers[name][0].prompt_key
+        # another tokenizer or template
         if text and text != first:
             models[name]["prompt"] = text
     return {
@@ -278,6 +289,7 @@ def sample(
         "doc_hash": digest(doc),
         "prompt_hash": item.identity,
         "target_hash": digest(item.answer),
+        "scorer_hash": scorer_hash,
         "models": models,
     }
 
@@ -442,9 +454,14 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.render import also_table, output_console, report_table
+    from souping.report.render import also_table, output_console, report_table, show_sheet
+    from souping.report.sections import analysis_sections
+    from souping.report.tables import nonempty
 
     out = output_console()
     out.print(report_table(outcome))
+    # a report's are on its page
+    if "rows" not in outcome:
+        show_sheet(nonempty(analysis_sections(outcome)), out)
     if outcome.get("also"):
         out.print(also_table(outcome))

@@ -24,6 +24,7 @@ from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfini
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
 from souping.merge.plan import HUGE, MOST
+from souping.merge.writer import CARD, RECIPE
 from souping.pipeline.models import (
     PREFIX,
     OpenPool,
@@ -34,7 +35,7 @@ from souping.pipeline.models import (
 )
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
-from souping.pipeline.upload import CARD, RECIPE, card
+from souping.pipeline.upload import card
 from souping.report.progress import Throughput, say
 
 
@@ -199,7 +200,8 @@ def _card(settings: MergeSettings, recipe: Recipe) -> str:
             "experiment": settings.name,
             "recipe": recipe.as_dict(),
             "rebuild": settings.rebuild_command,
-        }
+        },
+        settings.out.resolve(),
     )
 
 
@@ -246,6 +248,7 @@ class RecipeFile(RecipeKeys, total=False):
     max_shard_size: Annotated[int, Interval(ge=1, lt=2**62)] | None
     nonfinite: Nonfinite | None
     format: Format | None
+    files: dict[str, str]
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:

@@ -24,6 +24,8 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, opened, read_settings
+from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
 from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_folder, remove_abandoned
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
@@ -168,8 +170,23 @@ class OpenPool:
         if self._store is None:
             return
         for content, folder in seen.items():
-            weights = weights_of(opened(folder, self._pickles, self._like), self._hashes)
-            self._store.remember_folder(content, folder, weights, _mixture(folder))
+            self._store.remember_folder(content, folder, self._weights_in(folder), _mixture(folder))
+
+    def _weights_in(self, folder: Path) -> str:
+        """Digest of the weights alone."""
+        return weights_of(opened(folder, self._pickles, self._like), self._hashes)
+
+    def check_runs(self, trajectory: Trajectory) -> None:
+        """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError)."""
+        owners: dict[str, TrainingRun] = {}
+        for run, models in zip(trajectory.runs, [self.candidates, *trajectory.others], strict=True):
+            for model in models:
+                owner = owners.setdefault(self._weights_in(model.path), run)
+                if owner is not run:
+                    raise UserError(
+                        f"pool.path: {owner.folder} and {run.folder} share the weights of {model.path.name}: "
+                        "give each training run once"
+                    )
 
 
 def like_of(candidates: Iterable[Candidate]) -> Path | None:
@@ -249,7 +266,7 @@ def fetch_candidates(
                 name: Checkpoint.open(folder, merge.allow_pickle, lent)
                 for name, folder in pool.items()
             }
-            preflight(models, vocab=merge.vocab)
+            preflight(models, merge.vocab, merge.carry)
             for name, checkpoint in models.items() if tokenizers else ():
                 check_tokenizer(name, checkpoint.home)
 

@@ -103,7 +103,7 @@ class Opening:
         if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
             self.note(
                 f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: what was chosen since then has seen them"
+                "report: later choices may depend on them"
             )
         if look.number > 1:
             self.note(f"{stage.name}: {look.sentence()}")

@@ -17,6 +17,7 @@ from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warning
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
 from souping.core.scores import Mean
+from souping.core.system import Provenance
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -30,6 +31,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import unit
+from souping.merge.writer import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
     check_machine,
@@ -68,7 +70,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
-from souping.pipeline.upload import RECIPE, card
+from souping.pipeline.upload import card
 from souping.report import tables
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
@@ -315,7 +317,7 @@ class Run(Steps):
             )
         elif len(selection.ingredients) > 1:
             self.report_content["rebuild"] = settings.rebuild_command
-            self.first_card = card(self.report_content)
+            self.first_card = card(self.report_content, settings.out.resolve())
             if kept is None:
                 self.progress.stage("writing the soup")
                 self.pool.merge_pool.write(
@@ -494,7 +496,13 @@ class Run(Steps):
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
-        more = {"warnings": self._warnings(), "stability": steady, "cost": self._cost(self.winner)}
+        made_by = Provenance(command=self.settings.command, settings=self.settings.config)
+        more = {
+            "warnings": self._warnings(),
+            "stability": steady,
+            "cost": self._cost(self.winner),
+            "provenance": made_by.to_json(),
+        }
         return {**self.report_content, **more, "analyses": self.analyses}, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
@@ -503,7 +511,7 @@ class Run(Steps):
             return
         path = self.frozen / "README.md"
         if not path.exists() or path.read_bytes() == self.first_card.encode():
-            write_atomically(path, card(report).encode())
+            write_atomically(path, card(report, self.frozen.resolve()).encode())
 
     def _cost(self, winner: SearchResult) -> dict[str, Any]:
         evaluations = self.evaluations.values()

@@ -20,7 +20,6 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.system import __version__
 from souping.core.types import Candidate, Json, UserError, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
@@ -143,12 +142,6 @@ class MergeSettings:
     def parts(self) -> list[Component]:
         """Components that may lack something on this machine, beside evaluators and the tracker."""
         return [self.merge]
-
-    @property
-    def made(self) -> str:
-        """Command, date and version, for the page."""
-        parts = (self.command, time.strftime("%Y-%m-%d %H:%M %z"), f"souping {__version__}")
-        return " \N{MIDDLE DOT} ".join(part for part in parts if part)
 
     @property
     def rebuild_command(self) -> str:

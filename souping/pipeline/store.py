@@ -130,6 +130,11 @@ class StoredAnswers:
     def __len__(self) -> int:
         return sum(map(len, self._blocks.values()))
 
+    @property
+    def replicates(self) -> int:
+        """Answers of the item with most of them."""
+        return 1 + max((replicate for _, replicate in self._blocks), default=-1)
+
     def find(self, item: Item, replicate: int, block: str) -> Record | None:
         """The answer; its score is nan if the item's scorer has not scored it."""
         rows = self._blocks.get((row_number(item.question), replicate), {}).get(row_number(block))

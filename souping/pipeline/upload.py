@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import constants
 
-from souping.checkpoints import hub
+from souping.checkpoints import hub, lora
+from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
+from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, entries, part, texts
+from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
@@ -24,7 +27,6 @@ from souping.report.tables import Report, Row
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-CARD, RECIPE = "README.md", "recipe.json"
 KEPT = (".gitattributes",)
 """Files of a repository that a new soup does not remove."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -35,11 +37,12 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report) -> str:
+def card(parts: Report, folder: Path = Path(".")) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
-    the report fold; a card that is written before the report has none. Dates, timings and folders stay out.
+    the report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
+    soup's own `folder`, in code to load it: an upload puts the repository in its place.
     """
     recipe = part(parts, "recipe")
     sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
@@ -58,7 +61,9 @@ def card(parts: Report) -> str:
         markdown_table(tables.recipe(known)),
         _method(public),
     ]
-    return "\n\n".join([*blocks, *_evidence(known), *_usage(public), *_rebuild(known)]) + "\n"
+    return (
+        "\n\n".join([*blocks, *_evidence(known), *_usage(public, folder), *_rebuild(known)]) + "\n"
+    )
 
 
 def public_name(name: Json) -> str:
@@ -99,8 +104,8 @@ def _rebuild(parts: Report) -> list[str]:
     return ["## Rebuild", text, fenced(command)]
 
 
-def _usage(recipe: Row) -> list[str]:
-    """Python that loads the soup from its folder."""
+def _usage(recipe: Row, folder: Path) -> list[str]:
+    """Python that loads the soup from its folder and answers."""
     adapter = part(recipe, "settings").get("adapters") == "keep"
     name, module = (
         ("AutoPeftModelForCausalLM", "peft")
@@ -110,9 +115,11 @@ def _usage(recipe: Row) -> list[str]:
     code = f"""from {module} import {name}
 from transformers import AutoTokenizer
 
-folder = "."  # this folder, or the name of its repository
+folder = {json.dumps(str(folder))}  # this folder, or the name of its repository
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {name}.from_pretrained(folder)"""
+model = {name}.from_pretrained(folder)
+inputs = tokenizer("Hello", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return ["## Usage", fenced(code, "python")]
 
 
@@ -186,15 +193,17 @@ def target(value: Json) -> Target | None:
     )
 
 
-def check(goal: Target) -> None:
-    """Refuse, before a run, a repository that this account may not write to.
+def check(goal: Target, out: Path) -> None:
+    """Refuse, before a run, a repository that this account may not write to, or a soup in `out` that cannot be sent.
 
     Raises:
-        UserError: not logged in, a token that may only read, somebody else's name space, a repository that holds
-            something other than a soup, or the Hub cannot be reached.
+        UserError: `out` has a soup and other files, not logged in, a token that may only read, somebody else's name
+            space, a repository that holds something other than a soup, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
+    if (out / RECIPE).is_file():
+        soup_files(out)
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"upload={goal.repo}: HF_HUB_OFFLINE=1 forbids uploads: unset it, or leave upload out"
@@ -253,10 +262,12 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder} holds no {RECIPE}: it is not a soup's folder")
     recipe: dict[str, Any] = load(folder / RECIPE, dict[str, Any])
-    files: dict[str, Path | bytes] = {
-        str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    try:
+        files: dict[str, Path | bytes] = {**soup_files(folder)}
+    except UserError as error:
+        raise LateError(f"{error}; nothing was sent") from error
     text = (folder / CARD).read_text("utf-8") if CARD in files else card({"recipe": recipe})
+    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
     files[CARD] = f"{text.rstrip()}\n\n{_licences(recipe, store)}\n".encode()
     api = HfApi()
     try:
@@ -279,6 +290,35 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
     return str(done.commit_url)
 
 
+def soup_files(folder: Path) -> dict[str, Path]:
+    """A soup's files, by the list in its recipe.json; of an older soup, what its index names.
+
+    Raises:
+        UserError: the folder holds other files or links, or a file is not the one that was written.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    files = {str(path.relative_to(folder)): path for path in paths}
+    marks = part(load(folder / RECIPE, dict[str, Any]), "files")
+    known = {RECIPE, CARD, *(marks or _unlisted_files(folder))}
+    foreign = sorted(marks.keys() - files.keys())
+    for name, path in files.items():
+        ours = name in known and not path.is_symlink()
+        if not ours or marks.get(name) not in (None, file_mark(path)):
+            foreign.append(name)
+    if foreign:
+        raise UserError(
+            f"upload: {folder} is not as souping wrote it: move away or restore {listed(foreign)}"
+        )
+    return files
+
+
+def _unlisted_files(folder: Path) -> set[str]:
+    """What a soup without a list may consist of."""
+    index = folder / INDEX
+    shards = weight_map(index).values() if index.is_file() else ()
+    return {SINGLE, INDEX, *shards, lora.CONFIG, lora.WEIGHTS, *side_files(folder)}
+
+
 def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:
     """The licences of a recipe's ingredients and of a base model that it names, as the end of a card."""
     prints = dict(zip(texts(recipe, "ingredients"), texts(recipe, "fingerprints"), strict=False))
@@ -286,8 +326,8 @@ def _licences(recipe: Mapping[str, Any], store: Path | None) -> str:
     prints |= {"the base model": base} if isinstance(base, str) else {}
     sources = {**_folders(prints, store), **part(recipe, "sources")}
     found = {public_name(name): _licence(str(sources.get(name, ""))) for name in prints}
-    listed = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
-    text = f"Licences of the ingredients: {listed}. Read all of them before you use or share this model."
+    named = ", ".join(f"{name} ({licence or 'unknown'})" for name, licence in found.items())
+    text = f"Licences of the ingredients: {named}. Read all of them before you use or share this model."
     return f"## Licence\n\n{escape_markdown(text)}"
 
 
@@ -299,8 +339,7 @@ def _folders(prints: Mapping[str, str], path: Path | None) -> dict[str, str]:
 
     with Store(path) as store:
         folders = {name: store.folder_of(mark) for name, mark in prints.items()}
-    cached = r".*/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})"
-    return {name: re.sub(cached, r"\1/\2@\3", folder) for name, folder in folders.items() if folder}
+    return {name: hub.cached_name(folder) or folder for name, folder in folders.items() if folder}
 
 
 def _licence(source: str) -> str:

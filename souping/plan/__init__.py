@@ -23,6 +23,7 @@ from souping.report import format
 from souping.report.files import as_json, selection_dict
 from souping.report.render import output_console, show_sample, show_sheet
 from souping.report.tables import Section, grid
+from souping.search.adaptive import SAMPLES
 
 if TYPE_CHECKING:
     from souping.checkpoints.pool import ModelSize
@@ -62,11 +63,25 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Items per second: stated by the user, measured in this store, or assumed as `reason` spells out."""
+    """Items per second: stated by the user, measured in this store or by a check, or assumed as `reason` spells out.
+
+    A check also measures the seconds that start a model (in an engine or a server), and those that start a call for
+    `batch` items (0: for all of a stage).
+    """
 
     items_per_second: float
+    per_model: float = 0.0
+    per_call: float = 0.0
+    batch: int = 0
     basis: Literal["stated", "measured", "assumed"]
     reason: str
+
+    def seconds(self, stage: PlannedStage, end: int) -> float:
+        """How long the answers of a stage take, the least (0) or most (1) of them."""
+        # A search requests a fold in samples.
+        together = -(-stage.items // SAMPLES) if stage.in_parts else stage.items
+        calls = -(-stage.todo[end] // min(self.batch or together, together))
+        return stage.todo[end] / self.items_per_second + calls * self.per_call
 
 
 @dataclass(kw_only=True)
@@ -105,21 +120,17 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        rate = {
-            stage.name: self.speeds.get(stage.benchmark, self.speeds[""]).items_per_second
-            for stage in self.stages
-        }
         times: dict[str, Range] = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
             answering, reading = ([0.0, 0.0], [0.0, 0.0])
             for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
-                answering[end] = sum(stage.todo[end] / rate[stage.name] for stage in self.stages)
-                # A model with something to answer is loaded once per stage.
-                loads = sum(
-                    -(-stage.todo[end] // stage.items) for stage in self.stages if stage.items
-                )
-                reading[end] = loads * size * count / READ_SPEED
+                for stage in (stage for stage in self.stages if stage.items):
+                    speed = self.speeds.get(stage.benchmark, self.speeds[""])
+                    # A model with something to answer is loaded once per stage.
+                    loads = -(-stage.todo[end] // stage.items)
+                    answering[end] += speed.seconds(stage, end) + loads * speed.per_model
+                    reading[end] += loads * size * count / READ_SPEED
             times = {
                 "evaluate": (answering[0], answering[1]),
                 "read weights": (reading[0], reading[1]),
@@ -302,7 +313,9 @@ def _time(plan: Plan) -> Section | None:
     lines.append(
         f"Assumed: weights are read at {READ_SPEED / 1e9:g} GB/s, the Hub sends {HUB_SPEED / 1e6:g} MB/s."
     )
-    lines.append("Not counted: loading the first model, and starting servers.")
+    lines.append(
+        "Not counted: loading the first model, and starting servers unless a check measured it."
+    )
     if not plan.folds:
         lines.append(
             "The time of the evaluations is not known: their items cannot be counted here."

@@ -62,14 +62,13 @@ class CountedSteps(Steps):
         self.plan = plan
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
 
-    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+    def evaluate_stage(self, stage: Stage, unknown: int = 0) -> dict[str, ItemScores]:
+        """Count the answers of the stage's models, and of so many `unknown` soups."""
+        models = len(stage.models) + unknown
         todo = sum(self._count(recipe, stage) for recipe in stage.models)
-        self._add(
-            stage,
-            (len(stage.models),) * 2,
-            (len(stage.models) * len(stage.items),) * 2,
-            (todo, todo),
-        )
+        questions = {item.question for item in stage.items}
+        todo += unknown * len(questions) * self.evaluations[stage.benchmark].answers_per_item
+        self._add(stage, (models,) * 2, (models * len(stage.items),) * 2, (todo, todo))
         return {}
 
     def select(self, stage: Stage | None) -> Selection:
@@ -86,7 +85,8 @@ class CountedSteps(Steps):
         stored = self._stored_search(ingredients, items)
         winner = stored or self._unknown_winner(ingredients)
         if workload is None:
-            self.evaluate_stage(replace(stage, models=tuple(self._trials(ingredients, stored))))
+            known, unknown = self._trials(ingredients, stored)
+            self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
             expected, most = (stored.cost.items,) * 2 if stored else workload
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
@@ -141,18 +141,16 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = [
-            (item.question, n) for item in stage.items for n in range(evaluation.answers_per_item)
-        ]
+        wanted = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
                 wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = set(wanted) - done
+        new = wanted.keys() - done
         done |= new
-        return len(new)
+        return sum(wanted[name] for name in new)
 
     def _stored_search(
         self, ingredients: tuple[str, ...], items: tuple[Item, ...]
@@ -169,12 +167,14 @@ class CountedSteps(Steps):
             recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
         )
 
-    def _trials(self, ingredients: tuple[str, ...], stored: SearchResult | None) -> list[Recipe]:
-        """Soups of a search that evaluates whole folds: those that are known beforehand, then as many as may follow."""
+    def _trials(
+        self, ingredients: tuple[str, ...], stored: SearchResult | None
+    ) -> tuple[list[Recipe], int]:
+        """Soups of a search that evaluates whole folds: those that are known beforehand, and how many may follow."""
         if len(ingredients) == 1:
-            return [self.single(ingredients[0])]
+            return [self.single(ingredients[0])], 0
         if stored is not None:
-            return [trial.recipe for trial in stored.trials]
+            return [trial.recipe for trial in stored.trials], 0
         limit = trial_limit(
             self.settings.optimiser, len(ingredients), len(self.folds.get("search", ()))
         )
@@ -183,8 +183,7 @@ class CountedSteps(Steps):
         known = [
             self.recipes.recipe(dict(zip(ingredients, point, strict=True))) for point in points
         ][:limit]
-        uniform = self.uniform(ingredients)
-        return known + [_unknown(uniform, f"trial {n}") for n in range(limit - len(known))]
+        return known, limit - len(known)
 
 
 def _unknown(recipe: Recipe, name: str) -> Recipe:

@@ -26,9 +26,10 @@ from souping.core.types import (
     UserError,
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
+from souping.evaluate.scoring import user_scores
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
-from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
@@ -43,10 +44,12 @@ from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
+    from souping.core.protocols import Evaluator, LoadedModel
 
 ITEMS = 5
 """Items of each category that a check answers."""
+LEAST = 0.05
+"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
 
 
 # ------------------------------------------------------------ the plan
@@ -345,19 +348,53 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
             print(banner, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
+        # Engines and servers take minutes to start at their first item, and any code is slower the first time.
+        _, cold = _timed(evaluator, model, items[:1])
+        loading = time.monotonic() - began
+        _, single = _timed(evaluator, model, items[:1])
+        answers, seconds = _timed(evaluator, model, items)
+        speed = _measured(evaluator, items, single, seconds)
         if evaluator.host is not None:
-            # engines and servers take minutes to start at their first item
-            evaluator.evaluate(model, items[:1])
-        loaded = time.monotonic()
-        Evaluation(
-            store, evaluator, lambda soup: model, pool.eos_token_ids, lambda count: None
-        ).scores(recipe, items)
-        rate = len(items) / max(time.monotonic() - loaded, 1e-9)
-        stored = store.load(recipe.fingerprint, evaluator.fingerprint)
-        records = [record for item in items if (record := stored.first(item)) is not None]
-        prompts = store.prompts({record.prompt_key for record in records})
-    took = (
-        f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loaded - began)})"
+            speed = replace(speed, per_model=max(0.0, cold - single))
+    records = [replace(answers[item.id], prompt_key=item.id) for item in items]
+    error = score_missing(items, records, user_scores, lambda unscored: {})
+    if error is not None:
+        raise error
+    prompts = {record.item: record.prompt for record in records}
+    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
+    return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
+
+
+def _timed(
+    evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
+) -> tuple[dict[str, Record], float]:
+    """{item id: one answer}, and the seconds that the answers took."""
+    answers = dict[str, Record]()
+    began = time.monotonic()
+    for block in batches_of(evaluator, items):
+        for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
+            answers[record.item] = record
+        evaluator.stored(model.soup, block)
+    return answers, time.monotonic() - began
+
+
+def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
+    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
+    batch, size = evaluator.full_batch, len(items)
+    if batch == 1 and len(evaluator.batches(items)) == 1:
+        batch = 0
+    calls = -(-size // (batch or size))
+    per_item = seconds / size
+    if size > calls:
+        slope = (seconds - calls * single) / (size - calls)
+        per_item = min(max(slope, LEAST * per_item), per_item)
+    per_call = (seconds - size * per_item) / calls
+    rate = 1 / max(per_item, 1e-9)
+    call = "batch" if batch else "command"
+    return Speed(
+        items_per_second=rate,
+        per_call=per_call,
+        batch=batch,
+        basis="measured",
+        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
     )
-    reason = f"{rate:.3g} items/s, measured just now on {took}; larger batches are faster"
-    return records, prompts, Speed(items_per_second=rate, basis="measured", reason=reason)

@@ -1,6 +1,6 @@
 """Files of a run and of a multirun, with the JSON forms of a selection and of trials that they hold.
 
-Each file appears whole or not at all; none holds a date, and report.json no NaN.
+Each file appears whole or not at all. A date is only in the `provenance` of report.json and at the foot of the page.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from souping.report.tables import Report, Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
+OTHER_SCORES = re.compile(
+    r"^\+*(experiment|benchmark|objective|evaluator(=|\.tasks))", re.MULTILINE
+)
+"""Overrides after which a score means something else."""
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(
-    report: Report, trials: Sequence[Row], run_dir: Path, made: str = ""
-) -> list[Path]:
+def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
-
-    `made` stands in the footer of the page: command, date, version.
 
     Raises:
         UserError: the directory cannot be written.
@@ -58,7 +58,7 @@ def write_report(
     pages = {
         "report.json": as_json(report),
         "report.md": markdown(report, trials),
-        "report.html": page(report, trials, pictures, made),
+        "report.html": page(report, trials, pictures),
     }
     paths = [write_atomically(run_dir / name, text.encode()) for name, text in pages.items()]
     return paths + [
@@ -168,25 +168,10 @@ def write_selection(selection: Row, path: Path) -> Path:
     return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
 
 
-def write_job(
-    run_dir: Path,
-    number: int,
-    overrides: Sequence[str],
-    objective: float | None,
-    refused: str = "",
-    limit: int | None = None,
-) -> None:
+def write_job(run_dir: Path, job: Row) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    job: dict[str, Json] = {
-        "job": number,
-        "overrides": list(overrides),
-        "objective": objective,
-        "run_dir": run_dir.name,
-        "unit": asdict(unit()),
-        "refused": refused,
-        **({} if limit is None else {"limit": limit}),
-    }
-    write_atomically(run_dir / JOB, as_json(job).encode())
+    line = {**job, "run_dir": run_dir.name, "unit": asdict(unit())}
+    write_atomically(run_dir / JOB, as_json(line).encode())
 
 
 def read_jobs(sweep_dir: Path) -> list[Row]:
@@ -197,20 +182,53 @@ def read_jobs(sweep_dir: Path) -> list[Row]:
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Row]) -> Path:
     """sweep.csv, one line per job; dry runs have their `limit` in a column of its own."""
+    return _write_csv(sweep_dir / "sweep.csv", job_table(jobs))
+
+
+def job_table(jobs: Sequence[Row]) -> list[list[Json]]:
+    """The header and a row per job."""
     columns = ["job", "objective", "overrides", "run_dir", "refused"]
     columns += ["limit"] if any(job.get("limit") for job in jobs) else []
-    lines = [{**job, "overrides": " ".join(texts(job, "overrides"))} for job in jobs]
-    return _write_csv(
-        sweep_dir / "sweep.csv", [columns, *(list(map(line.get, columns)) for line in lines)]
-    )
+    table: list[list[Json]] = [[*columns]]
+    for job in jobs:
+        overrides = " ".join(texts(job, "overrides"))
+        row = {"refused": "", **job, "job": str(job["job"]), "overrides": overrides}
+        table.append([row.get(column) for column in columns])
+    return table
+
+
+def _varied(jobs: Sequence[Row]) -> list[list[str]]:
+    """The overrides of each job that not all jobs have."""
+    overrides = [texts(job, "overrides") for job in jobs]
+    common = set.intersection(*map(set, overrides))
+    return [[word for word in words if word not in common] for words in overrides]
+
+
+def best_jobs(jobs: Sequence[Row]) -> list[Row]:
+    """The job with the best objective and those that tie with it; none if the objectives do not compare.
+
+    They do not in a dry run, or if the jobs have several units, items or objectives.
+    """
+    scored = [job for job in jobs if number(job["objective"]) is not None]
+    dry = any(job.get("limit") for job in scored)
+    units = {unit_of(job) for job in scored}
+    varied = "\n".join(map("\n".join, _varied(jobs)))
+    if dry or len(units) != 1 or OTHER_SCORES.search(varied):
+        return []
+    best = max(map(_merit, scored))
+    return [job for job in scored if _merit(job) == best]
+
+
+def _merit(job: Row) -> float:
+    return round(unit_of(job).inner(number(job["objective"]) or 0.0), 12)
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:
-    """One line per job: what it reached, and the overrides that differ between jobs."""
-    given = [texts(job, "overrides") for job in jobs]
-    common = set.intersection(*map(set, given))
+    """One line per job: what it reached, the overrides that differ between jobs, and whether it is the best."""
+    best = best_jobs(jobs)
+    mark = "  <- best" if len(best) == 1 else "  <- best (tie)"
     lines = []
-    for job, own in zip(jobs, given, strict=True):
+    for job, words in zip(jobs, _varied(jobs), strict=True):
         value = number(job["objective"])
         shown = (
             "refused"
@@ -220,7 +238,7 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
             else unit_of(job).text(value, more=1)
         )
         dry = f" (dry run, limit={job['limit']})" if job.get("limit") else ""
-        lines.append(f"  {shown:>15} {clean(' '.join(o for o in own if o not in common))}{dry}")
+        lines.append(f"  {shown:>15} {clean(' '.join(words))}{dry}{mark if job in best else ''}")
     return lines
 
 

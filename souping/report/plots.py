@@ -339,10 +339,7 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
             across, below, marks = weights[:, 0], weight_axis(names), "o-"
             if len(names) > 3:
                 across = np.abs(weights - weights[chosen]).sum(axis=1) / 2
-                below, marks = (
-                    f"share of the {len(names)} weights moved from the chosen soup's",
-                    "o",
-                )
+                below, marks = "distance from the chosen weights", "o"
             made, _ = curve(
                 across, values, chosen, below, f"search objective, {unit().symbol}", marks
             )

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from souping.core.system import cores, versions
+from souping.core.system import Provenance, versions
 from souping.core.text import safe
 from souping.core.unit import unit
 from souping.report import format
@@ -258,10 +258,12 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
 
 def _head(command: str, overrides: str) -> Iterator[str]:
-    yield f"date       {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+    here = Provenance(command=command, settings={})
+    yield f"date       {here.date}"
     yield f"command    {command}"
     if overrides:
         yield f"overrides  {overrides}"
     yield f"folder     {os.getcwd()}"
-    yield f"host       {platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores"
+    machine = [platform.node(), here.platform, f"{here.cpus} cores", *here.gpus]
+    yield f"host       {', '.join(machine)}"
     yield f"versions   {', '.join(f'{name} {number}' for name, number in versions().items())}"

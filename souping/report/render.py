@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from souping.core.files import regular
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, entries, number, part, texts
 from souping.core.unit import gain, unit
@@ -34,19 +35,27 @@ FOOT = (
 )
 
 
-def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing], made: str = "") -> str:
-    """The whole page. Every string of the user's is escaped; no script, no link to any other file.
-
-    `made` says in the footer what made it.
-    """
+def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
+    """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
     body += [section_html(section, pictures) for section in shown]
-    command = f"<p>{escape_html(made)}</p>" if made else ""
-    body.append(f"<footer>{FOOT}{command}</footer>")
+    body.append(f"<footer>{FOOT}{_provenance(report)}</footer>")
     return document(title, body)
+
+
+def _provenance(report: Report) -> str:
+    """Command, date, version and machine, for the footer."""
+    data = part(report, "provenance")
+    if not data:
+        return ""
+    version = f"souping {clean(data.get('version'))}"
+    machine = [data.get("platform"), f"{clean(data.get('cpus'))} cores", *elements(data, "gpus")]
+    words = map(clean, [data.get("command"), data.get("date"), version, *machine])
+    line = " \N{MIDDLE DOT} ".join(filter(None, words))
+    return f"<p>{escape_html(line)}</p>"
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -317,7 +326,7 @@ def read_samples(path: Path) -> Iterator[Row]:
         UserError: the file is absent or damaged.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(regular(path), "rt", encoding="utf-8") as file:
             for line in file:
                 row = read_json(line)
                 if not isinstance(row, dict):

@@ -192,18 +192,24 @@ def losses(report: Report) -> list[str]:
     pairs = entries(lost, "categories")
     if not pairs:
         return []
+    worse = [pair for pair in pairs if pair.get("verdict") == "lower"]
     head = (
-        f"Against {clean(lost.get('against'))}, the best single, the soup is better in {count(lost.get('above'))} of "
-        f"{count(len(pairs))} categories, worse in {count(lost.get('below'))} and level in {count(lost.get('level'))}."
+        f"Of {count(len(pairs))} categories, the soup is ahead of {clean(lost.get('against'))}, the best single, "
+        f"in {count(lost.get('above'))} and behind in {count(lost.get('below'))}"
     )
-    if not number(lost.get("below")):
-        return [f"{head} {_least(pairs)}".strip()]
-    worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
-    names = [pair.get("category") for pair in pairs if pair.get("verdict") == "lower"]
-    who = f"The loss in {in_words(names)}" if names else "No loss"
-    size = f"{points(worst.get('difference'), sign=True)} ({limits(worst)}, for all categories at once)"
-    beyond = f"{who} is larger than chance explains; the largest is in {clean(worst.get('category'))}, {size}."
-    return [f"{head} {beyond} {_least(pairs)}".strip()]
+    if worse:
+        categories = "One category is" if len(worse) == 1 else f"{count(len(worse))} categories are"
+        head += f". {categories} worse: {in_words([_loss(pair) for pair in worse])}"
+    elif number(lost.get("below")):
+        worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
+        head += f", but no loss is larger than chance explains: the largest is {_loss(worst)}"
+    return [f"{head}. {_least(pairs)}".strip()]
+
+
+def _loss(pair: Row) -> str:
+    """A category with its difference and the interval."""
+    size = points(pair.get("difference"), sign=True)
+    return f"{clean(pair.get('category'))}, {size} ({limits(pair)}, for all categories at once)"
 
 
 def warnings(report: Report) -> list[str]:
@@ -329,8 +335,10 @@ def _stability(report: Report) -> list[str]:
         why = "; ".join(
             f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items()
         )
-        none = f"no selection came out of {count(stability.get('not_estimable'))}{f': {why}' if why else ''}"
-        failed = none if number(stability.get("not_estimable")) else "a selection came out of each"
+        none = f"{count(stability.get('not_estimable'))} produced no selection{f': {why}' if why else ''}"
+        failed = (
+            none if number(stability.get("not_estimable")) else "every draw produced a selection"
+        )
         lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
     if sizes := part(stability, "sizes"):
         lines.append(

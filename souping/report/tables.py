@@ -379,6 +379,7 @@ COSTS = {
     "evaluated_items": "items evaluated",
     "reused_items": "items taken from the store",
     "trials": "soups tried",
+    "seconds": "wall time",
 }
 SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
 
@@ -388,7 +389,7 @@ def cost(report: Report) -> TableGrid:
     spent = part(report, "cost")
     names = {
         key: COSTS.get(key) or clean(key).replace("_", " ")
-        for key in dict.fromkeys([*COSTS, "seconds", *spent])
+        for key in dict.fromkeys([*COSTS, *spent])
     }
     rows = [(name, key, spent.get(key)) for key, name in names.items()]
     rows += [

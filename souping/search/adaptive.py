@@ -68,8 +68,9 @@ MANY = 6
 FADING = 0.85
 
 # Searches that end by themselves usually take 7 x ingredients^0.75 x fold^0.8 items
-# (benchmarks/search_sizes.py), and hardly ever more than twice as many.
+# (benchmarks/search_sizes.py).
 USUAL = (7.0, 0.75, 0.8)
+# Upper estimate, as a multiple of the usual number.
 LONGEST = 2
 
 

@@ -410,8 +410,7 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
 
 
 def trial_limit(strategy: Strategy, size: int, items: int) -> int | None:
-    """Trials at most of a search over `size` ingredients: the strategy's own count, its limit of trials, its budget of
-    items. None where nothing limits it."""
+    """Upper bound on trials; None if unlimited."""
     budget = strategy.budget // items if strategy.budget is not None and items else None
     limits = [n for n in (strategy.count(size), strategy.trials, budget) if n is not None]
     return min(limits, default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from souping.analysis.guards import (
     LONGER,
     NEARER,
+    SMALLEST,
     Guard,
     check,
     judge,
@@ -60,14 +62,28 @@ def test_names_stand_for_categories_groups_benchmarks_and_lengths(
     ("guard", "words"),
     [
         (0, "you accept"), ({"safe": 0}, "guard.safe=0"), ({"safe": "5%"}, "guard.safe"), ({"tokens": 3}, "+10%"),
-        (-1, "above 0"), (True, "guard=True"), ("much", "guard=much"), ({"saef": 3}, "did you mean safe"),
+        (-1, "at least"), (True, "guard=True"), ("much", "guard=much"), ({"saef": 3}, "did you mean safe"),
         ({"mgsm2": 3}, "guard=mgsm2"), ({"safe": 100}, "below 100"),
+        (1e-320, "guard=1e-320"), ({"tokens": "+1e-320%"}, "guard.tokens"), ({"tokens": "+1e308%"}, "guard.tokens"),
+        (math.inf, "guard=inf"), (math.nan, "guard=nan"),
     ],
 )  # fmt: skip
 def test_what_is_refused(guard: Any, words: str) -> None:
     with pytest.raises(UserError) as refused:
         resolve(read_guards(guard), CATEGORIES, GROUPS, UNITS)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("guard", [SMALLEST, {"tokens": f"+{SMALLEST}%"}, {"tokens": "+1e15%"}])
+def test_a_plan_of_the_smallest_and_the_largest_guard_has_finite_numbers(guard: Any) -> None:
+    known = {
+        "a": scores(np.arange(40) % 2, np.arange(40) + 1),
+        "b": scores(np.arange(40) % 3 == 0, np.arange(40) + 2),
+    }
+    limits = resolve(read_guards(guard), ["safe"], {}, {"": POINTS})
+    for row in plan_guards(limits, {"search": {"": known["a"].items}}, known):
+        assert row["needed"] is None or row["needed"] >= 0
+        assert row["share"] is None or 0 <= row["share"] <= 1
 
 
 def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:

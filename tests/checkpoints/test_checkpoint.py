@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of
+from souping.checkpoints import Checkpoint, fingerprint, fingerprint_of, ranges
 from souping.checkpoints.compatibility import preflight
-from souping.checkpoints.header import read_header
+from souping.checkpoints.header import inside, read_header
 from souping.core.types import UserError
 from souping.merge.local import LocalMerge
 from tests.support.checkpoints import (
@@ -101,6 +101,17 @@ def test_symlinks_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> No
         (folder / name).symlink_to(target)
         with pytest.raises(UserError, match=message):
             Checkpoint.open(folder)
+
+
+def test_links_in_a_circle_are_no_path_and_a_missing_file_is_one(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "file").touch()
+    for folder, name in ((tmp_path, "circle"), (tmp_path, "circle/x"), (tmp_path / "circle", "x")):
+        with pytest.raises(UserError, match="cannot be followed"):
+            inside(folder, name)
+    for name in ("nothing", "nothing/x", "dangling", "file", "file/x"):
+        assert inside(tmp_path, name) == tmp_path / name
 
 
 def test_index_and_shards_must_agree(tmp_path: Path) -> None:
@@ -202,7 +213,9 @@ def test_a_file_that_changed_in_place_is_read_again(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.data())
 def test_corrupt_bytes_never_escape(
@@ -382,3 +395,59 @@ def test_tokenizers_are_compared_by_content_not_by_formatting(tmp_path: Path) ->
     assert any("m0 has a chat template, m1 has none" in text for text in check(folders))
     (folders["m1"] / "tokenizer.json").unlink()
     assert any("m0 has a tokenizer, m1 has none" in text for text in check(folders))
+
+
+def pointer(url: object, **changes: object) -> bytes:
+    table = {"url": url, "size": 10, "tag": "x", **changes}
+    return ranges.MARK + json.dumps(table).encode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "s3://bucket/model/model.safetensors",
+        "https://host/m/model.safetensors",
+    ],
+)
+def test_a_pointer_in_a_models_folder_is_refused(tmp_path: Path, url: str) -> None:
+    (folder,) = family(tmp_path, 1).values()
+    (folder / "model.safetensors").write_bytes(pointer(url))
+    with pytest.raises(UserError, match=r"m0.model\.safetensors is a placeholder"):
+        Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pointer("s3://b/m/model.safetensors", size=-1),
+        pointer("s3://b/m/model.safetensors", size="big"),
+        pointer("s3://b/m/model.safetensors", size=2**70),
+        pointer("s3://b/m/model.safetensors", size=True),
+        pointer("s3://b/m/model.safetensors", more=1),
+        pointer("s3://b/m/model.safetensors", tag=None),
+        pointer("s3://b/m/../model.safetensors"),
+        pointer("s3://b/other/model.safetensors"),
+        pointer("s3://b/m/other.safetensors"),
+        pointer("file://b/m/model.safetensors"),
+        pointer(3),
+        ranges.MARK,
+        ranges.MARK + b"[1]",
+        ranges.MARK + b"\xff{",
+        ranges.MARK + b"[" * 4000,
+    ],
+)
+def test_a_damaged_pointer_in_the_cache_of_buckets_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path))
+    folder = ranges.cache_of("s3://b/m") / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    path = folder / "model.safetensors"
+    path.write_bytes(pointer("s3://b/m/model.safetensors"))
+    assert ranges.pointer_in(path) == ranges.Pointer(
+        url="s3://b/m/model.safetensors", size=10, tag="x"
+    )
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="placeholder"):
+        ranges.pointer_in(path)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,9 +220,11 @@ def test_child_ends_bodies_that_never_end(hub: Hub, ant: dict[str, bytes], tmp_p
 def test_child_ends_a_listing_that_never_ends(
     hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "LISTING", 1.0)
+    """Its time is over as soon as the Hub has been asked."""
+    clock = SimpleNamespace(monotonic=lambda: 1e9 * bool(hub.log))
+    monkeypatch.setattr("souping.core.system.time", clock)
     hub.drip = True
-    refused("org/ant", hub.url)
+    refused("org/ant", hub.url, f"{online.LISTING:.0f} s")
 
 
 @pytest.mark.slow

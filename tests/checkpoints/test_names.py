@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from souping.checkpoints import layouts
 from souping.checkpoints.names import Mapped, map_names
 from souping.checkpoints.views import Part, StoredTensor
 from souping.core.types import UserError
@@ -401,3 +402,16 @@ def test_a_file_of_rules_that_makes_no_sense_is_refused(tmp_path: Path, case: st
     path = written_rules(tmp_path, **BAD[case])
     with pytest.raises(UserError, match=r"rules\.json"):
         map_names({"a": ("F32", (1,))}, SIZES, rules=path)
+
+
+@pytest.mark.parametrize("count", [6, 7, 25])
+def test_optional_parts_of_a_rule_are_bounded(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "rules.json"
+    path.write_text(json.dumps({"rules": [["[a]" * count + "wte", "x.weight", ""]]}))
+    if count == 6:
+        assert len(layouts.read_rules(path).rules) == 2**6
+        return
+    with pytest.raises(
+        UserError, match=rf"rules\.json: .*wte has {count} optional parts.* at most 6"
+    ):
+        layouts.read_rules(path)

@@ -246,3 +246,22 @@ def test_a_real_trainers_run_opens(tmp_path: Path) -> None:
     assert [one.tokens for one in members] == [24, 48, 72]
     assert len({Checkpoint.open(one.path).folder for one in pool.resolve()}) == 3
     assert pool.trajectory.notes == []
+
+
+@pytest.mark.parametrize("interval", [None, 0, 1])
+def test_missing_steps_cost_nothing_however_large_the_numbers_in_names(
+    tmp_path: Path, interval: int | None
+) -> None:
+    steps = [1, 2, 20261129130000, 10**40]
+    write(tmp_path / "run", "x")
+    for step in steps:
+        write(tmp_path / "run" / f"checkpoint-{step}", "model.safetensors")
+    state = json.dumps({"log_history": [], "save_steps": interval})
+    for step in steps:
+        write(tmp_path / "run" / f"checkpoint-{step}", "trainer_state.json", content=state)
+    pool = TrajectoryPool(path=str(tmp_path / "run"))
+    assert [member.step for member in pool.trajectory.runs[0].members] == steps
+    (note,) = pool.trajectory.runs[0].notes
+    assert note.endswith(
+        f"3, 4, 5, 6, 7, 8, 9, 10, 11, 12 and {10**40 - 1 - 13} more (deleted by save_total_limit?)"
+    )

@@ -18,8 +18,10 @@ import pytest
 from rich.console import Console
 
 from souping import __version__
-from souping.cli import COMMANDS, choices, folder, groups
+from souping.cli import COMMANDS, REPLACE, choices, folder, groups
 from souping.cli.config import GROUPS, Config
+from souping.cli.job import options_first
+from souping.core.types import UserError
 from souping.pipeline import execute
 from souping.report.render import plain_table, show_sample
 from souping.report.tables import grid
@@ -139,6 +141,119 @@ def test_a_signal_at_any_import_prints_no_traceback(
     done = command(tmp_path, "+experiment=merge", preexec_fn=heard)
     assert done.returncode in (130, -number)
     assert len(done.stderr.splitlines()) <= 1
+
+
+PRINTS = r"""
+import sys
+from souping.cli import open_streams
+open_streams()
+for stream in (sys.stdout, sys.stderr):
+    print("\u2212 \u0436 \udcff \ud800 a", file=stream)
+"""
+
+
+@pytest.mark.parametrize(
+    "encoding", ["ascii", "latin-1", "ascii:surrogateescape", "ascii:strict", "utf-8:strict"]
+)
+def test_characters_that_a_stream_cannot_show_are_replaced(encoding: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = "\u2212 \u0436" if encoding.startswith("utf-8") else "- ?"
+    assert done.stdout == f"{shown} ? ? a\n".encode()
+    assert done.stderr.endswith(b" a\n")
+
+
+def test_a_minus_stays_one() -> None:
+    assert "\u22121.5 \u00b7 \u00e9".encode("ascii", REPLACE) == b"-1.5 ? ?"
+
+
+@pytest.mark.slow
+def test_a_run_and_its_commands_end_well_on_a_terminal_without_unicode(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    words = quick(family)
+    for more in (["hydra.run.dir=run"], ["plan=true"], ["-m", "stop_after=search", "seed=0,1"]):
+        done = command(tmp_path, *words, *more)
+        assert (done.returncode, done.stderr) == (0, ""), more
+    assert command(tmp_path, "check", *words).returncode == 0
+    assert command(tmp_path, "show", "run", "--limit", "1").returncode == 0
+
+
+PLUGINS = {
+    "SyntaxError": "x = (",
+    "AttributeError": "import os\nos.no_such_name",
+    "ValueError": "raise ValueError('mutable default')",
+    "OSError": "open('/no/such/file')",
+}
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_plugin_of_hydra_that_is_broken_is_named(
+    kind: str, installed: bool, tmp_path: Path
+) -> None:
+    package = tmp_path / "hydra_plugins/broken"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(PLUGINS[kind])
+    if installed:
+        about = tmp_path / "hydra_broken_sweeper-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hydra-broken-sweeper\n")
+        (about / "RECORD").write_text("hydra_plugins/broken/__init__.py,,\n")
+    done = command(tmp_path, "--cfg", "job")
+    assert done.returncode == 2
+    assert "hydra_plugins.broken" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    remedy = "pip uninstall hydra-broken-sweeper" if installed else f"{tmp_path}/hydra_plugins"
+    assert remedy in done.stderr
+
+
+def test_a_plugin_of_hydra_that_lacks_a_package_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins/broken.py").write_text("import no_such_package")
+    done = command(tmp_path, "--cfg", "job")
+    assert done.returncode == 0
+    assert "hydra_plugins.broken" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "ordered"),
+    [
+        ("a=b --multirun c=d", "--multirun a=b c=d"),
+        ("a=b -m c=d", "-m a=b c=d"),
+        ("--cfg job a=b -p selector c=d", "--cfg job -p selector a=b c=d"),
+        ("a=b --config-dir=x c=d", "--config-dir=x a=b c=d"),
+        ("a=b c=d", "a=b c=d"),
+    ],
+)
+def test_options_of_hydra_stand_anywhere(words: str, ordered: str) -> None:
+    assert options_first(words.split()) == ordered.split()
+
+
+@pytest.mark.parametrize("words", ["a=b --bogus c=d", "-x", "a=b --cfg", "--info a=b", "a=b -cn"])
+def test_an_option_that_hydra_does_not_have_or_that_lacks_its_value_is_one_line(
+    words: str,
+) -> None:
+    with pytest.raises(UserError) as refused:
+        options_first(words.split())
+    assert "--hydra-help" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_options_between_overrides_are_taken(souping: Cli) -> None:
+    done = souping("name=x", "--cfg", "job", "seed=3").ok()
+    assert {"name: x", "seed: 3"} <= set(done.out.splitlines())
+    souping("name=x", "--bogus", "seed=3").refused("--bogus")
+    souping("name=x", "check").refused("python -m souping check")
+
+
+@pytest.mark.parametrize("word", ["pick={red: 1}", "pareto=[red,green]", "guard=3", "limit=2"])
+def test_a_merge_refuses_what_needs_items(family: Path, souping: Cli, word: str) -> None:
+    souping(*merging(family, "out=soup"), word).refused(word.partition("=")[0], "without items")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -149,6 +150,48 @@ def test_the_table_of_a_sweep_has_refused_jobs(
     assert [bool(row["objective"]) for row in rows].count(True) == ran
     assert rows[0]["refused"] == "selector.k=0 must be an integer at least 1 and at most 1000000000"
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == ran
+
+
+SWEEP = """
+# @package _global_
+stop_after: search
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      selector.k: 2,3
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["selector.k=2,3", "stop_after=search", "-m"],
+        ["selector.k=2,3", "-m", "store.path=outputs/s-${hydra:job.num}.sqlite"],
+        ["+sweep=sizes", "--config-dir", "more"],
+    ],
+)
+def test_the_last_line_of_a_multirun_is_the_command_that_tests_its_best_job(
+    family: Path, souping: Cli, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "more/sweep").mkdir(parents=True)
+    (tmp_path / "more/sweep/sizes.yaml").write_text(SWEEP)
+    pool = [*pool_of(family), "selector=topk", "optimiser=uniform", "hydra.sweep.dir=sweep"]
+    done = souping(*pool, *words).ok()
+    rows = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert len(rows) == 2
+    best = max(rows, key=lambda row: float(row["objective"]))
+    (marked,) = [line for line in done.out.splitlines() if "<- best" in line]
+    assert f"selector.k={2 + int(best['job'])}" in marked
+
+    command = shlex.split(done.out.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "souping"]
+    souping(*command[3:], "hydra.run.dir=test").ok()
+    report = json.loads((tmp_path / "test/report.json").read_text())
+    assert report["objective"]["search"] == float(best["objective"])
+    assert len(report["recipe"]["ingredients"]) == 2 + int(best["job"])
+    assert not (tmp_path / "outputs/s-None.sqlite").exists()
 
 
 def test_a_second_run_or_multirun_overwrites_no_first_one(

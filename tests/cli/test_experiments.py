@@ -256,7 +256,7 @@ def test_an_agents_line_runs_and_logs_the_metric(
     monkeypatch.setenv("WANDB_MODE", "offline")
     sweep = read(SWEEPS / f"{name}.yaml")
     line = small(agent_line(sweep, draws(sweep)[draw]), family)
-    souping(*line[4:], "optimiser.trials=8").ok()
+    souping(*line[4:], "optimiser.trials=8", "tracker.timeout=600").ok()
     trials = list(csv.DictReader((tmp_path / "run/trials.csv").open()))
     best = max(float(trial["objective"]) for trial in trials)
     points = [one["item"] for one in of_type(log_of(tmp_path / "run"), "history")]

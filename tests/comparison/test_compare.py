@@ -125,7 +125,14 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"fail_on": "worse"}, {"fail_on": ["wrose"]}, {"looks": 0}, {"looks": 2.5}, {"pass_at": -1}],
+    [
+        {"fail_on": "worse"},
+        {"lower_is_better": "sums"},
+        {"fail_on": ["wrose"]},
+        {"looks": 0},
+        {"looks": 2.5},
+        {"pass_at": -1},
+    ],
     ids=str,
 )
 def test_arguments_are_checked(settings: dict[str, Any]) -> None:
@@ -167,10 +174,25 @@ def test_length_is_that_of_the_tasks_that_have_it_and_others_are_named() -> None
     (row,) = [row for row in compared(long, longer).verdicts if row.name == "tokens"]
     assert (row.items, row.difference) == (200, 2.0)
     wide = [
-        row | {"score": 10 * row["score"] if row["category"] == "sums" else row["score"]}
-        for row in long
+        [row | {"score": 10 * row["score"], "higher_is_better": True} for row in rows]
+        for rows in (long, longer)
     ]
-    assert any("sums is not averaged" in line for line in compared(wide, longer).warnings)
+    words = [[row for row in rows if row["category"] == "words"] for rows in (long, longer)]
+    mixed = [
+        [*some, *(row | {"category": "sums"} for row in rest)]
+        for some, rest in zip(words, wide, strict=True)
+    ]
+    assert any("sums is not averaged" in line for line in compared(*mixed).warnings)
+
+
+def test_a_loss_is_compared_if_the_command_says_so(souping: Cli, log: Callable[..., Path]) -> None:
+    for name, level in (("base", 1.5), ("cand", 2.5)):
+        rows = [row for row in answers(0.5, 1, items=100) if row["category"] == "sums"]
+        log(name, [row | {"score": level + n % 7 / 10} for n, row in enumerate(rows)])
+    words = ("compare", "base=base.csv", "cand=cand.csv", "--json")
+    souping(*words).refused("higher_is_better")
+    ended = souping(*words, "--lower-is-better", "sums")
+    assert (ended.code, json.loads(ended.out)["verdicts"][0]["verdict"]) == (1, "worse")
 
 
 def test_the_rows_average_to_the_headline_and_holm_covers_the_tasks() -> None:
@@ -280,6 +302,59 @@ def test_the_pages_of_a_comparison(
     assert (tmp_path / "gate" / "report.md").read_text() in (tmp_path / "summary.md").read_text()
     assert (tmp_path / "summary.md").read_text().startswith("before\n")
     assert len(json.loads((tmp_path / "gate" / "compare.json").read_text())["flips"]) == 2
+
+
+def test_out_replaces_its_own_files_and_no_others(
+    souping: Cli, log: Callable[..., Path], tmp_path: Path
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    words = ("compare", "base=base.csv", "cand=cand.csv", "--out", "gate")
+    gate = tmp_path / "gate"
+    names = {"report.html", "report.md", "compare.json"}
+    for margin in ("2", "3"):
+        assert souping(*words, "--margin", margin).code == 0
+        assert {path.name for path in gate.iterdir()} == names
+        assert (
+            json.loads((gate / "compare.json").read_text())["verdicts"][0]["margin"]
+            == float(margin) / 100
+        )
+
+    (gate / "report.md").write_text("my notes\n")
+    souping(*words).refused("--out")
+    assert (gate / "report.md").read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize("name", ["report.md", "compare.json", "notes.txt", "report.json"])
+def test_out_leaves_folders_of_others_alone(
+    souping: Cli, log: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    table = souping("compare", "base=base.csv", "cand=cand.csv", "--json").out
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / name).write_text(table)
+    souping("compare", "base=base.csv", "cand=cand.csv", "--out", "own").refused("--out")
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, table)]
+
+
+def test_out_writes_all_or_nothing(
+    souping: Cli, log: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    words = ("compare", "base=base.csv", "cand=cand.csv", "--out", "gate")
+    assert souping(*words).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "gate").iterdir()}
+
+    def full(stage: Path, files: dict[str, bytes]) -> None:
+        (stage / "report.html").write_text("half")
+        raise OSError(28, "No space left on device", str(stage))
+
+    monkeypatch.setattr("souping.cli.compare.write_files", full)
+    souping(*words, "--margin", "5").refused("No space left")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "gate").iterdir()} == before
 
 
 def test_the_json_is_the_schema() -> None:
@@ -444,6 +519,42 @@ def test_it_imports_neither_torch_nor_hydra(log: Callable[..., Path], tmp_path: 
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "key"),
+    [
+        (["--help"], 2, "yaml"),
+        (["compare", "base=run:uniform_all", "soup=run"], 2, "yaml"),
+        (["compare", "base=base.csv", "cand=cand.csv", "--average", "fault"], 1, "hydra"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_missing_package_is_named_in_two_lines(
+    log: Callable[..., Path],
+    finished_copy: Path,
+    tmp_path: Path,
+    words: list[str],
+    code: int,
+    key: str,
+) -> None:
+    log("base", answers(0.5, 1))
+    log("cand", answers(0.6, 2))
+    start = (
+        "import sys\nclass Hidden:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('yaml', 'hydra', 'omegaconf', 'torch'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        f"sys.meta_path.insert(0, Hidden())\nsys.argv = ['souping', *{words}]\n"
+        "import souping.cli.compare as command\n"
+        "if 'fault' in sys.argv: command.compare = lambda *_, **__: 1 / 0\n"
+        "from souping.cli.main import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert key in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
 
 
 def linked(site: Path, *names: str) -> Iterator[Path]:

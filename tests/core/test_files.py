@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from souping.checkpoints.header import inside, small
+from souping.comparison.verdict import read_policy
 from souping.core import files
+from souping.core.fields import load
 from souping.core.files import MARK, discard, missing_folders, staged, write_files
+from souping.core.scores import read_table
 from souping.core.types import UserError
+from souping.evaluate.benchmark import Benchmark
+from souping.logs import read
+from souping.logs.records import read_object
+from souping.report.render import read_samples
 
 
 def names(folder: Path) -> list[str]:
@@ -35,6 +45,29 @@ def test_one_run_at_a_time_writes_a_soup_and_until_it_is_there(
         write_files(stage, {"a": "1", "deep/b": "2"})
     assert names(tmp_path) == ["soup"]
     assert names(out) == ["a", "deep"]
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "items": lambda path: Benchmark(path=str(path)).items(),
+    "log": lambda path: read(path),
+    "file of a report": lambda path: load(path, dict[str, str]),
+    "object of a log": read_object,
+    "score table": read_table,
+    "samples": lambda path: list(read_samples(path)),
+    "small file of a checkpoint": small,
+    "file of a checkpoint": lambda path: inside(path.parent, path.name),
+    "gate": read_policy,
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=list(READERS))
+def test_pipes_and_devices_are_refused_where_a_file_is_read(
+    tmp_path: Path, reader: Callable[[Path], object]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", Path("/dev/zero")):
+        with pytest.raises(UserError, match="a pipe, a device or a socket"):
+            reader(path)
 
 
 def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:

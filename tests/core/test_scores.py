@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> Path:
     arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 1)),
     st.booleans(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, percent: bool) -> None:
     scale = 100.0 if percent and values.max() > 0.02 else 1.0
     rows = [

@@ -17,9 +17,23 @@ from souping import LocalEvaluator
 from souping.core import system
 from souping.core.files import expanded
 from souping.core.system import call
-from souping.core.text import safe
+from souping.core.text import install, safe
 from souping.core.types import UserError
 from tests.conftest import ROOT, Cli
+
+
+def test_a_checkout_installs_its_extras_and_a_package_what_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install.cache_clear()
+    assert install("ray") == f'pip install -e "{ROOT}[ray]"'
+    needed = ["wandb>=0.19", 'ray<3,>=2.40; extra == "ray"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needed)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    install.cache_clear()
+    assert install("ray") == 'pip install "ray<3,>=2.40"'
+    assert install("wandb") == 'pip install "wandb"'
+    install.cache_clear()
 
 
 def merged(souping: Cli, family: Path, tmp_path: Path, out: str) -> dict[str, bytes]:

@@ -55,7 +55,15 @@ REFUSED: dict[str, tuple[Callable[[Log], Log], str]] = {
     "a version that one side lacks": (lambda b: task(b, settings={"version": "2"}), "none in m1"),
     "another metric or filter": (renamed, "metric is acc in m0 and em,strict in m1"),
     "another direction": (lambda b: metric(b, higher_is_better=False), "lower is better in m1"),
-    "another harness": (lambda b: replace(b, harness="bfcl"), "lm_eval.*bfcl"),
+    "another harness": (lambda b: replace(b, harness="bfcl"), "an lm_eval log, m1 a bfcl log"),
+    "a table": (
+        lambda b: replace(b, harness="table", path=Path("b.csv")),
+        "m0 is an lm_eval log, m1 a CSV table",
+    ),
+    "percent beside fractions": (
+        lambda b: log("b", {f"i{n}": 100.0 * (n % 2) for n in range(4)}),
+        "scale of acc is 0 to 1 in m0 and beyond 0 to 1 in m1",
+    ),
     "another task": (lambda b: replace(b, tasks={"u": b.tasks["t"]}), "no task in common"),
     "no item in common": (lambda b: log("b", {"x": 1.0}), "no item in common"),
     "no score": (lambda b: log("b", dict.fromkeys(("i0", "i1"), float("nan"))), "no score of acc"),
@@ -85,6 +93,25 @@ def test_items_are_those_that_every_model_was_asked() -> None:
     assert one.scores["m0"].tolist() == [[[1.0, 1.0]]]
     assert one.scores["m1"].tolist() == [[[0.0, 1.0]]]
     assert "3 of 5 items are left out" in found.notes[0]
+
+
+def test_a_scale_is_known_by_scores_that_tell_it() -> None:
+    def scaled(lower: bool, *scores: float) -> Log:
+        whole = log(f"{scores}", {f"i{n}": score for n, score in enumerate(scores)})
+        return metric(whole, higher_is_better=not lower, is_mean=False)
+
+    match(scaled(False, 0, 0, 0), scaled(False, 0, 50, 100))  # a model that fails everything
+    match(scaled(True, 0.8, 0.9), scaled(True, 1.1, 1.2))  # losses around 1
+    with pytest.raises(UserError, match="scale"):
+        match(scaled(True, 0, 1, 1), scaled(True, 0, 100, 100))
+
+
+def test_many_answers_to_one_item_do_not_fill_the_memory() -> None:
+    every = [LoggedAnswer(item=f"i{n}", score=1) for n in range(2000)]
+    many = [LoggedAnswer(item="i0", score=1, replicate=n) for n in range(1, 2000)]
+    other = metric(log("a"), answers=tuple(every))
+    with pytest.raises(UserError, match=r"item i0 has 2,000 answers.*replicate"):
+        match(metric(log("b"), answers=(*every, *many)), other)
 
 
 def test_one_item_compares() -> None:
@@ -156,6 +183,6 @@ def test_nothing_heavy_is_imported() -> None:
         "print([m for m in ('torch', 'hydra', 'transformers', 'pandas', 'lm_eval', 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout == "[]\n"

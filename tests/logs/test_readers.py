@@ -19,6 +19,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.logs import read
+from souping.logs.match import matched
 from souping.logs.records import Group, Log
 from tests.conftest import ROOT
 
@@ -125,11 +126,25 @@ class TestLmEval:
         (log,) = read(folder)
         assert log.path.name == old.name
         assert "newest of 2" in log.notes[0]
-        assert read(old)[0].tasks == log.tasks
+        # As text: a score that is nan equals no other.
+        assert repr(read(old)[0].tasks) == repr(log.tasks)
 
     def test_no_groups(self, tmp_path: Path) -> None:
         (log,) = read(results(group_subtasks=None)(tmp_path))
         assert (log.groups, set(log.asked)) == ({}, set(log.tasks))
+
+    @pytest.mark.parametrize("value", [10**400, 1e308, math.inf, "N/A"], ids=str)
+    def test_a_figure_that_no_mean_can_be_is_left_out(self, tmp_path: Path, value: Any) -> None:
+        figures = {"pick": {"acc,none": value}}
+        (log,) = read(results(results=figures)(tmp_path))
+        metric = log.tasks["pick"].metrics["acc"]
+        assert not metric.is_mean
+        assert all(math.isnan(answer.score) for answer in metric.answers)
+
+    def test_groups_that_name_a_group_twice_are_read_in_linear_time(self, tmp_path: Path) -> None:
+        doubled = {f"g{n}": [f"g{n + 1}"] * 2 for n in range(60)}
+        (log,) = read(results(group_subtasks=doubled | {"g60": ["pick", "pick2"]})(tmp_path))
+        assert log.groups["g0"].members == ("pick", "pick2")
 
     @pytest.mark.slow
     def test_the_installed_harness(self, tmp_path: Path) -> None:
@@ -237,6 +252,15 @@ class TestInspect:
         assert {answer.group for answer in answers} == {"even", "odd"}
         assert all(answer.tokens == 7 and answer.output for answer in answers)
 
+    def test_a_log_of_an_evaluation_that_did_not_finish_is_refused(self, tmp_path: Path) -> None:
+        from inspect_ai.log import read_eval_log, write_eval_log
+
+        log = read_eval_log(str(next((DATA / "inspect" / "a").glob("*.eval"))))
+        log.status = "cancelled"
+        write_eval_log(log, str(tmp_path / "cancelled.json"))
+        with pytest.raises(UserError, match=r"cancelled\.json: status is cancelled"):
+            read(tmp_path)
+
     def test_half_a_file_is_refused(self, tmp_path: Path) -> None:
         whole = next((DATA / "inspect" / "a").glob("*.eval")).read_bytes()
         (tmp_path / "half.eval").write_bytes(whole[: len(whole) // 2])
@@ -324,9 +348,32 @@ class TestTables:
             True,
         ]
 
-    def test_scores_beyond_one_are_no_mean(self, tmp_path: Path) -> None:
-        (log,) = read(write_csv(tmp_path / "log.csv", [{**row, "score": 50.0} for row in ROWS]))
-        assert not log.tasks["a"].metrics["score"].is_mean
+    @pytest.mark.parametrize(("word", "higher"), [("true", True), ("FALSE", False), (1, True)])
+    def test_a_column_says_the_direction_of_scores_beyond_one(
+        self, tmp_path: Path, word: str | int, higher: bool
+    ) -> None:
+        rows = [{**row, "score": 50.0, "higher_is_better": word} for row in ROWS]
+        (log,) = read(write_csv(tmp_path / "log.csv", rows))
+        metric = log.tasks["a"].metrics["score"]
+        assert (metric.is_mean, metric.higher_is_better) == (False, higher)
+
+    def test_the_caller_says_which_tasks_are_losses(self, tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "log.csv", [{**row, "score": 1.5} for row in ROWS])
+        (log,) = read(path, lower=["a", "b"])
+        assert not log.tasks["a"].metrics["score"].higher_is_better
+        with pytest.raises(UserError, match=r"row 2: .*--lower-is-better b"):
+            read(path, lower=["a"])
+        with pytest.raises(UserError, match=r"--lower-is-better=aa .*a, b"):
+            read(write_csv(tmp_path / "fine.csv", ROWS), lower=["aa"])
+        with pytest.raises(UserError, match="--lower-is-better is for tables"):
+            read(PYTHON, lower=["pick"])
+
+    def test_replicates_are_any_numbers(self, tmp_path: Path) -> None:
+        rows = [{**row, "replicate": 10**9 * number} for number, row in enumerate(ROWS)]
+        (log,) = read(write_csv(tmp_path / "log.csv", rows))
+        (other,) = read(write_csv(tmp_path / "other.csv", ROWS))
+        metric = matched({"a": [log], "b": [other]}).metrics["a"][0]
+        assert metric.scores["a"].shape == metric.scores["b"].shape
 
     @pytest.mark.parametrize(
         "cells", [{"score": "TRUE"}, {"replicate": "1.0"}, {"output": "x" * 200_000}], ids=list
@@ -455,6 +502,21 @@ def sample(change: Callable[[str], str]) -> Callable[[Path], Path]:
     return changed("lm_eval/python_cook", first)
 
 
+def sizes(value: int) -> Callable[[Path], Path]:
+    return results(**{"n-samples": {"pick": {"effective": value}}})
+
+
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
+def tokens(lines: str, count: Any) -> str:
+    """Results of BFCL whose first item has this count of tokens."""
+    first, *others = lines.splitlines()
+    return "\n".join([json.dumps({**json.loads(first), "output_token_count": count}), *others])
+
+
+CHAIN = {f"g{n}": [f"g{n + 1}"] for n in range(3000)}
 TWICE = {
     "*irrelevance_result.json": lambda text: text.splitlines()[0] + "\n" + text,
     "*irrelevance_score.json": lambda text: text.replace('"total_count": 5', '"total_count": 6'),
@@ -504,7 +566,45 @@ BAD |= {
         table({"item": 1, "category": "c", "score": 1, "replicate": 0.5}),
         "0.5 is not whole",
     ),
+    "a loss without a direction": (
+        table({"item": 1, "category": "c", "score": 1.5}),
+        "row 1: score=1.5.*column higher_is_better.*--lower-is-better c",
+    ),
+    "a direction in other words": (
+        table({"item": 1, "category": "c", "score": 1, "higher_is_better": "yes"}),
+        "row 1: .*higher_is_better=yes",
+    ),
+    "two directions": (
+        table(*({"item": n, "category": "c", "score": n, "higher_is_better": n} for n in (0, 1))),
+        "row 2: higher_is_better",
+    ),
+    "two columns of scores": (
+        text("log.csv", "item,category,score,score\na,c,1,0"),
+        "log.csv: .*columns are called score",
+    ),
+    "two scores in a line": (
+        text("log.jsonl", '{"item": 1, "category": "c", "score": 1, "score": 0}'),
+        "log.jsonl:1: .*score",
+    ),
+    "a list 300 deep": (
+        text("log.jsonl", json.dumps(ROWS[0])[:-1] + f', "note": {"[" * 300}{"]" * 300}}}'),
+        "log.jsonl:1: note is nested",
+    ),
+    "a size that is negative": (sizes(-60), "n-samples.pick.effective=-60"),
+    "a size of 400 digits": (sizes(10**400), "n-samples.pick.effective=10000"),
+    "3,000 groups in each other": (results(group_subtasks=CHAIN), "group_subtasks: g101"),
+    "a count of tokens of 400 digits": (
+        changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, 10**400)}),
+        "python_result.json: item simple_python_0: tokens=10000",
+    ),
+    "counts of tokens 700 lists deep": (
+        changed("bfcl/a", {"*python_result.json": lambda line: tokens(line, nested(700))}),
+        "python_result.json:1: output_token_count is nested",
+    ),
 }
+for name in ("tokens", "replicate", "score"):
+    row: dict[str, Any] = {"item": 1, "category": "c", "score": 1, name: 10**400}
+    BAD[f"{name} of 400 digits"] = (table(row), f"row 1: {name}=10000")
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -58,7 +58,7 @@ def test_items_without_a_score_are_left_out_for_all(tmp_path: Path) -> None:
     [
         ({"a": [1, 0], "b": [0, 1]}, ["a", "c"], "scores.path"),
         ({"a": [1, ""], "b": ["", 1]}, ["a", "b"], "scored for every model"),
-        ({"a": [50, 40], "b": [40, 50]}, ["a", "b"], "mean over items"),
+        ({"a": [50, 40], "b": [40, 50]}, ["a", "b"], "higher_is_better"),
     ],
 )
 def test_what_cannot_select(

@@ -63,7 +63,7 @@ def asked(
 ) -> int:
     """Answers that a soup's evaluation asks for anew; as many as it said beforehand."""
     fresh = evaluation(store, judge, ends)
-    expected = len(fresh.missing_answers(recipe(1.0, 0.0), items))
+    expected = sum(fresh.missing_answers(recipe(1.0, 0.0), items).values())
     fresh.scores(recipe(1.0, 0.0), items)
     assert fresh.evaluated == expected
     return fresh.evaluated
@@ -97,6 +97,42 @@ def test_where_blocks_do_not_matter_only_what_is_missing_is_asked(tmp_path: Path
             14,
             0,
         ]
+
+
+@dataclass
+class Keeping(FakeEvaluator):
+    store: Store | None = None
+    rows: list[int] = field(default_factory=list)
+
+    def stored(self, soup: str, items: Sequence[Item]) -> None:
+        assert self.store is not None
+        self.rows.append(len(self.store.load(soup, self.fingerprint)))
+
+
+def test_an_evaluator_hears_of_answers_once_they_are_stored(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store:
+        judge = Keeping({"a": 5}, store=store)
+        evaluation(store, judge).scores(recipe(1.0, 0.0), make_items(10))
+        assert judge.rows == [7, 14, 20]
+
+
+def test_answers_that_a_search_left_in_parts_are_read(tmp_path: Path) -> None:
+    items, judge = make_items(10), FakeEvaluator({"a": 5})
+    with Store(tmp_path / "s") as store:
+        evaluation(store, judge).scores(recipe(1.0, 0.0), items[:3])
+        answers = evaluation(store, judge).stored_answers(recipe(1.0, 0.0), items)
+        assert list(answers) == [item.id for item in items[:3]]
+
+
+def test_a_million_answers_are_counted_without_being_listed(tmp_path: Path) -> None:
+    items = make_items(3, categories=("c",))
+    with Store(tmp_path / "s") as store:
+        evaluation(store, Wavering({"a": 5}, times=2)).scores(recipe(1.0, 0.0), items)
+        many = evaluation(store, Wavering({"a": 5}, times=10**6))
+        missing = many.missing_answers(recipe(1.0, 0.0), items)
+        assert sum(missing.values()) == 3 * (10**6 - 2)
+        assert len(missing) == 3
+        assert not len(many.stored_scores(recipe(1.0, 0.0), items).items)
 
 
 @dataclass

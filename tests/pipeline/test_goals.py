@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from souping.analysis.guards import Admission, Guard
 from souping.core.types import Item, ItemScores, Recipe, Trial, entries, part
 from souping.pipeline.goals import admitted
 from souping.search.loop import SearchResult, result_of
+from tests.conftest import Cli, pool_of
 
 ITEMS = [Item(id=str(n), category="a", group=str(n), prompt="", answer="") for n in range(200)]
 
@@ -43,6 +45,18 @@ def test_the_first_soup_that_seems_to_keep_to_the_guards_is_tested(
     assert found.recipe.ingredients == (chosen,)
     assert words in str(found.guards["sentence"])
     assert found.guards["refused"] == (chosen == "ref" != order[0].recipe.ingredients[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_after_the_search_shows_and_writes_its_front(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    words = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=grid"]
+    done = souping(*words, "pareto=[red,green]", "stop_after=search", "hydra.run.dir=run").ok()
+    assert "Front of red and green" in done.out
+    written = json.loads((tmp_path / "run/analyses.json").read_text())["front"]
+    assert [goal["name"] for goal in written["goals"]] == ["red", "green"]
+    assert written["points"]
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,10 +223,7 @@ def test_a_card_after_the_report_has_the_numbers_of_the_report_fold() -> None:
     for score in (soup["objective"], *soup["scores"].values()):
         assert f"{100 * score['low']:.1f} to {100 * score['high']:.1f}" in text
     assert report["verdict"]["sentence"] in text
-    assert (
-        f"better in {report['losses']['above']} of 3 categories, worse in {report['losses']['below']}"
-        in text
-    )
+    assert f"in {report['losses']['above']} and behind in {report['losses']['below']}" in text
     assert str(report["objective"]["search"]) not in text
     assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
 
@@ -357,3 +355,68 @@ def test_a_hub_that_fails_at_the_end_costs_nothing(
     upload.push(upload.Target("me/soup"), folder)
     assert b"## Result" in writer.repos["me/soup"].head["README.md"]
     assert writer.repos["me/soup"].head[SINGLE] == (folder / SINGLE).read_bytes()
+
+
+def soup(souping: Cli, tmp_path: Path) -> Path:
+    souping(*PAIR, "merge.max_shard_size=20KB").ok()
+    return tmp_path / "soup"
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    ".env": lambda path: path.write_text("KEY=1"),
+    "model.safetensors.bak": lambda path: path.write_text("x"),
+    "logs/train.log": lambda path: path.write_text("x"),
+    "tokenizer.md": lambda path: path.symlink_to("/etc/hostname"),
+    "README.md": lambda path: (path.unlink(), path.symlink_to("/etc/hostname")),
+    "config.json": lambda path: path.write_text("{}"),
+    "tokenizer.json": lambda path: path.unlink(),
+    "model-00001-of-00002.safetensors": lambda path: path.write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_folder_with_other_files_than_the_soups_is_not_sent(
+    writer: Hub, souping: Cli, tmp_path: Path, name: str
+) -> None:
+    folder = soup(souping, tmp_path)
+    (folder / "logs").mkdir()
+    STRANGERS[name](folder / name)
+    with pytest.raises(UserError, match=rf"soup .*{re.escape(name)}"):
+        upload.push(upload.Target("me/soup"), folder)
+    with pytest.raises(UserError, match=re.escape(name)):
+        upload.check(upload.Target("me/soup"), folder)
+    assert "me/soup" not in writer.repos
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_edited_card_is_sent_with_the_files_of_the_soup_alone(
+    writer: Hub, souping: Cli, tmp_path: Path, listed: bool
+) -> None:
+    folder = soup(souping, tmp_path)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    files = recipe.pop("files")
+    if not listed:  # as soups were before they had a list
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    with (folder / "README.md").open("a") as card:
+        card.write("Mine.\n")
+    upload.push(upload.Target("me/soup"), folder)
+    sent = writer.repos["me/soup"].head
+    assert sent.keys() == {*files, "README.md", "recipe.json"}
+    assert b"Mine." in sent["README.md"]
+    assert b'folder = "me/soup"' in sent["README.md"]
+    assert str(tmp_path).encode() not in sent["README.md"]
+    (folder / ".env").touch()
+    with pytest.raises(UserError, match=r"\.env"):
+        upload.push(upload.Target("me/soup"), folder)
+
+
+def test_large_files_are_marked_by_their_size(
+    writer: Hub, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("souping.merge.writer.HASHED", 500)
+    folder = soup(souping, tmp_path)
+    marks = json.loads((folder / "recipe.json").read_text())["files"]
+    sizes = {name: (folder / name).stat().st_size for name in marks}
+    for name, size in sizes.items():
+        assert (marks[name] == f"{size} bytes") == (size > 500)
+    upload.push(upload.Target("me/soup"), folder)

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extr
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[RayWorkers]:
-    workers = RayExecutor(actors=2, cpus=0.5).start(Busy(tmp_path), partial(Busy, tmp_path, 1.0))
+    """Two actors whose answers wait for `go`."""
+    elsewhere = partial(Busy, tmp_path, tmp_path / "go")
+    workers = RayExecutor(actors=2, cpus=0.5).start(Busy(tmp_path), elsewhere)
     assert isinstance(workers, RayWorkers)
     yield workers
     workers.close()
@@ -40,7 +42,7 @@ def taken(workers: RayWorkers, number: int) -> dict[int, tuple[Request, Response
 
 
 def pids(folder: Path) -> list[int]:
-    return sorted({int(path.name.split("-")[0]) for path in folder.iterdir()})
+    return sorted({int(path.name.split("-")[0]) for path in folder.glob("*-*")})
 
 
 @pytest.mark.slow
@@ -52,8 +54,8 @@ def test_a_killed_actor_is_restarted(
         two.put(request)
     while len(pids(tmp_path)) < 2:
         time.sleep(0.02)
-    lost = pids(tmp_path)[0]
-    os.kill(lost, signal.SIGKILL)
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    (tmp_path / "go").touch()
     done = taken(two, 6)
     assert sorted(done) == list(range(6))
     for request, response in done.values():
@@ -68,7 +70,8 @@ def test_a_killed_actor_is_restarted(
 def test_a_cluster_that_keeps_losing_actors_ends_the_run_and_errors_are_reported(
     tmp_path: Path,
 ) -> None:
-    workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), partial(Busy, tmp_path, 30.0))
+    elsewhere = partial(Busy, tmp_path, tmp_path / "never")
+    workers = RayExecutor(actors=1, restarts=0).start(Busy(tmp_path), elsewhere)
     workers.put(requests(1)[0])
     while not pids(tmp_path):
         time.sleep(0.02)

@@ -32,7 +32,8 @@ def run_dir(where: Path, number: int = -1) -> Path:
 
 
 def timeless(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("cost", "rebuild")}
+    differing = ("cost", "provenance", "rebuild")
+    return {key: value for key, value in report.items() if key not in differing}
 
 
 def test_a_second_run_evaluates_nothing(
@@ -130,7 +131,8 @@ def test_a_tracked_multirun_is_a_group(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     pool = [*pool_of(family), "selector=topk", "selector.k=2", "hydra.sweep.dir=sweep"]
-    souping("-m", *pool, "tracker=wandb", "optimiser=uniform", "stop_after=search", "seed=0,1").ok()
+    words = ["optimiser=uniform", "stop_after=search", "seed=0,1"]
+    souping("-m", *pool, "tracker=wandb", "tracker.timeout=600", *words).ok()
     folders = [tmp_path / "sweep" / name for name in ("0", "1", "")]
     runs = [run for folder in folders for run in of_type(log_of(folder), "run")]
     assert [run["run_group"] for run in runs] == ["sweep"] * 3
@@ -313,9 +315,11 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
     for sample in samples:
         item = items[sample["item"]]
         assert sample.keys() >= KEYS
+        assert len(sample["scorer_hash"]) == 64
         found = (sample["category"], sample["target"], sample["arguments"])
         assert found == (item.category, item.answer, [[item.prompt, {}]])
         for model in sample["models"].values():
+            assert len(model["sent_hash"]) == 64
             assert model["resps"] == [model["filtered_resps"]]
             assert model["outcome"] in ("finished", "truncated")
             assert model["score"] == float(
@@ -382,9 +386,14 @@ def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_p
     recipe = json.loads((finished_copy / "report.json").read_text())["recipe"]["id"]
     souping("show", "run", "--fold", "search")
     assert views() == []
-    souping("show", "run", "--category", "red")
-    ((seen, count),) = views()
-    assert seen == recipe
+    souping("show", "run", "--category", "red", "--limit", "3")
+    assert views() == [(recipe, 3)]
+    souping("show", "run", "--category", "red", "--limit", "1000")
+    with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:
+        (count,) = db.execute(
+            "SELECT COUNT(DISTINCT content) FROM views JOIN members USING (item_set)"
+        ).fetchone()
+    assert count > 3
     again = souping(*finished_words(family), "analysis=[]", "hydra.run.dir=again/two")
     assert "were looked at" not in again.out  # frozen before
     other = souping(

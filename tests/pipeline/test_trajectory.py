@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,17 @@ def test_one_average_without_a_search(words: list[str], souping: Cli, tmp_path: 
     assert recipe["ingredients"] == [f"checkpoint-{step}" for step in STEPS[-4:]]
     assert recipe["weights"] == pytest.approx([0.512, 0.128, 0.16, 0.2])
     souping("+experiment=merge", *settings[:3], "out=more").refused("optimiser.only=ema")
+
+
+@pytest.mark.parametrize("copies", ["all", "one"])
+def test_a_training_run_that_is_given_twice_is_refused(
+    words: list[str], souping: Cli, tmp_path: Path, copies: str
+) -> None:
+    make_run(tmp_path / "two", 2)
+    name = f"checkpoint-{STEPS[-1]}"
+    shutil.rmtree(tmp_path / "two" / name)
+    shutil.copytree(tmp_path / "one" / name, tmp_path / "two" / name)
+    if copies == "all":
+        shutil.rmtree(tmp_path / "two")
+        (tmp_path / "two").symlink_to("one")
+    souping(*words, "pool.path=[one,two]").refused("pool.path: one and two share the weights")

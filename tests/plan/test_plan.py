@@ -8,6 +8,7 @@ import re
 import sqlite3
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from souping.merge.local import LocalMerge
 from souping.pipeline import checks
 from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
 from souping.pipeline.evaluation import LocalExecutor
+from souping.plan import PlannedStage, Speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.cli.test_experiments import CHOSEN
@@ -379,6 +381,39 @@ def test_one_candidate_answers_five_items_per_category(
     ]
     assert sorted(sample["item"] for sample in made["samples"]) == sorted(wanted)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_start_of_a_call_is_counted_once_for_all_of_its_items() -> None:
+    stage = PlannedStage(name="s", models=(3, 3), items=100, asked=(300, 300), todo=(150, 300))
+    command = Speed(items_per_second=10, per_call=2.0, basis="measured", reason="")
+    assert [command.seconds(stage, end) for end in (0, 1)] == [15 + 2 * 2, 30 + 3 * 2]
+    batches = replace(command, batch=50)
+    assert batches.seconds(stage, 1) == 30 + 6 * 2
+    samples = replace(stage, in_parts=True)
+    assert command.seconds(samples, 1) == 30 + 12 * 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluator.replicates=1000000",),
+        ("evaluator.samples=1000000", "evaluator.temperature=1"),
+        ("optimiser=nevergrad", "optimiser.trials=100000", "evaluator.replicates=1000000"),
+    ],
+)
+def test_large_counts_are_counted_by_arithmetic(
+    family: Path, souping: Cli, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    base = [*pool_of(family, "ant", "bee"), "selector=all"]
+    souping(*base, *words, "plan=true", "hydra.run.dir=planned").ok()
+    assert plan_of(tmp_path / "planned")["evaluations"]["todo"][1] >= 10**8
+
+
+def test_a_check_gives_one_answer_per_item(family: Path, souping: Cli, tmp_path: Path) -> None:
+    base = [*pool_of(family, "ant", "bee"), "selector=all", "evaluator.replicates=1000000"]
+    souping("check", *base, "hydra.run.dir=run").ok()
+    samples = json.loads((tmp_path / "run" / "check.json").read_text())["samples"]
+    assert {len(sample["models"]["ant"]["resps"][0]) for sample in samples} == {1}
 
 
 def test_the_store_of_a_run_is_not_touched(family: Path, souping: Cli, tmp_path: Path) -> None:

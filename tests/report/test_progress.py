@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 from contextlib import suppress
@@ -131,5 +132,14 @@ def test_a_run_can_be_retraced(finished: Path) -> None:
     assert f"souping {__version__}" in footer
     assert "seed=3" in footer
     assert re.search(r"\d{4}-\d\d-\d\d", footer)
-    assert __version__ not in (finished / "run/report.json").read_text()
+    report = json.loads((finished / "run/report.json").read_text())
+    provenance = report.pop("provenance")
+    assert {"command", "cpus", "date", "gpus", "platform", "settings", "version"} == set(provenance)
+    assert provenance["version"] == __version__
+    assert provenance["settings"]["seed"] == 3
+    assert provenance["platform"] in footer
+    assert provenance["date"] in footer
+    # Nothing else tells when, where and with what it was made.
+    assert __version__ not in json.dumps(report)
+    assert provenance["date"][:10] not in json.dumps(report)
     assert terminal.rstrip().splitlines()[-1].strip() == "open run/report.html"

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
-from souping.report.files import csv_cell, sweep_lines, write_report, write_sweep, write_trials
+from souping.report.files import (
+    best_jobs,
+    csv_cell,
+    sweep_lines,
+    write_report,
+    write_sweep,
+    write_trials,
+)
 from souping.report.format import escape_markdown, quoted
 from souping.report.render import also_table, plain_table, report_table
 from souping.report.tables import gate
@@ -108,6 +117,43 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     rows = list(csv.reader(write_sweep(tmp_path, [job]).open()))
     assert rows[1] == ["0", "-0.5", "'+x=1", "0", "'=no [31m"]
     assert "\x1b" not in sweep_lines([job])[0]
+
+
+def job(number: int, objective: float | None, *words: str, **more: Any) -> dict[str, Any]:
+    line = {"job": number, "objective": objective, "overrides": ["name=x", *words]}
+    return {**line, "run_dir": str(number), "refused": "" if words else "failed", **more}
+
+
+def test_the_best_jobs_of_a_multirun_are_marked() -> None:
+    jobs = [job(0, 0.5, "seed=0"), job(1, 0.75, "seed=1"), job(2, None), job(3, 0.25, "seed=2")]
+    assert [best["job"] for best in best_jobs(jobs)] == [1]
+    assert ["best" in line for line in sweep_lines(jobs)] == [False, True, False, False]
+    jobs.append(job(4, 0.75 + 1e-15, "seed=3"))
+    assert [best["job"] for best in best_jobs(jobs)] == [1, 4]
+    assert ["tie" in line for line in sweep_lines(jobs)] == [False, True, False, False, True]
+
+
+def test_the_best_loss_is_the_lowest() -> None:
+    unit = asdict(BITS_PER_BYTE)
+    jobs = [job(n, loss, f"seed={n}", unit=unit) for n, loss in enumerate((1.5, 1.25, 2.0))]
+    assert [best["job"] for best in best_jobs(jobs)] == [1]
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [job(0, None)],
+        [job(0, 0.5, "seed=0", limit=2), job(1, 0.5, "seed=1", limit=2)],
+        [job(0, 0.5, "seed=0"), job(1, 1.5, "seed=1", unit=asdict(BITS_PER_BYTE))],
+        [job(0, 0.5, "benchmark.path=a.jsonl"), job(1, 0.75, "benchmark.path=b.jsonl")],
+        [job(0, 0.5, "+experiment=bfcl"), job(1, 0.75, "+experiment=mgsm")],
+        [job(0, 0.5, "evaluator.tasks=[a]"), job(1, 0.75, "evaluator.tasks=[b]")],
+        [job(0, 0.5, "objective=mean"), job(1, 0.25, "objective=worst_category")],
+    ],
+)
+def test_no_job_is_the_best_if_their_objectives_do_not_compare(jobs: list[dict[str, Any]]) -> None:
+    assert best_jobs(jobs) == []
+    assert not any("best" in line for line in sweep_lines(jobs))
 
 
 NAMES = [

@@ -1,4 +1,4 @@
-"""Workers for tests of executors: their answers take time, and leave a file for each request, named by the process."""
+"""Workers for tests of executors: their answers wait, and leave a file for each request, named by the process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.conftest import make_items, recipe
 
 @dataclass
 class Busy(Workers):
-    """Computes for some seconds of one thread, then every answer is the soup's first weight."""
+    """Waits until the file `gate` exists, if there is one to wait for; every answer is the soup's first weight."""
 
     folder: Path
-    seconds: float = 0.0
+    gate: Path | None = None
     mark: str = "same"
     refuses: str = ""
 
@@ -30,14 +30,13 @@ class Busy(Workers):
         if self.refuses:
             raise UserError(self.refuses)
         (self.folder / f"{os.getpid()}-{request.number}").touch()
-        end, number = time.process_time() + self.seconds, 1
-        while time.process_time() < end:
-            number = number * 31 % 1000003
+        while self.gate is not None and not self.gate.exists():
+            time.sleep(0.02)
         return Response(
             records=tuple(
                 Record(item=item.id, score=request.recipe.weights[0]) for item in request.items
             ),
-            seconds=self.seconds,
+            seconds=0.0,
         )
 
 

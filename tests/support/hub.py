@@ -427,6 +427,8 @@ def serving(cache: Path) -> Iterator[Hub]:
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
         "HF_TOKEN_PATH": str(cache.parent / "token"),
+        "HF_HUB_ETAG_TIMEOUT": 600,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 600,
     }
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():

@@ -46,7 +46,7 @@ def completions(url: str, model: str, prompts: Sequence[Any], tokens: int) -> li
         asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         place = "completions" if isinstance(prompt, str) else "chat/completions"
         reply = post(
-            f"{url}/{place}", {"model": model, "max_tokens": tokens, "temperature": 0, **asked}, 120
+            f"{url}/{place}", {"model": model, "max_tokens": tokens, "temperature": 0, **asked}, 600
         )
         choice = json.loads(reply)["choices"][0]
         texts.append(

@@ -21,7 +21,7 @@ def members(group: int) -> list[int]:
     return found
 
 
-def gone(group: int, seconds: float = 300.0) -> bool:
+def gone(group: int, seconds: float = 600.0) -> bool:
     end = time.monotonic() + seconds
     while members(group) and time.monotonic() < end:
         time.sleep(0.05)

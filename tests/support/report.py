@@ -204,6 +204,15 @@ def sample(
         "selection": chosen,
         "stability": stability(names, chosen),
         "warnings": ["2 categories have fewer than 20 items on the select fold"],
+        "provenance": {
+            "command": "python -m souping name=<b>",
+            "settings": {"name": "<b>"},
+            "version": "0.1.0",
+            "date": "2026-11-01 12:00:00 +0000",
+            "platform": "Linux-6.1-x86_64",
+            "cpus": 2,
+            "gpus": ["NVIDIA A <b>100"],
+        },
         "cost": {"evaluated_items": 12648, "reused_items": 504, "trials": 0, "seconds": 71.234},
     }
     if stop == "select":

@@ -29,7 +29,7 @@ os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-")
 ROWS: dict[str, list[Tracker]] = {
     "none": [NoTracker()],
     "trackio": [WandbTracker(module="trackio")],
-    "wandb": [WandbTracker(mode="offline"), WandbTracker(mode="disabled")],
+    "wandb": [WandbTracker(mode="offline", timeout=600), WandbTracker(mode="disabled")],
 }
 RECIPE = Recipe(
     ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"
@@ -98,7 +98,7 @@ def recorded(
         soup = run_dir / "elsewhere"
         soup.mkdir()
         (soup / "recipe.json").write_text("{}")
-        tracker = WandbTracker(group="sweep-1", tags=["fast"], job_type="job")
+        tracker = WandbTracker(group="sweep-1", tags=["fast"], job_type="job", timeout=600)
         tracker.start({"selector": {"threshold": 0.2}, "name": "mine"}, run_dir)
         for entry in trials[:12]:
             tracker.log(made(entry))
@@ -200,7 +200,7 @@ def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
     else:
         monkeypatch.setenv("WANDB_BASE_URL", trouble)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    tracker = WandbTracker(mode="online")
+    tracker = WandbTracker(mode="online", timeout=600)
     tracker.start({}, tmp_path)
     tracker.finish({}, tmp_path)
     assert "offline" in capfd.readouterr().err
@@ -229,7 +229,7 @@ def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> Non
             "refused": "\x1b[31mno",
         },
     ]
-    WandbTracker(group="sweep-1").summarise(rows, tmp_path)
+    WandbTracker(group="sweep-1", timeout=600).summarise(rows, tmp_path)
     records, jobs = log_of(tmp_path), tables_of(tmp_path)["jobs"]
     (run,) = of_type(records, "run")
     assert (run["run_group"], run["job_type"]) == ("sweep-1", "summary")
@@ -246,7 +246,7 @@ def test_a_run_that_an_error_ended_is_marked_as_failed(
 ) -> None:
     import wandb
 
-    tracker = GuardedTracker(WandbTracker())
+    tracker = GuardedTracker(WandbTracker(timeout=600))
     tracker.start({}, tmp_path)
     monkeypatch.setattr(
         type(wandb.run), "log", lambda *_, **__: (_ for _ in ()).throw(OSError("disk is full"))

@@ -63,6 +63,7 @@ class BfclEvaluator(Evaluator):
     brings_items = True
     model_form = "folder"
     length_key = "evaluator.max_tokens"
+    scored_by = "bfcl_eval"
     blocks_matter = False  # a server batches as it likes: nothing of an item's neighbours is kept
 
     server: Server
@@ -420,7 +421,7 @@ def _record(item: Item, row: Row, right: bool) -> Record:
 
 
 def failure(records: Sequence[Record]) -> str | None:
-    """Why no item at all could be answered, if that is so and it is not for want of context."""
+    """The error, if every item failed for a reason other than context length."""
     reasons = [
         record.output.removeprefix(FAILED) for record in records if record.outcome == "unanswered"
     ]

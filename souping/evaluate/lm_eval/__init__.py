@@ -245,6 +245,12 @@ class HarnessEvaluator(HarnessSettings):
             values[numbers] = pseudo_values(kinds.pop(), rows)
         return values
 
+    def scorer_digest(self, item: Item) -> str:
+        """Digest of the task's metric with its filter, settings and code."""
+        loaded = self.loaded[_document(item)[0]]
+        process = loaded.task.get_config("process_results")
+        return _hash([*map(_plain, (loaded.metric, process, type(loaded.task))), _filters(loaded)])
+
     def close(self) -> None:
         """End the templates' process."""
         PROCESS.close()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
-from souping.core.types import OUTCOMES, Item, Record, UserError
+from souping.core.types import OUTCOMES, Item, Record, UserError, digest
 from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import (
     LENGTHS,
@@ -159,6 +159,7 @@ def _records(
         worst = max(answers, key=lambda answer: OUTCOMES.index(answer.outcome), default=Answer())
         only = answers[0] if len(answers) == 1 else Answer()
         unanswered = worst.outcome == "unanswered"
+        prompt = _prompt(sample)
         yield Record(
             item=item,
             score=0.0 if unanswered else score,
@@ -168,8 +169,18 @@ def _records(
             reason=worst.reason,
             tokens=only.tokens,
             prompt_tokens=max((answer.prompt_tokens for answer in answers), default=0),
-            prompt_key=only.prompt_key,
+            # Several requests, such as the choices of a question, have no token ids of their own.
+            prompt_key=only.prompt_key or digest(prompt),
+            prompt=prompt,
         )
+
+
+def _prompt(sample: Mapping[str, Any]) -> str:
+    """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
+    requests = list[str]()
+    for request in sample["arguments"]:
+        requests.append("".join(part for part in request if isinstance(part, str)))
+    return "\n".join(dict.fromkeys(requests))
 
 
 def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:

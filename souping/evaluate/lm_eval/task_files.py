@@ -8,6 +8,7 @@ Templates always run in a sandbox, in a process whose time and memory are limite
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -130,7 +131,8 @@ def code_in(path: Path, seen: frozenset[Path] = frozenset()) -> Iterator[str]:
     Raises:
         UserError: a file is no YAML.
     """
-    path = expanded(path).resolve()
+    # Not `resolve`, which fails at links in a circle before Python 3.13.
+    path = Path(os.path.realpath(expanded(path)))
     if path in seen or _is_exempt(path):
         return
     root = _root(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import os
 import re
@@ -37,13 +38,18 @@ GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 ORPHANED = 3.0
 """The same once the run is gone; `end_with` waits no longer than 4 s."""
+ENDED = re.compile(r"ended by itself with status (\S+)")
+"""What the guard of a process writes under its output."""
+SET_CHILD_SUBREAPER = 36
+"""Number of this request to prctl(2)."""
 
 # Processes
 
 
 class Process:
     """Command in its own process group, which ends with `stop`, with this interpreter, or when this process is killed,
-    whichever comes first. Its output goes to `log`, and Ctrl-C on the terminal does not reach it.
+    whichever comes first, and on Linux with it what it detached (`setsid`, a double fork). Its output goes to `log`,
+    and Ctrl-C on the terminal does not reach it.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -95,12 +101,15 @@ class Process:
         finally:
             self.stop()
 
+    def tail(self, nbytes: int = LONGEST) -> str:
+        """The end of its output."""
+        with self.log.open("rb") as log:
+            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - nbytes))
+            return log.read(nbytes).decode("utf-8", errors="replace")
+
     def reason(self) -> str:
         """The last line of the log that names an error, else the last line."""
-        with self.log.open("rb") as log:
-            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - LONGEST))
-            text = log.read(LONGEST).decode("utf-8", errors="replace")
-        lines = [line.strip(" │|") for line in text.splitlines()]
+        lines = [line.strip(" │|") for line in self.tail().splitlines()]
         lines = [line for line in lines if line and not re.fullmatch(r"[─╭╰╮╯=\-]+", line)]
         errors = [
             line
@@ -161,17 +170,42 @@ def _start(
 def run_command() -> None:
     """The guard of `Process`: run the command until it ends or the run is gone, then end the whole group."""
     parent = int(sys.argv[1])
+    if sys.platform == "linux":
+        # What the command detaches becomes a child of the guard instead of a child of init.
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(sys.argv[2:])
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         end_with(parent)
-        print(f"ended by itself with status {child.wait()}", flush=True)
+        print(f"ended by itself with status {_status(child)}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
+    _signal_children(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE if os.getppid() == parent else ORPHANED)
         time.sleep(0.1)  # its own children
+    # A process that was not seen may have started another meanwhile.
+    for _ in range(5):
+        psutil.wait_procs(_signal_children(signal.SIGKILL), 0.1)
     os.killpg(0, signal.SIGKILL)
+
+
+def _status(child: subprocess.Popen[bytes]) -> int:
+    """The status of the command once it ends; detached processes that end before are reaped."""
+    while True:
+        pid, status = os.wait()
+        if pid == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return child.returncode
+
+
+def _signal_children(number: signal.Signals) -> list[psutil.Process]:
+    """Send a signal to all processes below this one."""
+    processes: list[psutil.Process] = psutil.Process().children(recursive=True)
+    for process in processes:
+        with suppress(psutil.Error):
+            process.send_signal(number)
+    return processes
 
 
 def watch() -> None:
@@ -212,13 +246,14 @@ def post(url: str, body: Json = None, timeout: float = 10.0, key: str = "") -> s
         ServerError: no connection, no complete response in `timeout` seconds, one that is too long, or a status of 300
             and above.
     """
+    late = ServerError(f"no whole answer after {timeout:g} s")
     responses: list[str | ServerError] = []
     thread = threading.Thread(
-        target=lambda: responses.append(_response(url, body, timeout, key)), daemon=True
+        target=lambda: responses.append(_response(url, body, timeout, key, late)), daemon=True
     )
     thread.start()
     thread.join(timeout)  # the client's own limit starts again with every byte that arrives
-    response = responses[0] if responses else ServerError(f"no whole answer after {timeout:g} s")
+    response = responses[0] if responses else late
     if isinstance(response, ServerError):
         raise response
     return response
@@ -232,7 +267,10 @@ def _client(local: bool) -> httpx.Client:
     return httpx.Client(trust_env=not local, limits=httpx.Limits(max_connections=None))
 
 
-def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerError:
+def _response(
+    url: str, body: Json, timeout: float, key: str, late: ServerError
+) -> str | ServerError:
+    """What `post` returns or raises. This thread may notice the time limit before the caller does (`late`)."""
     import httpx
 
     end = time.monotonic() + timeout
@@ -247,8 +285,12 @@ def _response(url: str, body: Json, timeout: float, key: str) -> str | ServerErr
             data = bytearray()
             for piece in response.iter_bytes():
                 data += piece
-                if len(data) > LONGEST or time.monotonic() > end:
+                if time.monotonic() > end:
+                    return late
+                if len(data) > LONGEST:
                     return ServerError(f"its answer is longer than {LONGEST >> 20} MB")
+    except httpx.TimeoutException:
+        return late
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         return ServerError(f"no answer ({type(error).__name__}: {error})")
     text = data.decode("utf-8", errors="replace")

@@ -28,7 +28,7 @@ from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
-SERVER = TransformersServer(device="cpu", dtype="float32", timeout=300)
+SERVER = TransformersServer(device="cpu", dtype="float32")
 COOK, OTHER = Path(pantry.path("python_cook")), Path(pantry.path("script_cook"))
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 served = pytest.mark.skipif(

@@ -115,6 +115,9 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
         assert all(
             json.loads(record.output) == likelihoods(samples, record.item) for record in records
         )
+        for record in records:
+            sent = [context + choice for context, choice in samples[record.item]["arguments"]]
+            assert record.prompt == "\n".join(dict.fromkeys(sent))
 
 
 def test_new_weights_in_the_same_module_change_the_answers(
@@ -309,6 +312,7 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
     ]
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
+    assert len({free.scorer_digest(item) for item in free.benchmark.items()}) == 1
     limit = max(lengths) + 11
     cut = ask(replace(free, max_length=limit), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"

@@ -87,6 +87,13 @@ def test_tags_of_pythons_own_are_code(tmp_path: Path) -> None:
     assert found == f"{tmp_path / 'wild.yaml'}: key: tag:yaml.org,2002:python/name:os.system x"
 
 
+def test_an_include_that_links_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    (tmp_path / "wild.yaml").write_text("task: wild\ninclude: circle.yaml\n")
+    with pytest.raises(UserError, match=r"circle\.yaml"):
+        list(code_in(tmp_path / "wild.yaml"))
+
+
 def test_groups_tags_files_and_includes_are_no_way_round(evil: Path) -> None:
     (evil / "part.yaml").write_text("doc_to_text: !function evil.f\n")
     lines = [*lm_eval_tasks.WRITE, "tag: several", "include: part.yaml"]

@@ -29,7 +29,9 @@ Q0, Q1, UP1 = (
     "model.layers.1.mlp.up_proj",
 )
 quick = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -333,3 +335,49 @@ def test_a_soup_is_rebuilt_bit_for_bit(
     souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=other").refused(
         "ingredient mine", "content"
     )
+
+
+def test_a_soup_of_adapters_finds_its_base_and_has_the_bases_tokenizer(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(family / "base", tmp_path / "models" / "base")
+    (tmp_path / "models" / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    for seed, name in enumerate(("ant", "bee")):
+        save_adapter(
+            tmp_path / name,
+            family / "base",
+            MODULES["ant"],
+            seed,
+            base_model_name_or_path="models/base",
+        )
+    words = ["+experiment=merge", "optimiser.weights=[0.5,0.5]", "pool.candidates=[ant,bee]"]
+    souping(*words, "merge.base=models/base", "out=soup").ok()
+    config = json.loads((tmp_path / "soup/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((tmp_path / "models/base").resolve())
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "soup" / name).read_bytes() == (
+            tmp_path / "models/base" / name
+        ).read_bytes()
+    assert not (tmp_path / "soup/config.json").exists()
+    souping("+experiment=rebuild", "recipe=soup/recipe.json", "out=again").ok()
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "soup")
+
+
+def test_tokenizers_of_adapters_are_compared_with_the_bases_by_encoding(
+    family: Path, adapters: Path, souping: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(adapters / "cat", tmp_path / "cat")
+    path = tmp_path / "cat" / "tokenizer.json"
+    table = json.loads(path.read_text())
+    words = [
+        "+experiment=merge",
+        "optimiser.weights=[0.5,0.5]",
+        f"pool.candidates=[{adapters / 'ant'},cat]",
+        f"merge.base={family / 'base'}",
+    ]
+    path.write_text(json.dumps(table | {"normalizer": {"type": "Sequence", "normalizers": []}}))
+    souping(*words, "out=alike").ok()
+    path.write_text(json.dumps(table | {"normalizer": {"type": "Lowercase"}}))
+    souping(*words, "out=other").refused("base and cat", "normalizer", "Lowercase", "merge.carry=")
+    souping(*words, "out=carried", "merge.carry=cat").ok()
+    assert (tmp_path / "carried/tokenizer.json").read_bytes() == path.read_bytes()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge, open_pool
+from tests.conftest import Cli
+from tests.support.adapters import save_adapter
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -262,3 +267,24 @@ def test_what_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> 
         AutoModelForCausalLM.from_config(config).save_pretrained(base)
     with pytest.raises(UserError, match=needle):
         pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 2, **QV, **settings}})
+
+
+@pytest.mark.slow
+def test_the_code_on_the_card_answers_from_another_folder(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    shutil.copytree(family / "base", tmp_path / "models" / "base")
+    for seed, name in enumerate(("a", "b")):
+        modules = {"model.layers.0.self_attn.q_proj": 2}
+        save_adapter(
+            tmp_path / name, family / "base", modules, seed, base_model_name_or_path="models/base"
+        )
+    words = ["optimiser.weights=[0.5,0.5]", "pool.candidates=[a,b]", "merge.base=models/base"]
+    souping("+experiment=merge", *words, "out=soup").ok()
+    code = (tmp_path / "soup/README.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Hello" in done.stdout

@@ -1,0 +1,48 @@
+"""A text that two tokenizers encode differently."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from souping.core.text import first_line, shown
+
+TEXTS = 2000
+"""Texts that are compared, and as many random ones."""
+TOKENS = 8
+"""Tokens of a random text."""
+UNUSUAL = string.printable + "éßﬁİⅧ½中文日本語한국어عربيहिन्दी🙂\u0301\u00a0\u200b\u200d\ufffd"
+
+
+def first_difference(
+    definitions: Iterable[Mapping[str, Any]], tokens: Iterable[str], texts: Iterable[str]
+) -> str | None:
+    """What shows that two contents of tokenizer.json encode a text differently; None if all texts have equal ids.
+
+    The texts are those of single `tokens`, random ones of tokens and other characters (the same in every run), and
+    `texts`.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        a, b = (Tokenizer.from_str(json.dumps(one)) for one in definitions)
+
+        def differs(text: str) -> bool:
+            ids = [one.encode(text, add_special_tokens=False).ids for one in (a, b)]
+            return ids[0] != ids[1]
+
+        samples = [a.decode([a.token_to_id(token) or 0]) for token in tokens]
+        rng = random.Random(0)
+        for _ in range(TEXTS):
+            ids = [rng.randrange(a.get_vocab_size()) for _ in range(TOKENS)]
+            samples.append(a.decode(ids) + "".join(rng.choices(UNUSUAL, k=TOKENS)))
+        text = next(filter(differs, [*samples, *texts]), None)
+        if text is None:
+            return None
+        word = next(filter(differs, text.split()), text)
+    except Exception as error:  # the library has no class of its own
+        return f"they cannot be compared ({first_line(error)})"
+    return f"'{shown(word)}' is encoded differently"

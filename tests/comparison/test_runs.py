@@ -1,0 +1,151 @@
+"""Comparisons of runs of souping: scorers, prompts as they were sent, and several answers to an item."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import souping
+from souping.core.types import Item, UserError, UserScorer
+from souping.evaluate.command import CommandEvaluator
+from souping.evaluate.scoring.judge import Judge
+
+Change = Callable[[int, dict[str, Any]], None]
+"""Changes the line of the n-th item."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """What a run leaves of one soup that solves every second or third of 60 items."""
+
+    def make(name: str, step: int, change: Change = lambda number, line: None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [_line(number, float(number % step == 0)) for number in range(60)]
+        for number, line in enumerate(lines):
+            change(number, line)
+        with gzip.open(folder / "samples.jsonl.gz", "wt") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        mean = sum(line["models"]["soup"]["score"] for line in lines) / len(lines)
+        rows = [{"name": "soup", "recipe_id": name, "scores": {"c": {"mean": mean}}}]
+        (folder / "report.json").write_text(json.dumps({"rows": rows}))
+        return folder
+
+    return make
+
+
+def _line(number: int, score: float) -> dict[str, Any]:
+    doc = {"id": f"i{number}", "group": "", "scorer": "helpful"}
+    model = {"score": score, "outcome": "finished", "resps": [["x"]]}
+    return {
+        "fold": "report", "category": "c", "item": f"i{number}", "doc": doc, "arguments": [["p", {}]],
+        "prompt_hash": f"p{number}", "target_hash": "t", "models": {"soup": model},
+    }  # fmt: skip
+
+
+def written(scorer: str, prompt: str = "") -> Change:
+    """A line as runs write it now."""
+
+    def change(number: int, line: dict[str, Any]) -> None:
+        line["scorer_hash"] = scorer
+        line["models"]["soup"]["sent_hash"] = prompt and f"{prompt} {number}"
+
+    return change
+
+
+def answered(best: bool) -> Change:
+    """Four answers to each item, one of them wrong in every second item."""
+
+    def change(number: int, line: dict[str, Any]) -> None:
+        scores = [1.0, float(number % 2), 1.0, 1.0]
+        score = max(scores) if best else sum(scores) / 4
+        answers = {"scores": scores, "outcomes": ["finished"] * 4, "resps": [["x"] * 4]}
+        line["models"]["soup"].update(answers, score=score)
+
+    return change
+
+
+def compared(base: Path, cand: Path, **settings: Any) -> souping.CompareResult:
+    return souping.compare({"base": base, "cand": cand}, **settings)
+
+
+def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) -> None:
+    base, other = run("base", 2, written("a")), run("other", 3, written("b"))
+    with pytest.raises(UserError, match=r"scorer's digest is .* in base and .* in cand"):
+        compared(base, other)
+    same = run("same", 3, written("a"))
+    assert compared(base, same).headline("cand").items == 60
+
+
+def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., Path]) -> None:
+    old, older, new = run("old", 2), run("older", 3), run("new", 3, written("a", "sent"))
+    for pair in ((old, older), (old, new), (new, old)):
+        result = compared(*pair)
+        assert result.headline("cand").items == 60
+        assert not any("prompts" in line for line in result.warnings)
+    with pytest.raises(UserError, match="--same-prompts"):
+        compared(old, new, same_prompts=True)
+
+
+def test_prompts_are_those_that_were_sent(run: Callable[..., Path]) -> None:
+    base = run("base", 2, written("a", "template 1"))
+    same, other = (
+        run("same", 3, written("a", "template 1")),
+        run("other", 3, written("a", "template 2")),
+    )
+    assert not any("prompts" in line for line in compared(base, same, same_prompts=True).warnings)
+    assert any("prompts of base and cand" in line for line in compared(base, other).warnings)
+    with pytest.raises(UserError, match="100 %"):
+        compared(base, other, same_prompts=True)
+
+
+def test_the_best_of_several_answers_counts_once_and_is_no_mean(run: Callable[..., Path]) -> None:
+    best, second = run("best", 1, answered(True)), run("second", 2, answered(True))
+    head = compared(best, second).headline("cand")
+    assert (head.base, head.mean, head.items) == (1.0, 1.0, 60)
+    mean = run("mean", 1, answered(False))
+    assert compared(mean, run("one", 1)).headline("cand").base == pytest.approx(0.875)
+    with pytest.raises(UserError, match="several answers is the best of 4 in base and their mean"):
+        compared(best, mean)
+
+
+def test_an_item_with_another_reference_is_another_item(run: Callable[..., Path]) -> None:
+    def corrected(number: int, line: dict[str, Any]) -> None:
+        line["target_hash"] = "corrected" if number < 10 else "t"
+
+    result = compared(run("base", 2), run("cand", 3, corrected))
+    assert result.headline("cand").items == 50
+    assert any("left out" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("score", [float("inf"), 1e308, "x", None, [1]], ids=str)
+def test_a_score_that_is_none_is_a_line(run: Callable[..., Path], score: Any) -> None:
+    base, cand = run("base", 2), run("cand", 3)
+    lines = gzip.decompress((cand / "samples.jsonl.gz").read_bytes()).decode().splitlines()
+    first = json.loads(lines[0])
+    first["models"]["soup"]["score"] = score
+    damaged = "\n".join([json.dumps(first), *lines[1:]])
+    (cand / "samples.jsonl.gz").write_bytes(gzip.compress(damaged.encode()))
+    with pytest.raises(UserError, match=r"cand: .*samples\.jsonl\.gz"):
+        compared(base, cand)
+
+
+def _digest(**changes: Any) -> str:
+    settings: Mapping[str, Any] = {"model": "m", "url": "http://localhost/v1", "key": "", **changes}
+    judge = Judge(**settings)
+    scorer = UserScorer(name="helpful", function=judge, digest=judge.fingerprint)
+    item = Item(id="i", category="c", prompt="p", answer="a", scorer="helpful", user_scorer=scorer)
+    return CommandEvaluator(command="run {model} {out}").scorer_digest(item)
+
+
+def test_a_scorers_digest_has_the_judge_and_the_command() -> None:
+    assert _digest() == _digest(threads=2)
+    assert len({_digest(), _digest(model="n"), _digest(prompt="$answer?")}) == 3
+    item = Item(id="i", category="c", prompt="p", answer="a")
+    commands = [CommandEvaluator(command=f"{name} {{model}} {{out}}") for name in ("one", "two")]
+    assert len({command.scorer_digest(item) for command in commands}) == 2
