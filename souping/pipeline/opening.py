@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.types import Item, ItemScores, Recipe, UserError
+from souping.core.types import Item, ItemScores, Json, Recipe, UserError
 from souping.core.unit import Unit
 from souping.pipeline.claims import Claim, Look, Slice
 from souping.pipeline.evaluation import Evaluation
@@ -114,3 +114,13 @@ class Opening:
         questions = [item.question for item in items]
         scores = self.ledger.known_scores(look.known, questions)
         return Shown(scores=scores * unit.factor, missing=look.known.missing)
+
+
+def item_counts(
+    folds: Mapping[str, int], claim: Claim, items: Sequence[Item], part: Slice
+) -> dict[str, Json]:
+    """`folds` of report.json, with the items that are not used and why, and `slice` if there are several."""
+    unused = {"left_out": folds["report"] - len(claim.items), "shown": part.items - len(items)}
+    reasons = {name: count for name, count in unused.items() if count}
+    content: dict[str, Json] = {"folds": {**folds, "report": len(items), **reasons}}
+    return {**content, "slice": part.to_json()} if part.of > 1 else content

@@ -41,7 +41,7 @@ from souping.pipeline.checks import (
     refusals,
     run_notes,
 )
-from souping.pipeline.claims import Claim, Look, Slice
+from souping.pipeline.claims import Claim, Look
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
@@ -65,7 +65,7 @@ from souping.pipeline.goals import (
 from souping.pipeline.ledger import Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
-from souping.pipeline.opening import Opening
+from souping.pipeline.opening import Opening, item_counts
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
@@ -109,7 +109,7 @@ class Run(Steps):
         self.opening = Opening(
             settings=settings,
             ledger=self.ledger,
-            candidates=tuple(candidate.fingerprint for candidate in candidates),
+            candidates=tuple(candidate.fingerprint for candidate in pool.candidates),
             note=self.note,
         )
         self.benchmarks = {one.name: one for one in extra}
@@ -359,7 +359,7 @@ class Run(Steps):
         items = claim.items
         if not dry:
             items, part = self.opening.items_of(claim)
-            self._count_items(len(claim.items), len(items), part)
+            self.report_content |= item_counts(self.cut.counts(), claim, items, part)
         stage = replace(stage, items=items)
         scores = self._measure(stage)
         guards = declared(self.admission)
@@ -398,16 +398,6 @@ class Run(Steps):
         if dry:
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
-
-    def _count_items(self, unseen: int, reported: int, part: Slice) -> None:
-        """Keep how many items of the report fold are reported on, and why others are not."""
-        counts = self.cut.counts()
-        left_out = {"left_out": counts["report"] - unseen, "shown": part.items - reported}
-        counts |= {"report": reported}
-        counts |= {name: count for name, count in left_out.items() if count}
-        self.report_content["folds"] = counts
-        if part.of > 1:
-            self.report_content["slice"] = part.to_json()
 
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
