@@ -88,8 +88,7 @@ def compare(
     arguments = {"margin": margin, "looks": looks, "pass_at": pass_at, "fail_on": fail_on}
     check_arguments(compare, {**arguments, "lower_is_better": lower_is_better})
     found = _read(logs, baseline, group, lower_is_better)
-    whole = None if margin is None else Margin.of(margin, "margin")
-    gate = read_policy(expanded(policy), whole) if policy else Policy(margin=whole)
+    gate = _gate(margin, policy)
     given = None if average in AVERAGES else load(expanded(average), dict[str, float], "average")
     table = matched(found, same_prompts=same_prompts)
     weights = task_weights(table, average, given)
@@ -114,6 +113,11 @@ def compare(
         flips=tuple(_flips(table, models, found)),
         warnings=(*table.notes, *notes, *_unaveraged(table, weights), *_warnings(verdicts, pooled)),
     )
+
+
+def _gate(margin: float | None, policy: str | Path | None) -> Policy:
+    headline = None if margin is None else Margin.of(margin, "margin")
+    return read_policy(expanded(policy), headline) if policy else Policy(margin=headline)
 
 
 def _all_verdicts(

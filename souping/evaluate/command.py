@@ -188,7 +188,8 @@ class CommandEvaluator(Evaluator):
             logs = list((attempt / "out").iterdir())
             if not logs:
                 raise UserError(f"it left no log in {attempt / 'out'}")
-            (log,) = read(_whole_lines(attempt, logs[0]) if len(logs) == 1 else attempt / "out")
+            source = _whole_lines(attempt, logs[0]) if len(logs) == 1 else attempt / "out"
+            (log,) = read(source, lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"
         hashed = log.harness in ("lm_eval", "inspect_ai")  # an id and a hash of the content

@@ -19,12 +19,13 @@ KINDS = "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, or C
 
 
 def read(
-    source: str | Path | Frame, *, group: str = "", lower: Collection[str] = ()
+    source: str | Path | Frame, *, group: str = "", lower: Collection[str] | None = ()
 ) -> tuple[Log, ...]:
     """The logs at a path, or in a data frame: one, or several training runs where a table has a column `run`.
 
     `PATH:MODEL` names one of several models. `group` is the field of the documents (or the column) that says which
-    items belong together. Of a table, lower is better in the tasks of `lower`.
+    items belong together. Of a table, lower is better in the tasks of `lower`;
+    with None its scores may be in any range.
 
     Raises:
         UserError: what is there is no log, or a damaged one.
@@ -45,7 +46,7 @@ def read(
     return logs
 
 
-def _read(source: str | Path | Frame, group: str, lower: Collection[str]) -> tuple[Log, ...]:
+def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
         return read_frame(source, group, lower)
     path, name = expanded(str(source)), ""

@@ -45,7 +45,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".jsonl") and path.is_file()
 
 
-def read_frame(frame: Frame, group: str, lower: Collection[str]) -> tuple[Log, ...]:
+def read_frame(frame: Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     rows = frame.to_dict("records")
     if rows and "sample_id" in rows[0] and "epoch" in rows[0]:
@@ -54,7 +54,7 @@ def read_frame(frame: Frame, group: str, lower: Collection[str]) -> tuple[Log, .
     return _logs(Path(f"DataFrame {id(frame):x}"), rows, group, lower)
 
 
-def read_table(path: Path, group: str, lower: Collection[str]) -> tuple[Log, ...]:
+def read_table(path: Path, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
     """The logs in a CSV or JSONL file; several where it has a column `run`. Lower is better in the tasks of `lower`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -132,7 +132,9 @@ def _inspect_scores(row: Row) -> dict[str, Any]:
     return found
 
 
-def _logs(path: Path, rows: Iterable[Row], group: str, lower: Collection[str]) -> tuple[Log, ...]:
+def _logs(
+    path: Path, rows: Iterable[Row], group: str, lower: Collection[str] | None
+) -> tuple[Log, ...]:
     runs = dict[str, dict[tuple[str, str], list[tuple[str, LoggedAnswer]]]]()
     directions: Directions = {}
     needed = dict.fromkeys(filter(None, (*NEEDED, group)))
@@ -146,9 +148,11 @@ def _logs(path: Path, rows: Iterable[Row], group: str, lower: Collection[str]) -
         key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
-        stated = "false" if {*key, "/".join(key)} & {*lower} else _text(row, "higher_is_better")
+        listed_lower = {*key, "/".join(key)} & {*(lower or ())}
+        stated = "false" if listed_lower else _text(row, "higher_is_better")
         higher = DIRECTIONS.get(stated.lower())
-        if higher is None and (stated or answer.score < 0 or answer.score > 1):
+        beyond = lower is not None and (answer.score < 0 or answer.score > 1)
+        if higher is None and (stated or beyond):
             raise UserError(
                 f"{where}: {metric}={answer.score:g}, higher_is_better={shown(stated) or 'not given'}: "
                 "scores beyond 0 to 1 need a column higher_is_better with true or false, or "
@@ -161,7 +165,7 @@ def _logs(path: Path, rows: Iterable[Row], group: str, lower: Collection[str]) -
             f"{path}: no answers: it needs a column each for {listed(NEEDED)}, and a row per answer"
         )
     logs = tuple(_log(path, run, tasks, directions) for run, tasks in runs.items())
-    for name in lower:
+    for name in lower or ():
         pick(name, dict.fromkeys([*logs[0].tasks, *logs[0].asked]), "--lower-is-better")
     return logs
 
