@@ -33,7 +33,9 @@ def picked_tests(
     pairs = list(pairs)
     if len(pairs) < 2:
         return 1.0
-    centred = np.nan_to_num(scores - np.nanmean(scores, axis=0))
+    answered = np.isfinite(scores)
+    means = np.nan_to_num(scores).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)
+    centred = np.where(answered, scores - means, 0.0)
     grouped = [design(row, table.categories, table.groups, table.coefficients) for row in centred]
     pulls = np.stack([model.pulls() for model in grouped], axis=1)  # [G, M]
     pulls = pulls / (np.abs(pulls).max() or 1.0)

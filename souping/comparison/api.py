@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.analysis.sign_flip import ALPHA, TIE
-from souping.analysis.significance import Comparison, detectable, items_for, penalty
+from souping.analysis.significance import Comparison, detectable, items_for
 from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
 from souping.comparison.looks import looks_of
@@ -95,9 +95,8 @@ def compare(
     settings = [average, given, group, pass_at, gate.description]
     rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
-    looks, picked, notes = looks_of(found, table, weights, settings, store, looks)
+    looks, charge, notes = looks_of(found, table, weights, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
-    charge = penalty(looks) * picked
     tests, best, pairs = _several(pooled, models, ALPHA / charge)
     verdicts = _all_verdicts(rows, models, gate, tests, charge)
     return CompareResult(

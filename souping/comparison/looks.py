@@ -30,7 +30,7 @@ def looks_of(
     store: str | Path | None,
     least: int,
 ) -> tuple[int, float, list[str]]:
-    """(the look that this comparison is, at `least` this one; the tests that it stands for; what to tell about it).
+    """(the look that this comparison is, at `least` this one; the factor of its p-values; what to tell about it).
 
     Runs of ours have a ledger. Models that are compared may have been picked among all whose scores on these items are
     known. `settings` are what else the claim is about; the last of them, the margins, only in earlier versions.
@@ -44,14 +44,11 @@ def looks_of(
         )
     runs = [log for several in logs.values() for log in several if log.harness == "souping"]
     if not runs:
-        return least, 1.0, []
+        return least, penalty(least), []
     path = store_of(runs[0].path, store)
     if path is None:
-        return (
-            least,
-            1.0,
-            ["The store of these runs is not here (--store FILE): earlier looks are not counted."],
-        )
+        note = "The store of these runs is not here (--store FILE): earlier looks are not counted."
+        return least, penalty(least), [note]
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
@@ -80,7 +77,7 @@ def looks_of(
     looks = max(least, look.number)
     pairs = combinations(range(len(known)), 2)
     tests = picked_tests(known, pairs, _item_table(metrics, weights), ALPHA / penalty(looks))
-    return looks, look.known.missing + tests, []
+    return looks, penalty(looks) * (look.known.missing + tests), []
 
 
 def _answers(log: Log) -> Iterator[LoggedAnswer]:
