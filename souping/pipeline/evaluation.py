@@ -331,7 +331,8 @@ class Evaluation(RecipeEvaluator):
         answers = {name: [records] for name, records in self.stored_answers(recipe, items).items()}
         for other in measurements:
             for name, records in self.measured_answers(recipe, items, other).items():
-                answers[name].append([replace(record, tokens=()) for record in records])
+                others = [replace(record, tokens=()) for record in records]
+                answers.setdefault(name, []).append(others)
         return answers
 
     def measurement(self, items: Sequence[Item]) -> Measurement:
