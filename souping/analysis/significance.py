@@ -111,13 +111,22 @@ def compare_on_table(
     table: ItemTable,
     *,
     looks: int = 1,
+    tests: float = 1.0,
     same_model: bool = False,
 ) -> Comparison:
     """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
     claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
     categories, groups = table.categories, table.groups
     whole = compare(
-        *names, a, b, categories, groups, table.coefficients, looks=looks, same_model=same_model
+        *names,
+        a,
+        b,
+        categories,
+        groups,
+        table.coefficients,
+        looks=looks,
+        tests=tests,
+        same_model=same_model,
     )
     if table.value is None or same_model:
         return whole

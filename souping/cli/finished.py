@@ -290,7 +290,7 @@ def _note(
     run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
 ) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
-    from souping.comparison.api import store_of
+    from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 

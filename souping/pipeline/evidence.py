@@ -17,6 +17,7 @@ from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.analysis.max_t import MAX_T, MaxT
+from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import (
     Comparison,
@@ -174,8 +175,27 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Models that are tested together with the soup, because their scores on the items may have been known.
+
+    `missing` of them have no stored answers: each counts as an independent test.
+    """
+
+    scores: FloatArray  # [M, I]
+    missing: int = 0
+
+    def tests(self, soup: FloatArray, other: FloatArray, table: ItemTable, looks: int) -> float:
+        """Number of independent tests for which the comparison of the soup with another model stands."""
+        models = np.vstack([soup, *self.scores, other])
+        last = len(models) - 1
+        pairs = [(model, last) for model in range(last)]
+        return self.missing + picked_tests(models, pairs, table, ALPHA / penalty(looks))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items."""
+    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items, `tests`
+    the comparisons among which this one may have been picked."""
 
     soup: str
     other: str
@@ -184,6 +204,7 @@ class Pair:
     table: ItemTable
     same: bool
     looks: int = 1
+    tests: float = 1.0
 
     @classmethod
     def of(
@@ -193,10 +214,12 @@ class Pair:
         scores: Mapping[str, ItemScores],
         table: ItemTable,
         looks: int = 1,
+        shown: Shown | None = None,
     ) -> Pair:
         """`scores` by recipe id."""
         ours, theirs = scores[soup.recipe.id].values, scores[other.recipe.id].values
         same = soup.recipe.id == other.recipe.id
+        picked = looks > 1 and shown is not None and not same
         return cls(
             soup=soup.name,
             other=other.name,
@@ -205,12 +228,24 @@ class Pair:
             table=table,
             same=same,
             looks=looks,
+            tests=shown.tests(ours, theirs, table, looks) if picked and shown else 1.0,
         )
 
     def whole(self) -> Comparison:
-        names = (self.soup, self.other)
-        return compare_on_table(
-            names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same
+        """The comparison on the objective, with a p-value and a level that hold for all `tests`."""
+        comparison = compare_on_table(
+            (self.soup, self.other),
+            self.ours,
+            self.theirs,
+            self.table,
+            looks=self.looks,
+            tests=self.tests,
+            same_model=self.same,
+        )
+        return replace(
+            comparison,
+            level=1 - ALPHA / penalty(self.looks),
+            p_value=min(1.0, self.tests * comparison.p_value),
         )
 
 
@@ -227,7 +262,8 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     ]
     if not cells:
         return []
-    alpha, one = ALPHA / penalty(pairs[0].looks), np.ones(1)
+    picked, one = max(pair.tests for pair in pairs), np.ones(1)
+    alpha = ALPHA / penalty(pairs[0].looks) / picked
     groups = [pair.table.groups[place] for pair, _, place in cells]
     models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
     wholes = [
@@ -247,10 +283,11 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             g,
             one,
             looks=pair.looks,
-            tests=family.tests,
+            tests=family.tests * picked,
         )
         shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
-        found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
+        p_value = min(1.0, picked * family.p_value(found.p_value))
+        found = replace(found, level=1 - alpha * picked, p_value=p_value, test=MAX_T)
         least = unit().size(float(beyond))
         tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
     return tables
@@ -298,17 +335,20 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps.
+    comparison of the best mixture with a single model that the search keeps, `shown` the models that are tested
+    together with the soup.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     pairs = {
-        other.kind + other.name: Pair.of(soup, other, scores, table, opened) for other in others
+        other.kind + other.name: Pair.of(soup, other, scores, table, opened, shown)
+        for other in others
     }
     compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
     singles = [other for other in others if other.kind in ("ingredient", "candidate")]
@@ -343,6 +383,8 @@ def compare_on(
     soup: Recipe,
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
+    looks: int = 1,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
 
@@ -356,7 +398,7 @@ def compare_on(
         ]
         rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
         table = ItemTable.of(benchmark.items, Mean())
-        pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+        pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
         return {
             "name": benchmark.name,
             "evaluator": benchmark.evaluator.title,
@@ -368,7 +410,8 @@ def compare_on(
             else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
             "rows": [row(c, measured[c.recipe.id], table) for c in rows],
             "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-            "comparisons": judged([pair.whole() for pair in pairs]),
+            "opened": looks,
+            "comparisons": judged([pair.whole() for pair in pairs], looks),
             "categories": by_category(pairs),
         }
 

@@ -16,6 +16,7 @@ from souping.core.files import nearby, write_atomically
 from souping.core.text import DASH
 from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
 from souping.core.unit import unit
+from souping.evaluate.benchmark import slices_of
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
 from souping.pipeline.execute import sample
@@ -145,13 +146,14 @@ class Plan:
             self.run.stop_after or self.run.limit or self.faults
         )
 
-    def power(self) -> Power | None:
-        """What the report can show; None if there is none, or if that is known after selection only."""
+    def powers(self) -> list[Power]:
+        """What a report on each slice can show; empty if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
-            return None
-        return power_of(
-            self.scores, self.folds["report"], self.run.objective, self.run.inner_margin
-        )
+            return []
+        run = self.run
+        slices = slices_of(self.folds["report"], run.slices)
+        powers = [power_of(self.scores, part, run.objective, run.inner_margin) for part in slices]
+        return [power for power in powers if power is not None]
 
 
 def speed(
@@ -196,7 +198,7 @@ def speed(
 
 def as_dict(plan: Plan) -> dict[str, Json]:
     """Content of plan.json."""
-    shown = plan.power()
+    powers = [power.as_dict() for power in plan.powers()]
     selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
@@ -212,7 +214,8 @@ def as_dict(plan: Plan) -> dict[str, Json]:
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),
-        "power": shown.as_dict() if shown else None,
+        "power": powers[0] if powers else None,
+        **({"slices": powers} if len(powers) > 1 else {}),
         "guards": list(plan.guards),
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
@@ -320,9 +323,11 @@ def _time(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    shown = plan.power()
-    later = "Known after selection, from the candidates' answers on the select fold."
-    return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
+    lines = [f"{power.sentence()}." for power in plan.powers()]
+    if len(lines) > 1:
+        lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
+    later = ["Known after selection, from the candidates' answers on the select fold."]
+    return Section("What the report can show", tuple(lines or later))
 
 
 def _models(plan: Plan) -> Section:

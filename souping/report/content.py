@@ -340,6 +340,22 @@ class FoldSizes:
     """held-out items"""
     left_out: Count = None
     """items of the report fold on which earlier runs chose"""
+    shown: Count = None
+    """items of the report fold that earlier reports showed, left out because the others show more without them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSlice:
+    """The part of the report fold that this report opened."""
+
+    number: Count
+    """number of the slice, from 1"""
+    of: Count
+    """number of slices (`benchmark.slices`)"""
+    left: Count
+    """slices that no report has opened"""
+    items: Count
+    """items of the slice"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -512,6 +528,8 @@ class ExtraResult:
     """the same per category, as `losses.categories`"""
     shared: Count
     """items that the run also uses"""
+    opened: Count = None
+    """number of the look at these items"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -737,6 +755,8 @@ class Report:
     """everything that decides the soup's bytes"""
     folds: FoldSizes | None = None
     """numbers of items"""
+    slice: ReportSlice | None = None
+    """the slice of the report fold that was opened, if there are several"""
     items: str | None = None
     """SHA-256 of the items in the folds; another set of items is refused when analyses are computed again"""
     search: SearchSummary | None = None

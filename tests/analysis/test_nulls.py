@@ -29,6 +29,7 @@ QUICK = {
 
 
 nulls = script(ROOT / "benchmarks" / "nulls.py")
+looks = script(ROOT / "benchmarks" / "looks.py")
 
 
 def test_what_is_accepted() -> None:
@@ -205,3 +206,11 @@ def test_published_scores_need_an_assumption() -> None:
     assert gain(make_items(300), Mean()) > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
     few = gain([*make_items(290, ("w",)), *make_items(10, ("x",))], Mean())
     assert few > 2 * gain(make_items(290, ("w",)), Weighted(weights={"w": 1}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", looks.WORLDS)
+def test_nobody_who_looks_again_claims_too_much(name: str) -> None:
+    repetitions = 10 if "single models" in name else 40
+    share = looks.share(looks.WORLDS[name], repetitions, seed=7)
+    assert share <= looks.limit(repetitions)

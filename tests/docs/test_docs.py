@@ -47,6 +47,7 @@ OPTIONAL = (
     "rebuild",
     "variance",
     "search",
+    "slice",
     "selection.clusters",
     "recipe.s",
     "folds.left_out",

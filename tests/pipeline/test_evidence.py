@@ -165,6 +165,29 @@ def test_a_later_look_is_wider_and_corrected() -> None:
     assert "p (look 5)" in text
 
 
+def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
+    shown = evidence.Shown(
+        scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
+    )
+    rows = [evidence.Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
+    soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
+    measured = {
+        SINGLES["a"].id: scores(level(0.6), seed=20),
+        SOUP.id: scores(level(0.7), seed=21),
+    }
+    table = ItemTable.of(ITEMS, Mean())
+    first, second, picked = (
+        evidence.Pair.of(soup, rows[0], measured, table, looks, known)
+        for looks, known in ((1, shown), (2, None), (2, shown))
+    )
+    assert (first.tests, second.tests) == (1.0, 1.0)
+    assert 2 + 1 < picked.tests <= 2 + 10
+    before, after = second.whole(), picked.whole()
+    assert after.level == before.level
+    assert after.p_value == pytest.approx(picked.tests * before.p_value, rel=0.3)
+    assert after.high - after.low > before.high - before.low
+
+
 def test_the_margin_decides_what_is_kept() -> None:
     soup = scores(level(0.6), seed=7)
     found = gathered(soup)
