@@ -21,7 +21,8 @@ import numpy as np
 
 from souping.analysis.grouped import design
 from souping.analysis.intervals import ItemTable, rate
-from souping.analysis.sign_flip import ALPHA, invert, sign_flip
+from souping.analysis.paired import invert
+from souping.analysis.sign_flip import ALPHA, sign_flip
 from souping.analysis.significance import MARGIN, penalty
 
 DRAWS, BASE = 999, 0.7

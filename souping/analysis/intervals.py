@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import FLAT, GroupedScores, design, distinct, resample
+from souping.analysis.grouped import GroupedScores, design, distinct, resample
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item, Json
@@ -140,54 +140,21 @@ def flat_margins(scores: GroupedScores, bottom: float, top: float) -> tuple[floa
     That is Jeffreys' limit of none seen. Categories that already stand at a bound cannot move
     past it.
     """
+    from scipy.special import betaincinv
+
     # Mean of each category in each stratum [H, C], 0 where there is none.
     sums = scores.by_stratum(scores.sums)
     counts = scores.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
-    # How far T moves if all groups of a flat stratum fall, or rise, [H].
-    shares = scores.shares()
-    flat = scores.flat()
-    scale = float(scores.weights.sum())
-    fall = (shares * (means > bottom / scale)).sum(axis=1) * flat
-    rise = (shares * (means < top / scale)).sum(axis=1) * flat
-    none = np.zeros(scores.strata)
-    return _jeffreys_margin(scores, fall, none, TAIL), _jeffreys_margin(scores, rise, none, TAIL)
-
-
-def unseen_margins(scores: GroupedScores, tail: float) -> tuple[float, float]:
-    """Distances that T, a difference, may lie below and above because few or no groups showed it.
-
-    Of n groups of a stratum k lie below zero, or above: their rate may be as high as the upper
-    `tail` point of Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001).
-    What that goes beyond the normal limit is what no resampling of the groups shows: all of it
-    where k is 0, next to nothing where k is large.
-    """
-    pulls = scores.pulls()
-    moves = scores.shares().sum(axis=1)
-    least = FLAT * moves.max()
-    lower = np.bincount(scores.stratum, -pulls > least, scores.strata).astype(float)
-    higher = np.bincount(scores.stratum, pulls > least, scores.strata).astype(float)
-    below = _jeffreys_margin(scores, moves, lower, tail)
-    above = _jeffreys_margin(scores, moves, higher, tail)
-    return below, above
-
-
-def _jeffreys_margin(
-    scores: GroupedScores, moves: FloatArray, seen: FloatArray, tail: float
-) -> float:
-    """How far T may move by what `seen` [H] of a stratum's groups showed.
-
-    All groups of a stratum would move it by `moves` [H]. Strata add in squares.
-    """
-    from scipy.special import betaincinv, ndtri
-
+    # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].
+    # Strata add in squares.
     n = scores.sizes
-    rate_seen = seen / n
-    normal_limit = rate_seen - ndtri(tail) * np.sqrt(seen * (1 - rate_seen)) / n
-    jeffreys_limit = betaincinv(seen + 0.5, n - seen + 0.5, 1 - tail)
-    excess = np.maximum(jeffreys_limit - normal_limit, 0.0)
-    return float(np.sqrt(((moves * excess) ** 2).sum()))
+    moves = scores.shares() * (scores.flat() * betaincinv(0.5, n + 0.5, 1 - TAIL))[:, None]
+    scale = float(scores.weights.sum())
+    fall = (moves * (means > bottom / scale)).sum(axis=1)
+    rise = (moves * (means < top / scale)).sum(axis=1)
+    return float(np.sqrt((fall**2).sum())), float(np.sqrt((rise**2).sum()))
 
 
 # ---------------------------------------------------------------- bootstrap over groups
@@ -336,55 +303,34 @@ class ItemTable:
             effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
         )
 
-    def limits(
-        self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999
-    ) -> tuple[float, float]:
-        """Limits of an objective that is not linear or, of two models, of the difference.
+    def limits(self, values: FloatArray, *, draws: int = 4999) -> tuple[float, float]:
+        """Limits of an objective that is not linear.
 
         A bootstrap over groups: plain and bias-corrected percentiles (Efron and Tibshirani 1993,
         chapter 14), whichever are wider, as the minimum of noisy means is below that of the true
         ones. Where the categories that decide show no variation, Jeffreys' limits for what was
         not seen.
         """
-        tail = alpha / 2
-        models = [self.grouped(values) for values in scores]
-        estimate = float(self._contrast([model.means for model in models]))
-        estimates = self._bootstrap_contrasts(models, draws)
-        low, high = _corrected_percentiles(estimates, estimate, tail)
+        scores = self.grouped(values)
+        estimate = float(self._value(scores.means))
+        rows, stratum, number = distinct(np.hstack([scores.sums, scores.counts]), scores.stratum)
+        drawn = resample(stratum, number, draws, np.random.default_rng(SALT))
+        sums, counts = np.split(np.einsum("dr,rc->dc", drawn, rows), 2, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimates = self._value(sums / counts)
+        low, high = _corrected_percentiles(estimates[np.isfinite(estimates)], estimate, TAIL)
 
         # What was not seen, of the objective made linear around the means.
-        contrasts = scores[0] - sum(scores[1:])
-        linear = design(contrasts, self.categories, self.groups, self._local_weights(models))
-        if len(scores) > 1:
-            unseen_below, unseen_above = unseen_margins(linear, tail)
-        else:
-            unseen_below, unseen_above = flat_margins(linear, *span(scores[0]))
+        slopes = np.zeros(len(self.names))
+        for c, step in enumerate(SLOPE_STEP * np.eye(len(self.names))):
+            slopes[c] = (estimate - float(self._value(scores.means - step))) / SLOPE_STEP
+        local_weights = np.clip(slopes, 0, None)
+        linear = design(values, self.categories, self.groups, local_weights)
+        unseen_below, unseen_above = flat_margins(linear, *span(values))
         below = float(np.hypot(estimate - low, unseen_below))
         above = float(np.hypot(high - estimate, unseen_above))
         return estimate - below, estimate + above
 
-    def _contrast(self, means: Sequence[FloatArray]) -> FloatArray:
-        """Objective of the first model's category means [..., C], less that of the second's."""
+    def _value(self, means: FloatArray) -> FloatArray:
         assert self.value is not None
-        objectives = [self.value(model_means) for model_means in means]
-        return np.asarray(objectives[0] - sum(objectives[1:]))
-
-    def _bootstrap_contrasts(self, models: Sequence[GroupedScores], draws: int) -> FloatArray:
-        """The contrast on each draw of groups, [D]; all models have the same draws."""
-        tables = [model.sums for model in models]
-        tables.append(models[0].counts)
-        rows, stratum, number = distinct(np.hstack(tables), models[0].stratum)
-        drawn = resample(stratum, number, draws, np.random.default_rng(SALT))
-        *sums, counts = np.split(np.einsum("dr,rc->dc", drawn, rows), len(tables), axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            contrasts = self._contrast([model_sums / counts for model_sums in sums])
-        return np.asarray(contrasts[np.isfinite(contrasts)])
-
-    def _local_weights(self, models: Sequence[GroupedScores]) -> FloatArray:
-        """Slope of the objective to each category mean, of all models in the mean, [C]."""
-        slopes = np.zeros((len(models), len(self.names)))
-        for row, model in zip(slopes, models, strict=True):
-            objective = self._contrast([model.means])
-            for c, step in enumerate(SLOPE_STEP * np.eye(len(self.names))):
-                row[c] = objective - self._contrast([model.means - step])
-        return np.asarray(np.clip(np.mean(slopes, axis=0) / SLOPE_STEP, 0, None))
+        return np.asarray(self.value(means))

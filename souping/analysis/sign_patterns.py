@@ -15,16 +15,17 @@ import numpy as np
 from souping.analysis.intervals import SALT
 from souping.core.types import FloatArray, IntArray
 
-# Patterns that are drawn, at least and at most.
-DRAWS = 9_999
-MOST_DRAWS = 99_999
+# Patterns that are drawn, at least and at most. With the pattern seen they are a prime number, so
+# that no p-value falls on a level such as 0.05 or a fraction of it.
+DRAWS = 10_006
+MOST_DRAWS = 100_002
 # Patterns up to which all are counted instead of drawn.
 EXACT_STATES = 20_000
 # Signs that are drawn at a time.
 CHUNK = 4_000_000
 # Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of
 # them are equal.
-MANY_GROUPS = 2000
+MANY_GROUPS = 64
 FEW_ALIKE = 32
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from souping.analysis.grouped import distinct
 from souping.analysis.max_t import critical_value, equivalent_tests
-from souping.analysis.sign_flip import TIE
+from souping.analysis.nested import TIE
 from souping.analysis.sign_patterns import DRAWS, drawn_sums
 from souping.comparison.estimate import split_variance
 from souping.comparison.pooled import SCORE, PooledScores

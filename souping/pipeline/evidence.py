@@ -19,11 +19,14 @@ from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.analysis.max_t import MAX_T, MaxT
+from souping.analysis.nested import TIE
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import (
     Comparison,
-    compare,
+    bound_of,
+    bounded,
     compare_on_table,
+    corners,
     holm,
     over_looks,
     penalty,
@@ -180,7 +183,10 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items."""
+    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items.
+
+    `missing` are the shares [I] of both models' answers that were never received.
+    """
 
     soup: str
     other: str
@@ -189,6 +195,7 @@ class Pair:
     table: ItemTable
     same: bool
     looks: int = 1
+    missing: Sequence[FloatArray] = ()
 
     @classmethod
     def of(
@@ -200,23 +207,32 @@ class Pair:
         looks: int = 1,
     ) -> Pair:
         """`scores` by recipe id."""
-        ours, theirs = scores[soup.recipe.id].values, scores[other.recipe.id].values
-        same = soup.recipe.id == other.recipe.id
+        ours = scores[soup.recipe.id]
+        theirs = scores[other.recipe.id]
         return cls(
             soup=soup.name,
             other=other.name,
-            ours=ours,
-            theirs=theirs,
+            ours=ours.values,
+            theirs=theirs.values,
             table=table,
-            same=same,
+            same=soup.recipe.id == other.recipe.id,
             looks=looks,
+            missing=(ours.unanswered, theirs.unanswered),
         )
 
     def whole(self) -> Comparison:
-        names = (self.soup, self.other)
         return compare_on_table(
-            names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same
+            (self.soup, self.other),
+            self.ours,
+            self.theirs,
+            self.table,
+            looks=self.looks,
+            same_model=self.same,
+            missing=self.missing,
         )
+
+    def corners(self) -> list[tuple[FloatArray, FloatArray]]:
+        return corners(self.ours, self.theirs, self.missing)
 
 
 def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -224,41 +240,62 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
-    cells = [
-        (pair, name, np.flatnonzero(pair.table.categories == number))
-        for pair in pairs
-        for number, name in enumerate(pair.table.names)
-        if not pair.same
-    ]
-    if not cells:
+    pairs = [pair for pair in pairs if not pair.same]
+    if not pairs:
         return []
-    alpha, one = ALPHA / penalty(pairs[0].looks), np.ones(1)
-    groups = [pair.table.groups[place] for pair, _, place in cells]
-    models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
-    wholes = [
-        design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)
-    ]
-    family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
-    bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
-    smallest = family.least if bounded else family.critical * family.errors
+    corner_pairs = [pair.corners() for pair in pairs]
+    families = []
+    for corner in range(max(len(scores) for scores in corner_pairs)):
+        scores = [known[min(corner, len(known) - 1)] for known in corner_pairs]
+        families.append(_category_family(pairs, scores))
+
     tables = []
-    for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
-        found = compare(
-            pair.soup,
-            pair.other,
-            a,
-            b,
-            np.zeros_like(g),
-            g,
-            one,
-            looks=pair.looks,
-            tests=family.tests,
-        )
-        shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
-        found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        least = unit().size(float(beyond))
-        tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
+    for found in zip(*families, strict=True):
+        shown = bounded([comparison for _, comparison, _ in found])
+        category, _, least = found[0]
+        verdict = "higher" if shown.low > 0 else "lower" if shown.high < 0 else UNDECIDED
+        words = {"least": unit().size(least), "verdict": verdict}
+        tables.append({"category": category, **shown.as_dict(), **words})
     return tables
+
+
+def _category_family(
+    pairs: Sequence[Pair], scores: Sequence[tuple[FloatArray, FloatArray]]
+) -> list[tuple[str, Comparison, float]]:
+    """(category, comparison, smallest difference that is beyond chance) of every pair, with these scores of both."""
+    cells = []
+    for pair, (ours, theirs) in zip(pairs, scores, strict=True):
+        for number, name in enumerate(pair.table.names):
+            place = pair.table.categories == number
+            cells.append((pair, name, ours[place], theirs[place], pair.table.groups[place]))
+    differences = [design(a - b, 0 * groups, groups, np.ones(1)) for _, _, a, b, groups in cells]
+    bounds = [
+        bound_of(difference, a, b)
+        for difference, (_, _, a, b, _) in zip(differences, cells, strict=True)
+    ]
+    alpha = ALPHA / penalty(pairs[0].looks)
+    members = [np.unique(groups) for _, _, _, _, groups in cells]
+    family = MaxT.of(differences, members, bounds, alpha)
+    least = family.least if np.isfinite(bounds).all() else family.critical * family.errors
+
+    rows = []
+    for f, (pair, name, a, b, _) in enumerate(cells):
+        low, high = family.intervals[f].limits(alpha)
+        comparison = Comparison(
+            a=pair.soup,
+            b=pair.other,
+            difference=differences[f].objective,
+            low=low,
+            high=high,
+            level=1 - alpha,
+            p_value=family.intervals[f].p_value(),
+            test=MAX_T,
+            n=len(a),
+            groups=len(members[f]),
+            discordant=float((np.abs(a - b) > TIE).mean()),
+        )
+        rows.append((name, comparison, float(least[f])))
+    return rows
 
 
 def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
