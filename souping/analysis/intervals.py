@@ -1,7 +1,7 @@
 """95 % intervals of scores.
 
-A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and
-plain bootstrap limits where it is not linear.
+A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and that
+of the categories' limits where it is not linear.
 
 Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
 """
@@ -27,8 +27,6 @@ NORMAL = NormalDist()
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 TAIL = 0.025
 Z95 = 1.959963984540054
-# Step of the numerical slopes of an objective that is not linear.
-SLOPE_STEP = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +62,39 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
-    category = np.zeros(len(values), dtype=np.int64)
-    weight = np.ones(1)
-    scores = design(values, category, groups, weight)
-    effective_n = effective_size(values, category, groups, weight)
-    low, high = _rate_limits(values, scores, effective_n)
-    bottom, top = span(values)
+    scores = _one_category(values, groups)
+    low, high = category_limits(values, groups, TAIL)
     return Interval(
         mean=scores.objective,
-        low=max(bottom, low),
-        high=min(top, high),
+        low=low,
+        high=high,
         n=len(values),
         groups=len(scores.sums),
-        effective_n=effective_n,
+        effective_n=effective_size(values, 0 * groups, groups, np.ones(1)),
     )
 
 
-def _rate_limits(
-    values: FloatArray, scores: GroupedScores, effective_n: float
-) -> tuple[float, float]:
+def _one_category(values: FloatArray, groups: IntArray) -> GroupedScores:
+    return design(values, 0 * groups, groups, np.ones(1))
+
+
+def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[float, float]:
+    """Limits of one category's mean (`rate`) that miss it with a chance of `tail` on either side."""
     from scipy.special import stdtrit
 
+    bottom, top = span(values)
+    scores = _one_category(values, groups)
     mean = scores.objective
     if np.isin(values, (0.0, 1.0)).all():
-        return wilson(mean, effective_n)
+        effective_n = effective_size(values, 0 * groups, groups, np.ones(1))
+        return wilson(mean, effective_n, -NORMAL.inv_cdf(tail))
     if scores.flat().all():
-        below, above = flat_margins(scores, *span(values))
-        return mean - below, mean + above
+        below, above = flat_margins(scores, bottom, top, tail)
+        return max(bottom, mean - below), min(top, mean + above)
     degrees = max(len(scores.sums) - 1, 1)  # a single group: the widest that we state
     error = float(np.sqrt(scores.variances().sum()))
-    margin = float(-stdtrit(degrees, TAIL)) * error
-    return mean - margin, mean + margin
+    margin = float(-stdtrit(degrees, tail)) * error
+    return max(bottom, mean - margin), min(top, mean + margin)
 
 
 def span(values: FloatArray) -> tuple[float, float]:
@@ -104,11 +104,13 @@ def span(values: FloatArray) -> tuple[float, float]:
     return -math.inf, math.inf
 
 
-def wilson(mean: float, n: float) -> tuple[float, float]:
+def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a rate from n items; n need not be whole."""
-    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    margin = Z95 / (1 + Z95**2 / n) * np.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n**2))
-    return min(mean, float(centre - margin)), max(mean, float(centre + margin))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    low = min(mean, float(centre - margin))
+    high = max(mean, float(centre + margin))
+    return max(0.0, low), min(1.0, high)
 
 
 def effective_size(
@@ -134,7 +136,9 @@ def effective_size(
 # ---------------------------------------------------------------- what was not seen
 
 
-def flat_margins(scores: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
+def flat_margins(
+    scores: GroupedScores, bottom: float, top: float, tail: float = TAIL
+) -> tuple[float, float]:
     """Distances that T may lie below and above because of strata that show no variation.
 
     That is Jeffreys' limit of none seen. Categories that already stand at a bound cannot move
@@ -150,7 +154,7 @@ def flat_margins(scores: GroupedScores, bottom: float, top: float) -> tuple[floa
     # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].
     # Strata add in squares.
     n = scores.sizes
-    moves = scores.shares() * (scores.flat() * betaincinv(0.5, n + 0.5, 1 - TAIL))[:, None]
+    moves = scores.shares() * (scores.flat() * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
     scale = float(scores.weights.sum())
     fall = (moves * (means > bottom / scale)).sum(axis=1)
     rise = (moves * (means < top / scale)).sum(axis=1)
@@ -219,23 +223,6 @@ def _bootstrap_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[fl
     return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
 
 
-def _corrected_percentiles(
-    estimates: FloatArray, estimate: float, tail: float
-) -> tuple[float, float]:
-    """Plain and bias-corrected percentiles of bootstrap estimates, whichever are wider."""
-    lower = (estimates < estimate - 1e-12).mean()
-    lower_or_equal = (estimates <= estimate + 1e-12).mean()
-    share_below = float((lower + lower_or_equal) / 2)
-
-    # z0 of Efron and Tibshirani (1993), equation 14.14; then 14.10 with no acceleration.
-    z0 = NORMAL.inv_cdf(min(max(share_below, 0.01), 0.99))
-    corrected_low = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(tail))
-    corrected_high = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(1 - tail))
-    levels = [min(tail, corrected_low), max(1 - tail, corrected_high)]
-    low, high = np.quantile(estimates, levels)
-    return float(low), float(high)
-
-
 # ---------------------------------------------------------------- the objective
 
 
@@ -293,7 +280,7 @@ class ItemTable:
             low = scores.objective - float(np.hypot(varying_below, flat_below))
             high = scores.objective + float(np.hypot(varying_above, flat_above))
         else:
-            low, high = self.limits(values)
+            low, high = self._box_limits(values)
         return Interval(
             mean=self.score(values),
             low=max(bottom, low),
@@ -303,34 +290,17 @@ class ItemTable:
             effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
         )
 
-    def limits(self, values: FloatArray, *, draws: int = 4999) -> tuple[float, float]:
-        """Limits of an objective that is not linear.
+    def _box_limits(self, values: FloatArray) -> tuple[float, float]:
+        """Limits of an objective that is not linear but rises with every category mean.
 
-        A bootstrap over groups: plain and bias-corrected percentiles (Efron and Tibshirani 1993,
-        chapter 14), whichever are wider, as the minimum of noisy means is below that of the true
-        ones. Where the categories that decide show no variation, Jeffreys' limits for what was
-        not seen.
+        It lies between its values of all lower and of all upper limits of the categories, which
+        hold at once (Bonferroni).
         """
-        scores = self.grouped(values)
-        estimate = float(self._value(scores.means))
-        rows, stratum, number = distinct(np.hstack([scores.sums, scores.counts]), scores.stratum)
-        drawn = resample(stratum, number, draws, np.random.default_rng(SALT))
-        sums, counts = np.split(np.einsum("dr,rc->dc", drawn, rows), 2, axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            estimates = self._value(sums / counts)
-        low, high = _corrected_percentiles(estimates[np.isfinite(estimates)], estimate, TAIL)
-
-        # What was not seen, of the objective made linear around the means.
-        slopes = np.zeros(len(self.names))
-        for c, step in enumerate(SLOPE_STEP * np.eye(len(self.names))):
-            slopes[c] = (estimate - float(self._value(scores.means - step))) / SLOPE_STEP
-        local_weights = np.clip(slopes, 0, None)
-        linear = design(values, self.categories, self.groups, local_weights)
-        unseen_below, unseen_above = flat_margins(linear, *span(values))
-        below = float(np.hypot(estimate - low, unseen_below))
-        above = float(np.hypot(high - estimate, unseen_above))
-        return estimate - below, estimate + above
-
-    def _value(self, means: FloatArray) -> FloatArray:
         assert self.value is not None
-        return np.asarray(self.value(means))
+        tail = TAIL / len(self.names)
+        limits = []
+        for c in range(len(self.names)):
+            place = self.categories == c
+            limits.append(category_limits(values[place], self.groups[place], tail))
+        low, high = self.value(np.array(limits).T)
+        return float(low), float(high)

@@ -163,9 +163,10 @@ def compare_on_table(
 ) -> Comparison:
     """`compare` on the objective of a table, at all `corners` of the missing answers.
 
-    An objective that is not linear, the lowest category mean, is tested in every category, without a correction: its
-    difference is not below the lowest of theirs and not above the highest, so their lowest lower and highest upper
-    limits hold it, and exclude 0 where every category shows the same.
+    An objective that is not linear, such as the lowest category mean, is tested in every category, without a
+    correction: its difference is not below the lowest of theirs and not above the highest (it rises with every mean,
+    and by as much as all of them), so their lowest lower and highest upper limits hold it, and exclude 0 where every
+    category shows the same.
     """
     categories, groups = table.categories, table.groups
     comparison = bounded(
