@@ -14,14 +14,15 @@ Shape legend: G groups, H strata, D draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, distinct, resample
-from souping.analysis.intervals import NORMAL, SALT
+from souping.analysis.grouped import SALT, GroupedScores, distinct, resample
 from souping.analysis.nested import Reach
 from souping.core.types import FloatArray, IntArray
 
+NORMAL = NormalDist()
 # Draws at most and at least, and groups that are drawn in all draws together at most.
 DRAWS = 4_999
 LEAST_DRAWS = 999

@@ -3,7 +3,7 @@
 A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and that
 of the categories' limits where it is not linear.
 
-Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
+Shape legend: I items, G groups, C categories, H strata.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import GroupedScores, design, distinct, resample
+from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
+from souping.analysis.grouped import GroupedScores, design
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item, Json
 from souping.core.unit import unit
 
-# With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
-SALT = 0x50_0D
-NORMAL = NormalDist()
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 TAIL = 0.025
 Z95 = 1.959963984540054
@@ -161,69 +158,19 @@ def flat_margins(
     return float(np.sqrt((fall**2).sum())), float(np.sqrt((rise**2).sum()))
 
 
-# ---------------------------------------------------------------- bootstrap over groups
-
-
-def bootstrap(
-    scores: GroupedScores, draws: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Objective and its standard error on each draw of groups within strata, both [D].
-
-    A stratum whose groups are all alike in a draw counts with the variance of half a discordant
-    group among n + 1 (Jeffreys). A draw without any item of a category is nan.
-    """
-    width = len(scores.weights)
-    rows, stratum, number = distinct(np.hstack([scores.sums, scores.counts]), scores.stratum)
-    drawn = resample(stratum, number, draws, rng)
-    columns = np.ascontiguousarray(rows.T)
-    row_sums = columns[:width]  # [C, R]
-    row_counts = columns[width:]
-
-    # Category means of each draw [D, C], and what each row pulls T by in it [D, R]. einsum instead
-    # of a matrix product: its sums do not depend on threads.
-    sums = np.einsum("dr,cr->dc", drawn, row_sums)
-    counts = np.einsum("dr,cr->dc", drawn, row_counts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums / counts
-        scale = scores.weights / counts
-        centres = scores.centres(means, drawn, stratum, rows[:, :width], rows[:, width:])
-        pulls = np.einsum("dc,cr->dr", scale, row_sums)
-        pulls = pulls - np.einsum("dc,cr->dr", scale * centres, row_counts)
-
-    # Variance of T, stratum by stratum.
-    sizes = scores.sizes
-    floor = scores.shares().sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
-    variance = np.zeros(draws)
-    for h in np.flatnonzero(~scores.flat()):
-        n = sizes[h]
-        times = drawn[:, stratum == h]
-        pull = pulls[:, stratum == h]
-        squares = (times * pull**2).sum(axis=1) - (times * pull).sum(axis=1) ** 2 / n
-        contribution = squares * n / max(n - 1, 1)
-        variance += np.where(contribution <= 1e-9 * floor[h], floor[h], contribution)
-    return (scores.weights * means).sum(axis=1), np.sqrt(variance)
-
-
-def _bootstrap_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
-    """Distances from T to its bootstrap-t limits.
-
-    They are quantiles of (T* - T) / se*, turned round, times se, and never below the normal
-    1.96 se: with few wrong items many draws show hardly any. With many categories of an item or
-    two it may be that no draw has all of them: the normal limits then.
-    """
-    error = float(np.sqrt(scores.variances()[~scores.flat()].sum()))
-    if error == 0:
-        return 0.0, 0.0
-    objectives, errors = bootstrap(scores, draws, np.random.default_rng([SALT, seed]))
-    studentised = (objectives - scores.objective) / errors
-    studentised = studentised[np.isfinite(studentised)]
-    if not len(studentised):
-        return Z95 * error, Z95 * error
-    low, high = np.quantile(studentised, (TAIL, 1 - TAIL))
-    return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
-
-
 # ---------------------------------------------------------------- the objective
+
+
+def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
+    """Distances from T to its bootstrap-t limits, and never below the normal 1.96 se.
+
+    With few wrong items many draws show hardly any.
+    """
+    reach = bootstrap_reach(scores, draws=draws, seed=seed)
+    if reach is None:
+        return 0.0, 0.0
+    least = Z95 * reach.error
+    return max(least, reach.below(2 * TAIL)), max(least, reach.above(2 * TAIL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +222,7 @@ class ItemTable:
             scores = self.grouped(values)
             bottom = bottom * float(scores.weights.sum())
             top = top * float(scores.weights.sum())
-            varying_below, varying_above = _bootstrap_margins(scores, draws, seed)
+            varying_below, varying_above = _varying_margins(scores, draws, seed)
             flat_below, flat_above = flat_margins(scores, bottom, top)
             low = scores.objective - float(np.hypot(varying_below, flat_below))
             high = scores.objective + float(np.hypot(varying_above, flat_above))

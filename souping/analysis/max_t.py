@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from souping.analysis.bootstrap_t import bootstrap_reach
+from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
 from souping.analysis.grouped import GroupedScores, distinct
-from souping.analysis.intervals import NORMAL
 from souping.analysis.nested import TIE, NestedIntervals, Reach, UnseenMargins
 from souping.analysis.paired import step
 from souping.analysis.sign_patterns import DRAWS, drawn_sums, draws_for

@@ -33,15 +33,6 @@ def paired_intervals(
     )
 
 
-def invert(
-    scores: GroupedScores, bound: float, *, alpha: float = ALPHA, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """(low, high, p) of `paired_intervals`; low and high at level 1 - alpha."""
-    intervals = paired_intervals(scores, bound, alpha=alpha, draws=draws, seed=seed)
-    low, high = intervals.limits(alpha)
-    return low, high, intervals.p_value()
-
-
 def step(scores: GroupedScores) -> float:
     """How much each group that differs adds to T; 0 unless all of them add as much."""
     pulls = np.abs(scores.pulls())

@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.grouped import GroupedScores, design
-from souping.analysis.intervals import NORMAL, ItemTable, span
+from souping.analysis.intervals import ItemTable, span
 from souping.analysis.nested import TIE
 from souping.analysis.paired import paired_intervals, step
 from souping.analysis.sign_flip import ALPHA, TEST

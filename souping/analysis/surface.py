@@ -127,9 +127,9 @@ def fitted(
 
 
 def design_effect(scores: FloatArray, categories: IntArray, groups: IntArray) -> float:
-    """Variance of means of scores [S, I] over that of independent items, because items of a group are alike (Kish 1965).
+    """Variance of means of scores [S, I] over that of independent items, as items of a group are alike (Kish 1965).
 
-    At least 1; scores are nan where a point was not evaluated.
+    At least 1. Scores are nan where a point was not evaluated.
     """
     clustered = 0.0
     independent = 0.0

@@ -24,7 +24,7 @@ from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
-from souping.comparison.several import JointFlips, best_set, step_down
+from souping.comparison.several import JointFlips, best_models, step_down
 from souping.comparison.verdict import (
     FAIL_ON,
     HEADLINE,
@@ -150,7 +150,7 @@ def _several(
     for one, other in combinations(models, 2):
         shown = estimate.contrast(pooled, one, other)
         pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
-    return step_down(flips, alpha), tuple(models[n] for n in best_set(flips, alpha)), pairs
+    return step_down(flips, alpha), best_models(pooled, models, alpha), pairs
 
 
 def looks_of(

@@ -50,6 +50,7 @@ from souping.core.types import (
 from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
+from souping.report.format import limits
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
@@ -185,7 +186,8 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 class Pair:
     """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items.
 
-    `missing` are the shares [I] of both models' answers that were never received.
+    `missing` are the shares [I] of both models' answers that were never received, `cut` those of answers that were cut
+    off at the limit of tokens.
     """
 
     soup: str
@@ -196,6 +198,7 @@ class Pair:
     same: bool
     looks: int = 1
     missing: Sequence[FloatArray] = ()
+    cut: Sequence[FloatArray] = ()
 
     @classmethod
     def of(
@@ -218,6 +221,7 @@ class Pair:
             same=soup.recipe.id == other.recipe.id,
             looks=looks,
             missing=(ours.unanswered, theirs.unanswered),
+            cut=(ours.truncated, theirs.truncated),
         )
 
     def whole(self) -> Comparison:
@@ -233,6 +237,21 @@ class Pair:
 
     def corners(self) -> list[tuple[FloatArray, FloatArray]]:
         return corners(self.ours, self.theirs, self.missing)
+
+    def sensitivity(self) -> str:
+        """The interval if cut answers might be right or wrong as missing ones may; empty if none was cut."""
+        if self.same or not any(shares.any() for shares in self.cut):
+            return ""
+        ours, theirs = (
+            np.maximum(scores - shares, 0.0)
+            for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
+        )
+        missing = [lost + shares for lost, shares in zip(self.missing, self.cut, strict=True)]
+        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole().as_dict()
+        return (
+            "Answers cut off at the limit of tokens are scored as they are. If they might be right for one model and "
+            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits(bounds)}."
+        )
 
 
 def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -376,7 +395,12 @@ def gather(
         "variance": {
             c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))
         },
-        "verdict": {**asdict(result), "opened": opened, "margin": unit().size(margin)},
+        "verdict": {
+            **asdict(result),
+            "opened": opened,
+            "margin": unit().size(margin),
+            "sensitivity": pairs[best.kind + best.name].sensitivity(),
+        },
     }
 
 

@@ -225,7 +225,12 @@ def endings(report: Report) -> list[str]:
             f"{clean(row['name'])} {percent(share)} %"
             for row, share in zip(lost, shares, strict=True)
         ]
-        lines.append(f"Answers that were cut off or are missing count as wrong: {in_words(who)}.")
+        lines.append(
+            f"Answers that were cut off or are missing count as wrong in scores: {in_words(who)}. "
+            "Missing ones may be right for one model and wrong for the other in differences."
+        )
+        if sensitivity := clean(part(report, "verdict").get("sensitivity")):
+            lines.append(sensitivity)
     elif part(report, "outcomes"):
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if part(report, "variance"):
