@@ -30,6 +30,7 @@ from souping.core.types import FloatArray, IntArray
 TIE = 1e-9
 # Levels at which margins are computed; between them, they are interpolated over the logarithm.
 LEVELS = np.geomspace(1.0, 1e-6, 32)
+FALLING = -np.log(LEVELS)
 # A stratum is pooled with others whose groups weigh at most so many times as much or as little.
 LIKE_WEIGHT = 2.0
 # Lowest p-value, and halvings of the logarithm by which one is found to the last bit.
@@ -156,7 +157,7 @@ class NestedIntervals:
         inside = LEAST_P
         outside = 1.0
         for _ in range(HALVINGS):
-            middle = math.sqrt(inside * outside)
+            middle = math.sqrt(inside) * math.sqrt(outside)
             if distance(middle) >= abs(self.total):
                 inside = middle
             else:
@@ -174,4 +175,4 @@ class NestedIntervals:
 
 def _at(level: float, margins: FloatArray) -> float:
     """Margins [L] interpolated at a level."""
-    return float(np.interp(-math.log(level), -np.log(LEVELS), margins))
+    return float(np.interp(-math.log(level), FALLING, margins))
