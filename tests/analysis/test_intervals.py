@@ -289,3 +289,23 @@ def test_groups_that_share_nothing_cost_nothing() -> None:
     rng = np.random.default_rng(0)
     interval = rate((rng.random(400) < 0.6).astype(float), np.arange(400) // 2)
     assert 300 < interval.effective_n <= 400
+
+
+@pytest.mark.parametrize("rates", [[0.7] * 6, [0.5, 0.6, 0.7, 0.7, 0.7, 0.7]], ids=str)
+def test_the_worst_category_and_its_difference_are_covered(rates: list[float]) -> None:
+    count = len(rates)
+    categories = np.repeat(np.arange(count), 40)
+    table = ItemTable(
+        names=tuple("abcdef"),
+        categories=categories,
+        groups=np.arange(40 * count),
+        coefficients=np.full(count, 1 / count),
+        value=lambda means: means.min(axis=-1),
+    )
+    held = 0
+    for seed in range(80):
+        chance = np.array(rates)[categories]
+        rng = np.random.default_rng([9, seed])
+        interval = table.interval((rng.random(len(chance)) < chance).astype(float))
+        held += interval.low <= min(rates) <= interval.high
+    assert held >= 0.9 * 80
