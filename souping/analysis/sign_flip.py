@@ -37,49 +37,46 @@ HALVINGS = 22
 ENDLESS = 60_000.0
 
 
-def sign_flip(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p-value of T = 0 by flipping the sign of all differences of a group together.
+@dataclass(frozen=True, kw_only=True)
+class Distances:
+    """Distances of the patterns, farthest first, and the chance of one so far or farther."""
 
-    p = (1 + #{|T*| >= |T|}) / (draws + 1); where there are at most 20,000 distinct patterns all
-    are counted instead.
-    """
-    pulls = Pulls.upward(scores)
-    if pulls is None:
-        return 1.0
-    p_value = _exact_p_value(pulls)
-    if p_value is not None:
-        return p_value
-    flips = SignFlips.of_pulls(pulls, draws, seed)
-    return min(1.0, float(flips.chance[flips.reaches_zero()].sum()))
+    farthest: FloatArray  # [D]
+    chances: FloatArray  # [D]
+
+    @classmethod
+    def of(cls, distances: FloatArray, chance: FloatArray) -> Distances:
+        """From the `chance` [D] of each pattern."""
+        order = np.argsort(-distances, kind="stable")
+        return cls(farthest=distances[order], chances=np.cumsum(chance[order]))
+
+    def at(self, level: float) -> float:
+        """The farthest distance that is reached with a chance of `level`."""
+        place = int(np.searchsorted(self.chances, level))
+        return float(self.farthest[min(place, len(self.farthest) - 1)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlipReach(Reach):
-    """Inverted sign-flip test: distances, farthest first, and the chance of one so far or farther."""
+    """Inverted sign-flip test; `p_value` is that of T = 0."""
 
-    down: FloatArray  # [D]
-    down_chance: FloatArray  # [D]
-    up: FloatArray  # [D]
-    up_chance: FloatArray  # [D]
+    down: Distances
+    up: Distances
+    p_value: float
 
     def below(self, level: float) -> float:
-        return _distance_at(level, self.down, self.down_chance)
+        return self.down.at(level)
 
     def above(self, level: float) -> float:
-        return _distance_at(level, self.up, self.up_chance)
-
-
-def _distance_at(level: float, distances: FloatArray, chances: FloatArray) -> float:
-    """The farthest distance that is reached with a chance of `level`."""
-    place = int(np.searchsorted(chances, level))
-    return float(distances[min(place, len(distances) - 1)])
+        return self.up.at(level)
 
 
 def flip_reach(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> FlipReach | None:
-    """None where no group differs.
+    """Sign flips of all differences of a group together; None where no group differs.
 
-    Where all patterns of the groups that differ can be counted, the p-value of T = 0 is exact: the
-    drawn patterns that reach it have this chance together.
+    p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
+    counted instead. If that is so for the groups that differ alone, T = 0 has an exact p-value: the
+    drawn patterns that reach it get this chance together.
     """
     pulls = Pulls.upward(scores)
     if pulls is None:
@@ -87,25 +84,23 @@ def flip_reach(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> F
     flips = SignFlips.of_pulls(pulls, draws, seed)
     total = abs(scores.objective)
     reached = flips.reaches_zero()
-    down = flips.distances(-1.0) * pulls.unit
-    down = np.where(reached, np.maximum(down, total), np.minimum(down, total * (1 - TIE)))
     chance = flips.chance
-    p_value = _exact_p_value(pulls)
-    if p_value is not None and p_value < 1 and not reached.all():
-        by_reached = np.bincount(reached, chance, minlength=2)
-        chance = chance * (np.array([1 - p_value, p_value]) / by_reached)[reached.astype(int)]
+    p_value = min(1.0, float(chance[reached].sum()))
+    exact = _exact_p_value(pulls)
+    if exact is not None:
+        if exact < 1 and not reached.all():
+            chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
+        p_value = exact
 
-    up = flips.distances(1.0) * pulls.unit
-    down, down_chance = _farthest_first(down, chance)
-    up, up_chance = _farthest_first(up, flips.chance)
+    # A pattern reaches T = 0, downwards, just where the test says so.
+    distances = flips.distances(-1.0) * pulls.unit
+    farther = np.maximum(distances, total)
+    nearer = np.minimum(distances, total * (1 - TIE))
+    down = Distances.of(np.where(reached, farther, nearer), chance)
+    up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
     if pulls.turned:
-        return FlipReach(down=up, down_chance=up_chance, up=down, up_chance=down_chance)
-    return FlipReach(down=down, down_chance=down_chance, up=up, up_chance=up_chance)
-
-
-def _farthest_first(distances: FloatArray, chance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    order = np.argsort(-distances, kind="stable")
-    return distances[order], np.cumsum(chance[order])
+        down, up = up, down
+    return FlipReach(down=down, up=up, p_value=p_value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from scipy.special import ndtri
 
 from souping.analysis.grouped import design
 from souping.analysis.intervals import ItemTable
-from souping.analysis.sign_flip import ALPHA, sign_flip
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
+from tests.support.flips import sign_flip
 from tests.support.scripts import script
 
 REPETITIONS = 300

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.analysis.sign_flip import sign_flip
 from souping.analysis.significance import Comparison, detectable
 from souping.comparison.estimate import contrast, counted_contrast, variance_parts
 from souping.comparison.pooled import SCORE, task_weights
@@ -18,6 +17,7 @@ from souping.core.types import UserError
 from souping.logs.records import Group
 from tests.comparison.worlds import matched, metric, pooled
 from tests.conftest import ROOT
+from tests.support.flips import sign_flip
 from tests.support.scripts import script
 
 GROUPS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,14 @@ def check(result: CompareResult) -> int:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(120), pytest.param(range(120, 5000), marks=pytest.mark.slow)], ids=str
+    "seeds",
+    [[*range(80), 3001], pytest.param(range(80, 5000), marks=pytest.mark.slow)],
+    ids=["some", "all"],
 )
 def test_of_made_logs_p_is_below_the_level_exactly_where_the_interval_excludes_zero(
-    seeds: range,
+    seeds: Sequence[int],
 ) -> None:
+    """Seed 3001: a variance of 2.4 degrees of freedom, whose far quantiles overflow."""
     shown = []
     for seed in seeds:
         logs, settings = made_logs(seed)
