@@ -25,8 +25,8 @@ from souping.core.types import FloatArray, IntArray
 NORMAL = NormalDist()
 # Draws at most and at least, and groups that are drawn in all draws together at most.
 DRAWS = 4_999
-LEAST_DRAWS = 999
-WORK = 20_000_000
+LEAST_DRAWS = 399
+WORK = 6_000_000
 # Groups that are drawn at a time.
 CHUNK = 2_000_000
 # Draws beyond a quantile without which it is not taken from the draws.

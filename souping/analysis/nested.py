@@ -33,7 +33,8 @@ LEVELS = np.geomspace(1.0, 1e-6, 32)
 FALLING = -np.log(LEVELS)
 # A stratum is pooled with others whose groups weigh at most so many times as much or as little.
 LIKE_WEIGHT = 2.0
-# Lowest p-value (quantiles of Student's t overflow further out), and halvings of the logarithm by which one is found to the last bit.
+# Lowest p-value: further out, quantiles of Student's t overflow. Halvings of the logarithm by which
+# one is found to the last bit.
 LEAST_P = 1e-100
 HALVINGS = 64
 
