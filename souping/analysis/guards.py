@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL
+from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import LARGEST, pick

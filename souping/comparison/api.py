@@ -17,14 +17,15 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.nested import TIE
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Comparison, detectable, items_for
 from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
 from souping.comparison.looks import looks_of
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
-from souping.comparison.several import JointFlips, best_set, step_down
+from souping.comparison.several import JointFlips, best_models, step_down
 from souping.comparison.verdict import (
     FAIL_ON,
     HEADLINE,
@@ -168,7 +169,7 @@ def _several(
     for one, other in combinations(models, 2):
         shown = estimate.contrast(pooled, one, other)
         pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
-    return step_down(flips, alpha), tuple(models[n] for n in best_set(flips, alpha)), pairs
+    return step_down(flips, alpha), best_models(pooled, models, alpha), pairs
 
 
 # Rows
@@ -290,15 +291,18 @@ class RowTest:
     baseline: str
     factor: float
 
-    def comparison(self, tests: float, missing: int = 0) -> Comparison:
-        return _contrast(
-            self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing
-        )
+    def comparison(self, tests: float) -> Comparison:
+        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor)
 
     def limits(self, tests: float) -> list[Limits]:
-        """The interval, and those with the missing answers for and against the model."""
-        found = [self.comparison(tests, case) for case in ((0, 1, -1) if self.missing else (0,))]
-        return [(one.low, one.high) for one in found]
+        """The interval; before it, if answers are missing, that of the scores as the harness counted."""
+        shown = self.comparison(tests)
+        if not self.missing:
+            return [(shown.low, shown.high)]
+        counted = _counted_contrast(
+            self.row.pooled, self.model, self.baseline, tests=tests * self.factor
+        )
+        return [(counted.low, counted.high), (shown.low, shown.high)]
 
     @property
     def missing(self) -> int:
@@ -323,11 +327,13 @@ class RowTest:
 
 
 _contrast = cache(estimate.contrast)
+_counted_contrast = cache(estimate.counted_contrast)
 
 
 def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iterator[RowVerdict]:
     """All rows of a model. The headline's correction for several models is `headline` tests."""
     _contrast.cache_clear()
+    _counted_contrast.cache_clear()
     tests = {one.row.name: one for one in every}
     tests[HEADLINE] = replace(tests[HEADLINE], factor=tests[HEADLINE].factor * headline)
     margins = {
@@ -471,5 +477,9 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             )
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
+            bounds = (
+                "Intervals and p-values hold whether those of one model are right and those of the "
+                "other wrong, or the reverse."
+            )
             gone = f"Items of {row.model} and {row.baseline} with missing answers: {row.missing:,}."
-            yield f"{gone} Verdicts hold with these answers all right and all wrong."
+            yield f"{gone} {bounds}"

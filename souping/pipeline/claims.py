@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from souping.analysis.intervals import NORMAL
+from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import penalty
 from souping.core.protocols import Objective

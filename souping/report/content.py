@@ -203,6 +203,9 @@ class VerdictSummary:
     """number of the look at these items"""
     margin: Number
     """`margin`, a fraction of 1 or in the `unit`"""
+    sensitivity: str | None = None
+    """what the interval of the soup minus the best single candidate would be if answers cut at the token limit were
+    bounded as missing ones are, if any was cut"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,8 +213,11 @@ def endings(report: Report) -> list[str]:
             share_lost = (ends.truncated or 0.0) + (ends.unanswered or 0.0)
             shares.append(f"{clean(name)} {percent(share_lost)} %")
         lines.append(
-            f"Answers that were cut off or are missing count as wrong: {in_words(shares)}."
+            f"Answers that were cut off or are missing count as wrong in scores: {in_words(shares)}. "
+            "Missing ones may be right for one model and wrong for the other in differences."
         )
+        if report.verdict and report.verdict.sensitivity:
+            lines.append(clean(report.verdict.sensitivity))
     elif report.outcomes:
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
     if report.variance:

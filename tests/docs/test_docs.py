@@ -51,6 +51,8 @@ OPTIONAL = (
     "selection.clusters",
     "recipe.s",
     "folds.left_out",
+    "folds.shown",
+    "verdict.sensitivity",
     "cost.lost",
     "trajectory",
 )

@@ -129,6 +129,51 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
     assert "too_long (60)" in text
 
 
+def test_answers_that_the_candidates_lack_make_no_soup_better() -> None:
+    """Of equal models: 15 % of the candidates' answers were never received and count as wrong."""
+    lost = np.arange(len(ITEMS)) % 7 == 0
+    whole = scores(level(0.6))
+    lacking = replace(whole, values=np.where(lost, 0.0, whole.values), unanswered=lost * 1.0)
+    result = gathered(whole, a=lacking)
+    assert result["verdict"]["claim"] not in (
+        "better_than_every_candidate",
+        "better_than_best_single",
+    )
+    against_a = next(c for c in result["comparisons"] if c["b"] == "a")
+    assert against_a["difference"] > 0.05
+    assert against_a["low"] <= 0 < against_a["high"]
+    assert against_a["p_value"] == 1
+    counted = gathered(whole, a=replace(lacking, unanswered=0.0 * lost))
+    assert next(c for c in counted["comparisons"] if c["b"] == "a")["p_value"] < 0.001
+
+
+def test_cut_answers_count_as_they_are_scored_and_a_line_says_what_they_could_change() -> None:
+    cut = (np.arange(len(ITEMS)) % 20 == 0) * 1.0
+    plain = gathered(scores(level(0.8)))
+    result = gathered(replace(scores(level(0.8)), truncated=cut))
+    assert "sensitivity" not in plain["verdict"]
+    assert "soup minus a" in result["verdict"]["sensitivity"]
+    assert result["comparisons"] == plain["comparisons"]
+    assert any("limit of tokens" in line for line in endings(typed(result)))
+
+
+def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> None:
+    """One category of few discordant items, alone in its family: its p-value is that of its own flips."""
+    items = make_items(40, ("w",))
+    values = np.zeros(40)
+    values[[0, 10, 20]] = 1.0
+    pair = evidence.Pair(
+        soup="soup",
+        other="a",
+        ours=values,
+        theirs=np.zeros(40),
+        table=ItemTable.of(items, Mean()),
+        same=False,
+    )
+    (table,) = evidence.by_category([pair])
+    assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
+
+
 def test_the_variance_is_split_between_items_and_answers() -> None:
     """Items of one rate and k answers each: all that varies is the draw of the answers."""
     rng, size, k = np.random.default_rng(1), len(ITEMS), 4
@@ -184,7 +229,9 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     assert 2 + 1 < picked.tests <= 2 + 10
     before, after = second.whole(), picked.whole()
     assert after.level == before.level
-    assert after.p_value == pytest.approx(picked.tests * before.p_value, rel=0.3)
+    assert after.p_value == pytest.approx(
+        picked.tests * before.p_value, rel=0.6
+    )  # a dozen of the patterns
     assert after.high - after.low > before.high - before.low
 
 
