@@ -1,10 +1,12 @@
 """How often the testing procedure claims something that is not so, and how often its intervals cover the truth.
 
-    python benchmarks/nulls.py [--repetitions 2000] [--out benchmarks/results/nulls-DATE.md] [--date DATE]
+    python benchmarks/nulls.py [--repetitions 10000] [--only tests nulls coverage] [--out FILE] [--date DATE]
 
-Every null is simulated from scores with a known truth. False claims are one-sided: each null may make them in 2.5 %,
-which 2,000 repetitions accept up to 62 times (the binomial's 95 % point); twenty looks one after another in 3.75 %, 89
-times. One procedure must fail, or the check could not see anything: groups ignored.
+Every null is simulated from scores with a known truth. False claims are one-sided: each null may make them in 2.5 %.
+10,000 repetitions accept 300 on a side, which a valid test exceeds once in a thousand times; twenty looks one after
+another may make 3.75 %. Coverage has a lower limit alone, 94 % less two standard errors, and an interval may be 1.15
+times as wide as the plain inversion of the sign flips. One procedure must fail, or the check could not see anything:
+groups ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import datetime
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +23,9 @@ import numpy as np
 
 from souping.analysis.grouped import design
 from souping.analysis.intervals import ItemTable, rate
-from souping.analysis.sign_flip import ALPHA, invert, sign_flip
-from souping.analysis.significance import MARGIN, penalty
+from souping.analysis.paired import paired_intervals
+from souping.analysis.sign_flip import ALPHA, flip_reach
+from souping.analysis.significance import MARGIN, bounded, compare, corners, penalty
 
 DRAWS, BASE = 999, 0.7
 LEVEL, LOOKS_LEVEL, LOOKS = 0.025, 0.0375, 20
@@ -115,9 +118,11 @@ def interval(
         a - b, layout.categories, layout.groups if groups is None else groups, layout.weights
     )
     alpha = ALPHA / penalty(looks)
-    if looks > 1 and sign_flip(whole, draws=DRAWS, seed=seed) > 10 / DRAWS:
+    error = float(np.sqrt(whole.variances().sum()))
+    if looks > 1 and abs(whole.objective) < 2 * error:
         return -1.0, 1.0, 1.0  # far from the level of any later look
-    return invert(whole, 1.0, alpha=alpha, draws=DRAWS, seed=seed)
+    intervals = paired_intervals(whole, 1.0, alpha=alpha, draws=DRAWS, seed=seed)
+    return (*intervals.limits(alpha), intervals.p_value())
 
 
 def judge(
@@ -255,10 +260,216 @@ def count(null: Null, layout: Layout, repetitions: int, seed: int = 0) -> dict[s
 
 
 def allowed(repetitions: int, level: float = LEVEL) -> int:
-    """Most false claims that a true rate of `level` explains, 19 times in 20: 62 of 2,000 at 2.5 %."""
+    """Most false claims that a true rate of `level` explains, 999 times in 1,000: 300 of 10,000 at 2.5 %."""
     from scipy.stats import binom
 
-    return int(binom.ppf(0.95, repetitions, level))
+    return int(binom.ppf(0.999, repetitions, level))
+
+
+def least_coverage(repetitions: int) -> float:
+    """94 % less two standard errors."""
+    return 0.94 - 2 * float(np.sqrt(0.94 * 0.06 / repetitions))
+
+
+# ---------------------------------------------------------------- one test alone
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Scores of two models on the same items; their true difference is 0."""
+
+    a: np.ndarray
+    b: np.ndarray
+    categories: np.ndarray
+    groups: np.ndarray
+    weights: np.ndarray
+    missing: tuple[np.ndarray, ...] = ()
+
+
+World = Callable[[np.random.Generator], Answers]
+
+
+def one_category(a: np.ndarray, b: np.ndarray, missing: tuple[np.ndarray, ...] = ()) -> Answers:
+    return Answers(a, b, np.zeros(len(a), dtype=int), np.arange(len(a)), np.ones(1), missing)
+
+
+def rare_losses(n: int, share: float, loss: float, sign: float = 1.0) -> World:
+    """Many small gains, and a `share` of losses that make up for them."""
+
+    def world(rng: np.random.Generator) -> Answers:
+        gains = 2 * share * loss / (1 - share) * rng.random(n)
+        differences = sign * np.where(rng.random(n) < share, -loss, gains)
+        return one_category(0.5 + differences / 2, 0.5 - differences / 2)
+
+    return world
+
+
+def hidden_loss(rate_lost: float) -> World:
+    """Seven categories of 75 items gain what a category of 12 items loses."""
+
+    def world(rng: np.random.Generator) -> Answers:
+        categories = np.concatenate([np.repeat(np.arange(7), 75), np.full(12, 7)])
+        chance = rng.random(len(categories))
+        gain = rate_lost / 7
+        differences = np.select([chance < 0.03 + gain, chance < 0.06 + gain], [1.0, -1.0], 0.0)
+        small = categories == 7
+        differences[small] = -1.0 * (chance[small] < rate_lost)
+        a = (differences > 0).astype(float)
+        b = (differences < 0).astype(float)
+        return Answers(a, b, categories, np.arange(len(a)), np.full(8, 1 / 8))
+
+    return world
+
+
+def discordant(n: int, share: float) -> World:
+    def world(rng: np.random.Generator) -> Answers:
+        chance = rng.random(n)
+        return one_category((chance < share / 2) * 1.0, (chance > 1 - share / 2) * 1.0)
+
+    return world
+
+
+def heavy_category(rng: np.random.Generator) -> Answers:
+    """A weight of 0.6 on 40 items, 0.1 on 100 each of four other categories."""
+    categories = np.concatenate([np.zeros(40, dtype=int), np.repeat(np.arange(1, 5), 100)])
+    chance = rng.random(len(categories))
+    weights = np.array([0.6, 0.1, 0.1, 0.1, 0.1])
+    a = (chance < 0.05) * 1.0
+    b = (chance > 0.95) * 1.0
+    return Answers(a, b, categories, np.arange(len(a)), weights)
+
+
+def tasks_of_unequal_size(rng: np.random.Generator) -> Answers:
+    sizes = 5 + np.arange(57) // 2
+    categories = np.repeat(np.arange(57), sizes)
+    a, b = (rng.random((2, len(categories))) < BASE) * 1.0
+    return Answers(a, b, categories, np.arange(len(a)), np.full(57, 1 / 57))
+
+
+def tens(rng: np.random.Generator) -> Answers:
+    """60 groups of ten alike items."""
+    groups = np.repeat(np.arange(60), 10)
+    signal = np.sqrt(0.4) * rng.standard_normal((2, 60))[:, groups]
+    a, b = (signal + np.sqrt(0.6) * rng.standard_normal((2, 600)) < 0.5) * 1.0
+    return Answers(a, b, np.arange(600) // 150, groups, np.full(4, 0.25))
+
+
+def graded(rng: np.random.Generator) -> Answers:
+    hard = rng.beta(2, 2, 200)
+    a, b = (rng.beta(4 * hard, 4 * (1 - hard)) for _ in range(2))
+    return one_category(a, b)
+
+
+def missing_unequally(share_a: float, share_b: float) -> World:
+    """Answers to hard items, mostly, were not received, of one model more than of the other; they count as wrong."""
+
+    def world(rng: np.random.Generator) -> Answers:
+        hard = rng.standard_normal(400)
+        answers = []
+        missing = []
+        for share in (share_a, share_b):
+            right = (0.7 * hard + 0.7 * rng.standard_normal(400) < 0.5) * 1.0
+            lost = (rng.random(400) < 2 * share * (hard > 0)) * 1.0
+            answers.append(np.where(lost > 0, 0.0, right))
+            missing.append(lost)
+        return one_category(answers[0], answers[1], tuple(missing))
+
+    return world
+
+
+TESTS: dict[str, World] = {
+    "300 items, 10 % discordant": discordant(300, 0.1),
+    "100 items, 20 % discordant": discordant(100, 0.2),
+    "200 items, 1 % discordant": discordant(200, 0.01),
+    **{
+        f"{n} items, {100 * share:.0f} % losses of {loss}": rare_losses(n, share, loss)
+        for n in (30, 100, 300, 1000)
+        for share, loss in ((0.02, 0.8), (0.05, 0.5))
+    },
+    **{
+        f"{n} items, 2 % gains of 0.8 (mirror)": rare_losses(n, 0.02, 0.8, -1.0)
+        for n in (30, 100, 300)
+    },
+    "12 items of 537 hide the loss, 10 % of them": hidden_loss(0.1),
+    "12 items of 537 hide the loss, 4 % of them": hidden_loss(0.04),
+    "weight 0.6 on 40 of 440 items": heavy_category,
+    "57 tasks of 5 to 33 items": tasks_of_unequal_size,
+    "60 groups of ten": tens,
+    "200 graded items": graded,
+    "missing: 10 % of a, 2 % of b": missing_unequally(0.1, 0.02),
+    "missing: 3 % of a, 15 % of b": missing_unequally(0.03, 0.15),
+}
+"""Two equal models, one test: neither may be called better."""
+UNLIKE_PLAIN = ("losses of", "gains of", "hide the loss", "weight 0.6", "1 % discordant", "missing")
+"""Worlds that the plain inversion gets wrong, so that its width is no measure."""
+
+
+def _ungrouped(rng: np.random.Generator) -> Answers:
+    """The wrong procedure: every item of a group flips alone."""
+    answers = tens(rng)
+    return replace(answers, groups=np.arange(len(answers.a)))
+
+
+TESTS_THAT_FAIL: dict[str, World] = {"60 groups of ten, ignored": _ungrouped}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """False claims on both sides, coverage, and the mean width over that of the plain inversion."""
+
+    better: int
+    worse: int
+    coverage: float
+    width: float
+
+
+def tally(world: World, repetitions: int, seed: int = 0) -> Tally:
+    better = worse = 0
+    widths = plain = 0.0
+    for r in range(repetitions):
+        answers = world(np.random.default_rng([seed, 77, r]))
+        design_of = (answers.categories, answers.groups, answers.weights)
+        shown = bounded(
+            [
+                compare("a", "b", a, b, *design_of, draws=DRAWS, seed=r)
+                for a, b in corners(answers.a, answers.b, answers.missing)
+            ]
+        )
+        better += shown.low > 0
+        worse += shown.high < 0
+        widths += shown.high - shown.low
+        flips = flip_reach(design(answers.a - answers.b, *design_of), draws=DRAWS, seed=r)
+        plain += 0.0 if flips is None else flips.below(ALPHA) + flips.above(ALPHA)
+    coverage = 1 - (better + worse) / repetitions
+    return Tally(better, worse, coverage, widths / plain if plain else float("nan"))
+
+
+def _test_rows(repetitions: int) -> list[str]:
+    most = allowed(repetitions)
+    rows = []
+    for name, world in {**TESTS, **TESTS_THAT_FAIL}.items():
+        start = time.perf_counter()
+        found = tally(world, repetitions, seed=len(rows))
+        claims = max(found.better, found.worse) <= most
+        covers = found.coverage >= least_coverage(repetitions)
+        wide = found.width > 1.15 and not any(words in name for words in UNLIKE_PLAIN)
+        holds = (claims and covers and not wide) == (name in TESTS)
+        cells = [
+            name,
+            f"{found.better}",
+            f"{found.worse}",
+            f"at most {most}" if name in TESTS else f"must exceed {most}",
+            f"{100 * found.coverage:.1f}",
+            f"{found.width:.2f}",
+            "yes" if holds else "**no**",
+            f"{1000 * (time.perf_counter() - start) / repetitions:.1f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+# ---------------------------------------------------------------- coverage
 
 
 @dataclass(frozen=True)
@@ -293,7 +504,8 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     }
     one = ItemTable(names=(), **where).interval(a, draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
-    low, high, _ = invert(deltas, 1.0, alpha=ALPHA / penalty(case.looks), draws=DRAWS)
+    alpha = ALPHA / penalty(case.looks)
+    low, high = paired_intervals(deltas, 1.0, alpha=alpha, draws=DRAWS).limits(alpha)
     first = layout.categories == 0
     category = rate(a[first], layout.groups[first])
     truth, difference = float(layout.weights @ rates[0]), case.share * case.gain
@@ -362,20 +574,35 @@ def _coverage_rows(repetitions: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--only", nargs="+", default=["tests", "nulls", "coverage"])
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--date", default=str(datetime.date.today()))
     args = parser.parse_args()
     text = [
         f"# Nulls and coverage, {args.date}",
-        f"\n{args.repetitions} repetitions each, {DRAWS} draws of signs (more where a later look needs them). "
-        "Bold: the claim that is false there. `python benchmarks/nulls.py`\n",
-        "| truth | 'better than the best single' | 'better than every candidate' | 'keep' | false claims "
-        "| two-sided rejections | seconds |\n|---|---|---|---|---|---|---|",
-        *_null_rows(args.repetitions),
-        "\nCoverage of 95 % intervals, percent:\n",
-        "| scores | objective | paired difference | one category |\n|---|---|---|---|",
-        *_coverage_rows(args.repetitions),
+        f"\n{args.repetitions:,} repetitions each, {DRAWS} draws of signs (more where a later look needs them). "
+        "`python benchmarks/nulls.py`",
     ]
+    if "tests" in args.only:
+        text += [
+            "\nTwo equal models, one test. The width is that over the plain inversion of the sign flips.\n",
+            "| truth | 'a is better' | 'a is worse' | false claims | coverage, % | width | holds | ms |",
+            "|---|---|---|---|---|---|---|---|",
+            *_test_rows(args.repetitions),
+        ]
+    if "nulls" in args.only:
+        text += [
+            "\nClaims of a report. Bold: the claim that is false there.\n",
+            "| truth | 'better than the best single' | 'better than every candidate' | 'keep' | false claims "
+            "| two-sided rejections | seconds |\n|---|---|---|---|---|---|---|",
+            *_null_rows(args.repetitions),
+        ]
+    if "coverage" in args.only:
+        text += [
+            f"\nCoverage of 95 % intervals, percent (at least {100 * least_coverage(args.repetitions):.1f}):\n",
+            "| scores | objective | paired difference | one category |\n|---|---|---|---|",
+            *_coverage_rows(args.repetitions),
+        ]
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text("\n".join(text) + "\n")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import elements, entries, number, part, texts
-from souping.core.unit import scores_in, unit, unit_of
+from souping.core.reading import read
+from souping.core.types import elements, part, texts
+from souping.core.unit import Unit
+from souping.report.content import Report, RowDifference
 from souping.report.files import read_report
 from souping.report.format import KINDS
 from souping.report.plots import COLOURS, CORNERS, FAINT, INK, PAPER, Drawing, canvas, ring, scale
-from souping.report.tables import Report, Row, compared
+from souping.report.tables import Row, ShownModel, compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +33,8 @@ def draw(report: Report) -> Drawing:
     with canvas():
         made = Figure(figsize=SIZE)
         left, right = made.subplots(1, 2, width_ratios=(1.0, 1.15))
-        soups(left, part(part(report, "analyses"), "surface"))
-        differences(right, compared(report))
+        soups(left, report.unit, part(report.analyses or {}, "surface"))
+        differences(right, report.unit, compared(report))
         made.tight_layout(w_pad=2.5)
         for axes, title in (
             (left, "Search: soups of three experts"),
@@ -42,15 +44,14 @@ def draw(report: Report) -> Drawing:
     return Drawing("overview", made, "")
 
 
-def soups(axes: Axes, data: Row) -> None:
+def soups(axes: Axes, unit: Unit, data: Row) -> None:
     """What the search's model says of every soup, minus the uniform soup."""
     weights, chosen = (np.array(elements(data, key), dtype=float) for key in ("weights", "chosen"))
     low, value, high = (
-        unit().scale * np.array(part(data, "objective")[key])
-        for key in ("low", "difference", "high")
+        unit.scale * np.array(part(data, "objective")[key]) for key in ("low", "difference", "high")
     )
     reach = float(np.abs(value).max())
-    shades = scale(-reach, reach, unit().colours("RdBu"))
+    shades = scale(-reach, reach, unit.colours("RdBu"))
     rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
     x, y = (weights @ CORNERS).T
     axes.fill(*CORNERS.T, facecolor="none", edgecolor=INK, linewidth=1.0)
@@ -65,21 +66,21 @@ def soups(axes: Axes, data: Row) -> None:
     axes.set_aspect("equal")
     axes.set_axis_off()
     bar = axes.figure.colorbar(shades, ax=axes, shrink=0.8, pad=0.06)
-    bar.set_label(f"score minus uniform soup ({unit().name})", fontsize=10)
+    bar.set_label(f"score minus uniform soup ({unit.name})", fontsize=10)
     bar.outline.set_visible(False)
 
 
-def differences(axes: Axes, pairs: list[Row]) -> None:
+def differences(axes: Axes, unit: Unit, pairs: list[tuple[ShownModel, RowDifference]]) -> None:
     labels = []
-    for place, pair in enumerate(pairs):
-        row, middle = part(pair, "row"), unit().scale * (number(pair["difference"]) or 0.0)
-        kind = str(row.get("kind"))
-        limits = [unit().scale * (number(pair[key]) or 0.0) for key in ("low", "high")]
+    for place, (model, pair) in enumerate(pairs):
+        kind = model.row.kind
+        limits = [unit.scale * (limit or 0.0) for limit in (pair.low, pair.high)]
         axes.plot(
             limits, [place, place], color=COLOURS[kind], linewidth=2.4, solid_capstyle="round"
         )
+        middle = unit.scale * (pair.difference or 0.0)
         axes.plot([middle], [place], "o", color=COLOURS[kind], markersize=8, markeredgecolor=PAPER)
-        name = str(row["name"])
+        name = model.row.name
         labels.append(f"{name} (best single)" if kind == "best_single" else KINDS.get(name, name))
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_yticks(range(len(labels)), labels, fontsize=10)
@@ -87,7 +88,7 @@ def differences(axes: Axes, pairs: list[Row]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"chosen soup minus the model ({unit().name}, 95 % interval)", fontsize=10)
+    axes.set_xlabel(f"chosen soup minus the model ({unit.name}, 95 % interval)", fontsize=10)
 
 
 def main() -> None:
@@ -95,10 +96,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    report = read_report(options.run / "report.json")
-    assert len(entries(report, "comparisons")) > 0, "the run opened no report fold"
-    with scores_in(unit_of(report)):
-        options.out.write_bytes(draw(report).png())
+    report = read(Report, read_report(options.run / "report.json"))
+    assert report.comparisons, "the run opened no report fold"
+    options.out.write_bytes(draw(report).png())
 
 
 if __name__ == "__main__":

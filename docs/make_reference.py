@@ -1,8 +1,8 @@
 """Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
 
 Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
-`souping.__all__`, keys of compare.json from its dataclasses and the texts below their fields, and other meanings from
-`docs/reference.yaml`. A test compares the page.
+`souping.__all__`, the keys of report.json and compare.json from the fields of their classes and the texts below them,
+and other meanings from `docs/reference.yaml`. A test compares the page.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -23,6 +25,7 @@ import souping
 from souping.cli.config import Config
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.result import CompareResult, Flip, RowVerdict
+from souping.report.content import Report
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
@@ -149,6 +152,49 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
+def report_rows(kind: type, above: str, shown: set[type]) -> Iterator[tuple[str, str]]:
+    """(key, meaning) of the fields of a class, and of the classes in them. Classes in `shown` have been listed."""
+    hints = get_type_hints(kind)
+    for base in reversed(kind.__mro__):
+        if base in shown or not is_dataclass(base):
+            continue
+        shown.add(base)
+        for name, meaning in field_docs(base).items():
+            key = f"{above}{name}"
+            yield key, meaning
+            place, inner = content_of(hints[name], meaning)
+            if inner is not None:
+                yield from report_rows(inner, f"{key}{place}.", shown)
+
+
+def content_of(hint: Any, meaning: str) -> tuple[str, type | None]:
+    """The class of the objects in a field, and how a key names one of them: nothing, `[]` or `.MODEL`."""
+    arguments = get_args(hint)
+    if isinstance(hint, UnionType):
+        return content_of(arguments[0], meaning)
+    if is_dataclass(hint):
+        return "", hint
+    if get_origin(hint) is tuple and is_dataclass(arguments[0]):
+        return "[]", arguments[0]
+    if get_origin(hint) is Mapping and is_dataclass(arguments[1]):
+        word = re.match(r"\{(\w+):", meaning)
+        assert word, f"{meaning!r} must begin with what the keys are"
+        return f".{word[1].upper()}", arguments[1]
+    return "", None
+
+
+def report(analyses: Mapping[str, str]) -> Iterator[str]:
+    """The keys of report.json. Analyses have no types: `analyses` are {key: meaning} of theirs."""
+    yield "## report.json\n"
+    yield "Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"
+    rows = []
+    for key, meaning in report_rows(Report, "", set()):
+        rows.append((f"`{key}`", meaning))
+        if key == "analyses":
+            rows += [(f"`{name}`", text) for name, text in analyses.items()]
+    yield from table(("key", "meaning"), rows)
+
+
 def schema() -> Iterator[str]:
     """The fields of compare.json, from its dataclasses and the texts below them."""
     yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
@@ -171,14 +217,7 @@ def page() -> str:
         path for path in CONF.iterdir() if path.is_dir() and path.name != "experiment"
     ):
         lines += group(folder.name)
-    lines += [*experiments(), *python(known["python"]), "## report.json\n"]
-    lines += [
-        "Scores are fractions of 1, or in the `unit` of the run. A number that cannot be computed is `null`.\n"
-    ]
-    lines += table(
-        ("key", "meaning"), ((f"`{key}`", what) for key, what in known["report"].items())
-    )
-    lines += schema()
+    lines += [*experiments(), *python(known["python"]), *report(known["analyses"]), *schema()]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, settings
 from souping.core.protocols import Evaluator, LoadedModel, Objective
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
-from souping.pipeline.ledger import Claim
+from souping.pipeline.claims import Claim, Look, Measurement, in_order
+from souping.pipeline.ledger import Ledger
 from tests.support.composition import compose_once
 
 IGNORED = [
@@ -91,6 +92,19 @@ def claim(
     """What a report says of a soup of `recipe`; by default on the mean, with the usual margin."""
     fields = {"candidates": ("f-a", "f-b"), "evaluator": "evaluator", "margin": 1.0, **changes}
     return Claim(soup=soup, objective=objective or Mean(), items=tuple(items), **fields)
+
+
+def show_report(
+    ledger: Ledger,
+    claim: Claim,
+    models: Sequence[Recipe] = (),
+    evaluator: str = "e",
+    guards: str = "",
+) -> Look:
+    """The look of a claim whose numbers are shown, with those of further models."""
+    items = ledger.items_of(claim)
+    measurement = Measurement(evaluator, tuple(item.id for item in in_order(items)), 1)
+    return ledger.show_report(claim, items, [claim.soup, *models], measurement, guards)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from souping.analysis.guards import TOKENS, Guard, resolve
-from souping.analysis.surface import FITTED, fitted
+from souping.analysis.surface import FITTED, design_effect, fitted
 from souping.core.fields import fits, pick
 from souping.core.types import (
     BoolArray,
@@ -124,14 +124,23 @@ class Front:
         # `goal.lengths`.
         names = [item.category for item in items]
         _, categories = np.unique(names, return_inverse=True)
+        _, groups = np.unique([item.group for item in items], return_inverse=True)
         equal_weights = np.ones(categories.max() + 1)
-        models = {False: fitted(self.points, scores, categories, equal_weights)}
+        effect = design_effect(scores, categories, groups)
+        models = {False: fitted(self.points, scores, categories, equal_weights, effect=effect)}
         if any(goal.lengths for goal in goals):
             lengths_of = {weights: result.lengths for weights, result in results.items()}
             lengths = _answer_table(fitted_points, lengths_of, len(items))
             first_length = float(np.nanmean(lengths[0])) or 1.0
             shortness = -lengths / first_length
-            models[True] = fitted(self.points, shortness, categories, equal_weights, rise=0.0)
+            models[True] = fitted(
+                self.points,
+                shortness,
+                categories,
+                equal_weights,
+                rise=0.0,
+                effect=design_effect(shortness, categories, groups),
+            )
             unit = replace(LENGTH, margin=0.01 * first_length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
         self.goals = goals

@@ -14,6 +14,8 @@ import numpy as np
 
 from souping.core.types import BoolArray, FloatArray, IntArray
 
+# With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
+SALT = 0x50_0D
 # Groups without which a stratum cannot show its own variance.
 SMALLEST_STRATUM = 5
 # Variance of a stratum, relative to its share of T squared, that counts as none.
@@ -58,35 +60,23 @@ class GroupedScores:
 
     def influence(self) -> FloatArray:
         """Each group's pull on T, linearised because category means are ratios, [G]."""
-        once = np.ones((1, len(self.sums)))
-        centres = self.centres(self.means[None], once, self.stratum, self.sums, self.counts)
-        residuals = self.sums - self.counts * centres
+        residuals = self.sums - self.counts * self._centres()
         return np.asarray((self.weights * residuals / self.counts.sum(axis=0)).sum(axis=1))
 
-    def centres(
-        self,
-        means: FloatArray,
-        drawn: FloatArray,
-        stratum: IntArray,
-        sums: FloatArray,
-        counts: FloatArray,
-    ) -> FloatArray:
-        """What categories vary around [D, C], if rows of groups are `drawn` [D, R] times.
+    def _centres(self) -> FloatArray:
+        """What categories vary around [C]: their means.
 
-        That is their `means` [D, C]. A small category, of fewer than five groups, varies around
-        the mean of the strata in which all small ones are: a lone item has no distance from its
-        own mean (strata of one unit, collapsed: Cochran 1977, section 5A.12). The rows have
-        `sums` and `counts` [R, C] and a `stratum` [R].
+        A small category, of fewer than five groups, varies around the mean of the strata in which
+        all small ones are: a lone item has no distance from its own mean (strata of one unit,
+        collapsed: Cochran 1977, section 5A.12).
         """
         small = (self.counts > 0).sum(axis=0) < SMALLEST_STRATUM
         if not small.any():
-            return means
+            return self.means
         has_small = (self.counts[:, small] > 0).any(axis=1)
-        collapsed = np.isin(stratum, self.stratum[has_small])
-        times = drawn[:, collapsed]
-        total = np.einsum("dr,r->d", times, sums[collapsed].sum(axis=1))
-        items = np.einsum("dr,r->d", times, counts[collapsed].sum(axis=1))
-        return np.where(small, (total / items)[:, None], means)
+        collapsed = np.isin(self.stratum, self.stratum[has_small])
+        mean = self.sums[collapsed].sum() / self.counts[collapsed].sum()
+        return np.where(small, mean, self.means)
 
     def variances(self) -> FloatArray:
         """Variance of T that each stratum contributes, [H]: n / (n - 1) * sum (u_g - mean u)^2."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from souping.analysis.intervals import NORMAL
+from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import LARGEST, pick
@@ -182,16 +182,27 @@ def _groups(items: Sequence[Item]) -> IntArray:
 
 
 def judge(
-    guards: Sequence[Guard], pairs: Sequence[tuple[ItemScores, ItemScores]], looks: int = 1
+    guards: Sequence[Guard],
+    pairs: Sequence[tuple[ItemScores, ItemScores]],
+    looks: int = 1,
+    picked: float = 1.0,
+    limits: int = 0,
 ) -> list[Row]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
-    `pairs` are the scores of soup and reference on the items of each guard.
+    `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
+    many. Guards that were set after a look are read from simultaneous limits of so many differences instead.
     """
+    if limits:
+        later = [
+            check(g, *p, looks=looks, tests=limits * picked)
+            for g, p in zip(guards, pairs, strict=True)
+        ]
+        return [guard.as_dict(found) for guard, found in zip(guards, later, strict=True)]
     left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
     while left:
         found = {
-            n: check(guard, *pair, looks=looks, tests=len(left))
+            n: check(guard, *pair, looks=looks, tests=len(left) * picked)
             for n, (guard, pair) in left.items()
         }
         done |= {

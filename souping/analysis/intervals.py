@@ -1,9 +1,9 @@
 """95 % intervals of scores.
 
-A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and
-plain bootstrap limits where it is not linear.
+A category's rate has Wilson's interval; the objective has bootstrap-t limits over groups, and that
+of the categories' limits where it is not linear.
 
-Shape legend: I items, G groups, C categories, H strata, D draws, R distinct rows.
+Shape legend: I items, G groups, C categories, H strata.
 """
 
 from __future__ import annotations
@@ -11,24 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-from souping.analysis.grouped import FLAT, GroupedScores, design, distinct, resample
+from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
+from souping.analysis.grouped import GroupedScores, design
 from souping.core.protocols import Objective
 from souping.core.scores import value_of
 from souping.core.types import FloatArray, IntArray, Item, Json
 from souping.core.unit import unit
 
-# With the caller's seed: equal inputs give equal intervals, whatever was drawn before.
-SALT = 0x50_0D
-NORMAL = NormalDist()
 # Tail on either side of a 95 % interval, and the normal quantile of it.
 TAIL = 0.025
 Z95 = 1.959963984540054
-# Step of the numerical slopes of an objective that is not linear.
-SLOPE_STEP = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +59,39 @@ def rate(values: FloatArray, groups: IntArray) -> Interval:
     Jeffreys' limit where they do not vary. Limits end at 0 and 1 only where all values lie between
     (`span`): pseudo-values of a corpus metric lie outside, and so may a task's own metric.
     """
-    category = np.zeros(len(values), dtype=np.int64)
-    weight = np.ones(1)
-    scores = design(values, category, groups, weight)
-    effective_n = effective_size(values, category, groups, weight)
-    low, high = _rate_limits(values, scores, effective_n)
-    bottom, top = span(values)
+    scores = _one_category(values, groups)
+    low, high = category_limits(values, groups, TAIL)
     return Interval(
         mean=scores.objective,
-        low=max(bottom, low),
-        high=min(top, high),
+        low=low,
+        high=high,
         n=len(values),
         groups=len(scores.sums),
-        effective_n=effective_n,
+        effective_n=effective_size(values, 0 * groups, groups, np.ones(1)),
     )
 
 
-def _rate_limits(
-    values: FloatArray, scores: GroupedScores, effective_n: float
-) -> tuple[float, float]:
+def _one_category(values: FloatArray, groups: IntArray) -> GroupedScores:
+    return design(values, 0 * groups, groups, np.ones(1))
+
+
+def category_limits(values: FloatArray, groups: IntArray, tail: float) -> tuple[float, float]:
+    """Limits of one category's mean (`rate`) that miss it with a chance of `tail` on either side."""
     from scipy.special import stdtrit
 
+    bottom, top = span(values)
+    scores = _one_category(values, groups)
     mean = scores.objective
     if np.isin(values, (0.0, 1.0)).all():
-        return wilson(mean, effective_n)
+        effective_n = effective_size(values, 0 * groups, groups, np.ones(1))
+        return wilson(mean, effective_n, -NORMAL.inv_cdf(tail))
     if scores.flat().all():
-        below, above = flat_margins(scores, *span(values))
-        return mean - below, mean + above
+        below, above = flat_margins(scores, bottom, top, tail)
+        return max(bottom, mean - below), min(top, mean + above)
     degrees = max(len(scores.sums) - 1, 1)  # a single group: the widest that we state
     error = float(np.sqrt(scores.variances().sum()))
-    margin = float(-stdtrit(degrees, TAIL)) * error
-    return mean - margin, mean + margin
+    margin = float(-stdtrit(degrees, tail)) * error
+    return max(bottom, mean - margin), min(top, mean + margin)
 
 
 def span(values: FloatArray) -> tuple[float, float]:
@@ -104,11 +101,13 @@ def span(values: FloatArray) -> tuple[float, float]:
     return -math.inf, math.inf
 
 
-def wilson(mean: float, n: float) -> tuple[float, float]:
+def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a rate from n items; n need not be whole."""
-    centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    margin = Z95 / (1 + Z95**2 / n) * np.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n**2))
-    return min(mean, float(centre - margin)), max(mean, float(centre + margin))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    margin = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    low = min(mean, float(centre - margin))
+    high = max(mean, float(centre + margin))
+    return max(0.0, low), min(1.0, high)
 
 
 def effective_size(
@@ -134,142 +133,44 @@ def effective_size(
 # ---------------------------------------------------------------- what was not seen
 
 
-def flat_margins(scores: GroupedScores, bottom: float, top: float) -> tuple[float, float]:
+def flat_margins(
+    scores: GroupedScores, bottom: float, top: float, tail: float = TAIL
+) -> tuple[float, float]:
     """Distances that T may lie below and above because of strata that show no variation.
 
     That is Jeffreys' limit of none seen. Categories that already stand at a bound cannot move
     past it.
     """
+    from scipy.special import betaincinv
+
     # Mean of each category in each stratum [H, C], 0 where there is none.
     sums = scores.by_stratum(scores.sums)
     counts = scores.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
-    # How far T moves if all groups of a flat stratum fall, or rise, [H].
-    shares = scores.shares()
-    flat = scores.flat()
-    scale = float(scores.weights.sum())
-    fall = (shares * (means > bottom / scale)).sum(axis=1) * flat
-    rise = (shares * (means < top / scale)).sum(axis=1) * flat
-    none = np.zeros(scores.strata)
-    return _jeffreys_margin(scores, fall, none, TAIL), _jeffreys_margin(scores, rise, none, TAIL)
-
-
-def unseen_margins(scores: GroupedScores, tail: float) -> tuple[float, float]:
-    """Distances that T, a difference, may lie below and above because few or no groups showed it.
-
-    Of n groups of a stratum k lie below zero, or above: their rate may be as high as the upper
-    `tail` point of Beta(k + 1/2, n - k + 1/2) (Jeffreys' prior; Brown, Cai and DasGupta 2001).
-    What that goes beyond the normal limit is what no resampling of the groups shows: all of it
-    where k is 0, next to nothing where k is large.
-    """
-    pulls = scores.pulls()
-    moves = scores.shares().sum(axis=1)
-    least = FLAT * moves.max()
-    lower = np.bincount(scores.stratum, -pulls > least, scores.strata).astype(float)
-    higher = np.bincount(scores.stratum, pulls > least, scores.strata).astype(float)
-    below = _jeffreys_margin(scores, moves, lower, tail)
-    above = _jeffreys_margin(scores, moves, higher, tail)
-    return below, above
-
-
-def _jeffreys_margin(
-    scores: GroupedScores, moves: FloatArray, seen: FloatArray, tail: float
-) -> float:
-    """How far T may move by what `seen` [H] of a stratum's groups showed.
-
-    All groups of a stratum would move it by `moves` [H]. Strata add in squares.
-    """
-    from scipy.special import betaincinv, ndtri
-
+    # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit has, [H].
+    # Strata add in squares.
     n = scores.sizes
-    rate_seen = seen / n
-    normal_limit = rate_seen - ndtri(tail) * np.sqrt(seen * (1 - rate_seen)) / n
-    jeffreys_limit = betaincinv(seen + 0.5, n - seen + 0.5, 1 - tail)
-    excess = np.maximum(jeffreys_limit - normal_limit, 0.0)
-    return float(np.sqrt(((moves * excess) ** 2).sum()))
-
-
-# ---------------------------------------------------------------- bootstrap over groups
-
-
-def bootstrap(
-    scores: GroupedScores, draws: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Objective and its standard error on each draw of groups within strata, both [D].
-
-    A stratum whose groups are all alike in a draw counts with the variance of half a discordant
-    group among n + 1 (Jeffreys). A draw without any item of a category is nan.
-    """
-    width = len(scores.weights)
-    rows, stratum, number = distinct(np.hstack([scores.sums, scores.counts]), scores.stratum)
-    drawn = resample(stratum, number, draws, rng)
-    columns = np.ascontiguousarray(rows.T)
-    row_sums = columns[:width]  # [C, R]
-    row_counts = columns[width:]
-
-    # Category means of each draw [D, C], and what each row pulls T by in it [D, R]. einsum instead
-    # of a matrix product: its sums do not depend on threads.
-    sums = np.einsum("dr,cr->dc", drawn, row_sums)
-    counts = np.einsum("dr,cr->dc", drawn, row_counts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = sums / counts
-        scale = scores.weights / counts
-        centres = scores.centres(means, drawn, stratum, rows[:, :width], rows[:, width:])
-        pulls = np.einsum("dc,cr->dr", scale, row_sums)
-        pulls = pulls - np.einsum("dc,cr->dr", scale * centres, row_counts)
-
-    # Variance of T, stratum by stratum.
-    sizes = scores.sizes
-    floor = scores.shares().sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
-    variance = np.zeros(draws)
-    for h in np.flatnonzero(~scores.flat()):
-        n = sizes[h]
-        times = drawn[:, stratum == h]
-        pull = pulls[:, stratum == h]
-        squares = (times * pull**2).sum(axis=1) - (times * pull).sum(axis=1) ** 2 / n
-        contribution = squares * n / max(n - 1, 1)
-        variance += np.where(contribution <= 1e-9 * floor[h], floor[h], contribution)
-    return (scores.weights * means).sum(axis=1), np.sqrt(variance)
-
-
-def _bootstrap_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
-    """Distances from T to its bootstrap-t limits.
-
-    They are quantiles of (T* - T) / se*, turned round, times se, and never below the normal
-    1.96 se: with few wrong items many draws show hardly any. With many categories of an item or
-    two it may be that no draw has all of them: the normal limits then.
-    """
-    error = float(np.sqrt(scores.variances()[~scores.flat()].sum()))
-    if error == 0:
-        return 0.0, 0.0
-    objectives, errors = bootstrap(scores, draws, np.random.default_rng([SALT, seed]))
-    studentised = (objectives - scores.objective) / errors
-    studentised = studentised[np.isfinite(studentised)]
-    if not len(studentised):
-        return Z95 * error, Z95 * error
-    low, high = np.quantile(studentised, (TAIL, 1 - TAIL))
-    return max(Z95, float(high)) * error, max(Z95, -float(low)) * error
-
-
-def _corrected_percentiles(
-    estimates: FloatArray, estimate: float, tail: float
-) -> tuple[float, float]:
-    """Plain and bias-corrected percentiles of bootstrap estimates, whichever are wider."""
-    lower = (estimates < estimate - 1e-12).mean()
-    lower_or_equal = (estimates <= estimate + 1e-12).mean()
-    share_below = float((lower + lower_or_equal) / 2)
-
-    # z0 of Efron and Tibshirani (1993), equation 14.14; then 14.10 with no acceleration.
-    z0 = NORMAL.inv_cdf(min(max(share_below, 0.01), 0.99))
-    corrected_low = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(tail))
-    corrected_high = NORMAL.cdf(2 * z0 + NORMAL.inv_cdf(1 - tail))
-    levels = [min(tail, corrected_low), max(1 - tail, corrected_high)]
-    low, high = np.quantile(estimates, levels)
-    return float(low), float(high)
+    moves = scores.shares() * (scores.flat() * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
+    scale = float(scores.weights.sum())
+    fall = (moves * (means > bottom / scale)).sum(axis=1)
+    rise = (moves * (means < top / scale)).sum(axis=1)
+    return float(np.sqrt((fall**2).sum())), float(np.sqrt((rise**2).sum()))
 
 
 # ---------------------------------------------------------------- the objective
+
+
+def _varying_margins(scores: GroupedScores, draws: int, seed: int) -> tuple[float, float]:
+    """Distances from T to its bootstrap-t limits, and never below the normal 1.96 se.
+
+    With few wrong items many draws show hardly any.
+    """
+    reach = bootstrap_reach(scores, draws=draws, seed=seed)
+    if reach is None:
+        return 0.0, 0.0
+    least = Z95 * reach.error
+    return max(least, reach.below(2 * TAIL)), max(least, reach.above(2 * TAIL))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,12 +222,12 @@ class ItemTable:
             scores = self.grouped(values)
             bottom = bottom * float(scores.weights.sum())
             top = top * float(scores.weights.sum())
-            varying_below, varying_above = _bootstrap_margins(scores, draws, seed)
+            varying_below, varying_above = _varying_margins(scores, draws, seed)
             flat_below, flat_above = flat_margins(scores, bottom, top)
             low = scores.objective - float(np.hypot(varying_below, flat_below))
             high = scores.objective + float(np.hypot(varying_above, flat_above))
         else:
-            low, high = self.limits(values)
+            low, high = self._box_limits(values)
         return Interval(
             mean=self.score(values),
             low=max(bottom, low),
@@ -336,55 +237,17 @@ class ItemTable:
             effective_n=effective_size(values, self.categories, self.groups, self.coefficients),
         )
 
-    def limits(
-        self, *scores: FloatArray, alpha: float = 2 * TAIL, draws: int = 4999
-    ) -> tuple[float, float]:
-        """Limits of an objective that is not linear or, of two models, of the difference.
+    def _box_limits(self, values: FloatArray) -> tuple[float, float]:
+        """Limits of an objective that is not linear but rises with every category mean.
 
-        A bootstrap over groups: plain and bias-corrected percentiles (Efron and Tibshirani 1993,
-        chapter 14), whichever are wider, as the minimum of noisy means is below that of the true
-        ones. Where the categories that decide show no variation, Jeffreys' limits for what was
-        not seen.
+        It lies between its values of all lower and of all upper limits of the categories, which
+        hold at once (Bonferroni).
         """
-        tail = alpha / 2
-        models = [self.grouped(values) for values in scores]
-        estimate = float(self._contrast([model.means for model in models]))
-        estimates = self._bootstrap_contrasts(models, draws)
-        low, high = _corrected_percentiles(estimates, estimate, tail)
-
-        # What was not seen, of the objective made linear around the means.
-        contrasts = scores[0] - sum(scores[1:])
-        linear = design(contrasts, self.categories, self.groups, self._local_weights(models))
-        if len(scores) > 1:
-            unseen_below, unseen_above = unseen_margins(linear, tail)
-        else:
-            unseen_below, unseen_above = flat_margins(linear, *span(scores[0]))
-        below = float(np.hypot(estimate - low, unseen_below))
-        above = float(np.hypot(high - estimate, unseen_above))
-        return estimate - below, estimate + above
-
-    def _contrast(self, means: Sequence[FloatArray]) -> FloatArray:
-        """Objective of the first model's category means [..., C], less that of the second's."""
         assert self.value is not None
-        objectives = [self.value(model_means) for model_means in means]
-        return np.asarray(objectives[0] - sum(objectives[1:]))
-
-    def _bootstrap_contrasts(self, models: Sequence[GroupedScores], draws: int) -> FloatArray:
-        """The contrast on each draw of groups, [D]; all models have the same draws."""
-        tables = [model.sums for model in models]
-        tables.append(models[0].counts)
-        rows, stratum, number = distinct(np.hstack(tables), models[0].stratum)
-        drawn = resample(stratum, number, draws, np.random.default_rng(SALT))
-        *sums, counts = np.split(np.einsum("dr,rc->dc", drawn, rows), len(tables), axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            contrasts = self._contrast([model_sums / counts for model_sums in sums])
-        return np.asarray(contrasts[np.isfinite(contrasts)])
-
-    def _local_weights(self, models: Sequence[GroupedScores]) -> FloatArray:
-        """Slope of the objective to each category mean, of all models in the mean, [C]."""
-        slopes = np.zeros((len(models), len(self.names)))
-        for row, model in zip(slopes, models, strict=True):
-            objective = self._contrast([model.means])
-            for c, step in enumerate(SLOPE_STEP * np.eye(len(self.names))):
-                row[c] = objective - self._contrast([model.means - step])
-        return np.asarray(np.clip(np.mean(slopes, axis=0) / SLOPE_STEP, 0, None))
+        tail = TAIL / len(self.names)
+        limits = []
+        for c in range(len(self.names)):
+            place = self.categories == c
+            limits.append(category_limits(values[place], self.groups[place], tail))
+        low, high = self.value(np.array(limits).T)
+        return float(low), float(high)

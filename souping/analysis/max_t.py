@@ -1,5 +1,9 @@
 """Correction of several sign-flip tests for their number (max-T; Westfall and Young 1993).
 
+The differences meet the same sign patterns. One is beyond chance at level a where |T| / se is above
+the size that the largest |T*| / se* of all reaches with a chance of a. That size, in standard
+errors, is the reach of simultaneous limits.
+
 Shape legend: G groups, F differences, D sign patterns.
 """
 
@@ -11,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from souping.analysis.bootstrap_t import NORMAL, bootstrap_reach
 from souping.analysis.grouped import GroupedScores, distinct
-from souping.analysis.intervals import NORMAL
-from souping.analysis.sign_flip import TIE
+from souping.analysis.nested import TIE, NestedIntervals, Reach, UnseenMargins
+from souping.analysis.paired import step
 from souping.analysis.sign_patterns import DRAWS, drawn_sums, draws_for
 from souping.core.types import FloatArray, IntArray
 
@@ -21,23 +26,57 @@ MAX_T = "max-T of studentised sign flips over groups"
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaxTReach(Reach):
+    """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
+
+    In a category of few groups many patterns have all groups on one side, and no error. So it is
+    at most the size that the difference's own |t*| reaches with a chance of `level` / F.
+    """
+
+    error: float
+    largest: FloatArray  # [D] of all differences in a pattern, falling
+    statistics: FloatArray  # [D] |T*| / se* of this one, falling
+    tests: int
+
+    def below(self, level: float) -> float:
+        critical = min(_reached(level, self.largest), _reached(level / self.tests, self.statistics))
+        return critical * self.error
+
+    def above(self, level: float) -> float:
+        return self.below(level)
+
+
+def _reached(level: float, falling: FloatArray) -> float:
+    """The size that is reached with a chance of `level`, by the patterns [D] and the one seen."""
+    rank = math.ceil(level * (1 + len(falling)) - TIE) - 1
+    if rank <= 0:
+        return math.inf
+    return float(falling[rank - 1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaxT:
     """Several differences, each of one category, that are tested at level `alpha` together."""
 
-    largest: FloatArray  # [D] the largest |T*| / se* of all differences in a pattern, sorted
+    largest: FloatArray  # [D] the largest |T*| / se* of all differences in a pattern
     errors: FloatArray  # [F] standard errors of the differences
     items: FloatArray  # [F]
     alpha: float
+    intervals: Sequence[NestedIntervals]  # of each difference, for all of them at once
 
     @classmethod
     def of(
         cls,
         differences: Sequence[GroupedScores],
         members: Sequence[IntArray],
+        bounds: Sequence[float],
         alpha: float,
         draws: int = DRAWS,
     ) -> MaxT:
-        """`members[f]` number the groups of a difference; one has one sign in all of them."""
+        """`members[f]` number the groups of a difference; one has one sign in all of them.
+
+        A difference lies within -bounds[f]..bounds[f].
+        """
         # What each group adds to each difference [G, F].
         _, group = np.unique(np.concatenate(members), return_inverse=True)
         sizes = np.array([len(groups) for groups in members])
@@ -46,47 +85,34 @@ class MaxT:
         for f, places in enumerate(np.split(group, np.cumsum(sizes)[:-1])):
             pulls[places, f] = differences[f].sums[:, 0] / items[f]
 
-        # The differences in each pattern [D, F], and the largest of their studentised sizes.
+        # The differences in each pattern [D, F], and the largest of their studentised sizes. That
+        # which was seen is reached in spite of rounding.
         one_stratum = np.zeros(len(pulls), dtype=np.int64)
         rows, stratum, number = distinct(pulls, one_stratum)
         patterns = draws_for(alpha, draws)
         totals = drawn_sums(rows, number, stratum, strata=1, draws=patterns, seed=0)[:, 0]
         squares = (pulls**2).sum(axis=0)
-        variance = (squares - totals**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
-        least_variance = np.maximum(1e-12 * squares, 1e-30)
-        studentised = np.abs(totals) / np.sqrt(np.maximum(variance, least_variance))
+        errors = _errors(pulls.sum(axis=0), squares, sizes)
+        studentised = np.abs(totals) / _errors(totals, squares, sizes) * (1 + TIE)
+        largest = np.sort(studentised.max(axis=1))[::-1]
 
-        seen = pulls.sum(axis=0)
-        seen_squares = np.maximum(squares - seen**2 / sizes, 0.0)
-        errors = np.sqrt(seen_squares * sizes / np.maximum(sizes - 1, 1))
-        return cls(
-            largest=np.sort(studentised.max(axis=1)), errors=errors, items=items, alpha=alpha
-        )
-
-    @property
-    def critical(self) -> float:
-        """Size of |T| / se above which a difference is beyond chance in any of the tests.
-
-        In a category of few groups many patterns have all groups on one side, and no error:
-        Bonferroni's limit is below theirs.
-        """
-        return critical_value(self.largest, self.alpha, tests=len(self.errors))
-
-    @property
-    def tests(self) -> float:
-        """Number of independent tests that would need the same correction."""
-        return equivalent_tests(self.critical, self.alpha)
-
-    def p_value(self, single: float) -> float:
-        """p-value for all tests of one whose own is `single`.
-
-        It is below alpha just where `single` is below alpha / `tests`.
-        """
-        size = -NORMAL.inv_cdf(single / 2)
-        reached = len(self.largest) - np.searchsorted(self.largest, size)
-        adjusted = float((1 + reached) / (1 + len(self.largest)))
-        bonferroni = len(self.errors) * single
-        return min(adjusted, bonferroni, 1.0)
+        intervals = []
+        for f, scores in enumerate(differences):
+            statistics = np.sort(studentised[:, f])[::-1]
+            tests = len(differences)
+            reach = MaxTReach(
+                error=float(errors[f]), largest=largest, statistics=statistics, tests=tests
+            )
+            bootstrap = None if step(scores) else bootstrap_reach(scores, tests=tests)
+            intervals.append(
+                NestedIntervals(
+                    total=scores.objective,
+                    reaches=[reach] if bootstrap is None else [reach, bootstrap],
+                    margins=UnseenMargins.of(scores, tests),
+                    bound=bounds[f],
+                )
+            )
+        return cls(largest=largest, errors=errors, items=items, alpha=alpha, intervals=intervals)
 
     @property
     def least(self) -> FloatArray:
@@ -97,6 +123,18 @@ class MaxT:
         by_error = self.critical * self.errors
         by_items = self.critical**2 / self.items
         return np.asarray(np.maximum(by_error, by_items))
+
+    @property
+    def critical(self) -> float:
+        """Size of |T| / se above which a difference is beyond chance in any of the tests."""
+        return critical_value(self.largest, self.alpha, tests=len(self.errors))
+
+
+def _errors(totals: FloatArray, squares: FloatArray, sizes: IntArray) -> FloatArray:
+    """Standard errors of differences [..., F] by their totals and the groups' sums of squares."""
+    variance = (squares - totals**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
+    least_variance = np.maximum(1e-12 * squares, 1e-30)
+    return np.asarray(np.sqrt(np.maximum(variance, least_variance)))
 
 
 def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:

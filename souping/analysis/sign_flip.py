@@ -1,102 +1,111 @@
-"""Studentised sign-flip test of paired differences over groups, and its inversion, an interval.
+"""Studentised sign-flip test of paired differences over groups, and its inversion at every level.
 
 Under "a and b are exchangeable in every group" any pattern of signs of the groups' differences is
 as likely as the one seen, so the test is exact; dividing T by its standard error, recomputed for
 every pattern, keeps it valid for large samples where only E T = 0 holds and categories differ the
 opposite way (Chung and Romano 2013; Janssen 1997).
 
+The scores less a shift T + x have T* = P - x S in a pattern, -x in the pattern that was seen. The
+pattern reaches the one seen while |T*| / se* >= |x| / se. How far that holds, upwards and
+downwards, is its distance; the shift is rejected at level a where fewer than a of the patterns
+have a distance of |x|. So one set of distances inverts the test at all levels.
+
 Shape legend: G groups, H strata, D sign patterns.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from souping.analysis.grouped import GroupedScores, distinct
-from souping.analysis.intervals import unseen_margins
+from souping.analysis.nested import TIE, Reach
 from souping.analysis.sign_patterns import (
     DRAWS,
     drawn_sums,
-    draws_for,
     every_pattern,
     is_countable,
     stratum_sums,
 )
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import BoolArray, FloatArray, IntArray
 
 TEST = "studentised sign-flip over groups"
 ALPHA = 0.05
-# Relative distance below which two statistics are equal.
-TIE = 1e-9
-# Halvings of the bracket of an interval's end, and doublings until one is found.
-HALVINGS = 20
-DOUBLINGS = 60
+# Halvings by which a distance is found, and standard errors beyond which it has no end.
+HALVINGS = 22
+ENDLESS = 60_000.0
 
 
-def sign_flip(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p-value of T = 0 by flipping the sign of all differences of a group together.
+@dataclass(frozen=True, kw_only=True)
+class Distances:
+    """Distances of the patterns, farthest first, and the chance of one so far or farther."""
 
-    p = (1 + #{|T*| >= |T|}) / (draws + 1); where there are at most 20,000 distinct patterns all
-    are counted instead.
+    farthest: FloatArray  # [D]
+    chances: FloatArray  # [D]
+
+    @classmethod
+    def of(cls, distances: FloatArray, chance: FloatArray) -> Distances:
+        """From the `chance` [D] of each pattern."""
+        order = np.argsort(-distances, kind="stable")
+        return cls(farthest=distances[order], chances=np.cumsum(chance[order]))
+
+    def at(self, level: float) -> float:
+        """The farthest distance that is reached with a chance of `level`."""
+        place = int(np.searchsorted(self.chances, level))
+        return float(self.farthest[min(place, len(self.farthest) - 1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipReach(Reach):
+    """Inverted sign-flip test; `p_value` is that of T = 0."""
+
+    down: Distances
+    up: Distances
+    p_value: float
+
+    def below(self, level: float) -> float:
+        return self.down.at(level)
+
+    def above(self, level: float) -> float:
+        return self.up.at(level)
+
+
+def flip_reach(scores: GroupedScores, *, draws: int = DRAWS, seed: int = 0) -> FlipReach | None:
+    """Sign flips of all differences of a group together; None where no group differs.
+
+    p = (1 + #{|T*| >= |T|}) / (draws + 1). Where there are at most 20,000 distinct patterns all are
+    counted instead. If that is so for the groups that differ alone, T = 0 has an exact p-value: the
+    drawn patterns that reach it get this chance together.
     """
     pulls = Pulls.upward(scores)
     if pulls is None:
-        return 1.0
-    p_value = _exact_p_value(pulls)
-    if p_value is not None:
-        return p_value
-    return SignFlips.of_pulls(pulls, draws, seed).p_value(0.0)
-
-
-def invert(
-    scores: GroupedScores, scale: float, *, alpha: float = ALPHA, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """Interval of T within -scale..scale at level 1 - alpha, and the p-value: (low, high, p).
-
-    A difference is rejected where the test rejects the scores less that difference, with the same
-    signs for every one; the interval reaches from the first to the last that is not rejected.
-    What few or none of a stratum's groups showed in one direction may be more of them all the
-    same: the limit on that side is widened by Jeffreys' limit (`unseen_margins`), added in
-    squares, unless it would then contradict the test of 0. So 0 is outside just where p < alpha.
-    """
-    below, above = unseen_margins(scores, alpha / 2)
-    pulls = Pulls.upward(scores)
-    if pulls is None:
-        total = scores.objective
-        return max(-scale, total - below), min(scale, total + above), 1.0
-
+        return None
+    flips = SignFlips.of_pulls(pulls, draws, seed)
     total = abs(scores.objective)
-    if pulls.turned:
-        below, above = above, below
-    flips = SignFlips.of_pulls(pulls, draws_for(alpha, draws), seed)
-    p_value = _exact_p_value(pulls)
-    if p_value is None:
-        p_value = flips.p_value(0.0)
+    reached = flips.reaches_zero()
+    chance = flips.chance
+    p_value = min(1.0, float(chance[reached].sum()))
+    exact = _exact_p_value(pulls)
+    if exact is not None:
+        if exact < 1 and not reached.all():
+            chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
+        p_value = exact
 
-    # The interval of the test itself.
-    rejected = p_value < alpha
-    if rejected:
-        low = flips.edge(total, 0.0, alpha)
-    else:
-        low = flips.edge(0.0, -scale, alpha)
-    high = flips.edge(total, scale, alpha)
-
-    # Wider by what was not seen.
-    wider_low = max(-scale, total - float(np.hypot(total - low, below)))
-    if not rejected or wider_low > 0:
-        low = wider_low
-    high = min(scale, total + float(np.hypot(high - total, above)))
+    # A pattern reaches T = 0, downwards, just where the test says so.
+    distances = flips.distances(-1.0) * pulls.unit
+    farther = np.maximum(distances, total)
+    nearer = np.minimum(distances, total * (1 - TIE))
+    down = Distances.of(np.where(reached, farther, nearer), chance)
+    up = Distances.of(flips.distances(1.0) * pulls.unit, flips.chance)
     if pulls.turned:
-        return -high, -low, p_value
-    return low, high, p_value
+        down, up = up, down
+    return FlipReach(down=down, up=up, p_value=p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pulls:
-    """Groups as the test sees them, in units of the largest pull, `unit`.
+    """Groups as the test sees them: pulls in units of the largest, `unit`.
 
     T is not below zero: the difference is `turned` where it was, and where it is zero by the order
     of its rows, so that a - b and b - a meet the same signs and mirror each other.
@@ -119,7 +128,7 @@ class Pulls:
         pull = pull / unit
         pull[np.abs(pull) <= TIE] = 0.0
         shares = scores.weights * scores.counts / scores.counts.sum(axis=0)
-        slope = shares.sum(axis=1) / (float(scores.weights.sum()) * unit)
+        slope = shares.sum(axis=1) / float(scores.weights.sum())
         turned = _is_downward(pull, slope, scores.stratum)
         return cls(
             pull=-pull if turned else pull,
@@ -148,114 +157,113 @@ def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlips:
-    """Sign patterns, the one seen first, as what T and its variance are made of for every shift.
+    """Sign patterns as what T and its variance are made of, in units of the pulls, around T.
 
-    Of the scores less d, T* = pull - d slope and its variance is q(d) - v(d). The scalar q comes
-    from the sums of squares of the strata and v from the squares of their sums; both are
-    polynomials c0 - 2 d c1 + d^2 c2.
+    The variance of the scores less T + x is q(x) - v(x). The scalar q comes from the sums of
+    squares of the strata and v from the squares of their sums; both are polynomials
+    c0 - 2 x c1 + x^2 c2.
     """
 
-    pull: FloatArray  # [D]
-    slope: FloatArray  # [D]
+    total: float  # T
+    pull: FloatArray  # [D] P
+    slope: FloatArray  # [D] S
     squares: FloatArray  # [3] coefficients of q
     spread: FloatArray  # [3, D] coefficients of v
-    unit: float
-    chance: FloatArray | None  # [D - 1] None where the patterns were drawn
+    seen_spread: FloatArray  # [3] those of v in the pattern seen
+    chance: FloatArray  # [D]
+    one_stratum: bool
 
     @classmethod
     def of_pulls(cls, pulls: Pulls, draws: int, seed: int) -> SignFlips:
-        """All patterns of the groups where they are few, else so many drawn ones."""
-        columns = np.column_stack([pulls.pull, pulls.slope])
+        """All patterns of the groups where they are few, else so many drawn ones and that seen."""
+        total = float(pulls.pull.sum())
+        residual = pulls.pull - total * pulls.slope
+        columns = np.column_stack([residual, pulls.slope])
         rows, stratum, number = distinct(columns, pulls.stratum)
         strata = len(pulls.sizes)
-        chance = None
+        seen = stratum_sums(number[None, :], rows, number, stratum, strata)
         if is_countable(number):
             plus, chance = every_pattern(number)
-            flipped = stratum_sums(plus, rows, number, stratum, strata)
+            sums = stratum_sums(plus, rows, number, stratum, strata)
         else:
-            flipped = drawn_sums(rows, number, stratum, strata, draws, seed)
-        seen = stratum_sums(number[None, :], rows, number, stratum, strata)
-        sums = np.concatenate([seen, flipped])
-        pull = sums[:, :, 0]  # [D, H]
-        slope = sums[:, :, 1]
+            sums = np.concatenate([seen, drawn_sums(rows, number, stratum, strata, draws, seed)])
+            chance = np.full(len(sums), 1 / len(sums))
 
         # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
         group_factor = factor[pulls.stratum]
         squares = [
-            (pulls.pull * pulls.pull * group_factor).sum(),
-            (pulls.pull * pulls.slope * group_factor).sum(),
+            (residual * residual * group_factor).sum(),
+            (residual * pulls.slope * group_factor).sum(),
             (pulls.slope * pulls.slope * group_factor).sum(),
         ]
-        spread = [
-            np.einsum("dh,dh,h->d", pull, pull, factor / pulls.sizes),
-            np.einsum("dh,dh,h->d", pull, slope, factor / pulls.sizes),
-            np.einsum("dh,dh,h->d", slope, slope, factor / pulls.sizes),
-        ]
         return cls(
-            pull=pull.sum(axis=1),
-            slope=slope.sum(axis=1),
+            total=total,
+            pull=sums[:, :, 0].sum(axis=1),
+            slope=sums[:, :, 1].sum(axis=1),
             squares=np.array(squares),
-            spread=np.stack(spread),
-            unit=pulls.unit,
+            spread=_spread(sums, factor / pulls.sizes),
+            seen_spread=_spread(seen, factor / pulls.sizes)[:, 0],
             chance=chance,
+            one_stratum=strata == 1,
         )
 
-    def p_value(self, shift: float) -> float:
-        """Two-sided p-value of T = shift."""
-        total = self.pull - shift * self.slope
-        squares = float(_polynomial(self.squares, shift))
-        variance = squares - _polynomial(self.spread, shift)
-        # All of it may cancel but for rounding.
-        least_variance = 1e-12 * max(squares, 1e-6 * self.squares[0])
-        variance = np.maximum(variance, least_variance)
+    def reaches_zero(self) -> BoolArray:
+        """Patterns [D] that reach the one seen where the shift is 0, or would but for rounding."""
+        total = self.pull + self.total * self.slope
+        variance = self._variance(self.spread, -self.total)
+        seen = self.total / np.sqrt(self._variance(self.seen_spread, -self.total))
+        threshold = np.maximum(seen * (1 - TIE) - TIE, 0.0)
+        return np.asarray(total**2 >= threshold**2 * variance)
 
-        # |T*| / se* >= |T| / se, in squares. T may be 0 but for rounding.
-        seen = abs(float(total[0])) / math.sqrt(float(variance[0]))
-        threshold = max(seen * (1 - TIE) - TIE, 0.0)
-        reached = total[1:] ** 2 >= threshold**2 * variance[1:]
-        if self.chance is not None:
-            return float(min(1.0, self.chance[reached].sum()))
-        return float((1 + reached.sum()) / len(total))
-
-    def edge(self, inside: float, outside: float, alpha: float) -> float:
-        """Where the differences that are not rejected end.
-
-        That is between `inside`, one of them, and `outside`.
-        """
-        if outside != 0:
-            inside, outside = self._bracket(inside, outside, alpha)
-        if inside == outside:
-            return inside
+    def distances(self, side: float) -> FloatArray:
+        """How far each pattern reaches, upwards (side 1) or downwards (-1), [D]."""
+        if self.one_stratum:
+            return self._one_stratum_distances(side)
+        scale = max(float(np.sqrt(self._variance(self.seen_spread, 0.0))), TIE)
+        inside = np.zeros(len(self.pull))
+        outside = np.ones(len(self.pull))
         for _ in range(HALVINGS):
             middle = (inside + outside) / 2
-            if self.p_value(middle) >= alpha:
-                inside = middle
-            else:
-                outside = middle
-        return inside
+            x = scale * middle / (1 - middle)
+            total = self.pull - side * x * self.slope
+            seen_variance = self._variance(self.seen_spread, side * x) * (1 + TIE)
+            reached = total**2 * seen_variance >= x**2 * self._variance(self.spread, side * x)
+            inside = np.where(reached, middle, inside)
+            outside = np.where(reached, outside, middle)
+        distances = scale * inside / (1 - inside)
+        return np.asarray(np.where(distances > ENDLESS * scale, np.inf, distances))
 
-    def _bracket(self, inside: float, bound: float, alpha: float) -> tuple[float, float]:
-        """The last step that is not rejected and the first that is, steps doubling.
+    def _one_stratum_distances(self, side: float) -> FloatArray:
+        """In one stratum |T*| / se* grows with |T*|: a pattern reaches while |P - x S| >= |x|."""
+        pull = side * self.pull
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances = np.maximum(pull / (1 + self.slope), -pull / (1 - self.slope))
+        distances[np.abs(self.slope) >= 1 - TIE] = np.inf
+        return np.asarray(distances)
 
-        Both are the bound if none up to there is rejected.
-        """
-        step = float(np.sign(bound)) * self.unit
-        for _ in range(DOUBLINGS):
-            farther = inside + step
-            if abs(farther) >= abs(bound):
-                rejected = self.p_value(bound) < alpha
-                return (inside, bound) if rejected else (bound, bound)
-            if self.p_value(farther) < alpha:
-                return inside, farther
-            inside = farther
-            step = 2 * step
-        return bound, bound
+    def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
+        """q(x) - v(x), of which all may cancel but for rounding."""
+        squares = _polynomial(self.squares, x)
+        least = 1e-12 * np.maximum(squares, 1e-6 * self.squares[0])
+        return np.asarray(np.maximum(squares - _polynomial(spread, x), least))
 
 
-def _polynomial(coefficients: FloatArray, d: float) -> FloatArray:
-    """c0 - 2 d c1 + d^2 c2 of coefficients [3, ...]."""
-    return np.asarray(coefficients[0] - 2 * d * coefficients[1] + d * d * coefficients[2])
+def _spread(sums: FloatArray, factor: FloatArray) -> FloatArray:
+    """Coefficients [3, D] of v by sums [D, H, 2] of pulls and slopes."""
+    pull = sums[:, :, 0]
+    slope = sums[:, :, 1]
+    coefficients = [
+        np.einsum("dh,dh,h->d", pull, pull, factor),
+        np.einsum("dh,dh,h->d", pull, slope, factor),
+        np.einsum("dh,dh,h->d", slope, slope, factor),
+    ]
+    return np.stack(coefficients)
+
+
+def _polynomial(coefficients: FloatArray, x: FloatArray | float) -> FloatArray:
+    """c0 - 2 x c1 + x^2 c2 of coefficients [3, ...]."""
+    return np.asarray(coefficients[0] - 2 * x * coefficients[1] + x * x * coefficients[2])
 
 
 def _exact_p_value(pulls: Pulls) -> float | None:

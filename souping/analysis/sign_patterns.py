@@ -12,19 +12,20 @@ from math import comb
 
 import numpy as np
 
-from souping.analysis.intervals import SALT
+from souping.analysis.grouped import SALT
 from souping.core.types import FloatArray, IntArray
 
-# Patterns that are drawn, at least and at most.
-DRAWS = 9_999
-MOST_DRAWS = 99_999
+# Patterns that are drawn, at least and at most. With the pattern seen they are a prime number, so
+# that no p-value falls on a level such as 0.05 or a fraction of it.
+DRAWS = 10_006
+MOST_DRAWS = 100_002
 # Patterns up to which all are counted instead of drawn.
 EXACT_STATES = 20_000
 # Signs that are drawn at a time.
 CHUNK = 4_000_000
 # Signs are drawn by the byte for at least MANY_GROUPS groups, if on average at most FEW_ALIKE of
 # them are equal.
-MANY_GROUPS = 2000
+MANY_GROUPS = 64
 FEW_ALIKE = 32
 
 
@@ -101,22 +102,16 @@ def _draw_by_row(
     rng: np.random.Generator,
 ) -> FloatArray:
     """Draw how many groups of each row have a positive sign, a chunk of patterns at a time."""
-    single = np.flatnonzero(number == 1)
-    several = np.flatnonzero(number != 1)
-    cumulative = {
-        int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number[several])
-    }
+    cumulative = {int(n): np.cumsum(_heads_distribution(int(n))) for n in np.unique(number)}
     chunk = max(1, CHUNK // len(number))
     sums = []
     for start in range(0, draws, chunk):
         size = min(draws - start, chunk)
         plus = np.empty((size, len(number)), dtype=np.int64)
-        # A fair bit is drawn faster than a binomial number.
-        plus[:, single] = rng.integers(0, 2, size=(size, len(single)), dtype=np.int8)
         # By the inverse of their distribution, much faster than rng.binomial.
-        for row in several:
-            heads = np.searchsorted(cumulative[int(number[row])], rng.random(size))
-            plus[:, row] = np.minimum(heads, number[row])
+        for row, groups in enumerate(number.tolist()):
+            heads = np.searchsorted(cumulative[groups], rng.random(size))
+            plus[:, row] = np.minimum(heads, groups)
         sums.append(stratum_sums(plus, rows, number, stratum, strata))
     return np.concatenate(sums)
 

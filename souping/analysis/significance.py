@@ -12,16 +12,20 @@ from typing import Literal
 
 import numpy as np
 
-from souping.analysis.grouped import design
-from souping.analysis.intervals import NORMAL, ItemTable, span
-from souping.analysis.sign_flip import ALPHA, TEST, TIE, invert
+from souping.analysis.bootstrap_t import NORMAL
+from souping.analysis.grouped import GroupedScores, design
+from souping.analysis.intervals import ItemTable, span
+from souping.analysis.nested import TIE
+from souping.analysis.paired import paired_intervals, step
+from souping.analysis.sign_flip import ALPHA, TEST
 from souping.analysis.sign_patterns import DRAWS
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, IntArray, Item, ItemScores, Json, ScoreMatrix
 from souping.core.unit import MARGIN, unit
 from souping.report.format import limits, points
 
-EVERY = "better in every category: the largest of the categories' sign-flip p-values"
+GRADED_TEST = f"{TEST}, and bootstrap-t"
+EVERY = "better, or worse, in every category: the largest of the categories' p-values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,8 @@ class Comparison:
 
     The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level. `n` items in `groups` groups;
     `discordant` is the share of items on which the two scores differ. `step` is half the distance of the values that
-    the statistic of the test can take, 0 unless all groups that differ do so by as much.
+    the statistic of the test can take, 0 unless all groups that differ do so by as much. `degrees` are those of freedom
+    of a difference of training runs.
     """
 
     a: str
@@ -45,12 +50,13 @@ class Comparison:
     groups: int
     discordant: float
     step: float = 0.0
+    degrees: float = math.inf
 
     def as_dict(self) -> dict[str, Json]:
         """The JSON form of `report.json`."""
-        return unit().raw_table(
-            {name: value for name, value in asdict(self).items() if name != "step"}
-        )
+        table = asdict(self)
+        del table["step"], table["degrees"]
+        return unit().raw_table(table)
 
 
 def compare(
@@ -73,34 +79,76 @@ def compare(
     With several `tests` the level of the interval is divided by their number.
 
     a, b [I] are scores, categories and groups [I] integers (a group may span categories), coefficients [C] with
-    w_c >= 0. The p-value is that of T = 0 by the sign-flip test, the interval holds the differences that the same test
-    does not reject at the level of the look (`sign_flip.invert`).
+    w_c >= 0. `paired_intervals` has the test, its interval and its p-value.
 
     Two models that gave the same scores have difference 0 and p = 1 with an interval of positive width: other items
     might tell them apart. With `same_model` both are one soup, the difference is 0 by construction and so is the width.
     """
     deltas = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    whole = design(deltas, categories, groups, coefficients)
-    scale = float(whole.weights.sum()) * max(span(np.asarray(v))[1] for v in (a, b))
-    alpha, same = ALPHA / penalty(looks) / tests, (0.0, 0.0, 1.0)
-    low, high, p_value = (
-        same if same_model else invert(whole, scale, alpha=alpha, draws=draws, seed=seed)
-    )
-    pulls = np.abs(whole.pulls())
-    largest = float(pulls.max())
-    return Comparison(
+    scores = design(deltas, categories, groups, coefficients)
+    alpha = ALPHA / penalty(looks) / tests
+    comparison = Comparison(
         a=a_name,
         b=b_name,
-        difference=whole.objective,
-        low=low,
-        high=high,
+        difference=scores.objective,
+        low=0.0,
+        high=0.0,
         level=1 - alpha,
-        p_value=p_value,
-        test="same model" if same_model else TEST,
+        p_value=1.0,
+        test="same model",
         n=len(deltas),
         groups=len(np.unique(groups)),
         discordant=float((np.abs(deltas) > TIE).mean()),
-        step=largest if ((pulls <= TIE * largest) | (pulls >= (1 - TIE) * largest)).all() else 0.0,
+        step=step(scores),
+    )
+    if same_model:
+        return comparison
+    bound = bound_of(scores, a, b)
+    intervals = paired_intervals(scores, bound, alpha=alpha, draws=draws, seed=seed)
+    low, high = intervals.limits(alpha)
+    test = TEST if comparison.step else GRADED_TEST
+    return replace(comparison, low=low, high=high, p_value=intervals.p_value(), test=test)
+
+
+def bound_of(scores: GroupedScores, a: FloatArray, b: FloatArray) -> float:
+    """The largest difference that scores such as a and b can have."""
+    _, top_a = span(np.asarray(a))
+    _, top_b = span(np.asarray(b))
+    return float(scores.weights.sum()) * max(top_a, top_b)
+
+
+def corners(
+    a: FloatArray, b: FloatArray, missing: Sequence[FloatArray] = ()
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Scores of both models as they were counted and, if answers are missing, what bounds them.
+
+    `missing` are the shares [I] of each item's answers that were never received, of a and of b; they were counted as
+    wrong. The corners are opposite: one's missing answers wrong and the other's right. Only scores from 0 to 1 have
+    them.
+    """
+    counted = (a, b)
+    fractions = all(np.isfinite(span(np.asarray(scores))).all() for scores in counted)
+    if not fractions or not any(shares.any() for shares in missing):
+        return [counted]
+    best_a, best_b = (
+        np.minimum(scores + shares, 1.0) for scores, shares in zip(counted, missing, strict=True)
+    )
+    return [counted, (a, best_b), (best_a, b)]
+
+
+def bounded(comparisons: Sequence[Comparison]) -> Comparison:
+    """The first comparison, with an interval and a p-value that hold for all: what `corners` are for.
+
+    The interval reaches from the lowest to the highest limit. Its p-value is the largest, and 1 if not all differences
+    are on one side of 0.
+    """
+    signs = {np.sign(comparison.difference) for comparison in comparisons}
+    p_value = max(comparison.p_value for comparison in comparisons)
+    return replace(
+        comparisons[0],
+        low=min(comparison.low for comparison in comparisons),
+        high=max(comparison.high for comparison in comparisons),
+        p_value=p_value if len(signs) == 1 else 1.0,
     )
 
 
@@ -111,21 +159,67 @@ def compare_on_table(
     table: ItemTable,
     *,
     looks: int = 1,
+    tests: float = 1.0,
     same_model: bool = False,
+    missing: Sequence[FloatArray] = (),
 ) -> Comparison:
-    """`compare` on the objective of a table. One that is not linear has a bootstrap interval, and its p-value is of the
-    claim that a is better in every category: the largest of theirs, and 1 where one is not higher."""
-    categories, groups = table.categories, table.groups
-    whole = compare(
-        *names, a, b, categories, groups, table.coefficients, looks=looks, same_model=same_model
-    )
+    """`compare` on the objective of a table, at all `corners` of the missing answers.
+
+    An objective that is not linear, such as the lowest category mean, is tested in every category, without a
+    correction: its difference is not below the lowest of theirs and not above the highest (it rises with every mean,
+    and by as much as all of them), so their lowest lower and highest upper limits hold it, and exclude 0 where every
+    category shows the same.
+    """
+    at_corners = []
+    for scores_a, scores_b in corners(a, b, missing):
+        comparison = compare(
+            *names,
+            scores_a,
+            scores_b,
+            table.categories,
+            table.groups,
+            table.coefficients,
+            looks=looks,
+            tests=tests,
+            same_model=same_model,
+        )
+        at_corners.append(comparison)
+    comparison = bounded(at_corners)
     if table.value is None or same_model:
-        return whole
-    low, high = table.limits(a, b, alpha=1 - whole.level)
-    places = [np.flatnonzero(categories == number) for number in range(len(table.names))]
-    each = [compare(*names, a[p], b[p], 0 * groups[p], groups[p], np.ones(1)) for p in places]
-    difference, p_value = table.score(a) - table.score(b), better_than_every(each)
-    return replace(whole, difference=difference, low=low, high=high, p_value=p_value, test=EVERY)
+        return comparison
+
+    by_category = []
+    for category in range(len(table.names)):
+        place = table.categories == category
+        shares = [share[place] for share in missing]
+        in_category = _only_category(table, category)
+        by_category.append(
+            compare_on_table(
+                names, a[place], b[place], in_category, looks=looks, tests=tests, missing=shares
+            )
+        )
+    every = bounded(by_category)
+    return replace(
+        comparison,
+        difference=table.score(a) - table.score(b),
+        low=every.low,
+        high=every.high,
+        p_value=every.p_value,
+        test=EVERY,
+    )
+
+
+def _only_category(table: ItemTable, category: int) -> ItemTable:
+    """The items of one category, whose mean is the objective."""
+    groups = table.groups[table.categories == category]
+    return replace(
+        table,
+        names=(table.names[category],),
+        categories=0 * groups,
+        groups=groups,
+        coefficients=np.ones(1),
+        value=None,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,8 +274,34 @@ def detectable(shown: Comparison) -> float:
 
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
-    quantile = NORMAL.inv_cdf((1 + shown.level) / 2)
-    return (quantile + NORMAL.inv_cdf(POWER)) * (shown.high - shown.low) / 2 / quantile + shown.step
+    half_width = (shown.high - shown.low) / 2
+    quantile, needed = _errors_for_power(shown.level, shown.degrees)
+    return needed * half_width / quantile + shown.step
+
+
+def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
+    """(standard errors that an interval reaches, those of a true difference that has 80 % power).
+
+    With few degrees of freedom the error is itself uncertain: if it came out s times too large, k errors are a true
+    difference of k s, which a noncentral t shows. The power is that on average over s^2 ~ chi^2 / degrees. The degrees
+    are estimated too, hence half an error more per degree, which benchmarks/calibration.py bears out.
+    """
+    if degrees > MANY_DEGREES:
+        quantile = NORMAL.inv_cdf((1 + level) / 2)
+        return quantile, quantile + NORMAL.inv_cdf(POWER)
+    from scipy.special import chdtri, nctdtr, stdtrit
+
+    quantile = float(stdtrit(degrees, (1 + level) / 2))
+    tails = (np.arange(FUTURE_ERRORS) + 0.5) / FUTURE_ERRORS
+    s = np.sqrt(chdtri(degrees, tails) / degrees)
+    low, high = 0.0, 100 * quantile
+    for _ in range(24):
+        k = (low + high) / 2
+        if np.mean(1 - nctdtr(degrees, k * s, quantile)) < POWER:
+            low = k
+        else:
+            high = k
+    return quantile, high * (1 + 0.5 / degrees)
 
 
 Claim = Literal[
@@ -318,6 +438,10 @@ def _p(value: float) -> str:
 
 
 POWER = 0.8
+MANY_DEGREES = 200
+"""Degrees of freedom beyond which Student's t is the normal distribution."""
+FUTURE_ERRORS = 24
+"""Quantiles of a standard error that is not known yet."""
 FUTURES = 4000
 """Simulated report folds."""
 DISCORDANCE = 0.1

@@ -79,13 +79,20 @@ def band(
     categories: IntArray,
     coefficients: FloatArray,
     value: Callable[[FloatArray], FloatArray] | None = None,
+    groups: IntArray | None = None,
 ) -> tuple[SurfaceBand, list[FloatArray]]:
     """Band of the objective at `points` [S, K] less that at the first of them, and the difference [S] of each category.
 
-    `scores` [S, I] are nan where a point was not evaluated, `categories` [I] numbers from 0, `coefficients` [C] the
-    objective's, or its `value` where it is not linear.
+    `scores` [S, I] are nan where a point was not evaluated, `categories` and `groups` [I] numbers from 0 (every item is
+    a group if there are none), `coefficients` [C] the objective's, or its `value` where it is not linear.
     """
-    model = fitted(points, scores, categories, coefficients, value=value)
+    effect = 1.0
+    if groups is not None:
+        # What all points have in common on an item is in no difference.
+        answered = np.maximum(np.isfinite(scores).sum(axis=0), 1)
+        common = np.nansum(scores, axis=0) / answered
+        effect = design_effect(scores - common, categories, groups)
+    model = fitted(points, scores, categories, coefficients, value=value, effect=effect)
     parts = [model.posterior(c) for c in range(len(coefficients))]
     (mean, cov), wider = model.objective(), max(1.0, model.surprise())
     most = 1.0 if np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1 else np.inf
@@ -100,18 +107,43 @@ def fitted(
     coefficients: FloatArray,
     rise: float = RISE,
     value: Callable[[FloatArray], FloatArray] | None = None,
+    effect: float = 1.0,
 ) -> SoupModel:
-    """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none."""
+    """The search's surrogate, given scores [S, I] of points [S, K], nan where there is none.
+
+    A sample of n items counts as n / `effect` independent ones.
+    """
     samples, whole = (
         _item_samples(np.isfinite(scores), categories, len(coefficients)),
         np.isfinite(scores).all(1),
     )
     model = SoupModel(points, samples, coefficients, rise, value, scores[whole])
+    model.size = model.size / effect
     for soup in np.flatnonzero(np.isfinite(scores).any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
     model.asked = np.isfinite(model.score)
     model.fit()
     return model
+
+
+def design_effect(scores: FloatArray, categories: IntArray, groups: IntArray) -> float:
+    """Variance of means of scores [S, I] over that of independent items, as items of a group are alike (Kish 1965).
+
+    At least 1. Scores are nan where a point was not evaluated.
+    """
+    clustered = 0.0
+    independent = 0.0
+    for c in np.unique(categories):
+        place = categories == c
+        _, group = np.unique(groups[place], return_inverse=True)
+        answers = scores[:, place]
+        answers = answers[np.isfinite(answers).any(axis=1)]
+        residuals = np.nan_to_num(answers - np.nanmean(answers, axis=1, keepdims=True))
+        sums = np.stack([np.bincount(group, row) for row in residuals])
+        n = sums.shape[1]
+        clustered += float((sums**2).sum()) * n / max(n - 1, 1)
+        independent += float((residuals**2).sum())
+    return max(1.0, clustered / independent) if independent else 1.0
 
 
 def _item_samples(
@@ -143,7 +175,7 @@ class ResponseSurface(Analysis):
         blank = np.full(items, np.nan)
         scores = np.array([found.get(point, blank) for point in points])
         objective, categories = band(
-            np.array(points), scores, fold.categories, fold.coefficients, fold.value
+            np.array(points), scores, fold.categories, fold.coefficients, fold.value, fold.groups
         )
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
         return {

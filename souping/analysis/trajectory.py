@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from souping.analysis.intervals import ItemTable
-from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.nested import TIE
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Comparison, compare, over_looks, penalty
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member

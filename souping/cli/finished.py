@@ -291,7 +291,7 @@ def _names(given: str | None, samples: Sequence[Row], report: JsonObject) -> lis
 
 def _note(run_dir: Path, store: str | None, report: JsonObject, samples: Sequence[Row]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
-    from souping.comparison.api import store_of
+    from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 

@@ -17,13 +17,15 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Interval
 
-from souping.analysis.sign_flip import ALPHA, TIE
-from souping.analysis.significance import Comparison, detectable, items_for, penalty
+from souping.analysis.nested import TIE
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import Comparison, detectable, items_for
 from souping.comparison import estimate
 from souping.comparison.estimate import variance_parts
+from souping.comparison.looks import looks_of
 from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, pool, task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, Kind, RowVerdict
-from souping.comparison.several import JointFlips, best_set, step_down
+from souping.comparison.several import JointFlips, best_models, step_down
 from souping.comparison.verdict import (
     FAIL_ON,
     HEADLINE,
@@ -35,17 +37,15 @@ from souping.comparison.verdict import (
     read_policy,
     verdict_of,
 )
-from souping.core.fields import Count, check_arguments, load, pick, text_of
-from souping.core.files import expanded, seen_from
-from souping.core.text import first_line, read_yaml
-from souping.core.types import Json, UserError, digest, entries, part
+from souping.core.fields import Count, check_arguments, load, pick
+from souping.core.files import expanded
+from souping.core.types import UserError
 from souping.logs import read
 from souping.logs.match import Field, Matched, MatchedMetric, matched
-from souping.logs.records import Log, LoggedAnswer, read_object
+from souping.logs.records import Log, LoggedAnswer
 from souping.logs.tables import Frame
 
 AVERAGES = ("task", "item", "leaf")
-MOST_LOOKS = 1000
 LENGTHS: Mapping[Field, Kind] = {"tokens": "length", "characters": "length", "cut": "cut"}
 WARN_CUT = 0.02
 FEW_GROUPS = 30
@@ -96,10 +96,10 @@ def compare(
     settings = [average, given, group, pass_at, gate.description]
     rows = list(_rows(table, weights, pass_at, gate.named))
     _check(rows, gate)
-    looks, notes = looks_of(found, table, settings, store, looks)
+    looks, charge, notes = looks_of(found, table, weights, settings, store, looks)
     models, pooled, base = tuple(found), rows[0].pooled, next(iter(found))
-    tests, best, pairs = _several(pooled, models, ALPHA / penalty(looks))
-    verdicts = _all_verdicts(rows, models, gate, tests, penalty(looks))
+    tests, best, pairs = _several(pooled, models, ALPHA / charge)
+    verdicts = _all_verdicts(rows, models, gate, tests, charge)
     return CompareResult(
         baseline=base,
         models=models,
@@ -169,76 +169,7 @@ def _several(
     for one, other in combinations(models, 2):
         shown = estimate.contrast(pooled, one, other)
         pairs.setdefault(one, {})[other] = (shown.difference, shown.low, shown.high)
-    return step_down(flips, alpha), tuple(models[n] for n in best_set(flips, alpha)), pairs
-
-
-def looks_of(
-    logs: Mapping[str, Sequence[Log]],
-    table: Matched,
-    settings: Sequence[Json],
-    store: str | Path | None,
-    least: int,
-) -> tuple[int, list[str]]:
-    """(the look that this comparison is, at `least` this one; what to tell about it). Runs of ours have a ledger.
-
-    `settings` are what else the claim is about: margins and weights.
-
-    Raises:
-        UserError: there were too many looks, or the store that was named is not there.
-    """
-    if least > MOST_LOOKS:
-        raise UserError(
-            f"looks={least}: nothing can be shown after more than {MOST_LOOKS:,} looks at the same items"
-        )
-    runs = [log for several in logs.values() for log in several if log.harness == "souping"]
-    if not runs:
-        return least, []
-    path = store_of(runs[0].path, store)
-    if path is None:
-        return least, [
-            "The store of these runs is not here (--store FILE): earlier looks are not counted."
-        ]
-    from souping.pipeline.ledger import Ledger
-    from souping.pipeline.store import Store
-
-    compared = {item for found in table.metrics.values() for item in found[0].items}
-    metrics = [
-        metric for log in runs for task in log.tasks.values() for metric in task.metrics.values()
-    ]
-    identities = {a.identity for metric in metrics for a in metric.answers if a.item in compared}
-    first, *others = map(_recipe_of, runs)
-    claim = digest(["comparison", first, sorted(others), list(settings), sorted(identities)])
-    with Store(path) as ledger:
-        return max(least, Ledger(ledger).open_comparison(claim, identities).number), []
-
-
-def _recipe_of(run: Log) -> str:
-    """Identity of the model of a log."""
-    rows = entries(read_object(run.path / "report.json"), "rows")
-    return next(
-        (str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model
-    )
-
-
-def store_of(run_dir: Path, given: str | Path | None) -> Path | None:
-    """The store of a run: the one that is `given`, else the one that its configuration names, if it is here.
-
-    Raises:
-        UserError: the store that is given is not there, or the configuration cannot be read.
-    """
-    if given:
-        if not expanded(given).is_file():
-            raise UserError(f"--store {given}: there is no such file")
-        return expanded(given)
-    import yaml
-
-    config = run_dir / "config.yaml"
-    try:
-        settings = read_yaml(text_of(config)) if config.is_file() else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{config}: not the configuration of a run: {first_line(error)}") from error
-    named = part(settings, "store").get("path") if isinstance(settings, dict) else None
-    return seen_from(run_dir, expanded(named)) if isinstance(named, str) else None
+    return step_down(flips, alpha), best_models(pooled, models, alpha), pairs
 
 
 # Rows
@@ -360,15 +291,18 @@ class RowTest:
     baseline: str
     factor: float
 
-    def comparison(self, tests: float, missing: int = 0) -> Comparison:
-        return _contrast(
-            self.row.pooled, self.model, self.baseline, tests=tests * self.factor, missing=missing
-        )
+    def comparison(self, tests: float) -> Comparison:
+        return _contrast(self.row.pooled, self.model, self.baseline, tests=tests * self.factor)
 
     def limits(self, tests: float) -> list[Limits]:
-        """The interval, and those with the missing answers for and against the model."""
-        found = [self.comparison(tests, case) for case in ((0, 1, -1) if self.missing else (0,))]
-        return [(one.low, one.high) for one in found]
+        """The interval; before it, if answers are missing, that of the scores as the harness counted."""
+        shown = self.comparison(tests)
+        if not self.missing:
+            return [(shown.low, shown.high)]
+        counted = _counted_contrast(
+            self.row.pooled, self.model, self.baseline, tests=tests * self.factor
+        )
+        return [(counted.low, counted.high), (shown.low, shown.high)]
 
     @property
     def missing(self) -> int:
@@ -393,11 +327,13 @@ class RowTest:
 
 
 _contrast = cache(estimate.contrast)
+_counted_contrast = cache(estimate.counted_contrast)
 
 
 def _verdicts(every: Sequence[RowTest], policy: Policy, headline: float) -> Iterator[RowVerdict]:
     """All rows of a model. The headline's correction for several models is `headline` tests."""
     _contrast.cache_clear()
+    _counted_contrast.cache_clear()
     tests = {one.row.name: one for one in every}
     tests[HEADLINE] = replace(tests[HEADLINE], factor=tests[HEADLINE].factor * headline)
     margins = {
@@ -541,5 +477,9 @@ def _warnings(verdicts: Sequence[RowVerdict], pooled: PooledScores) -> Iterator[
             )
             yield f"Answers are cut off at the token limit: {shares}."
         if row.kind == "average" and row.missing:
+            bounds = (
+                "Intervals and p-values hold whether those of one model are right and those of the "
+                "other wrong, or the reverse."
+            )
             gone = f"Items of {row.model} and {row.baseline} with missing answers: {row.missing:,}."
-            yield f"{gone} Verdicts hold with these answers all right and all wrong."
+            yield f"{gone} {bounds}"

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from souping.analysis.intervals import unseen_margins
-from souping.analysis.sign_flip import ALPHA, TIE
+from souping.analysis.nested import NestedIntervals, StudentReach, UnseenMargins
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.sign_patterns import DRAWS
-from souping.analysis.significance import Comparison, compare
+from souping.analysis.significance import Comparison, bound_of, bounded, compare
 from souping.comparison.pooled import BEST, NOISE, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray
 
-# Rows of scores of models a and b, by whose missing answers count as right.
-ROWS = {0: (SCORE, SCORE), 1: (BEST, WORST), -1: (WORST, BEST)}
+# Rows of scores of models a and b: as the harness counted missing answers, then the corners.
+ROWS = ((SCORE, SCORE), (WORST, BEST), (BEST, WORST))
 
 
 def contrast(
@@ -28,20 +28,42 @@ def contrast(
     b: str,
     *,
     tests: float = 1,
-    missing: int = 0,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
     """Model a minus model b, at the level divided by a number of `tests`.
 
-    `missing` is 1 if a's missing answers count as right and b's as wrong, -1 if the other way
-    round, 0 if all count as their harness counted them.
+    Where answers of theirs are missing, interval and p-value hold as the harness counted them and
+    at both corners: those of one right and those of the other wrong.
     """
-    if missing:
-        pooled = pooled.at(finite((pooled.values[a], pooled.values[b]), BEST))
-    else:
+    corners = ROWS if has_missing(pooled, a, b) else ROWS[:1]
+    return bounded([_contrast_at(pooled, a, b, rows, tests, draws, seed) for rows in corners])
+
+
+def counted_contrast(pooled: PooledScores, a: str, b: str, *, tests: float = 1) -> Comparison:
+    """`contrast` as the harness counted missing answers."""
+    return _contrast_at(pooled, a, b, ROWS[0], tests, DRAWS, seed=0)
+
+
+def has_missing(pooled: PooledScores, a: str, b: str) -> bool:
+    """Whether answers of one of the models are missing, so that they can be right or wrong."""
+    return any((pooled.values[name][BEST] != pooled.values[name][WORST]).any() for name in (a, b))
+
+
+def _contrast_at(
+    pooled: PooledScores,
+    a: str,
+    b: str,
+    rows: tuple[int, int],
+    tests: float,
+    draws: int,
+    seed: int,
+) -> Comparison:
+    row_a, row_b = rows
+    if rows == ROWS[0]:
         pooled = pooled.scored()
-    row_a, row_b = ROWS[missing]
+    else:
+        pooled = pooled.at(finite((pooled.values[a], pooled.values[b]), BEST))
     scores_a = pooled.values[a][row_a]
     scores_b = pooled.values[b][row_b]
     if len(scores_a) > 1 or len(scores_b) > 1:
@@ -72,11 +94,9 @@ def recipes(
 
     The variance of the difference is that of items plus that of run means less what both count,
     never below the larger of the two; the interval is Student's with Satterthwaite's degrees of
-    freedom, and widened on the side of which few or no items show anything.
+    freedom, widened as all are (`nested`).
     """
-    from scipy.special import stdtr, stdtrit
 
-    alpha = ALPHA / tests
     mean_a = scores_a.mean(axis=0)
     mean_b = scores_b.mean(axis=0)
     variance = split_variance(pooled, scores_a, scores_b)
@@ -97,28 +117,22 @@ def recipes(
     if not error:  # every item of every run differs alike
         return comparison
 
-    # Student's t.
-    difference = comparison.difference
-    p_value = float(2 * stdtr(variance.degrees, -abs(difference) / error))
-    reach = float(-stdtrit(variance.degrees, alpha / 2)) * error
-
-    # Widened by what few items show, but not so far that the interval contradicts the test.
-    unseen_below, unseen_above = unseen_margins(pooled.paired(mean_a, mean_b), alpha / 2)
-    below = float(np.hypot(reach, unseen_below))
-    above = float(np.hypot(reach, unseen_above))
-    if p_value < alpha:
-        most = max(reach, abs(difference) * (1 - TIE))
-        if difference > 0:
-            below = min(below, most)
-        else:
-            above = min(above, most)
+    differences = pooled.paired(mean_a, mean_b)
+    intervals = NestedIntervals(
+        total=comparison.difference,
+        reaches=[StudentReach(error=error, degrees=variance.degrees)],
+        margins=UnseenMargins.of(differences),
+        bound=bound_of(differences, mean_a, mean_b),
+    )
+    low, high = intervals.limits(ALPHA / tests)
     return replace(
         comparison,
-        low=difference - below,
-        high=difference + above,
-        p_value=p_value,
+        low=low,
+        high=high,
+        p_value=intervals.p_value(),
         test=f"t over items and training runs, {variance.degrees:.1f} degrees of freedom",
         step=0.0,
+        degrees=variance.degrees,
     )
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from souping.analysis.significance import items_in_words
 from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
+from souping.core.reading import to_json
 from souping.core.text import minus
 from souping.core.types import Names, frozen
-from souping.report.files import plain
 from souping.report.format import between, escape_html, level, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
@@ -156,7 +156,7 @@ class CompareResult:
     def to_json(self, flips: int | None = None) -> str:
         """The content of `compare.json`, with at most so many flips of each model."""
         kept = tuple(one for name in self.models for one in self.flips_of(name)[:flips])
-        return json.dumps(plain(asdict(replace(self, flips=kept))), indent=1) + "\n"
+        return json.dumps(to_json(asdict(replace(self, flips=kept))), indent=1) + "\n"
 
     def flips_of(self, model: str) -> Sequence[Flip]:
         return [flip for flip in self.flips if flip.model == model]

@@ -16,10 +16,10 @@ import numpy as np
 
 from souping.analysis.grouped import distinct
 from souping.analysis.max_t import critical_value, equivalent_tests
-from souping.analysis.sign_flip import TIE
+from souping.analysis.nested import TIE
 from souping.analysis.sign_patterns import DRAWS, drawn_sums
-from souping.comparison.estimate import split_variance
-from souping.comparison.pooled import SCORE, PooledScores
+from souping.comparison.estimate import has_missing, split_variance
+from souping.comparison.pooled import BEST, SCORE, WORST, PooledScores, finite
 from souping.core.types import FloatArray
 
 
@@ -34,11 +34,23 @@ class JointFlips:
 
     @classmethod
     def of(
-        cls, pooled: PooledScores, models: Sequence[str], draws: int = DRAWS, seed: int = 0
+        cls,
+        pooled: PooledScores,
+        models: Sequence[str],
+        draws: int = DRAWS,
+        seed: int = 0,
+        favoured: str = "",
     ) -> JointFlips:
-        """Differences of all models to the first of them, and in pairs."""
-        pooled = pooled.scored()
-        means = [pooled.values[model][SCORE].mean(axis=0) for model in models]
+        """Differences of all models to the first of them, and in pairs.
+
+        If a model is `favoured`, its missing answers are right and those of the others wrong.
+        """
+        fill = WORST if favoured else SCORE
+        pooled = pooled.at(finite(pooled.values.values(), fill))
+        scores = []
+        for model in models:
+            scores.append(pooled.values[model][BEST if model == favoured else fill])
+        means = [runs.mean(axis=0) for runs in scores]
         differences = [pooled.paired(mean, means[0]) for mean in means]
         stratum = differences[0].stratum
         sizes = differences[0].sizes
@@ -56,9 +68,7 @@ class JointFlips:
 
         extra = np.zeros((len(models), len(models)))
         for i, j in combinations(range(len(models)), 2):
-            scores_i = pooled.values[models[i]][SCORE]
-            scores_j = pooled.values[models[j]][SCORE]
-            variance = split_variance(pooled, scores_i, scores_j)
+            variance = split_variance(pooled, scores[i], scores[j])
             extra[i, j] = variance.total - variance.items
             extra[j, i] = extra[i, j]
         return cls(sums=sums, squares=squares, sizes=sizes, extra=extra)
@@ -96,6 +106,15 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
             break
         needed[model] = tests
     return needed.tolist()
+
+
+def best_models(pooled: PooledScores, models: Sequence[str], alpha: float) -> tuple[str, ...]:
+    """Models that may be the best one; each is favoured in turn where answers are missing."""
+    if not any(has_missing(pooled, model, model) for model in models):
+        best = best_set(JointFlips.of(pooled, models), alpha)
+        return tuple(models[n] for n in best)
+    favoured = {model: JointFlips.of(pooled, models, favoured=model) for model in models}
+    return tuple(model for n, model in enumerate(models) if n in best_set(favoured[model], alpha))
 
 
 def best_set(flips: JointFlips, alpha: float) -> list[int]:

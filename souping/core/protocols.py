@@ -34,6 +34,7 @@ from souping.core.types import (
     UserError,
     Weights,
     digest,
+    part,
 )
 from souping.core.unit import POINTS, Unit
 
@@ -43,6 +44,24 @@ if TYPE_CHECKING:
 ModelForm = Literal["module", "folder"]
 Correlation = Callable[[FloatArray], Correlations]
 """scores [M, C] -> correlations [C, C] with intervals."""
+MEASURING = {
+    "batch_size",
+    "device",
+    "threads",
+    "workers",
+    "seed",
+    "sampling_seed",
+    "random_seed",
+    "numpy_random_seed",
+    "torch_random_seed",
+    "tensor_parallel_size",
+    "enforce_eager",
+}
+"""Settings that make another measurement of the same claim: the machine, the batch and the draws of answers."""
+
+
+def _unmeasured(settings: Mapping[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in settings.items() if name not in MEASURING}
 
 
 class Component(Protocol):
@@ -205,10 +224,11 @@ class Objective(Protocol):
 
 class BenchmarkItems(Protocol):
     """Source of items. `title` is its name, `label` and `note` are what reports show; `folds` are shares of the folds
-    that are not the usual ones.
+    that are not the usual ones, and each report opens one of `slices` of the report fold.
     """
 
     folds: Mapping[str, float] | None = None
+    slices: int = 1
 
     @property
     def title(self) -> str: ...
@@ -353,7 +373,17 @@ class Evaluator(Component, Protocol):
 
     @property
     def look(self) -> str:
-        """Identity of a look at a fold: the settings, and how answers become an item's score."""
+        """Identity of what a report measures: the settings without the machine, the batch and the draws."""
+        settings = _unmeasured(self.settings)
+        for name in ("decoding", "engine", "server"):
+            if inner := part(settings, name):
+                settings[name] = _unmeasured(inner)
+        draws = [self.answers_per_item] if self.aggregate == "pass" else []
+        return digest([settings, self.aggregate, *draws])
+
+    @property
+    def former_look(self) -> str:
+        """`look` as earlier versions had it: with all settings."""
         return digest(
             [self.fingerprint, self.answers_per_item, *([self.aggregate] if self.aggregate else [])]
         )

@@ -23,12 +23,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import field, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import JsonObject, ProgressCallback, UserError, frozen
+from souping.core.types import ProgressCallback, UserError, frozen
 
 __version__ = "0.1.0"
 MAIN = (
@@ -67,15 +67,32 @@ class Provenance:
     """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
 
     command: str
-    settings: JsonObject
-    version: str = __version__
-    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
-    platform: str = field(default_factory=platform.platform)
-    cpus: int = field(default_factory=cores)
-    gpus: list[str] = field(default_factory=gpus)
+    """command line"""
+    settings: Mapping[str, Any]
+    """configuration; nothing is computed from it here"""
+    version: str
+    """version of souping"""
+    date: str
+    """when the report was written"""
+    platform: str
+    """operating system and architecture"""
+    cpus: int | None
+    """processor cores that the run could use"""
+    gpus: tuple[str, ...]
+    """names of the GPUs"""
 
-    def to_json(self) -> JsonObject:
-        return dict(vars(self))
+
+def provenance(command: str, settings: Mapping[str, Any]) -> Provenance:
+    """What makes a report now, on this machine."""
+    return Provenance(
+        command=command,
+        settings=settings,
+        version=__version__,
+        date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        platform=platform.platform(),
+        cpus=cores(),
+        gpus=tuple(gpus()),
+    )
 
 
 def package_environment() -> dict[str, str]:

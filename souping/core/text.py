@@ -92,9 +92,23 @@ def _number(digits: str) -> int | float:
     return int(digits) if digits.lstrip("-").isdigit() else float(digits)
 
 
+DASH = "\N{EN DASH}"
+"""Stands for a number that is not known."""
+
+
 def minus(text: str) -> str:
     """A figure for people, its minus as wide as a plus."""
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def signed(figure: str) -> str:
+    """A figure for people. What rounds to zero has no sign."""
+    return minus(figure) if re.search("[1-9]", figure) else figure.lstrip("+-")
+
+
+def confidence(level: float | None) -> str:
+    """The level of an interval: `95 %`, or what the look at the items makes of it: `99.17 %`."""
+    return f"{100 * (0.95 if level is None else level):.4g} %"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -7,20 +7,26 @@ readers. Nothing in between has to know the unit. What is shown is worded here, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from souping.core.text import minus
+from souping.core.reading import read
+from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import FloatArray, Json, number
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
 TURNED = ("mean", "difference", "value", "low", "high")
 """Keys of an interval that hold scores."""
+MOST_DIGITS = 12
+"""Most decimals with which a unit's scores are shown."""
+LARGEST_SCALE = 1e9
+"""Scale and margin of a unit lie between 1 / LARGEST_SCALE and this."""
 Number = TypeVar("Number", float, FloatArray)
 
 
@@ -41,6 +47,25 @@ class Unit:
     digits: int = 1
     margin: float = 1.0
     fractions: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a unit in which no number can be shown. A file that holds one may have been edited.
+
+        Raises:
+            ValueError: a number is out of range, or a word is not one line that a terminal can show.
+        """
+        for size in (self.scale, self.margin):
+            if not 1 / LARGEST_SCALE <= size <= LARGEST_SCALE:
+                bounds = f"{1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}"
+                raise ValueError(f"unit {self.name!r}: {size} as scale or margin is not {bounds}")
+        if not 0 <= self.digits <= MOST_DIGITS:
+            raise ValueError(f"unit {self.name!r}: digits={self.digits} is not 0 to {MOST_DIGITS}")
+        words = f"{self.name}{self.symbol}{self.meaning}"
+        if not self.meaning or UNSAFE.search(words) or "\n" in words:
+            raise ValueError(
+                f"unit: name={self.name!r}, symbol={self.symbol!r} and meaning={self.meaning!r} "
+                "must each be one line without control characters, and the meaning not empty"
+            )
 
     @cached_property
     def factor(self) -> float:
@@ -74,6 +99,45 @@ class Unit:
     def text(self, score: float, sign: bool = False, more: int = 0) -> str:
         """`78.1`; `sign` is for differences, `more` digits than usual."""
         return f"{self.scale * score + 0.0:{'+' if sign else ''}.{self.digits + more}f}"
+
+    def score(self, score: float | None, sign: bool = False, more: int = 0) -> str:
+        """`78.1`, with `sign` `+1.2`; a dash if it is not known."""
+        return DASH if score is None else signed(self.text(score, sign, more))
+
+    def points(self, score: float | None, sign: bool = False) -> str:
+        """`+1.2 points`"""
+        return f"{self.score(score, sign)} {self.name}"
+
+    def end(self, score: float | None, sign: bool = False) -> str:
+        """An end of an interval. That of a difference shows on which side of 0 it is, however near."""
+        shown = self.score(score, sign)
+        if not sign or not score or re.search("[1-9]", shown):
+            return shown
+        return f"+{shown}" if score > 0 else f"{minus('-')}{shown}"
+
+    def interval(
+        self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
+    ) -> str:
+        """`74.1 to 82.0`, or nothing without both ends."""
+        if low is None or high is None:
+            return ""
+        return f"{self.end(low, sign)}{middle}{self.end(high, sign)}"
+
+    def limits(self, low: float | None, high: float | None, level: float | None) -> str:
+        """`95 % interval +0.4 to +6.6` of a difference."""
+        limits = self.interval(low, high, sign=True) or "without limits"
+        return f"{confidence(level)} interval {limits}"
+
+    def brackets(
+        self, mean: float | None, low: float | None, high: float | None, sign: bool = False
+    ) -> str:
+        """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
+        limits = self.interval(low, high, sign, ", ")
+        return f"{self.score(mean, sign)} [{limits}]" if limits else self.score(mean, sign)
+
+    def gain(self, score: float | None) -> float:
+        """The inner score of one in a report, to order by; 0 if it is not known."""
+        return self.inner(score or 0.0)
 
     def level(self, score: float, more: int = 0) -> str:
         """`78.1 %`"""
@@ -129,13 +193,7 @@ def scores_in(chosen: Unit) -> Iterator[None]:
 
 def unit_of(table: Mapping[str, Json]) -> Unit:
     """The unit of a report, or of one of its benchmarks."""
-    found = table.get("unit")
-    if not isinstance(found, Mapping):
-        return POINTS
-    known: dict[str, Any] = {
-        each.name: found[each.name] for each in fields(Unit) if each.name in found
-    }
-    return Unit(**known)
+    return read(Unit, table.get("unit"))
 
 
 def gain(score: Json) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from souping.core.fields import Name, component, mismatch, pick, text_of
+from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, listed, read_json
@@ -62,7 +62,8 @@ class Benchmark(BenchmarkItems):
     For evaluator=loss a line may be `id, source, text`, and `source` may stand for the category in any line.
 
     `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used.
-    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}.
+    `scorers` are your own scorers, {name: module.function}; `folds` are shares of the folds, {select: 0.2, ...}. Each
+    report opens one of `slices` of the report fold.
     """
 
     path: str | None = None
@@ -70,6 +71,7 @@ class Benchmark(BenchmarkItems):
     exclude: Sequence[str] = ()
     scorers: Mapping[str, str] | None = None
     folds: Mapping[str, float] | None = None
+    slices: Count = 1
 
     @property
     def title(self) -> str:
@@ -133,6 +135,7 @@ class OwnBenchmark(BenchmarkItems):
 
     exclude: Sequence[str] = ()
     folds: Mapping[str, float] | None = None
+    slices: Count = 1
 
     title = ""
 
@@ -149,6 +152,7 @@ class PartOfBenchmark(BenchmarkItems):
     whole: BenchmarkItems
     exclude: Sequence[str]
     folds: Mapping[str, float] | None = None
+    slices: int = 1
 
     @property
     def title(self) -> str:
@@ -381,6 +385,26 @@ def split_folds(
 def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
     """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
     return split_folds(items, two=True).items
+
+
+def slices_of(items: Sequence[Item], count: int) -> list[tuple[Item, ...]]:
+    """Disjoint parts of a report fold, by the hash of the group."""
+    numbers = [int(count * position(f"slice\0{item.group}")) for item in items]
+    pairs = list(zip(numbers, items, strict=True))
+    return [tuple(item for number, item in pairs if number == one) for one in range(count)]
+
+
+def check_slices(items: Sequence[Item], count: int) -> None:
+    """Refuse slices of a report fold that are too small to stand alone (UserError)."""
+    categories = dict.fromkeys(item.category for item in items)
+    for number, members in enumerate(slices_of(items, count), start=1):
+        sizes = Counter(item.category for item in members)
+        category = min(categories, key=lambda name: sizes[name])
+        if count > 1 and sizes[category] < ENOUGH:
+            raise UserError(
+                f"benchmark.slices={count} leaves slice {number} with {sizes[category]} items of category "
+                f"{category!r}: at least {ENOUGH} are needed; lower benchmark.slices"
+            )
 
 
 def limit_folds(folds: Folds, limit: int) -> Folds:

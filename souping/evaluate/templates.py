@@ -276,8 +276,8 @@ class Decoding:
     penalties: JsonObject = field(default_factory=dict)
 
     def seed_of(self, item: Item, replicate: int) -> int:
-        """Seed of one answer, 63 bits."""
-        text = f"{self.seed}\0{item.question}\0{replicate}".encode()
+        """Seed of one answer, 63 bits. Another id of an item draws no other answers."""
+        text = f"{self.seed}\0{item.identity}\0{replicate}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 

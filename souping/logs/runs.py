@@ -34,6 +34,11 @@ def read_run(path: Path, name: str, group: str) -> Log:
 
 
 def _read(path: Path, report: Row, name: str, group: str) -> Log:
+    if limit := report.get("limit"):
+        raise UserError(
+            f"{path}: limit={limit} made this a dry run on items of the search: nothing can be claimed on them; "
+            "repeat the run without limit"
+        )
     rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
     own = unit_of(report)
     metric = "score" if own.symbol == "%" else own.name

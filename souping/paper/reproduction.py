@@ -12,9 +12,10 @@ from dataclasses import asdict
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
+from souping.core.text import DASH
 from souping.core.types import JsonObject, ScoreMatrix, elements, entries, frozen, part, texts
 from souping.paper.findings import TABLES, findings, leaderboard, selections
-from souping.report.format import DASH, clean, count, in_words
+from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
 from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Row, Section, TableGrid, around, grid, nonempty, table

@@ -43,7 +43,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, unit
-from souping.evaluate.benchmark import Folds, limit_folds, shares_of, split_folds
+from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
 from souping.merge.plan import human
 from souping.pipeline.merge_only import check_kept
 from souping.pipeline.models import OpenPool, scratch_place
@@ -125,6 +125,7 @@ def cut_folds(settings: RunSettings, items: Sequence[Item]) -> Folds:
     folds = split_folds(
         items, two=settings.scores.published, shares=shares_of(settings.benchmark.folds)
     )
+    check_slices(folds.items["report"], settings.benchmark.slices)
     return folds if settings.limit is None else limit_folds(folds, settings.limit)
 
 

@@ -37,6 +37,7 @@ from souping.core.types import (
     digest,
 )
 from souping.evaluate.scoring import Grade, Known, user_scores
+from souping.pipeline.claims import Measurement, in_order
 from souping.pipeline.models import OpenPool
 from souping.pipeline.store import Store, StoredAnswers
 from souping.search.loop import RecipeEvaluator
@@ -306,6 +307,53 @@ class Evaluation(RecipeEvaluator):
                 parts[key][[place[item.id] for item in found.items]] = found.values
         return whole, parts
 
+    def measured_answers(
+        self, recipe: Recipe, items: Sequence[Item], measurement: Measurement
+    ) -> dict[str, list[Record]]:
+        """{item id: its answers} in another measurement of the same claim; empty if some are not stored."""
+        if measurement == self.measurement(items):
+            return {}
+        stored = self._store.load(recipe.fingerprint, measurement.evaluator)
+        answers: dict[str, list[Record]] = {}
+        for item, name in zip(in_order(items), measurement.ids, strict=True):
+            asked = replace(item, id=name)
+            for number in range(measurement.answers):
+                record = stored.first(asked, number)
+                if record is None:
+                    return {}
+                answers.setdefault(item.id, []).append(replace(record, item=item.id))
+        return answers
+
+    def all_answers(
+        self, recipe: Recipe, items: Sequence[Item], measurements: Sequence[Measurement]
+    ) -> dict[str, list[list[Record]]]:
+        """{item id: its answers in this measurement and in other ones of the same claim}"""
+        answers = {name: [records] for name, records in self.stored_answers(recipe, items).items()}
+        for other in measurements:
+            for name, records in self.measured_answers(recipe, items, other).items():
+                others = [replace(record, tokens=()) for record in records]
+                answers.setdefault(name, []).append(others)
+        return answers
+
+    def measurement(self, items: Sequence[Item]) -> Measurement:
+        """How this evaluator measures a claim about items."""
+        ids = tuple(item.id for item in in_order(items))
+        return Measurement(self._evaluator.fingerprint, ids, self.answers_per_item)
+
+    def mean_over(
+        self, measurements: Sequence[Measurement], recipe: Recipe, scores: ItemScores
+    ) -> ItemScores:
+        """Mean scores of a soup over measurements, of which this evaluator's has just given these scores."""
+        items = scores.items
+        tables = [scores]
+        for other in measurements:
+            if known := self.measured_answers(recipe, items, other):
+                answers = [known[item.id] for item in items]
+                lengths = [np.mean([len(record.tokens) for record in own]) for own in answers]
+                table = item_scores(self._evaluator, items, answers)
+                tables.append(replace(table, lengths=np.array(lengths)))
+        return mean_scores(tables)
+
     def _blocks(
         self, evaluator: Evaluator, recipe: Recipe, items: Sequence[Item], replicates: int
     ) -> Iterator[Block]:
@@ -370,6 +418,22 @@ def item_scores(
             ]
         ),
         reasons=Counter(unanswered),
+    )
+
+
+def mean_scores(measurements: Sequence[ItemScores]) -> ItemScores:
+    """The mean of several measurements of one model on the same items, with the costs of the first."""
+    first = measurements[0]
+    if len(measurements) == 1:
+        return first
+    values = np.array([scores.values for scores in measurements])
+    return replace(
+        first,
+        values=values.mean(axis=0),
+        truncated=np.mean([scores.truncated for scores in measurements], axis=0),
+        unanswered=np.mean([scores.unanswered for scores in measurements], axis=0),
+        lengths=np.mean([scores.lengths for scores in measurements], axis=0),
+        noise=values.var(axis=0, ddof=1) / len(values),
     )
 
 

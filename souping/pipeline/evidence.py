@@ -17,11 +17,15 @@ from souping.analysis.correlation import few_models
 from souping.analysis.grouped import design
 from souping.analysis.intervals import Z95, ItemTable, rate, span
 from souping.analysis.max_t import MAX_T, MaxT
+from souping.analysis.nested import TIE
+from souping.analysis.shown import picked_tests
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import (
     Comparison,
-    compare,
+    bound_of,
+    bounded,
     compare_on_table,
+    corners,
     holm,
     over_looks,
     penalty,
@@ -42,6 +46,7 @@ from souping.core.types import (
 from souping.core.unit import MARGIN, gain, scores_in, unit
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
+from souping.report.format import limits
 from souping.report.progress import Progress
 from souping.search.loop import SearchResult
 
@@ -174,8 +179,31 @@ def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Se
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Models that are tested together with the soup, because their scores on the items may have been known.
+
+    `missing` of them have no stored answers: each counts as an independent test.
+    """
+
+    scores: FloatArray  # [M, I]
+    missing: int = 0
+
+    def tests(self, soup: FloatArray, other: FloatArray, table: ItemTable, looks: int) -> float:
+        """Number of independent tests for which the comparison of the soup with another model stands."""
+        models = np.vstack([soup, *self.scores, other])
+        last = len(models) - 1
+        pairs = [(model, last) for model in range(last)]
+        return self.missing + picked_tests(models, pairs, table, ALPHA / penalty(looks))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Scores [I] of the soup and of another model on the same items; `looks` counts the looks at these items."""
+    """Scores [I] of the soup and of another model on the same items.
+
+    `looks` counts the looks at these items, `tests` the comparisons among which this one may have been picked.
+    `missing` are the shares [I] of both models' answers that were never received, `cut` those of answers that were cut
+    off at the limit of tokens.
+    """
 
     soup: str
     other: str
@@ -184,6 +212,9 @@ class Pair:
     table: ItemTable
     same: bool
     looks: int = 1
+    tests: float = 1.0
+    missing: Sequence[FloatArray] = ()
+    cut: Sequence[FloatArray] = ()
 
     @classmethod
     def of(
@@ -193,24 +224,62 @@ class Pair:
         scores: Mapping[str, ItemScores],
         table: ItemTable,
         looks: int = 1,
+        shown: Shown | None = None,
     ) -> Pair:
         """`scores` by recipe id."""
-        ours, theirs = scores[soup.recipe.id].values, scores[other.recipe.id].values
+        ours = scores[soup.recipe.id]
+        theirs = scores[other.recipe.id]
         same = soup.recipe.id == other.recipe.id
+        tests = 1.0
+        if looks > 1 and shown is not None and not same:
+            tests = shown.tests(ours.values, theirs.values, table, looks)
         return cls(
             soup=soup.name,
             other=other.name,
-            ours=ours,
-            theirs=theirs,
+            ours=ours.values,
+            theirs=theirs.values,
             table=table,
             same=same,
             looks=looks,
+            tests=tests,
+            missing=(ours.unanswered, theirs.unanswered),
+            cut=(ours.truncated, theirs.truncated),
         )
 
     def whole(self) -> Comparison:
-        names = (self.soup, self.other)
-        return compare_on_table(
-            names, self.ours, self.theirs, self.table, looks=self.looks, same_model=self.same
+        """The comparison on the objective, with a p-value and a level that hold for all `tests`."""
+        comparison = compare_on_table(
+            (self.soup, self.other),
+            self.ours,
+            self.theirs,
+            self.table,
+            looks=self.looks,
+            tests=self.tests,
+            same_model=self.same,
+            missing=self.missing,
+        )
+        return replace(
+            comparison,
+            level=1 - ALPHA / penalty(self.looks),
+            p_value=min(1.0, self.tests * comparison.p_value),
+        )
+
+    def corners(self) -> list[tuple[FloatArray, FloatArray]]:
+        return corners(self.ours, self.theirs, self.missing)
+
+    def sensitivity(self) -> str:
+        """The interval if cut answers might be right or wrong as missing ones may; empty if none was cut."""
+        if self.same or not any(shares.any() for shares in self.cut):
+            return ""
+        ours, theirs = (
+            np.maximum(scores - shares, 0.0)
+            for scores, shares in zip((self.ours, self.theirs), self.cut, strict=True)
+        )
+        missing = [lost + shares for lost, shares in zip(self.missing, self.cut, strict=True)]
+        bounds = replace(self, ours=ours, theirs=theirs, missing=missing).whole().as_dict()
+        return (
+            "Answers cut off at the limit of tokens are scored as they are. If they might be right for one model and "
+            f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits(bounds)}."
         )
 
 
@@ -219,41 +288,64 @@ def by_category(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
     `verdict` is about the soup, `least` the smallest difference that is beyond chance.
     """
-    cells = [
-        (pair, name, np.flatnonzero(pair.table.categories == number))
-        for pair in pairs
-        for number, name in enumerate(pair.table.names)
-        if not pair.same
-    ]
-    if not cells:
+    pairs = [pair for pair in pairs if not pair.same]
+    if not pairs:
         return []
-    alpha, one = ALPHA / penalty(pairs[0].looks), np.ones(1)
-    groups = [pair.table.groups[place] for pair, _, place in cells]
-    models = [(pair.ours[place], pair.theirs[place]) for pair, _, place in cells]
-    wholes = [
-        design(a - b, np.zeros_like(g), g, one) for (a, b), g in zip(models, groups, strict=True)
-    ]
-    family = MaxT.of(wholes, [np.unique(g) for g in groups], alpha)
-    bounded = all(np.isfinite(span(values)).all() for both in models for values in both)
-    smallest = family.least if bounded else family.critical * family.errors
+    corner_pairs = [pair.corners() for pair in pairs]
+    families = []
+    for corner in range(max(len(scores) for scores in corner_pairs)):
+        scores = [known[min(corner, len(known) - 1)] for known in corner_pairs]
+        families.append(_category_family(pairs, scores))
+
     tables = []
-    for (pair, name, _), (a, b), g, beyond in zip(cells, models, groups, smallest, strict=True):
-        found = compare(
-            pair.soup,
-            pair.other,
-            a,
-            b,
-            np.zeros_like(g),
-            g,
-            one,
-            looks=pair.looks,
-            tests=family.tests,
-        )
-        shown = "higher" if found.low > 0 else "lower" if found.high < 0 else UNDECIDED
-        found = replace(found, level=1 - alpha, p_value=family.p_value(found.p_value), test=MAX_T)
-        least = unit().size(float(beyond))
-        tables.append({"category": name, **found.as_dict(), "least": least, "verdict": shown})
+    for found in zip(*families, strict=True):
+        shown = bounded([comparison for _, comparison, _ in found])
+        category, _, least = found[0]
+        verdict = "higher" if shown.low > 0 else "lower" if shown.high < 0 else UNDECIDED
+        words = {"least": unit().size(least), "verdict": verdict}
+        tables.append({"category": category, **shown.as_dict(), **words})
     return tables
+
+
+def _category_family(
+    pairs: Sequence[Pair], scores: Sequence[tuple[FloatArray, FloatArray]]
+) -> list[tuple[str, Comparison, float]]:
+    """(category, comparison, smallest difference that is beyond chance) of every pair, with these scores of both."""
+    cells = []
+    for pair, (ours, theirs) in zip(pairs, scores, strict=True):
+        for number, name in enumerate(pair.table.names):
+            place = pair.table.categories == number
+            cells.append((pair, name, ours[place], theirs[place], pair.table.groups[place]))
+    differences = [design(a - b, 0 * groups, groups, np.ones(1)) for _, _, a, b, groups in cells]
+    bounds = [
+        bound_of(difference, a, b)
+        for difference, (_, _, a, b, _) in zip(differences, cells, strict=True)
+    ]
+    level = ALPHA / penalty(pairs[0].looks)
+    picked = max(pair.tests for pair in pairs)
+    alpha = level / picked
+    members = [np.unique(groups) for _, _, _, _, groups in cells]
+    family = MaxT.of(differences, members, bounds, alpha)
+    least = family.least if np.isfinite(bounds).all() else family.critical * family.errors
+
+    rows = []
+    for f, (pair, name, a, b, _) in enumerate(cells):
+        low, high = family.intervals[f].limits(alpha)
+        comparison = Comparison(
+            a=pair.soup,
+            b=pair.other,
+            difference=differences[f].objective,
+            low=low,
+            high=high,
+            level=1 - level,
+            p_value=min(1.0, picked * family.intervals[f].p_value()),
+            test=MAX_T,
+            n=len(a),
+            groups=len(members[f]),
+            discordant=float((np.abs(a - b) > TIE).mean()),
+        )
+        rows.append((name, comparison, float(least[f])))
+    return rows
 
 
 def judged(comparisons: Sequence[Comparison], looks: int = 1) -> list[dict[str, Any]]:
@@ -298,17 +390,20 @@ def gather(
     margin: float = MARGIN,
     length_key: str = "",
     mixture: Comparison | None = None,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """`rows`, `comparisons`, `losses`, `outcomes`, `variance` and `verdict` of the report.
 
     The soup is the last contender; `opened` is the number of looks at these items, `margin` the gain (of inner scores)
     below which a single model is kept; `length_key` the setting to raise where answers were cut off; `mixture` the
-    comparison of the best mixture with a single model that the search keeps.
+    comparison of the best mixture with a single model that the search keeps, `shown` the models that are tested
+    together with the soup.
     """
     soup, others = contenders[-1], contenders[:-1]
     table = ItemTable.of(scores[soup.recipe.id].items, objective)
     pairs = {
-        other.kind + other.name: Pair.of(soup, other, scores, table, opened) for other in others
+        other.kind + other.name: Pair.of(soup, other, scores, table, opened, shown)
+        for other in others
     }
     compared = [(other, pairs[other.kind + other.name].whole()) for other in others]
     singles = [other for other in others if other.kind in ("ingredient", "candidate")]
@@ -326,6 +421,7 @@ def gather(
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
+    sensitivity = pairs[best.kind + best.name].sensitivity()
     return {
         "rows": [row(c, scores[c.recipe.id], table) for c in contenders],
         "comparisons": _with_holm(compared, opened),
@@ -334,7 +430,12 @@ def gather(
         "variance": {
             c.name: v for c in [*singles, soup] if (v := variance(scores[c.recipe.id], table))
         },
-        "verdict": {**asdict(result), "opened": opened, "margin": unit().size(margin)},
+        "verdict": {
+            **asdict(result),
+            "opened": opened,
+            "margin": unit().size(margin),
+            **({"sensitivity": sensitivity} if sensitivity else {}),
+        },
     }
 
 
@@ -343,6 +444,8 @@ def compare_on(
     soup: Recipe,
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
+    looks: int = 1,
+    shown: Shown | None = None,
 ) -> dict[str, Any]:
     """Entry of `also` in the report: rows, and the soup's paired differences to each ingredient, also by category.
 
@@ -356,7 +459,7 @@ def compare_on(
         ]
         rows = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
         table = ItemTable.of(benchmark.items, Mean())
-        pairs = [Pair.of(rows[-1], c, measured, table) for c in singles]
+        pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
         return {
             "name": benchmark.name,
             "evaluator": benchmark.evaluator.title,
@@ -368,7 +471,8 @@ def compare_on(
             else dict(zip(table.names, table.coefficients.tolist(), strict=True)),
             "rows": [row(c, measured[c.recipe.id], table) for c in rows],
             "outcomes": {c.name: outcomes(measured[c.recipe.id], table) for c in rows},
-            "comparisons": judged([pair.whole() for pair in pairs]),
+            "opened": looks,
+            "comparisons": judged([pair.whole() for pair in pairs], looks),
             "categories": by_category(pairs),
         }
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import error_text, locked, nearby, write_atomically
@@ -215,25 +216,31 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
     rows = dict(run.rows or ((name, run.single(name)) for name in run.pool.names))
     if run.settings.stop_after != "select":
         rows.setdefault("soup", run.winner.recipe)
-    answers = {name: run.evaluation.stored_answers(recipe, items) for name, recipe in rows.items()}
+    measurements = run.look.measurements if fold == "report" else ()
+    answers = {
+        name: run.evaluation.all_answers(recipe, items, measurements)
+        for name, recipe in rows.items()
+    }
     keys = {
         one.prompt_key
         for of_model in answers.values()
-        for records in of_model.values()
+        for measured in of_model.values()
+        for records in measured
         for one in records
     }
     prompts = run.store.prompts(keys)
     evaluator = run.settings.evaluator
     for place, item in enumerate(items):
-        records = {
-            name: of_model[item.id] for name, of_model in answers.items() if item.id in of_model
-        }
+        records = {}
+        scores = {}
+        for name, of_model in answers.items():
+            if measured := of_model.get(item.id):
+                tables = [evaluator.item_scores([item], [own])[0] for own in measured]
+                scores[name] = fmean(map(float, tables))
+                records[name] = [record for own in measured for record in own]
         if records:
-            scores = {
-                name: float(evaluator.item_scores([item], [own])[0])
-                for name, own in records.items()
-            }
-            yield sample(place, fold, item, records, scores, prompts, evaluator.scorer_digest(item))
+            digest_of = evaluator.scorer_digest(item)
+            yield sample(place, fold, item, records, scores, prompts, digest_of)
 
 
 def sample(
@@ -399,7 +406,8 @@ def _resume(run: Run, report: JsonObject, trials: Rows) -> tuple[Selection, Sear
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
     models += [(name, run.single(name)) for name in run.pool.names]
     run.rows = tuple((name, model) for name, model in models if model.id in ids)
-    run.reported = run.unseen(soup)
+    claim = run.opening.report_claim(soup, run.folds["report"])
+    run.reported = claim.items if run.settings.limit else run.ledger.items_of(claim)
     return run.selection, run.winner
 
 
@@ -444,14 +452,16 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
 
 
 def _tables(outcome: dict[str, Any]) -> None:
+    from souping.report.content import typed
     from souping.report.render import also_table, output_console, report_table, show_sheet
     from souping.report.sections import analysis_sections
     from souping.report.tables import nonempty
 
+    report = typed(outcome)
     out = output_console()
-    out.print(report_table(outcome))
+    out.print(report_table(report))
     # a report's are on its page
-    if "rows" not in outcome:
-        show_sheet(nonempty(analysis_sections(outcome)), out)
-    if outcome.get("also"):
-        out.print(also_table(outcome))
+    if report.rows is None:
+        show_sheet(nonempty(analysis_sections(report)), out)
+    if report.also:
+        out.print(also_table(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from souping.analysis.guards import TOKENS, Admission, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
 from souping.core.unit import gain, unit
+from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
 from souping.search.adaptive import Adaptive
@@ -175,27 +177,45 @@ def search_again(
     return evaluation.scores(found.recipe, items).values
 
 
+def declared(admission: Admission | None) -> str:
+    """The guards of a run and the model that they compare with, as the ledger keeps them."""
+    if admission is None:
+        return ""
+    guards = [[one.benchmark, one.name, one.margin] for one in admission.guards]
+    return json.dumps([admission.against, sorted(guards)])
+
+
+def guard_names(steps: Steps) -> int:
+    """Number of guards that could be set: names, each with every candidate to compare with."""
+    names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, TOKENS}
+    return len(names) * len(steps.recipes.names)
+
+
 def guard_checks(
     admission: Admission,
     soup: Recipe,
     against: Recipe,
     measured: Mapping[str, Mapping[str, ItemScores]],
     claim: str,
-    looks: int,
+    look: Look,
+    names: int,
 ) -> list[Mapping[str, Json]]:
     """What the report's answers say of each guard.
 
     `measured` are {extra benchmark: {recipe id: scores}}, the run's own under an empty name. A
     soup that is the reference itself loses nothing. If the verdict's `claim` is that nothing is
-    claimed, neither do the guards.
+    claimed, neither do the guards. Guards that were not declared when the claim was first shown
+    count as picked among all `names` that a guard can have.
     """
     if soup.id == against.id:
-        return judge((), [], looks)
+        return []
     pairs = []
     for guard in admission.guards:
         scores = measured[guard.benchmark]
         pairs.append((scores[soup.id], scores[against.id]))
-    checks = judge(admission.guards, pairs, looks)
+    is_later = look.guards != declared(admission)
+    picked = 1 + len(look.known.soups) + look.known.missing
+    checks = judge(admission.guards, pairs, look.number, picked, names if is_later else 0)
     if claim not in ("not_measured", "dry_run"):
         return checks
     outcome = claim.replace("_", " ")

@@ -3,7 +3,12 @@
 It is part of the results store and identifies everything by its content: items by what the model sees
 (`Item.identity`), models by their weights. Other names, files, groups or settings do not reset it.
 
-The table `written` counts the rows of `looks`, `shown` and `searches` separately, so that deleted rows are noticed.
+An *occasion* is a report, an extra benchmark or a comparison that showed numbers. It has a row in `looks` (its claim
+and its items), which is committed before the first of its numbers leaves the process, and rows in `shown` (its soups).
+`claims` has what was known when a claim was first shown, `measurements` how it was measured. Earlier versions used
+another digest of a claim, and wrote only `shown` for an extra benchmark.
+
+The table `written` counts the rows of `looks`, `shown`, `searches` and `measurements`: deleted rows are noticed.
 """
 
 from __future__ import annotations
@@ -11,78 +16,29 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from souping.analysis.significance import penalty
+import numpy as np
+
 from souping.core.protocols import Objective
-from souping.core.types import Item, Json, Recipe, digest
+from souping.core.types import FloatArray, Item, Recipe, digest
+from souping.evaluate.benchmark import slices_of
+from souping.pipeline.claims import (
+    Claim,
+    KnownModels,
+    Look,
+    Measurement,
+    Slice,
+    items_to_report,
+    price,
+    times,
+    times_shown,
+)
 from souping.pipeline.store import Mixture, Store, parts_of, row_number
 
-NEAR = 0.05
-"""Two soups are one to the ledger if no weight differs by more."""
 DEEP = 20
 """Levels of soups of soups that are followed. An edited recipe.json may contain itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a report is about to claim of a frozen soup. `candidates` are fingerprints, `margin` is in the unit of the
-    scores."""
-
-    soup: Recipe
-    candidates: tuple[str, ...]
-    evaluator: str
-    objective: Objective
-    margin: float
-    items: tuple[Item, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that the claim is about, without names and order.
-
-        An item counts with its weight in the objective, which covers the coefficients whatever the categories are
-        called. The soup's weights are rounded, because a change in the last digits does not make another soup.
-        """
-        soup, names = self.soup, list(dict.fromkeys(item.category for item in self.items))
-        sizes = Counter(item.category for item in self.items)
-        share = dict(zip(names, self.objective.coefficients(names).tolist(), strict=True))
-        items = [
-            (i.identity, i.scoring, round(share[i.category] / sizes[i.category], 12))
-            for i in self.items
-        ]
-        mixed = sorted(
-            (name, round(weight, 3))
-            for name, weight in zip(soup.fingerprints, soup.weights, strict=True)
-        )
-        other = [] if self.objective.linear else [self.objective.name]
-        content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
-        return digest(
-            [content, sorted(self.candidates), self.evaluator, self.margin, sorted(items), *other]
-        )
-
-
-@dataclass(frozen=True)
-class Look:
-    """A claim's look: its number k, and whether this run is the first to make the claim.
-
-    `shown` is the number of soups whose scores on these items were known before the claim, if the claim's own soup was
-    one of them and therefore pays for all; otherwise 0.
-    """
-
-    number: int
-    shown: int
-    first: bool
-
-    def sentence(self) -> str:
-        """Why it is not the first look, and what that costs."""
-        what = (
-            f"this soup was one of {self.shown} whose scores on the report items were known before"
-        )
-        if not self.shown:
-            what = f"these items were reported on {_times(self.number - 1)} before"
-        return f"{what}: this is look {self.number}, {_price(self.number)}"
 
 
 class Ledger:
@@ -93,55 +49,101 @@ class Ledger:
 
     # ------------------------------------------------------------ looks
 
-    def open_report(self, claim: Claim) -> Look:
-        """Write a claim to the ledger before the report fold opens, and return its look.
+    def items_of(self, claim: Claim) -> tuple[Item, ...]:
+        """The items to report a claim on: those on which it was shown, or else what `items_to_report` says."""
+        with self._store.reading() as db:
+            look = _look_of(db, claim.fingerprint, claim.former)
+            if not look:
+                return self.new_items(claim.items, claim.objective, claim.slices)
+            rows = db.execute(
+                "SELECT fingerprint FROM looks JOIN members USING (item_set) "
+                "JOIN contents ON content = contents.id WHERE claim = ?",
+                (look,),
+            )
+            identities = {str(name) for (name,) in rows}
+        return tuple(item for item in claim.items if item.identity in identities)
 
-        The number is fixed when the claim is first written, so that a repeated run keeps its look. It is one more than
-        the largest number of other claims on any of the items. A soup that was picked among soups with known scores
-        pays for all of them, and deleted rows count as claims.
-        """
-        return self._open(
-            claim.fingerprint, [item.identity for item in claim.items], parts_of(claim.soup)
-        )
+    def new_items(
+        self, items: Sequence[Item], objective: Objective, slices: int
+    ) -> tuple[Item, ...]:
+        """The items that a report on a new claim would be on."""
+        with self._store.reading() as db:
+            return items_to_report(
+                items, _occasions(db, _names(items)), objective, _deleted(db), slices
+            )
 
-    def open_comparison(self, claim: str, identities: Iterable[str]) -> Look:
-        """Write a comparison of runs to the ledger, and return its look: one more than the claims on any of its items.
-        `claim` is a digest of what is compared; repeated, it keeps its look."""
-        return self._open(claim, identities, None)
-
-    def _open(self, claim: str, identities: Iterable[str], soup: Mixture | None) -> Look:
-        with self._store.writing() as db:
-            row = db.execute("SELECT number, shown FROM looks WHERE claim = ?", (claim,)).fetchone()
-            if row:
-                return Look(int(row[0]), int(row[1]), first=False)
-            item_set = _item_set(db, identities)
-            claims, shown = _claims(db, item_set), 0
-            if soup is not None:
-                shown = _Mixtures(db).shown_beside(soup, item_set)
-            number = 1 + max(claims, shown) + _deleted(db)
-            shown = shown if shown > claims else 0
-            _insert(db, "looks", claim, number, shown, item_set)
-            return Look(number, shown, first=True)
-
-    def claims(self, items: Sequence[Item]) -> int:
-        """The largest number of claims on one of these items."""
-        with self._store.writing() as db:
-            return _claims(db, _item_set(db, [item.identity for item in items]))
+    def slice_of(self, claim: Claim, items: Sequence[Item]) -> Slice:
+        """The slice that these items are of."""
+        parts = slices_of(claim.items, claim.slices)
+        number = next(n for n, part in enumerate(parts) if items[0] in part)
+        with self._store.reading() as db:
+            occasions = _occasions(db, _names(claim.items))
+        others = parts[:number] + parts[number + 1 :]
+        left = sum(times_shown(part, occasions) < 0.5 for part in others)
+        return Slice(number + 1, claim.slices, left, len(parts[number]))
 
     def announcement(self, items: Sequence[Item]) -> str:
         """What a report on these items will cost if there were others before; empty if it is the first."""
-        if not (count := self.claims(items)):
+        with self._store.reading() as db:
+            count = max(_occasions(db, _names(items)).values(), default=0) + _deleted(db)
+        if not count:
             return ""
-        what = f"the items of the report fold were reported on {_times(count)} before"
-        return f"{what}: a report that is not one of those is look {count + 1} or later, {_price(count + 1)}"
+        what = f"the items of the report fold were reported on {times(count)} before"
+        return f"{what}: a report that is not one of those is look {count + 1} or later, {price(count + 1)}"
 
-    def note_shown(self, recipes: Iterable[Recipe], items: Sequence[Item]) -> None:
-        """Note that the scores of these soups on these items were shown. Single models do not matter."""
+    def show_report(
+        self,
+        claim: Claim,
+        items: Sequence[Item],
+        models: Sequence[Recipe],
+        measurement: Measurement,
+        guards: str = "",
+    ) -> Look:
+        """Write that a claim's numbers on these items are about to be shown, and return its look.
+
+        The number is fixed when the claim is first shown: one more than the largest number of occasions, on any of the
+        items, that showed other claims. Deleted rows count as occasions. A repeated claim keeps its number, its family
+        and its guards, and gains a measurement.
+        """
+        identities = _names(items)
+        questions = [item.question for item in items]
+        key = claim.fingerprint
+        evaluator, ids, answers = measurement
+        query = "SELECT evaluator, ids, answers FROM measurements WHERE claim = ?"
         with self._store.writing() as db:
-            mixtures, item_set = _Mixtures(db), _item_set(db, [item.identity for item in items])
-            for parts in map(parts_of, recipes):
-                if len(mixtures.of(parts)) > 1:
-                    _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
+            look = _open(db, key, claim.former, identities, questions, models, guards)
+            _insert(db, "measurements", key, evaluator, json.dumps(ids), answers)
+            rows = db.execute(query, (key,)).fetchall()
+        measurements = tuple(Measurement(str(a), tuple(json.loads(b)), int(c)) for a, b, c in rows)
+        return replace(look, measurements=measurements)
+
+    def show_comparison(
+        self, claim: str, former: str, identities: Sequence[str], questions: Sequence[str]
+    ) -> Look:
+        """Write that a comparison of runs on these items is about to be shown, and return its look.
+
+        `claim` is a digest of what is compared, `former` the one that earlier versions wrote for it.
+        """
+        with self._store.writing() as db:
+            return _open(db, claim, former, identities, questions)
+
+    def known_scores(self, family: KnownModels, questions: Sequence[str]) -> FloatArray:
+        """Stored scores [M, I] of a family on these questions, nan where there is none.
+
+        One row per soup and evaluator that answered one of them.
+        """
+        places = {row_number(question): place for place, question in enumerate(questions)}
+        query = (
+            "SELECT evaluator, item, AVG(score) FROM grades WHERE soup = ? GROUP BY evaluator, item"
+        )
+        rows: dict[tuple[str, int], FloatArray] = {}
+        with self._store.reading() as db:
+            for soup in family.soups:
+                for evaluator, question, score in db.execute(query, (row_number(soup),)):
+                    if question in places:
+                        row = rows.setdefault((soup, evaluator), np.full(len(questions), np.nan))
+                        row[places[question]] = score
+        return np.array([*rows.values()]).reshape(-1, len(questions))
 
     def deleted(self) -> int:
         """Number of rows that somebody deleted."""
@@ -153,7 +155,7 @@ class Ledger:
     def note_search(self, candidates: Iterable[str], items: Sequence[Item]) -> None:
         """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
-            item_set = _item_set(db, [item.identity for item in items])
+            item_set = _item_set(db, _names(items))
             _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
@@ -220,46 +222,103 @@ class _Mixtures:
                 mixed[ingredient] = mixed.get(ingredient, 0.0) + share * weight / total
         return {name: share for name, share in mixed.items() if share}
 
-    def shown_beside(self, parts: Mixture, item_set: int) -> int:
-        """Number of different soups that were shown on one of these items, if this one is near one of them; else 0."""
-        query = (
-            f"SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set {_SHARED})"
+
+def _names(items: Iterable[Item]) -> list[str]:
+    return [item.identity for item in items]
+
+
+def _look_of(db: sqlite3.Connection, claim: str, former: str) -> str:
+    """The digest under which this claim was shown in `looks`; empty if it never was."""
+    query = (
+        "SELECT look FROM claims JOIN looks ON looks.claim = look WHERE claims.claim = ? "
+        "UNION ALL SELECT claim FROM looks WHERE claim = ?"
+    )
+    row = db.execute(query, (claim, former)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def _open(
+    db: sqlite3.Connection,
+    claim: str,
+    former: str,
+    identities: Sequence[str],
+    questions: Sequence[str],
+    models: Sequence[Recipe] = (),
+    guards: str = "",
+) -> Look:
+    """Write an occasion and the soups among its `models`. A comparison of runs has none of its own."""
+    item_set = _item_set(db, identities)
+    look = _look_of(db, claim, former)
+    if look:
+        # An earlier version has shown it: what else was known then is not.
+        known = (claim, look, json.dumps(KnownModels()), "unknown")
+        db.execute("INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)", known)
+    else:
+        number = 1 + max(_occasions(db, identities).values(), default=0) + _deleted(db)
+        family = KnownModels() if number == 1 else _family(db, item_set, questions, models)
+        _insert(db, "looks", claim, number, 0, item_set)
+        known = (claim, claim, json.dumps(family), guards)
+        db.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)", known)
+    mixtures = _Mixtures(db)
+    for parts in map(parts_of, models):
+        if len(mixtures.of(parts)) > 1:
+            _insert(db, "shown", json.dumps(parts, sort_keys=True), item_set)
+    query = "SELECT number, family, guards FROM claims JOIN looks ON looks.claim = look WHERE claims.claim = ?"
+    number, family, declared = db.execute(query, (claim,)).fetchone()
+    soups, missing = json.loads(family)
+    return Look(int(number), not look, KnownModels(tuple(soups), missing), declared)
+
+
+def _occasions(db: sqlite3.Connection, identities: Iterable[str]) -> dict[str, int]:
+    """{identity: occasions that showed numbers of it}
+
+    Extra benchmarks of earlier versions have rows in `shown` alone: each soup was an occasion.
+    """
+    counts = dict(
+        db.execute(
+            "SELECT content, COUNT(*) FROM members JOIN (SELECT item_set FROM looks UNION ALL "
+            "SELECT item_set FROM shown WHERE item_set NOT IN (SELECT item_set FROM looks)) "
+            "USING (item_set) GROUP BY content"
         )
-        shown = [self.of(json.loads(text)) for (text,) in self._db.execute(query, (item_set,))]
-        own = self.of(parts)
-        if not any(_near(own, soup) for soup in shown):
-            return 0
-        return len(
-            {
-                tuple(sorted((name, round(share, 3)) for name, share in soup.items()))
-                for soup in shown
-            }
-        )
+    )
+    return {name: counts.get(row_number(name), 0) for name in identities}
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+def _family(
+    db: sqlite3.Connection, item_set: int, questions: Iterable[str], models: Sequence[Recipe]
+) -> KnownModels:
+    """Models whose scores on these items may be known: all that answered one, and soups that were shown on one.
 
+    A report claims something of a soup, so single models are no part of its family. Its own `models` are, if they were
+    shown before.
+    """
+    mixtures = _Mixtures(db)
+    shared = (
+        "SELECT DISTINCT soup FROM shown WHERE item_set IN (SELECT other.item_set FROM members "
+        "AS own JOIN members AS other USING (content) WHERE own.item_set = ?)"
+    )
+    shown = {str(parts) for (parts,) in db.execute(shared, (item_set,))}
+    answering: set[int] = set()
+    for question in questions:
+        query = "SELECT DISTINCT soup FROM answers WHERE item = ?"
+        answering |= {soup for (soup,) in db.execute(query, (row_number(question),))}
 
-def _price(look: int) -> str:
-    free = "compare settings with stop_after=search, which leaves the report fold closed"
-    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"
-
-
-def _near(a: Mixture, b: Mixture) -> bool:
-    """Whether no weight differs by more than NEAR."""
-    return all(round(abs(a.get(name, 0.0) - b.get(name, 0.0)), 9) <= NEAR for name in a | b)
-
-
-_SHARED = "FROM members AS own JOIN members AS other USING (content) WHERE own.item_set = ?"
-"""Sets that share an item with this one, a row for each shared item."""
-
-
-def _claims(db: sqlite3.Connection, item_set: int) -> int:
-    """The most claims that were made on one item of the set."""
-    joined = _SHARED.replace("WHERE", "JOIN looks ON looks.item_set = other.item_set WHERE")
-    query = f"SELECT MAX(claims) FROM (SELECT COUNT(*) AS claims {joined} GROUP BY content)"
-    return int(db.execute(query, (item_set,)).fetchone()[0] or 0)
+    soups = []
+    own = {recipe.fingerprint for recipe in models}
+    stored: set[str] = set()
+    for number in sorted(answering):
+        row = db.execute("SELECT recipe FROM soups WHERE id = ?", (number,)).fetchone()
+        # A damaged store may have lost it.
+        if row is None:
+            continue
+        recipe = Recipe.from_dict(json.loads(row[0]))
+        parts = parts_of(recipe)
+        text = json.dumps(parts, sort_keys=True)
+        stored.add(text)
+        in_family = not models or len(mixtures.of(parts)) > 1
+        if in_family and (text in shown or recipe.fingerprint not in own):
+            soups.append(recipe.fingerprint)
+    return KnownModels(tuple(soups), missing=len(shown - stored))
 
 
 def _deleted(db: sqlite3.Connection) -> int:

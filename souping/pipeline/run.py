@@ -16,7 +16,9 @@ from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
-from souping.core.system import Provenance
+from souping.core.reading import read, to_json
+from souping.core.scores import Mean
+from souping.core.system import provenance
 from souping.core.types import (
     FOLDS,
     Fold,
@@ -40,6 +42,7 @@ from souping.pipeline.checks import (
     refusals,
     run_notes,
 )
+from souping.pipeline.claims import Claim, Look
 from souping.pipeline.evaluation import Evaluation, EvaluatorWorker, open_worker
 from souping.pipeline.evidence import (
     Contender,
@@ -52,16 +55,25 @@ from souping.pipeline.evidence import (
     gather,
     lost_answers,
 )
-from souping.pipeline.goals import check_tokens, guard_checks, search_again, with_goals
-from souping.pipeline.ledger import Claim, Ledger
+from souping.pipeline.goals import (
+    check_tokens,
+    declared,
+    guard_checks,
+    guard_names,
+    search_again,
+    with_goals,
+)
+from souping.pipeline.ledger import Ledger
 from souping.pipeline.merge_only import soup_in, verify
 from souping.pipeline.models import OpenPool
+from souping.pipeline.opening import Opening, item_counts
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import card
 from souping.report import tables
+from souping.report.content import GateSummary
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -96,6 +108,12 @@ class Run(Steps):
         extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in extra)
         super().__init__(settings, pool, self.cut.items, {one.name: one.items for one in extra})
         self.pool, self.store, self.progress, self.ledger = pool, store, progress, Ledger(store)
+        self.opening = Opening(
+            settings=settings,
+            ledger=self.ledger,
+            candidates=tuple(candidate.fingerprint for candidate in pool.candidates),
+            note=self.note,
+        )
         self.benchmarks = {one.name: one for one in extra}
         evaluators = {"": settings.evaluator, **{one.name: one.evaluator for one in extra}}
         self.workers = settings.executor.start(
@@ -111,6 +129,7 @@ class Run(Steps):
         }
         self.evaluation = self.evaluations[""]
         self.notes: list[str] = []
+        self.look = Look(1, first=True)
         self.gate: dict[str, Any] | None = None
         self.power: Power | None = None
         self.searched: dict[str, ItemScores] = {}
@@ -129,11 +148,17 @@ class Run(Steps):
     def walk(self) -> None:
         """Perform the steps; what a reader should know before the first is printed here."""
         reports = self.settings.limit is None and self.settings.stop_after is None
-        if reports and (looks := self.ledger.announcement(self.folds["report"])):
+        if reports and (looks := self.ledger.announcement(self.report_items)):
             self.progress.say(looks)
         if banner := self.settings.evaluator.banner():
             self.progress.say(banner)
         super().walk()
+
+    @property
+    def report_items(self) -> tuple[Item, ...]:
+        """The items that the report of a new claim would be on, as far as the ledger knows before the search."""
+        settings = self.settings
+        return self.ledger.new_items(self.folds["report"], settings.objective, settings.slices)
 
     def note(self, *notes: str) -> None:
         """Keep what a reader of the report must know, and print it now."""
@@ -142,17 +167,25 @@ class Run(Steps):
             self.progress.say(f"note: {note}")
 
     def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+        return self._checked(stage, self._measure(stage))
+
+    def _measure(self, stage: Stage) -> list[ItemScores]:
+        """Scores of a stage's models. Nothing about them is shown yet."""
         evaluation = self.evaluations[stage.benchmark]
         self.progress.stage(
             stage.name, items=len(stage.models) * len(stage.items) * evaluation.answers_per_item
         )
-        measured = evaluation.all_scores(stage.models, stage.items)
+        return evaluation.all_scores(stage.models, stage.items)
+
+    def _checked(self, stage: Stage, measured: Sequence[ItemScores]) -> dict[str, ItemScores]:
+        """{recipe id: scores} of a stage, after a warning of lost answers."""
         check_tokens(self.settings, stage, measured)
         names = [
             r.ingredients[0] if len(r.ingredients) == 1 else f"soup {r.id}" for r in stage.models
         ]
         by_model = dict(zip(names, measured, strict=True))
-        self.note(*lost_answers(by_model, stage.name, evaluation.length_key))
+        length_key = self.evaluations[stage.benchmark].length_key
+        self.note(*lost_answers(by_model, stage.name, length_key))
         return {recipe.id: one for recipe, one in zip(stage.models, measured, strict=True)}
 
     def _by_candidate(self, stage: Stage) -> dict[str, ItemScores]:
@@ -170,7 +203,7 @@ class Run(Steps):
         if self.gate["passed"]:
             self.progress.say(sentence)
             return
-        self.progress.show(plain_table(tables.gate({"gate": self.gate})))
+        self.progress.show(plain_table(tables.gate(unit(), read(GateSummary, self.gate))))
         if settings.gate == "error":
             raise UserError(f"{sentence}\nthe answers are in the store; gate=warn continues")
         self.notes.append(sentence)
@@ -187,7 +220,7 @@ class Run(Steps):
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
             self.power = power_of(
-                self.scores, self.folds["report"], settings.objective, settings.inner_margin
+                self.scores, self.report_items, settings.objective, settings.inner_margin
             )
             self.progress.say(
                 self.power.sentence() if self.power else "all candidates gave the same answers"
@@ -323,20 +356,32 @@ class Run(Steps):
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         settings, winner, selection = self.settings, self.winner, self.selection
-        dry, items = settings.limit is not None, self.unseen(winner.recipe)
-        looks = 1 if dry else self._count_looks(winner.recipe, items)
-        self.ledger.note_shown(stage.models, items)
-        measured = self.measured[""] = self.evaluate_stage(replace(stage, items=items))
+        dry = settings.limit is not None
+        claim = self.opening.report_claim(winner.recipe, self.folds["report"])
+        items = claim.items
+        if not dry:
+            items, part = self.opening.items_of(claim)
+            self.report_content |= item_counts(self.cut.counts(), claim, items, part)
+        stage = replace(stage, items=items)
+        scores = self._measure(stage)
+        guards = declared(self.admission)
+        look = Look(1, first=False, guards=guards)
+        if not dry:
+            look, scores = self.opening.show(claim, stage, self.evaluation, scores, guards)
+        measured = self._checked(stage, scores)
+        self.look = look
+        self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         evidence = gather(
             contenders,
             measured,
             settings.objective,
             selection.ingredients,
-            looks,
+            look.number,
             settings.inner_margin,
             settings.evaluator.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
+            self.opening.shown(look, items, unit()),
         )
         if self.scores is not None:
             parents = {name: measured[self.single(name).id] for name in selection.ingredients}
@@ -346,7 +391,7 @@ class Run(Steps):
             )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
-                self, settings.pool.trajectory, winner, self.searched, measured, looks
+                self, settings.pool.trajectory, winner, self.searched, measured, look.number
             )
         if winner.guards.get("refused") and evidence["verdict"]["claim"] == "keep_single":
             evidence["verdict"]["sentence"] = (
@@ -356,73 +401,27 @@ class Run(Steps):
             evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
         self.report_content |= evidence
 
-    def _count_looks(self, recipe: Recipe, items: tuple[Item, ...]) -> int:
-        """Looks at these items, this one included, which is noted in the ledger first."""
-        settings = self.settings
-        look = self.ledger.open_report(
-            Claim(
-                soup=recipe,
-                candidates=tuple(candidate.fingerprint for candidate in self.pool.candidates),
-                evaluator=settings.evaluator.look,
-                objective=settings.objective,
-                margin=settings.evaluator.unit.margin
-                if settings.margin is None
-                else settings.margin,
-                items=items,
-            )
-        )
-        if deleted := self.ledger.deleted():
-            self.note(
-                f"{deleted} rows of the ledger in {settings.store_path} were deleted: each counts as a report"
-            )
-        if look.first and (viewed := self.ledger.viewed(recipe.id, items)):
-            self.note(
-                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
-                "report: later choices may depend on them"
-            )
-        if look.number > 1:
-            self.note(look.sentence())
-        return look.number
-
-    def unseen(self, recipe: Recipe) -> tuple[Item, ...]:
-        """The items of the report fold on which no run chose among this recipe's ingredients.
-
-        Raises:
-            UserError: a category has none left.
-        """
-        items = self.folds["report"]
-        if self.settings.limit is not None:  # "report" holds items of the other folds then
-            return items
-        chosen_on = self.ledger.chosen_on(recipe)
-        unseen = tuple(item for item in items if item.identity not in chosen_on)
-        if len(unseen) == len(items):
-            return items
-        if gone := {item.category for item in items} - {item.category for item in unseen}:
-            raise UserError(
-                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
-                "report items, so nothing can be reported on them: add items that no run has seen"
-            )
-        left_out = len(items) - len(unseen)
-        self.report_content["folds"] = {
-            **self.cut.counts(),
-            "report": len(unseen),
-            "left_out": left_out,
-        }
-        self.note(
-            f"{left_out} of {len(items)} report items are left out: earlier runs with other folds chose among "
-            "these ingredients on them"
-        )
-        return unseen
-
     def extra_benchmark(self, stage: Stage) -> None:
         """The frozen soup and its ingredients on all items of another benchmark."""
-        self.ledger.note_shown(stage.models, stage.items)
-        measured = self.measured[stage.benchmark] = self.evaluate_stage(stage)
-        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
+        soup = self.winner.recipe
         ingredients = {name: self.single(name) for name in self.selection.ingredients}
         # a guard has used up the others
         benchmark = replace(self.benchmarks[stage.benchmark], items=stage.items)
-        compared = compare_on(benchmark, self.winner.recipe, ingredients, measured)
+        claim = Claim(
+            soup=soup,
+            candidates=tuple(recipe.fingerprints[0] for recipe in ingredients.values()),
+            evaluator=benchmark.evaluator.look,
+            objective=Mean(),
+            items=stage.items,
+        )
+        benchmark = replace(benchmark, items=self.opening.items_of(claim)[0])
+        stage = replace(stage, items=benchmark.items)
+        evaluation = self.evaluations[stage.benchmark]
+        look, scores = self.opening.show(claim, stage, evaluation, self._measure(stage))
+        measured = self.measured[stage.benchmark] = self._checked(stage, scores)
+        prompts = {str(item.prompt) for fold in FOLDS for item in self.folds[fold]}
+        shown = self.opening.shown(look, stage.items, benchmark.evaluator.unit)
+        compared = compare_on(benchmark, soup, ingredients, measured, look.number, shown)
         compared["shared"] = sum(str(item.prompt) in prompts for item in stage.items)
         self.report_content.setdefault("also", []).append(compared)
 
@@ -481,19 +480,20 @@ class Run(Steps):
                 against,
                 self.measured,
                 claim=verdict["claim"],
-                looks=verdict["opened"],
+                look=self.look,
+                names=guard_names(self),
             )
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
         steady = stability(self.scores, self.settings.selector)
-        made_by = Provenance(command=self.settings.command, settings=self.settings.config)
+        made_by = provenance(self.settings.command, self.settings.config)
         more = {
             "warnings": self._warnings(),
             "stability": steady,
             "cost": self._cost(self.winner),
-            "provenance": made_by.to_json(),
+            "provenance": to_json(made_by),
         }
         return {**self.report_content, **more, "analyses": self.analyses}, trials
 

@@ -212,6 +212,11 @@ class RunSettings(MergeSettings):
     def inner_margin(self) -> float:
         return self.evaluator.unit.inner_margin(self.margin)
 
+    @property
+    def slices(self) -> int:
+        """Slices of the report fold. A dry run leaves it closed."""
+        return 1 if self.limit else self.benchmark.slices
+
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that `guard_against` names (UserError if it is none)."""
         names = {one.name: one.name for one in candidates}
@@ -261,6 +266,11 @@ def items_of(
 
     if not isinstance(benchmark, OwnBenchmark) or (own := evaluator.benchmark) is None:
         return benchmark
-    if not benchmark.exclude and benchmark.folds is None:
+    if not benchmark.exclude and benchmark.folds is None and benchmark.slices == 1:
         return own
-    return PartOfBenchmark(whole=own, exclude=benchmark.exclude, folds=benchmark.folds)
+    return PartOfBenchmark(
+        whole=own,
+        exclude=benchmark.exclude,
+        folds=benchmark.folds,
+        slices=benchmark.slices,
+    )

@@ -49,6 +49,10 @@ CREATE TABLE IF NOT EXISTS members (item_set INTEGER NOT NULL, content INTEGER N
 CREATE TABLE IF NOT EXISTS looks (claim TEXT PRIMARY KEY, number INTEGER NOT NULL, shown INTEGER NOT NULL,
     item_set INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shown (soup TEXT, item_set INTEGER, PRIMARY KEY (soup, item_set)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (claim TEXT PRIMARY KEY, look TEXT NOT NULL, family TEXT NOT NULL,
+    guards TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS measurements (claim TEXT, evaluator TEXT, ids TEXT, answers INTEGER NOT NULL,
+    PRIMARY KEY (claim, evaluator, ids, answers)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS searches (ingredients TEXT, item_set INTEGER, PRIMARY KEY (ingredients, item_set))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS written (ledger TEXT PRIMARY KEY, rows INTEGER NOT NULL) WITHOUT ROWID;
@@ -189,9 +193,11 @@ class Store:
             )
         # the mark comes first, so that a file is ours even if this run is killed now
         if not layout:
-            self._db.executescript(
-                f"PRAGMA application_id={MARK}; {SCHEMA} PRAGMA user_version={VERSION};"
-            )
+            self._db.execute(f"PRAGMA application_id={MARK}")
+        # A store of an earlier version may lack tables.
+        self._db.executescript(SCHEMA)
+        if not layout:
+            self._db.execute(f"PRAGMA user_version={VERSION}")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
 

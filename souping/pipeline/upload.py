@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ from huggingface_hub import constants
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
+from souping.core.reading import read
 from souping.core.text import listed
-from souping.core.types import Json, LateError, UserError, entries, part, texts
+from souping.core.types import Json, LateError, UserError, part, texts
 from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
+from souping.report.content import RecipeSummary, Report, typed
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
-from souping.report.tables import Report, Row
+from souping.report.tables import Row
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -37,33 +39,30 @@ ANYWHERE = ("merge._target_=", "merge.allow_pickle=", "merge.nonfinite=")
 # Card
 
 
-def card(parts: Report, folder: Path = Path(".")) -> str:
+def card(parts: Report | Row, folder: Path = Path(".")) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `parts` is a report, or what is known of one when the soup is written: `recipe` is required. All numbers are from
     the report fold; a card that is written before the report has none. Dates, timings and folders stay out, but for the
     soup's own `folder`, in code to load it: an upload puts the repository in its place.
     """
-    recipe = part(parts, "recipe")
-    sources = {public_name(name): source for name, source in part(recipe, "sources").items()}
-    public = {
-        **recipe,
-        "ingredients": [public_name(n) for n in texts(recipe, "ingredients")],
-        "sources": sources,
-    }
-    known = {**parts, "recipe": public}
-    title = f"# Soup {escape_markdown(recipe.get('id'))}"
+    report = typed(parts)
+    recipe = report.recipe or read(RecipeSummary, {})
+    sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
+    names = tuple(public_name(name) for name in recipe.ingredients)
+    recipe = replace(recipe, ingredients=names, sources=sources)
     blocks = [
-        _front(public),
-        title,
-        _summary(known),
+        _front(recipe),
+        f"# Soup {escape_markdown(recipe.id)}",
+        _summary(report),
         "## Recipe",
-        markdown_table(tables.recipe(known)),
-        _method(public),
+        markdown_table(tables.recipe(recipe)),
+        _method(recipe),
+        *_evidence(report),
+        *_usage(recipe, folder),
+        *_rebuild(recipe, report.rebuild),
     ]
-    return (
-        "\n\n".join([*blocks, *_evidence(known), *_usage(public, folder), *_rebuild(known)]) + "\n"
-    )
+    return "\n\n".join(blocks) + "\n"
 
 
 def public_name(name: Json) -> str:
@@ -72,32 +71,30 @@ def public_name(name: Json) -> str:
     return text if HUB_NAME.fullmatch(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
-def _summary(parts: Report) -> str:
-    size = len(texts(part(parts, "recipe"), "ingredients"))
+def _summary(report: Report) -> str:
     what = "A copy of one model: the search found no better mixture"
+    size = len(report.recipe.ingredients) if report.recipe else 0
     if size > 1:
         what = f"A weighted average of the weights of {size} models"
-    name = escape_markdown(sections.benchmark(parts))
+    name = escape_markdown(sections.benchmark(report))
     return f"{what}, made with souping{f' for {name}' if name else ''}."
 
 
-def _rebuild(parts: Report) -> list[str]:
+def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
     """How the soup is made again, from the folder that holds this card: the run's own command names its machine."""
-    recipe = part(parts, "recipe")
-    absent = [name for name in texts(recipe, "ingredients") if name not in part(recipe, "sources")]
+    absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
     text = f"Run it in this folder. {sections.REBUILD}"
     if absent:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
-    own = [word for word in shlex.split(clean(parts.get("rebuild"))) if word.startswith(ANYWHERE)]
+    own = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
     rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
-    command = " ".join([rebuild, *map(shlex.quote, own)])
-    return ["## Rebuild", text, fenced(command)]
+    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, own)]))]
 
 
-def _usage(recipe: Row, folder: Path) -> list[str]:
+def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
     """Python that loads the soup from its folder and answers."""
-    adapter = part(recipe, "settings").get("adapters") == "keep"
+    adapter = recipe.settings.get("adapters") == "keep"
     name, module = (
         ("AutoPeftModelForCausalLM", "peft")
         if adapter
@@ -114,20 +111,18 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return ["## Usage", fenced(code, "python")]
 
 
-def _method(recipe: Row) -> str:
-    settings = recipe.get("settings")
-    extra = f" Settings: `{json.dumps(settings, sort_keys=True)}`." if settings else ""
-    return (
-        f"Method `{clean(recipe.get('method'))}`, stored as `{clean(recipe.get('dtype'))}`.{extra}"
-    )
+def _method(recipe: RecipeSummary) -> str:
+    settings = json.dumps(recipe.settings, sort_keys=True)
+    extra = f" Settings: `{settings}`." if recipe.settings else ""
+    return f"Method `{clean(recipe.method)}`, stored as `{clean(recipe.dtype)}`.{extra}"
 
 
-def _front(recipe: Row) -> str:
+def _front(recipe: RecipeSummary) -> str:
     """The front matter, without ingredients that cannot be a model's name on the Hub."""
     import yaml
 
-    sources = [str(source).partition("@")[0] for source in part(recipe, "sources").values()]
-    parents = sources or [name for name in texts(recipe, "ingredients") if HUB_NAME.fullmatch(name)]
+    sources = [source.partition("@")[0] for source in (recipe.sources or {}).values()]
+    parents = sources or [name for name in recipe.ingredients if HUB_NAME.fullmatch(name)]
     table: dict[str, Any] = (
         {"base_model": parents, "base_model_relation": "merge"} if parents else {}
     )
@@ -135,23 +130,24 @@ def _front(recipe: Row) -> str:
     return f"---\n{yaml.dump(table, allow_unicode=True, sort_keys=False).strip()}\n---"
 
 
-def _evidence(known: Report) -> list[str]:
+def _evidence(report: Report) -> list[str]:
     """The verdict and the report fold's tables."""
-    if not entries(known, "rows"):
+    if not report.rows:
         return []
-    if known.get("limit"):
-        return ["## Result", escape_markdown(sections.headline(known))]
+    if report.limit:
+        return ["## Result", escape_markdown(sections.headline(report))]
     text = (
         "Percent correct on the report fold with 95 % intervals. Neither the choice of the ingredients nor that of the "
         "weights saw these items."
     )
-    if part(known, "selection").get("published"):
+    if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
-    words = [escape_markdown(line) for line in (sections.headline(known), *sections.losses(known))]
-    grids = [
-        tables.scores(known),
-        *([tables.comparisons(known)] if entries(known, "comparisons") else []),
+    words = [
+        escape_markdown(line) for line in (sections.headline(report), *sections.losses(report))
     ]
+    grids = [tables.scores(report)]
+    if report.comparisons:
+        grids.append(tables.comparisons(report))
     return ["## Result", *words, text, *map(markdown_table, grids)]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
+from souping.core.text import DASH
 from souping.core.types import (
     Fold,
     Item,
@@ -25,6 +26,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import unit
+from souping.evaluate.benchmark import slices_of
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
 from souping.pipeline.execute import sample
@@ -155,13 +157,14 @@ class Plan:
             self.run.stop_after or self.run.limit or self.faults
         )
 
-    def power(self) -> Power | None:
-        """What the report can show; None if there is none, or if that is known after selection only."""
+    def powers(self) -> list[Power]:
+        """What a report on each slice can show; empty if there is none, or if that is known after selection only."""
         if self.scores is None or not self.has_report:
-            return None
-        return power_of(
-            self.scores, self.folds["report"], self.run.objective, self.run.inner_margin
-        )
+            return []
+        run = self.run
+        slices = slices_of(self.folds["report"], run.slices)
+        powers = [power_of(self.scores, part, run.objective, run.inner_margin) for part in slices]
+        return [power for power in powers if power is not None]
 
 
 def speed(
@@ -206,7 +209,7 @@ def speed(
 
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
-    shown = plan.power()
+    powers = [power.as_dict() for power in plan.powers()]
     selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
@@ -222,7 +225,8 @@ def as_dict(plan: Plan) -> JsonObject:
         "evaluations": {"asked": plan.sum("asked"), "todo": plan.sum("todo")},
         "speeds": {name or "benchmark": asdict(speed) for name, speed in plan.speeds.items()},
         "seconds": plan.seconds(),
-        "power": shown.as_dict() if shown else None,
+        "power": powers[0] if powers else None,
+        **({"slices": powers} if len(powers) > 1 else {}),
         "guards": list(plan.guards),
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
         "missing": [asdict(one) for one in plan.missing],
@@ -262,11 +266,7 @@ def _work(plan: Plan) -> Section | None:
     rows = [_stage(stage) for stage in plan.stages]
     asked = plan.sum("asked")
     todo = plan.sum("todo")
-    totals = (
-        (_span(asked), _span(_stored(asked, todo)), _span(todo))
-        if plan.folds
-        else (format.DASH,) * 3
-    )
+    totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (DASH,) * 3
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
     table = grid(header, rows, strong=[len(rows) - 1])
@@ -299,7 +299,7 @@ def _work_lines(plan: Plan) -> list[str]:
 def _stage(stage: PlannedStage) -> tuple[str, ...]:
     models = f"{_span(stage.models)} folds" if stage.in_parts else _span(stage.models)
     if not stage.items:
-        return (stage.name, models, *(format.DASH,) * 4)
+        return (stage.name, models, *(DASH,) * 4)
     stored = _span(_stored(stage.asked, stage.todo))
     return stage.name, models, f"{stage.items:,}", _span(stage.asked), stored, _span(stage.todo)
 
@@ -334,9 +334,11 @@ def _time(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    shown = plan.power()
-    later = "Known after selection, from the candidates' answers on the select fold."
-    return Section("What the report can show", (f"{shown.sentence()}." if shown else later,))
+    lines = [f"{power.sentence()}." for power in plan.powers()]
+    if len(lines) > 1:
+        lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
+    later = ["Known after selection, from the candidates' answers on the select fold."]
+    return Section("What the report can show", tuple(lines or later))
 
 
 def _models(plan: Plan) -> Section:
@@ -389,7 +391,7 @@ def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.fix or format.DASH) for one in plan.missing]
+    rows = [(one.what, one.fix or DASH) for one in plan.missing]
     return Section(
         "Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),)
     )
@@ -458,8 +460,8 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
             format.short(item.id),
             format.clean(item.category),
             format.score(record.score, more=-1),
-            format.count(record.prompt_tokens) if record.prompt_tokens else format.DASH,
-            format.count(len(record.tokens)) if record.tokens else format.DASH,
+            format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
+            format.count(len(record.tokens)) if record.tokens else DASH,
             record.outcome,
             format.short(record.output or record.reason, 40),
         )

@@ -19,7 +19,9 @@ from souping.core.types import (
     UserError,
     frozen,
 )
+from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evidence import Contender
 from souping.pipeline.steps import SEARCH, Stage, Steps
 from souping.plan import Pair, Plan, PlannedStage
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
@@ -119,6 +121,11 @@ class CountedSteps(Steps):
             self.evaluate_stage(
                 self.guard_stage(guard, [single, _unknown(single, "the soup that may win")])
             )
+
+    def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
+        """Count the first slice: all are about as large."""
+        first = slices_of(stage.items, self.settings.slices)[0]
+        self.evaluate_stage(replace(stage, items=first))
 
     def analyse(self, name: str, stage: Stage) -> None:
         if stage.models:

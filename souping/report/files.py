@@ -8,17 +8,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from souping.core.fields import load
 from souping.core.files import write_atomically
+from souping.core.reading import to_json
 from souping.core.text import first_line
 from souping.core.types import (
     Json,
@@ -33,11 +31,12 @@ from souping.core.types import (
     texts,
 )
 from souping.core.unit import unit, unit_of
+from souping.report.content import Report, typed
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
 from souping.report.sections import drawings
-from souping.report.tables import Report, Row, ingredients
+from souping.report.tables import Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
 JOB = "job.json"
@@ -49,7 +48,7 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[Path]:
+def write_report(report: Report | Row, trials: Sequence[Row], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -68,34 +67,22 @@ def write_report(report: Report, trials: Sequence[Row], run_dir: Path) -> list[P
     ]
 
 
-def draw(report: Report, trials: Sequence[Row]) -> list[Drawing]:
+def draw(report: Report | Row, trials: Sequence[Row]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
+    report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
     made += [trajectory(report), window_bands(report)]
     return [*(drawing for drawing in made if drawing is not None), *drawings(report)]
 
 
-def as_json(value: Json) -> str:
+def as_json(value: Json | Report) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
-    return json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def plain(value: Json) -> Json:
-    """`value` as JSON knows it."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def write_trials(trials: Sequence[Row], report: Report, path: Path) -> Path:
+def write_trials(trials: Sequence[Row], report: Report | Row, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
-    names = ingredients(report, trials)
+    names = ingredients(typed(report), trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
     plain_keys = ["number", "recipe_id", "objective"]
     counts = ["items", "reused"]
@@ -158,7 +145,7 @@ def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
 
 def csv_cell(value: Json) -> Json:
     """A value as a cell: floats round-trip, texts are one line that no spreadsheet takes for a formula."""
-    known = plain(value)
+    known = to_json(value)
     if isinstance(known, str):
         text = clean(known)
         return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
@@ -265,7 +252,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
         "correlation": correlation,
         **({} if scores is None else _scores_seen(scores)),
     }
-    return {key: plain(inner) for key, inner in whole.items()}
+    return {key: to_json(inner) for key, inner in whole.items()}
 
 
 def _scores_seen(scores: ScoreMatrix) -> JsonObject:

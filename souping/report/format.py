@@ -6,9 +6,9 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from souping.core.text import UNSAFE, minus
+from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import Json, number
-from souping.core.unit import Unit, gain, scores_in, unit
+from souping.core.unit import Unit, unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
@@ -26,28 +26,21 @@ KINDS: Mapping[str, str] = {
 }
 """The kinds of a row in the order they are shown, with their labels."""
 
-DASH = "\N{EN DASH}"
-
 
 def percent(value: Json, digits: int = 1) -> str:
     """0.7812 -> `78.1`"""
     given = number(value)
-    return DASH if given is None else _signed(f"{100 * given:.{digits}f}")
+    return DASH if given is None else signed(f"{100 * given:.{digits}f}")
 
 
 def score(value: Json, sign: bool = False, more: int = 0) -> str:
     """A score in the run's unit, with `more` digits than usual; with `sign`, differences: 0.012 -> `+1.2`."""
-    given = number(value)
-    return DASH if given is None else _signed(unit().text(given, sign, more))
-
-
-def _signed(shown: str) -> str:
-    return minus(shown) if re.search("[1-9]", shown) else shown.lstrip("+-")
+    return unit().score(number(value), sign, more)
 
 
 def points(value: Json, sign: bool = False) -> str:
     """`+1.2 points`"""
-    return f"{score(value, sign)} {unit().name}"
+    return unit().points(number(value), sign)
 
 
 def percent_interval(low: Json, high: Json) -> str:
@@ -59,54 +52,38 @@ def percent_interval(low: Json, high: Json) -> str:
 
 def interval(low: Json, high: Json, sign: bool = False) -> str:
     """`74.1 to 82.0` of a score, or nothing where there is no interval."""
-    return "" if number(low) is None or number(high) is None else between(low, high, sign, " to ")
-
-
-def _limit(value: Json, sign: bool) -> str:
-    """A limit; that of a difference shows on which side of 0 it is, however near."""
-    shown, given = score(value, sign), number(value)
-    near = sign and given and not re.search("[1-9]", shown)
-    return f"{'+' if given and given > 0 else minus('-')}{shown}" if near else shown
+    return unit().interval(number(low), number(high), sign)
 
 
 def limits(pair: Mapping[str, Json]) -> str:
     """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
-    return f"{level(pair)} interval {interval(pair.get('low'), pair.get('high'), sign=True) or 'without limits'}"
+    ends = (number(pair.get("low")), number(pair.get("high")))
+    return unit().limits(*ends, number(pair.get("level")))
 
 
 def level(pair: Mapping[str, Json]) -> str:
-    """`95 %`, or what the look at the items makes of it: `99.17 %`."""
-    given = number(pair.get("level"))
-    return f"{100 * (0.95 if given is None else given):.4g} %"
+    """The level of a difference's interval."""
+    return confidence(number(pair.get("level")))
 
 
 def brackets(found: Json, sign: bool = False, own: Unit | None = None) -> str:
     """`78.1 [74.1, 82.0]`: the narrow form, for terminals; in a unit of its `own`, if there is one."""
-    if own is not None:
-        with scores_in(own):
-            return brackets(found, sign)
+    scale = own or unit()
     if not isinstance(found, Mapping):
-        return score(found, sign)
-    middle = score(found.get("mean", found.get("difference")), sign)
-    if number(found.get("low")) is None or number(found.get("high")) is None:
-        return middle
-    return f"{middle} [{between(found['low'], found['high'], sign)}]"
+        return scale.score(number(found), sign)
+    mean = number(found.get("mean", found.get("difference")))
+    return scale.brackets(mean, number(found.get("low")), number(found.get("high")), sign)
 
 
 def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str:
     """`+0.4, +6.6`: limits of a difference for a cell."""
-    return f"{_limit(low, sign)}{middle}{_limit(high, sign)}"
+    return f"{unit().end(number(low), sign)}{middle}{unit().end(number(high), sign)}"
 
 
-def verdict(pair: Mapping[str, Json]) -> str:
+def verdict(verdict: str) -> str:
     """The verdict on the soup in a word."""
-    word = clean(pair.get("verdict"))
+    word = clean(verdict)
     return {"higher": "better", "lower": "worse"}.get(word, word)
-
-
-def worst_limit(pair: Mapping[str, Json]) -> Json:
-    """The limit of a difference at which the soup is worst."""
-    return min((pair.get("low"), pair.get("high")), key=gain)
 
 
 def rho(value: Json) -> str:
@@ -122,11 +99,6 @@ def p_value(value: Json) -> str:
     if given is None:
         return DASH
     return "< 0.001" if given < 0.001 else f"{given:.3f}"
-
-
-def p_of(pair: Mapping[str, Json]) -> str:
-    """The p-value of a comparison, corrected for the looks where that is known."""
-    return p_value(pair.get("p_look", pair.get("p_value")))
 
 
 def weight(value: Json) -> str:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import FloatArray, elements, entries, number, part, texts
-from souping.core.unit import gain, unit
-from souping.report.format import clean, in_words, level, p_of, rho, score, short, weight
-from souping.report.tables import Report, Row, TableCell, compared, ingredients, named
+from souping.core.types import FloatArray, elements, number, part, texts
+from souping.core.unit import Unit
+from souping.report.content import PairedDifference, Report
+from souping.report.format import clean, in_words, p_value, rho, short, weight
+from souping.report.tables import Row, TableCell, compared, confidence_of, ingredients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,55 +164,53 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def forest(report: Report) -> Drawing | None:
     """Soup minus each other model: the point, its interval, and the line of no difference."""
-    pairs = [pair for pair in compared(report) if number(pair.get("difference")) is not None]
-    if not pairs:
+    unit = report.unit
+    shown = [(model, pair) for model, pair in compared(report) if pair.difference is not None]
+    if not shown:
         return None
-    models = [part(pair, "row") for pair in pairs]
-    labels = [_label(named(model)) for model in models]
-    colours = [COLOURS.get(str(model.get("kind")), INK) for model in models]
+    models = [model for model, _ in shown]
+    pairs = [pair for _, pair in shown]
+    labels = [_label(model.cell) for model in models]
+    colours = [COLOURS.get(model.row.kind, INK) for model in models]
     columns = {
-        unit().heading("score"): [score(part(model, "objective").get("mean")) for model in models],
-        "difference": [score(pair.get("difference"), sign=True) for pair in pairs],
-        "p": [p_of(pair) for pair in pairs],
+        unit.heading("score"): [unit.score(model.row.objective.mean) for model in models],
+        "difference": [unit.score(pair.difference, sign=True) for pair in pairs],
+        "p": [p_value(pair.p_shown) for pair in pairs],
     }
-    below = f"soup minus the other, {unit().name} ({level(pairs[0])} interval)"
+    below = f"soup minus the other, {unit.name} ({confidence_of(pairs)} interval)"
     height = 0.4 if any("\n" in label for label in labels) else 0.32
-    made = _differences(pairs, labels, colours, below, columns, height)
+    made = _differences(unit, pairs, labels, colours, below, columns, height)
     alt = f"Forest plot: the soup minus each of {len(pairs)} other models."
-    return Drawing("forest", made, alt, f"{unit().better_side} of the line the soup is better.")
+    return Drawing("forest", made, alt, f"{unit.better_side} of the line the soup is better.")
 
 
 def categories(report: Report) -> Drawing | None:
     """Soup minus best single, category by category, the largest gain first; beyond chance the dot is full."""
-    losses = part(report, "losses")
-    pairs = [
-        pair for pair in entries(losses, "categories") if number(pair.get("difference")) is not None
-    ]
-    if not pairs:
+    unit = report.unit
+    categories = report.losses.categories if report.losses else ()
+    pairs = [pair for pair in categories if pair.difference is not None]
+    if not pairs or report.losses is None:
         return None
-    pairs.sort(key=lambda pair: -gain(pair.get("difference")))
-    names, against = [str(pair.get("category")) for pair in pairs], clean(losses.get("against"))
-    columns = {"difference": [score(pair.get("difference"), sign=True) for pair in pairs]}
-    below, labels = (
-        f"soup minus {short(against, 40)}, {unit().name}",
-        [short(name) for name in names],
+    pairs.sort(key=lambda pair: -unit.gain(pair.difference))
+    against = clean(report.losses.against)
+    labels = [short(pair.category) for pair in pairs]
+    colours = [_winner(unit, pair) for pair in pairs]
+    columns = {"difference": [unit.score(pair.difference, sign=True) for pair in pairs]}
+    below = f"soup minus {short(against, 40)}, {unit.name}"
+    full = [pair.verdict in ("higher", "lower") for pair in pairs]
+    made = _differences(unit, pairs, labels, colours, below, columns, 0.27, full)
+    whiskers = f"{confidence_of(pairs)} intervals that hold for all categories at once"
+    caption = (
+        f"Orange: the soup is ahead; blue: {against} is. "
+        f"Full dots: more than chance explains; whiskers are {whiskers}."
     )
-    full = [pair.get("verdict") in ("higher", "lower") for pair in pairs]
-    made = _differences(
-        pairs, labels, [_winner(pair) for pair in pairs], below, columns, 0.27, full
-    )
-    whiskers = f"whiskers are {level(pairs[0])} intervals that hold for all categories at once"
-    caption = f"Orange: the soup is ahead; blue: {against} is. Full dots: more than chance explains; {whiskers}."
-    return Drawing(
-        "categories",
-        made,
-        f"Differences of the soup to {against} in {len(pairs)} categories.",
-        caption,
-    )
+    alt = f"Differences of the soup to {against} in {len(pairs)} categories."
+    return Drawing("categories", made, alt, caption)
 
 
 def _differences(
-    pairs: Sequence[Row],
+    unit: Unit,
+    pairs: Sequence[PairedDifference],
     labels: Sequence[str],
     colours: Sequence[str],
     below: str,
@@ -224,8 +223,8 @@ def _differences(
         made, axes = figure(8.6, 0.7 + height * len(pairs))
         axes.axvline(0, color=INK, linewidth=1.0)
         for y, (pair, colour) in enumerate(zip(pairs, colours, strict=True)):
-            values = (number(pair.get(key)) for key in ("difference", "low", "high"))
-            middle, *limits = (unit().scale * value for value in values if value is not None)
+            values = (pair.difference, pair.low, pair.high)
+            middle, *limits = (unit.scale * value for value in values if value is not None)
             if len(limits) == 2:
                 axes.plot(
                     limits, [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2
@@ -260,18 +259,19 @@ def _label(cell: TableCell) -> str:
     return f"{name}\n{roles}" if roles else name
 
 
-def _winner(pair: Row) -> str:
-    gap = round(gain(pair.get("difference")), 12)
+def _winner(unit: Unit, pair: PairedDifference) -> str:
+    gap = round(unit.gain(pair.difference), 12)
     return COLOURS["soup" if gap > 0 else "best_single" if gap else "ingredient"]
 
 
 def heatmap(report: Report) -> Drawing | None:
     """Correlation of every two categories over models; low-correlation categories are marked on the axes."""
-    selection = part(report, "selection")
+    selection = report.selection
+    if selection is None or selection.correlation is None:
+        return None
     caption = "Bold with a dot: low-correlation categories."
-    return correlations(
-        "heatmap", part(selection, "correlation"), texts(selection, "low_correlation"), caption
-    )
+    table = vars(selection.correlation)
+    return correlations("heatmap", table, selection.low_correlation, caption)
 
 
 def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> Drawing | None:
@@ -321,19 +321,21 @@ def heat_panel(axes: Axes, found: Row, labels: Sequence[str], size: float) -> No
 
 def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
     """The picture that fits K; nothing for one ingredient or fewer than two trials."""
+    unit = report.unit
     tried = [trial for trial in trials if number(trial.get("objective")) is not None]
     names = ingredients(report, tried)
     if len(names) < 2 or len(tried) < 2:
         return None
     weights = np.array([[number(part(t, "weights").get(n)) or 0.0 for n in names] for t in tried])
-    values = np.array([unit().scale * (number(t["objective"]) or 0.0) for t in tried])
-    soup, best = part(report, "recipe").get("id"), int(np.argmax(unit().inner(values)))
+    values = np.array([unit.scale * (number(t["objective"]) or 0.0) for t in tried])
+    soup = report.recipe.id if report.recipe else None
+    best = int(np.argmax(unit.inner(values)))
     chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == soup), best)
     with canvas():
         if len(names) == 3:
             low, high = float(values.min()), float(values.max())
-            shades = scale(low, high if high > low else low + 1, unit().colours("viridis"))
-            label = f"search objective, {unit().symbol} (ring: chosen soup)"
+            shades = scale(low, high if high > low else low + 1, unit.colours("viridis"))
+            label = f"search objective, {unit.symbol} (ring: chosen soup)"
             made = triangle(names, weights, values, weights[chosen], shades, label)
         else:
             across, below, marks = weights[:, 0], weight_axis(names), "o-"
@@ -341,7 +343,7 @@ def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
                 across = np.abs(weights - weights[chosen]).sum(axis=1) / 2
                 below, marks = "distance from the chosen weights", "o"
             made, _ = curve(
-                across, values, chosen, below, f"search objective, {unit().symbol}", marks
+                across, values, chosen, below, f"search objective, {unit.symbol}", marks
             )
     top = ", ".join(f"{clean(n)} {weight(w)}" for n, w in zip(names, weights[best], strict=True))
     alt = (

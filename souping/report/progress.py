@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from souping.core.system import Provenance, versions
+from souping.core.system import provenance, versions
 from souping.core.text import safe
 from souping.core.unit import unit
 from souping.report import format
@@ -262,7 +262,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
 
 def _head(command: str, overrides: str) -> Iterator[str]:
-    here = Provenance(command=command, settings={})
+    here = provenance(command, {})
     yield f"date       {here.date}"
     yield f"command    {command}"
     if overrides:

@@ -12,14 +12,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from souping.core.files import regular
+from souping.core.system import Provenance
 from souping.core.text import first_line, read_json
-from souping.core.types import UserError, elements, entries, number, part, texts
+from souping.core.types import UserError, elements, number, part, texts
 from souping.core.unit import gain, unit
 from souping.report import tables
+from souping.report.content import Report, typed
 from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
 from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
-from souping.report.tables import Report, Row, Section, TableCell, TableGrid
+from souping.report.tables import Row, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,26 +37,25 @@ FOOT = (
 )
 
 
-def page(report: Report, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
+def page(report: Report | Row, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
+    report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
     body = [_head(report), _figures(report), _warnings(report), _contents(shown)]
     body += [section_html(section, pictures) for section in shown]
-    body.append(f"<footer>{FOOT}{_provenance(report)}</footer>")
+    body.append(f"<footer>{FOOT}{_provenance(report.provenance)}</footer>")
     return document(title, body)
 
 
-def _provenance(report: Report) -> str:
+def _provenance(made_by: Provenance | None) -> str:
     """Command, date, version and machine, for the footer."""
-    data = part(report, "provenance")
-    if not data:
+    if made_by is None:
         return ""
-    version = f"souping {clean(data.get('version'))}"
-    machine = [data.get("platform"), f"{clean(data.get('cpus'))} cores", *elements(data, "gpus")]
-    words = map(clean, [data.get("command"), data.get("date"), version, *machine])
-    line = " \N{MIDDLE DOT} ".join(filter(None, words))
+    machine = [made_by.platform, f"{clean(made_by.cpus)} cores", *made_by.gpus]
+    words = [made_by.command, made_by.date, f"souping {made_by.version}", *machine]
+    line = " \N{MIDDLE DOT} ".join(filter(None, map(clean, words)))
     return f"<p>{escape_html(line)}</p>"
 
 
@@ -164,8 +165,9 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report, trials: Sequence[Row]) -> str:
+def markdown(report: Report | Row, trials: Sequence[Row]) -> str:
     """The report as GitHub-flavoured Markdown."""
+    report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
@@ -246,16 +248,16 @@ LONGEST = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
-def report_table(report: Report) -> Table:
+def report_table(report: Report | Row) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
+    report = typed(report)
     lines = [headline(report), *losses(report)]
-    return plain_table(
-        tables.summary(report) if entries(report, "rows") else tables.experts(report), lines
-    )
+    return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 
-def also_table(report: Report) -> Table:
+def also_table(report: Report | Row) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
+    report = typed(report)
     return plain_table(tables.overview(report), list(tables.sentences(report)))
 
 

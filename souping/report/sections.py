@@ -8,56 +8,41 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.core.types import FOLDS, elements, entries, number, part, texts
-from souping.core.unit import gain, unit
+from souping.core.types import FOLDS, elements, entries, number, texts
+from souping.core.unit import Unit
 from souping.report import tables, trajectory
-from souping.report.format import (
-    clean,
-    count,
-    in_words,
-    interval,
-    limits,
-    p_of,
-    percent,
-    points,
-    rho,
-    score,
-    share,
-    weight,
-)
-from souping.report.plots import Drawing
-from souping.report.tables import (
-    Columns,
+from souping.report.content import (
+    CategoryDifference,
+    ModelEnds,
     Report,
-    Row,
-    Section,
-    TableGrid,
-    grid,
-    listing,
-    nonempty,
-    of,
-    table,
+    SelectionStability,
+    SelectionSummary,
 )
+from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
+from souping.report.plots import Drawing
+from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
 LOST = "cut off or missing and count as wrong"
 
 
+FIGURES = {"soup": "soup", "best_single": "best single", "uniform_all": "uniform over all"}
+"""{role: label} of the models whose scores stand at the top."""
+
+
 def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the report fold."""
-    sentence = clean(part(report, "verdict").get("sentence"))
+    sentence = clean(report.verdict.sentence) if report.verdict else ""
     if sentence:
         return sentence
-    if report.get("soup") and not part(report, "selection"):
+    if report.others.get("soup") and report.selection is None:
         return "The soup is written."
-    chosen = elements(part(report, "selection"), "ingredients")
-    if not part(report, "recipe"):
-        return (
-            f"Selected {in_words(chosen)}; the run ended before the search."
-            if chosen
-            else "Nothing was selected."
-        )
+    chosen = report.selection.ingredients if report.selection else ()
+    if report.recipe is None:
+        if not chosen:
+            return "Nothing was selected."
+        return f"Selected {in_words(chosen)}; the run ended before the search."
     if len(chosen) == 1:
         return f"Nothing to soup: {clean(chosen[0])} is the only ingredient."
     return "The search is done; the report fold was not opened."
@@ -65,67 +50,68 @@ def headline(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
-    scores = next(
-        (part(row, "scores") for row in entries(report, "rows") if row.get("kind") == "soup"), {}
-    )
-    lines, recipe = losses(report), part(report, "recipe")
-    if scores:
-        objective = part(report, "objective")
-        equal = len(set(part(objective, "coefficients").values())) < 2
-        kind = f"{'mean' if equal else 'weighted mean'} over {count(len(scores))} categories of {unit().meaning}"
-        if objective and not part(objective, "coefficients"):
-            kind = f"{clean(objective.get('name'))} of {count(len(scores))} categories, in {unit().meaning}"
-        items = sum(number(part(scores, name).get("n")) or 0 for name in scores)
+    lines = losses(report)
+    soup = report.row("soup")
+    if soup is not None and soup.scores:
+        items = sum(interval.n or 0 for interval in soup.scores.values())
+        fold = "" if report.limit else "report "
         lines.append(
-            f"The score is the {kind}, on {count(items)} {'' if report.get('limit') else 'report '}items."
+            f"The score is the {_kind(report, len(soup.scores))}, on {count(items)} {fold}items."
         )
-    if place := re.search(r'recipe="?(.+?)/recipe\.json', clean(report.get("rebuild"))):
-        pairs = zip(elements(recipe, "weights"), texts(recipe, "ingredients"), strict=False)
+    recipe = report.recipe
+    place = re.search(r'recipe="?(.+?)/recipe\.json', clean(report.rebuild))
+    if place and recipe is not None:
+        pairs = zip(recipe.weights, recipe.ingredients, strict=False)
         mixed = " + ".join(f"{weight(share)} {clean(name)}" for share, name in pairs)
-        kind = (
-            "AutoPeftModel" if part(recipe, "settings").get("adapters") == "keep" else "AutoModel"
-        )
-        lines.append(
-            f'The soup is in {place[1]}: {mixed}. Load it: {kind}ForCausalLM.from_pretrained("{place[1]}")'
-        )
+        kind = "AutoPeftModel" if recipe.settings.get("adapters") == "keep" else "AutoModel"
+        load = f'{kind}ForCausalLM.from_pretrained("{place[1]}")'
+        lines.append(f"The soup is in {place[1]}: {mixed}. Load it: {load}")
     return lines
+
+
+def _kind(report: Report, categories: int) -> str:
+    """`mean over 3 categories of percent correct`"""
+    meaning = report.unit.meaning
+    objective = report.objective
+    if objective is not None and not objective.coefficients:
+        return f"{clean(objective.name)} of {count(categories)} categories, in {meaning}"
+    equal = objective is None or len(set(objective.coefficients.values())) < 2
+    mean = "mean" if equal else "weighted mean"
+    return f"{mean} over {count(categories)} categories of {meaning}"
 
 
 def benchmark(report: Report) -> str:
     """`pantry: BFCL-shaped, not BFCL`, if it has a note."""
-    named = report.get("benchmark")
-    if not isinstance(named, Mapping):
-        return clean(named)
-    name, note = clean(named.get("name")), clean(named.get("note"))
+    if report.benchmark is None:
+        return ""
+    name = clean(report.benchmark.name)
+    note = clean(report.benchmark.note)
     return f"{name} ({note})" if name and note and name not in note else note or name
 
 
 def kicker(report: Report) -> str:
     """Experiment and benchmark, above the headline."""
-    dry = f"dry run, limit={count(report['limit'])}" if report.get("limit") else ""
-    shown = [clean(report.get("experiment")), benchmark(report), dry]
+    dry = f"dry run, limit={count(report.limit)}" if report.limit else ""
+    shown = [clean(report.experiment), benchmark(report), dry]
     return " \N{MIDDLE DOT} ".join(text for text in shown if text)
 
 
 def figures(report: Report) -> list[tuple[str, str, str]]:
     """(label, number, small print) of the few numbers that matter most."""
-    rows = {row.get("kind"): row for row in reversed(entries(report, "rows"))}
+    unit = report.unit
     shown = []
-    for kind, label in (
-        ("soup", "soup"),
-        ("best_single", "best single"),
-        ("uniform_all", "uniform over all"),
-    ):
-        if kind in rows:
-            found = part(rows[kind], "objective")
-            name = clean(rows[kind].get("name")) if kind == "best_single" else ""
-            small = "; ".join(t for t in (name, interval(found.get("low"), found.get("high"))) if t)
-            shown.append((label, f"{score(found.get('mean'))} {unit().symbol}", small))
-    single = rows.get("best_single", {}).get("name") or ""
-    pairs = [pair for pair in entries(report, "comparisons") if pair.get("b") == single]
-    for pair in [pair for pair in pairs if pair.get("kind", "best_single") == "best_single"][:1]:
-        small = f"{limits(pair)}; p {p_of(pair)}"
-        shown.append(("soup minus best single", score(pair.get("difference"), sign=True), small))
+    for kind, label in FIGURES.items():
+        row = report.row(kind)
+        if row is None:
+            continue
+        name = clean(row.name) if kind == "best_single" else ""
+        limits = unit.interval(row.objective.low, row.objective.high)
+        small = "; ".join(text for text in (name, limits) if text)
+        shown.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
+    pair = report.against_best_single
+    if pair is not None:
+        small = f"{unit.limits(pair.low, pair.high, pair.level)}; p {p_value(pair.p_shown)}"
+        shown.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
     return shown
 
 
@@ -145,19 +131,18 @@ def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
 
 def _verdict(report: Report) -> Section | None:
     """Everything that the headline rests on."""
-    if not entries(report, "rows"):
+    if not report.rows:
         return None
-    dry = bool(report.get("limit"))
-    meaning = unit().meaning[0].upper() + unit().meaning[1:]
+    meaning = report.unit.meaning[0].upper() + report.unit.meaning[1:]
     numbers = (
         f"{meaning} on the report fold, which search and selection never saw, with 95 % intervals."
     )
-    if dry:
+    if report.limit:
         numbers = f"{meaning} on a few items of the other folds: a dry run, of which no number means anything."
     if not tables.compared(report):
         return Section("Scores", (numbers,), grids=(tables.scores(report),))
     paired = f"Differences are paired: all models answered the same items. {tables.tested(report)}".strip()
-    lines = tuple(filter(None, (paired, "" if dry else LOOKS)))
+    lines = (paired,) if report.limit else (paired, LOOKS)
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
     return Section("Is the soup better?", lines, "forest", folded=nonempty((compared, scores)))
@@ -165,56 +150,54 @@ def _verdict(report: Report) -> Section | None:
 
 def _gains(report: Report) -> Section | None:
     """The categories, whose gains and losses the page's first lines sum up."""
-    found = entries(part(report, "losses"), "categories")
-    if not found:
+    pairs = report.losses.categories if report.losses else ()
+    if not pairs:
         return None
-    line = f"Intervals and p-values hold for all {count(len(found))} categories at once (max-T)."
-    shown = table("The same in numbers", tables.losses(report))
+    line = f"Intervals and p-values hold for all {count(len(pairs))} categories at once (max-T)."
+    shown = table("The same in numbers", tables.losses(report.unit, pairs))
     return Section("Gained and lost", (line,), "categories", folded=nonempty((shown,)))
 
 
-def _least(found: Sequence[Row]) -> str:
+def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
     """How large a loss must be to be detected, in the categories that need least and most."""
-    sizes = [
-        (size, clean(pair.get("category")))
-        for pair in found
-        if (size := number(pair.get("least"))) is not None
-    ]
+    sizes = [(pair.least, clean(pair.category)) for pair in pairs if pair.least is not None]
     if not sizes:
         return ""
-    low, high = (f"{points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
+    low, high = (f"{unit.points(size)} ({name})" for size, name in (min(sizes), max(sizes)))
     return f"The smallest loss that these items can show is {low} to {high}."
 
 
 def losses(report: Report) -> list[str]:
     """Categories in which the soup is below the best single, and which of these losses chance does not explain."""
-    lost = part(report, "losses")
-    pairs = entries(lost, "categories")
-    if not pairs:
+    if report.losses is None or not report.losses.categories:
         return []
-    worse = [pair for pair in pairs if pair.get("verdict") == "lower"]
+    unit = report.unit
+    counts = report.losses
+    pairs = counts.categories
+    worse = [pair for pair in pairs if pair.verdict == "lower"]
     head = (
-        f"Of {count(len(pairs))} categories, the soup is ahead of {clean(lost.get('against'))}, the best single, "
-        f"in {count(lost.get('above'))} and behind in {count(lost.get('below'))}"
+        f"Of {count(len(pairs))} categories, the soup is ahead of {clean(counts.against)}, the best single, "
+        f"in {count(counts.above)} and behind in {count(counts.below)}"
     )
     if worse:
         categories = "One category is" if len(worse) == 1 else f"{count(len(worse))} categories are"
-        head += f". {categories} worse: {in_words([_loss(pair) for pair in worse])}"
-    elif number(lost.get("below")):
-        worst = min(pairs, key=lambda pair: gain(pair.get("difference")))
-        head += f", but no loss is larger than chance explains: the largest is {_loss(worst)}"
-    return [f"{head}. {_least(pairs)}".strip()]
+        head += f". {categories} worse: {in_words([_loss(unit, pair) for pair in worse])}"
+    elif counts.below:
+        worst = min(pairs, key=lambda pair: unit.gain(pair.difference))
+        head += f", but no loss is larger than chance explains: the largest is {_loss(unit, worst)}"
+    return [f"{head}. {_least(unit, pairs)}".strip()]
 
 
-def _loss(pair: Row) -> str:
+def _loss(unit: Unit, pair: CategoryDifference) -> str:
     """A category with its difference and the interval."""
-    size = points(pair.get("difference"), sign=True)
-    return f"{clean(pair.get('category'))}, {size} ({limits(pair)}, for all categories at once)"
+    size = unit.points(pair.difference, sign=True)
+    limits = unit.limits(pair.low, pair.high, pair.level)
+    return f"{clean(pair.category)}, {size} ({limits}, for all categories at once)"
 
 
 def warnings(report: Report) -> list[str]:
     """The run's warnings; lost answers are reported once, not for every stage."""
-    every = texts(report, "warnings")
+    every = report.warnings or ()
     lost = [line for line in every if LOST in line]
     more = f" (the same in {count(len(lost) - 1)} later stages)" if len(lost) > 2 else ""
     return [f"{line}{more}" if line in lost else line for line in every if line not in lost[1:]]
@@ -223,221 +206,216 @@ def warnings(report: Report) -> list[str]:
 def endings(report: Report) -> list[str]:
     """Models with answers cut off or missing, and what the variance is split into."""
     lines = list[str]()
-    if lost := _incomplete(report):
-        shares = [
-            sum(number(row.get(key)) or 0.0 for key in ("truncated", "unanswered")) for row in lost
-        ]
-        who = [
-            f"{clean(row['name'])} {percent(share)} %"
-            for row, share in zip(lost, shares, strict=True)
-        ]
-        lines.append(f"Answers that were cut off or are missing count as wrong: {in_words(who)}.")
-    elif part(report, "outcomes"):
+    incomplete = _incomplete(report)
+    if incomplete:
+        shares = []
+        for name, ends in incomplete.items():
+            share_lost = (ends.truncated or 0.0) + (ends.unanswered or 0.0)
+            shares.append(f"{clean(name)} {percent(share_lost)} %")
+        lines.append(
+            f"Answers that were cut off or are missing count as wrong in scores: {in_words(shares)}. "
+            "Missing ones may be right for one model and wrong for the other in differences."
+        )
+        if report.verdict and report.verdict.sensitivity:
+            lines.append(clean(report.verdict.sensitivity))
+    elif report.outcomes:
         lines.append("Every answer ended by itself: none was cut off, none is missing.")
-    if part(report, "variance"):
+    if report.variance:
         lines.append(
             "Each item was answered several times: the table splits the variance into answers and items."
         )
     return lines
 
 
-def _incomplete(report: Report) -> list[Row]:
-    """How the answers ended of the models with answers cut off or missing."""
-    outcomes = part(report, "outcomes")
-    every = [{**part(outcomes, name), "name": name} for name in outcomes]
-    return [row for row in every if row.get("truncated") or row.get("unanswered")]
+def _incomplete(report: Report) -> dict[str, ModelEnds]:
+    """{model with answers cut off or missing: how its answers ended}"""
+    outcomes = report.outcomes or {}
+    return {name: ends for name, ends in outcomes.items() if ends.truncated or ends.unanswered}
 
 
 def _outcomes(report: Report) -> Iterator[Section | None]:
     """Answers that are cut off or missing by model, and the variance of answers."""
-    columns: Columns = {
-        "model": of("name"),
-        "cut off %": of("truncated", percent),
-        "missing %": of("unanswered", percent),
-        "items": of("items", count),
-        "why missing": lambda row: ", ".join(
-            f"{clean(why)} ({count(n)})" for why, n in part(row, "reasons").items()
-        ),
-    }
-    yield table("Answers by model", listing(_incomplete(report), columns, left=(0, 4)))
+    lines = []
+    for name, ends in _incomplete(report).items():
+        shares = (percent(ends.truncated), percent(ends.unanswered))
+        lines.append((clean(name), *shares, count(ends.items), ", ".join(_reasons(ends.reasons))))
+    header = ("model", "cut off %", "missing %", "items", "why missing")
+    yield table("Answers by model", grid(header, lines, left=(0, 4)))
     yield table("Answers against items", _variance(report))
+
+
+def _reasons(reasons: Mapping[str, int | None]) -> list[str]:
+    return [f"{clean(reason)} ({count(number)})" for reason, number in reasons.items()]
 
 
 def _variance(report: Report) -> TableGrid:
     """The objective's standard error, and how much of its variance comes from the draw of the answers."""
-    lines, variance = [], part(report, "variance")
-    for name, split in ((name, part(variance, name)) for name in variance):
-        whole, answers = number(split.get("objective")) or 0.0, number(split.get("answers")) or 0.0
-        of_answers = percent(answers / whole if whole else 0.0)
-        lines.append(
-            (
-                clean(name),
-                unit().text(math.sqrt(whole), more=1),
-                of_answers,
-                percent(split.get("flips")),
-            )
-        )
-    error = f"standard error, {unit().name}"
-    heads = ("model", error, "of the variance by answers %", "items whose answers score unlike %")
-    return grid(heads, lines)
+    unit = report.unit
+    lines = []
+    for name, variance in (report.variance or {}).items():
+        objective = variance.objective or 0.0
+        of_answers = (variance.answers or 0.0) / objective if objective else 0.0
+        error = unit.text(math.sqrt(objective), more=1)
+        lines.append((clean(name), error, percent(of_answers), percent(variance.flips)))
+    header = (
+        "model",
+        f"standard error, {unit.name}",
+        "of the variance by answers %",
+        "items whose answers score unlike %",
+    )
+    return grid(header, lines)
 
 
 def _experts(report: Report) -> Section | None:
     """The ingredients and what each is the expert of; correlations and all that is luck are folded away."""
-    selection = part(report, "selection")
-    if not selection:
+    selection = report.selection
+    if selection is None:
         return None
     lines = [_chosen(selection)]
-    if selection.get("published"):
+    if selection.published:
         lines.append(
             "Selection used published scores: whatever they were measured on, selection has seen."
         )
-    lines += [clean(note) for note in elements(selection, "notes")]
-    correlation = part(selection, "correlation")
-    folded = nonempty(
-        (
-            Section("How categories correlate", picture="heatmap")
-            if correlation.get("matrix")
-            else None,
-            table("Every correlation with its interval", tables.pairs(report)),
-            Section("Chosen again?", tuple(_stability(report))),
-            table("Other thresholds, in steps of 0.01", tables.thresholds(report)),
-            table("One model left out", tables.jackknife(report)),
-        )
-    )
+    lines += map(clean, selection.notes)
+    folded = list[Section | None]()
+    if selection.correlation is not None and selection.correlation.matrix:
+        folded.append(Section("How categories correlate", picture="heatmap"))
+    stability = report.stability
+    if stability is not None:
+        folded += [
+            table("Every correlation with its interval", tables.pairs(stability)),
+            Section("Chosen again?", tuple(_stability(stability))),
+            table("Other thresholds, in steps of 0.01", tables.thresholds(stability)),
+            table("One model left out", tables.jackknife(stability)),
+        ]
     return Section(
-        "Why these experts", tuple(lines), grids=(tables.experts(report),), folded=folded
+        "Why these experts",
+        tuple(lines),
+        grids=(tables.experts(report),),
+        folded=nonempty(folded),
     )
 
 
-def _chosen(selection: Row) -> str:
+def _chosen(selection: SelectionSummary) -> str:
     """`soce chose a, b and c (pearson, threshold 0.2, ...); categories of low correlation: ...`"""
-    who = clean(selection.get("selector")) or "The selector"
-    rule = [clean(selection.get("metric"))]
-    if number(selection.get("threshold")) is not None:
-        rule.append(f"threshold {weight(selection['threshold'])}")
-    rule += [f"{key} {clean(selection[key])}" for key in ("sign", "ties") if selection.get(key)]
+    rule = [clean(selection.metric)]
+    if selection.threshold is not None:
+        rule.append(f"threshold {weight(selection.threshold)}")
+    if selection.sign:
+        rule.append(f"sign {clean(selection.sign)}")
+    if selection.ties:
+        rule.append(f"ties {clean(selection.ties)}")
     how = ", ".join(text for text in rule if text)
-    low = elements(selection, "low_correlation")
-    whole = len(elements(part(selection, "correlation"), "categories"))
+    low = selection.low_correlation
+    whole = len(selection.correlation.categories) if selection.correlation else 0
     shown = f"all {count(whole)}" if len(low) == whole else in_words(low)
     where = f" Low-correlation categories: {shown}." if low else ""
-    names = in_words(elements(selection, "ingredients")) or "nothing"
+    who = clean(selection.selector) or "The selector"
+    names = in_words(selection.ingredients) or "nothing"
     return f"{who} chose {names}{f' ({how})' if how else ''}.{where}"
 
 
-def _stability(report: Report) -> list[str]:
+def _stability(stability: SelectionStability) -> list[str]:
     """Sentences about the bootstrap itself."""
-    stability = part(report, "stability")
-    lines = [clean(note) for note in elements(stability, "notes")]
-    if stability.get("draws"):
-        method = f" ({clean(stability['method'])})" if stability.get("method") else ""
-        why = "; ".join(
-            f"{clean(reason)} ({count(n)})" for reason, n in part(stability, "reasons").items()
-        )
-        none = f"{count(stability.get('not_estimable'))} produced no selection{f': {why}' if why else ''}"
-        failed = (
-            none if number(stability.get("not_estimable")) else "every draw produced a selection"
-        )
-        lines.append(f"{count(stability['draws'])} draws{method}; {failed}.")
-    if sizes := part(stability, "sizes"):
-        lines.append(
-            f"Ingredients: {', '.join(f'{clean(size)} in {share(v)}' for size, v in sizes.items())} of draws."
-        )
-    noisy = [
-        f"{clean(name)} {rho(value)}" for name, value in part(stability, "reliability").items()
-    ]
-    if noisy:
-        lines.append(f"Reliability of the category scores: {', '.join(noisy)}.")
+    lines = [clean(note) for note in stability.notes]
+    if stability.draws:
+        failed = "every draw produced a selection"
+        if stability.not_estimable:
+            why = "; ".join(_reasons(stability.reasons))
+            none = f"{count(stability.not_estimable)} produced no selection"
+            failed = f"{none}: {why}" if why else none
+        method = f" ({clean(stability.method)})" if stability.method else ""
+        lines.append(f"{count(stability.draws)} draws{method}; {failed}.")
+    if stability.sizes:
+        sizes = [f"{clean(size)} in {share(drawn)}" for size, drawn in stability.sizes.items()]
+        lines.append(f"Ingredients: {', '.join(sizes)} of draws.")
+    if stability.reliability:
+        shares = [f"{clean(name)} {rho(known)}" for name, known in stability.reliability.items()]
+        lines.append(f"Reliability of the category scores: {', '.join(shares)}.")
     return lines
 
 
 def _also(report: Report) -> Section | None:
-    measured = entries(report, "also")
-    if not measured:
+    if not report.also:
         return None
     line = "Evaluated once the recipe was frozen, on all items; nothing was chosen on them."
-    folded = [
-        table(f"{clean(entry.get('name'))}: differences", tables.differences(entry))
-        for entry in measured
-    ]
-    lines, grids = (line, *tables.sentences(report)), (tables.overview(report),)
+    folded = []
+    for entry in report.also:
+        folded.append(table(f"{clean(entry.name)}: differences", tables.differences(entry)))
+    lines = (line, *tables.sentences(report))
+    grids = (tables.overview(report),)
     return Section("Other benchmarks", lines, grids=grids, folded=nonempty(folded))
 
 
 def _gate(report: Report) -> Section | None:
-    checked = part(report, "gate")
-    if not checked:
+    gate = report.gate
+    if gate is None:
         return None
-    title, shown = "Were the single models as expected?", tables.gate(report)
-    fold, alarm = clean(checked.get("fold")), percent(checked.get("false_alarm"), 0)
-    line = f"Scores on the {fold} fold. With correct models, one falls outside in at most {alarm} % of runs."
-    if not checked.get("passed"):
-        return Section(title, (line,), grids=(shown,))
-    return Section(
-        title,
-        ("All of them were.",),
-        folded=nonempty((table("Expected and measured", shown, line),)),
+    title = "Were the single models as expected?"
+    shown = tables.gate(report.unit, gate)
+    alarm = percent(gate.false_alarm, 0)
+    line = (
+        f"Scores on the {clean(gate.fold)} fold. "
+        f"With correct models, one falls outside in at most {alarm} % of runs."
     )
+    if not gate.passed:
+        return Section(title, (line,), grids=(shown,))
+    folded = nonempty((table("Expected and measured", shown, line),))
+    return Section(title, ("All of them were.",), folded=folded)
 
 
 def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
     if not trials:
         return None
-    reached = number(part(report, "objective").get("search"))
-    best = (
-        f" The chosen recipe reached {unit().level(reached, more=1)} there."
-        if reached is not None
-        else ""
-    )
-    search = part(report, "search")
-    alike = clean(search.get("indistinguishable_count"))
     whole = sum(number(trial.get("objective")) is not None for trial in trials)
     rest = (
         f" A part of the fold was enough for {count(len(trials) - whole)} more."
         if whole < len(trials)
         else ""
     )
-    lines = (
-        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic.",
-        f"Other soups that may be as good, judging by the items the search evaluated: {alike}."
-        if alike
-        else "",
-        f"It ended: {clean(stopped)}." if (stopped := search.get("stopped")) else "",
-    )
-    shown = (tables.trials(report, trials),)
-    return Section("Landscape of weights", tuple(filter(None, lines)), "landscape", grids=shown)
+    reached = report.objective.search if report.objective else None
+    best = ""
+    if reached is not None:
+        best = f" The chosen recipe reached {report.unit.level(reached, more=1)} there."
+    lines = [
+        f"Soups evaluated on the whole search fold: {count(whole)}.{rest}{best} The best of many scores is optimistic."
+    ]
+    search = report.search
+    if search is not None and search.indistinguishable_count is not None:
+        alike = clean(search.indistinguishable_count)
+        lines.append(
+            f"Other soups that may be as good, judging by the items the search evaluated: {alike}."
+        )
+    if search is not None and search.stopped:
+        lines.append(f"It ended: {clean(search.stopped)}.")
+    grids = (tables.trials(report, trials),)
+    return Section("Landscape of weights", tuple(lines), "landscape", grids=grids)
 
 
 def _cost(report: Report) -> Section | None:
     """What the run took, and the answers that it did not get."""
-    sizes = part(report, "folds")
-    items = (
-        [f"Items: {', '.join(f'{fold} {count(sizes[fold])}' for fold in FOLDS if fold in sizes)}."]
-        if sizes
-        else []
-    )
-    grids = (shown,) if (shown := tables.cost(report)).rows else ()
-    return Section(
-        "Cost", (*items, *endings(report)), grids=grids, folded=nonempty(_outcomes(report))
-    )
+    lines = []
+    if report.folds is not None:
+        sizes = [(fold, vars(report.folds)[fold]) for fold in FOLDS]
+        shown = [f"{fold} {count(size)}" for fold, size in sizes if size is not None]
+        lines.append(f"Items: {', '.join(shown)}.")
+    lines += endings(report)
+    spent = tables.cost(report.cost) if report.cost else None
+    grids = (spent,) if spent and spent.rows else ()
+    return Section("Cost", tuple(lines), grids=grids, folded=nonempty(_outcomes(report)))
 
 
 def _provenance(report: Report) -> Section | None:
-    recipe = part(report, "recipe")
-    if not recipe:
+    recipe = report.recipe
+    if recipe is None:
         return None
-    line = f"Recipe {clean(recipe.get('id'))}: {clean(recipe.get('method'))}, {clean(recipe.get('dtype'))}."
-    command = clean(report.get("rebuild"))
-    again = (
-        f"Run this where the run was started. {REBUILD}"
-        if command
-        else "No soup was written: none to rebuild."
-    )
-    folded = nonempty(
-        (table("Ingredients, and what proves that they are the same", tables.recipe(report)),)
-    )
-    return Section("Provenance", (f"{line} {again}",), code=command, folded=folded)
+    line = f"Recipe {clean(recipe.id)}: {clean(recipe.method)}, {clean(recipe.dtype)}."
+    command = clean(report.rebuild)
+    again = "No soup was written: none to rebuild."
+    if command:
+        again = f"Run this where the run was started. {REBUILD}"
+    shown = table("Ingredients, and what proves that they are the same", tables.recipe(recipe))
+    return Section("Provenance", (f"{line} {again}",), code=command, folded=nonempty((shown,)))
 
 
 def ended(search: Row) -> str:
@@ -447,25 +425,24 @@ def ended(search: Row) -> str:
 
 def _alternatives(report: Report) -> Section | None:
     """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
-    row = next((row for row in entries(report, "rows") if row.get("kind") == "soup"), {})
-    soup = number(part(row, "objective").get("mean"))
-    found = {name: part(report, name) for name in ("router", "oracle")}
-    if soup is None or not found["router"]:
+    unit = report.unit
+    soup = report.row("soup")
+    if soup is None or soup.objective.mean is None or report.router is None:
         return None
-    labels = {
-        "router": "the best ingredient of each category",
-        "oracle": "the best answer to each item",
-    }
-    rows = [["soup", score(soup), "1", "1"]]
-    for name, one in found.items():
-        cost = [count(one.get("models")), count(one.get("answers"))]
-        rows.append([f"{name}: {labels[name]}", score(one.get("score")), *cost])
-    optimism = points(report.get("optimism"), sign=True)
+    rows = [["soup", unit.score(soup.objective.mean), "1", "1"]]
+    for label, other in (
+        ("router: the best ingredient of each category", report.router),
+        ("oracle: the best answer to each item", report.oracle),
+    ):
+        if other is not None:
+            costs = (count(other.models), count(other.answers))
+            rows.append([label, unit.score(other.score), *costs])
+    optimism = unit.points(report.optimism, sign=True)
     lines = (
         f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
         "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
     )
-    header = ("", unit().heading("score"), "models in memory", "answers per request")
+    header = ("", unit.heading("score"), "models in memory", "answers per request")
     return Section("What the soup is up against", lines, grids=(grid(header, rows),))
 
 
@@ -510,9 +487,12 @@ def displays() -> dict[str, Display]:
 
 def _analyses(report: Report) -> list[tuple[str, Row, Display]]:
     """(name, data, display) of the report's analyses that have data, in the order in which they are shown."""
-    data, known = part(report, "analyses"), displays()
-    every = [(name, part(data, name), known.get(name) or Display(_plain)) for name in sorted(data)]
-    return sorted((one for one in every if one[1]), key=lambda one: one[2].place)
+    known = displays()
+    found = []
+    for name, data in sorted((report.analyses or {}).items()):
+        if data and isinstance(data, Mapping):
+            found.append((name, data, known.get(name) or Display(_plain)))
+    return sorted(found, key=lambda one: one[2].place)
 
 
 def analysis_sections(report: Report) -> tuple[Section, ...]:

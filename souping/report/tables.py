@@ -7,32 +7,38 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from souping.core.types import Json, elements, entries, number, part, texts
-from souping.core.unit import gain, scores_in, unit, unit_of
+from souping.core.text import DASH, confidence
+from souping.core.types import Json, number, part
+from souping.core.unit import Unit
+from souping.report.content import (
+    CategoryDifference,
+    ExtraResult,
+    GateSummary,
+    JudgedDifference,
+    ModelRow,
+    OtherChoice,
+    PairedDifference,
+    RecipeSummary,
+    Report,
+    RowDifference,
+    RunCost,
+    ScoreInterval,
+    SelectionStability,
+)
 from souping.report.format import (
-    DASH,
     KINDS,
-    brackets,
     clean,
     count,
     in_words,
-    interval,
-    level,
-    p_of,
     p_value,
     percent,
-    points,
     rho,
-    score,
     seconds,
     share,
     verdict,
     weight,
-    worst_limit,
 )
 
-Report = Mapping[str, Json]
-"""`report.json`, or as much of it as there is so far."""
 Row = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
 
@@ -119,23 +125,6 @@ def of(key: str, show: Callable[[Json], str] = clean) -> Callable[[Row], str]:
     return lambda row: show(row.get(key))
 
 
-def difference(pair: Row) -> str:
-    return score(pair.get("difference"), sign=True)
-
-
-def whiskers(pair: Row) -> str:
-    """Interval of a difference."""
-    return interval(pair.get("low"), pair.get("high"), sign=True)
-
-
-FIGURES: Columns = {
-    "difference": difference,
-    "95 % interval": whiskers,
-    "p": of("p_value", p_value),
-    "p (Holm)": of("p_holm", p_value),
-}
-
-
 def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
     """Indices of the rows that have this value."""
     return [i for i, row in enumerate(rows) if row.get(key) == value]
@@ -143,204 +132,232 @@ def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
 
 def categories(report: Report) -> list[str]:
     """Category names in the selection's order."""
-    names = dict.fromkeys(name for row in entries(report, "rows") for name in part(row, "scores"))
-    selected = texts(part(part(report, "selection"), "correlation"), "categories")
-    order = {name: i for i, name in enumerate(selected)}
+    names = dict.fromkeys(name for row in report.rows or () for name in row.scores)
+    correlation = report.selection.correlation if report.selection else None
+    selected = list(correlation.categories) if correlation else []
+    order = {name: place for place, name in enumerate(selected)}
     return sorted(names, key=lambda name: order.get(name, len(order))) or selected
 
 
-def once(report: Report) -> list[Row]:
-    """Rows in the order of their roles, each model once: `roles` has all its kinds."""
-    found, order = dict[Json, dict[str, Json]](), {kind: place for place, kind in enumerate(KINDS)}
-    for row in sorted(
-        entries(report, "rows"), key=lambda row: order.get(str(row.get("kind")), len(order))
-    ):
-        key = row.get("recipe_id") or row.get("name")
-        first = found.setdefault(key, {**row, "roles": []})
-        first["roles"] = [*elements(first, "roles"), row.get("kind")]
-    return list(found.values())
+# ---------------------------------------------------------------- models and differences
 
 
-def named(row: Row) -> TableCell:
-    """A model's name with its roles."""
-    name = clean(row.get("name"))
-    labels = [
-        KINDS.get(kind, clean(kind))
-        for kind in dict.fromkeys(texts(row, "roles") or [str(row.get("kind"))])
-    ]
-    if row.get("name") == row.get("kind"):
-        return TableCell(labels[0], ", ".join(labels[1:]))
-    return TableCell(name, ", ".join(labels))
+@dataclass(frozen=True, kw_only=True)
+class ShownModel:
+    """A model of the report with all its roles."""
+
+    row: ModelRow
+    roles: tuple[str, ...]
+
+    @property
+    def cell(self) -> TableCell:
+        """The model's name with its roles."""
+        labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
+        if self.row.name == self.row.kind:
+            return TableCell(labels[0], ", ".join(labels[1:]))
+        return TableCell(clean(self.row.name), ", ".join(labels))
+
+
+def once(report: Report) -> list[ShownModel]:
+    """Models in the order of their roles, each once."""
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    rows = sorted(report.rows or (), key=lambda row: order.get(row.kind, len(order)))
+    same = dict[str, list[ModelRow]]()
+    for row in rows:
+        same.setdefault(row.recipe_id or row.name, []).append(row)
+    models = []
+    for roles in same.values():
+        models.append(ShownModel(row=roles[0], roles=tuple(row.kind for row in roles)))
+    return models
 
 
 def scores(report: Report) -> TableGrid:
-    """One line per model: objective and every category, percent with 95 % intervals."""
-    names, rows = categories(report), once(report)
-    lines = [
-        (
-            named(row),
-            _score(row.get("objective")),
-            *(_score(part(row, "scores").get(name)) for name in names),
-        )
-        for row in rows
-    ]
-    return grid(
-        ("model", "objective", *map(clean, names)), lines, strong=where(rows, "kind", "soup")
-    )
+    """One line per model: objective and every category with 95 % intervals."""
+    names = categories(report)
+    models = once(report)
+    lines = list[tuple[TableCell, ...]]()
+    for model in models:
+        cells = [_score(report.unit, model.row.scores.get(name)) for name in names]
+        lines.append((model.cell, _score(report.unit, model.row.objective), *cells))
+    return grid(("model", "objective", *map(clean, names)), lines, strong=_soup(models))
 
 
-def compared(report: Report) -> list[Row]:
-    """The soup's comparisons, one per other model, with the `row` of that model."""
-    pairs = entries(report, "comparisons")
-    found: list[Row] = []
-    for row in once(report):
-        roles, same = texts(row, "roles"), [pair for pair in pairs if _is_of(pair, row)]
-        if same and "soup" not in roles:
-            pair = next((pair for pair in same if number(pair.get("p_holm")) is not None), same[0])
-            found.append({**pair, "row": row})
-    return found
+def _score(unit: Unit, score: ScoreInterval | None) -> TableCell:
+    if score is None:
+        return TableCell(DASH)
+    return TableCell(unit.score(score.mean), unit.interval(score.low, score.high))
 
 
-def _is_of(pair: Row, row: Row) -> bool:
+def _soup(models: Sequence[ShownModel]) -> list[int]:
+    return [place for place, model in enumerate(models) if model.row.kind == "soup"]
+
+
+def compared(report: Report) -> list[tuple[ShownModel, RowDifference]]:
+    """Every other model with the soup's difference to it."""
+    pairs = []
+    for model in once(report):
+        same = [pair for pair in report.comparisons or () if _is_of(pair, model)]
+        if same and "soup" not in model.roles:
+            corrected = [pair for pair in same if pair.p_holm is not None]
+            pairs.append((model, (corrected or same)[0]))
+    return pairs
+
+
+def _is_of(pair: RowDifference, model: ShownModel) -> bool:
     """Whether a comparison is with this model: by name, and by its role where two rows may share the name."""
-    return pair.get("b") == row.get("name") or (
-        pair.get("b") == pair.get("kind") and pair["b"] in texts(row, "roles")
-    )
+    return pair.b == model.row.name or (pair.b == pair.kind and pair.b in model.roles)
+
+
+def whiskers(unit: Unit, pair: PairedDifference) -> str:
+    """Interval of a difference."""
+    return unit.interval(pair.low, pair.high, sign=True)
+
+
+def confidence_of(pairs: Sequence[PairedDifference]) -> str:
+    """The level of the intervals of differences: that of the first."""
+    return confidence(pairs[0].level if pairs else None)
 
 
 def comparisons(report: Report) -> TableGrid:
     """The paired difference of the soup to each other model, points with interval and p-value."""
     pairs = compared(report)
-    looks = number(part(report, "verdict").get("opened")) or 1
-    columns: Columns = {
-        "soup minus": lambda pair: named(part(pair, "row")),
-        "difference": difference,
-        f"{level(next(iter(pairs), {}))} interval": whiskers,
-        f"p (look {count(looks)})" if looks > 1 else "p": p_of,
-        "p (Holm)": of("p_holm", p_value),
-        "answered differently %": of("discordant", percent),
-    }
-    if all(number(pair.get("p_holm")) is None for pair in pairs):
-        del columns["p (Holm)"]
-    return listing(pairs, columns)
+    looks = (report.verdict.opened if report.verdict else None) or 1
+    holm = any(pair.p_holm is not None for _, pair in pairs)
+    header = [
+        "soup minus",
+        "difference",
+        f"{confidence_of([pair for _, pair in pairs])} interval",
+        f"p (look {count(looks)})" if looks > 1 else "p",
+        *(["p (Holm)"] if holm else []),
+        "answered differently %",
+    ]
+    lines = list[tuple[str | TableCell, ...]]()
+    for model, pair in pairs:
+        difference = report.unit.score(pair.difference, sign=True)
+        p_values = [p_value(pair.p_shown), *([p_value(pair.p_holm)] if holm else [])]
+        numbers = (difference, whiskers(report.unit, pair), *p_values, percent(pair.discordant))
+        lines.append((model.cell, *numbers))
+    return grid(header, lines)
 
 
 def summary(report: Report) -> TableGrid:
     """Every model's objective with the soup's paired difference to it, in the narrow form of a terminal."""
-    pairs = {part(pair, "row").get("name"): pair for pair in compared(report)}
-    around, rows = level(next(iter(pairs.values()), {})), once(report)
-    lines: list[tuple[str | TableCell, ...]] = []
-    for row in rows:
-        pair = pairs.get(row.get("name"))
-        against = ("", "") if pair is None else (brackets(pair, sign=True), p_of(pair))
-        lines.append((named(row), brackets(row.get("objective")), *against))
-    minus_it = "soup minus it" if around == "95 %" else f"soup minus it ({around})"
-    return grid(
-        ("model", unit().heading("score"), minus_it, "p"), lines, strong=where(rows, "kind", "soup")
-    )
+    unit = report.unit
+    models = once(report)
+    pairs = {model.row.name: pair for model, pair in compared(report)}
+    lines = list[tuple[str | TableCell, ...]]()
+    for model in models:
+        score = model.row.objective
+        pair = pairs.get(model.row.name)
+        difference = ("", "")
+        if pair is not None:
+            shown = unit.brackets(pair.difference, pair.low, pair.high, sign=True)
+            difference = (shown, p_value(pair.p_shown))
+        lines.append((model.cell, unit.brackets(score.mean, score.low, score.high), *difference))
+    level = confidence_of(list(pairs.values()))
+    minus_it = "soup minus it" if level == "95 %" else f"soup minus it ({level})"
+    return grid(("model", unit.heading("score"), minus_it, "p"), lines, strong=_soup(models))
 
 
 def tested(report: Report) -> str:
     """The test of the comparisons and its number of items and groups."""
-    pair = next(iter(compared(report)), {})
-    test = clean(pair.get("test")).replace("_", " ")
-    return (
-        f"Test: {test}, {count(pair.get('n'))} items in {count(pair.get('groups'))} groups."
-        if test
-        else ""
+    pairs = compared(report)
+    test = clean(pairs[0][1].test).replace("_", " ") if pairs else ""
+    if not test:
+        return ""
+    pair = pairs[0][1]
+    return f"Test: {test}, {count(pair.n)} items in {count(pair.groups)} groups."
+
+
+def losses(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
+    """The soup's paired difference to another model, category by category; what is lost beyond chance is stressed."""
+    header = (
+        "category",
+        "items",
+        "difference",
+        f"{confidence_of(pairs)} interval, all at once",
+        "p, corrected",
+        "smallest difference that would show",
+        "the soup is",
     )
+    lines = []
+    for pair in pairs:
+        difference = unit.score(pair.difference, sign=True)
+        tested = (p_value(pair.p_value), unit.score(pair.least), verdict(pair.verdict))
+        line = (clean(pair.category), count(pair.n), difference, whiskers(unit, pair), *tested)
+        lines.append(line)
+    return grid(header, lines, left=(0, 6), strong=lost(pairs))
 
 
-def _score(given: Json) -> TableCell:
-    found = given if isinstance(given, Mapping) else {"mean": given}
-    return TableCell(score(found.get("mean")), interval(found.get("low"), found.get("high")))
+def lost(pairs: Sequence[CategoryDifference | JudgedDifference]) -> list[int]:
+    """Indices of the differences in which the soup is worse."""
+    return [place for place, pair in enumerate(pairs) if pair.verdict == "lower"]
 
 
-def losses(report: Report) -> TableGrid:
-    """The soup's paired difference to the best single, category by category; what is lost beyond chance is stressed."""
-    found = entries(part(report, "losses"), "categories")
-    columns: Columns = {
-        "category": of("category"),
-        "items": of("n", count),
-        "difference": difference,
-        f"{level(next(iter(found), {}))} interval, all at once": whiskers,
-        "p, corrected": of("p_value", p_value),
-        "smallest difference that would show": of("least", score),
-        "the soup is": verdict,
-    }
-    return listing(found, columns, (0, 6), where(found, "verdict", "lower"))
+# ---------------------------------------------------------------- selection and recipe
 
 
-def recipe(report: Report) -> TableGrid:
+def recipe(recipe: RecipeSummary) -> TableGrid:
     """Ingredients, weights, the fingerprints of their content, and where on the Hub they are."""
-    found = part(report, "recipe")
-    names, sources = texts(found, "ingredients"), part(found, "sources")
-    prints = elements(found, "fingerprints") or [""] * len(names)
-    lines = [
-        [
-            clean(name),
-            weight(share),
-            clean(mark)[:16] or DASH,
-            *([clean(sources.get(name)) or DASH] if sources else []),
-        ]
-        for name, share, mark in zip(names, elements(found, "weights"), prints, strict=False)
-    ]
-    header = [
-        "ingredient",
-        "weight",
-        "content (SHA-256, first 16)",
-        *(["on the Hub"] if sources else []),
-    ]
+    sources = recipe.sources or {}
+    header = ["ingredient", "weight", "content (SHA-256, first 16)"]
+    if sources:
+        header.append("on the Hub")
+    fingerprints = recipe.fingerprints or [""] * len(recipe.ingredients)
+    lines = []
+    for name, value, mark in zip(recipe.ingredients, recipe.weights, fingerprints, strict=False):
+        line = [clean(name), weight(value), clean(mark)[:16] or DASH]
+        if sources:
+            line.append(clean(sources.get(name)) or DASH)
+        lines.append(line)
     return grid(header, lines, left=(0, 2, 3))
 
 
 def experts(report: Report) -> TableGrid:
     """One line per ingredient: its weight, its categories, and how often it is chosen again."""
-    selection, again = part(report, "selection"), part(part(report, "stability"), "ingredients")
-    recipe = part(report, "recipe")
-    weights = dict(zip(texts(recipe, "ingredients"), elements(recipe, "weights"), strict=False))
-    lines: list[tuple[str | TableCell, ...]] = [
-        (
-            clean(name),
-            weight(weights.get(name, 0.0)) if recipe else DASH,
-            ", ".join(_expert_of(report, name)) or DASH,
-            share(again.get(name)),
-        )
-        for name in texts(selection, "ingredients")
-    ]
-    return grid(
-        ("ingredient", "weight", "expert of (picked again)", "chosen again"), lines, left=(0, 2)
-    )
+    recipe = report.recipe
+    weights = dict(zip(recipe.ingredients, recipe.weights, strict=False)) if recipe else {}
+    again = (report.stability.ingredients if report.stability else None) or {}
+    lines = []
+    for name in report.selection.ingredients if report.selection else ():
+        share_of_soup = weight(weights.get(name, 0.0)) if recipe else DASH
+        expert_of = ", ".join(_expert_of(report, name)) or DASH
+        lines.append((clean(name), share_of_soup, expert_of, share(again.get(name))))
+    header = ("ingredient", "weight", "expert of (picked again)", "chosen again")
+    return grid(header, lines, left=(0, 2))
 
 
 def _expert_of(report: Report, name: str) -> list[str]:
     """`parallel (92 %)`: the categories of an expert, with the share of redraws of the items that pick it again."""
-    selection, drawn = part(report, "selection"), part(part(report, "stability"), "experts")
-    tied = part(selection, "tied")
-    shared = selection.get("ties") == "all"
-    chosen = part(selection, "experts")
-    found = [c for c in chosen if name in (chosen[c], *(texts(tied, c) if shared else ()))]
-    return [
-        f"{clean(c)}{f' ({share(seen)})' if (seen := part(drawn, c).get(name)) is not None else ''}"
-        for c in found
-    ]
+    if report.selection is None:
+        return []
+    selection = report.selection
+    drawn = (report.stability.experts if report.stability else None) or {}
+    categories = []
+    for category, expert in selection.experts.items():
+        tied = selection.tied.get(category, ()) if selection.ties == "all" else ()
+        if name != expert and name not in tied:
+            continue
+        seen = drawn.get(category, {}).get(name)
+        again = "" if seen is None else f" ({share(seen)})"
+        categories.append(f"{clean(category)}{again}")
+    return categories
 
 
-def pairs(report: Report) -> TableGrid:
+def pairs(stability: SelectionStability) -> TableGrid:
     """Every correlation with its intervals: over models, and by the bootstrap of items if there is one."""
-    found = entries(part(report, "stability"), "correlations")
-    drawn = any(number(pair.get("bootstrap_low")) is not None for pair in found)
-    rows = []
-    for pair in found:
-        line = [clean(pair.get("a")), clean(pair.get("b")), rho(pair.get("rho"))]
-        line.append(around(pair.get("low"), pair.get("high")))
-        more = [
-            around(pair.get("bootstrap_low"), pair.get("bootstrap_high")),
-            rho(pair.get("disattenuated")),
-        ]
-        rows.append([*line, *(more if drawn else [])])
-    tail = ("95 %, resampled items", "without noise") if drawn else ()
-    return grid(("category", "category", "rho", "95 %, over models", *tail), rows, left=(0, 1))
+    header = ["category", "category", "rho", "95 %, over models"]
+    drawn = any(pair.bootstrap_low is not None for pair in stability.correlations)
+    if drawn:
+        header += ["95 %, resampled items", "without noise"]
+    lines = []
+    for pair in stability.correlations:
+        line = [clean(pair.a), clean(pair.b), rho(pair.rho), around(pair.low, pair.high)]
+        if drawn:
+            line.append(around(pair.bootstrap_low, pair.bootstrap_high))
+            line.append(rho(pair.disattenuated))
+        lines.append(line)
+    return grid(header, lines, left=(0, 1))
 
 
 def around(low: Json, high: Json) -> str:
@@ -349,176 +366,194 @@ def around(low: Json, high: Json) -> str:
     return f"{rho(low)} to {rho(high)}"
 
 
-def thresholds(report: Report) -> TableGrid:
+def thresholds(stability: SelectionStability) -> TableGrid:
     """The selection by other thresholds, one line per range that selects the same ingredients or fails alike."""
-    stability = part(report, "stability")
-    lines, used, cut = list[tuple[str, str]](), list[int](), number(stability.get("threshold"))
-    for shown, same in groupby(entries(stability, "thresholds"), lambda entry: _outcome(entry)[0]):
-        values = [number(entry.get("threshold")) or 0.0 for entry in same]
-        if cut is not None and values[0] <= cut <= values[-1]:
-            used.append(len(lines))
-        lines.append((" to ".join(dict.fromkeys(map(weight, (values[0], values[-1])))), shown))
-    return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=used)
+    used = stability.threshold
+    lines = list[tuple[str, str]]()
+    strong = []
+    for outcome, same in groupby(stability.thresholds, lambda choice: _outcome(choice)[0]):
+        values = [choice.threshold or 0.0 for choice in same]
+        if used is not None and values[0] <= used <= values[-1]:
+            strong.append(len(lines))
+        ends = dict.fromkeys((weight(values[0]), weight(values[-1])))
+        lines.append((" to ".join(ends), outcome))
+    return grid(("threshold", "ingredients"), lines, left=(0, 1), strong=strong)
 
 
-def jackknife(report: Report) -> TableGrid:
+def jackknife(stability: SelectionStability) -> TableGrid:
     """The selection without one model."""
-    left_out = entries(part(report, "stability"), "jackknife")
-    rows = [(clean(entry.get("left_out")), *_outcome(entry)) for entry in left_out]
-    return grid(("left out", "ingredients", "low-correlation categories"), rows, left=(0, 1, 2))
+    lines = [(clean(choice.left_out), *_outcome(choice)) for choice in stability.jackknife]
+    return grid(("left out", "ingredients", "low-correlation categories"), lines, left=(0, 1, 2))
 
 
-def _outcome(entry: Row) -> tuple[str, str]:
-    if entry.get("error"):
-        return clean(entry["error"]), ""
-    low = ", ".join(map(clean, elements(entry, "low_correlation")))
-    return in_words(elements(entry, "ingredients")) or DASH, low or DASH
+def _outcome(choice: OtherChoice) -> tuple[str, str]:
+    if choice.error:
+        return clean(choice.error), ""
+    low = ", ".join(map(clean, choice.low_correlation or ()))
+    return in_words(choice.ingredients or ()) or DASH, low or DASH
 
 
-COSTS = {
-    "evaluated_items": "items evaluated",
-    "reused_items": "items taken from the store",
-    "trials": "soups tried",
-    "seconds": "wall time",
-}
-SEARCHED = {"soups": "soups", "items": "items answered", "seconds": "time of answering"}
+# ---------------------------------------------------------------- search and cost
 
 
-def cost(report: Report) -> TableGrid:
+def cost(cost: RunCost) -> TableGrid:
     """Counts of the run's work, and its time."""
-    spent = part(report, "cost")
-    names = {
-        key: COSTS.get(key) or clean(key).replace("_", " ")
-        for key in dict.fromkeys([*COSTS, *spent])
+    amounts: dict[str, Json] = {
+        "items evaluated": cost.evaluated_items,
+        "items taken from the store": cost.reused_items,
+        "soups tried": cost.trials,
+        "wall time": cost.seconds,
+        "lost workers": cost.lost_workers,
     }
-    rows = [(name, key, spent.get(key)) for key, name in names.items()]
-    rows += [
-        (f"search: {name}", key, part(spent, "search").get(key)) for key, name in SEARCHED.items()
-    ]
-    lines = [
-        (name, seconds(n) if key == "seconds" else count(n))
-        for name, key, n in rows
-        if number(n) is not None
-    ]
+    amounts |= {clean(key).replace("_", " "): amount for key, amount in cost.others.items()}
+    if cost.search is not None:
+        amounts["search: soups"] = cost.search.soups
+        amounts["search: items answered"] = cost.search.items
+        amounts["search: time of answering"] = cost.search.seconds
+    times = ("wall time", "search: time of answering")
+    lines = []
+    for name, amount in amounts.items():
+        if number(amount) is not None:
+            lines.append((name, seconds(amount) if name in times else count(amount)))
     return grid(("cost", "amount"), lines)
 
 
 def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
     """The best trials of the search, by objective on the search fold; the chosen soup is stressed."""
+    unit = report.unit
     names = ingredients(report, tried)
-    tried = [trial for trial in tried if number(trial.get("objective")) is not None]
-    best = sorted(tried, key=lambda t: -gain(t.get("objective")))[:limit]
-    lines = [
-        (
-            count(trial.get("number")),
-            score(trial.get("objective"), more=1),
-            *(weight(part(trial, "weights").get(name, 0.0)) for name in names),
-        )
-        for trial in best
-    ]
-    chosen = where(best, "recipe_id", str(part(report, "recipe").get("id")))
-    return grid(
-        ("best trials", unit().heading("objective"), *(clean(n) for n in names)),
-        lines,
-        left=(),
-        strong=chosen,
-    )
+    scored = [trial for trial in tried if number(trial.get("objective")) is not None]
+    best = sorted(scored, key=lambda trial: -unit.gain(number(trial["objective"])))[:limit]
+    lines = []
+    for trial in best:
+        weights = [weight(part(trial, "weights").get(name, 0.0)) for name in names]
+        objective = unit.score(number(trial["objective"]), more=1)
+        lines.append((count(trial.get("number")), objective, *weights))
+    header = ("best trials", unit.heading("objective"), *map(clean, names))
+    chosen = where(best, "recipe_id", report.recipe.id) if report.recipe else []
+    return grid(header, lines, left=(), strong=chosen)
 
 
 def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
     """The axes of the search: the selection's ingredients, or what the trials weigh."""
-    chosen = texts(part(report, "selection"), "ingredients")
+    chosen = report.selection.ingredients if report.selection else ()
     weighed = [name for trial in tried for name in part(trial, "weights")]
     axes = [name for name in chosen if name in weighed] or chosen
     return list(dict.fromkeys([*axes, *weighed]))
 
 
-def gate(report: Report) -> TableGrid:
+# ---------------------------------------------------------------- checks and other benchmarks
+
+
+def gate(unit: Unit, gate: GateSummary) -> TableGrid:
     """One line per score that was expected of a candidate; those that were missed are stressed."""
-    checks = entries(part(report, "gate"), "checks")
-    columns: Columns = {
-        "candidate": of("candidate"),
-        "of": lambda check: clean(check.get("category")) or "objective",
-        unit().heading("expected"): of("expected", score),
-        unit().heading("measured"): of("measured", score),
-        "allowed": lambda check: interval(check.get("low"), check.get("high")),
-        "items": of("n", count),
-        "verdict": of("verdict"),
-    }
-    missed = [i for i, check in enumerate(checks) if check.get("verdict") != "as expected"]
-    return listing(checks, columns, (0, 1, 6), missed)
+    header = (
+        "candidate",
+        "of",
+        unit.heading("expected"),
+        unit.heading("measured"),
+        "allowed",
+        "items",
+        "verdict",
+    )
+    lines = []
+    missed = []
+    for place, check in enumerate(gate.checks):
+        scores = (unit.score(check.expected), unit.score(check.measured))
+        allowed = unit.interval(check.low, check.high)
+        model = (clean(check.candidate), clean(check.category) or "objective")
+        lines.append((*model, *scores, allowed, count(check.n), clean(check.verdict)))
+        if check.verdict != "as expected":
+            missed.append(place)
+    return grid(header, lines, left=(0, 1, 6), strong=missed)
 
 
 def overview(report: Report) -> TableGrid:
     """One line per model, one column per benchmark: the objective with its interval."""
-    measured = entries(report, "also")
-    scores = [_objectives(entry) for entry in measured]
-    names = list(dict.fromkeys(name for one in scores for name in one))
-    lines = [
-        (TableCell(name), *(one.get(name, TableCell(DASH)) for one in scores)) for name in names
-    ]
-    titles = [unit_of(entry).heading(clean(entry.get("name"))) for entry in measured]
-    return grid(
-        ("model", *titles), lines, strong=[i for i, name in enumerate(names) if name == "soup"]
-    )
+    benchmarks = report.also or ()
+    scores = []
+    for entry in benchmarks:
+        scores.append({clean(row.name): _score(entry.unit, row.objective) for row in entry.rows})
+    names = list(dict.fromkeys(name for objectives in scores for name in objectives))
+    lines = []
+    for name in names:
+        cells = [objectives.get(name, TableCell(DASH)) for objectives in scores]
+        lines.append((TableCell(name), *cells))
+    titles = [entry.unit.heading(clean(entry.name)) for entry in benchmarks]
+    strong = [place for place, name in enumerate(names) if name == "soup"]
+    return grid(("model", *titles), lines, strong=strong)
 
 
-def _objectives(entry: Row) -> dict[str, TableCell]:
-    with scores_in(unit_of(entry)):
-        return {
-            clean(row.get("name")): _score(row.get("objective")) for row in entries(entry, "rows")
-        }
-
-
-def differences(entry: Row) -> TableGrid:
+def differences(entry: ExtraResult) -> TableGrid:
     """The soup's paired difference to each ingredient on one benchmark, then by category; losses are stressed."""
-    with scores_in(unit_of(entry)):
-        pairs = entries(entry, "comparisons")
-        pairs += entries(entry, "categories") if len(part(entry, "coefficients")) > 1 else []
-        columns: Columns = {
-            "soup minus": of("b"),
-            "category": lambda pair: clean(pair.get("category")) or "all",
-            **FIGURES,
-            "items / groups": lambda pair: f"{count(pair.get('n'))} / {count(pair.get('groups'))}",
-            "the soup is": verdict,
-        }
-        return listing(pairs, columns, (0, 1, 7), where(pairs, "verdict", "lower"))
+    unit = entry.unit
+    pairs: list[JudgedDifference | CategoryDifference] = [*entry.comparisons]
+    if len(entry.coefficients) > 1:
+        pairs += entry.categories
+    lines = []
+    for pair in pairs:
+        category, p_holm = "all", None
+        if isinstance(pair, CategoryDifference):
+            category = clean(pair.category)
+        else:
+            p_holm = pair.p_holm
+        difference = unit.score(pair.difference, sign=True)
+        p_values = (p_value(pair.p_value), p_value(p_holm))
+        numbers = (difference, whiskers(unit, pair), *p_values)
+        items = f"{count(pair.n)} / {count(pair.groups)}"
+        lines.append((clean(pair.b), category, *numbers, items, verdict(pair.verdict)))
+    header = (
+        "soup minus",
+        "category",
+        "difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "items / groups",
+        "the soup is",
+    )
+    return grid(header, lines, left=(0, 1, 7), strong=lost(pairs))
 
 
 def sentences(report: Report) -> Iterator[str]:
     """Losses of the soup by benchmark; without any, how much it may have lost all the same."""
-    for entry in entries(report, "also"):
-        with scores_in(unit_of(entry)):
-            lines = list(_sentences(entry))
-        yield from lines
+    for entry in report.also or ():
+        yield from _sentences(entry)
 
 
-def _sentences(entry: Row) -> Iterator[str]:
+def _sentences(entry: ExtraResult) -> Iterator[str]:
     """What `sentences` says of one benchmark."""
-    name = clean(entry.get("name"))
-    if entry.get("shared"):
-        seen = f"{count(entry['shared'])} of its {count(entry.get('items'))} prompts"
+    unit = entry.unit
+    name = clean(entry.name)
+    if entry.shared:
+        seen = f"{count(entry.shared)} of its {count(entry.items)} prompts"
         yield f"{name}: {seen} stand in the run's own benchmark too, where the weights were chosen."
-    compared = entries(entry, "comparisons")
-    lost = [pair for pair in compared if pair.get("verdict") == "lower"]
-    for pair in lost:
-        yield f"{name}: the soup is worse than {clean(pair.get('b'))} by {_points(pair)}."
-    worst = min(compared, key=lambda pair: gain(worst_limit(pair)), default=None)
-    if not lost and worst is not None:
-        least = points(worst_limit(worst), sign=True)
-        yield f"{name}: no regression shown; the intervals reach to {least} ({clean(worst.get('b'))})."
-    parts = [pair for pair in entries(entry, "categories") if pair.get("verdict") == "lower"]
-    if parts and len(part(entry, "coefficients")) > 1:
-        changes = [score(pair.get("difference"), sign=True) for pair in parts]
-        names = in_words(
-            [
-                f"{p.get('category')} ({p.get('b')}, {c})"
-                for p, c in zip(parts, changes, strict=True)
-            ]
+
+    losses = [pair for pair in entry.comparisons if pair.verdict == "lower"]
+    for loss in losses:
+        size = unit.points(abs(loss.difference or 0.0))
+        interval = f"95 % interval of the difference {whiskers(unit, loss)}"
+        yield (
+            f"{name}: the soup is worse than {clean(loss.b)} by {size} "
+            f"({interval}, p {p_value(loss.p_holm)})."
         )
-        yield f"{name}: single categories in which the soup is worse than an ingredient: {names}."
+    if entry.comparisons and not losses:
+        worst = min(entry.comparisons, key=lambda pair: unit.gain(_worst_limit(unit, pair)))
+        least = unit.points(_worst_limit(unit, worst), sign=True)
+        yield f"{name}: no regression shown; the intervals reach to {least} ({clean(worst.b)})."
+
+    categories = []
+    for pair in entry.categories if len(entry.coefficients) > 1 else ():
+        if pair.verdict == "lower":
+            change = unit.score(pair.difference, sign=True)
+            categories.append(f"{pair.category} ({pair.b}, {change})")
+    if categories:
+        yield (
+            f"{name}: single categories in which the soup is worse than an ingredient: "
+            f"{in_words(categories)}."
+        )
 
 
-def _points(pair: Row) -> str:
-    size = points(abs(number(pair.get("difference")) or 0.0))
-    return f"{size} (95 % interval of the difference {whiskers(pair)}, p {p_value(pair.get('p_holm'))})"
+def _worst_limit(unit: Unit, pair: PairedDifference) -> float | None:
+    """The limit of a difference at which the soup is worst."""
+    return min((pair.low, pair.high), key=unit.gain)

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from souping.core.text import DASH
 from souping.core.types import Json, entries, number, part
 from souping.paper.findings import published, totals
-from souping.report.format import DASH, clean, interval, percent
+from souping.report.format import clean, interval, percent
 from souping.report.render import markdown_table
 from souping.report.tables import TableGrid, grid
 

@@ -19,6 +19,7 @@ from souping.analysis.size import Size, affordable
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
 from souping.core.types import FloatArray, Item, Recipe, Record
+from souping.report.content import typed
 from souping.report.files import as_json
 from souping.report.render import markdown, page
 from souping.report.sections import DISPLAYS, drawings
@@ -89,7 +90,7 @@ class TestAnalysis:
         report, trials = sample()
         report["analyses"] = {name: data}
         section = DISPLAYS[name].section(data)
-        for text in (page(report, trials, drawings(report)), markdown(report, trials)):
+        for text in (page(report, trials, drawings(typed(report))), markdown(report, trials)):
             assert section.title in text
             assert not section.picture or section.picture in text
         assert "nan" not in " ".join(section.lines)
@@ -105,7 +106,7 @@ def test_what_could_not_be_made_is_shown_as_that() -> None:
             "tables": [{"header": ["a", "b"], "rows": [["c", 1.5]]}],
         },
     }
-    text = page(report, trials, drawings(report))
+    text = page(report, trials, drawings(typed(report)))
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
     for title, why in (
         ("Wins", "not estimable: too few answers"),

@@ -10,12 +10,13 @@ from scipy.special import ndtri
 
 from souping.analysis.grouped import design
 from souping.analysis.intervals import ItemTable
-from souping.analysis.sign_flip import ALPHA, sign_flip
+from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import Power, measured_power, power_of
 from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
+from tests.support.flips import sign_flip
 from tests.support.scripts import script
 
 REPETITIONS = 300
@@ -26,15 +27,37 @@ QUICK = {
     "8 x 75 items, 70 % right, half discordant groups",
 }
 """Cases that run by default."""
+QUICK_TESTS = {
+    "100 items, 20 % discordant",
+    "100 items, 2 % losses of 0.8",
+    "100 items, 2 % gains of 0.8 (mirror)",
+    "missing: 10 % of a, 2 % of b",
+}
 
 
 nulls = script(ROOT / "benchmarks" / "nulls.py")
+looks = script(ROOT / "benchmarks" / "looks.py")
 
 
 def test_what_is_accepted() -> None:
-    assert nulls.allowed(2000) == 62
-    assert nulls.allowed(2000, nulls.LOOKS_LEVEL) == 89
-    assert nulls.allowed(REPETITIONS) == 12
+    assert nulls.allowed(10_000) == 300
+    assert nulls.allowed(REPETITIONS) == 17
+    assert nulls.least_coverage(10_000) == pytest.approx(0.935, abs=0.001)
+
+
+@pytest.mark.parametrize("name", slow_unless(QUICK_TESTS, nulls.TESTS))
+def test_of_two_equal_models_neither_is_called_better(name: str) -> None:
+    found = nulls.tally(nulls.TESTS[name], REPETITIONS, seed=7)
+    assert max(found.better, found.worse) <= nulls.allowed(REPETITIONS)
+    assert found.coverage >= nulls.least_coverage(REPETITIONS)
+    if not any(words in name for words in nulls.UNLIKE_PLAIN):
+        assert found.width <= 1.15
+
+
+def test_neither_is_where_groups_are_ignored_and_the_check_sees_it() -> None:
+    (world,) = nulls.TESTS_THAT_FAIL.values()
+    found = nulls.tally(world, 150, seed=7)
+    assert max(found.better, found.worse) > nulls.allowed(150)
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, nulls.NULLS))
@@ -205,3 +228,11 @@ def test_published_scores_need_an_assumption() -> None:
     assert gain(make_items(300), Mean()) > 2.8 * np.sqrt(0.1 / 600)  # what one pair needs
     few = gain([*make_items(290, ("w",)), *make_items(10, ("x",))], Mean())
     assert few > 2 * gain(make_items(290, ("w",)), Weighted(weights={"w": 1}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", looks.WORLDS)
+def test_nobody_who_looks_again_claims_too_much(name: str) -> None:
+    repetitions = 10 if "single models" in name else 40
+    share = looks.share(looks.WORLDS[name], repetitions, seed=7)
+    assert share <= looks.limit(repetitions)

@@ -12,7 +12,6 @@ from scipy import stats
 
 from souping.analysis import sign_patterns as module
 from souping.analysis.grouped import design
-from souping.analysis.sign_flip import sign_flip
 from souping.analysis.significance import (
     Comparison,
     better_than_every,
@@ -23,6 +22,7 @@ from souping.analysis.significance import (
     penalty,
 )
 from souping.core.types import FloatArray, IntArray
+from tests.support.flips import sign_flip
 
 Data = tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]
 

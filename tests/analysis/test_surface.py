@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from souping.analysis import NotEstimableError
-from souping.analysis.surface import ResponseSurface, SurfaceBand, band
+from souping.analysis.surface import ResponseSurface, SurfaceBand, band, design_effect
 from souping.search.points import grid, uniform, vertices
 from tests.support.analyses import run_of
 
@@ -82,3 +82,19 @@ def test_a_band_ends_where_no_difference_can_be() -> None:
     assert np.abs(each).max() <= 1
     assert (found.low <= found.difference).all()
     assert (found.difference <= found.high).all()
+
+
+def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.arange(300) // 10
+    categories = np.arange(300) // 150
+    alone = rng.standard_normal((20, 300))
+    alike = np.sqrt(0.4) * rng.standard_normal((20, 30))[:, groups] + np.sqrt(0.6) * alone
+    assert design_effect(alone, categories, groups) == pytest.approx(1, abs=0.25)
+    assert design_effect(alike, categories, groups) == pytest.approx(1 + 9 * 0.4, rel=0.25)
+    scores = (alike[:, :] > 0).astype(float)
+    points = POINTS[:20]
+    weights = np.full(2, 0.5)
+    grouped, _ = band(points, scores, categories, weights, groups=groups)
+    ignored, _ = band(points, scores, categories, weights)
+    assert (grouped.high - grouped.low).mean() > 1.2 * (ignored.high - ignored.low).mean()

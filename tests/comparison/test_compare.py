@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from importlib.metadata import distribution
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rich.console import Console
 import souping as library
 from souping.comparison.result import CompareResult, Flip, RowVerdict, page, sections
 from souping.core.types import UserError
-from souping.report.render import sheet_markdown, show_sheet
+from souping.report.render import SAMPLES, sheet_markdown, show_sheet
 from tests.conftest import ROOT, Cli
 from tests.logs.test_readers import Frame, write_csv
 
@@ -454,12 +456,52 @@ def test_a_comparison_of_runs_is_a_look_in_their_ledger(souping: Cli, finished_c
     first = look()
     assert first["looks"] == 2  # the run's own report was the first
     assert look()["looks"] == 2
-    assert look("--margin", "3")["looks"] == 3
+    assert look("--margin", "3")["looks"] == 2
+    assert look("--baseline", "soup")["looks"] == 2  # the same two models
+    assert look("--average", "item")["looks"] == 3
+    third = ("compare", "base=run:uniform_all", "soup=run", "ant=run:ant", "--json")
+    assert json.loads(souping(*third).out)["looks"] == 4
     souping("compare", "base=run:uniform_all", "soup=run", "--store", "gone.sqlite").refused(
         "--store"
     )
     (finished_copy / "config.yaml").write_text("store: {path")
     souping("compare", "base=run:uniform_all", "soup=run").refused("config.yaml")
+
+
+def test_another_measurement_of_a_run_is_another_comparison(
+    souping: Cli, finished_copy: Path
+) -> None:
+    """Otherwise the best of several measurements could be picked."""
+    words = ("compare", "base=run:uniform_all", "soup=run", "--json")
+    assert json.loads(souping(*words).out)["looks"] == 2
+    path = finished_copy / SAMPLES
+    samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    reported = [sample for sample in samples if sample["fold"] == "report"]
+    for one, two in pairwise(reported):
+        if one["category"] == two["category"] and _score(one) != _score(two):
+            one["models"], two["models"] = two["models"], one["models"]
+            break
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, samples)).encode()))
+    assert json.loads(souping(*words).out)["looks"] == 3
+
+
+def _score(sample: Mapping[str, Any]) -> float:
+    return float(sample["models"]["soup"]["score"])
+
+
+def test_models_may_have_been_picked_among_all_of_the_report(
+    souping: Cli, finished_copy: Path
+) -> None:
+    ended = souping("compare", "base=run:uniform_all", "soup=run", "--json")
+    head = json.loads(ended.out)["verdicts"][0]
+    # look 2 alone has the level 1 - 0.05 / 6
+    assert head["level"] > 1 - 0.05 / 6
+
+
+def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:
+    path = finished_copy / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "limit": 2}))
+    souping("compare", "base=run:uniform_all", "soup=run").refused("limit=2")
 
 
 # What it needs

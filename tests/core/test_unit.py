@@ -78,3 +78,47 @@ def test_what_is_shown_is_ordered_by_the_unit_of_the_moment() -> None:
         with scores_in(POINTS):
             assert max((0.2, 0.5), key=gain) == 0.5
         assert unit() == BITS_PER_BYTE
+
+
+# ---------------------------------------------------------------- words
+
+HIDDEN = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def test_a_score_is_worded_with_its_digits_and_a_dash_if_it_is_not_known() -> None:
+    assert (POINTS.score(0.7812), POINTS.score(-0.012), POINTS.score(None)) == (
+        "78.1",
+        f"{MINUS}1.2",
+        HIDDEN,
+    )
+    assert (POINTS.score(0.012, sign=True), POINTS.score(0.7812, more=1)) == ("+1.2", "78.12")
+    # What rounds to zero has no sign.
+    assert POINTS.score(-0.0001, sign=True) == POINTS.score(0.0001, sign=True) == "0.0"
+    assert BITS_PER_BYTE.points(0.012, sign=True) == "+0.0120 bits per byte"
+    assert COUNT.points(None) == f"{HIDDEN} words"
+
+
+def test_the_end_of_an_interval_shows_its_side_however_near() -> None:
+    assert [POINTS.end(end, sign=True) for end in (0.0001, -0.0001, 0.0, None)] == [
+        "+0.0",
+        f"{MINUS}0.0",
+        "0.0",
+        HIDDEN,
+    ]
+    assert POINTS.end(0.0001) == "0.0"
+
+
+def test_an_interval_is_worded_for_sentences_and_for_cells() -> None:
+    assert POINTS.interval(0.741, 0.82) == "74.1 to 82.0"
+    assert POINTS.interval(-0.01, 0.02, sign=True, middle=", ") == f"{MINUS}1.0, +2.0"
+    assert POINTS.interval(None, 0.82) == POINTS.interval(0.741, None) == ""
+    assert POINTS.brackets(0.781, 0.741, 0.82) == "78.1 [74.1, 82.0]"
+    assert POINTS.brackets(0.781, None, 0.82) == "78.1"
+    assert POINTS.brackets(None, -0.01, 0.02, sign=True) == f"{HIDDEN} [{MINUS}1.0, +2.0]"
+
+
+def test_limits_name_their_level() -> None:
+    assert POINTS.limits(0.004, 0.066, 0.95) == "95 % interval +0.4 to +6.6"
+    assert POINTS.limits(0.004, 0.066, 1 - 0.05 / 6) == "99.17 % interval +0.4 to +6.6"
+    assert POINTS.limits(None, None, None) == "95 % interval without limits"

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from io import StringIO
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,7 +20,10 @@ import yaml
 
 import souping as library
 from souping.cli.config import GROUPS, Config
+from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark
+from souping.report import content
+from souping.report.content import Report
 from tests.conftest import ROOT, Cli
 from tests.support.composition import compose
 from tests.support.report import sample
@@ -44,8 +47,12 @@ OPTIONAL = (
     "rebuild",
     "variance",
     "search",
+    "slice",
     "selection.clusters",
     "recipe.s",
+    "folds.left_out",
+    "folds.shown",
+    "verdict.sensitivity",
     "cost.lost",
     "trajectory",
 )
@@ -180,17 +187,34 @@ def test_it_has_every_root_key_and_name() -> None:
 
 
 def test_it_has_every_key_of_a_report_and_no_other() -> None:
-    keys = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())["report"]
+    reference = script(ROOT / "docs" / "make_reference.py")
+    known = yaml.safe_load((ROOT / "docs" / "reference.yaml").read_text())
+    keys = [*dict(reference.report_rows(Report, "", set())), *known["analyses"]]
     reports = [
         json.loads((ROOT / "tests" / "data" / "main_job" / "report.json").read_text()),
         sample(columns=2)[0],
     ]
     paths = {path for report in reports for path in paths_of(report)}
     assert {path for path in paths if not any(below(path, key) for key in keys)} == set()
+    # A word in capitals stands for a name.
     unmet = {key for key in keys if not any(below(path, key) for path in paths)}
+    unmet = {key for key in unmet if not re.search(r"\.[A-Z]+", key)}
     assert {
         key for key in unmet if not key.startswith((*OPTIONAL, "analyses.", "stability."))
     } == set()
+
+
+def test_every_field_of_a_report_has_its_meaning_below() -> None:
+    reference = script(ROOT / "docs" / "make_reference.py")
+    classes = [kind for kind in vars(content).values() if isinstance(kind, type)]
+    kinds = [kind for kind in classes if is_dataclass(kind) and kind is not Unit]
+    assert len(kinds) > 30
+    for kind in kinds:
+        documented = set[str]().union(
+            *(reference.field_docs(base) for base in kind.__mro__ if is_dataclass(base))
+        )
+        known = {field.name for field in fields(kind) if "rest" not in field.metadata}
+        assert known == documented, kind
 
 
 def below(path: str, key: str) -> bool:

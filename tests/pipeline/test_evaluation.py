@@ -31,7 +31,7 @@ from souping.pipeline.ledger import Ledger
 from souping.pipeline.models import OpenPool
 from souping.pipeline.ray_actors import RayExecutor
 from souping.pipeline.store import MARK, Store, StoredAnswers, row_number
-from tests.conftest import FakeEvaluator, claim, make_items, recipe
+from tests.conftest import FakeEvaluator, claim, make_items, recipe, show_report
 from tests.support.actors import Busy, requests
 from tests.support.choices import differing
 
@@ -492,7 +492,7 @@ def full(path: Path) -> list[Item]:
         )
         store.hashes["x"] = "1"
         store.remember_folder("f-a", path)
-        Ledger(store).open_report(claim(HALF, items))
+        show_report(Ledger(store), claim(HALF, items))
     return items
 
 
@@ -500,7 +500,7 @@ def read_all(path: Path) -> int:
     with Store(path) as store:
         count = len(store.load(HALF.fingerprint, "j"))
         store.folder_of("f-a"), store.throughput(["s"], "j")
-        dict(store.hashes), Ledger(store).open_report(claim(HALF, make_items(1)))
+        dict(store.hashes), show_report(Ledger(store), claim(HALF, make_items(1)))
     return count
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Tri
 from souping.core.unit import BITS_PER_BYTE, scores_in, unit
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
+from souping.report.content import typed
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.search.loop import SearchResult
@@ -78,7 +79,7 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
         for t in by_name.values()
     )
     assert all(0 < t["least"] < 0.3 for t in by_name.values())
-    (line,) = losses(found)
+    (line,) = losses(typed(found))
     assert line in markdown(found, [])
     assert str(report_table(found).caption).endswith(line)
 
@@ -90,7 +91,7 @@ def test_a_soup_that_is_the_best_single_lost_nothing() -> None:
     ]
     found = evidence.gather(rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
     assert found["losses"] is None
-    assert losses(found) == []
+    assert losses(typed(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
     assert found["verdict"]["claim"] == "keep_single"
 
@@ -123,9 +124,54 @@ def test_nothing_is_claimed_over_answers_that_are_missing(whose: str) -> None:
         "unanswered": pytest.approx(0.1),
     }
     assert own["reasons"] == {"too_long": 60}
-    assert f"{whose} 25.0 %" in endings(found)[0]
+    assert f"{whose} 25.0 %" in endings(typed(found))[0]
     text = markdown(found, [])
     assert "too_long (60)" in text
+
+
+def test_answers_that_the_candidates_lack_make_no_soup_better() -> None:
+    """Of equal models: 15 % of the candidates' answers were never received and count as wrong."""
+    lost = np.arange(len(ITEMS)) % 7 == 0
+    whole = scores(level(0.6))
+    lacking = replace(whole, values=np.where(lost, 0.0, whole.values), unanswered=lost * 1.0)
+    result = gathered(whole, a=lacking)
+    assert result["verdict"]["claim"] not in (
+        "better_than_every_candidate",
+        "better_than_best_single",
+    )
+    against_a = next(c for c in result["comparisons"] if c["b"] == "a")
+    assert against_a["difference"] > 0.05
+    assert against_a["low"] <= 0 < against_a["high"]
+    assert against_a["p_value"] == 1
+    counted = gathered(whole, a=replace(lacking, unanswered=0.0 * lost))
+    assert next(c for c in counted["comparisons"] if c["b"] == "a")["p_value"] < 0.001
+
+
+def test_cut_answers_count_as_they_are_scored_and_a_line_says_what_they_could_change() -> None:
+    cut = (np.arange(len(ITEMS)) % 20 == 0) * 1.0
+    plain = gathered(scores(level(0.8)))
+    result = gathered(replace(scores(level(0.8)), truncated=cut))
+    assert "sensitivity" not in plain["verdict"]
+    assert "soup minus a" in result["verdict"]["sensitivity"]
+    assert result["comparisons"] == plain["comparisons"]
+    assert any("limit of tokens" in line for line in endings(typed(result)))
+
+
+def test_categories_have_p_values_of_max_t_and_not_of_a_normal_quantile() -> None:
+    """One category of few discordant items, alone in its family: its p-value is that of its own flips."""
+    items = make_items(40, ("w",))
+    values = np.zeros(40)
+    values[[0, 10, 20]] = 1.0
+    pair = evidence.Pair(
+        soup="soup",
+        other="a",
+        ours=values,
+        theirs=np.zeros(40),
+        table=ItemTable.of(items, Mean()),
+        same=False,
+    )
+    (table,) = evidence.by_category([pair])
+    assert table["p_value"] == pytest.approx(0.25, abs=0.06)  # two signs of eight
 
 
 def test_the_variance_is_split_between_items_and_answers() -> None:
@@ -162,6 +208,31 @@ def test_a_later_look_is_wider_and_corrected() -> None:
     text = markdown(fifth, [])
     assert "99.83 % interval" in text
     assert "p (look 5)" in text
+
+
+def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
+    shown = evidence.Shown(
+        scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
+    )
+    rows = [evidence.Contender(name=n, kind="ingredient", recipe=r) for n, r in SINGLES.items()]
+    soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
+    measured = {
+        SINGLES["a"].id: scores(level(0.6), seed=20),
+        SOUP.id: scores(level(0.7), seed=21),
+    }
+    table = ItemTable.of(ITEMS, Mean())
+    first, second, picked = (
+        evidence.Pair.of(soup, rows[0], measured, table, looks, known)
+        for looks, known in ((1, shown), (2, None), (2, shown))
+    )
+    assert (first.tests, second.tests) == (1.0, 1.0)
+    assert 2 + 1 < picked.tests <= 2 + 10
+    before, after = second.whole(), picked.whole()
+    assert after.level == before.level
+    assert after.p_value == pytest.approx(
+        picked.tests * before.p_value, rel=0.6
+    )  # a dozen of the patterns
+    assert after.high - after.low > before.high - before.low
 
 
 def test_the_margin_decides_what_is_kept() -> None:
@@ -280,7 +351,7 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
         rows.append(evidence.Contender(name="a", kind="best_single", recipe=SINGLES["a"]))
         rows.append(evidence.Contender(name="soup", kind="soup", recipe=SOUP))
         found = evidence.gather(rows, measured, Mean(), ("a", "b"), 1)
-        page = markdown(found, [])
+        page = markdown({**found, "unit": asdict(BITS_PER_BYTE)}, [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
     pair = next(one for one in found["comparisons"] if one["b"] == "a")
@@ -386,7 +457,13 @@ def test_soup_and_ingredients_on_all_items(
         "90 of its 90 prompts stand in the run's own benchmark too"
         in (tmp_path / "out/report.md").read_text()
     )
-    apart = ("also", "cost", "rebuild", "warnings")  # the last are of the extra benchmark too
+    apart = (
+        "also",
+        "cost",
+        "provenance",
+        "rebuild",
+        "warnings",
+    )  # the last are of the extra benchmark too
     first = json.loads((tmp_path / "plain" / "report.json").read_text())
     same = [{k: v for k, v in one.items() if k not in apart} for one in (first, report)]
     assert same[0] == same[1]  # nothing was chosen on it

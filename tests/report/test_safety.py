@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from souping.core.reading import read
 from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
+from souping.report.content import GateSummary, typed
 from souping.report.files import (
     best_jobs,
     csv_cell,
@@ -72,7 +74,9 @@ def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
     parsed = outline((tmp_path / "report.html").read_text())
     assert "script" not in parsed.tags
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
-    console.print(report_table(report), also_table(report), plain_table(gate(report)))
+    content = typed(report)
+    checks = gate(content.unit, content.gate or read(GateSummary, {}))
+    console.print(report_table(report), also_table(report), plain_table(checks))
     files = [
         p.read_text() for p in tmp_path.rglob("*") if p.suffix in (".html", ".md", ".json", ".csv")
     ]

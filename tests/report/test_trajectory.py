@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from souping.analysis.significance import compare
 from souping.analysis.trajectory import CheckpointScores, describe, over_runs
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member, TrainingRun
+from souping.core.reading import read
 from souping.core.scores import Mean
 from souping.core.types import Item, Result, Trial
 from souping.core.unit import BITS_PER_BYTE, scores_in
+from souping.report.content import Report
 from souping.report.files import draw
 from souping.report.render import markdown, page
 from souping.report.trajectory import sections
@@ -79,29 +82,30 @@ def measured(rates: bool, runs: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize("rates", [True, False])
 def test_the_page_shows_the_run(rates: bool) -> None:
     report, trials = sample()
+    report["unit"] = asdict(BITS_PER_BYTE)
     report["trajectory"] = measured(rates)
     report["comparisons"].append({**report["comparisons"][0], "b": f"c{SIZE}", "kind": "last"})
     pictures = draw(report, trials)
     assert {"trajectory", "windows"} <= {one.name for one in pictures}
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
     text, html = markdown(report, trials), page(report, trials, pictures)
-    for section in sections(report):
+    for section in sections(read(Report, report)):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
-    (rows,) = sections(report)[0].grids
+    (rows,) = sections(read(Report, report))[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
         "best single (by search)",
         "mean of its members' scores",
     ]
     assert rows.rows[-1][2].text == "−0.1000"
-    (table,) = sections(report)[1].folded[0].grids
+    (table,) = sections(read(Report, report))[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates
 
 
 def test_other_candidates_have_no_such_section() -> None:
-    assert sections(sample()[0]) == ()
+    assert sections(read(Report, sample()[0])) == ()
 
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:

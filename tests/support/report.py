@@ -267,7 +267,11 @@ def finish(
             "python -m souping +experiment=rebuild recipe=run/soup/recipe.json out=rebuilt"
         )
     sentence = "The soup is better than the best single model, by 9.1 points (95 % interval 6.7 to 11.5, p 0.013)."
-    report["verdict"] = {"claim": "better_than_best_single", "sentence": sentence, "p_value": 0.013}
+    report["verdict"] = {
+        "claim": "better_than_best_single",
+        "sentence": sentence,
+        "p_value": 0.013,
+    }
     if k == 1:
         only = f"One expert for everything: keep {names[0]}, there is nothing to soup."
         report["verdict"] = {"claim": "nothing_to_soup", "sentence": only, "p_value": None}

@@ -248,7 +248,8 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
         assert (replace(evaluator, **change).fingerprint != evaluator.fingerprint) is differs, (
             change
         )
-    assert replace(evaluator, replicates=2).look != evaluator.look
+    assert replace(evaluator, replicates=2).look == evaluator.look
+    assert replace(evaluator, max_tokens=7).look != evaluator.look
 
 
 @served

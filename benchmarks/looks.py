@@ -1,0 +1,299 @@
+"""How often somebody who looks again claims something that is not so, with the package's own ledger.
+
+    python -m benchmarks.looks [--repetitions 2000] [--only TEXT ..] [--date DATE]
+        [--out benchmarks/results/looks-DATE.md]
+
+Every world is a person with a results store in memory, who sees scores and then reports, compares or repeats what looks
+best. All models are equally good, so each claim "better" is false. The ledger says which items a report may use, its
+look and the models that are tested with it; the store has the answers. A world fails above LEVEL plus three standard
+errors: the limit of any number of looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.nulls import Layout
+from souping.analysis.guards import Guard, judge
+from souping.analysis.intervals import ItemTable
+from souping.analysis.shown import picked_tests
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import compare, penalty
+from souping.core.scores import Mean
+from souping.core.types import Item, ItemScores, Recipe, Record
+from souping.evaluate.templates import Decoding
+from souping.pipeline.claims import Claim, Look, Measurement, in_order
+from souping.pipeline.evidence import Shown
+from souping.pipeline.ledger import Ledger
+from souping.pipeline.store import MEMORY, Store
+
+LEVEL = 0.0375
+"""False claims over any number of looks."""
+LAYOUT = Layout(2, 100, alone=True)
+HARD = 0.5
+"""Share of an item's variance that all models have in common."""
+TIMES = 20
+
+
+class Person:
+    """A store, its ledger, and scores of models on the same items.
+
+    Rows of `scores` [M, I] are models: the first is the single model that all are compared with.
+    """
+
+    def __init__(self, rng: np.random.Generator, models: int, alike: float = 0.0) -> None:
+        self.rng = rng
+        self.items = tuple(
+            Item(id=f"{n}", category=f"c{c}", prompt=f"{rng.integers(2**60)} {n}", answer="")
+            for n, c in enumerate(LAYOUT.categories)
+        )
+        self.scores = self.draw(models, alike)
+        self.store = Store(Path(MEMORY))
+        self.ledger = Ledger(self.store)
+
+    def draw(self, models: int, alike: float = 0.0) -> np.ndarray:
+        """Right or wrong, at random [M, I]; `alike` is the part that soups share beyond the items."""
+        items = len(self.items)
+        item = self.rng.standard_normal(items) * math.sqrt(HARD)
+        shared = self.rng.standard_normal(items) * math.sqrt(alike * (1 - HARD))
+        own = self.rng.standard_normal((models, items)) * math.sqrt((1 - alike) * (1 - HARD))
+        own[0] = self.rng.standard_normal(items) * math.sqrt(1 - HARD) - shared
+        return (item + shared + own < 0.5).astype(float)
+
+    def recipe(self, model: int, single: bool = False) -> Recipe:
+        names = (f"m{model}",) if single else (f"a{model}", "b")
+        return Recipe(
+            ingredients=names, fingerprints=names, weights=(1 / len(names),) * len(names), dtype="F"
+        )
+
+    def keep(self, model: int, single: bool = False) -> Recipe:
+        """Store a model's answers."""
+        recipe = self.recipe(model, single)
+        pairs = zip(self.items, self.scores[model], strict=True)
+        records = [Record(item=item.id, score=float(score)) for item, score in pairs]
+        self.store.add(recipe, "evaluator", {}, "block", self.items, records)
+        return recipe
+
+    def show(self, model: int, more: Sequence[int] = (), evaluator: str = "evaluator") -> Look:
+        """Measure a soup and show its numbers, with those of further soups."""
+        models = [self.keep(one) for one in (model, *more)]
+        measurement = Measurement(evaluator, tuple(i.id for i in in_order(self.items)), 1)
+        return self.ledger.show_report(self.claim(model), self.items, models, measurement)
+
+    def claim(self, model: int) -> Claim:
+        return Claim(
+            soup=self.recipe(model),
+            candidates=("m0",),
+            evaluator="look",
+            objective=Mean(),
+            items=self.items,
+        )
+
+    def better(self, model: int, look: Look) -> bool:
+        """Whether the report says that a soup is better than the single model."""
+        soup, single = self.scores[model], self.scores[0]
+        p_value = p_above(soup, single, look.number)
+        if p_value >= ALPHA:
+            return False
+        questions = [item.question for item in self.items]
+        known = self.ledger.known_scores(look.known, questions)
+        table = ItemTable.of(self.items, Mean())
+        shown = Shown(scores=known, missing=look.known.missing)
+        tests = shown.tests(soup, single, table, look.number) if look.number > 1 else 1.0
+        return p_value * tests < ALPHA
+
+    def best(self, models: Sequence[int]) -> int:
+        return max(models, key=lambda model: float(self.scores[model].mean()))
+
+
+def p_above(a: np.ndarray, b: np.ndarray, look: int) -> float:
+    """p-value of a above b at a look; with more patterns if it may be small enough."""
+    layout = (LAYOUT.categories, LAYOUT.groups, LAYOUT.weights)
+    if a.mean() <= b.mean():
+        return 1.0
+    rough = compare("a", "b", a, b, *layout, draws=999).p_value
+    if look == 1 or rough > 10 / 999:
+        return rough * penalty(look)
+    fine = compare("a", "b", a, b, *layout, looks=look, draws=99_999)
+    return fine.p_value * penalty(look)
+
+
+World = Callable[[np.random.Generator], bool]
+
+
+def shown_then_picked(rng: np.random.Generator, soups: int = 57, alike: float = 0.5) -> bool:
+    """An occasion shows many soups; the best of them is reported under other candidates."""
+    person = Person(rng, soups + 2, alike)
+    rest = range(2, soups + 2)
+    first = person.show(1, rest)
+    best = person.best(rest)
+    return person.better(1, first) or person.better(best, person.show(best))
+
+
+def unlike_soups(rng: np.random.Generator) -> bool:
+    return shown_then_picked(rng, alike=0.0)
+
+
+def extra_benchmarks(rng: np.random.Generator) -> bool:
+    """Twenty runs show one soup each on the same extra benchmark; each prints its p-value."""
+    person = Person(rng, TIMES + 1, 0.5)
+    return any(person.better(model, person.show(model)) for model in range(1, TIMES + 1))
+
+
+def killed(rng: np.random.Generator) -> bool:
+    """Twenty runs are killed after their first line; the soup that looked best is reported."""
+    person = Person(rng, TIMES + 1, 0.5)
+    for model in range(1, TIMES + 1):
+        person.show(model)
+    best = person.best(range(1, TIMES + 1))
+    look = person.show(best)
+    return person.better(best, look)
+
+
+def measured_again(rng: np.random.Generator, same: float = 0.9) -> bool:
+    """One claim is measured twenty times; each report has the mean of what there is."""
+    person = Person(rng, 2)
+    answers = []
+    for number in range(TIMES):
+        fresh = person.draw(2)
+        anew = rng.random(fresh.shape) >= same
+        answers.append(np.where(anew, fresh, person.scores) if number else person.scores)
+        look = person.show(1, evaluator=f"batch {number}")
+        assert (look.number, len(look.measurements)) == (1, number + 1)
+        first = person.scores
+        person.scores = np.mean(answers, axis=0)
+        if person.better(1, look):
+            return True
+        person.scores = first
+    return False
+
+
+def renamed(rng: np.random.Generator) -> bool:
+    """Answers are drawn at a temperature above 0, and drawn again after the items were renamed."""
+    person = Person(rng, 2)
+    decoding = Decoding(temperature=1.0)
+    for number in range(TIMES):
+        named = [replace_id(item, number) for item in person.items]
+        for model in range(2):
+            seeds = [(decoding.seed_of(item, 0), model) for item in named]
+            person.scores[model] = [np.random.default_rng(seed).random() < 0.7 for seed in seeds]
+        if person.better(1, person.show(1)):
+            return True
+    return False
+
+
+def replace_id(item: Item, number: int) -> Item:
+    return Item(id=f"{number} {item.id}", category=item.category, prompt=item.prompt, answer="")
+
+
+def singles_compared(rng: np.random.Generator, singles: int = 60) -> bool:
+    """A report shows sixty single models; the best and the worst of them are compared."""
+    person = Person(rng, singles + 1, 0.0)
+    for model in range(1, singles + 1):
+        person.keep(model, single=True)
+    person.show(0)
+    order = np.argsort(person.scores[1:].mean(axis=1)) + 1
+    worst, best = int(order[0]), int(order[-1])
+    identities = [item.identity for item in person.items]
+    questions = [item.question for item in person.items]
+    look = person.ledger.show_comparison("pair", "", identities, questions)
+    p_value = p_above(person.scores[best], person.scores[worst], look.number)
+    if p_value >= ALPHA:
+        return False
+    known = person.ledger.known_scores(look.known, questions)
+    table = ItemTable.of(person.items, Mean())
+    alpha = ALPHA / penalty(look.number)
+    tests = picked_tests(known, combinations(range(len(known)), 2), table, alpha)
+    return p_value * tests < ALPHA
+
+
+def guards_one_by_one(rng: np.random.Generator, categories: int = 8, n: int = 100) -> bool:
+    """Eight guards, one repeated run each, on a soup that loses exactly the margin everywhere."""
+    margin = 0.05
+    names = [f"c{c}" for c in range(categories)]
+    items = tuple(
+        Item(id=f"{c} {i}", category=c, prompt=f"{c} {i}", answer="")
+        for c in names
+        for i in range(n)
+    )
+    latent = rng.standard_normal(len(items)) * math.sqrt(HARD)
+    noise = rng.standard_normal((2, len(items))) * math.sqrt(1 - HARD)
+    right = latent + noise < np.array([[0.385], [0.5244]])  # 65 and 70 %
+    soup, single = (ItemScores(items=items, values=row.astype(float)) for row in right)
+    for name in names:
+        guard = Guard(name=name, margin=margin, categories=(name,))
+        # Names are the categories and `tokens`, against one candidate.
+        (found,) = judge([guard], [(soup, single)], limits=categories + 1)
+        if found["outcome"] == "held":
+            return True
+    return False
+
+
+WORLDS: dict[str, World] = {
+    "57 soups shown, the best is reported": shown_then_picked,
+    "the same, soups unlike each other": unlike_soups,
+    "20 runs with the same extra benchmark": extra_benchmarks,
+    "20 runs killed after their first line, then the best": killed,
+    "best of 20 measurements, 90 % of the answers alike": measured_again,
+    "sampled answers under 20 other ids": renamed,
+    "60 single models shown, the best and the worst compared": singles_compared,
+    "eight guards one by one": guards_one_by_one,
+}
+
+
+def limit(repetitions: int) -> float:
+    """Share of false claims above which a world fails."""
+    return LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / repetitions)
+
+
+def share(world: World, repetitions: int, seed: int = 0) -> float:
+    """How often somebody in a world claims something false."""
+    return float(np.mean([world(np.random.default_rng([seed, r])) for r in range(repetitions)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--only", nargs="*", default=[], help="worlds whose name has one of these")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--date", default=str(datetime.date.today()))
+    args = parser.parse_args()
+    lines = [
+        f"# Looks, {args.date}",
+        f"\n{args.repetitions} repetitions each. `python -m benchmarks.looks`\n",
+        "| world | false claims % | at most % | seconds |\n|---|---|---|---|",
+    ]
+    failed = False
+    for seed, (name, world) in enumerate(WORLDS.items()):
+        if args.only and not any(text in name for text in args.only):
+            continue
+        start = time.perf_counter()
+        found = share(world, args.repetitions, seed)
+        failed |= found > limit(args.repetitions)
+        seconds = time.perf_counter() - start
+        cells = (
+            name,
+            f"{100 * found:.2f}",
+            f"{100 * limit(args.repetitions):.2f}",
+            f"{seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""JSON that people may have edited as frozen dataclasses, and back.
+
+An annotation says what a field takes: `str`, `bool`, `int | None`, `float | None`, a dataclass, `tuple[X, ...]`,
+`Mapping[str, X]`, each of them `| None`, or `Any` for JSON of any form. A value that does not fit becomes the default
+of its field. A field without a default gets None if the annotation allows it, otherwise an empty value. Reading never
+raises. A class may refuse values with a ValueError, but not its empty ones: what it refuses does not fit.
+
+`to_json` leaves out a field whose default is None or an empty tuple while it has that default, and writes all others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from souping.core.fields import Hint
+from souping.core.text import MAX_DEPTH
+from souping.core.types import Json
+
+T = TypeVar("T")
+NULL = MappingProxyType({"null": True})
+"""Metadata of a field that is written even while it has an empty default."""
+REST = MappingProxyType({"rest": True})
+"""Metadata of the field that keeps keys which the class does not know."""
+LARGEST_FLOAT = sys.float_info.max
+
+
+def rest() -> Any:
+    """The field that keeps keys which the class does not know."""
+    return dataclasses.field(default_factory=dict, metadata=REST)
+
+
+def read(kind: type[T], value: Json) -> T:
+    """A dataclass from a mapping. From anything else, an empty one."""
+    result: T = _fit(kind, to_json(value))
+    return result
+
+
+def to_json(value: Any, levels: int = MAX_DEPTH) -> Json:
+    """`value` as JSON knows it. A number that is not finite as a float becomes null, and numpy values plain ones.
+
+    Lists and objects below more than `levels` others become null too.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        return to_json(value.tolist(), levels)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = _table(value)
+
+    if isinstance(value, Mapping | list | tuple) and levels < 0:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): to_json(inner, levels - 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner, levels - 1) for inner in value]
+    if isinstance(value, int | float):
+        # False for NaN.
+        finite = -LARGEST_FLOAT <= value <= LARGEST_FLOAT
+        return value if finite else None
+    return str(value)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """{key: value} of a dataclass, without the fields that are left out."""
+    table = dict[str, Any]()
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if "rest" in field.metadata:
+            # A known key wins, wherever this field stands.
+            table = {**inner, **table}
+        elif "null" in field.metadata or not _is_left_out(field.default, inner):
+            table[field.name] = inner
+    return table
+
+
+def _is_left_out(default: Any, value: Json) -> bool:
+    return (default is None and value is None) or (default == () and value == ())
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _fit(hint: Hint, value: Json) -> Any:
+    """`value` if it fits the annotation, otherwise an empty value."""
+    fitting = _match(hint, value)
+    return _empty(hint) if fitting is None else fitting
+
+
+def _match(hint: Hint, value: Json) -> Any:
+    """`value` as the annotation has it, None if it does not fit."""
+    origin = get_origin(hint)
+    arguments = get_args(hint)
+    if origin in (Union, UnionType):
+        # X | None
+        return _match(arguments[0], value)
+    if dataclasses.is_dataclass(hint):
+        return _object(hint, value) if isinstance(value, dict) else None
+    if origin is tuple:
+        return _elements(arguments[0], value) if isinstance(value, list) else None
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            return None
+        return {key: _fit(arguments[1], inner) for key, inner in value.items()}
+    if hint in (int, float):
+        return _number(hint, value)
+    return value if hint is Any or isinstance(value, hint) else None
+
+
+def _number(hint: Hint, value: Json) -> float | None:
+    """An int stays an int where a float is expected, so that it is written as it was read."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if hint is float:
+        return value
+    return int(value) if value == int(value) else None
+
+
+def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
+    """Objects that do not fit are dropped. Other values become empty, so that two lists keep step."""
+    if not dataclasses.is_dataclass(hint):
+        return tuple(_fit(hint, value) for value in values)
+    objects = [_match(hint, value) for value in values]
+    return tuple(entry for entry in objects if entry is not None)
+
+
+def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
+    """A dataclass, or None if it refuses its values."""
+    hints = _hints(kind)
+    values = dict[str, Any]()
+    for field in dataclasses.fields(kind):
+        if "rest" in field.metadata:
+            values[field.name] = {key: table[key] for key in table.keys() - hints.keys()}
+            continue
+        value = _match(hints[field.name], table.get(field.name))
+        if value is not None:
+            values[field.name] = value
+        elif dataclasses.MISSING is field.default is field.default_factory:
+            values[field.name] = _empty(hints[field.name])
+    try:
+        return kind(**values)
+    except ValueError:
+        return None
+
+
+@cache
+def _hints(kind: Hint) -> dict[str, Hint]:
+    """{key that the class knows: its annotation}"""
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind) if "rest" not in field.metadata]
+    return {name: hints[name] for name in known}
+
+
+def _empty(hint: Hint) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _object(hint, {})
+    origin = get_origin(hint) or hint
+    if origin in (tuple, str, bool):
+        return origin()
+    return {} if origin is Mapping else None

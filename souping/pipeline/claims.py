@@ -1,0 +1,179 @@
+"""Claims about items: what a claim rests on, and the items that a new report is made on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from souping.analysis.bootstrap_t import NORMAL
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import penalty
+from souping.core.protocols import Objective
+from souping.core.types import Item, Json, Recipe, digest
+from souping.evaluate.benchmark import ENOUGH, slices_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a report says of a frozen soup.
+
+    `candidates` are fingerprints, `evaluator` is `Evaluator.look`. Earlier versions keyed a claim on
+    `former_evaluator` and on `margin` (in the unit of the scores) too.
+    """
+
+    soup: Recipe
+    candidates: tuple[str, ...]
+    evaluator: str
+    objective: Objective
+    items: tuple[Item, ...]
+    slices: int = 1
+    former_evaluator: str = ""
+    margin: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that the claim rests on, without names and order."""
+        sliced = [f"one of {self.slices} slices"] if self.slices > 1 else []
+        return digest(self._content(self.evaluator, *sliced))
+
+    @property
+    def former(self) -> str:
+        """The digest that earlier versions wrote for this claim."""
+        return digest(self._content(self.former_evaluator, self.margin))
+
+    def _content(self, *measured_by: Json) -> list[Json]:
+        """An item counts with its weight in the objective, which covers the coefficients whatever the categories are
+        called. The soup's weights are rounded, because a change in the last digits does not make another soup."""
+        soup = self.soup
+        sizes = Counter(item.category for item in self.items)
+        shares = coefficients(self.objective, sizes)
+        items = [
+            (i.identity, i.scoring, round(shares[i.category] / sizes[i.category], 12))
+            for i in self.items
+        ]
+        mixed = sorted(
+            (name, round(weight, 3))
+            for name, weight in zip(soup.fingerprints, soup.weights, strict=True)
+        )
+        other = [] if self.objective.linear else [self.objective.name]
+        content: list[Json] = [mixed, soup.dtype, soup.method, dict(soup.settings)]
+        return [content, sorted(self.candidates), *measured_by, sorted(items), *other]
+
+
+class Measurement(NamedTuple):
+    """One measurement of a claim: the evaluator's fingerprint, the ids of its items as `in_order` has them, and the
+    answers per item."""
+
+    evaluator: str
+    ids: tuple[str, ...]
+    answers: int
+
+
+class KnownModels(NamedTuple):
+    """Models that are tested with a claim, because their scores on its items may have been known: fingerprints of
+    `soups` with stored answers, and the number of others whose answers are `missing`."""
+
+    soups: tuple[str, ...] = ()
+    missing: int = 0
+
+
+NONE_KNOWN = KnownModels()
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look that a claim is: its number k, and whether it was not shown before.
+
+    `guards` are those that were declared when it was first shown; `measurements` are all of the claim.
+    """
+
+    number: int
+    first: bool
+    known: KnownModels = NONE_KNOWN
+    guards: str = ""
+    measurements: tuple[Measurement, ...] = ()
+
+    def sentence(self) -> str:
+        """Why it is not the first look, and what that costs."""
+        what = f"these items were reported on {times(self.number - 1)} before"
+        return f"{what}: this is look {self.number}, {price(self.number)}"
+
+
+def in_order(items: Sequence[Item]) -> list[Item]:
+    """Items in an order that does not depend on their ids."""
+    return sorted(items, key=lambda item: (item.identity, item.scoring))
+
+
+def coefficients(objective: Objective, categories: Mapping[str, int]) -> dict[str, float]:
+    """{category: coefficient}"""
+    names = list(categories)
+    return dict(zip(names, objective.coefficients(names).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part of the report fold that a report opened, as `slice` in report.json."""
+
+    number: int
+    of: int
+    left: int
+    items: int
+
+    def to_json(self) -> dict[str, Json]:
+        return dict(vars(self))
+
+    def sentence(self) -> str:
+        return f"this report is on slice {self.number} of {self.of} of the report fold; {self.left} are left"
+
+
+def times_shown(items: Sequence[Item], occasions: Mapping[str, int]) -> float:
+    """How often one of these items was shown, on average."""
+    return sum(occasions[item.identity] for item in items) / max(len(items), 1)
+
+
+def items_to_report(
+    items: Sequence[Item],
+    occasions: Mapping[str, int],
+    objective: Objective,
+    deleted: int = 0,
+    slices: int = 1,
+) -> tuple[Item, ...]:
+    """The items of a new report: those of the slice that was shown least, or only its groups that were shown less.
+
+    `occasions` are {identity: earlier occasions}. At look k a difference must be z_k standard errors, where
+    z_k = z(ALPHA / k (k + 1)), so items are worth their information over z_k^2. Whole groups leave, by counts alone,
+    and every category keeps ENOUGH items.
+    """
+    items = min(slices_of(items, slices), key=lambda part: times_shown(part, occasions))
+    shown: dict[str, int] = {}
+    for item in items:
+        shown[item.group] = max(occasions[item.identity], shown.get(item.group, 0))
+    sizes = Counter(item.category for item in items)
+    shares = coefficients(objective, sizes)
+
+    best = tuple(items)
+    largest = 0.0
+    for most in sorted(set(shown.values()), reverse=True):
+        candidates = tuple(item for item in items if shown[item.group] <= most)
+        counts = Counter(item.category for item in candidates)
+        if any(counts[name] < min(size, ENOUGH) for name, size in sizes.items()):
+            break
+        variance = sum(shares[name] ** 2 / counts[name] for name in sizes)
+        z = NORMAL.inv_cdf(1 - ALPHA / penalty(1 + most + deleted) / 2)
+        worth = 1 / (variance * z**2)
+        if worth > largest:
+            best = candidates
+            largest = worth
+    return best
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def price(look: int) -> str:
+    """What a look costs, in words."""
+    free = "compare settings with stop_after=search, which leaves the report fold closed"
+    return f"so its p-values are multiplied by {penalty(look):,} (k (k + 1) for look k); {free}"

@@ -1,0 +1,126 @@
+"""Opening of the report fold and of extra benchmarks, through the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from souping.core.types import Item, ItemScores, Json, Recipe, UserError
+from souping.core.unit import Unit
+from souping.pipeline.claims import Claim, Look, Slice
+from souping.pipeline.evaluation import Evaluation
+from souping.pipeline.evidence import Shown
+from souping.pipeline.ledger import Ledger
+from souping.pipeline.settings import RunSettings
+from souping.pipeline.steps import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a run may report on, and what that costs. `note` keeps a sentence for the reader of the report."""
+
+    settings: RunSettings
+    ledger: Ledger
+    candidates: tuple[str, ...]
+    note: Callable[[str], None]
+
+    def report_claim(self, soup: Recipe, items: tuple[Item, ...]) -> Claim:
+        """What the report will say of a soup."""
+        settings = self.settings
+        evaluator = settings.evaluator
+        margin = evaluator.unit.margin if settings.margin is None else settings.margin
+        return Claim(
+            soup=soup,
+            candidates=self.candidates,
+            evaluator=evaluator.look,
+            objective=settings.objective,
+            items=self._unseen(soup, items),
+            slices=settings.slices,
+            former_evaluator=evaluator.former_look,
+            margin=margin,
+        )
+
+    def items_of(self, claim: Claim) -> tuple[tuple[Item, ...], Slice]:
+        """The items of a report, without groups that cost more than they tell, and the slice that they are of."""
+        items = self.ledger.items_of(claim)
+        part = self.ledger.slice_of(claim, items)
+        if part.of > 1:
+            self.note(part.sentence())
+        if deleted := self.ledger.deleted():
+            self.note(
+                f"{deleted} rows of the ledger in {self.settings.store_path} were deleted: each counts as a report"
+            )
+        if left_out := part.items - len(items):
+            self.note(
+                f"{left_out} of {part.items} report items are left out: earlier reports showed them, and the "
+                "others show more without them"
+            )
+        return items, part
+
+    def _unseen(self, soup: Recipe, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        """The items on which no run chose among this soup's ingredients.
+
+        Raises:
+            UserError: a category has none left.
+        """
+        if self.settings.limit is not None:  # "report" holds items of the other folds then
+            return items
+        chosen_on = self.ledger.chosen_on(soup)
+        unseen = tuple(item for item in items if item.identity not in chosen_on)
+        if len(unseen) == len(items):
+            return items
+        if gone := {item.category for item in items} - {item.category for item in unseen}:
+            raise UserError(
+                f"category {min(gone)}: earlier runs with other folds chose among these ingredients on all of its "
+                "report items, so nothing can be reported on them: add items that no run has seen"
+            )
+        self.note(
+            f"{len(items) - len(unseen)} of {len(items)} report items are left out: earlier runs with other folds "
+            "chose among these ingredients on them"
+        )
+        return unseen
+
+    def show(
+        self,
+        claim: Claim,
+        stage: Stage,
+        evaluation: Evaluation,
+        scores: Sequence[ItemScores],
+        guards: str = "",
+    ) -> tuple[Look, list[ItemScores]]:
+        """Write to the ledger that these numbers of a claim are about to be shown.
+
+        Returns the look and the means over all measurements of the claim.
+        """
+        items = stage.items
+        measurement = evaluation.measurement(items)
+        look = self.ledger.show_report(claim, items, stage.models, measurement, guards)
+        pairs = zip(stage.models, scores, strict=True)
+        means = [evaluation.mean_over(look.measurements, recipe, own) for recipe, own in pairs]
+        count = len(look.measurements)
+        if count > 1:
+            self.note(f"{stage.name}: scores are means of {count} measurements of this soup")
+        if look.first and (viewed := self.ledger.viewed(claim.soup.id, items)):
+            self.note(
+                f"answers to {viewed} of {len(items)} report items were looked at (souping show) in another recipe's "
+                "report: later choices may depend on them"
+            )
+        if look.number > 1:
+            self.note(f"{stage.name}: {look.sentence()}")
+        return look, means
+
+    def shown(self, look: Look, items: Sequence[Item], unit: Unit) -> Shown:
+        """Scores of the models that are tested together with the soup."""
+        questions = [item.question for item in items]
+        scores = self.ledger.known_scores(look.known, questions)
+        return Shown(scores=scores * unit.factor, missing=look.known.missing)
+
+
+def item_counts(
+    folds: Mapping[str, int], claim: Claim, items: Sequence[Item], part: Slice
+) -> dict[str, Json]:
+    """`folds` of report.json, with the items that are not used and why, and `slice` if there are several."""
+    unused = {"left_out": folds["report"] - len(claim.items), "shown": part.items - len(items)}
+    reasons = {name: count for name, count in unused.items() if count}
+    content: dict[str, Json] = {"folds": {**folds, "report": len(items), **reasons}}
+    return {**content, "slice": part.to_json()} if part.of > 1 else content

@@ -1,0 +1,841 @@
+"""The content of a report as values. report.json is its written form (`core.reading.to_json`).
+
+Scores are in the report's `unit`, as in the file. A number is None if it cannot be computed, or if somebody edited the
+file. The text below a field is its meaning in the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from souping.core.reading import NULL, read, rest
+from souping.core.system import Provenance
+from souping.core.types import Json
+from souping.core.unit import POINTS, Unit
+
+Number = float | None
+Count = int | None
+Shares = Mapping[str, Number]
+Names = tuple[str, ...]
+Matrix = tuple[tuple[Number, ...], ...]
+
+# ---------------------------------------------------------------- scores and differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreInterval:
+    """Mean score with its 95 % interval."""
+
+    mean: Number
+    """mean score"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+    n: Count
+    """items"""
+    groups: Count
+    """groups of items"""
+    effective_n: Number
+    """number of independent items with the same information"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """A model on the report fold, in one of its roles."""
+
+    name: str
+    """model on the report fold"""
+    kind: str
+    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected` or
+    `uniform_topk`; of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and `scrambled` (the
+    soup's weights on other checkpoints)"""
+    recipe_id: str
+    """rows with the same id are the same model"""
+    scores: Mapping[str, ScoreInterval]
+    """{category: mean with its interval}"""
+    objective: ScoreInterval
+    """the same for the objective"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """The soup minus another model, paired by item."""
+
+    a: str
+    """always the soup"""
+    b: str
+    """the other model"""
+    difference: Number
+    """soup minus the other, paired by item"""
+    low: Number
+    """lower limit at `level`"""
+    high: Number
+    """upper limit at `level`"""
+    level: Number
+    """0.95 at the first look, higher at later looks"""
+    p_value: Number
+    """two-sided p-value, not corrected"""
+    test: str
+    """name of the test"""
+    n: Count
+    """items"""
+    groups: Count
+    """groups of items"""
+    discordant: Number
+    """share of items on which the two models differ"""
+
+    @property
+    def p_shown(self) -> Number:
+        return self.p_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookDifference(PairedDifference):
+    """A difference whose p-value is corrected for the looks at its items."""
+
+    p_look: Number
+    """corrected for the number of looks; this one is shown"""
+
+    @property
+    def p_shown(self) -> Number:
+        return self.p_value if self.p_look is None else self.p_look
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowDifference(LookDifference):
+    """The soup minus the model of a row."""
+
+    kind: str
+    """role of the other model"""
+    p_holm: Number
+    """corrected by Holm over the uniform soups, `null` for single models"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedDifference(PairedDifference):
+    """The soup minus an ingredient on an extra benchmark."""
+
+    p_holm: Number
+    """corrected by Holm over the ingredients"""
+    verdict: str
+    """`higher` (the soup is better), `lower` or `no difference shown`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryDifference(PairedDifference):
+    """A difference in one category. Its limits and p-value hold for all categories at once."""
+
+    category: str
+    """category"""
+    least: Number
+    """smallest detectable difference"""
+    verdict: str
+    """`higher` (the soup is better), `lower` or `no difference shown`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryLosses:
+    """The soup against the best single candidate, category by category."""
+
+    against: str
+    """the best single candidate"""
+    above: Count
+    """number of categories in which the soup is better"""
+    below: Count
+    """number of categories in which it is worse"""
+    level: Count
+    """number of categories without a difference"""
+    categories: tuple[CategoryDifference, ...]
+    """per category a comparison that holds for all categories at once, as `comparisons`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerEnds:
+    """How answers ended."""
+
+    items: Count
+    """items"""
+    truncated: Number
+    """share of answers cut off"""
+    unanswered: Number
+    """share of answers missing"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEnds(AnswerEnds):
+    """How a model's answers ended."""
+
+    reasons: Mapping[str, Count]
+    """{why an answer is missing: answers}"""
+    categories: Mapping[str, AnswerEnds]
+    """{category: the same shares}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveVariance:
+    """Variance of the objective if each item has several answers."""
+
+    objective: Number
+    """variance of the objective"""
+    items: Number
+    """part that comes from the items"""
+    answers: Number
+    """part that comes from the answers"""
+    flips: Number
+    """share of items whose answers disagree"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictSummary:
+    """The strongest claim that holds."""
+
+    claim: str
+    """`better_than_every_candidate`, `better_than_best_single`, `no_difference_shown`, `keep_single`,
+    `nothing_to_soup`, `not_measured` or `dry_run`"""
+    sentence: str
+    """the headline"""
+    p_value: Number
+    """p-value of the claim, corrected for looks"""
+    opened: Count
+    """number of the look at these items"""
+    margin: Number
+    """`margin`, a fraction of 1 or in the `unit`"""
+    sensitivity: str | None = None
+    """what the interval of the soup minus the best single candidate would be if answers cut at the token limit were
+    bounded as missing ones are, if any was cut"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSummary:
+    """What the report fold can show."""
+
+    gain: Number
+    """true gain over the best candidate that is shown in 80 % of runs"""
+    items: Count
+    """items in the report fold"""
+    margin: Number
+    """`margin`, a fraction of 1 or in the `unit`"""
+    needed: Count
+    """items that a gain of `margin` needs (100,001 means more than 100,000)"""
+    assumed: bool
+    """true if no answers of the candidates were known"""
+
+
+# ---------------------------------------------------------------- choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkLabel:
+    """The benchmark of a run."""
+
+    name: str
+    """name of the benchmark"""
+    note: str
+    """what its items are not"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSummary:
+    """What the search maximised."""
+
+    name: str
+    """`mean`, `weighted`, `tree`, `worst` or `bfcl`"""
+    coefficients: Shares
+    """weight of each category; they sum to 1. Empty for `worst`"""
+    search: Number
+    """the soup's score on the search fold, which is optimistic because it chose the weights"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationTable:
+    """Correlation of every two categories over models, with 95 % limits."""
+
+    categories: Names
+    """names of the rows and columns"""
+    matrix: Matrix
+    """correlations"""
+    low: Matrix
+    """lower limits"""
+    high: Matrix
+    """upper limits"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSummary:
+    """The selected candidates, and why."""
+
+    ingredients: Names
+    """selected candidates"""
+    experts: Mapping[str, str]
+    """{low-correlation category: its best candidate}"""
+    low_correlation: Names
+    """categories that correlate weakly with some other category"""
+    selector: str
+    """the rule that selected"""
+    metric: str | None
+    """name of the correlation"""
+    threshold: Number
+    """threshold of the selector, `null` if it has none"""
+    sign: str | None
+    """`absolute` or `signed`"""
+    ties: str | None
+    """how ties were broken"""
+    tied: Mapping[str, Names]
+    """{category: equally good candidates}"""
+    correlation: CorrelationTable | None
+    """categories, matrix, and the interval of every coefficient"""
+    clusters: tuple[Names, ...] | None = None
+    """`selector=soce_cluster`: categories that share an expert"""
+    notes: Names
+    """how ties were resolved, and what the correlations cannot tell"""
+    published: bool
+    """true if the scores came from a table"""
+    candidates: Names
+    """models that could be selected"""
+    scores: Mapping[str, Shares]
+    """scores that the selector saw: {model: {category: fraction}}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionFile(SelectionSummary):
+    """selection.json"""
+
+    limit: Count = None
+    """in a dry run, its `limit`"""
+    unit: Unit = POINTS
+    """unit of the scores"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSummary:
+    """Everything that decides the soup's bytes."""
+
+    id: str
+    """first 12 digits of the recipe's fingerprint"""
+    ingredients: Names
+    """in order; ingredients of weight 0 are left out"""
+    weights: tuple[Number, ...]
+    """one per ingredient"""
+    fingerprints: Names
+    """SHA-256 of each ingredient's content"""
+    sources: Mapping[str, str] | None = None
+    """{ingredient: org/name@commit} of ingredients from the Hub"""
+    method: str
+    """merge method"""
+    dtype: str
+    """type in which the weights are stored"""
+    settings: Mapping[str, Any]
+    """settings of the merge that decide its bytes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSizes:
+    """Numbers of items."""
+
+    select: Count
+    """items on which the ingredients were chosen"""
+    search: Count
+    """items on which the weights were chosen"""
+    report: Count
+    """held-out items"""
+    left_out: Count = None
+    """items of the report fold on which earlier runs chose"""
+    shown: Count = None
+    """items of the report fold that earlier reports showed, left out because the others show more without them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSlice:
+    """The part of the report fold that this report opened."""
+
+    number: Count
+    """number of the slice, from 1"""
+    of: Count
+    """number of slices (`benchmark.slices`)"""
+    left: Count
+    """slices that no report has opened"""
+    items: Count
+    """items of the slice"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSummary:
+    """What the optimiser says of its search. One of the user's may say other things."""
+
+    stopped: str | None = None
+    """why the search ended"""
+    indistinguishable: Matrix | None = None
+    """weights of soups that may be as good as the winner, the best first"""
+    indistinguishable_count: Count = None
+    """number of such soups"""
+    finishing_gain: Number = None
+    """expected gain of more answers, as it is shown"""
+    without_guards: Number = None
+    """expected score of the best soup without guards"""
+    others: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A row of trials.csv."""
+
+    number: Count
+    """number of the trial"""
+    recipe_id: str
+    """id of the soup's recipe"""
+    weights: Shares
+    """{ingredient: weight}"""
+    objective: Number
+    """objective on the search fold, None if the soup did not answer all of it"""
+    categories: Shares
+    """{category: score}"""
+    items: Count
+    """items that the soup answered"""
+    reused: Count
+    """answers that were stored before"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchUse:
+    """What the search used."""
+
+    items: Count
+    """items that were answered"""
+    evaluated: Count
+    """items of these that were not stored before"""
+    prefilled_tokens: Count
+    """tokens of prompts"""
+    generated_tokens: Count
+    """tokens of answers"""
+    seconds: Number
+    """time of the answers"""
+    soups: Count
+    """soups tried"""
+    others: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """What the run took."""
+
+    evaluated_items: Count
+    """answers generated in this run"""
+    reused_items: Count
+    """answers found in the store"""
+    trials: Count
+    """soups tried"""
+    search: SearchUse | None = None
+    """what the search used"""
+    seconds: Number
+    """wall-clock time"""
+    lost_workers: Count = None
+    """Ray actors that died"""
+    others: Mapping[str, Any] = rest()
+
+
+# ---------------------------------------------------------------- checks and alternatives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """An ingredient per category, chosen on the select fold."""
+
+    score: Number
+    """score on the report fold"""
+    routes: Mapping[str, str]
+    """{category: ingredient}"""
+    models: Count
+    """models in memory"""
+    answers: Count
+    """answers per request"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle:
+    """The best answer of all ingredients to each item."""
+
+    score: Number
+    """score on the report fold"""
+    models: Count
+    """models in memory"""
+    answers: Count
+    """answers per request"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCheck:
+    """A score that was expected of a candidate."""
+
+    candidate: str
+    """candidate"""
+    category: str | None
+    """category, `null` for the objective"""
+    expected: Number
+    """expected score"""
+    measured: Number
+    """measured score"""
+    low: Number
+    """lower limit"""
+    high: Number
+    """upper limit"""
+    n: Count
+    """items"""
+    groups: Count
+    """groups of items"""
+    verdict: str
+    """`as expected`, `too low` or `too high`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSummary:
+    """Expected scores of the candidates beside the measured ones."""
+
+    mode: str
+    """`error` or `warn`"""
+    fold: str
+    """fold of the items"""
+    false_alarm: Number
+    """share of runs with correct models that fail"""
+    passed: bool
+    """true if all scores are as expected"""
+    checks: tuple[GateCheck, ...]
+    """one per expected score"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraResult:
+    """The frozen soup and its ingredients on another benchmark."""
+
+    name: str
+    """name of the benchmark"""
+    evaluator: str
+    """what evaluated it"""
+    unit: Unit = POINTS
+    """unit of its scores"""
+    items: Count
+    """items"""
+    groups: Count
+    """groups of items"""
+    coefficients: Shares
+    """weight of each category"""
+    rows: tuple[ModelRow, ...]
+    """ingredients and soup, as `rows`"""
+    outcomes: Mapping[str, ModelEnds]
+    """{model: how its answers ended}"""
+    comparisons: tuple[JudgedDifference, ...]
+    """the soup minus each ingredient, as `comparisons`"""
+    categories: tuple[CategoryDifference, ...]
+    """the same per category, as `losses.categories`"""
+    shared: Count
+    """items that the run also uses"""
+    opened: Count = None
+    """number of the look at these items"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationPair:
+    """Correlation of two categories."""
+
+    a: str
+    """category"""
+    b: str
+    """category"""
+    rho: Number
+    """correlation over models"""
+    low: Number
+    """lower limit over models"""
+    high: Number
+    """upper limit over models"""
+    bootstrap_low: Number
+    """lower limit over items"""
+    bootstrap_high: Number
+    """upper limit over items"""
+    disattenuated: Number
+    """corrected for item noise"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherChoice:
+    """What the selector picks with another threshold, or without a model."""
+
+    threshold: Number = None
+    """another threshold"""
+    left_out: str | None = None
+    """the model that is left out"""
+    ingredients: Names | None
+    """selected candidates"""
+    low_correlation: Names | None
+    """categories of low correlation"""
+    error: str | None
+    """why nothing was selected"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionStability:
+    """Whether the selector would choose again."""
+
+    method: str
+    """how stability was measured"""
+    draws: Count
+    """bootstrap draws of the select fold's items"""
+    not_estimable: Count
+    """draws that gave no selection"""
+    reasons: Mapping[str, Count]
+    """{why: draws}"""
+    experts: Mapping[str, Shares] | None
+    """{category: {candidate: share of draws in which it is the expert}}"""
+    ingredients: Shares | None
+    """{candidate: share of draws that select it}"""
+    low_correlation: Shares | None
+    """{category: share of draws}"""
+    sizes: Shares | None
+    """{number of ingredients: share of draws}"""
+    correlations: tuple[CorrelationPair, ...]
+    """coefficients with intervals over models and items, and corrected for item noise"""
+    reliability: Shares | None
+    """{category: share of its variance between models that is not noise}"""
+    threshold: Number
+    """the threshold that was used"""
+    thresholds: tuple[OtherChoice, ...]
+    """what other thresholds select"""
+    jackknife: tuple[OtherChoice, ...]
+    """what the selector picks without each model in turn"""
+    notes: Names
+    """remarks"""
+
+
+# ---------------------------------------------------------------- a training run
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRow:
+    """A checkpoint of the training run."""
+
+    name: str
+    """name"""
+    step: Count
+    """training step"""
+    rate: Number
+    """learning rate"""
+    tokens: Number
+    """tokens seen"""
+    weight: Number
+    """weight in the soup"""
+    search: Number
+    """objective on the search fold"""
+    report: Number
+    """objective on the report fold"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRow:
+    """An average of the last checkpoints, on the search fold."""
+
+    kind: str
+    """form of the average"""
+    alpha: Number
+    """decay of a moving average"""
+    checkpoints: Count
+    """checkpoints averaged"""
+    steps: Count
+    """length in steps"""
+    tokens: Number
+    """length in tokens"""
+    objective: Number
+    """objective"""
+    last: LookDifference
+    """minus the last checkpoint, as `comparisons`"""
+    members_mean: LookDifference
+    """minus the mean of the members, as `comparisons`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourSpread:
+    """Standard deviation of the objective between the last checkpoints."""
+
+    checkpoints: Count
+    """number of checkpoints"""
+    search: Number
+    """on the search fold"""
+    report: Number
+    """on the report fold"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherRuns:
+    """The soup's weights on further training runs."""
+
+    differences: tuple[Number, ...]
+    """difference to the last checkpoint of each"""
+    claim: LookDifference | None = None
+    """difference over two or more runs, as `comparisons`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryResult:
+    """The chosen average of a training run beside its checkpoints."""
+
+    sentences: Names
+    """what was found, and at which learning rate"""
+    members: tuple[CheckpointRow, ...]
+    """checkpoints, the oldest first"""
+    windows: tuple[WindowRow, ...]
+    """averages on the search fold, the shortest first"""
+    last: LookDifference
+    """the soup minus the last checkpoint on the report fold, as `comparisons`"""
+    members_mean: LookDifference
+    """the soup minus the mean score of its members, by its weights, on the report fold"""
+    categories: tuple[CategoryDifference, ...]
+    """the soup minus the last checkpoint in each category, as `losses.categories`"""
+    spread: NeighbourSpread
+    """standard deviation of the objective between the last checkpoints"""
+    runs: FurtherRuns
+    """the soup's weights on further training runs"""
+
+
+# ---------------------------------------------------------------- analyses
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisResult:
+    """What an analysis found."""
+
+    not_estimable: str | None = None
+    """why there is too little data"""
+    failed: str | None = None
+    """why it failed"""
+    others: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """A table of a user's analysis."""
+
+    header: tuple[Any, ...]
+    """headings"""
+    rows: tuple[tuple[Any, ...], ...]
+    """cells"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserResult(AnalysisResult):
+    """What a user's analysis found. Only these fields are shown."""
+
+    title: Any = None
+    """heading"""
+    sentences: tuple[Any, ...] | None = None
+    """sentences"""
+    tables: tuple[ResultTable, ...] | None = None
+    """tables"""
+
+
+# ---------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """report.json, or as much of it as is known: the result of a step is None before the step."""
+
+    experiment: str
+    """name of the run"""
+    unit: Unit = POINTS
+    """unit and direction of the scores: `name`, `higher_is_better`, and how they are shown (`scale`, `digits`,
+    `symbol`, `meaning`, `margin`)"""
+    benchmark: BenchmarkLabel | None = None
+    """the benchmark"""
+    warnings: Names | None = None
+    """what a reader must know"""
+    limit: Count = None
+    """in a dry run, its `limit`"""
+    objective: ObjectiveSummary | None = None
+    """what the search maximised"""
+    selection: SelectionSummary | None = None
+    """the ingredients, and why"""
+    recipe: RecipeSummary | None = None
+    """everything that decides the soup's bytes"""
+    folds: FoldSizes | None = None
+    """numbers of items"""
+    slice: ReportSlice | None = None
+    """the slice of the report fold that was opened, if there are several"""
+    items: str | None = None
+    """SHA-256 of the items in the folds; another set of items is refused when analyses are computed again"""
+    search: SearchSummary | None = None
+    """why the search stopped, soups as good as the winner, and the expected gain of more answers"""
+    rows: tuple[ModelRow, ...] | None = None
+    """models on the report fold"""
+    comparisons: tuple[RowDifference, ...] | None = None
+    """the soup minus each other model"""
+    verdict: VerdictSummary | None = None
+    """the strongest claim that holds"""
+    power: PowerSummary | None = None
+    """what the report fold can show"""
+    losses: CategoryLosses | None = field(default=None, metadata=NULL)
+    """the soup against the best single candidate by category; `null` for one model or one category"""
+    outcomes: Mapping[str, ModelEnds] | None = None
+    """{model: how its answers ended}"""
+    variance: Mapping[str, ObjectiveVariance] | None = None
+    """{model: variance of the objective, if each item has several answers}"""
+    rebuild: str | None = None
+    """command that makes the soup again"""
+    trajectory: TrajectoryResult | None = None
+    """`pool=trajectory`: the average beside the checkpoints"""
+    optimism: Number = None
+    """the soup's score on the search fold minus its score on the report fold"""
+    router: Router | None = None
+    """an ingredient per category, chosen on the select fold"""
+    oracle: Oracle | None = None
+    """the best answer of all ingredients to each item"""
+    gate: GateSummary | None = None
+    """baseline gate: expected scores beside the measured ones"""
+    also: tuple[ExtraResult, ...] | None = None
+    """extra benchmarks"""
+    stability: SelectionStability | None = None
+    """whether the selector would choose again"""
+    analyses: Mapping[str, Any] | None = None
+    """{analysis: what it found}"""
+    cost: RunCost | None = None
+    """what the run took"""
+    provenance: Provenance | None = None
+    """what made the report"""
+    others: Mapping[str, Any] = rest()
+
+    def row(self, kind: str) -> ModelRow | None:
+        """The first model of a role."""
+        for row in self.rows or ():
+            if row.kind == kind:
+                return row
+        return None
+
+    @property
+    def against_best_single(self) -> RowDifference | None:
+        """The soup minus the best single candidate."""
+        single = self.row("best_single")
+        for pair in self.comparisons or ():
+            if single and pair.b == single.name and pair.kind in ("best_single", ""):
+                return pair
+        return None
+
+
+def typed(report: Report | Json) -> Report:
+    """A report for what shows one. Runs still build the mapping of report.json."""
+    return report if isinstance(report, Report) else read(Report, report)
+
+
+def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:
+    """A report from report.json. `results` are {analysis: class of what it finds}.
+
+    An analysis that is not among them, or that found nothing, gives a `UserResult`.
+    """
+    report = read(Report, table)
+    if report.analyses is None:
+        return report
+    analyses = dict[str, AnalysisResult]()
+    for name, data in report.analyses.items():
+        end = read(AnalysisResult, data)
+        found = end.not_estimable is None and end.failed is None
+        kind = results.get(name, UserResult) if found else UserResult
+        analyses[name] = read(kind, data)
+    return replace(report, analyses=analyses)

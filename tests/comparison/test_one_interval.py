@@ -1,0 +1,166 @@
+"""One interval and one p-value: p is below the level exactly where the interval excludes 0, whatever corrects them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import souping as library
+from souping.analysis import bootstrap_t, max_t, paired
+from souping.analysis.intervals import ItemTable
+from souping.analysis.sign_flip import ALPHA
+from souping.analysis.significance import over_looks
+from souping.comparison.result import CompareResult
+from souping.core.scores import Mean, Worst
+from souping.core.types import Item
+from souping.pipeline.evidence import Pair, by_category
+from tests.logs.test_readers import Frame
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agreement does not depend on how many patterns are drawn."""
+    for module in (paired, max_t):
+        monkeypatch.setattr(module, "draws_for", lambda alpha, draws: 1008)
+    monkeypatch.setattr(bootstrap_t, "DRAWS", 999)
+
+
+def excludes_zero(table: Any) -> bool:
+    return bool(table["low"] > 0 or table["high"] < 0)
+
+
+def made_logs(seed: int) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Logs of two or three models and how to compare them: tasks, groups, graded scores, runs, missing answers."""
+    rng = np.random.default_rng([5, seed])
+    tasks = int(rng.integers(1, 5))
+    sizes = rng.integers(4, 50, tasks)
+    grouped = rng.random() < 0.4
+    graded = rng.random() < 0.4
+    missing = rng.random() < 0.4
+    runs = int(rng.choice([1, 1, 1, 2, 3]))
+    hard = [rng.random(size) for size in sizes]
+    logs: dict[str, list[Any]] = {}
+    for number in range(int(rng.choice([2, 2, 3]))):
+        gain = float(rng.choice([0.0, 0.1, 0.3])) * number
+        shares = rng.random() * 0.15 * missing
+        sources = []
+        for run in range(runs):
+            rows = []
+            for task, size in enumerate(sizes):
+                score = 0.6 * hard[task] + 0.4 * rng.random(size) + gain - 0.2
+                score = np.clip(score, 0, 1) if graded else (score > 0.4).astype(float)
+                for n in range(size):
+                    lost = bool(rng.random() < shares)
+                    row = {
+                        "item": f"i{n}",
+                        "category": f"task{task}",
+                        "score": 0.0 if lost else float(score[n]),
+                        "stop_reason": "error" if lost else "stop",
+                        "run": run,
+                    }
+                    if grouped:
+                        row["group"] = f"g{n // 3}"
+                    rows.append(row)
+            sources.append(Frame(rows))
+        logs[f"m{number}"] = sources
+    settings = {
+        "average": str(rng.choice(["task", "item", "leaf"])),
+        "looks": int(rng.choice([1, 1, 2, 5])),
+        "margin": float(rng.choice([1.0, 5.0])) if rng.random() < 0.5 else None,
+    }
+    return logs, settings
+
+
+def check(result: CompareResult) -> int:
+    """Number of rows that show a difference; each has the p-value of its interval, and the verdict of both."""
+    shown = 0
+    for row in result.verdicts:
+        significant = row.p_value < ALPHA
+        assert excludes_zero(vars(row)) == significant, row
+        assert row.low <= row.difference + 1e-9, row
+        assert row.difference <= row.high + 1e-9, row
+        upwards = row.low > 0 if row.higher_is_better else row.high < 0
+        if row.verdict and not (row.decides and row.reason):
+            assert (row.verdict == "better") == upwards, row
+        shown += significant
+    return shown
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [[*range(80), 3001], pytest.param(range(80, 5000), marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_of_made_logs_p_is_below_the_level_exactly_where_the_interval_excludes_zero(
+    seeds: Sequence[int],
+) -> None:
+    """Seed 3001: a variance of 2.4 degrees of freedom, whose far quantiles overflow."""
+    shown = []
+    for seed in seeds:
+        logs, settings = made_logs(seed)
+        shown.append(check(library.compare(logs, **settings)))
+    assert sum(shown) > len(seeds) / 2
+    assert 0 in shown
+
+
+def made_pair(seed: int) -> Pair:
+    """A soup and another model on a report fold, some answers of both missing."""
+    rng = np.random.default_rng([6, seed])
+    count = int(rng.integers(20, 160))
+    categories = rng.integers(0, 4, count)
+    categories[:4] = range(4)
+    groups = np.arange(count) // int(rng.choice([1, 1, 3]))
+    items = [
+        Item(id=f"{n}", category="abcd"[c], group=f"{g}", prompt="", answer="")
+        for n, (c, g) in enumerate(zip(categories, groups, strict=True))
+    ]
+    hard = rng.random(count)
+    gain = rng.choice([0.0, 0.1, 0.2])
+    scores = 0.6 * hard + 0.4 * rng.random((2, count)) + np.array([[gain], [0.0]])
+    if rng.random() < 0.6:
+        scores = (scores > 0.5).astype(float)
+    scores = np.clip(scores, 0, 1)
+    missing = (rng.random((2, count)) < rng.choice([0.0, 0.05, 0.15], (2, 1))).astype(float)
+    scores = np.where(missing > 0, 0.0, scores)
+    objective = Worst() if rng.random() < 0.2 else Mean()
+    return Pair(
+        soup="soup",
+        other="other",
+        ours=scores[0],
+        theirs=scores[1],
+        table=ItemTable.of(items, objective),
+        same=False,
+        looks=int(rng.choice([1, 2, 5])),
+        missing=missing,
+    )
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(40, 3000), marks=pytest.mark.slow)], ids=str
+)
+def test_so_do_a_reports_comparison_and_its_categories_at_every_look(seeds: range) -> None:
+    shown = 0
+    for seed in seeds:
+        pair = made_pair(seed)
+        whole = pair.whole()
+        assert excludes_zero(vars(whole)) == (over_looks(whole.p_value, pair.looks) < ALPHA)
+        shown += excludes_zero(vars(whole))
+        for table in by_category([pair]):
+            assert excludes_zero(table) == (over_looks(table["p_value"], pair.looks) < ALPHA)
+            assert excludes_zero(table) == (table["verdict"] != "no difference shown")
+            shown += excludes_zero(table)
+    assert shown > len(seeds) / 10
+
+
+def test_a_wrong_p_value_would_be_noticed() -> None:
+    logs, settings = made_logs(3)
+    result = library.compare(logs, **settings)
+    for row in result.verdicts:
+        object.__setattr__(row, "p_value", 1.0 - row.p_value)
+    with pytest.raises(AssertionError):
+        check(result)

@@ -1,0 +1,234 @@
+"""Reports as values: files are written as they were read, and whatever somebody made of one can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from souping.core.reading import read, to_json
+from souping.core.unit import BITS_PER_BYTE, POINTS, scores_in, unit_of
+from souping.report.content import (
+    AnalysisResult,
+    Report,
+    SelectionFile,
+    TrialRow,
+    UserResult,
+    read_content,
+)
+from souping.report.files import as_json, read_trials
+from souping.report.render import markdown
+from tests.conftest import ROOT
+from tests.support.report import sample
+
+KEPT = ROOT / "tests" / "data" / "main_job" / "report.json"
+PLAIN = {str: "text", bool: True, int: 3, float: 0.25, Any: {"deep": [1, "two", None]}}
+
+
+def example(hint: Any) -> Any:
+    """JSON that a type describes, with all its keys."""
+    origin = get_origin(hint)
+    arguments = get_args(hint)
+    if origin in (Union, UnionType):
+        return example(arguments[0])
+    if origin is tuple:
+        return [example(arguments[0])] * 2
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return {field.name: example(hints[field.name]) for field in known(hint)}
+    if origin is not None:
+        assert issubclass(origin, Mapping)
+        return {"a": example(arguments[1]), "b": example(arguments[1])}
+    return PLAIN[hint]
+
+
+def known(kind: Any) -> list[Any]:
+    return [field for field in fields(kind) if "rest" not in field.metadata]
+
+
+def whole() -> dict[str, Any]:
+    """A report with every key."""
+    report: dict[str, Any] = example(Report)
+    report["unit"] = asdict(POINTS)
+    for entry in report["also"]:
+        entry["unit"] = asdict(BITS_PER_BYTE)
+    table = {"header": ["a", 1], "rows": [["x", 2], [None, 0.5]]}
+    report["analyses"] = {
+        "own": {"title": "Own", "sentences": ["One."], "tables": [table], "extra": {"a": 1}},
+        "short": {"not_estimable": "too few soups"},
+        "broken": {"failed": "no"},
+        "plain": {"numbers": [1, 2.5]},
+    }
+    return report
+
+
+def without_empty(value: Any) -> Any:
+    """JSON without keys whose value is empty."""
+    if isinstance(value, dict):
+        inner = {key: without_empty(entry) for key, entry in value.items()}
+        return {key: entry for key, entry in inner.items() if entry not in (None, "", [], {})}
+    return [without_empty(entry) for entry in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- round trip
+
+
+def test_every_key_that_the_types_know_is_written_as_it_was_read() -> None:
+    assert as_json(to_json(read(Report, whole()))) == as_json(whole())
+    for kind in (SelectionFile, TrialRow):
+        table = example(kind) | ({"unit": asdict(POINTS)} if kind is SelectionFile else {})
+        assert to_json(read(kind, table)) == table
+
+
+def test_the_kept_report_is_written_as_it_was_read() -> None:
+    kept = json.loads(KEPT.read_text())
+    # It is older than the key `unit`.
+    assert as_json(to_json(read(Report, kept))) == as_json({**kept, "unit": asdict(POINTS)})
+
+
+@pytest.mark.parametrize("stop", ["", "search", "select"])
+@pytest.mark.parametrize("ingredients", [1, 3])
+def test_no_number_of_a_part_of_a_report_is_lost(stop: str, ingredients: int) -> None:
+    report, trials = sample(k=ingredients, stop=stop)
+    assert without_empty(to_json(read(Report, report))) == without_empty(report)
+    for trial in trials:
+        assert to_json(read(TrialRow, trial)) == trial
+
+
+@pytest.mark.slow
+def test_the_files_of_a_run_are_written_as_they_were_read(finished: Path) -> None:
+    run = finished / "run"
+    for name, kind in (("report.json", Report), ("selection.json", SelectionFile)):
+        path = run / name
+        assert as_json(to_json(read(kind, json.loads(path.read_text())))) == path.read_text()
+    trials = read_trials(run / "trials.csv")
+    assert trials
+    for trial in trials:
+        # A score that is not known is an empty cell.
+        score = None if trial["objective"] == "" else trial["objective"]
+        assert to_json(read(TrialRow, trial)) == {**trial, "objective": score}
+
+
+def test_an_analysis_has_the_type_that_is_given_for_it() -> None:
+    class Counted(AnalysisResult):
+        pass
+
+    results = dict.fromkeys(("own", "short", "broken"), Counted)
+    report = read_content(whole(), results)
+    kinds = {name: type(result) for name, result in (report.analyses or {}).items()}
+    # One that found nothing has nothing of its type.
+    assert kinds == {"own": Counted, "short": UserResult, "broken": UserResult, "plain": UserResult}
+    assert as_json(to_json(report)) == as_json(whole())
+    assert read_content({}, results).analyses is None
+
+
+def test_a_report_gives_the_first_model_of_a_role() -> None:
+    report = read(Report, sample()[0])
+    best = report.row("best_single")
+    assert best is not None
+    assert best.name == report.selection.ingredients[0] if report.selection else False
+    assert report.row("nobody") is None
+    assert read(Report, {}).row("soup") is None
+
+
+# ---------------------------------------------------------------- edited files
+
+
+def nested(depth: int) -> Any:
+    value: Any = "deep"
+    for level in range(depth):
+        value = [value] if level % 2 else {"inner": value}
+    return value
+
+
+def odd_values() -> list[Any]:
+    units = [{"scale": 0}, {"digits": 99}, {"name": "\x00"}, {"margin": 10**400}, {"scale": [1]}]
+    return [
+        None, True, False, 0, -1, 10**400, -(10**400), 3.0, 1e308, math.nan, math.inf, -math.inf,
+        "", "text", "12", "\x1b[2J\u202e\ud800", [], [None], [[]], ["a", 1, {}], {}, {"mean": "x"},
+        {"a": {"b": []}}, nested(700), *(asdict(POINTS) | change for change in units),
+    ]  # fmt: skip
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """(container, key or index) of everything inside."""
+    found = list[tuple[Any, Any]]()
+    containers = [value]
+    while containers:
+        container = containers.pop()
+        keys = list(container) if isinstance(container, dict) else range(len(container))
+        for key in keys:
+            found.append((container, key))
+            if isinstance(container[key], dict | list):
+                containers.append(container[key])
+    return found
+
+
+def mutate(report: dict[str, Any], donor: dict[str, Any], rng: random.Random) -> None:
+    """Remove or replace something anywhere, or add something."""
+    container, key = rng.choice(places(report))
+    change = rng.randrange(4)
+    if change == 0:
+        del container[key]
+    elif change == 1:
+        container[key] = rng.choice(odd_values())
+    elif change == 2:
+        other, place = rng.choice(places(donor))
+        container[key] = other[place]
+    elif isinstance(container, dict):
+        container[f"unknown {rng.randrange(9)}"] = rng.choice(odd_values())
+
+
+def check_mutations(seeds: range) -> None:
+    text = json.dumps(whole())
+    donor = json.loads(text)
+    names = {field.name for field in known(Report)}
+    results = {"own": UserResult}
+    for seed in seeds:
+        rng = random.Random(seed)
+        table = json.loads(text)
+        for _ in range(rng.randint(1, 6)):
+            mutate(table, donor, rng)
+        report = read_content(table, results)
+        written = json.dumps(to_json(report), allow_nan=False)
+        assert read_content(json.loads(written), results) == report, seed
+        unknown = {key: value for key, value in table.items() if key not in names}
+        assert report.others == to_json(unknown), seed
+        # The next change must not reach into the donor.
+        donor = json.loads(text)
+
+
+def test_whatever_was_edited_can_be_shown() -> None:
+    text = json.dumps(whole())
+    for seed in range(100):
+        rng = random.Random(seed)
+        table = json.loads(text)
+        for _ in range(rng.randint(1, 6)):
+            mutate(table, json.loads(text), rng)
+        with scores_in(unit_of(table)):
+            assert markdown(table, []).startswith("# "), seed
+
+
+def test_whatever_was_edited_can_be_read() -> None:
+    check_mutations(range(200))
+
+
+@pytest.mark.slow
+def test_whatever_was_edited_can_be_read_in_thousands_of_ways() -> None:
+    check_mutations(range(200, 5200))
+
+
+@pytest.mark.parametrize("part", ["search", "cost"])
+def test_what_an_optimiser_or_a_later_version_adds_is_kept(part: str) -> None:
+    report = whole()
+    report[part]["more"] = {"of": [1, None, "x"]}
+    report["later"] = [{"key": 1}]
+    report["analyses"]["own"]["more"] = 2
+    assert as_json(to_json(read_content(report, {}))) == as_json(report)
