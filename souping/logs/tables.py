@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from souping.logs.records import (
     Group,
     Log,
     LoggedAnswer,
+    LoggedMetric,
     Row,
     Task,
     json_lines,
@@ -220,6 +222,15 @@ def _number(where: str, row: Row, key: str) -> float | None:
     return number
 
 
+def _with_units(metrics: Mapping[str, LoggedMetric]) -> dict[str, LoggedMetric]:
+    """Metrics of any range with a unit: tasks with the same one can be averaged."""
+    losses = [metric for metric in metrics.values() if not metric.is_mean]
+    return {
+        metric.name: replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
+        for metric in losses
+    }
+
+
 def _log(
     path: Path,
     run: str,
@@ -241,7 +252,8 @@ def _log(
             for (*place, metric), higher in directions.items()
             if higher is False and (*place,) == key
         ]
-        found[name] = Task(name=name, metrics=metrics_of(path, answers, lower=lower))
+        metrics = metrics_of(path, answers, lower=lower)
+        found[name] = Task(name=name, metrics=metrics | _with_units(metrics))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}
     return Log(
         path=path,
