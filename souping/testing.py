@@ -31,6 +31,7 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     Item,
+    Names,
     Recipe,
     Result,
     ScoreMatrix,
@@ -158,7 +159,7 @@ def answer(cell: Cell) -> Result:
     return replace(result, items=count, values=np.full(count, result.objective))
 
 
-def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
+def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
     """Two categories of items; three candidates, of which these were selected."""
     return SearchSpace(
         ingredients=ingredients,
@@ -171,7 +172,8 @@ def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
 
 def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
-    optimiser, requested = strategy.start(search_space(), seed), list[Weights]()
+    optimiser = strategy.start(search_space(), seed)
+    requested = list[Weights]()
     while (
         len(requested) < min(limit, strategy.trials or limit)
         and (cell := optimiser.ask()) is not None

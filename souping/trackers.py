@@ -18,7 +18,7 @@ from typing import Any, Literal
 from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
 from souping.core.text import first_line, install, named, safe
-from souping.core.types import Json, Missing, Trial, entries, number, part
+from souping.core.types import Json, JsonObject, Missing, Trial, entries, number, part
 from souping.core.unit import gain
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 class NoTracker(Tracker):
     """Tracker that records nothing: everything a run writes is in its directory."""
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
+    def start(self, config: JsonObject, run_dir: Path) -> None: ...
 
     def log(self, trial: Trial) -> None: ...
 
     def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+        self, report: JsonObject | None, run_dir: Path, soup: Path | None = None
     ) -> None: ...
 
 
@@ -51,7 +51,7 @@ class GuardedTracker(Tracker):
     _started: bool = field(default=False, init=False)
     _failed: bool = field(default=False, init=False)
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+    def start(self, config: JsonObject, run_dir: Path) -> None:
         self._try(lambda: self.inner.start(config, run_dir))
         self._started = not self._failed
 
@@ -59,14 +59,12 @@ class GuardedTracker(Tracker):
         if not self._failed:
             self._try(lambda: self.inner.log(trial))
 
-    def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
-    ) -> None:
+    def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         if self._started:
             self._started = False
             self._try(lambda: self.inner.finish(report, run_dir, soup))
 
-    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+    def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         self._try(lambda: self.inner.summarise(jobs, run_dir))
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -121,12 +119,14 @@ class WandbTracker(Tracker):
     def hint(self) -> str:
         return self._session.hint
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+    def start(self, config: JsonObject, run_dir: Path) -> None:
         """Open a run that holds the resolved configuration."""
         # wandb's service keeps the directory it was started in
-        session, folder = self._session, run_dir.absolute()
+        session = self._session
+        folder = run_dir.absolute()
         session.exits.close()
-        session.hint, session.trials = "", []
+        session.hint = ""
+        session.trials = []
         with ExitStack() as exits:
             if self.module == "wandb":
                 exits.enter_context(_wandb_environment(folder / "wandb"))
@@ -142,9 +142,7 @@ class WandbTracker(Tracker):
             with _silence():
                 session.run.log(session.trials[-1], step=len(session.trials) - 1)
 
-    def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
-    ) -> None:
+    def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         """Log summary, tables, plots and artifact, then close the run, as failed if an error is passing through."""
         session = self._session
         session.exit_code = int(report is None and sys.exc_info()[0] is not None)
@@ -152,8 +150,9 @@ class WandbTracker(Tracker):
             if report is not None and session.run is not None:
                 self._log_report(report, run_dir, soup)
 
-    def _log_report(self, report: Mapping[str, Json], run_dir: Path, soup: Path | None) -> None:
-        api, run = import_module(self.module), self._session.run
+    def _log_report(self, report: JsonObject, run_dir: Path, soup: Path | None) -> None:
+        api = import_module(self.module)
+        run = self._session.run
         pictures = {
             f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
         }
@@ -181,7 +180,7 @@ class WandbTracker(Tracker):
                 artifact.add_file(str(path), name=name, policy="immutable")
         run.log_artifact(artifact)
 
-    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+    def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
 
         `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
@@ -193,12 +192,12 @@ class WandbTracker(Tracker):
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
             header, *rows = job_table(jobs)
-            summary: dict[str, Any] = {"jobs": tracker._table(list(map(str, header)), rows)}
+            summary = {"jobs": tracker._table(list(map(str, header)), rows)}
             for job in best_jobs(jobs)[:1]:
                 summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
             tracker._session.run.log(summary)
 
-    def _open(self, config: Mapping[str, Json], folder: Path) -> Any:
+    def _open(self, config: JsonObject, folder: Path) -> Any:
         name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
         common = {
             "project": self.project,
@@ -244,7 +243,7 @@ class WandbTracker(Tracker):
             self._session.hint = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
         return run
 
-    def _init_wandb(self, common: Mapping[str, Any], mode: str, folder: Path) -> Any:
+    def _init_wandb(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
         """No console capture, no git, no machine statistics, bounded waits."""
         import wandb
 
@@ -261,18 +260,20 @@ class WandbTracker(Tracker):
             init_timeout=self.timeout,
             finish_timeout=self.timeout,
         )
-        own: dict[str, Any] = {
-            "entity": self.entity,
-            "tags": self.tags,
-            "job_type": self.job_type,
-            "mode": mode,
-        }
         return wandb.init(
-            **common, **own, dir=str(folder), settings=quiet, reinit="finish_previous"
+            **common,
+            entity=self.entity,
+            tags=self.tags,
+            job_type=self.job_type,
+            mode=mode,
+            dir=str(folder),
+            settings=quiet,
+            reinit="finish_previous",
         )
 
     def _close(self, *_: object) -> None:
-        run, self._session.run = self._session.run, None
+        run = self._session.run
+        self._session.run = None
         code = {"exit_code": self._session.exit_code} if self.module == "wandb" else {}
         with _silence():
             run.finish(**code)
@@ -320,7 +321,7 @@ def _wandb_environment(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
     """A trial as numbers: objective, best so far, categories, weights.
 
     A soup that was dropped early has no score: means over a few items cannot be compared.
@@ -339,8 +340,9 @@ def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Jso
     return point | {"items": result.items, "reused": trial.reused}
 
 
-def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
-    verdict, cost = part(report, "verdict"), part(report, "cost")
+def _summary(report: JsonObject) -> JsonObject:
+    verdict = part(report, "verdict")
+    cost = part(report, "cost")
     flat = {
         "claim": verdict.get("claim"),
         "verdict": verdict.get("sentence"),
@@ -357,10 +359,11 @@ def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _tables(
-    report: Mapping[str, Json], trials: Sequence[Mapping[str, Json]]
+    report: JsonObject, trials: Sequence[JsonObject]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
-    rows, compared = entries(report, "rows"), entries(report, "comparisons")
+    rows = entries(report, "rows")
+    compared = entries(report, "comparisons")
     categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
     whole = ("mean", "low", "high", "n")
     lines = [

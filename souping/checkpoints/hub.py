@@ -38,10 +38,10 @@ from souping.checkpoints.header import header_bytes
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
 from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import ProgressCallback, UserError
+from souping.core.types import Folders, ProgressCallback, UserError
 
 T = TypeVar("T")
-Check = Callable[[Mapping[str, Path]], None]
+Check = Callable[[Folders], None]
 LOGIN = "`hf auth login`"
 WORKERS = 8
 LISTING = 600.0

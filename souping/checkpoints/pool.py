@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,12 +18,12 @@ from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sen
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
-from souping.core.types import Candidate, UserError
+from souping.core.types import Candidate, UserError, frozen
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Trajectory:
     """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
 
@@ -44,7 +44,8 @@ class Trajectory:
     @property
     def sentences(self) -> list[str]:
         """What was found, and at which learning rate."""
-        run, steps = self.runs[0], [member.step for member in self.runs[0].members]
+        run = self.runs[0]
+        steps = [member.step for member in self.runs[0].members]
         found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
         names = ", ".join(str(other.folder) for other in self.runs[1:])
         more = [f"The report tests the weights on the same steps of {names} too."] if names else []
@@ -186,7 +187,8 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
     if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
-    path, online = expanded(table["path"], key), hub.parse(table["path"])
+    path = expanded(table["path"], key)
+    online = hub.parse(table["path"])
     name = online.name if online else path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
@@ -197,7 +199,7 @@ BITS16 = 2
 """Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelSize:
     """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
     both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""
@@ -215,8 +217,10 @@ class ModelSize:
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online, trouble, fix = hub.parse(candidate.path), "", ""
-    files: dict[str, int] = {}
+    online = hub.parse(candidate.path)
+    trouble = ""
+    fix = ""
+    files = {}
     try:
         if url := remote.parse(candidate.path):
             candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))

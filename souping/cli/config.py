@@ -26,7 +26,7 @@ from souping.analysis import Analysis
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
 from souping.core.text import first_line, is_user_code, nearest, source_of
-from souping.core.types import Json, UserError
+from souping.core.types import Json, JsonObject, UserError
 from souping.pipeline.settings import (
     KINDS,
     ExtraEntry,
@@ -204,7 +204,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
             f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         )
     target = _target(node, where)
-    known, hints = _settable(target, kind), hints_of(target)
+    known = _settable(target, kind)
+    hints = hints_of(target)
     given = {str(key): value for key, value in node.items() if key != "_target_"}
     for key in given:
         if key not in known:
@@ -277,7 +278,7 @@ def _mismatch(value: Json, hint: Hint) -> str | None:
     return empty if value == "" else mismatch(value, hint)
 
 
-def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
+def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:

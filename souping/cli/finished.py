@@ -27,7 +27,7 @@ from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, Json, UserError, entries, part
+from souping.core.types import FOLDS, JsonObject, UserError, entries, part
 from souping.core.unit import scores_in, unit_of
 from souping.pipeline.settings import RunSettings
 from souping.report.files import read_report
@@ -86,7 +86,9 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    overrides, choices, rest = list[str](), list[str](), iter(words)
+    overrides = list[str]()
+    choices = list[str]()
+    rest = iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
@@ -216,7 +218,8 @@ def show(arguments: Sequence[str]) -> None:
             if wanted := vars(options)[key]:
                 pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
                 rows = [row for row in rows if row.get(key) == wanted]
-        names, what = _names(options.models, rows, report), "items"
+        names = _names(options.models, rows, report)
+        what = "items"
         if options.fixed or options.broke:
             if len(names) < 2:
                 raise UserError("--fixed and --broke compare two models: name them, --models A,B")
@@ -275,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+def _names(given: str | None, samples: Sequence[Row], report: JsonObject) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
@@ -286,9 +289,7 @@ def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]
     return [*best[:1], "soup"] if best and "soup" in known else known
 
 
-def _note(
-    run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
-) -> None:
+def _note(run_dir: Path, store: str | None, report: JsonObject, samples: Sequence[Row]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger

@@ -43,7 +43,7 @@ from souping.cli.config import (
     resolved,
 )
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
-from souping.core.text import first_line, nearest, safe
+from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError, texts
 from souping.core.unit import POINTS, Unit, scores_in
 from souping.pipeline.settings import KINDS, expectations
@@ -266,7 +266,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
-    common: dict[str, Any] = {
+    common = {
         **parts,
         **{key: plain[key] for key in ("name", "seed", "plan")},
         "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
@@ -535,7 +535,7 @@ def explain(error: BaseException) -> str:
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = stripped_lines(error)
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)

@@ -50,7 +50,8 @@ def main() -> None:
 
 
 def _do() -> None:
-    first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
+    first = "".join(sys.argv[1:2])
+    rest = sys.argv[2:]
     if first == "show":
         from souping.cli.finished import show
 

@@ -36,7 +36,7 @@ from annotated_types import Interval
 
 from souping.core.files import regular
 from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
-from souping.core.types import TOLERANCE, Json, UserError, Weights
+from souping.core.types import TOLERANCE, Json, UserError, Weights, frozen
 
 T = TypeVar("T")
 Hint: TypeAlias = type
@@ -95,7 +95,7 @@ def component(cls: type[T]) -> type[T]:
             relations(self)
 
     setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
-    return dataclass(frozen=True, kw_only=True)(cls)
+    return frozen(cls)
 
 
 def _check_fields(one: Any) -> None:
@@ -196,7 +196,8 @@ def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, H
 
 def fits(value: Json, hint: Hint) -> bool:
     """Whether a value is of a type, strictly: a bool is no number, a text is no list."""
-    kind, arguments = get_origin(hint), get_args(hint)
+    kind = get_origin(hint)
+    arguments = get_args(hint)
     if hint in PLAIN:
         return isinstance(value, PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
     if kind in (Union, types.UnionType):
@@ -259,7 +260,8 @@ def unsound(value: Json) -> str | None:
 
 
 def _words(hint: Hint) -> str:
-    kind, arguments = get_origin(hint), get_args(hint)
+    kind = get_origin(hint)
+    arguments = get_args(hint)
     if Callable in (kind, hint):
         return "a function"
     if hint in PLAIN:

@@ -55,7 +55,7 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
         raise UserError(
             f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report"
         )
-    tasks = dict[str, Task]()
+    tasks = {}
     for task, task_lines in lines_of.items():
         pairs = list[tuple[str, LoggedAnswer]]()
         for line in task_lines:

@@ -92,10 +92,8 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    metrics, limited = (
-        dict[str, dict[str, None]](),
-        any(not _empty(row.get("limit")) for row in rows),
-    )
+    metrics = dict[str, dict[str, None]]()
+    limited = any(not _empty(row.get("limit")) for row in rows)
     for row in rows:
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
     for row in rows:
@@ -142,12 +140,14 @@ def _logs(
     needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
         if not needed.keys() <= row.keys():
-            name, known = next(name for name in needed if name not in row), list(map(str, row))
+            name = next(name for name in needed if name not in row)
+            known = list(map(str, row))
             raise UserError(
                 f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
             )
         where = f"{path}: row {number}"
-        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
+        key = (_text(row, "task"), str(row["category"]))
+        metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
         listed_lower = {*key, "/".join(key)} & {*(lower or ())}
@@ -237,7 +237,8 @@ def _log(
     tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
     directions: Directions,
 ) -> Log:
-    found, inside = dict[str, Task](), dict[str, list[str]]()
+    found = dict[str, Task]()
+    inside = dict[str, list[str]]()
     for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in found:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from souping.checkpoints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
-from souping.core.types import ProgressCallback, Recipe
+from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class CandidatePool(Component, Protocol):
     """
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> Names: ...
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -62,7 +62,7 @@ class CandidatePool(Component, Protocol):
     def fingerprints(self) -> Mapping[str, str]: ...
 
     @property
-    def known_folders(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Folders:
         """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
         ...
 
@@ -96,7 +96,7 @@ class CandidatePool(Component, Protocol):
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
         return ()
 
@@ -140,7 +140,7 @@ class MergeBackend(Component, Protocol):
         ...
 
     def open(
-        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
         ...

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
 from souping.core.text import DASH
-from souping.core.types import Json, ScoreMatrix, elements, entries, part, texts
+from souping.core.types import JsonObject, ScoreMatrix, elements, entries, frozen, part, texts
 from souping.paper.findings import TABLES, findings, leaderboard, selections
 from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
@@ -28,11 +28,11 @@ SENTENCES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> JsonObject:
         found = findings()
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
@@ -45,7 +45,7 @@ class PaperFigures(Analysis):
         }
 
 
-def _figure1(board: ScoreMatrix) -> dict[str, Json]:
+def _figure1(board: ScoreMatrix) -> JsonObject:
     matrix = pearson(board.values).rho.tolist()
     return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
 
@@ -58,7 +58,8 @@ def section(data: Row) -> Section:
     differs, agrees, missing = (_findings([row for row in entries(data, "findings") if row.get("verdict") == verdict])
                                 for verdict in verdicts)  # fmt: skip
     board = part(data, "figure1")
-    models, categories = texts(board, "models"), count(len(texts(board, "categories")))
+    models = texts(board, "models")
+    categories = count(len(texts(board, "categories")))
     who = in_words(models) if len(models) < 12 else f"{count(len(models))} models"
     first = f"Pearson correlation of {categories} categories over {who}."
     folded = (
@@ -84,7 +85,8 @@ def _findings(rows: Sequence[Row]) -> TableGrid:
 
 def _selection(found: Row) -> Section:
     """One table's selection: readings of the rule, and what every threshold gives."""
-    paper, header = texts(found, "paper"), ("ingredients", "beside the paper")
+    paper = texts(found, "paper")
+    header = ("ingredients", "beside the paper")
     lines = (
         f"The paper chose {in_words(paper)}." if paper else "The paper does not say what it chose.",
         f"The stated rule chooses {in_words(texts(found, 'stated'))}.",
@@ -99,7 +101,8 @@ def _selection(found: Row) -> Section:
     ]
     shown = grid(("reading", *header), readings, left=(0, 1, 2))
     more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
-    title, command = f"{clean(found.get('title'))}: selection", clean(found.get("command"))
+    title = f"{clean(found.get('title'))}: selection"
+    command = clean(found.get("command"))
     return Section(title, lines, grids=(shown,), folded=nonempty((more,)), code=command)
 
 

@@ -15,12 +15,13 @@ from souping.core.text import first_line, named, safe
 from souping.core.types import (
     TOLERANCE,
     Fold,
-    Item,
+    Items,
     ItemScores,
-    Json,
+    JsonObject,
     Recipe,
     Record,
     Selection,
+    TokenIds,
     UserError,
 )
 from souping.pipeline.evaluation import Evaluation
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def stored_answers(
-    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], tuple[int, ...]]
+    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], TokenIds]
 ) -> Evaluation:
     """An evaluation that reads the store and cannot evaluate."""
     return Evaluation(store, evaluator, _unserved, eos_token_ids, lambda items: None)
@@ -59,7 +60,7 @@ def run_scores(
     winner: SearchResult,
     *,
     soups: Sequence[Recipe],
-    reported: tuple[Item, ...],
+    reported: Items,
     contenders: Sequence[Recipe],
     again: SearchAgain,
 ) -> RunScores:
@@ -96,7 +97,7 @@ def run_scores(
 
 
 def _report_scores(
-    stored: Evaluation, contenders: Sequence[Recipe], reported: tuple[Item, ...]
+    stored: Evaluation, contenders: Sequence[Recipe], reported: Items
 ) -> dict[str, ItemScores]:
     """Scores of the models that answered all reported items; models of one content once."""
     if not reported:
@@ -111,7 +112,7 @@ def _report_scores(
 # ---------------------------------------------------------------- one analysis
 
 
-def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
+def analyse(analysis: Analysis, scores: RunScores) -> JsonObject:
     """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
     try:
         data = analysis.analyse(scores)

@@ -25,6 +25,7 @@ from souping.core.types import (
     Fold,
     Item,
     Json,
+    JsonObject,
     LateError,
     Recipe,
     Record,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
-Rows = Sequence[Mapping[str, Json]]
+Rows = Sequence[JsonObject]
 SHOWN = (
     "report.html",
     "report.md",
@@ -81,8 +82,7 @@ def execute(settings: MergeSettings) -> float | None:
         outcome, winner = perform(settings)
         objective = None if winner is None else unit().raw(winner.result.objective)
     else:
-        with ExitStack() as stack:
-            stack.callback(settings.merge.close)
+        with closing(settings.merge):
             outcome = {
                 "soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)
             }
@@ -91,10 +91,10 @@ def execute(settings: MergeSettings) -> float | None:
         soup = written_soup(settings, outcome)
     finally:  # also if another soup is in the way
         _show(settings, outcome, soup)
-    if goal is not None and soup is None:  # one expert for everything
-        print(f"  {'upload':16} nothing to send: there is no soup")
-    elif goal is not None and soup is not None:
-        print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
+    if goal is not None:
+        # one expert for everything
+        absent = "nothing to send: there is no soup"
+        print(f"  {'upload':16} {push(goal, soup, settings.store_path) if soup else absent}")
     return objective
 
 
@@ -138,10 +138,8 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
         for part in settings.open_parts:
             stack.callback(part.close)  # servers and ranks wait for the next soup until then
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
         stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
         stack.callback(run.close)
@@ -202,7 +200,7 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
 
 def write_samples(run: Run) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    folds: dict[Fold, tuple[Item, ...]] = {**run.folds, "report": run.reported}
+    folds = {**run.folds, "report": run.reported}
     stream = io.BytesIO()
     # no date: equal runs give equal bytes
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
@@ -230,7 +228,8 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
         for records in measured
         for one in records
     }
-    prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
+    prompts = run.store.prompts(keys)
+    evaluator = run.settings.evaluator
     for place, item in enumerate(items):
         records = {}
         scores = {}
@@ -265,7 +264,7 @@ def sample(
         own if isinstance(own, str) else json.dumps(own, ensure_ascii=False)
     )
     tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
-    doc: dict[str, Json] = {
+    doc = {
         "id": item.id,
         "category": item.category,
         "group": item.group,
@@ -336,10 +335,8 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             stack.callback(one.close)
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)
@@ -360,7 +357,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         return write_report(whole, trials, settings.run_dir)
 
 
-def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
+def read_finished(run_dir: Path) -> tuple[JsonObject, Rows]:
     """(report, trials) of a run that ended with a report (UserError if there is none)."""
     from souping.report.files import read_report, read_trials
 
@@ -375,7 +372,7 @@ def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
     return report, read_trials(run_dir / "trials.csv")
 
 
-def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selection, SearchResult]:
+def _resume(run: Run, report: JsonObject, trials: Rows) -> tuple[Selection, SearchResult]:
     """Bring a run to where its last step left it.
 
     Raises:
@@ -388,7 +385,8 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
             f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
             "restore them"
         )
-    recipe, nothing = part(report, "recipe"), Result(objective=0.0, categories={}, items=0)
+    recipe = part(report, "recipe")
+    nothing = Result(objective=0.0, categories={}, items=0)
     shares = map(number, elements(recipe, "weights"))
     soup = _recipe(
         run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id")

@@ -20,12 +20,13 @@ from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selecto
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import (
     Item,
-    Json,
+    JsonObject,
     LateError,
     ScoreMatrix,
     Selection,
     UserError,
     entries,
+    frozen,
     part,
 )
 from souping.core.unit import scores_in
@@ -43,11 +44,11 @@ from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
-Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
+ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunTrial:
     """Soup of the search with its objective on the search fold, which may be of a part of it."""
 
@@ -63,7 +64,7 @@ class RunResult:
     """
 
     report_dir: Path
-    report: Mapping[str, Json]
+    report: JsonObject
     trials: tuple[RunTrial, ...]
     soup: Path | None
 
@@ -71,7 +72,8 @@ class RunResult:
     def verdict(self) -> Verdict:
         """What may be claimed; `claim` and `sentence` are empty without a report."""
         found: Mapping[str, Any] = part(self.report, "verdict")
-        claim, sentence = found.get("claim", ""), found.get("sentence", "")
+        claim = found.get("claim", "")
+        sentence = found.get("sentence", "")
         return Verdict(claim=claim, sentence=sentence, p_value=found.get("p_value"))
 
     @property
@@ -81,7 +83,7 @@ class RunResult:
         return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
 
     @property
-    def front(self) -> list[Mapping[str, Json]]:
+    def front(self) -> list[JsonObject]:
         """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
         return entries(part(part(self.report, "analyses"), NAME), "points")
 
@@ -94,7 +96,7 @@ class RunResult:
 def run(
     *,
     pool: Models,
-    items: Items,
+    items: ItemSource,
     selector: Selector | None = None,
     optimiser: Strategy | None = None,
     objective: Objective | None = None,
@@ -252,7 +254,7 @@ def _common(
     }
 
 
-def _benchmark(items: Items) -> BenchmarkItems:
+def _benchmark(items: ItemSource) -> BenchmarkItems:
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     return Benchmark(path=str(items)) if isinstance(items, str | Path) else items

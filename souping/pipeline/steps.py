@@ -7,7 +7,7 @@ steps and counts, and a run that is repeated finds every answer in the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
@@ -15,14 +15,16 @@ from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     Fold,
-    Item,
+    Items,
     ItemScores,
+    Names,
     Recipe,
     ScoreMatrix,
     Selection,
     Trial,
     UserError,
     Weights,
+    frozen,
 )
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
@@ -38,7 +40,7 @@ SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Stage:
     """Models that answer the same items.
 
@@ -48,7 +50,7 @@ class Stage:
 
     name: str
     models: tuple[Recipe, ...]
-    items: tuple[Item, ...]
+    items: Items
     fold: Fold = "report"
     benchmark: str = ""
     any_block: bool = False
@@ -99,10 +101,13 @@ class Steps:
         self,
         settings: RunSettings,
         pool: RecipeSource,
-        folds: Mapping[Fold, tuple[Item, ...]],
-        extra: Mapping[str, tuple[Item, ...]],
+        folds: Mapping[Fold, Items],
+        extra: Mapping[str, Items],
     ) -> None:
-        self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
+        self.settings = settings
+        self.recipes = pool
+        self.folds = folds
+        self.extra = extra
         self.scores: ScoreMatrix | None = None
         self.admission: Admission | None = None
 
@@ -163,7 +168,7 @@ class Steps:
         """The guards with the scores of the model that soups must not fall behind; None if nothing is measured."""
         raise NotImplementedError
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def search(self, ingredients: Names) -> SearchResult:
         """The best weights of the ingredients on the search fold."""
         raise NotImplementedError
 
@@ -189,7 +194,8 @@ class Steps:
 
     def contenders(self, ingredients: Sequence[str], soup: Recipe, best: str) -> list[Contender]:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
-        names, single = self.recipes.names, self.single
+        names = self.recipes.names
+        single = self.single
         rows = [
             Contender(
                 name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)
@@ -223,7 +229,8 @@ class Steps:
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
-        found, names = self.settings.pool.trajectory, self.recipes.names
+        found = self.settings.pool.trajectory
+        names = self.recipes.names
         if found is None:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
@@ -239,7 +246,8 @@ class Steps:
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
-        found, weights = self.settings.pool.trajectory, self.weights_of(soup)
+        found = self.settings.pool.trajectory
+        weights = self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
         return [
             (self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
@@ -248,7 +256,8 @@ class Steps:
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
-        known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
+        known = dict(zip(soup.ingredients, soup.weights, strict=True))
+        names = self.recipes.names
         weights = (
             known
             if set(known) <= set(names)
@@ -257,7 +266,7 @@ class Steps:
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
-    def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
+    def soups(self, ingredients: Names, winner: SearchResult) -> RunSoups:
         """What analyses know of the run before they see scores."""
         return RunSoups(
             candidates={name: self.single(name) for name in self.recipes.names},
@@ -281,8 +290,8 @@ class Steps:
     def find_weights(
         self,
         evaluation: RecipeEvaluator,
-        ingredients: tuple[str, ...],
-        items: tuple[Item, ...],
+        ingredients: Names,
+        items: Items,
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         run = self.settings
@@ -307,7 +316,7 @@ class Steps:
         return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
 
     @property
-    def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
+    def guarded_items(self) -> dict[Fold, dict[str, Items]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
         folds: tuple[Fold, ...] = ("search", "report")
         extra = {

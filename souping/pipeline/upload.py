@@ -88,18 +88,8 @@ def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
     own = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
-    words = shlex.join(
-        [
-            "python",
-            "-m",
-            "souping",
-            "+experiment=rebuild",
-            "recipe=recipe.json",
-            "out=rebuilt",
-            *own,
-        ]
-    )
-    return ["## Rebuild", text, fenced(words)]
+    rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
+    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, own)]))]
 
 
 def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
@@ -182,7 +172,8 @@ def target(value: Json) -> Target | None:
         return None
     table = {"repo": value} if isinstance(value, str) else value
     if isinstance(table, Mapping) and set(table) <= {"repo", "private"}:
-        repo, private = table.get("repo"), table.get("private", False)
+        repo = table.get("repo")
+        private = table.get("private", False)
         if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
             return Target(repo, private)
     raise UserError(
@@ -211,7 +202,8 @@ def check(goal: Target, out: Path) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
-    space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
+    space = goal.repo.split("/")[0]
+    token = (who.get("auth") or {}).get("accessToken") or {}
     spaces = [
         who["name"],
         *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read"),

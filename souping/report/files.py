@@ -20,6 +20,7 @@ from souping.core.reading import to_json
 from souping.core.text import first_line
 from souping.core.types import (
     Json,
+    JsonObject,
     Result,
     ScoreMatrix,
     Selection,
@@ -83,7 +84,8 @@ def write_trials(trials: Sequence[Row], report: Report | Row, path: Path) -> Pat
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(typed(report), trials)
     scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
-    plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
+    plain_keys = ["number", "recipe_id", "objective"]
+    counts = ["items", "reused"]
     table: list[list[Json]] = [
         [*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]
     ]
@@ -102,7 +104,7 @@ def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def read_report(path: Path) -> dict[str, Json]:
+def read_report(path: Path) -> JsonObject:
     """A report.json.
 
     Raises:
@@ -232,7 +234,8 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
-    rho, names = table.pop("correlations"), table.pop("categories")
+    rho = table.pop("correlations")
+    names = table.pop("categories")
     if not table["clusters"]:
         del table["clusters"]
     correlation: Json = None
@@ -252,7 +255,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     return {key: to_json(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
+def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
     rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
     return {

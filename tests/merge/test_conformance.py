@@ -226,8 +226,7 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: 
 
 
 def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("souping.merge.mergekit.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("souping.merge.accelerate.find_spec", lambda name: None)
+    monkeypatch.setattr("souping.core.text.find_spec", lambda name: None)
     assert LocalMerge().needs() == []
     assert [one.fix for one in MergekitMerge().needs()] == [install("mergekit")]
     assert [one.what for one in AccelerateMerge().needs()] == [

@@ -314,7 +314,7 @@ class TestPublished:
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
-        monkeypatch.setattr("souping.evaluate.lm_eval.find_spec", lambda package: None)
+        monkeypatch.setattr("souping.core.text.find_spec", lambda package: None)
         souping(
             f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned"
         ).ok()

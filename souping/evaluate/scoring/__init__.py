@@ -214,7 +214,8 @@ def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
 
 
 def _number(item: Item, output: str) -> float:
-    expected, said = _as_number(item.answer), last_number(output)
+    expected = _as_number(item.answer)
+    said = last_number(output)
     if expected is None:
         raise _refused(item, "a finite number")
     return float(said is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12))
@@ -257,7 +258,8 @@ def last_number(text: str) -> float | None:
     matches = deque(_FOUND.finditer(text), maxlen=1)
     if not matches:
         return None
-    number, start = matches[0][0], matches[0].start()
+    number = matches[0][0]
+    start = matches[0].start()
     if number[0] in "-+\u2212" and start and text[start - 1].isalnum():
         number = number[1:]
     return _finite(number)
@@ -378,7 +380,7 @@ def _source(
     module: ModuleType, function: Callable[[Item, str], float], path: str, where: str
 ) -> str:
     """Digest of the files that decide a score: the named module, and that of the function or its class."""
-    files: list[Path] = []
+    files = []
     for part in (module, _definition(function)):
         try:
             files.append(Path(inspect.getsourcefile(part) or ""))
