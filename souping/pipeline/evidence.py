@@ -61,7 +61,7 @@ Kind = (
         "uniform_topk",
         "soup",
     ]
-    | Literal["last", "scrambled"]
+    | Literal["last", "scrambled", "router"]
     | RowKind
 )
 SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import RunScores
-from souping.analysis.alternatives import alternatives
+from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
@@ -139,6 +139,7 @@ class Run(Steps):
         self.first_card = ""
         self.measured: dict[str, dict[str, ItemScores]] = {}
         self.rows: tuple[tuple[str, Recipe], ...] = ()
+        self.router: RoutedAnswers | None = None
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
         for sentence in found.sentences if found else ():
@@ -372,9 +373,18 @@ class Run(Steps):
         self.look = look
         self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
+        assert self.scores is not None
+        own = measured[winner.recipe.id]
+        parents = {name: measured[self.single(name).id] for name in selection.ingredients}
+        rows = list(contenders)
+        answers = measured
+        self.router = routed(parents, self.scores) if len(parents) > 1 else None
+        if self.router is not None:
+            rows.insert(-1, self.router_row(self.router))
+            answers = {rows[-2].recipe.id: self.router.scores, **measured}
         evidence = gather(
-            contenders,
-            measured,
+            rows,
+            answers,
             settings.objective,
             selection.ingredients,
             look.number,
@@ -383,12 +393,9 @@ class Run(Steps):
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.shown(look, items, unit()),
         )
-        if self.scores is not None:
-            parents = {name: measured[self.single(name).id] for name in selection.ingredients}
-            own = measured[winner.recipe.id]
-            evidence |= alternatives(
-                winner.result.objective, own, parents, self.scores, settings.objective
-            )
+        evidence |= alternatives(
+            winner.result.objective, own, parents, self.scores, settings.objective
+        )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
                 self, settings.pool.trajectory, winner, self.searched, measured, look.number

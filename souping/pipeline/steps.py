@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
+from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -236,6 +237,16 @@ class Steps:
         return (
             rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
         )
+
+    def router_row(self, router: RoutedAnswers) -> Contender:
+        """The router, of which nothing is merged: its id stands for its routes, or the model that all of them lead to."""
+        routes = {name: self.single(model).fingerprint for name, model in router.routes.items()}
+        recipe = Recipe(
+            ingredients=(), fingerprints=(), weights=(), dtype="", method="router", settings=routes
+        )
+        if router.name in router.routes.values():
+            recipe = self.single(router.name)
+        return Contender(name=router.name, kind="router", recipe=recipe)
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
