@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from souping.core.text import first_line, listed, shown
+from souping.core.text import first_line, shown
 from souping.core.types import UserError, digest, entries, part
 from souping.core.unit import unit_of
 from souping.logs.records import (
@@ -39,13 +39,9 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
             f"{path}: limit={limit} made this a dry run on items of the search: nothing can be claimed on them; "
             "repeat the run without limit"
         )
+    # A report tests its router; compared again, it would be one more model that may have been picked.
     models = [row for row in entries(report, "rows") if row.get("kind") != "router"]
     rows = {str(row["name"]): part(row, "scores") for row in models}
-    if name == "router" and name not in rows:
-        raise UserError(
-            f"{path}:{name}: a router is no model and is compared in its run's report alone: name one of its models "
-            f"({listed(sorted(rows))})"
-        )
     own = unit_of(report)
     metric = "score" if own.symbol == "%" else own.name
     lower = () if own.higher_is_better else (metric,)

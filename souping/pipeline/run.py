@@ -347,12 +347,12 @@ class Run(Steps):
         }
 
     def _warnings(self) -> list[str]:
-        if self.scores is None or not self.scores.published:
-            return list(self.notes)
-        return [
-            *self.notes,
-            "selection saw published scores: the benchmark's own test set chose the ingredients",
-        ]
+        notes = list(self.notes)
+        if self.scores is not None and self.scores.published:
+            notes.append(
+                "selection saw published scores: the benchmark's own test set chose the ingredients"
+            )
+        return notes
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
@@ -374,17 +374,15 @@ class Run(Steps):
         self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
         assert self.scores is not None
-        own = measured[winner.recipe.id]
         parents = {name: measured[self.single(name).id] for name in selection.ingredients}
+        self.router = routed(parents, self.scores)
         rows = list(contenders)
-        answers = measured
-        self.router = routed(parents, self.scores) if len(parents) > 1 else None
-        if self.router is not None:
+        if self.router is not None and len(parents) > 1:
             rows.insert(-1, self.router_row(self.router))
-            answers = {rows[-2].recipe.id: self.router.scores, **measured}
+            measured.setdefault(rows[-2].recipe.id, self.router.scores)
         evidence = gather(
             rows,
-            answers,
+            measured,
             settings.objective,
             selection.ingredients,
             look.number,
@@ -394,7 +392,11 @@ class Run(Steps):
             self.opening.shown(look, items, unit()),
         )
         evidence |= alternatives(
-            winner.result.objective, own, parents, self.scores, settings.objective
+            winner.result.objective,
+            measured[winner.recipe.id],
+            parents,
+            self.scores,
+            settings.objective,
         )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
@@ -405,7 +407,7 @@ class Run(Steps):
                 f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
             )
         if dry:
-            evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
+            evidence["verdict"] |= dry_verdict(settings.limit)
         self.report_content |= evidence
 
     def extra_benchmark(self, stage: Stage) -> None:
@@ -480,13 +482,12 @@ class Run(Steps):
         trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
             against = self.single(self.admission.against)
-            verdict = self.report_content["verdict"]
             checks = guard_checks(
                 self.admission,
                 self.winner.recipe,
                 against,
                 self.measured,
-                claim=verdict["claim"],
+                claim=self.report_content["verdict"]["claim"],
                 look=self.look,
                 names=guard_names(self),
             )
@@ -494,15 +495,15 @@ class Run(Steps):
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
-        steady = stability(self.scores, self.settings.selector)
-        made_by = provenance(self.settings.command, self.settings.config)
-        more = {
+        content = {
+            **self.report_content,
             "warnings": self._warnings(),
-            "stability": steady,
+            "stability": stability(self.scores, self.settings.selector),
             "cost": self._cost(self.winner),
-            "provenance": to_json(made_by),
+            "provenance": to_json(provenance(self.settings.command, self.settings.config)),
+            "analyses": self.analyses,
         }
-        return {**self.report_content, **more, "analyses": self.analyses}, trials
+        return content, trials
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""

@@ -239,13 +239,13 @@ class Steps:
         )
 
     def router_row(self, router: RoutedAnswers) -> Contender:
-        """The router, of which nothing is merged: its id stands for its routes, or the model that all of them lead to."""
-        routes = {name: self.single(model).fingerprint for name, model in router.routes.items()}
-        recipe = Recipe(
-            ingredients=(), fingerprints=(), weights=(), dtype="", method="router", settings=routes
-        )
-        if router.name in router.routes.values():
-            recipe = self.single(router.name)
+        """The router; its id stands for its routes, and is that of a model if all of them lead to it."""
+        models = {category: self.single(name) for category, name in router.routes.items()}
+        recipe = next(iter(models.values()))
+        if router.name not in router.routes.values():
+            # Never merged.
+            routes = {category: model.fingerprint for category, model in models.items()}
+            recipe = replace(recipe, method="router", settings=routes)
         return Contender(name=router.name, kind="router", recipe=recipe)
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:

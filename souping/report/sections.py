@@ -25,8 +25,6 @@ from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 LOOKS = "Looks are counted in the run's store by exact prompt: a new store, or reworded items, would not be counted."
-UNCLAIMED = ("not_measured", "dry_run")
-"""Verdicts of runs that claim nothing."""
 LOST = "cut off or missing and count as wrong"
 
 
@@ -201,18 +199,15 @@ def _router(report: Report) -> list[str]:
     unit = report.unit
     pair = report.against("router")
     price = tables.price(report)
-    verdict = report.verdict
-    if pair is None or not price or verdict is None or verdict.claim in UNCLAIMED:
+    measured = report.verdict is not None and report.verdict.claim != "not_measured"
+    if pair is None or not price or not measured or report.limit:
         return []
     if pair.p_holm is None or pair.p_holm >= ALPHA:
         return []
-    soup = "the soup"
-    if report.recipe is not None and len(report.recipe.ingredients) == 1:
-        soup = clean(report.recipe.ingredients[0])
     worth = "worse" if unit.gain(pair.difference) > 0 else "better"
     return [
-        f"A router over the ingredients by category ({price} of each request) is {worth} than {soup}: "
-        f"{soup} minus router is {unit.points(pair.difference, sign=True)} "
+        f"A router over the ingredients by category ({price} of each request) is {worth} than the soup: "
+        f"soup minus router is {unit.points(pair.difference, sign=True)} "
         f"({unit.limits(pair.low, pair.high, pair.level)}, Holm-corrected p {p_value(pair.p_holm)})."
     ]
 
@@ -459,9 +454,9 @@ def _alternatives(report: Report) -> Section | None:
     oracle = report.oracle
     if router is None or oracle is None:
         return None
-    optimism = unit.points(report.optimism, sign=True)
     lines = (
-        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
+        "The soup's optimism, its score on the search fold minus that on the report fold, is "
+        f"{unit.points(report.optimism, sign=True)}.",
         f"A router scores {unit.score(router.score)} {unit.symbol}: each request goes to the ingredient that had the "
         f"best score of its category when the ingredients were selected. Models in memory: {count(router.models)}; "
         "answers per request: 1; the category must be known at request time.",

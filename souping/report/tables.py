@@ -171,8 +171,8 @@ def once(report: Report) -> list[ShownModel]:
     models = []
     for roles in same.values():
         kinds = tuple(row.kind for row in roles)
-        price_of = price(report) if "router" in kinds else ""
-        models.append(ShownModel(row=roles[0], roles=kinds, price=price_of))
+        cost_of = price(report) if "router" in kinds else ""
+        models.append(ShownModel(row=roles[0], roles=kinds, price=cost_of))
     return models
 
 
