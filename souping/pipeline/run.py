@@ -377,7 +377,7 @@ class Run(Steps):
         parents = {name: measured[self.single(name).id] for name in selection.ingredients}
         self.router = routed(parents, self.scores)
         rows = list(contenders)
-        if self.router is not None and len(parents) > 1:
+        if self.router and len(parents) > 1:
             rows.insert(-1, self.router_row(self.router))
             measured.setdefault(rows[-2].recipe.id, self.router.scores)
         evidence = gather(
@@ -479,7 +479,6 @@ class Run(Steps):
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
         assert self.scores is not None
-        trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
             against = self.single(self.admission.against)
             checks = guard_checks(
@@ -503,7 +502,7 @@ class Run(Steps):
             "provenance": to_json(provenance(self.settings.command, self.settings.config)),
             "analyses": self.analyses,
         }
-        return content, trials
+        return content, trial_rows(self.winner.trials, self.selection)
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
