@@ -59,9 +59,11 @@ Kind = (
         "uniform_all",
         "uniform_selected",
         "uniform_topk",
+        "router",
         "soup",
+        "last",
+        "scrambled",
     ]
-    | Literal["last", "scrambled"]
     | RowKind
 )
 SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")

@@ -238,6 +238,9 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
                 tables = [evaluator.item_scores([item], [own])[0] for own in measured]
                 scores[name] = fmean(map(float, tables))
                 records[name] = [record for own in measured for record in own]
+        if run.router and (route := run.router.routes.get(item.category)) in records:
+            records[run.router.name] = records[route]
+            scores[run.router.name] = scores[route]
         if records:
             digest_of = evaluator.scorer_digest(item)
             yield sample(place, fold, item, records, scores, prompts, digest_of)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import RunScores
-from souping.analysis.alternatives import alternatives
+from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
 from souping.analysis.significance import Power, power_of
@@ -139,6 +139,7 @@ class Run(Steps):
         self.first_card = ""
         self.measured: dict[str, dict[str, ItemScores]] = {}
         self.rows: tuple[tuple[str, Recipe], ...] = ()
+        self.router: RoutedAnswers | None = None
         self.reported: tuple[Item, ...] = ()
         self.analyses: dict[str, Mapping[str, Json]] = {}
         for sentence in found.sentences if found else ():
@@ -346,12 +347,12 @@ class Run(Steps):
         }
 
     def _warnings(self) -> list[str]:
-        if self.scores is None or not self.scores.published:
-            return list(self.notes)
-        return [
-            *self.notes,
-            "selection saw published scores: the benchmark's own test set chose the ingredients",
-        ]
+        notes = list(self.notes)
+        if self.scores is not None and self.scores.published:
+            notes.append(
+                "selection saw published scores: the benchmark's own test set chose the ingredients"
+            )
+        return notes
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
@@ -372,8 +373,15 @@ class Run(Steps):
         self.look = look
         self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
+        assert self.scores is not None
+        parents = {name: measured[self.single(name).id] for name in selection.ingredients}
+        self.router = routed(parents, self.scores)
+        rows = list(contenders)
+        if self.router and len(parents) > 1:
+            rows.insert(-1, self.router_row(self.router))
+            measured.setdefault(rows[-2].recipe.id, self.router.scores)
         evidence = gather(
-            contenders,
+            rows,
             measured,
             settings.objective,
             selection.ingredients,
@@ -383,12 +391,13 @@ class Run(Steps):
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.shown(look, items, unit()),
         )
-        if self.scores is not None:
-            parents = {name: measured[self.single(name).id] for name in selection.ingredients}
-            own = measured[winner.recipe.id]
-            evidence |= alternatives(
-                winner.result.objective, own, parents, self.scores, settings.objective
-            )
+        evidence |= alternatives(
+            winner.result.objective,
+            measured[winner.recipe.id],
+            parents,
+            self.scores,
+            settings.objective,
+        )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
                 self, settings.pool.trajectory, winner, self.searched, measured, look.number
@@ -398,7 +407,7 @@ class Run(Steps):
                 f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
             )
         if dry:
-            evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
+            evidence["verdict"] |= dry_verdict(settings.limit)
         self.report_content |= evidence
 
     def extra_benchmark(self, stage: Stage) -> None:
@@ -470,16 +479,14 @@ class Run(Steps):
     def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """report.json and the rows of its trials, after the last step."""
         assert self.scores is not None
-        trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
             against = self.single(self.admission.against)
-            verdict = self.report_content["verdict"]
             checks = guard_checks(
                 self.admission,
                 self.winner.recipe,
                 against,
                 self.measured,
-                claim=verdict["claim"],
+                claim=self.report_content["verdict"]["claim"],
                 look=self.look,
                 names=guard_names(self),
             )
@@ -487,15 +494,15 @@ class Run(Steps):
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("stability of the selection")
-        steady = stability(self.scores, self.settings.selector)
-        made_by = provenance(self.settings.command, self.settings.config)
-        more = {
+        content = {
+            **self.report_content,
             "warnings": self._warnings(),
-            "stability": steady,
+            "stability": stability(self.scores, self.settings.selector),
             "cost": self._cost(self.winner),
-            "provenance": to_json(made_by),
+            "provenance": to_json(provenance(self.settings.command, self.settings.config)),
+            "analyses": self.analyses,
         }
-        return {**self.report_content, **more, "analyses": self.analyses}, trials
+        return content, trial_rows(self.winner.trials, self.selection)
 
     def replace_card(self, report: Mapping[str, Any]) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
+from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
@@ -243,6 +244,16 @@ class Steps:
         return (
             rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
         )
+
+    def router_row(self, router: RoutedAnswers) -> Contender:
+        """The router; its id stands for its routes, and is that of a model if all of them lead to it."""
+        models = {category: self.single(name) for category, name in router.routes.items()}
+        recipe = next(iter(models.values()))
+        if router.name not in router.routes.values():
+            # Never merged.
+            routes = {category: model.fingerprint for category, model in models.items()}
+            recipe = replace(recipe, method="router", settings=routes)
+        return Contender(name=router.name, kind="router", recipe=recipe)
 
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""

@@ -143,7 +143,7 @@ def _evidence(report: Report) -> list[str]:
     if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
     words = [
-        escape_markdown(line) for line in (sections.headline(report), *sections.losses(report))
+        escape_markdown(line) for line in (sections.headline(report), *sections.findings(report))
     ]
     grids = [tables.scores(report)]
     if report.comparisons:

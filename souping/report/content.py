@@ -49,11 +49,12 @@ class ModelRow:
     name: str
     """model on the report fold"""
     kind: str
-    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected` or
-    `uniform_topk`; of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and `scrambled` (the
-    soup's weights on other checkpoints)"""
+    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected`,
+    `uniform_topk` or `router` (the stored answers of the ingredient that `router.routes` names for an item's category;
+    with one ingredient there is none); of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and
+    `scrambled` (the soup's weights on other checkpoints)"""
     recipe_id: str
-    """rows with the same id are the same model"""
+    """rows with the same id are the same model; a router's stands for its routes, unless all lead to one model"""
     scores: Mapping[str, ScoreInterval]
     """{category: mean with its interval}"""
     objective: ScoreInterval
@@ -111,7 +112,7 @@ class RowDifference(LookDifference):
     kind: str
     """role of the other model"""
     p_holm: Number
-    """corrected by Holm over the uniform soups, `null` for single models"""
+    """corrected by Holm over the uniform soups and the router, `null` for single models"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -809,12 +810,11 @@ class Report:
                 return row
         return None
 
-    @property
-    def against_best_single(self) -> RowDifference | None:
-        """The soup minus the best single candidate."""
-        single = self.row("best_single")
+    def against(self, kind: str) -> RowDifference | None:
+        """The soup minus the first model of a role."""
+        other = self.row(kind)
         for pair in self.comparisons or ():
-            if single and pair.b == single.name and pair.kind in ("best_single", ""):
+            if other and pair.b == other.name and pair.kind in (kind, ""):
                 return pair
         return None
 

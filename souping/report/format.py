@@ -15,6 +15,7 @@ KINDS: Mapping[str, str] = {
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
     "uniform_all": "uniform over all",
+    "router": "router",
     "last": "last checkpoint",
     "best_single": "best single (by search)",
     "trainer_best": "the trainer's best",

@@ -39,6 +39,7 @@ COLOURS: Mapping[str, str] = {
     "uniform_selected": "#009e73",
     "uniform_topk": "#cc79a7",
     "uniform_all": "#56b4e9",
+    "router": "#e69f00",
     "best_single": "#0072b2",
     "ingredient": "#8a8f98",
     "candidate": "#b6bac1",

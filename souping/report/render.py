@@ -20,7 +20,7 @@ from souping.report import tables
 from souping.report.content import Report, typed
 from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
-from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
+from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
 from souping.report.tables import Row, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ LONGEST = 4000
 def report_table(report: Report | Row) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
     report = typed(report)
-    lines = [headline(report), *losses(report)]
+    lines = [headline(report), *findings(report)]
     return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 

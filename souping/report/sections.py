@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from souping.analysis.sign_flip import ALPHA
 from souping.core.types import FOLDS, elements, entries, number, texts
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
@@ -50,7 +51,7 @@ def headline(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
-    lines = losses(report)
+    lines = findings(report)
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
@@ -108,7 +109,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
         limits = unit.interval(row.objective.low, row.objective.high)
         small = "; ".join(text for text in (name, limits) if text)
         shown.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
-    pair = report.against_best_single
+    pair = report.against("best_single")
     if pair is not None:
         small = f"{unit.limits(pair.low, pair.high, pair.level)}; p {p_value(pair.p_shown)}"
         shown.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
@@ -186,6 +187,29 @@ def losses(report: Report) -> list[str]:
         worst = min(pairs, key=lambda pair: unit.gain(pair.difference))
         head += f", but no loss is larger than chance explains: the largest is {_loss(unit, worst)}"
     return [f"{head}. {_least(unit, pairs)}".strip()]
+
+
+def findings(report: Report) -> list[str]:
+    """What stands below the headline wherever it is shown."""
+    return [*losses(report), *_router(report)]
+
+
+def _router(report: Report) -> list[str]:
+    """Whether the router is better or worse than the soup by more than chance explains, and its price."""
+    unit = report.unit
+    pair = report.against("router")
+    price = tables.price(report)
+    measured = report.verdict is not None and report.verdict.claim != "not_measured"
+    if pair is None or not price or not measured or report.limit:
+        return []
+    if pair.p_holm is None or pair.p_holm >= ALPHA:
+        return []
+    worth = "worse" if unit.gain(pair.difference) > 0 else "better"
+    return [
+        f"A router over the ingredients by category ({price} of each request) is {worth} than the soup: "
+        f"soup minus router is {unit.points(pair.difference, sign=True)} "
+        f"({unit.limits(pair.low, pair.high, pair.level)}, Holm-corrected p {p_value(pair.p_holm)})."
+    ]
 
 
 def _loss(unit: Unit, pair: CategoryDifference) -> str:
@@ -424,26 +448,23 @@ def ended(search: Row) -> str:
 
 
 def _alternatives(report: Report) -> Section | None:
-    """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
+    """The soup's optimism, and what a router and an oracle score and cost; None without a report fold."""
     unit = report.unit
-    soup = report.row("soup")
-    if soup is None or soup.objective.mean is None or report.router is None:
+    router = report.router
+    oracle = report.oracle
+    if router is None or oracle is None:
         return None
-    rows = [["soup", unit.score(soup.objective.mean), "1", "1"]]
-    for label, other in (
-        ("router: the best ingredient of each category", report.router),
-        ("oracle: the best answer to each item", report.oracle),
-    ):
-        if other is not None:
-            costs = (count(other.models), count(other.answers))
-            rows.append([label, unit.score(other.score), *costs])
-    optimism = unit.points(report.optimism, sign=True)
     lines = (
-        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
-        "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
+        "The soup's optimism, its score on the search fold minus that on the report fold, is "
+        f"{unit.points(report.optimism, sign=True)}.",
+        f"A router scores {unit.score(router.score)} {unit.symbol}: each request goes to the ingredient that had the "
+        f"best score of its category when the ingredients were selected. Models in memory: {count(router.models)}; "
+        "answers per request: 1; the category must be known at request time.",
+        f"An oracle scores {unit.score(oracle.score)} {unit.symbol}: each item counts as the best of the ingredients "
+        f"answers it. Models in memory: {count(oracle.models)}; answers per request: {count(oracle.answers)}; it knows "
+        "the right answers, so it is only a bound.",
     )
-    header = ("", unit.heading("score"), "models in memory", "answers per request")
-    return Section("What the soup is up against", lines, grids=(grid(header, rows),))
+    return Section("What the soup is up against", lines)
 
 
 # Analyses: each registers how it is shown in its own module.

@@ -148,11 +148,14 @@ class ShownModel:
 
     row: ModelRow
     roles: tuple[str, ...]
+    price: str = ""
 
     @property
     def cell(self) -> TableCell:
-        """The model's name with its roles."""
+        """The model's name with its roles and what it costs to serve, if that is more than one model."""
         labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
+        if self.price:
+            labels.append(self.price)
         if self.row.name == self.row.kind:
             return TableCell(labels[0], ", ".join(labels[1:]))
         return TableCell(clean(self.row.name), ", ".join(labels))
@@ -167,8 +170,16 @@ def once(report: Report) -> list[ShownModel]:
         same.setdefault(row.recipe_id or row.name, []).append(row)
     models = []
     for roles in same.values():
-        models.append(ShownModel(row=roles[0], roles=tuple(row.kind for row in roles)))
+        kinds = tuple(row.kind for row in roles)
+        cost_of = price(report) if "router" in kinds else ""
+        models.append(ShownModel(row=roles[0], roles=kinds, price=cost_of))
     return models
+
+
+def price(report: Report) -> str:
+    """What the router takes to serve; empty if it is one model."""
+    models = report.router.models if report.router else None
+    return f"{count(models)} models in memory, needs the category" if models and models > 1 else ""
 
 
 def scores(report: Report) -> TableGrid:
