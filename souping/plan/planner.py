@@ -286,7 +286,7 @@ def plan(run: RunSettings) -> None:
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
-        print("This run can start: repeat the command without plan=true.")
+        print("This run can start: repeat the command without `plan`.")
         return
     first = (whole.faults or whole.reasons)[0]
     more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
@@ -311,7 +311,7 @@ def check_run(run: RunSettings) -> None:
     """
     if run.selects_from_table:
         raise UserError(
-            "check=true needs items; stop_after=select with published scores has none: use plan=true"
+            "check needs items; stop_after=select with published scores has none: use `plan`"
         )
     whole = _planned(run)
     for note in whole.notes:
@@ -320,7 +320,7 @@ def check_run(run: RunSettings) -> None:
         more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
         raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
     print(
-        "settings, items, models, space and packages are in order (plan=true shows them)",
+        "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,
     )
     fold: Fold = "search" if run.scores.published else "select"

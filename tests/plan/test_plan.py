@@ -440,7 +440,7 @@ def test_what_a_run_would_refuse_it_refuses(family: Path, souping: Cli, tmp_path
     souping("check", *pool_of(family), "evaluator.engine=vllm").refused("write engine=vllm")
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("check", "+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup").refused(
-        "use plan=true"
+        "check", "plan"
     )
     assert not (tmp_path / "soup").exists()
 
