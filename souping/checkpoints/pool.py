@@ -18,7 +18,7 @@ from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sen
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
-from souping.core.types import Candidate, UserError
+from souping.core.types import Candidate, Missing, UserError
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 
@@ -230,13 +230,12 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
+        if isinstance(error, UserError):
+            lack = Missing.from_error(error)
+            trouble, fix = lack.what, lack.fix
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
-            fix = (
-                "hf auth login"
-                if hub.LOGIN in str(error)
-                else f"hf download {online.repo}, where the network is"
-            )
+            fix = fix or f"hf download {online.repo}, where the network is"
     guess = parameters_in(str(candidate.path)) if online and not files else 0
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
     return ModelSize(

@@ -247,7 +247,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
             try:
                 evaluator.check_tokenizer(folder, items)
             except UserError as error:
-                raise UserError(f"candidate {name}: {error}") from error
+                raise error.at(f"candidate {name}") from error
 
 
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
@@ -364,9 +364,10 @@ class Requirement:
     def as_dict(self) -> dict[str, Json]:
         return {**asdict(self), "need": self.need, "fits": self.fits}
 
-    def sentence(self) -> str:
+    def lack(self) -> Missing:
         need = f"{human(self.need)} ({', '.join(self.parts)})"
-        return f"{self.where} has {human(self.have)}, the run needs {need}: {self.fix}"
+        what = f"{self.where} has {human(self.have)}, the run needs {need}"
+        return Missing(what=what, fix=self.fix)
 
 
 def requirements_of(
@@ -408,7 +409,7 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     """
     machine = machine_facts()
     for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise UserError(f"this run cannot start here: {one.sentence()}")
+        raise one.error("this run cannot start here")
     models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # opening the pool gives the better message
@@ -418,7 +419,8 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
         if not requirement.fits
     ]
     if small:
-        raise UserError("\n".join(requirement.sentence() for requirement in small[:2]))
+        more = "".join(f"\n{requirement.lack().sentence()}" for requirement in small[1:2])
+        raise UserError(small[0].lack().what, fix=small[0].fix, more=more)
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:

@@ -87,7 +87,7 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
     try:
         items = benchmark.items()
     except UserError as error:
-        raise UserError(f"also: {entry.name}: {error}") from error
+        raise error.at(f"also: {entry.name}") from error
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 

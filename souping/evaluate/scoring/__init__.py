@@ -312,7 +312,7 @@ def _main() -> bool:
 
 def _check_library() -> None:
     if find_spec("math_verify") is None:
-        raise UserError(f"the scorer `math` needs the library math-verify: {install('math')}")
+        raise UserError("the scorer `math` needs the library math-verify", fix=install("math"))
 
 
 def _unanswerable(item: Item, output: str) -> float:
