@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from souping.checkpoints import hub, remote
 from souping.checkpoints.folder import Like
@@ -57,7 +58,7 @@ class Trajectory:
         return [note for run in self.runs for note in run.notes] + [rate] * (FELL in rate)
 
 
-class CandidateSource(Protocol):
+class CandidateSource(ABC):
     """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
 
     like: str | None = None
@@ -67,13 +68,13 @@ class CandidateSource(Protocol):
         """The folder `like`, or its name on the Hub."""
         return None if self.like is None else expanded(self.like, "pool.like")
 
+    @abstractmethod
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
 
         Raises:
             UserError: fewer than `at_least` candidates, or a path or name that cannot be used.
         """
-        ...
 
     @property
     def trajectory(self) -> Trajectory | None:

@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import traceback
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from souping.analysis import Analysis
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
-from souping.core.text import first_line, is_user_code, nearest, source_of
+from souping.core.text import first_line, is_user_code, listed, nearest, source_of
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
     KINDS,
@@ -214,13 +215,26 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     for key in known:
         if known[key] and key not in given:
             raise UserError(f"{where}.{key} is not set")
+    _refuse_abstract(target, where)
     called = is_callable(kind) and not inspect.isclass(target)
     made = partial(target, **values) if called else target(**values)
-    if inspect.isclass(kind) and kind not in type(made).__mro__:
+    if inspect.isclass(kind) and not isinstance(made, kind):
         raise UserError(
             f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}"
         )
     return made
+
+
+def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
+    """Refuse a class that lacks methods, by its name and theirs (UserError)."""
+    if not isinstance(target, ABCMeta) or not inspect.isabstract(target):
+        return
+    missing = sorted(target.__abstractmethods__)
+    # The class that asks for the first of them.
+    base = next(kind for kind in target.__mro__ if missing[0] in vars(kind))
+    raise UserError(
+        f"{where}: {source_of(target)} lacks {listed(missing)}: see {base.__module__}.{base.__name__}"
+    )
 
 
 def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:

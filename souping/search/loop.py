@@ -172,7 +172,7 @@ def find_weights(
         whole=evaluation.whole_folds,
     )
     optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
-    if Optimiser not in type(optimiser).__mro__:
+    if not isinstance(optimiser, Optimiser):
         raise UserError(
             f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
         )

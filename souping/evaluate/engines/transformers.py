@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,9 +153,10 @@ class GenerationSettings(MachineSettings, Protocol):
     def decoding(self) -> Decoding: ...
 
 
-class Engine(Component, Protocol):
+class Engine(Component, ABC):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
+    @abstractmethod
     def generate(
         self,
         settings: GenerationSettings,
@@ -163,8 +165,8 @@ class Engine(Component, Protocol):
         replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
-        ...
 
+    @abstractmethod
     def likelihoods(
         self,
         settings: MachineSettings,
@@ -173,7 +175,6 @@ class Engine(Component, Protocol):
         stride: int | None,
     ) -> list[float]:
         """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
-        ...
 
     @property
     def settings(self) -> Mapping[str, Json] | None:

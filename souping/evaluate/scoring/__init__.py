@@ -364,8 +364,9 @@ def _own(name: str, path: str) -> UserScorer:
             f"{where} cannot be imported: {reason}; write my_module.my_function"
         ) from error
     if inspect.isclass(function) or not callable(function):
+        lack = "" if inspect.isclass(function) else f" ({type(function).__name__} lacks __call__)"
         raise UserError(
-            f"{where} is no function of (item, output): name one, or an object that can be called"
+            f"{where} is no function of (item, output){lack}: name one, or an object that can be called"
         )
     if isinstance(function, Judge):
         return UserScorer(
