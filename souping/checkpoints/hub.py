@@ -533,9 +533,8 @@ def remedy(error: Exception) -> str:
     """The command that helps after an error of the Hub's client, or empty."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    if isinstance(error, LocalTokenNotFoundError):
-        return SIGN_IN
-    return SIGN_IN if not unreachable(error) and _status(error) in STATUS else ""
+    signed_out = isinstance(error, LocalTokenNotFoundError) or _status(error) in STATUS
+    return SIGN_IN if signed_out else ""
 
 
 def reason(error: Exception) -> str:

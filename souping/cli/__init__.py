@@ -141,28 +141,28 @@ def as_overrides(command: str, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: `merge` beside another experiment.
     """
-    experiments = [word for word in words if re.match(r"\+{0,2}experiment=", word)]
+    experiment = next((word for word in words if re.match(r"\+{0,2}experiment=", word)), "")
     if command == "names":
-        return _names(words, experiments)
+        return _names(words, experiment)
     overrides = [word for word in STANDS_FOR[command] if word not in words]
-    if command == "merge" and overrides and experiments:
-        raise UserError(f"merge and {experiments[0]} are two experiments: leave one of them out")
+    if command == "merge" and overrides and experiment:
+        raise UserError(f"merge and {experiment} are two experiments: leave one of them out")
     return [*words, *overrides]
 
 
-def _names(words: Sequence[str], experiments: Sequence[str]) -> list[str]:
-    """The overrides of `names`: of another experiment, with the user's rules, and with any weights."""
-    experiment, show = STANDS_FOR["names"]
+def _names(words: Sequence[str], experiment: str) -> list[str]:
+    """The overrides of `names`: of another `experiment`, with the user's rules, and with any weights."""
+    merge, show = STANDS_FOR["names"]
     added = [show]
-    if not experiments:
-        added.append(experiment)
-        if not any("optimiser" in word.partition("=")[0] for word in words):
+    if not experiment:
+        added.append(merge)
+        if not any(word.startswith("optimiser") for word in words):
             added.append("optimiser=uniform")
     # Rules of the user's are applied: merge.names=FILE becomes merge.names=show:FILE.
-    with_rules = [
-        re.sub(r"^(\+{0,2}merge\.names=)(?!show)(?=.)", r"\1show:", word) for word in words
+    return [
+        *added,
+        *(re.sub(r"^merge\.names=(?!show)", "merge.names=show:", word) for word in words),
     ]
-    return [*added, *with_rules]
 
 
 def misplaced(command: str) -> str:
@@ -182,13 +182,11 @@ def completed() -> bool:
     command, space, after = line.lstrip().partition(" ")
     if not space:
         print("\n".join(name for name in (*COMMANDS, "help") if name.startswith(command)))
-        return False
-    if command in STANDS_FOR:
+    elif command in STANDS_FOR:
         os.environ["COMP_LINE"] = f"{app} {' '.join(STANDS_FOR[command])} {after}"
-        return False
-    if command == "help":
-        print("\n".join(sorted({*COMMANDS, *groups()})))
-    return command == "help" or command in COMMANDS
+    elif command == "help":
+        print("\n".join((*COMMANDS, *groups())))
+    return bool(space) and command in ("compare", "help", "show")
 
 
 # ------------------------------------------------------------ help and version

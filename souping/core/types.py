@@ -115,10 +115,9 @@ class Missing:
         """The first line of what an error says, and its remedy."""
         return cls(what=error.what.partition("\n")[0], fix=error.fix)
 
-    def error(self, where: str = "") -> UserError:
+    def error(self) -> UserError:
         """The error that refuses a run because of this."""
-        error = UserError(self.what, fix=self.fix)
-        return error.at(where) if where else error
+        return UserError(self.what, fix=self.fix)
 
     def sentence(self) -> str:
         return str(self.error())

@@ -409,18 +409,18 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     """
     machine = machine_facts()
     for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise one.error("this run cannot start here")
+        raise one.error().at("this run cannot start here")
     models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # opening the pool gives the better message
     small = [
-        requirement
+        requirement.lack()
         for requirement in requirements_of(run, models, machine, evaluators)
         if not requirement.fits
     ]
     if small:
-        more = "".join(f"\n{requirement.lack().sentence()}" for requirement in small[1:2])
-        raise UserError(small[0].lack().what, fix=small[0].fix, more=more)
+        sentences = [lack.sentence() for lack in small[:2]]
+        raise UserError("\n".join(sentences), fix=small[0].fix)
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:

@@ -316,11 +316,8 @@ def check_run(run: RunSettings) -> None:
         print(f"note: {safe(note)}")
     if whole.reasons:
         more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
-        raise UserError(
-            f"this run cannot start here: {whole.reasons[0].what}",
-            fix=whole.reasons[0].fix,
-            more=more,
-        )
+        first = whole.reasons[0]
+        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
     print(
         "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,

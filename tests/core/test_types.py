@@ -45,4 +45,4 @@ def test_what_is_missing_refuses_with_its_remedy(tmp_path_factory: pytest.TempPa
     assert str(refused.value) == Missing.from_error(refused.value).sentence()
     assert refused.value.fix.startswith("python -m venv")
     small = Requirement(kind="disk", where="a disk", sizes={"soup": 2}, have=1, fix="free some")
-    assert small.lack().error("here").fix == "free some"
+    assert small.lack().error().at("here").fix == "free some"
