@@ -38,7 +38,7 @@ This page is generated: `python docs/make_reference.py > docs/reference.md`. It 
 other pages explain them.
 
 - `python -m souping help NAME` prints the keys of a group on the terminal.
-- `eval "$(souping -sc install=bash)"` completes groups, choices and keys in bash. In zsh, first run
+- `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
 - Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
 - Values that contain `( ) , =` or spaces need quotes: `'merge.overrides={layers.0-7:[0.6,0.4]}'`.

@@ -6,9 +6,10 @@ An analysis is one file here, which computes and shows it, and one choice of the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
@@ -73,7 +74,7 @@ class RunScores:
         ]
 
 
-class Analysis(Protocol):
+class Analysis(ABC):
     """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name.
 
     One that `searches` again answers at most as many items as the run's search did.
@@ -85,10 +86,10 @@ class Analysis(Protocol):
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
         return ()
 
+    @abstractmethod
     def analyse(self, run: RunScores) -> Mapping[str, Json]:
         """What is shown and kept.
 
         Raises:
             NotEstimableError: too few soups answered the whole fold, and what it would take.
         """
-        ...

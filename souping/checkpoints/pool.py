@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from souping.checkpoints import hub, remote
 from souping.checkpoints.folder import Like
@@ -18,7 +19,7 @@ from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sen
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
-from souping.core.types import Candidate, UserError, frozen
+from souping.core.types import Candidate, Missing, UserError, frozen
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 
@@ -58,7 +59,7 @@ class Trajectory:
         return [note for run in self.runs for note in run.notes] + [rate] * (FELL in rate)
 
 
-class CandidateSource(Protocol):
+class CandidateSource(ABC):
     """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
 
     like: str | None = None
@@ -68,13 +69,13 @@ class CandidateSource(Protocol):
         """The folder `like`, or its name on the Hub."""
         return None if self.like is None else expanded(self.like, "pool.like")
 
+    @abstractmethod
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
 
         Raises:
             UserError: fewer than `at_least` candidates, or a path or name that cannot be used.
         """
-        ...
 
     @property
     def trajectory(self) -> Trajectory | None:
@@ -234,13 +235,12 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
+        if isinstance(error, UserError):
+            lack = Missing.from_error(error)
+            trouble, fix = lack.what, lack.fix
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
-            fix = (
-                "hf auth login"
-                if hub.LOGIN in str(error)
-                else f"hf download {online.repo}, where the network is"
-            )
+            fix = fix or f"hf download {online.repo}, where the network is"
     guess = parameters_in(str(candidate.path)) if online and not files else 0
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
     return ModelSize(

@@ -21,7 +21,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from souping.cli import RUN, finished_run, folder, interrupts_raise
+from souping.cli import COMMANDS, RUN, finished_run, folder, interrupts_raise, misplaced
 from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
@@ -92,7 +92,9 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     for word in rest:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
-        elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
+        elif word in COMMANDS:
+            raise UserError(misplaced(word))
+        elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment|upload)=", word):
             raise UserError(
                 f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE"
             )

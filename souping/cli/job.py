@@ -29,7 +29,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
-from souping.cli import COMMANDS, FAILURES, choices, folder, groups, interrupts_raise, stop
+from souping.cli import (
+    COMMANDS,
+    FAILURES,
+    choices,
+    folder,
+    groups,
+    interrupts_raise,
+    misplaced,
+    stop,
+)
 from souping.cli.config import (
     USER_CODE,
     build,
@@ -227,7 +236,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
             return None, own
         if cfg.check:
             if not isinstance(settings, RunSettings):
-                raise UserError("check=true evaluates items, and a merge has none: use plan=true")
+                raise UserError("check evaluates items, and a merge has none: use `plan`")
             from souping.plan.planner import check_run
 
             check_run(settings)
@@ -529,8 +538,8 @@ def explain(error: BaseException) -> str:
         key = key_of(str(error.filename)) if error.filename else ""
         return f"{key}={error_text(error)}" if key else error_text(error)
     if isinstance(error, OverrideParseException):
-        if error.override in COMMANDS:
-            return f"{error.override} is a command, which comes first: python -m souping {error.override} ..."
+        if error.override in (*COMMANDS, "help"):
+            return misplaced(error.override)
         return (
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"

@@ -21,6 +21,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    Protocol,
     TypeAlias,
     TypeVar,
     Union,
@@ -217,9 +218,10 @@ def fits(value: Json, hint: Hint) -> bool:
             and all(map(fits, value.values(), repeat(arguments[1])))
         )
     own = kind or hint
-    if own is Any or not inspect.isclass(own) or is_typeddict(own) or own in type(value).__mro__:
+    if own is Any or not inspect.isclass(own) or is_typeddict(own):
         return True
-    return own.__module__ == "collections.abc" and isinstance(value, own)
+    # A protocol names members that are not checked here, and `isinstance` may refuse it.
+    return Protocol in own.__bases__ or isinstance(value, own)
 
 
 def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:

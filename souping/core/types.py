@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -42,13 +41,6 @@ TEXT = "loss"
 """Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
-COMMAND = re.compile(
-    r"python -m venv .+"
-    r"|(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"(?: \"[^\"]+\")*|'[^']+'|[^\s,;]+)"
-    r"|python -m souping[\w.]*"
-    r"|hf auth login"
-)
-"""A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
 JsonObject: TypeAlias = Mapping[str, "Json"]
@@ -97,7 +89,22 @@ def number(value: Json) -> float | None:
 
 
 class UserError(Exception):
-    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines."""
+    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines.
+
+    `fix` is the remedy if the error knows one, mostly a command. The message is `what: fix` and then `more`; if `what`
+    has the remedy inside a sentence, it stays where it is.
+    """
+
+    def __init__(self, what: str = "", *, fix: str = "", more: str = "") -> None:
+        appended = f": {fix}" if fix and fix not in what else ""
+        super().__init__(f"{what}{appended}{more}")
+        self.what = what
+        self.fix = fix
+        self.more = more
+
+    def at(self, where: str) -> UserError:
+        """The same error with the place at which it was met in front."""
+        return UserError(f"{where}: {self.what}", fix=self.fix, more=self.more)
 
 
 class LateError(UserError):
@@ -112,21 +119,22 @@ def digest(value: Json) -> str:
 
 @frozen
 class Missing:
-    """Something that stops a run here; `fix` is a command, or empty."""
+    """Something that stops a run here; `fix` is its remedy, mostly a command, or empty."""
 
     what: str
     fix: str = ""
 
     @classmethod
     def from_error(cls, error: UserError) -> Missing:
-        """From an error's message, with the command in it."""
-        text = str(error).splitlines()[0]
-        command = COMMAND.search(text)
-        what = text[: command.start()].rstrip(" :;,") if command else text
-        return cls(what=what, fix=command.group() if command else "")
+        """The first line of what an error says, and its remedy."""
+        return cls(what=error.what.partition("\n")[0], fix=error.fix)
+
+    def error(self) -> UserError:
+        """The error that refuses a run because of this."""
+        return UserError(self.what, fix=self.fix)
 
     def sentence(self) -> str:
-        return f"{self.what}: {self.fix}" if self.fix else self.what
+        return str(self.error())
 
 
 @frozen

@@ -279,7 +279,7 @@ def _checked(item: Item, where: str) -> Item:
     try:
         check(item)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise error.at(where) from error
     return item
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from souping.checkpoints import (
     Cache,
@@ -63,7 +64,7 @@ P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
 
 
-class ModelMerge(MergeBackend, Protocol[P]):
+class ModelMerge(MergeBackend, Generic[P]):
     """Merge backend of full models, a dataclass, with its own type of plans."""
 
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
@@ -105,16 +106,19 @@ class ModelMerge(MergeBackend, Protocol[P]):
             settings={} if lone else self.settings_of(used, checkpoints, base),
         )
 
+    @abstractmethod
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
-        ...
 
+    @abstractmethod
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
+    @abstractmethod
     def write(
         self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None
     ) -> Path: ...
 
+    @abstractmethod
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
     def open(

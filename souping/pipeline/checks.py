@@ -246,7 +246,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
             try:
                 evaluator.check_tokenizer(folder, items)
             except UserError as error:
-                raise UserError(f"candidate {name}: {error}") from error
+                raise error.at(f"candidate {name}") from error
 
 
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
@@ -363,9 +363,10 @@ class Requirement:
     def as_dict(self) -> JsonObject:
         return {**asdict(self), "need": self.need, "fits": self.fits}
 
-    def sentence(self) -> str:
+    def lack(self) -> Missing:
         need = f"{human(self.need)} ({', '.join(self.parts)})"
-        return f"{self.where} has {human(self.have)}, the run needs {need}: {self.fix}"
+        what = f"{self.where} has {human(self.have)}, the run needs {need}"
+        return Missing(what=what, fix=self.fix)
 
 
 def requirements_of(
@@ -407,17 +408,18 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     """
     machine = machine_facts()
     for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise UserError(f"this run cannot start here: {one.sentence()}")
+        raise one.error().at("this run cannot start here")
     models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # opening the pool gives the better message
     small = [
-        requirement
+        requirement.lack()
         for requirement in requirements_of(run, models, machine, evaluators)
         if not requirement.fits
     ]
     if small:
-        raise UserError("\n".join(requirement.sentence() for requirement in small[:2]))
+        sentences = [lack.sentence() for lack in small[:2]]
+        raise UserError("\n".join(sentences), fix=small[0].fix)
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:

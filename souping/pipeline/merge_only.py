@@ -421,7 +421,8 @@ def written_soup(settings: MergeSettings, report: JsonObject) -> Path | None:
         recipe = nearby(settings.run_dir / RECIPE)
         raise LateError(
             f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
-            f"replaced. To write it: python -m souping +experiment=rebuild recipe={recipe} out=NEW"
+            f"replaced. To write it",
+            fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
         )
     return (
         settings.out

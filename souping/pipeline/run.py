@@ -218,6 +218,7 @@ class Run(Steps):
             self.pool.names, lambda: ScoreMatrix.from_items(answers)
         )
         self.note(*flat_categories(self.scores))
+        self.progress.stage("select: ingredients")
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
             self.power = power_of(
@@ -322,12 +323,12 @@ class Run(Steps):
             self.report_content["rebuild"] = settings.rebuild_command
             self.first_card = card(self.report_content, settings.out.resolve())
             if kept is None:
-                self.progress.stage("writing the soup")
+                self.progress.stage("freeze: writing the soup")
                 self.pool.merge_pool.write(
                     recipe, settings.out, extra_files={"README.md": self.first_card}
                 )
             else:
-                self.progress.stage("verifying the existing soup")
+                self.progress.stage("freeze: verifying the existing soup")
                 verify(self.pool, recipe, settings.out)
             self.frozen = settings.out
             self.progress.say(
@@ -493,7 +494,7 @@ class Run(Steps):
             self.analyses[NAME] = {**self.winner.guards, "checks": checks}
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
-        self.progress.stage("stability of the selection")
+        self.progress.stage("analyse: stability of the selection")
         content = {
             **self.report_content,
             "warnings": self._warnings(),

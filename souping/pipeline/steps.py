@@ -1,4 +1,4 @@
-"""The six steps of a run: score the candidates, select, search, freeze the soup, report, analyse.
+"""The six steps of a run, `STEPS`: score the candidates, select, search, freeze the soup, report, analyse.
 
 `Steps` holds their order and says which models answer which items. `Run` performs them, a plan walks through the same
 steps and counts, and a run that is repeated finds every answer in the store.
@@ -37,6 +37,8 @@ from souping.selection import ranking
 if TYPE_CHECKING:
     from souping.analysis import Analysis
 
+STEPS = ("score", "select", "search", "freeze", "report", "analyse")
+"""Steps of a run in their order. Every stage that a run prints begins with its step and a colon."""
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
 
@@ -88,7 +90,7 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
     try:
         items = benchmark.items()
     except UserError as error:
-        raise UserError(f"also: {entry.name}: {error}") from error
+        raise error.at(f"also: {entry.name}") from error
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 
@@ -119,11 +121,11 @@ class Steps:
             self.check_expected(expected)
         published = settings.scores.published
         selection = self.select(
-            None if published else self._candidates("select: every candidate", "select")
+            None if published else self._candidates("score: every candidate", "select")
         )
         if settings.stop_after == "select":
             return
-        singles = self._candidates("best single: every candidate", "search")
+        singles = self._candidates("search: every candidate", "search")
         guards = settings.guards_on(self.categories) if len(selection.ingredients) > 1 else ()
         if guards:
             self.admission = self.open_guards(guards, singles)
@@ -147,7 +149,11 @@ class Steps:
             # the search has chosen on the rest
             seen = two_folds(items)["report"] if name in guarded else items
             self.extra_benchmark(
-                replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name)
+                replace(
+                    self._stage(f"report: also {name}", models, "report"),
+                    items=seen,
+                    benchmark=name,
+                )
             )
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
@@ -289,14 +295,14 @@ class Steps:
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
         return replace(
-            self._stage(f"analysis: {name}", analysis.asks(soups), "search"), any_block=True
+            self._stage(f"analyse: {name}", analysis.asks(soups), "search"), any_block=True
         )
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
         if len(ingredients) < 2 or not self.settings.optimiser.uses_singles:
             return None
-        return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
+        return self._stage("search: the ingredients", map(self.single, ingredients), "search")
 
     def find_weights(
         self,
@@ -320,7 +326,7 @@ class Steps:
 
     def front_stage(self, models: Iterable[Recipe]) -> Stage:
         """Points of the front that are confirmed."""
-        return self._stage("front: confirmed points", models, "search")
+        return self._stage("search: confirmed points of the front", models, "search")
 
     @property
     def categories(self) -> list[str]:
@@ -337,7 +343,7 @@ class Steps:
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""
-        stage = self._stage(f"guard: {guard.name}", models, "search")
+        stage = self._stage(f"search: guard {guard.name}", models, "search")
         return replace(
             stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark
         )
@@ -369,4 +375,4 @@ class Steps:
         if not names or settings.gate == "off" or settings.selects_from_table:
             return None
         fold: Fold = "search" if settings.scores.published else "select"
-        return self._candidates("gate: candidates with an expected score", fold, names)
+        return self._candidates("score: candidates with an expected score", fold, names)

@@ -218,7 +218,8 @@ def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
-            f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}"
+            f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}",
+            fix=hub.SIGN_IN,
         )
 
 
@@ -275,7 +276,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             )
     except UserError as error:
         again = shlex.join(["hf", "upload", goal.repo, str(folder)])
-        raise LateError(f"{error}\nthe soup is complete: {again}") from error
+        raise LateError(f"{error}\nthe soup is complete", fix=again) from error
     return str(done.commit_url)
 
 
@@ -354,4 +355,6 @@ def _explained(goal: Target) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"upload={goal.repo}: {hub.reason(error)}") from error
+        raise UserError(
+            f"upload={goal.repo}: {hub.reason(error)}", fix=hub.remedy(error)
+        ) from error

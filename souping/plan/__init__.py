@@ -119,7 +119,7 @@ class Plan:
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     requirements: Sequence[Requirement] = ()
     missing: Sequence[Missing] = ()
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[Missing] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def sum(self, key: Literal["asked", "todo"]) -> Pair:
@@ -214,7 +214,7 @@ def as_dict(plan: Plan) -> JsonObject:
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
-        "reasons": list(plan.reasons),
+        "reasons": [reason.sentence() for reason in plan.reasons],
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],

@@ -85,11 +85,9 @@ class _Planner:
         else:
             self._plan_evaluations(plan)
         plan.faults = list(dict.fromkeys(self.faults))
-        small = [
-            requirement.sentence() for requirement in plan.requirements if not requirement.fits
-        ]
+        small = [requirement.lack() for requirement in plan.requirements if not requirement.fits]
         plan.reasons = list(
-            dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small])
+            dict.fromkeys([*plan.missing, *(Missing(what=fault) for fault in plan.faults), *small])
         )
         return plan
 
@@ -127,10 +125,10 @@ class _Planner:
         }
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
-        """If something is `missing`, or a command in the message fixes it here; else it is a fault of the settings."""
-        one = Missing.from_error(UserError(error_text(error)))
-        if one.fix or missing:
-            self.lacking.append(one)
+        """If something is `missing`, or the error has a remedy here; else it is a fault of the settings."""
+        refused = error if isinstance(error, UserError) else UserError(error_text(error))
+        if refused.fix or missing:
+            self.lacking.append(Missing.from_error(refused))
         else:
             self.faults.append(error_text(error))
 
@@ -286,9 +284,9 @@ def plan(run: RunSettings) -> None:
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
-        print("This run can start: repeat the command without plan=true.")
+        print("This run can start: repeat the command without `plan`.")
         return
-    first = (whole.faults or whole.reasons)[0]
+    first = whole.faults[0] if whole.faults else whole.reasons[0].sentence()
     more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
     verdict = f"this run cannot start here: {first}{more}"
     if whole.faults:
@@ -311,16 +309,17 @@ def check_run(run: RunSettings) -> None:
     """
     if run.selects_from_table:
         raise UserError(
-            "check=true needs items; stop_after=select with published scores has none: use plan=true"
+            "check needs items; stop_after=select with published scores has none: use `plan`"
         )
     whole = _planned(run)
     for note in whole.notes:
         print(f"note: {safe(note)}")
     if whole.reasons:
-        more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
-        raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
+        more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
+        first = whole.reasons[0]
+        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
     print(
-        "settings, items, models, space and packages are in order (plan=true shows them)",
+        "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,
     )
     fold: Fold = "search" if run.scores.published else "select"

@@ -176,7 +176,7 @@ def find_weights(
     )
     optimiser = strategy.start(space, seed)
     name = f"optimiser {named(strategy)}"
-    if Optimiser not in type(optimiser).__mro__:
+    if not isinstance(optimiser, Optimiser):
         raise UserError(
             f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
         )

@@ -149,7 +149,7 @@ class BfclEvaluator(Evaluator):
             without = (
                 f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
             )
-            raise UserError(f"evaluator=bfcl: {error}{without}") from error
+            raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=without) from error
 
     def check(self, candidates: Sequence[str]) -> None:
         """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
@@ -306,16 +306,17 @@ def find(place: Path, full: bool = False) -> Environment:
     """The environment in a folder.
 
     Raises:
-        UserError: bfcl-eval is not installed, or not completely; the message has the command.
+        UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
     """
     environment = Environment(folder=place)
     if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
         raise UserError(
-            f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}"
+            f"bfcl-eval {VERSION} is not in {place}",
+            fix=command("full" if full else "minimal", place),
         )
     if full and environment.level == "minimal":
         raise UserError(
-            f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}"
+            f"bfcl-eval in {place} lacks its multi-turn packages", fix=command("full", place)
         )
     return environment
 

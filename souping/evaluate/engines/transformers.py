@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -153,9 +154,10 @@ class GenerationSettings(MachineSettings, Protocol):
     def decoding(self) -> Decoding: ...
 
 
-class Engine(Component, Protocol):
+class Engine(Component, ABC):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
+    @abstractmethod
     def generate(
         self,
         settings: GenerationSettings,
@@ -164,8 +166,8 @@ class Engine(Component, Protocol):
         replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
-        ...
 
+    @abstractmethod
     def likelihoods(
         self,
         settings: MachineSettings,
@@ -174,7 +176,6 @@ class Engine(Component, Protocol):
         stride: int | None,
     ) -> list[float]:
         """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
-        ...
 
     @property
     def settings(self) -> JsonObject | None:

@@ -132,7 +132,7 @@ def require() -> None:
     """Refuse if the extra is not installed."""
     absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
     if absent:
-        raise UserError(f"evaluator=lm_eval needs {absent[0]}: {install('lm_eval')}")
+        raise UserError(f"evaluator=lm_eval needs {absent[0]}", fix=install("lm_eval"))
 
 
 def quiet() -> None:

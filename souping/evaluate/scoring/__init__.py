@@ -314,7 +314,7 @@ def _main() -> bool:
 
 def _check_library() -> None:
     if find_spec("math_verify") is None:
-        raise UserError(f"the scorer `math` needs the library math-verify: {install('math')}")
+        raise UserError("the scorer `math` needs the library math-verify", fix=install("math"))
 
 
 def _unanswerable(item: Item, output: str) -> float:
@@ -366,8 +366,9 @@ def _own(name: str, path: str) -> UserScorer:
             f"{where} cannot be imported: {reason}; write my_module.my_function"
         ) from error
     if inspect.isclass(function) or not callable(function):
+        lack = "" if inspect.isclass(function) else f" ({type(function).__name__} lacks __call__)"
         raise UserError(
-            f"{where} is no function of (item, output): name one, or an object that can be called"
+            f"{where} is no function of (item, output){lack}: name one, or an object that can be called"
         )
     if isinstance(function, Judge):
         return UserScorer(

@@ -152,7 +152,7 @@ class Server(ABC):
             UserError: the server cannot start here, or does not load the model.
         """
         for one in self.needs():
-            raise UserError(one.sentence())
+            raise one.error()
         folder = folder.absolute()
         if self.address is not None:
             try:
