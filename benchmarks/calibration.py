@@ -3,7 +3,7 @@
     python benchmarks/calibration.py [--repetitions 10000] [--worlds NAME ...] [--out FILE] [--peers]
 
 Every world draws answers of models whose true difference is known. False claims are one-sided: 2.5 % nominal, of which
-10,000 repetitions accept 290. A test draws 999 sign patterns, others in each repetition: one set for all would have one
+10,000 repetitions accept 300. A test draws 999 sign patterns, others in each repetition: one set for all would have one
 critical value, which lies up to 6 % beside the right one in every repetition alike. A peer gets the scores of the items
 alone, as its function takes no groups, tasks or runs; `--peers` needs evalstats, abeval and paired-eval.
 """
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -188,7 +190,8 @@ def pair_row(
         standard.append(2 * 1.96 * np.std(a - b, ddof=1) / np.sqrt(len(a)))
         for peer, shows in peers.items():
             false[peer] += shows(a, b)
-    share = [f"{100 * n / repetitions:.2f} %" for n in (better, worse, covered)]
+    share = [f"{repetitions:,}"]
+    share += [f"{100 * n / repetitions:.2f} %" for n in (better, worse, covered)]
     rivals = [f"{100 * n / repetitions:.2f} %" for n in false.values()]
     return [name, *share, f"{100 * np.mean(widths):.1f}", f"{100 * np.mean(standard):.1f}", *rivals]
 
@@ -250,6 +253,35 @@ def power(repetitions: int) -> list[str]:
     return lines
 
 
+def graded_runs(rng: Rng, runs: int, ratio: float, gain: float) -> PooledScores:
+    """Training runs whose means vary with variance 1 and `ratio` on the two sides; items differ little.
+
+    Scores are near 10, where no limit of 0 or 1 cuts an interval.
+    """
+    scores = {}
+    for name, sd, mean in (("a", 1.0, gain), ("b", math.sqrt(ratio), 0.0)):
+        shift = 10 + mean + sd * rng.standard_normal((runs, 1, 1))
+        scores[name] = shift + 0.5 * rng.standard_normal((runs, 1, 100))
+    metric_of_runs = metric("t", scores)
+    return pooled(replace(metric_of_runs, is_mean=False))
+
+
+def power_of_runs(repetitions: int) -> list[str]:
+    """How often one comparison shows the difference that an earlier one said has 80 % power."""
+    lines = []
+    for runs in (2, 3, 5):
+        for ratio in (1.0, 3.0):
+            shown = 0
+            for number in range(repetitions):
+                rng = np.random.default_rng([11, runs, int(ratio), number])
+                gain = detectable(contrast(graded_runs(rng, runs, ratio, 0.0), "a", "b"))
+                shown += contrast(graded_runs(rng, runs, ratio, gain), "a", "b").low > 0
+            spread = "equal variances" if ratio == 1 else f"variances that differ {ratio:.0f} times"
+            share = f"{100 * shown / repetitions:.1f} %"
+            lines.append(f"- {runs} training runs a side, {spread}: shown in {share}")
+    return lines
+
+
 Peers = Mapping[str, Callable[[Array, Array], bool]]
 
 
@@ -282,6 +314,9 @@ def installed_peers() -> Peers:
     return {"evalstats": of_evalstats, "abeval": of_abeval, "paired-eval": of_paired_eval}
 
 
+FURTHER = {"families": families, "power": power, "power of runs": power_of_runs}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -290,17 +325,26 @@ def main() -> None:
     parser.add_argument(
         "--worlds",
         nargs="*",
-        default=[*PAIRS, "families", "power"],
-        choices=[*PAIRS, "families", "power"],
+        default=[*PAIRS, *FURTHER],
+        choices=[*PAIRS, *FURTHER],
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peers", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     peers = installed_peers() if options.peers else {}
-    header = ["world", "false better", "false worse", "coverage", "width", "standard width", *peers]
+    header = [
+        "world",
+        "repetitions",
+        "false better",
+        "false worse",
+        "coverage",
+        "width",
+        "standard width",
+        *peers,
+    ]
     lines = [
-        f"{options.repetitions:,} repetitions.",
+        f"{options.repetitions:,} repetitions of the lines below the table.",
         "",
         f"| {' | '.join(header)} |",
         f"|---{'|---:' * (len(header) - 1)}|",
@@ -312,7 +356,7 @@ def main() -> None:
                 f"| {' | '.join(pair_row(name, PAIRS[name], options.repetitions, peers))} |"
             )
         else:
-            lines += ["", *(families if name == "families" else power)(options.repetitions)]
+            lines += ["", *FURTHER[name](options.repetitions)]
         print(lines[-1], f"{time.process_time() - start:.0f} s", flush=True)
     text = "\n".join(lines) + "\n"
     print(text)

@@ -2,7 +2,7 @@
 
     python benchmarks/guards.py [--runs 400] [--only TEXT ..] [--seed 0] [--date DATE]
         [--out benchmarks/results/guards-DATE.md]
-    python benchmarks/guards.py --front [--runs 400] [--seed 0]
+    python benchmarks/guards.py --front [--runs 400] [--seed 0] [--group-size 10]
     python benchmarks/guards.py --soups
 
 Only the models' answers are simulated; the search and the guards are the package's own. Every mixture is 10 points
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +64,20 @@ class FrontWorld(World):
         return 0.5 + 0.25 * own[:2] + 0.15 * (1 - (own**2).sum())
 
 
-def covered(seed: int, number: int) -> tuple[float, float]:
-    """Share of the true points, of all and of the front's, that lie in their bands after one search."""
-    rng, world = (
-        np.random.default_rng([seed, number]),
-        FrontWorld(candidates=(70.0,) * 3, layout=alone(2, 150)),
-    )
+def covered(seed: int, number: int, size: int = 1) -> tuple[float, float]:
+    """Share of the true points, of all and of the front's, that lie in their bands after one search, if the items are
+    in groups of this `size`."""
+    layout = alone(2, 150)
+    layout = Layout(layout.categories, layout.groups // size)
+    rng = np.random.default_rng([seed, number])
+    world = FrontWorld(candidates=(70.0,) * 3, layout=layout)
+    if size > 1:
+        world = replace(world, shared=0.4, grouped=0.4)
     items = tuple(
-        Item(id=str(n), category=f"c{c}", group=str(n), prompt="", answer="")
-        for n, c in enumerate(world.layout.categories.tolist())
+        Item(id=str(n), category=f"c{c}", group=str(g), prompt="", answer="")
+        for n, (c, g) in enumerate(
+            zip(layout.categories.tolist(), layout.groups.tolist(), strict=True)
+        )
     )
     pool = Pool(world.names)
     trials = find_weights(
@@ -207,9 +212,11 @@ def main() -> None:
     parser.add_argument(
         "--front", action="store_true", help="coverage of a front's 95 %% bands instead"
     )
+    parser.add_argument("--group-size", type=int, default=1, help="items a group, for --front")
     given = parser.parse_args()
     if given.front:
-        shares = np.mean([covered(given.seed, number) for number in range(given.runs)], axis=0)
+        numbers = range(given.runs)
+        shares = np.mean([covered(given.seed, n, given.group_size) for n in numbers], axis=0)
         print(
             f"true points in their bands: {100 * shares[0]:.1f} % of all, {100 * shares[1]:.1f} % on the front"
         )

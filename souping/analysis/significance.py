@@ -283,8 +283,7 @@ def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
     """(standard errors that an interval reaches, those of a true difference that has 80 % power).
 
     With few degrees of freedom the error is itself uncertain: if it came out s times too large, k errors are a true
-    difference of k s, which a noncentral t shows. The power is that on average over s^2 ~ chi^2 / degrees. The degrees
-    are estimated too, hence half an error more per degree, which benchmarks/calibration.py bears out.
+    difference of k s, which a noncentral t shows. The power is that on average over s^2 ~ chi^2 / degrees.
     """
     if degrees > MANY_DEGREES:
         quantile = NORMAL.inv_cdf((1 + level) / 2)
@@ -301,7 +300,7 @@ def _errors_for_power(level: float, degrees: float) -> tuple[float, float]:
             low = k
         else:
             high = k
-    return quantile, high * (1 + 0.5 / degrees)
+    return quantile, high
 
 
 Claim = Literal[

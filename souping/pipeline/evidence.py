@@ -509,14 +509,18 @@ def dry_verdict(limit: int | None) -> dict[str, Any]:
 
 def _with_holm(pairs: Sequence[tuple[Contender, Comparison]], opened: int) -> list[dict[str, Any]]:
     """Comparisons as JSON, `p_look` corrected for the looks. The candidates' p-values serve the intersection-union
-    claim and need no other correction; those with the baselines are secondary and carry Holm's too."""
+    claim and need no other correction; those with the baselines are secondary and carry Holm's too. One soup under two
+    names is one test."""
     corrected = [over_looks(comparison.p_value, opened) for _, comparison in pairs]
-    baselines = [number for number, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS]
-    adjusted = dict(zip(baselines, holm([corrected[n] for n in baselines]), strict=True))
-    return [
-        {**p.as_dict(), "kind": c.kind, "p_look": corrected[n], "p_holm": adjusted.get(n)}
-        for n, (c, p) in enumerate(pairs)
-    ]
+    baselines = {
+        c.recipe.id: corrected[n] for n, (c, _) in enumerate(pairs) if c.kind not in SINGLE_KINDS
+    }
+    adjusted = dict(zip(baselines, holm(list(baselines.values())), strict=True))
+    rows = []
+    for (c, comparison), p_look in zip(pairs, corrected, strict=True):
+        p_holm = None if c.kind in SINGLE_KINDS else adjusted[c.recipe.id]
+        rows.append({**comparison.as_dict(), "kind": c.kind, "p_look": p_look, "p_holm": p_holm})
+    return rows
 
 
 def losses(pair: Pair) -> dict[str, Any] | None:

@@ -196,6 +196,25 @@ def test_the_variance_is_split_between_items_and_answers() -> None:
     assert "of the variance by answers %" in markdown(gathered(drawn), [])
 
 
+def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
+    uniform = recipe(0.4, 0.6)
+    soup = evidence.Contender(name="soup", kind="soup", recipe=SOUP)
+    kinds: tuple[evidence.Kind, ...] = ("ingredient", "best_single")
+    singles = [evidence.Contender(name="a", kind=kind, recipe=SINGLES["a"]) for kind in kinds]
+    names: tuple[evidence.Kind, ...] = ("uniform_all", "uniform_topk")
+    rows = [evidence.Contender(name=name, kind=name, recipe=uniform) for name in names]
+    measured = {
+        SINGLES["a"].id: scores(level(0.6)),
+        uniform.id: scores(level(0.62), seed=5),
+        SOUP.id: scores(level(0.7), seed=6),
+    }
+    settings = (measured, Mean(), ("a",), 1, 0.01, "evaluator.max_new_tokens")
+    compared = evidence.gather([*singles, *rows, soup], *settings)["comparisons"]
+    baselines = [c for c in compared if c["kind"] in names]
+    assert [c["p_holm"] for c in baselines] == [c["p_look"] for c in baselines]
+    assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
+
+
 def test_a_later_look_is_wider_and_corrected() -> None:
     soup = scores(level(0.66), seed=3)
     first, fifth = (gathered(soup, opened=k) for k in (1, 5))
