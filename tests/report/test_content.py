@@ -15,14 +15,8 @@ import pytest
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, scores_in, unit_of
-from souping.report.content import (
-    AnalysisResult,
-    Report,
-    SelectionFile,
-    TrialRow,
-    UserResult,
-    read_content,
-)
+from souping.report.analyses import UserResult, read_content
+from souping.report.content import Report, SelectionFile, TrialRow
 from souping.report.files import as_json, read_trials
 from souping.report.render import markdown
 from tests.conftest import ROOT
@@ -117,7 +111,7 @@ def test_the_files_of_a_run_are_written_as_they_were_read(finished: Path) -> Non
 
 
 def test_an_analysis_has_the_type_that_is_given_for_it() -> None:
-    class Counted(AnalysisResult):
+    class Counted(UserResult):
         pass
 
     results = dict.fromkeys(("own", "short", "broken"), Counted)

@@ -1,0 +1,88 @@
+"""What the analyses of a run found, and how it is shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from souping.core.reading import read, rest
+from souping.core.types import Json
+from souping.core.unit import Unit
+from souping.report.content import Report
+from souping.report.format import clean
+from souping.report.plots import Drawing
+from souping.report.tables import Section, grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisResult(ABC):
+    """What an analysis found, and how it is shown. `unit` is that of the run's scores.
+
+    Sections are ordered by `place`. The `folded` ones come last, in one section.
+    """
+
+    place: ClassVar[int] = 9
+    folded: ClassVar[bool] = False
+    not_estimable: str | None = None
+    """why there is too little data"""
+    failed: str | None = None
+    """why it failed"""
+    others: Mapping[str, Any] = rest()
+
+    @abstractmethod
+    def section(self, unit: Unit) -> Section:
+        """Without a title it gets the name of the analysis."""
+
+    def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:
+        """The pictures that there are numbers for."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """A table of a user's analysis."""
+
+    header: tuple[Any, ...]
+    """headings"""
+    rows: tuple[tuple[Any, ...], ...]
+    """cells"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserResult(AnalysisResult):
+    """What a user's analysis found. Only these fields are shown."""
+
+    title: Any = None
+    """heading"""
+    sentences: tuple[Any, ...] | None = None
+    """sentences"""
+    tables: tuple[ResultTable, ...] | None = None
+    """tables"""
+
+    def section(self, unit: Unit) -> Section:
+        grids = []
+        for table in self.tables or ():
+            rows = [map(clean, row) for row in table.rows]
+            grids.append(grid([*map(clean, table.header)], rows))
+        lines = tuple(map(clean, self.sentences or ()))
+        return Section(clean(self.title), lines, grids=tuple(grids))
+
+
+def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:
+    """A report from report.json. `results` are {analysis: class of what it finds}.
+
+    An analysis that is not among them, or that found nothing, gives a `UserResult`.
+    """
+    report = read(Report, table)
+    if report.analyses is None:
+        return report
+    analyses = dict[str, AnalysisResult]()
+    for name, data in report.analyses.items():
+        result = read(UserResult, data)
+        if data and result.not_estimable is None and result.failed is None and name in results:
+            analyses[name] = read(results[name], data)
+        else:
+            analyses[name] = result
+    return replace(report, analyses=analyses)
