@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
+from souping.core.reading import read
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
-from souping.core.unit import unit
-from souping.report.format import count, in_words, points, weight
+from souping.core.types import FloatArray, IntArray, Json
+from souping.core.unit import Unit, unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Matrix, Names, Number
+from souping.report.format import count, in_words, weight
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section
+from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 
@@ -234,49 +237,88 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 # How it is shown
 
 
-def section(data: Row) -> Section:
-    low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
-    above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
-    lines = (
-        f"Of {count(len(low))} mixtures, {count(above)} are better and {count(below)} worse than the uniform soup, "
-        f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
-        f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
-    )
-    return Section("Response surface", lines, "surface")
+@dataclass(frozen=True, kw_only=True)
+class SurfaceLimits:
+    """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
+
+    difference: tuple[Number, ...]
+    """score minus that of the uniform soup"""
+    low: tuple[Number, ...]
+    """lower limits"""
+    high: tuple[Number, ...]
+    """upper limits"""
 
 
-def _numbers(data: Row, key: str) -> FloatArray:
-    return np.array(elements(data, key), dtype=float)
+@dataclass(frozen=True, kw_only=True)
+class SurfaceResult(AnalysisResult):
+    """Predicted scores over the weights."""
+
+    place = 0
+    fold: str
+    """fold of the items"""
+    ingredients: Names
+    """ingredients, in the order of the weights"""
+    chosen: tuple[Number, ...]
+    """weights of the soup"""
+    weights: Matrix
+    """weights of each point"""
+    items: tuple[Count, ...]
+    """items that each point answered"""
+    fold_items: Count
+    """items of the fold"""
+    soups: Count
+    """soups that the model was fitted on"""
+    objective: SurfaceLimits
+    """the objective"""
+    categories: Mapping[str, tuple[Number, ...]]
+    """{category: differences}"""
+    width: Number
+    """mean width of the bands"""
+
+    def section(self, unit: Unit) -> Section:
+        low = unit.inner(_array(self.objective.low))
+        high = unit.inner(_array(self.objective.high))
+        above = int(((low > 0) & (high > 0)).sum())
+        below = int(((low < 0) & (high < 0)).sum())
+        lines = (
+            f"Of {count(len(low))} mixtures, {count(above)} are better and {count(below)} worse than the uniform soup, "
+            "with 95 % confidence for all points at once. "
+            f"The bands are {unit.points(self.width)} wide on average.",
+            f"By the search's model of {count(self.soups)} soups on {count(self.fold_items)} search items.",
+        )
+        return Section("Response surface", lines, "surface")
+
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
+        names = self.ingredients
+        places = np.array(self.weights, dtype=float)
+        chosen = _array(self.chosen)
+        value = unit.scale * _array(self.objective.difference)
+        low = unit.scale * _array(self.objective.low)
+        high = unit.scale * _array(self.objective.high)
+        label = f"score minus uniform soup ({unit.name})"
+        caption = "Ring: the chosen soup."
+        with canvas():
+            if len(names) == 3:
+                reach = max(float(np.abs(value).max()), 1e-9)
+                rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
+                shades = scale(-reach, reach, unit.colours("RdBu"))
+                plot = triangle(names, places, value, chosen, shades, label, rims)
+                caption += " Dark outline: its interval excludes 0."
+            else:
+                plot = _band(names, places, chosen, value, low, high, label)
+        least, most = (minus(f"{limit:.{unit.digits}f}") for limit in (value.min(), value.max()))
+        top = " / ".join(weight(w) for w in places[int(unit.inner(value).argmax())])
+        reached = f"from {least} to {most} {unit.name}, best at {top}"
+        alt = (
+            f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
+        )
+        return (Drawing("surface", plot, alt, caption),)
 
 
-def draw(data: Row) -> Drawing | None:
-    """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
-    names, places, chosen = (
-        texts(data, "ingredients"),
-        _numbers(data, "weights"),
-        _numbers(data, "chosen"),
-    )
-    value, low, high = (
-        unit().scale * _numbers(part(data, "objective"), key)
-        for key in ("difference", "low", "high")
-    )
-    with canvas():
-        if len(names) == 3:
-            reach = max(float(np.abs(value).max()), 1e-9)
-            rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
-            shades = scale(-reach, reach, unit().colours("RdBu"))
-            label = f"score minus uniform soup ({unit().name})"
-            made = triangle(names, places, value, chosen, shades, label, rims)
-        else:
-            made = _band(names, places, chosen, value, low, high)
-    least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
-    top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
-    reached = f"from {least} to {most} {unit().name}, best at {top}"
-    alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
-    caption = "Ring: the chosen soup." + (
-        " Dark outline: its interval excludes 0." if len(names) == 3 else ""
-    )
-    return Drawing("surface", made, alt, caption)
+def _array(values: Sequence[Number]) -> FloatArray:
+    """nan for what is not known."""
+    return np.array(values, dtype=float)
 
 
 def _band(
@@ -286,6 +328,7 @@ def _band(
     value: FloatArray,
     low: FloatArray,
     high: FloatArray,
+    label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     across, below = points[:, 0], weight_axis(names)
@@ -295,11 +338,15 @@ def _band(
             "points, in order",
         )
     near = int(np.abs(points - chosen).sum(axis=1).argmin())
-    made, axes = curve(across, value, near, below, f"score minus uniform soup ({unit().name})")
+    made, axes = curve(across, value, near, below, label)
     order = np.argsort(across, kind="stable")
     axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
     return made
 
 
-DISPLAYS["surface"] = Display(section, (draw,), place=0)
+DISPLAYS["surface"] = Display(
+    lambda data: read(SurfaceResult, data).section(unit()),
+    (lambda data: read(SurfaceResult, data).drawings(unit())[0],),
+    place=0,
+)
