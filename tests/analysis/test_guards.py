@@ -13,14 +13,15 @@ from souping.analysis.guards import (
     NEARER,
     SMALLEST,
     Guard,
+    GuardsResult,
     check,
     judge,
     plan_guards,
     read_guards,
     resolve,
-    section,
     warnings_of,
 )
+from souping.core.reading import read
 from souping.core.types import Item, ItemScores, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 
@@ -113,7 +114,7 @@ def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
         made = guard.as_dict(check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference))
         assert (made["outcome"], made["margin"]) == (outcome, pytest.approx(0.01))
         assert made["difference"] == pytest.approx(rise, abs=1e-9)
-    page = section({"sentence": "none", "checks": [made]})
+    page = read(GuardsResult, {"sentence": "none", "checks": [made]}).section(POINTS)
     assert [cell.text for cell in page.grids[0].rows[0]][1] == "0.01 bits per byte"
     assert "bits per byte" in page.grids[0].rows[0][2].text
 
