@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.front import Front, draw, resolve_goals, section, undominated
+from souping.analysis.front import Front, FrontResult, resolve_goals, undominated
+from souping.core.reading import read
 from souping.core.types import Item, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.search.adaptive import Adaptive
@@ -67,8 +68,9 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     assert chosen["weights"] == [1.0, 0.0]
     tokens = chosen["goals"]["tokens"]
     assert 100 < tokens["low"] < tokens["mean"] < tokens["high"] < 300
-    assert "the largest 0.75 a" in section(data).lines[1]
-    assert draw(data) is not None
+    result = read(FrontResult, data)
+    assert "the largest 0.75 a" in result.section(POINTS).lines[1]
+    assert len(result.drawings(POINTS)) == 1
 
 
 def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
@@ -87,4 +89,5 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
         )
         assert first["low"] < first["mean"] < first["high"]
     assert len(data["points"]) == len(points)  # each gives up one category for the other
-    assert "bits per byte" in section(data).grids[0].header[1]
+    header = read(FrontResult, data).section(POINTS).grids[0].header
+    assert "bits per byte" in header[1]
