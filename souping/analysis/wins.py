@@ -28,6 +28,7 @@ from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScore
 from souping.analysis.correlation import GroupSums
 from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
+from souping.core.reading import read
 from souping.core.types import (
     FloatArray,
     Item,
@@ -37,15 +38,14 @@ from souping.core.types import (
     Record,
     ScoreMatrix,
     digest,
-    elements,
-    entries,
-    number,
-    part,
 )
+from souping.core.unit import Unit, unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Names, Number, Shares
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Columns, Row, Section, TableCell, TableGrid, grid, listing, of
+from souping.report.tables import Section, TableCell, TableGrid, grid
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -145,57 +145,99 @@ def _beaten_shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> 
 KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 
 
-def parents_section(data: Row) -> Section:
-    soups, categories = entries(data, "soups"), elements(data, "categories")
-    head = (
-        f"{count(len(soups))} soups against their parents in {count(len(categories))} categories of the search fold: "
-        f"{', '.join(f'{_share_of(data, key)} {kind}' for key, kind in KINDS.items())}."
-    )
-    note = (
-        "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean of "
-        "the parents' scores is never above all, and always above one."
-    )
-    return Section("Do soups beat their parents?", (head, note), "parents")
+@dataclass(frozen=True, kw_only=True)
+class SoupWins:
+    """A soup against its parents."""
+
+    recipe_id: str
+    """id of the soup's recipe"""
+    weights: Shares
+    """{ingredient: weight}"""
+    beats_all: Count
+    """categories in which it is above all parents"""
+    beats_one: Count
+    """categories in which it is above at least one"""
 
 
-def _share_of(data: Row, key: str) -> str:
-    found = part(data, key)
-    around = percent_interval(found.get("low"), found.get("high"))
-    return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
+@dataclass(frozen=True, kw_only=True)
+class WinShare:
+    """Share of (soup, category) pairs."""
+
+    share: Number
+    """share that are wins"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+    chance: Number
+    """share by chance"""
+
+    def text(self) -> str:
+        limits = percent_interval(self.low, self.high)
+        return f"{percent(self.share)} % ({limits}; by chance {percent(self.chance)} %)"
 
 
-def draw_parents(data: Row) -> Drawing | None:
-    """Soups by the number of categories that they win."""
-    soups, size = entries(data, "soups"), len(elements(data, "categories"))
-    with canvas():
-        made, axes = figure(8.2, 2.5)
-        for shift, (key, colour) in enumerate(
-            (("beats_one", "uniform_all"), ("beats_all", "soup"))
-        ):
-            counts = Counter(int(number(soup.get(key)) or 0) for soup in soups)
-            places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
-            axes.bar(
-                places,
-                [counts[n] for n in range(size + 1)],
-                0.38,
-                color=COLOURS[colour],
-                label=KINDS[key],
-            )
-            chance = number(part(data, key).get("chance")) or 0.0
-            axes.axvline(chance * size, color=COLOURS[colour], linewidth=1.4, linestyle="--")
-        axes.set_xticks(range(size + 1))
-        axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
-        axes.set_ylabel("soups")
-        axes.grid(axis="x", visible=False)
-        axes.locator_params(axis="y", integer=True)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK
+@dataclass(frozen=True, kw_only=True)
+class ParentsResult(AnalysisResult):
+    """In how many categories soups beat their parents."""
+
+    folded = True
+    fold: str
+    """fold of the items"""
+    categories: Names
+    """categories"""
+    soups: tuple[SoupWins, ...]
+    """soups of the search"""
+    beats_all: WinShare
+    """above all parents"""
+    beats_one: WinShare
+    """above at least one"""
+
+    def section(self, unit: Unit) -> Section:
+        shares = [f"{vars(self)[key].text()} {kind}" for key, kind in KINDS.items()]
+        head = (
+            f"{count(len(self.soups))} soups against their parents in {count(len(self.categories))} categories of the "
+            f"search fold: {', '.join(shares)}."
         )
-    alt = f"Histogram of the soups ({len(soups)}) by the number of categories in which they beat their parents."
-    return Drawing("parents", made, alt)
+        note = (
+            "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean "
+            "of the parents' scores is never above all, and always above one."
+        )
+        return Section("Do soups beat their parents?", (head, note), "parents")
+
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """Soups by the number of categories that they win."""
+        size = len(self.categories)
+        colours = {"beats_one": COLOURS["uniform_all"], "beats_all": COLOURS["soup"]}
+        with canvas():
+            plot, axes = figure(8.2, 2.5)
+            for shift, (key, colour) in enumerate(colours.items()):
+                counts = Counter(int(vars(soup)[key] or 0) for soup in self.soups)
+                places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
+                heights = [counts[n] for n in range(size + 1)]
+                axes.bar(places, heights, 0.38, color=colour, label=KINDS[key])
+                chance = (vars(self)[key].chance or 0.0) * size
+                axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
+            axes.set_xticks(range(size + 1))
+            axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
+            axes.set_ylabel("soups")
+            axes.grid(axis="x", visible=False)
+            axes.locator_params(axis="y", integer=True)
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK
+            )
+        alt = (
+            f"Histogram of the soups ({len(self.soups)}) by the number of categories in which they "
+            "beat their parents."
+        )
+        return (Drawing("parents", plot, alt),)
 
 
-DISPLAYS["parents"] = Display(parents_section, (draw_parents,), folded=True)
+DISPLAYS["parents"] = Display(
+    lambda data: read(ParentsResult, data).section(unit()),
+    (lambda data: read(ParentsResult, data).drawings(unit())[0],),
+    folded=True,
+)
 
 
 # ------------------------------------------------------------ over ingredients, item by item
@@ -372,79 +414,150 @@ def _cut(text: str) -> str:
 # How it is shown
 
 
-def section(data: Row) -> Section:
-    """What is kept, and the soup where none, one or all fail; the rest is folded away."""
-    kept = [
-        f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s"
-        for row in entries(data, "kept")
-    ]
-    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
-    examples = tuple(map(_example_section, entries(data, "examples")))
-    folded = [Section("By ingredient", grids=(_kept_table(data),))]
-    if examples:
-        folded.append(
-            Section(
-                "Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples
-            )
+@dataclass(frozen=True, kw_only=True)
+class ItemShare:
+    """Share of some items that the soup solves."""
+
+    items: Number
+    """number of these items; several answers count as shares of one"""
+    share: Number
+    """share"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+
+    def cell(self) -> TableCell:
+        return TableCell(percent(self.share), percent_interval(self.low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureShare(ItemShare):
+    """The same for items that some ingredients fail."""
+
+    fail: Count
+    """number of ingredients that fail"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShares:
+    """The soup against an ingredient."""
+
+    name: str
+    """ingredient"""
+    kept: ItemShare
+    """of the items that the ingredient solves"""
+    gained: ItemShare
+    """of those that it fails"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleAnswer:
+    """A model's answer."""
+
+    text: str
+    """answer, at most 600 characters of it"""
+    score: Number
+    """score"""
+    outcome: str
+    """how it ended"""
+
+    def verdict(self) -> str:
+        words = {1.0: "yes", 0.0: "no"}
+        word = words.get(self.score or 0.0) or percent(self.score)
+        if self.outcome in ("finished", ""):
+            return word
+        return f"{word} ({clean(self.outcome)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerExample:
+    """An item of the search fold."""
+
+    kind: str
+    """what the soup does, and its ingredients"""
+    item: str
+    """id of the item"""
+    category: str
+    """category"""
+    prompt: str
+    """end of the prompt"""
+    reference: str
+    """right answer"""
+    answers: Mapping[str, ExampleAnswer]
+    """{model: answer}"""
+
+    def section(self) -> Section:
+        """Its question, its reference, and each model's answer."""
+        rows = []
+        for name in sorted(self.answers, key=lambda name: name != "soup"):
+            answer = self.answers[name]
+            rows.append((clean(name), clean(answer.text), answer.verdict()))
+        above = (f"Prompt: {clean(self.prompt)}", f"Reference: {clean(self.reference)}")
+        title = f"{clean(self.category)}: {clean(self.kind)} ({clean(self.item)})"
+        table = grid(("model", "answer", "right"), rows, left=(0, 1, 2))
+        return Section(title, above, grids=(table,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinsResult(AnalysisResult):
+    """What the soup keeps of its ingredients."""
+
+    place = 1
+    fold: str
+    """fold of the items"""
+    items: Count
+    """items"""
+    answers: Count
+    """answers per item"""
+    solved: Shares
+    """{model: share of items that it solves}, `soup` among them"""
+    kept: tuple[KeptShares, ...]
+    """the soup against each ingredient"""
+    by_failures: tuple[FailureShare, ...]
+    """the soup where none, one, .. and all ingredients fail"""
+    rule: str
+    """how the examples were chosen"""
+    examples: tuple[AnswerExample, ...]
+    """items with all answers"""
+
+    def section(self, unit: Unit) -> Section:
+        """What is kept, and the soup where none, one or all fail; the rest is folded away."""
+        kept = []
+        for row in self.kept:
+            cell = row.kept.cell()
+            limits = f" ({cell.sub})" if cell.sub else ""
+            kept.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
+        head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
+        folded = [Section("By ingredient", grids=(self._by_ingredient(),))]
+        if self.examples:
+            examples = tuple(example.section() for example in self.examples)
+            rule = f"Chosen {clean(self.rule)}."
+            folded.append(Section("Examples, side by side", (rule,), folded=examples))
+        title = "What did the soup keep of its ingredients?"
+        return Section(title, (head,), grids=(self._failures(),), folded=tuple(folded))
+
+    def _by_ingredient(self) -> TableGrid:
+        rows = []
+        for row in self.kept:
+            solved = percent(self.solved.get(row.name))
+            rows.append((clean(row.name), solved, row.kept.cell(), row.gained.cell()))
+        header = (
+            "ingredient",
+            "it solves, %",
+            "the soup keeps, %",
+            "and gains of the rest, %",
         )
-    shown = (_failures(data),)
-    return Section(
-        "What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded)
-    )
+        return grid(header, rows)
+
+    def _failures(self) -> TableGrid:
+        last = len(self.by_failures) - 1
+        words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
+        words[last] = "all"
+        rows = []
+        for place, row in enumerate(self.by_failures):
+            rows.append((words.get(place, str(place)), count(row.items), row.cell()))
+        return grid(("ingredients that fail", "items", "the soup solves, %"), rows)
 
 
-def _percent_of(share: Row) -> str:
-    cell = _cell(share)
-    return f"{cell.text} %{f' ({cell.sub})' if cell.sub else ''}"
-
-
-def _cell(share: Row) -> TableCell:
-    return TableCell(
-        percent(share.get("share")), percent_interval(share.get("low"), share.get("high"))
-    )
-
-
-def _kept_table(data: Row) -> TableGrid:
-    solved = part(data, "solved")
-    columns: Columns = {
-        "ingredient": of("name"),
-        "it solves, %": lambda row: percent(solved.get(str(row.get("name")))),
-        "the soup keeps, %": lambda row: _cell(part(row, "kept")),
-        "and gains of the rest, %": lambda row: _cell(part(row, "gained")),
-    }
-    return listing(entries(data, "kept"), columns)
-
-
-def _failures(data: Row) -> TableGrid:
-    rows = entries(data, "by_failures")
-    last = len(rows) - 1
-    words = {0: "none", 1: "exactly one", last: "all"} if last > 1 else {0: "none", last: "all"}
-    lines = [
-        (words.get(place, str(place)), count(row.get("items")), _cell(row))
-        for place, row in enumerate(rows)
-    ]
-    return grid(("ingredients that fail", "items", "the soup solves, %"), lines)
-
-
-def _example_section(example: Row) -> Section:
-    """One item: its question, its reference, and each model's answer."""
-    answers = part(example, "answers")
-    rows = [
-        (name, part(answers, name)) for name in sorted(answers, key=lambda name: name != "soup")
-    ]
-    lines = [(clean(name), clean(row.get("text")), _right(row)) for name, row in rows]
-    above = (
-        f"Prompt: {clean(example.get('prompt'))}",
-        f"Reference: {clean(example.get('reference'))}",
-    )
-    title = f"{clean(example.get('category'))}: {clean(example.get('kind'))} ({clean(example.get('item'))})"
-    return Section(title, above, grids=(grid(("model", "answer", "right"), lines, left=(0, 1, 2)),))
-
-
-def _right(record: Row) -> str:
-    score, ended = number(record.get("score")) or 0.0, clean(record.get("outcome"))
-    word = "yes" if score == 1 else "no" if score == 0 else percent(score)
-    return word if ended in ("finished", "") else f"{word} ({ended})"
-
-
-DISPLAYS["wins"] = Display(section, place=1)
+DISPLAYS["wins"] = Display(lambda data: read(WinsResult, data).section(unit()), place=1)
