@@ -14,7 +14,7 @@ mixing, soups that know nothing of their own:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,20 +25,17 @@ from souping.analysis.intervals import Z95
 from souping.analysis.wins import TIE, too_few
 from souping.core.fields import component
 from souping.core.protocols import Correlation
-from souping.core.reading import read
 from souping.core.types import (
     FloatArray,
     ItemScores,
-    Json,
     Recipe,
     ScoreMatrix,
 )
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Matrix, Names, Number
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, TableGrid, around, grid
 
 SALT = 0xC025
@@ -55,7 +52,7 @@ class Consistency(Analysis):
     draws: Draws = 1000
     mixtures: Draws = 500
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ConsistencyResult:
         soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
@@ -75,18 +72,17 @@ class Consistency(Analysis):
             if any(name in soup.ingredients for soup in soups)
         }
         nulls = self._nulls(soups, parents, kept, run)
-        found = [_summary(scores, kept, run.correlation, self.draws) for scores in (before, after)]
-        return {
-            "fold": "search",
-            "metric": run.metric,
-            "categories": list(before.categories),
-            "left_out": [
-                name for name, use in zip(before.categories, kept, strict=True) if not use
-            ],
-            "before": {"models": len(singles), "note": few_models(len(singles)), **found[0]},
-            "after": {"models": len(soups), **found[1]},
-            "nulls": {name: _spread(null) for name, null in nulls.items()},
-        }
+        candidates = _summary(before, kept, run.correlation, self.draws)
+        uses = zip(before.categories, kept, strict=True)
+        return ConsistencyResult(
+            fold="search",
+            metric=run.metric,
+            categories=before.categories,
+            left_out=tuple(name for name, use in uses if not use),
+            before=replace(candidates, note=few_models(len(singles))),
+            after=_summary(after, kept, run.correlation, self.draws),
+            nulls={name: _spread(null) for name, null in nulls.items()},
+        )
 
     def _nulls(
         self,
@@ -114,10 +110,10 @@ class Consistency(Analysis):
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
 
-def _spread(null: FloatArray) -> dict[str, Json]:
+def _spread(null: FloatArray) -> NullSpread:
     """Mean and central 95 % of a null."""
     low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
-    return {"mean": float(np.nanmean(null)), "low": low, "high": high}
+    return NullSpread(mean=float(np.nanmean(null)), low=low, high=high)
 
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:
@@ -148,18 +144,19 @@ def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.boo
 
 def _summary(
     scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int
-) -> dict[str, Json]:
+) -> PopulationCorrelation:
     """The correlations of one population, and their mean size with its interval."""
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
     mean = _strength(correlation, scores.values, kept)
     error = float(np.nanstd([_strength(correlation, values, kept) for values in drawn], ddof=1))
     rho = _rho(correlation, scores.values, kept)
-    return {
-        "mean": mean,
-        "low": max(0.0, mean - Z95 * error),
-        "high": min(1.0, mean + Z95 * error),
-        "matrix": [[float(v) if np.isfinite(v) else None for v in row] for row in rho],
-    }
+    return PopulationCorrelation(
+        models=len(scores.models),
+        mean=mean,
+        low=max(0.0, mean - Z95 * error),
+        high=min(1.0, mean + Z95 * error),
+        matrix=tuple(map(tuple, rho.tolist())),
+    )
 
 
 def _mixed(
@@ -338,10 +335,3 @@ UNKNOWN = NullSpread(mean=None, low=None, high=None)
 
 def _limits(population: PopulationCorrelation | NullSpread) -> str:
     return around(population.low, population.high)
-
-
-DISPLAYS["consistency"] = Display(
-    lambda data: read(ConsistencyResult, data).section(unit()),
-    (lambda data: read(ConsistencyResult, data).drawings(unit())[0],),
-    folded=True,
-)

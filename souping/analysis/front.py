@@ -10,19 +10,17 @@ Shape legend: S points, K ingredients, G goals, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from souping.analysis.guards import TOKENS, Guard, resolve
 from souping.analysis.surface import FITTED, design_effect, fitted
 from souping.core.fields import fits, pick
-from souping.core.reading import read
 from souping.core.types import (
     BoolArray,
     FloatArray,
     Item,
-    Json,
     Trial,
     UserError,
     Weights,
@@ -32,7 +30,6 @@ from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Names, Number, Shares
 from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, grid
 
 # Key under `analyses`.
@@ -186,40 +183,41 @@ class Front:
     def _weights(self, n: int) -> Weights:
         return tuple(float(weight) for weight in self.points[n])
 
-    def as_dict(
+    def result(
         self, names: Sequence[str], chosen: Mapping[str, float], pick: Mapping[str, float] | None
-    ) -> dict[str, Json]:
+    ) -> FrontResult:
         """What report.json keeps: goals in their units."""
         by_first_goal = np.argsort(self.means[self.on, 0], kind="stable")
         front = np.flatnonzero(self.on)[by_first_goal]
         chosen_point = np.array([chosen.get(name, 0.0) for name in names])
         distances = np.abs(self.points - chosen_point).sum(axis=1)
-        return {
-            "fold": "search",
-            "goals": [{"name": goal.name, "unit": asdict(goal.unit)} for goal in self.goals],
-            "ingredients": list(names),
-            "soups": self.known,
-            "pick": None if pick is None else dict(pick),
-            "points": [self._row(n) for n in front],
-            "chosen": self._row(int(distances.argmin())),
-            "rest": [self._row(n) for n in np.flatnonzero(~self.on)],
-        }
+        return FrontResult(
+            fold="search",
+            goals=tuple(Goal(name=goal.name, unit=goal.unit) for goal in self.goals),
+            ingredients=tuple(names),
+            soups=self.known,
+            pick=pick,
+            points=tuple(self._point(n) for n in front),
+            chosen=self._point(int(distances.argmin())),
+            rest=tuple(self._point(n) for n in np.flatnonzero(~self.on)),
+        )
 
-    def _row(self, n: int) -> dict[str, Json]:
+    def _point(self, n: int) -> FrontPoint:
         """A point of report.json."""
-        goals: dict[str, Json] = {}
+        goals = {}
         for g, goal in enumerate(self.goals):
             band = np.array([self.means[n, g], self.low[n, g], self.high[n, g]])
             if goal.unit.fractions:
                 band = np.clip(band, 0, 1)
             mean, low, high = band.tolist()
-            goals[goal.name] = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
-        return {
-            "weights": [round(float(share), 9) for share in self.points[n]],
-            "goals": goals,
-            "probability": round(float(self.odds[n]), 4),
-            "confirmed": bool(self.whole[n]),
-        }
+            table = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
+            goals[goal.name] = GoalBand(**table)
+        return FrontPoint(
+            weights=tuple(round(float(share), 9) for share in self.points[n]),
+            goals=goals,
+            probability=round(float(self.odds[n]), 4),
+            confirmed=bool(self.whole[n]),
+        )
 
 
 def _answer_table(
@@ -385,10 +383,3 @@ def _bands(
             bands[g, n] = (band.mean, band.low, band.high)
         bands[g] *= goal.unit.scale
     return bands[..., 0], bands[..., 1], bands[..., 2]
-
-
-DISPLAYS[NAME] = Display(
-    lambda data: read(FrontResult, data).section(POINTS),
-    (lambda data: read(FrontResult, data).drawings(POINTS)[0],),
-    place=0,
-)

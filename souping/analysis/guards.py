@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,15 +19,13 @@ from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import LARGEST, pick
-from souping.core.reading import read
 from souping.core.text import DASH
 from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
-from souping.core.unit import POINTS, Unit, unit
+from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Number
 from souping.report.format import clean, count, share
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.report.tables import Section, grid
 
 NAME = "guards"
 TOKENS = "tokens"
@@ -68,21 +66,19 @@ class Guard(Bound):
             "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
         )
 
-    def as_dict(self, found: Comparison) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        shown = {
-            "difference": found.difference,
-            "low": found.low,
-            "high": found.high,
-            "level": found.level,
-        }
-        limit = {
-            "name": self.name,
-            "unit": asdict(self.unit),
-            "margin": self.unit.size(self.margin),
-        }
-        counts = {"items": found.n, "groups": found.groups, "outcome": self.outcome(found)}
-        return {**limit, **self.unit.raw_table(shown), **counts}
+    def result(self, found: Comparison) -> GuardCheck:
+        """What report.json keeps."""
+        limits = {"difference": found.difference, "low": found.low, "high": found.high}
+        return GuardCheck(
+            name=self.name,
+            unit=self.unit,
+            margin=self.unit.size(self.margin),
+            **self.unit.raw_table(limits),
+            level=found.level,
+            items=found.n,
+            groups=found.groups,
+            outcome=self.outcome(found),
+        )
 
 
 def read_guards(guard: Json) -> dict[str, float]:
@@ -191,7 +187,7 @@ def judge(
     looks: int = 1,
     picked: float = 1.0,
     limits: int = 0,
-) -> list[Row]:
+) -> list[GuardCheck]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
@@ -202,7 +198,7 @@ def judge(
             check(g, *p, looks=looks, tests=limits * picked)
             for g, p in zip(guards, pairs, strict=True)
         ]
-        return [guard.as_dict(found) for guard, found in zip(guards, later, strict=True)]
+        return [guard.result(found) for guard, found in zip(guards, later, strict=True)]
     left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
     while left:
         found = {
@@ -213,7 +209,7 @@ def judge(
             n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"
         } or found
         left = {n: rest for n, rest in left.items() if n not in done}
-    return [guard.as_dict(done[n]) for n, guard in enumerate(guards)]
+    return [guard.result(done[n]) for n, guard in enumerate(guards)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +376,3 @@ class GuardsResult(AnalysisResult):
         broken = [i for i, check in enumerate(self.checks) if check.outcome == "broken"]
         table = grid(header, rows, left=(0, 1, 4), strong=broken)
         return Section("Guards", tuple(lines), grids=(table,))
-
-
-DISPLAYS[NAME] = Display(lambda data: read(GuardsResult, data).section(unit()), place=-1)

@@ -21,14 +21,12 @@ from annotated_types import Interval
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
-from souping.core.reading import read
-from souping.core.types import FloatArray, Json, Recipe
+from souping.core.types import FloatArray, Recipe
 from souping.core.unit import Unit, unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Names, Number, Shares
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, TableCell, TableGrid, grid
 
 Members = frozenset[str]
@@ -56,7 +54,7 @@ class Shapley(Analysis):
             tuple(map(game.recipe, game.coalitions())) if 2 <= len(game.names) <= self.exact else ()
         )
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
         size = len(game.names)
         if size < 2:
@@ -71,13 +69,13 @@ class Shapley(Analysis):
             )
         values = _Values(run, game)
         sizes = [own for own in SIZES if own <= size and math.comb(size, own) <= MOST]
-        return {
-            "fold": "search",
-            "players": list(game.names),
-            "whole": unit().raw(values.whole),
-            "levels": [_level(game, values, own) for own in sizes],
-            "coalitions": [values.row(members) for members in game.coalitions()],
-        }
+        return ShapleyResult(
+            fold="search",
+            players=game.names,
+            whole=unit().raw(values.whole),
+            levels=tuple(_level(game, values, own) for own in sizes),
+            coalitions=tuple(values.row(members) for members in game.coalitions()),
+        )
 
 
 class _Game:
@@ -90,8 +88,8 @@ class _Game:
         )
         self.everybody = Members(self.names)
 
-    def in_order(self, members: Members) -> list[str]:
-        return [name for name in self.names if name in members]
+    def in_order(self, members: Members) -> Names:
+        return tuple(name for name in self.names if name in members)
 
     def players(self, size: int) -> list[Members]:
         return [Members(members) for members in combinations(self.names, size)]
@@ -120,14 +118,13 @@ class _Values:
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
         self.whole = self.objective(self.first.values)
 
-    def row(self, members: Members) -> dict[str, Json]:
+    def row(self, members: Members) -> CoalitionValue:
         """A coalition with its soup and value."""
-        names, value = self.game.in_order(members), self.objective(self.scores[members])
-        return {
-            "members": names,
-            "recipe_id": self.game.recipe(members).id,
-            "value": unit().raw(value),
-        }
+        return CoalitionValue(
+            members=self.game.in_order(members),
+            recipe_id=self.game.recipe(members).id,
+            value=unit().raw(self.objective(self.scores[members])),
+        )
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
@@ -142,7 +139,7 @@ class _Values:
         weights = self.run.objective.coefficients(tuple(means))
         return float(sum(w * v.mean() for w, v in zip(weights, means.values(), strict=True)))
 
-    def summary(self, values: FloatArray) -> dict[str, Json]:
+    def player(self, members: Members, values: FloatArray) -> PlayerValue:
         """Value with its interval over items, and the value of each category."""
         table = ItemTable.of(self.first.items, self.run.objective)
         whole = table.interval(values)
@@ -151,24 +148,21 @@ class _Values:
             for n, name in enumerate(table.names)
         }
         limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
-        return {**unit().raw_table(limits), "categories": means}
+        names = self.game.in_order(members)
+        return PlayerValue(members=names, **unit().raw_table(limits), categories=means)
 
 
-def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
+def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     """The Shapley values of players of one size; they sum to v(all), to rounding (`efficiency_gap`)."""
     shares = exact_coefficients(game.players(size))
     found = {player: values.combine(own) for player, own in shares.items()}
-    return {
-        "size": size,
-        "kind": SIZES[size],
-        "players": [
-            {"members": game.in_order(player), **values.summary(scores)}
-            for player, scores in found.items()
-        ],
-        "efficiency_gap": unit().size(
-            abs(sum(map(values.objective, found.values())) - values.whole)
-        ),
-    }
+    gap = abs(sum(map(values.objective, found.values())) - values.whole)
+    return ShapleyLevel(
+        size=size,
+        kind=SIZES[size],
+        players=tuple(values.player(player, scores) for player, scores in found.items()),
+        efficiency_gap=unit().size(gap),
+    )
 
 
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
@@ -318,10 +312,3 @@ class ShapleyResult(AnalysisResult):
         values = [f"{player.name} {player.cell(unit).text}" for _, player in rows[:20]]
         alt = f"Bars of Shapley values: {'; '.join(values)}"
         return (Drawing("shapley", plot, alt),)
-
-
-DISPLAYS["shapley"] = Display(
-    lambda data: read(ShapleyResult, data).section(unit()),
-    (lambda data: next(iter(read(ShapleyResult, data).drawings(unit())), None),),
-    place=2,
-)

@@ -8,7 +8,6 @@ run's own search did. This describes the soup and claims nothing; the report fol
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +22,13 @@ from souping.core.types import (
     FloatArray,
     IntArray,
     ItemScores,
-    Json,
     Recipe,
     digest,
 )
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Names, PairedDifference, ScoreInterval
 from souping.report.format import count, in_words
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, grid
 
 
@@ -44,7 +41,7 @@ class Size(Analysis):
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         return () if len(soups.soup.ingredients) < 2 else (pruned(soups),)
 
-    def analyse(self, run: RunScores) -> Mapping[str, Json]:
+    def analyse(self, run: RunScores) -> SizeResult:
         names = run.soups.ingredients
         if len(names) < 2:
             raise NotEstimableError(ALONE)
@@ -56,28 +53,18 @@ class Size(Analysis):
             1: whole.values,
             **{size: _cross_fitted(run, names[:size], half, budget) for size in sizes},
         }
-        rows: list[Json] = []
+        rows = []
         for size, values in found.items():
-            gain = (
-                compare_on_table(("", ""), values, whole.values, fold).as_dict()
-                if size > 1
-                else None
-            )
-            rows.append(
-                {
-                    "ingredients": list(names[:size]),
-                    "score": fold.interval(values).as_dict(),
-                    "gain": gain,
-                }
-            )
-        return {
-            "fold": "search",
-            "budget": budget,
-            "sizes": rows,
-            "pruned": self._pruned(run, fold),
-        }
+            gain = None
+            if size > 1:
+                difference = compare_on_table(("", ""), values, whole.values, fold)
+                gain = read(PairedDifference, difference.as_dict())
+            score = read(ScoreInterval, fold.interval(values).as_dict())
+            rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
+        pruned = self._pruned(run, fold)
+        return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)
 
-    def _pruned(self, run: RunScores, fold: ItemTable) -> Json:
+    def _pruned(self, run: RunScores, fold: ItemTable) -> PrunedDifference | None:
         """The soup less its smallest weight, against the soup, on the fold that chose the weights."""
         soup = run.soups.soup
         if len(soup.ingredients) < 2 or soup.id not in run.search:
@@ -86,10 +73,8 @@ class Size(Analysis):
         lost = compare_on_table(
             ("", ""), run.search[smaller.id].values, run.search[soup.id].values, fold
         )
-        return {
-            "without": [name for name in soup.ingredients if name not in smaller.ingredients],
-            **lost.as_dict(),
-        }
+        without = [name for name in soup.ingredients if name not in smaller.ingredients]
+        return read(PrunedDifference, {**lost.as_dict(), "without": without})
 
 
 def pruned(soups: RunSoups) -> Recipe:
@@ -196,6 +181,3 @@ def _gain(unit: Unit, gain: PairedDifference | None) -> str:
     if gain is None:
         return DASH
     return unit.brackets(gain.difference, gain.low, gain.high, sign=True)
-
-
-DISPLAYS["size"] = Display(lambda data: read(SizeResult, data).section(unit()), place=2)

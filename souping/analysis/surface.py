@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
-from souping.core.reading import read
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Json
+from souping.core.types import FloatArray, IntArray
 from souping.core.unit import Unit, unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Matrix, Names, Number
 from souping.report.format import count, in_words, weight
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
@@ -68,12 +66,12 @@ class SurfaceBand:
             high=np.minimum(difference + reach, most),
         )
 
-    def at(self, points: int) -> Mapping[str, Json]:
-        """The first `points` points as plain numbers, in the unit of the scores."""
-        rows = unit().raw_table(vars(self))
-        return {
-            key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()
-        }
+    def at(self, points: int) -> SurfaceLimits:
+        """The first `points` points, in the unit of the scores."""
+        limits = {}
+        for key, row in unit().raw_table(vars(self)).items():
+            limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
+        return SurfaceLimits(**limits)
 
 
 def band(
@@ -169,7 +167,7 @@ class ResponseSurface(Analysis):
     def __post_init__(self) -> None:
         check_step(self.step, "analysis.surface.step")
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> SurfaceResult:
         found = _evaluated(run)
         names, items = run.soups.ingredients, next(iter(found.values())).size
         fold = ItemTable.of(next(iter(run.search.values())).items, run.objective)
@@ -181,21 +179,23 @@ class ResponseSurface(Analysis):
             np.array(points), scores, fold.categories, fold.coefficients, fold.value, fold.groups
         )
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
-        return {
-            "fold": "search",
-            "ingredients": list(names),
-            "chosen": [winner.get(name, 0.0) for name in names],
-            "weights": [list(point) for point in shown],
-            "items": [int(count) for count in np.isfinite(scores[: len(shown)]).sum(axis=1)],
-            "fold_items": items,
-            "soups": len(found),
-            "objective": objective.at(len(shown)),
-            "categories": {
-                name: np.round(unit().raw(row[: len(shown)]), 6).tolist()
+        answered = np.isfinite(scores[: len(shown)]).sum(axis=1)
+        width = float((objective.high - objective.low)[: len(shown)].mean())
+        return SurfaceResult(
+            fold="search",
+            ingredients=tuple(names),
+            chosen=tuple(winner.get(name, 0.0) for name in names),
+            weights=tuple(shown),
+            items=tuple(answered.tolist()),
+            fold_items=items,
+            soups=len(found),
+            objective=objective.at(len(shown)),
+            categories={
+                name: tuple(np.round(unit().raw(row[: len(shown)]), 6).tolist())
                 for name, row in zip(fold.names, categories, strict=True)
             },
-            "width": unit().size(float((objective.high - objective.low)[: len(shown)].mean())),
-        }
+            width=unit().size(width),
+        )
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
@@ -343,10 +343,3 @@ def _band(
     axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
     return made
-
-
-DISPLAYS["surface"] = Display(
-    lambda data: read(SurfaceResult, data).section(unit()),
-    (lambda data: read(SurfaceResult, data).drawings(unit())[0],),
-    place=0,
-)

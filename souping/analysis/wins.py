@@ -28,23 +28,20 @@ from souping.analysis import ALONE, Analysis, Draws, NotEstimableError, RunScore
 from souping.analysis.correlation import GroupSums
 from souping.analysis.intervals import Z95, rate
 from souping.core.fields import component
-from souping.core.reading import read
 from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
-    Json,
     Recipe,
     Record,
     ScoreMatrix,
     digest,
 )
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Names, Number, Shares
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, TableCell, TableGrid, grid
 
 # ------------------------------------------------------------ over parents, by category
@@ -63,7 +60,7 @@ class Parents(Analysis):
 
     draws: Draws = 400
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ParentsResult:
         soups = [
             soup
             for soup in run.mixtures()
@@ -79,22 +76,25 @@ class Parents(Analysis):
         place = [scores.models.index(soup.id) for soup in soups]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
         wins = _beaten(scores.values[None], place, parents)[:, 0]
-        counted = [{"beats_all": int(a), "beats_one": int(b)} for a, b in wins.sum(axis=-1).T]
-        return {
-            "fold": "search",
-            "categories": list(scores.categories),
-            "soups": [
-                {
-                    "recipe_id": soup.id,
-                    "weights": dict(zip(soup.ingredients, soup.weights, strict=True)),
-                    **counts,
-                }
-                for soup, counts in zip(soups, counted, strict=True)
-            ],
-            **_beaten_shares(
-                wins, _beaten(drawn, place, parents), _chances(scores.values, place, parents)
-            ),
-        }
+        counted = []
+        for soup, (beats_all, beats_one) in zip(soups, wins.sum(axis=-1).T, strict=True):
+            counted.append(
+                SoupWins(
+                    recipe_id=soup.id,
+                    weights=dict(zip(soup.ingredients, soup.weights, strict=True)),
+                    beats_all=int(beats_all),
+                    beats_one=int(beats_one),
+                )
+            )
+        beaten = _beaten(drawn, place, parents)
+        chances = _chances(scores.values, place, parents)
+        return ParentsResult(
+            fold="search",
+            categories=scores.categories,
+            soups=tuple(counted),
+            beats_all=_beaten_share(wins[0], beaten[0], chances[0]),
+            beats_one=_beaten_share(wins[1], beaten[1], chances[1]),
+        )
 
 
 def too_few(run: RunScores, needed: int) -> str:
@@ -130,16 +130,16 @@ def _chances(
     return out
 
 
-def _beaten_shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[str, Json]:
-    """The share of (soup, category) pairs that are wins, its interval, and the share by chance."""
-    shares: dict[str, Json] = {}
-    for place, key in enumerate(("beats_all", "beats_one")):
-        share, chance = float(wins[place].mean()), float(chances[place].mean())
-        margin = Z95 * float(drawn[place].mean(axis=(1, 2)).std(ddof=1))
-        shares[key] = {
-            "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin), "chance": chance
-        }  # fmt: skip
-    return shares
+def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> WinShare:
+    """The share of (soup, category) pairs [S, C] that are wins, its interval by draws, and the share by chance."""
+    share = float(wins.mean())
+    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))
+    return WinShare(
+        share=share,
+        low=max(0.0, share - margin),
+        high=min(1.0, share + margin),
+        chance=float(chances.mean()),
+    )
 
 
 KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
@@ -233,13 +233,6 @@ class ParentsResult(AnalysisResult):
         return (Drawing("parents", plot, alt),)
 
 
-DISPLAYS["parents"] = Display(
-    lambda data: read(ParentsResult, data).section(unit()),
-    (lambda data: read(ParentsResult, data).drawings(unit())[0],),
-    folded=True,
-)
-
-
 # ------------------------------------------------------------ over ingredients, item by item
 
 RULE = "on the search fold: the first items of each kind by the hash of their prompt, every category before any twice"
@@ -269,7 +262,7 @@ class Wins(Analysis):
     solved: Annotated[float, Interval(gt=0, le=1)] = 0.5
     examples: Annotated[int, Interval(ge=0, le=100)] = 2
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> WinsResult:
         soup = run.soups.soup
         if len(soup.ingredients) < 2:
             raise NotEstimableError(
@@ -288,23 +281,21 @@ class Wins(Analysis):
         )
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
         means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
-        return {
-            "fold": "report",
-            "items": len(items),
-            "answers": run.answers,
-            "solved": dict(zip(("soup", *found.names), means, strict=True)),
-            "kept": [
-                {
-                    "name": name,
-                    "kept": _share(own, found.soup, groups),
-                    "gained": _share(1 - own, found.soup, groups),
-                }
-                for name, own in zip(recipes, found.ingredients, strict=True)
-            ],
-            "by_failures": _by_failures(found, groups),
-            "rule": RULE,
-            "examples": self._examples(run, recipes),
-        }
+        kept = []
+        for name, solved in zip(recipes, found.ingredients, strict=True):
+            of_solved = _share(solved, found.soup, groups)
+            of_failed = _share(1 - solved, found.soup, groups)
+            kept.append(KeptShares(name=name, kept=of_solved, gained=of_failed))
+        return WinsResult(
+            fold="report",
+            items=len(items),
+            answers=run.answers,
+            solved=dict(zip(("soup", *found.names), means, strict=True)),
+            kept=tuple(kept),
+            by_failures=_by_failures(found, groups),
+            rule=RULE,
+            examples=self._examples(run, recipes),
+        )
 
     def _solved(self, scores: Sequence[ItemScores], names: tuple[str, ...], answers: int) -> Solved:
         """The scores as shares of right answers; graded ones are right from `solved` on.
@@ -319,11 +310,11 @@ class Wins(Analysis):
             values = (values >= self.solved).astype(float)
         return Solved(names=names, soup=values[0], ingredients=values[1:])
 
-    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> list[Mapping[str, Json]]:
+    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
         """Items of three kinds with the answers of all, in the order of the kinds; none of the report fold is shown."""
         soup = run.soups.soup
         if any(r.id not in run.search for r in (soup, *recipes.values())):
-            return []
+            return ()
         items = run.search[soup.id].items
         found = self._solved(
             [run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
@@ -337,41 +328,39 @@ class Wins(Analysis):
             "solved, though one ingredient fails": (found.soup == 1) & most & ~solves & ~fails,
         }
         answers = {name: run.read(r, "search") for name, r in {"soup": soup, **recipes}.items()}
-        return [
-            {"kind": kind, **_example(items[i], answers)}
-            for kind, mask in kinds.items()
-            for i in _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
-        ]
+        examples = list[AnswerExample]()
+        for kind, mask in kinds.items():
+            chosen = _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
+            examples += [_example(kind, items[i], answers) for i in chosen]
+        return tuple(examples)
 
 
-def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> dict[str, Json]:
+def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> ItemShare:
     """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
     normal limits with the variance between groups."""
     total = float(weights.sum())
     if total < SAME:
-        return {"items": 0.0, "share": None, "low": None, "high": None}
+        return ItemShare(items=0.0, share=None, low=None, high=None)
     if np.isin(weights, (0.0, 1.0)).all():
         found = rate(values[weights == 1], groups[weights == 1])
-        return {"items": total, "share": found.mean, "low": found.low, "high": found.high}
+        return ItemShare(items=total, share=found.mean, low=found.low, high=found.high)
     share = float((weights * values).sum() / total)
     pull = np.bincount(groups, weights * (values - share)) / total
     margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
-    return {
-        "items": total,
-        "share": share,
-        "low": max(0.0, share - margin),
-        "high": min(1.0, share + margin),
-    }
+    low = max(0.0, share - margin)
+    high = min(1.0, share + margin)
+    return ItemShare(items=total, share=share, low=low, high=high)
 
 
-def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
+def _by_failures(found: Solved, groups: NDArray[np.int64]) -> tuple[FailureShare, ...]:
     """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
     chances = np.zeros((len(found.names) + 1, len(found.soup)))
     chances[0] = 1.0
     for share in found.ingredients:
         chances[1:] = chances[1:] * share + chances[:-1] * (1 - share)
         chances[0] *= share
-    return [{"fail": j, **_share(weights, found.soup, groups)} for j, weights in enumerate(chances)]
+    shares = [_share(weights, found.soup, groups) for weights in chances]
+    return tuple(FailureShare(fail=j, **vars(share)) for j, share in enumerate(shares))
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
@@ -385,26 +374,29 @@ def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[i
     return [i for _, i in sorted(ranked, key=lambda pair: pair[0])[:number]]
 
 
-def _example(item: Item, answers: Mapping[str, Mapping[str, Record]]) -> dict[str, Json]:
+def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]]) -> AnswerExample:
     """An item with its question, its reference, and each model's answer."""
-    found = {name: records[item.id] for name, records in answers.items() if item.id in records}
+    shown = {}
+    for name, records in answers.items():
+        record = records.get(item.id)
+        if record is not None:
+            text = _cut(record.output)
+            shown[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
     question = item.prompt
     if not isinstance(question, str):
         question = next((str(m["content"]) for m in reversed(question) if m.get("content")), "")
-    return {
-        "item": item.id,
-        "category": item.category,
-        "prompt": question
-        if len(question) <= LONGEST
-        else f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}",
-        "reference": _cut(
-            item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)
-        ),
-        "answers": {
-            name: {"text": _cut(record.output), "score": record.score, "outcome": record.outcome}
-            for name, record in found.items()
-        },
-    }
+    if len(question) > LONGEST:
+        question = f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}"
+    answer = item.answer
+    reference = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    return AnswerExample(
+        kind=kind,
+        item=item.id,
+        category=item.category,
+        prompt=question,
+        reference=_cut(reference),
+        answers=shown,
+    )
 
 
 def _cut(text: str) -> str:
@@ -558,6 +550,3 @@ class WinsResult(AnalysisResult):
         for place, row in enumerate(self.by_failures):
             rows.append((words.get(place, str(place)), count(row.items), row.cell()))
         return grid(("ingredients that fail", "items", "the soup solves, %"), rows)
-
-
-DISPLAYS["wins"] = Display(lambda data: read(WinsResult, data).section(unit()), place=1)

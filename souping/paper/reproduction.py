@@ -7,20 +7,19 @@ the run's: other models, so the numbers differ.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
 from souping.core.reading import read
 from souping.core.text import DASH
-from souping.core.types import Json, ScoreMatrix
-from souping.core.unit import POINTS, Unit
+from souping.core.types import ScoreMatrix
+from souping.core.unit import Unit
 from souping.paper.findings import TABLES, Finding, findings, leaderboard, selections
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Matrix, Names, Number
 from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
-from souping.report.sections import DISPLAYS, Display
 from souping.report.tables import Section, TableGrid, around, grid, nonempty, table
 
 SENTENCES = (
@@ -35,22 +34,24 @@ SENTENCES = (
 class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> PaperResult:
         found = findings()
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
         head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
-        return {
-            "sentences": [head, *SENTENCES],
-            "findings": [asdict(one) for one in found],
-            "figure1": _figure1(leaderboard()),
-            "selections": [selections(table) for table in TABLES],
-        }
+        tables = [read(PaperSelection, selections(table)) for table in TABLES]
+        return PaperResult(
+            sentences=(head, *SENTENCES),
+            findings=tuple(found),
+            figure1=_figure1(leaderboard()),
+            selections=tuple(tables),
+        )
 
 
-def _figure1(board: ScoreMatrix) -> dict[str, Json]:
-    matrix = pearson(board.values).rho.tolist()
-    return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
+def _figure1(board: ScoreMatrix) -> Board:
+    rho = pearson(board.values).rho.tolist()
+    matrix = tuple(map(tuple, rho))
+    return Board(models=board.models, categories=board.categories, matrix=matrix)
 
 
 # How it is shown: what disagrees, then every table and figure, folded away.
@@ -182,10 +183,3 @@ class PaperResult(AnalysisResult):
     def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:
         board = self.figure1
         return (correlations("figure1", board.categories, board.matrix, (), ""),)
-
-
-DISPLAYS["paper"] = Display(
-    lambda data: read(PaperResult, data).section(POINTS),
-    (lambda data: read(PaperResult, data).drawings(POINTS)[0],),
-    place=0,
-)

@@ -174,7 +174,7 @@ def _perform(settings: RunSettings) -> RunResult:
         )
         for one in tried
     )
-    return RunResult(settings.run_dir, report, trials, written_soup(settings, report))
+    return RunResult(settings.run_dir, report.to_json(), trials, written_soup(settings, report))
 
 
 def soup(

@@ -19,7 +19,7 @@ from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
-from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
+from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
@@ -36,6 +36,7 @@ from souping.pipeline.models import (
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
+from souping.report.content import Report
 from souping.report.progress import Throughput, say
 
 
@@ -399,13 +400,13 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
                 )
 
 
-def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | None:
+def written_soup(settings: MergeSettings, report: Report) -> Path | None:
     """The folder of a run's soup, None if it wrote none.
 
     Raises:
         LateError: `out` holds another soup, which was not replaced.
     """
-    winner = part(report, "recipe").get("id")
+    winner = report.recipe.id if report.recipe else ""
     kept = (
         soup_in(settings.out)
         if isinstance(settings, RunSettings) and winner and not settings.stop_after
@@ -417,8 +418,5 @@ def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | 
             f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
             f"replaced. To write it: python -m souping +experiment=rebuild recipe={recipe} out=NEW"
         )
-    return (
-        settings.out
-        if ("soup" in report or "rebuild" in report) and settings.out.exists()
-        else None
-    )
+    is_written = "soup" in report.others or report.rebuild is not None
+    return settings.out if is_written and settings.out.exists() else None

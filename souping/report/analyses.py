@@ -31,6 +31,13 @@ class AnalysisResult(ABC):
     """why it failed"""
     others: Mapping[str, Any] = rest()
 
+    @property
+    def reason(self) -> str:
+        """Why it found nothing; empty if it did."""
+        if self.not_estimable:
+            return f"not estimable: {clean(self.not_estimable)}"
+        return f"it failed: {clean(self.failed)}" if self.failed else ""
+
     @abstractmethod
     def section(self, unit: Unit) -> Section:
         """Without a title it gets the name of the analysis."""
@@ -81,8 +88,48 @@ def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Re
     analyses = dict[str, AnalysisResult]()
     for name, data in report.analyses.items():
         result = read(UserResult, data)
-        if data and result.not_estimable is None and result.failed is None and name in results:
-            analyses[name] = read(results[name], data)
-        else:
+        if name not in results or not data or result.reason:
             analyses[name] = result
+        else:
+            analyses[name] = read(results[name], data)
     return replace(report, analyses=analyses)
+
+
+def typed(report: Report | Json) -> Report:
+    """A report for what shows one. Of a mapping, every analysis is shown as one of the user's."""
+    return report if isinstance(report, Report) else read_content(report, {})
+
+
+# ---------------------------------------------------------------- all of a report
+
+
+def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
+    """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
+    pairs = sorted((report.analyses or {}).items())
+    said = [(name, result) for name, result in pairs if result != UserResult()]
+    return sorted(said, key=lambda pair: pair[1].place)
+
+
+def analysis_sections(report: Report) -> tuple[Section, ...]:
+    """A section of each analysis; those without a result are folded away."""
+    shown = list[Section]()
+    folded = list[Section]()
+    for name, result in _in_order(report):
+        title = clean(name).replace("_", " ").capitalize()
+        reason = result.reason
+        if reason:
+            folded.append(Section(title, (reason,)))
+            continue
+        section = result.section(report.unit)
+        section = section if section.title else replace(section, title=title)
+        (folded if result.folded else shown).append(section)
+    return (*shown, Section("More analyses", folded=tuple(folded)))
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """The pictures of all analyses that have a result."""
+    pictures = list[Drawing | None]()
+    for _, result in _in_order(report):
+        if not result.reason:
+            pictures += result.drawings(report.unit)
+    return [picture for picture in pictures if picture is not None]

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from souping.core.reading import NULL, read, rest
+from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
-from souping.core.types import Json
 from souping.core.unit import POINTS, Unit
 
 Number = float | None
@@ -766,6 +765,12 @@ class Report:
     """what made the report"""
     others: Mapping[str, Any] = rest()
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        content = to_json(self)
+        assert isinstance(content, dict)
+        return content
+
     def row(self, kind: str) -> ModelRow | None:
         """The first model of a role."""
         for row in self.rows or ():
@@ -781,8 +786,3 @@ class Report:
             if single and pair.b == single.name and pair.kind in ("best_single", ""):
                 return pair
         return None
-
-
-def typed(report: Report | Json) -> Report:
-    """A report for what shows one. Runs still build the mapping of report.json."""
-    return report if isinstance(report, Report) else read(Report, report)

@@ -30,11 +30,11 @@ from souping.core.types import (
     texts,
 )
 from souping.core.unit import unit, unit_of
-from souping.report.content import Report, typed
+from souping.report.analyses import drawings, typed
+from souping.report.content import Report
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
-from souping.report.sections import drawings
 from souping.report.tables import Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 

@@ -17,7 +17,8 @@ from souping.core.text import first_line, read_json
 from souping.core.types import UserError, elements, number, part, texts
 from souping.core.unit import gain, unit
 from souping.report import tables
-from souping.report.content import Report, typed
+from souping.report.analyses import typed
+from souping.report.content import Report
 from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
 from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings

@@ -19,7 +19,8 @@ from rich.console import Console
 from souping.core.reading import read
 from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
-from souping.report.content import GateSummary, typed
+from souping.report.analyses import typed
+from souping.report.content import GateSummary
 from souping.report.files import (
     best_jobs,
     csv_cell,
