@@ -3,7 +3,8 @@
 Code lines are lines without docstrings, blank lines and lines that hold only a comment. Tokens are those of `tokenize`
 without comments, line breaks and indentation. A circle is a set of files that import each other, where imports inside
 functions, those for type checkers and those by a text count like all others. The walk of a trial is the set of files
-of the package whose functions run between the third `ask` of the bundled example's search and the `tell` that answers it.
+of the package whose functions run between the third `ask` of the bundled example's search and the `tell` that
+answers it.
 """
 
 from __future__ import annotations
