@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -26,10 +26,12 @@ from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
+from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, Json, UserError, entries, part
-from souping.core.unit import scores_in, unit_of
+from souping.core.types import FOLDS, UserError, part
+from souping.core.unit import POINTS, scores_in
 from souping.pipeline.settings import RunSettings
+from souping.report.content import Report, SelectionFile
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
 from souping.report.render import (
@@ -41,6 +43,8 @@ from souping.report.render import (
     show_sample,
 )
 from souping.report.tables import Row
+
+T = TypeVar("T")
 
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
@@ -207,9 +211,10 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = list(read_samples(run_dir / SAMPLES))
-    paths = (run_dir / "report.json", run_dir / "selection.json")
-    report, selection = (read_report(path) if path.is_file() else {} for path in paths)
-    with scores_in(unit_of(report or selection)):
+    report = _read_if_there(Report, run_dir / "report.json")
+    selection = _read_if_there(SelectionFile, run_dir / "selection.json")
+    file = report or selection
+    with scores_in(file.unit if file else POINTS):
         fold = options.fold or _reached(samples)
         rows = [sample for sample in samples if sample.get("fold") == fold]
         for key in ("item", "category"):
@@ -222,9 +227,13 @@ def show(arguments: Sequence[str]) -> None:
                 raise UserError("--fixed and --broke compare two models: name them, --models A,B")
             rows = list(changed(rows, names[0], names[-1], better=options.fixed))
             what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-        if fold == "report" and report and not report.get("limit"):
+        if fold == "report" and report and not report.limit:
             _note(run_dir, options.store, report, rows[: options.limit])
         _show_samples(rows, names, options.limit, what)
+
+
+def _read_if_there(kind: type[T], path: Path) -> T | None:
+    return read(kind, read_report(path)) if path.is_file() else None
 
 
 def _reached(samples: Sequence[Row]) -> str:
@@ -275,20 +284,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+def _names(given: str | None, samples: Sequence[Row], report: Report | None) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
     known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
-    best = [
-        str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"
-    ]
-    return [*best[:1], "soup"] if best and "soup" in known else known
+    best = report.row("best_single") if report else None
+    return [best.name, "soup"] if best and "soup" in known else known
 
 
-def _note(
-    run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
-) -> None:
+def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Row]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger
@@ -303,7 +308,7 @@ def _note(
         )
     elif shown:
         with Store(path) as ledger:
-            Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)
+            Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
 
 
 def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:

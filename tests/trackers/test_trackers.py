@@ -155,7 +155,11 @@ def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     tables, last = tables_of(run_dir), of_type(records, "history")[-1]["item"]
     sizes = {"rows": len(report["rows"]), "comparisons": len(report["comparisons"]), "trials": 12}
     assert {name: len(one["data"]) for name, one in tables.items()} == sizes
-    assert tables["rows"]["columns"][:3] == ["name", "kind", "objective"]
+    scores = ["name", "kind", "objective", "low", "high", "n"]
+    assert tables["rows"]["columns"] == [*scores, *report["rows"][0]["scores"]]
+    pair = ["a", "b", "difference", "low", "high", "level", "p_value", "test", "n", "groups"]
+    corrected = ["discordant", "kind", "p_look", "p_holm"]
+    assert tables["comparisons"]["columns"] == [*pair, *corrected]
     assert tables["rows"]["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
     for name in (
         *tables,
