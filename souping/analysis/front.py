@@ -279,7 +279,6 @@ class FrontPoint:
 class FrontResult(AnalysisResult):
     """Soups that no other beats in all goals."""
 
-    place = 0
     fold: str
     """fold of the items"""
     goals: tuple[Goal, ...]

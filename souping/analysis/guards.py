@@ -348,7 +348,6 @@ class GuardCheck:
 class GuardsResult(AnalysisResult):
     """What the guards changed, and whether they held."""
 
-    place = -1
     against: str | None = None
     """the model that soups are compared with"""
     cost: Number = None

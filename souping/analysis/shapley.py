@@ -250,7 +250,6 @@ class CoalitionValue:
 class ShapleyResult(AnalysisResult):
     """What each model adds to soups of the others."""
 
-    place = 2
     fold: str
     """fold of the items"""
     players: Names

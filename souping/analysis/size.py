@@ -144,7 +144,6 @@ class PrunedDifference(PairedDifference):
 class SizeResult(AnalysisResult):
     """Scores by the number of ingredients."""
 
-    place = 2
     fold: str
     """fold of the items"""
     budget: Count

@@ -253,7 +253,6 @@ class SurfaceLimits:
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 
-    place = 0
     fold: str
     """fold of the items"""
     ingredients: Names

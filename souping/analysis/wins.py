@@ -495,7 +495,6 @@ class AnswerExample:
 class WinsResult(AnalysisResult):
     """What the soup keeps of its ingredients."""
 
-    place = 1
     fold: str
     """fold of the items"""
     items: Count

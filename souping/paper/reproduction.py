@@ -145,7 +145,6 @@ class PaperSelection:
 class PaperResult(AnalysisResult):
     """The paper's numbers beside ours."""
 
-    place = 0
     sentences: Names
     """what was found"""
     findings: tuple[Finding, ...]

@@ -34,22 +34,19 @@ from souping.core.types import (
     Trial,
     UserError,
     digest,
-    number,
-    part,
 )
 from souping.core.unit import scores_in, unit
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
-from souping.report.content import RecipeSummary, Report, SelectionSummary
+from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
 from souping.report.render import SAMPLES
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
-Rows = Sequence[Mapping[str, Json]]
 SHOWN = (
     "report.html",
     "report.md",
@@ -364,7 +361,7 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         return write_report(replace(report, analyses=analyses), trials, settings.run_dir)
 
 
-def read_finished(run_dir: Path) -> tuple[Report, Rows]:
+def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
     """(report, trials) of a run that ended with a report (UserError if there is none)."""
     from souping.pipeline.analyses import results
     from souping.report.analyses import read_content
@@ -381,7 +378,7 @@ def read_finished(run_dir: Path) -> tuple[Report, Rows]:
     return report, read_trials(run_dir / "trials.csv")
 
 
-def _resume(run: Run, report: Report, trials: Rows) -> tuple[Selection, SearchResult]:
+def _resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> tuple[Selection, SearchResult]:
     """Bring a run to where its last step left it.
 
     Raises:
@@ -400,9 +397,8 @@ def _resume(run: Run, report: Report, trials: Rows) -> tuple[Selection, SearchRe
     soup = _recipe(run, shares, recipe.id)
     tried = []
     for place, line in enumerate(trials):
-        weights = {name: number(value) for name, value in part(line, "weights").items()}
-        model = _recipe(run, weights, line.get("recipe_id"))
-        result = replace(nothing, items=int(number(line.get("items")) or 0))
+        model = _recipe(run, line.weights, line.recipe_id)
+        result = replace(nothing, items=line.items or 0)
         tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
     chosen = report.selection or read(SelectionSummary, {})
     run.selection = Selection(ingredients=chosen.ingredients, metric=chosen.metric or "")

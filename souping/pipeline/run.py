@@ -80,7 +80,7 @@ from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import card
 from souping.report import tables
 from souping.report.analyses import AnalysisResult, UserResult
-from souping.report.content import GateSummary, Report
+from souping.report.content import GateSummary, Report, TrialRow
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -474,7 +474,7 @@ class Run(Steps):
             again=partial(search_again, self, self.evaluation),
         )
 
-    def whole_report(self) -> tuple[Report, list[dict[str, Any]]]:
+    def whole_report(self) -> tuple[Report, list[TrialRow]]:
         """The report and the rows of its trials, after the last step."""
         assert self.scores is not None
         trials = trial_rows(self.winner.trials, self.selection)

@@ -15,15 +15,17 @@ from souping.report.format import clean
 from souping.report.plots import Drawing
 from souping.report.tables import Section, grid
 
+FIRST = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
+"""Analyses that are shown first, in this order. The others follow by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisResult(ABC):
     """What an analysis found, and how it is shown. `unit` is that of the run's scores.
 
-    Sections are ordered by `place`. The `folded` ones come last, in one section.
+    The `folded` ones come last, in one section.
     """
 
-    place: ClassVar[int] = 9
     folded: ClassVar[bool] = False
     not_estimable: str | None = None
     """why there is too little data"""
@@ -107,7 +109,8 @@ def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
     """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
     pairs = sorted((report.analyses or {}).items())
     said = [(name, result) for name, result in pairs if result != UserResult()]
-    return sorted(said, key=lambda pair: pair[1].place)
+    places = {name: place for place, name in enumerate(FIRST)}
+    return sorted(said, key=lambda pair: places.get(pair[0], len(FIRST)))
 
 
 def analysis_sections(report: Report) -> tuple[Section, ...]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import FloatArray, number, part
+from souping.core.types import FloatArray
 from souping.core.unit import Unit
-from souping.report.content import Matrix, PairedDifference, Report
+from souping.report.content import Matrix, PairedDifference, Report, TrialRow
 from souping.report.format import clean, in_words, p_value, rho, short, weight
-from souping.report.tables import Row, TableCell, compared, confidence_of, ingredients
+from souping.report.tables import TableCell, compared, confidence_of, ingredients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -321,18 +321,18 @@ def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -
     axes.spines[:].set_visible(False)
 
 
-def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
+def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
     """The picture that fits K; nothing for one ingredient or fewer than two trials."""
     unit = report.unit
-    tried = [trial for trial in trials if number(trial.get("objective")) is not None]
+    tried = [trial for trial in trials if trial.objective is not None]
     names = ingredients(report, tried)
     if len(names) < 2 or len(tried) < 2:
         return None
-    weights = np.array([[number(part(t, "weights").get(n)) or 0.0 for n in names] for t in tried])
-    values = np.array([unit.scale * (number(t["objective"]) or 0.0) for t in tried])
+    weights = np.array([[trial.weights.get(name) or 0.0 for name in names] for trial in tried])
+    values = np.array([unit.scale * (trial.objective or 0.0) for trial in tried])
     soup = report.recipe.id if report.recipe else None
     best = int(np.argmax(unit.inner(values)))
-    chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == soup), best)
+    chosen = next((i for i, t in enumerate(tried) if t.recipe_id == soup), best)
     with canvas():
         if len(names) == 3:
             low, high = float(values.min()), float(values.max())

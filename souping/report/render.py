@@ -18,7 +18,7 @@ from souping.core.types import UserError, elements, number, part, texts
 from souping.core.unit import gain, unit
 from souping.report import tables
 from souping.report.analyses import typed
-from souping.report.content import Report
+from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown, score
 from souping.report.plots import Drawing
 from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
@@ -38,7 +38,7 @@ FOOT = (
 )
 
 
-def page(report: Report | Row, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
+def page(report: Report | Row, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
@@ -166,7 +166,7 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report | Row, trials: Sequence[Row]) -> str:
+def markdown(report: Report | Row, trials: Sequence[TrialRow]) -> str:
     """The report as GitHub-flavoured Markdown."""
     report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from souping.core.types import FOLDS, number
+from souping.core.types import FOLDS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
 from souping.report.analyses import analysis_sections
@@ -16,6 +16,7 @@ from souping.report.content import (
     Report,
     SelectionStability,
     SelectionSummary,
+    TrialRow,
 )
 from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
 from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
@@ -113,7 +114,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     return shown
 
 
-def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
+def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     run = (
         _verdict(report),
@@ -362,10 +363,10 @@ def _gate(report: Report) -> Section | None:
     return Section(title, ("All of them were.",), folded=folded)
 
 
-def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
+def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
-    whole = sum(number(trial.get("objective")) is not None for trial in trials)
+    whole = sum(trial.objective is not None for trial in trials)
     rest = (
         f" A part of the fold was enough for {count(len(trials) - whole)} more."
         if whole < len(trials)

@@ -141,12 +141,10 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     _, trials = sample(columns=3)
     points = [one["item"] for one in of_type(recorded[1], "history")]
     assert [p["trial"] for p in points] == list(range(1, 13))
-    assert [p["objective"] for p in points] == pytest.approx([t["objective"] for t in trials[:12]])
-    best = [max(t["objective"] for t in trials[: i + 1]) for i in range(12)]
+    assert [p["objective"] for p in points] == pytest.approx([t.objective for t in trials[:12]])
+    best = [max(t.objective for t in trials[: i + 1]) for i in range(12)]
     assert [p["best"] for p in points] == pytest.approx(best)
-    assert points[0]["category/simple_java"] == pytest.approx(
-        trials[0]["categories"]["simple_java"]
-    )
+    assert points[0]["category/simple_java"] == pytest.approx(trials[0].categories["simple_java"])
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
 
 
