@@ -28,7 +28,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded, nearby
 from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, UserError, part
+from souping.core.types import FOLDS, UserError
 from souping.core.unit import POINTS, scores_in
 from souping.pipeline.settings import RunSettings
 from souping.report.content import Report, SelectionFile
@@ -36,13 +36,12 @@ from souping.report.files import read_report
 from souping.report.progress import show_warnings
 from souping.report.render import (
     SAMPLES,
+    Sample,
     changed,
     output_console,
     read_samples,
-    score_of,
     show_sample,
 )
-from souping.report.tables import Row
 
 T = TypeVar("T")
 
@@ -210,17 +209,17 @@ def show(arguments: Sequence[str]) -> None:
     )
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
-    samples = list(read_samples(run_dir / SAMPLES))
+    samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES)]
     report = _read_if_there(Report, run_dir / "report.json")
     selection = _read_if_there(SelectionFile, run_dir / "selection.json")
     file = report or selection
     with scores_in(file.unit if file else POINTS):
         fold = options.fold or _reached(samples)
-        rows = [sample for sample in samples if sample.get("fold") == fold]
+        rows = [sample for sample in samples if sample.fold == fold]
         for key in ("item", "category"):
             if wanted := vars(options)[key]:
-                pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
-                rows = [row for row in rows if row.get(key) == wanted]
+                pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+                rows = [row for row in rows if vars(row)[key] == wanted]
         names, what = _names(options.models, rows, report), "items"
         if options.fixed or options.broke:
             if len(names) < 2:
@@ -236,13 +235,12 @@ def _read_if_there(kind: type[T], path: Path) -> T | None:
     return read(kind, read_report(path)) if path.is_file() else None
 
 
-def _reached(samples: Sequence[Row]) -> str:
+def _reached(samples: Sequence[Sample]) -> str:
     """The last fold that the run scored; other runs may have left answers to later ones."""
-    scored = {
-        str(sample.get("fold"))
-        for sample in samples
-        if any(score_of(sample, name) is not None for name in part(sample, "models"))
-    }
+    scored = set()
+    for sample in samples:
+        if any(answers.score is not None for answers in sample.models.values()):
+            scored.add(sample.fold)
     return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
 
 
@@ -284,22 +282,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Row], report: Report | None) -> list[str]:
+def _names(given: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
-    known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
+    known = list(dict.fromkeys(name for sample in samples for name in sample.models))
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
     best = report.row("best_single") if report else None
     return [best.name, "soup"] if best and "soup" in known else known
 
 
-def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Row]) -> None:
+def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
-    shown = [str(sample.get("prompt_hash")) for sample in samples]
+    shown = [sample.prompt_hash for sample in samples]
     path = store_of(run_dir, store)
     if path is None:
         print(
@@ -311,7 +309,7 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Ro
             Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
 
 
-def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
+def _show_samples(samples: Sequence[Sample], names: Sequence[str], limit: int, what: str) -> None:
     console = output_console()
     for sample in islice(samples, limit):
         show_sample(console, sample, names)

@@ -16,6 +16,7 @@ from souping.report.content import (
     GateSummary,
     JudgedDifference,
     ModelRow,
+    Number,
     OtherChoice,
     PairedDifference,
     RecipeSummary,
@@ -338,8 +339,8 @@ def pairs(stability: SelectionStability) -> TableGrid:
     return grid(header, lines, left=(0, 1))
 
 
-def around(low: Json, high: Json) -> str:
-    if number(low) is None or number(high) is None:
+def around(low: Number, high: Number) -> str:
+    if low is None or high is None:
         return "not estimable"
     return f"{rho(low)} to {rho(high)}"
 
