@@ -275,13 +275,13 @@ class SurfaceResult(AnalysisResult):
     """mean width of the bands"""
 
     def section(self, unit: Unit) -> Section:
-        low = unit.inner(_array(self.objective.low))
-        high = unit.inner(_array(self.objective.high))
-        above = int(((low > 0) & (high > 0)).sum())
-        below = int(((low < 0) & (high < 0)).sum())
+        ends = zip(self.objective.low, self.objective.high, strict=False)
+        limits = [(unit.gain(low), unit.gain(high)) for low, high in ends]
+        above = sum(min(pair) > 0 for pair in limits)
+        below = sum(max(pair) < 0 for pair in limits)
         lines = (
-            f"Of {count(len(low))} mixtures, {count(above)} are better and {count(below)} worse than the uniform soup, "
-            "with 95 % confidence for all points at once. "
+            f"Of {count(len(limits))} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
+            "soup, with 95 % confidence for all points at once. "
             f"The bands are {unit.points(self.width)} wide on average.",
             f"By the search's model of {count(self.soups)} soups on {count(self.fold_items)} search items.",
         )

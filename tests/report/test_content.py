@@ -15,6 +15,7 @@ import pytest
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, scores_in, unit_of
+from souping.pipeline.analyses import results
 from souping.report.analyses import UserResult, read_content
 from souping.report.content import Report, SelectionFile, TrialRow
 from souping.report.files import as_json, read_report, read_trials, write_trials
@@ -112,13 +113,13 @@ def test_an_analysis_has_the_type_that_is_given_for_it() -> None:
     class Counted(UserResult):
         pass
 
-    results = dict.fromkeys(("own", "short", "broken"), Counted)
-    report = read_content(whole(), results)
-    kinds = {name: type(result) for name, result in (report.analyses or {}).items()}
+    kinds = dict.fromkeys(("own", "short", "broken"), Counted)
+    report = read_content(whole(), kinds)
+    found = {name: type(result) for name, result in (report.analyses or {}).items()}
     # One that found nothing has nothing of its type.
-    assert kinds == {"own": Counted, "short": UserResult, "broken": UserResult, "plain": UserResult}
+    assert found == {"own": Counted, "short": UserResult, "broken": UserResult, "plain": UserResult}
     assert as_json(to_json(report)) == as_json(whole())
-    assert read_content({}, results).analyses is None
+    assert read_content({}, kinds).analyses is None
 
 
 def test_a_report_gives_the_first_model_of_a_role() -> None:
@@ -182,15 +183,15 @@ def check_mutations(seeds: range) -> None:
     text = json.dumps(whole())
     donor = json.loads(text)
     names = {field.name for field in known(Report)}
-    results = {"own": UserResult}
+    kinds = {"own": UserResult}
     for seed in seeds:
         rng = random.Random(seed)
         table = json.loads(text)
         for _ in range(rng.randint(1, 6)):
             mutate(table, donor, rng)
-        report = read_content(table, results)
+        report = read_content(table, kinds)
         written = json.dumps(to_json(report), allow_nan=False)
-        assert read_content(json.loads(written), results) == report, seed
+        assert read_content(json.loads(written), kinds) == report, seed
         unknown = {key: value for key, value in table.items() if key not in names}
         assert report.others == to_json(unknown), seed
         # The next change must not reach into the donor.
@@ -206,6 +207,25 @@ def test_whatever_was_edited_can_be_shown() -> None:
             mutate(table, json.loads(text), rng)
         with scores_in(unit_of(table)):
             assert markdown(table, []).startswith("# "), seed
+
+
+@pytest.mark.parametrize("name", results())
+def test_every_analysis_is_shown_whatever_was_edited(name: str) -> None:
+    kind = results()[name]
+    table = example(kind)
+    for end in ("not_estimable", "failed"):
+        table.pop(end)
+    assert to_json(read(kind, table)) == table
+    text = json.dumps(table)
+    for seed in range(60):
+        rng = random.Random(seed)
+        data = json.loads(text)
+        for _ in range(rng.randint(0, 6)):
+            mutate(data, whole(), rng)
+        report = read_content({"analyses": {name: data}}, results())
+        shown = markdown(report, [])
+        assert shown.startswith("# "), seed
+        assert "nan" not in shown, seed
 
 
 def test_whatever_was_edited_can_be_read() -> None:
