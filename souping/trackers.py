@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
+from souping.core.reading import read
 from souping.core.text import first_line, install, named, safe
-from souping.core.types import Json, JsonObject, Missing, Trial, entries, number, part
+from souping.core.types import Json, JsonObject, Missing, Trial
 from souping.core.unit import gain
+from souping.report.content import PairedDifference, Report
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
@@ -148,11 +150,10 @@ class WandbTracker(Tracker):
         session.exit_code = int(report is None and sys.exc_info()[0] is not None)
         with session.exits:
             if report is not None and session.run is not None:
-                self._log_report(report, run_dir, soup)
+                self._log_report(read(Report, report), run_dir, soup)
 
-    def _log_report(self, report: JsonObject, run_dir: Path, soup: Path | None) -> None:
-        api = import_module(self.module)
-        run = self._session.run
+    def _log_report(self, report: Report, run_dir: Path, soup: Path | None) -> None:
+        api, run = import_module(self.module), self._session.run
         pictures = {
             f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
         }
@@ -329,10 +330,8 @@ def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
     result = trial.result
     point: dict[str, Json] = {"trial": trial.number}
     if trial.whole:
-        scores = [
-            *(value for one in earlier if (value := number(one.get("objective"))) is not None),
-            result.objective,
-        ]
+        scores = [known["objective"] for known in earlier if "objective" in known]
+        scores.append(result.objective)
         point |= {"objective": result.objective, "best": max(scores, key=gain)}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
     weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
@@ -340,39 +339,45 @@ def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
     return point | {"items": result.items, "reused": trial.reused}
 
 
-def _summary(report: JsonObject) -> JsonObject:
-    verdict = part(report, "verdict")
-    cost = part(report, "cost")
-    flat = {
-        "claim": verdict.get("claim"),
-        "verdict": verdict.get("sentence"),
-        "p_value": verdict.get("p_value"),
-        "recipe_id": part(report, "recipe").get("id"),
-        "search_objective": part(report, "objective").get("search"),
-        **{f"cost/{name}": value for name, value in cost.items() if not isinstance(value, Mapping)},
-        **{f"cost/search/{name}": number(value) for name, value in part(cost, "search").items()},
-    }
-    for row in entries(report, "rows"):
-        if row["kind"] in ("soup", "best_single"):
-            flat[f"report/{row['kind']}"] = part(row, "objective").get("mean")
-    return {name: value for name, value in flat.items() if value is not None}
+def _summary(report: Report) -> dict[str, Json]:
+    flat = dict[str, Json]()
+    if report.verdict is not None:
+        flat["claim"] = report.verdict.claim
+        flat["verdict"] = report.verdict.sentence
+        flat["p_value"] = report.verdict.p_value
+    if report.recipe is not None:
+        flat["recipe_id"] = report.recipe.id
+    if report.objective is not None:
+        flat["search_objective"] = report.objective.search
+    costs = dict(report.to_json()["cost"]) if report.cost else {}
+    search = costs.pop("search", {})
+    flat |= {f"cost/{name}": value for name, value in costs.items()}
+    flat |= {f"cost/search/{name}": value for name, value in search.items()}
+    for kind in ("soup", "best_single"):
+        row = report.row(kind)
+        if row is not None:
+            flat[f"report/{kind}"] = row.objective.mean
+    return {name: value for name, value in flat.items() if isinstance(value, str | int | float)}
 
 
 def _tables(
-    report: JsonObject, trials: Sequence[JsonObject]
+    report: Report, trials: Sequence[Mapping[str, Json]]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
-    rows = entries(report, "rows")
-    compared = entries(report, "comparisons")
-    categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
-    whole = ("mean", "low", "high", "n")
-    lines = [
-        [row["name"], row["kind"], *(part(row, "objective").get(key) for key in whole)]
-        + [part(part(row, "scores"), name).get("mean") for name in categories]
-        for row in rows
-    ]
-    tables = {"rows": (["name", "kind", "objective", *whole[1:], *categories], lines)}
-    for name, records in (("comparisons", compared), ("trials", trials)):
-        columns = list(dict.fromkeys(key for record in records for key in record))
-        tables[name] = columns, [[record.get(key) for key in columns] for record in records]
+    rows = report.rows or ()
+    categories = list(dict.fromkeys(name for row in rows for name in row.scores))
+    lines = list[list[Json]]()
+    for row in rows:
+        score = row.objective
+        means = [row.scores[name].mean if name in row.scores else None for name in categories]
+        lines.append([row.name, row.kind, score.mean, score.low, score.high, score.n, *means])
+    columns = ["name", "kind", "objective", "low", "high", "n", *categories]
+    tables: dict[str, tuple[list[str], list[list[Json]]]] = {"rows": (columns, lines)}
+
+    # Corrected p-values stand last, after the model's role.
+    columns = [*(field.name for field in fields(PairedDifference)), "kind", "p_look", "p_holm"]
+    compared = [[vars(pair)[name] for name in columns] for pair in report.comparisons or ()]
+    tables["comparisons"] = columns, compared
+    columns = list(dict.fromkeys(key for trial in trials for key in trial))
+    tables["trials"] = columns, [[trial.get(key) for key in columns] for trial in trials]
     return {name: table for name, table in tables.items() if table[1]}

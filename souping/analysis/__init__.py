@@ -1,5 +1,4 @@
-"""Statistics of a run, and the protocol of its analyses: item scores in, plain data out,
-with the section that shows it in a report.
+"""Statistics of a run, and the protocol of its analyses: item scores in, a result out that can be shown.
 
 An analysis is one file here, which computes and shows it, and one choice of the group `analysis`.
 """
@@ -15,7 +14,8 @@ import numpy as np
 from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record
+from souping.core.types import FloatArray, Fold, Item, ItemScores, JsonObject, Recipe, Record
+from souping.report.analyses import AnalysisResult
 
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
@@ -75,7 +75,7 @@ class RunScores:
 
 
 class Analysis(ABC):
-    """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name.
+    """Analysis of a finished search. What it finds is in `report.json`, under `analyses` and the analysis's name.
 
     One that `searches` again answers at most as many items as the run's search did.
     """
@@ -87,8 +87,8 @@ class Analysis(ABC):
         return ()
 
     @abstractmethod
-    def analyse(self, run: RunScores) -> Mapping[str, Json]:
-        """What is shown and kept.
+    def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:
+        """What is shown and kept. A mapping is read as a `UserResult`.
 
         Raises:
             NotEstimableError: too few soups answered the whole fold, and what it would take.

@@ -497,7 +497,8 @@ class Tracker(Component, ABC):
     def finish(
         self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
     ) -> None:
-        """End of the run; `soup` is the folder of the winner, where one was written."""
+        """End of the run; `report` is the content of report.json, None without one, and `soup` the folder of the
+        winner, where one was written."""
         return None
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:

@@ -118,6 +118,7 @@ def leaderboard() -> ScoreMatrix:
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]
 Verdict = Literal["agrees", "differs", "cannot be redone"]
+"""Of a `Finding`."""
 SAME = "the paper's"
 CLUSTERS = "one expert per cluster (the abstract; selector=soce_cluster)"
 DASH = "\N{EN DASH}"
@@ -139,11 +140,17 @@ class Finding:
     """A number that the paper prints, and what its published figures give for it."""
 
     of: str
+    """table or figure"""
     what: str
+    """what the number is"""
     paper: str
+    """the paper's number"""
     ours: str
-    verdict: Verdict
+    """ours"""
+    verdict: str
+    """a `Verdict`"""
     note: str = ""
+    """remark"""
 
 
 def findings() -> list[Finding]:

@@ -26,7 +26,6 @@ from souping.core.types import (
     Recipe,
     SearchSpace,
     UserError,
-    part,
 )
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
@@ -44,6 +43,7 @@ from souping.pipeline.models import (
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
+from souping.report.content import Report
 from souping.report.progress import Throughput, say
 
 
@@ -405,13 +405,13 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
                 )
 
 
-def written_soup(settings: MergeSettings, report: JsonObject) -> Path | None:
+def written_soup(settings: MergeSettings, report: Report) -> Path | None:
     """The folder of a run's soup, None if it wrote none.
 
     Raises:
         LateError: `out` holds another soup, which was not replaced.
     """
-    winner = part(report, "recipe").get("id")
+    winner = report.recipe.id if report.recipe else ""
     kept = (
         soup_in(settings.out)
         if isinstance(settings, RunSettings) and winner and not settings.stop_after
@@ -424,8 +424,5 @@ def written_soup(settings: MergeSettings, report: JsonObject) -> Path | None:
             f"replaced. To write it",
             fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
         )
-    return (
-        settings.out
-        if ("soup" in report or "rebuild" in report) and settings.out.exists()
-        else None
-    )
+    is_written = "soup" in report.others or report.rebuild is not None
+    return settings.out if is_written and settings.out.exists() else None

@@ -13,7 +13,14 @@ from typing import Any
 from souping.analysis import RunScores
 from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
-from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
+from souping.analysis.guards import (
+    NAME,
+    Admission,
+    Guard,
+    GuardsResult,
+    plan_guards,
+    warnings_of,
+)
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
@@ -24,7 +31,6 @@ from souping.core.types import (
     Fold,
     Item,
     ItemScores,
-    Json,
     Recipe,
     ScoreMatrix,
     Selection,
@@ -73,7 +79,8 @@ from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
 from souping.pipeline.upload import card
 from souping.report import tables
-from souping.report.content import GateSummary
+from souping.report.analyses import AnalysisResult, UserResult
+from souping.report.content import GateSummary, Report, TrialRow
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -141,7 +148,7 @@ class Run(Steps):
         self.rows: tuple[tuple[str, Recipe], ...] = ()
         self.router: RoutedAnswers | None = None
         self.reported: tuple[Item, ...] = ()
-        self.analyses: dict[str, Mapping[str, Json]] = {}
+        self.analyses = dict[str, AnalysisResult]()
         for sentence in found.sentences if found else ():
             progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
@@ -448,7 +455,7 @@ class Run(Steps):
                 self.settings.analyses[name], self._run_scores(stage.models)
             )
         except UserError as error:  # of a component that answers
-            self.analyses[name] = {"failed": str(error)}
+            self.analyses[name] = UserResult(failed=str(error))
 
     def lacking(self, stage: Stage) -> tuple[Recipe, ...]:
         """The models of an analysis that lack answers. Prints what they cost."""
@@ -477,8 +484,8 @@ class Run(Steps):
             again=partial(search_again, self, self.evaluation),
         )
 
-    def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """report.json and the rows of its trials, after the last step."""
+    def whole_report(self) -> tuple[Report, list[TrialRow]]:
+        """The report and the rows of its trials, after the last step."""
         assert self.scores is not None
         if self.admission is not None:
             against = self.single(self.admission.against)
@@ -491,7 +498,8 @@ class Run(Steps):
                 look=self.look,
                 names=guard_names(self),
             )
-            self.analyses[NAME] = {**self.winner.guards, "checks": checks}
+            facts = read(GuardsResult, self.winner.guards)
+            self.analyses[NAME] = replace(facts, checks=tuple(checks))
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
         self.progress.stage("analyse: stability of the selection")
@@ -501,11 +509,11 @@ class Run(Steps):
             "stability": stability(self.scores, self.settings.selector),
             "cost": self._cost(self.winner),
             "provenance": to_json(provenance(self.settings.command, self.settings.config)),
-            "analyses": self.analyses,
         }
-        return content, trial_rows(self.winner.trials, self.selection)
+        report = replace(read(Report, content), analyses=self.analyses)
+        return report, trial_rows(self.winner.trials, self.selection)
 
-    def replace_card(self, report: Mapping[str, Any]) -> None:
+    def replace_card(self, report: Report) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
         if self.frozen is None or not self.frozen.is_dir():
             return

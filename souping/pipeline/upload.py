@@ -21,7 +21,8 @@ from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, part, texts
 from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
-from souping.report.content import RecipeSummary, Report, typed
+from souping.report.analyses import typed
+from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
 from souping.report.tables import Row

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
+from souping.core.reading import read
 from souping.core.text import DASH
 from souping.core.types import (
     Fold,
@@ -32,7 +33,7 @@ from souping.pipeline.checks import on_gpu
 from souping.pipeline.execute import sample
 from souping.report import format
 from souping.report.files import as_json, selection_dict
-from souping.report.render import output_console, show_sample, show_sheet
+from souping.report.render import Sample, output_console, show_sample, show_sheet
 from souping.report.tables import Section, grid
 from souping.search.adaptive import SAMPLES
 
@@ -434,7 +435,7 @@ def show_rehearsal(
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
-        show_sample(output_console(120), line, [name])
+        show_sample(output_console(120), read(Sample, line), [name])
     show_sheet(
         [
             s

@@ -1,26 +1,25 @@
-"""What the report says, section by section, and how analyses are shown; `render` prints it as HTML or Markdown."""
+"""What the report says, section by section; `render` prints it as HTML or Markdown."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 from souping.analysis.sign_flip import ALPHA
-from souping.core.types import FOLDS, elements, entries, number, texts
+from souping.core.types import FOLDS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
+from souping.report.analyses import analysis_sections
 from souping.report.content import (
     CategoryDifference,
     ModelEnds,
     Report,
     SelectionStability,
     SelectionSummary,
+    TrialRow,
 )
 from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
-from souping.report.plots import Drawing
 from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
@@ -116,7 +115,7 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     return shown
 
 
-def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
+def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     run = (
         _verdict(report),
@@ -388,10 +387,10 @@ def _gate(report: Report) -> Section | None:
     return Section(title, ("All of them were.",), folded=folded)
 
 
-def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
+def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
-    whole = sum(number(trial.get("objective")) is not None for trial in trials)
+    whole = sum(trial.objective is not None for trial in trials)
     rest = (
         f" A part of the fold was enough for {count(len(trials) - whole)} more."
         if whole < len(trials)
@@ -465,100 +464,3 @@ def _alternatives(report: Report) -> Section | None:
         "the right answers, so it is only a bound.",
     )
     return Section("What the soup is up against", lines)
-
-
-# Analyses: each registers how it is shown in its own module.
-
-MODULES = (
-    "souping.analysis.consistency",
-    "souping.analysis.wins",
-    "souping.analysis.shapley",
-    "souping.analysis.surface",
-    "souping.analysis.guards",
-    "souping.analysis.front",
-    "souping.analysis.size",
-    "souping.paper.reproduction",
-)
-"""Modules of this package that register a display."""
-
-
-@dataclass(frozen=True)
-class Display:
-    """How an analysis is shown, by functions of its data in the report.
-
-    Sections are ordered by `place`; `folded` ones come last, in one section.
-    """
-
-    section: Callable[[Row], Section]
-    drawings: Sequence[Callable[[Row], Drawing | None]] = ()
-    place: int = 9
-    folded: bool = False
-
-
-DISPLAYS: dict[str, Display] = {}
-"""{name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown."""
-
-
-def displays() -> dict[str, Display]:
-    """All displays, those of this package included."""
-    for module in MODULES:
-        importlib.import_module(module)
-    return DISPLAYS
-
-
-def _analyses(report: Report) -> list[tuple[str, Row, Display]]:
-    """(name, data, display) of the report's analyses that have data, in the order in which they are shown."""
-    known = displays()
-    found = []
-    for name, data in sorted((report.analyses or {}).items()):
-        if data and isinstance(data, Mapping):
-            found.append((name, data, known.get(name) or Display(_plain)))
-    return sorted(found, key=lambda one: one[2].place)
-
-
-def analysis_sections(report: Report) -> tuple[Section, ...]:
-    """A section of each analysis; those without a result are folded away."""
-    shown, folded = list[Section](), list[Section]()
-    for name, data, display in _analyses(report):
-        if reason := _missing(data):
-            folded.append(Section(_titled(name), (reason,)))
-        else:
-            one = display.section(data)
-            one = one if one.title else Section(_titled(name), one.lines, grids=one.grids)
-            (folded if display.folded else shown).append(one)
-    return (*shown, Section("More analyses", folded=tuple(folded)))
-
-
-def drawings(report: Report) -> list[Drawing]:
-    """The pictures of all analyses that have a result."""
-    found = [
-        (draw, data)
-        for _, data, display in _analyses(report)
-        if not _missing(data)
-        for draw in display.drawings
-    ]
-    return [drawing for draw, data in found if (drawing := draw(data)) is not None]
-
-
-def _missing(data: Row) -> str:
-    """Why an analysis has no result; empty if it has one."""
-    reasons = {"not estimable": data.get("not_estimable"), "it failed": data.get("failed")}
-    return next((f"{kind}: {clean(reason)}" for kind, reason in reasons.items() if reason), "")
-
-
-def _plain(data: Row) -> Section:
-    """An analysis without a display."""
-    grids = [
-        grid(
-            texts(shown, "header"),
-            [map(clean, row) for row in elements(shown, "rows") if isinstance(row, Sequence)],
-        )
-        for shown in entries(data, "tables")
-    ]
-    return Section(
-        clean(data.get("title")), tuple(map(clean, texts(data, "sentences"))), grids=tuple(grids)
-    )
-
-
-def _titled(name: str) -> str:
-    return clean(name).replace("_", " ").capitalize()

@@ -526,4 +526,4 @@ def test_a_damaged_file_of_a_run_is_told_with_its_name(name: str, tmp_path: Path
         with pytest.raises(UserError, match=re.escape(name)):
             read(path)
     (tmp_path / "trials.csv").write_text(TRIALS)
-    assert read_trials(tmp_path / "trials.csv")[0]["weights"] == {"a": 1.0}
+    assert read_trials(tmp_path / "trials.csv")[0].weights == {"a": 1.0}
