@@ -160,7 +160,7 @@ def named(part: object) -> str:
     return source_of(kind) if is_user_code(kind) else str(kind.__name__)
 
 
-def stripped_lines(text: object) -> list[str]:
+def stripped_lines(text: str | BaseException) -> list[str]:
     """The lines of a message that hold something."""
     return [line.strip() for line in str(text).splitlines() if line.strip()]
 

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -118,8 +118,9 @@ def torch_dtype(tag: str) -> torch.dtype:
 
 def finite(raw: Raw, dtype: str) -> bool:
     """Whether no element is NaN or infinite (all exponent bits set)."""
-    bits: Any = raw.view(np.uint32 if dtype == "F32" else np.uint16)
-    return not bool(((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any())
+    bits = raw.view(np.uint32 if dtype == "F32" else np.uint16)
+    exponents = np.bitwise_and(bits, EXPONENT[dtype])
+    return not bool(np.equal(exponents, EXPONENT[dtype]).any())
 
 
 def mix_block(

@@ -225,7 +225,6 @@ class Run(Steps):
             self.pool.names, lambda: ScoreMatrix.from_items(answers)
         )
         self.note(*flat_categories(self.scores))
-        self.progress.stage("select: ingredients")
         self.selection = choose(settings, self.scores, self.progress)
         if settings.limit is None and settings.objective.linear:
             self.power = power_of(
