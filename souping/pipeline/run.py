@@ -77,7 +77,7 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
-from souping.pipeline.upload import card
+from souping.pipeline.upload import card, replace_card
 from souping.report import tables
 from souping.report.analyses import AnalysisResult, UserResult
 from souping.report.content import GateSummary, Report, TrialRow
@@ -514,11 +514,8 @@ class Run(Steps):
 
     def replace_card(self, report: Report) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
-        if self.frozen is None or not self.frozen.is_dir():
-            return
-        path = self.frozen / "README.md"
-        if not path.exists() or path.read_bytes() == self.first_card.encode():
-            write_atomically(path, card(report, self.frozen.resolve()).encode())
+        if self.frozen is not None and self.frozen.is_dir():
+            replace_card(self.frozen, self.first_card, report)
 
     def _cost(self, winner: SearchResult) -> dict[str, Any]:
         evaluations = self.evaluations.values()

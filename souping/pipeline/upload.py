@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
+from souping.core.files import write_atomically
 from souping.core.reading import read
 from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, part, texts
@@ -64,6 +65,13 @@ def card(parts: Report | Row, folder: Path = Path(".")) -> str:
         *_rebuild(recipe, report.rebuild),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def replace_card(folder: Path, first: str, report: Report) -> None:
+    """Put a report on the soup's card if it is still the `first` one, without numbers."""
+    path = folder / CARD
+    if not path.exists() or path.read_bytes() == first.encode():
+        write_atomically(path, card(report, folder.resolve()).encode())
 
 
 def public_name(name: Json) -> str:
@@ -339,9 +347,8 @@ def _licence(source: str) -> str:
 
     name = hub.parse(source)
     try:
-        data: Any = ModelCard.load(
-            name.repo if name else Path(source) / CARD, ignore_metadata_errors=True
-        ).data
+        place = name.repo if name else Path(source) / CARD
+        data = ModelCard.load(place, ignore_metadata_errors=True).data
         named = data.get("license_name") if data.license == "other" else None
         return f"other: {named}" if named else str(data.license or "")
     except Exception:  # whatever is wrong with somebody's card

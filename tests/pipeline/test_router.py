@@ -20,7 +20,7 @@ from souping.core.protocols import Objective
 from souping.core.scores import Mean, Worst
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.pipeline.evidence import Contender, gather
-from souping.report.content import typed
+from souping.report.analyses import typed
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
 from souping.report.render import markdown, report_table
