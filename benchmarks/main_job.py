@@ -47,7 +47,7 @@ def run(search: str, folder: Path) -> dict[str, float]:
         lines = []
         for line in job.stdout:
             lines.append(line)
-            for mark, start in (("search", "search: "), ("soup", "writing the soup")):
+            for mark, start in (("search", "search: "), ("soup", "freeze: writing the soup")):
                 if line.startswith(start):
                     marks.setdefault(mark, time.monotonic())
     if job.returncode or len(marks) < 2:

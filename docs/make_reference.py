@@ -1,8 +1,8 @@
 """Print docs/reference.md: `python docs/make_reference.py > docs/reference.md`.
 
 Groups, choices, keys and remarks come from `conf/`, root keys from the configuration's dataclass, Python names from
-`souping.__all__`, the keys of report.json from the fields of `Report` and the texts below them, and other meanings from
-`docs/reference.yaml`. A test compares the page.
+`souping.__all__`, the keys of report.json and compare.json from the fields of their classes and the texts below them,
+and other meanings from `docs/reference.yaml`. A test compares the page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ This page is generated: `python docs/make_reference.py > docs/reference.md`. It 
 other pages explain them.
 
 - `python -m souping help NAME` prints the keys of a group on the terminal.
-- `eval "$(souping -sc install=bash)"` completes groups, choices and keys in bash. In zsh, first run
+- `eval "$(souping -sc install=bash)"` completes commands, groups, choices and keys in bash. In zsh, first run
   `autoload -Uz compinit bashcompinit && compinit && bashcompinit`.
 - Errors are one or two lines and exit with status 2; `debug=true` shows the traceback.
 - Values that contain `( ) , =` or spaces need quotes: `'merge.overrides={layers.0-7:[0.6,0.4]}'`.
@@ -196,12 +196,12 @@ def report(analyses: Mapping[str, str]) -> Iterator[str]:
 
 
 def schema() -> Iterator[str]:
-    """The fields of compare.json, from its dataclasses."""
+    """The fields of compare.json, from its dataclasses and the texts below them."""
     yield "## compare.json\n\nWhat `souping compare --json` prints, and `CompareResult.to_json()` returns.\n"
     inner = {"verdicts[]": RowVerdict, "variance.MODEL": VarianceParts, "flips[]": Flip}
-    rows = [(f"`{one.name}`", one.metadata["doc"]) for one in fields(CompareResult)]
+    rows = [(f"`{key}`", meaning) for key, meaning in field_docs(CompareResult).items()]
     for name, kind in inner.items():
-        rows += [(f"`{name}.{one.name}`", one.metadata["doc"]) for one in fields(kind)]
+        rows += [(f"`{name}.{key}`", meaning) for key, meaning in field_docs(kind).items()]
     yield from table(("key", "meaning"), rows)
 
 

@@ -16,7 +16,7 @@ from souping.core.fields import Count, component, pick
 from souping.core.protocols import Correlation, Objective, Selector
 from souping.core.scores import Mean
 from souping.core.text import listed, minus, named
-from souping.core.types import Correlations, FloatArray, ScoreMatrix, Selection, UserError
+from souping.core.types import Correlations, FloatArray, Names, ScoreMatrix, Selection, UserError
 
 TIE = 1e-9
 Threshold = Annotated[float, Interval(gt=-1, le=1)]
@@ -28,7 +28,8 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     Raises:
         UserError: a correlation of the user's gave something else.
     """
-    found, size = correlation(scores.values), len(scores.categories)
+    found = correlation(scores.values)
+    size = len(scores.categories)
     if not isinstance(found, Correlations):
         raise UserError(
             f"correlation {named(correlation)} gave a {type(found).__name__}, not Correlations"
@@ -41,7 +42,7 @@ def correlated(correlation: Correlation, scores: ScoreMatrix) -> Correlations:
     return found
 
 
-def in_pool_order(scores: ScoreMatrix, names: set[str]) -> tuple[str, ...]:
+def in_pool_order(scores: ScoreMatrix, names: set[str]) -> Names:
     return tuple(name for name in scores.candidates if name in names)
 
 
@@ -59,10 +60,8 @@ def ranking(
         if strict or not scores.published:
             raise
         coefficients = Mean().coefficients(scores.categories)
-    kept, rows = (
-        np.array([name not in drop for name in scores.categories]),
-        scores.rows(scores.candidates),
-    )
+    kept = np.array([name not in drop for name in scores.categories])
+    rows = scores.rows(scores.candidates)
     totals = rows @ np.where(kept, coefficients, 0.0)
     if not objective.linear and kept.any():
         totals = objective.value(
@@ -123,9 +122,10 @@ class SoCE(Selector):
         Raises:
             UserError: no category is below the threshold and `otherwise=error`, or the correlation is not defined.
         """
-        whole, scores = scores, scores.without(_dropped(scores, self.drop))
+        whole = scores
+        scores = scores.without(_dropped(scores, self.drop))
         scores = scores.without(scores.constant)
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         correlations = correlated(self.correlation, scores)
         low = self.low_categories(correlations.rho)
         if not low:
@@ -151,7 +151,7 @@ class SoCE(Selector):
             notes=tuple(self._tie(category, names) for category, names in tied.items()),
         )
 
-    def _tie(self, category: str, names: tuple[str, ...]) -> str:
+    def _tie(self, category: str, names: Names) -> str:
         """What became of candidates that are equally good experts."""
         rules = {
             "overall": f"{names[0]}, the best of them overall, is the expert",
@@ -167,13 +167,14 @@ class SoCE(Selector):
         return [int(i) for i in np.flatnonzero((values < self.threshold).any(axis=1))]
 
     def _without_low(
-        self, whole: ScoreMatrix, correlations: Correlations, categories: tuple[str, ...]
+        self, whole: ScoreMatrix, correlations: Correlations, categories: Names
     ) -> Selection:
         """What is selected where no category is below the threshold."""
         values = np.abs(correlations.rho) if self.sign == "absolute" else correlations.rho.copy()
         np.fill_diagonal(values, np.inf)
         a, b = np.unravel_index(int(np.argmin(values)), values.shape)
-        smallest, pair = minus(f"{values[a, b]:.3f}"), f"{categories[a]}, {categories[b]}"
+        smallest = minus(f"{values[a, b]:.3f}")
+        pair = f"{categories[a]}, {categories[b]}"
         kind = "|rho|" if self.sign == "absolute" else "rho"
         why = (
             f"selector.threshold={self.threshold}: no low-correlation category; the smallest {kind} is {smallest} "
@@ -193,7 +194,21 @@ class SoCE(Selector):
 
 
 @component
-class SoCECluster(Selector):
+class LimitedSelector(Selector):
+    """Selector of at most `k` ingredients."""
+
+    k: Count | None = None
+
+    def sizes(self, candidates: int) -> tuple[int, ...]:
+        return tuple(range(1, min(self.k or candidates, candidates) + 1))
+
+    def check(self, models: int, candidates: int, categories: int) -> None:
+        if self.k is not None and self.k > candidates:
+            raise UserError(f"selector.k={self.k} is more than the {candidates} candidates")
+
+
+@component
+class SoCECluster(LimitedSelector):
     """An expert for each cluster of categories that move together (the abstract of arXiv 2511.13254).
 
     Average linkage on 1 - rho: clusters are joined, the closest first, while the mean rho between them is at least
@@ -204,7 +219,6 @@ class SoCECluster(Selector):
     correlation: Correlation
     objective: Objective
     threshold: Threshold = 0.2
-    k: Count | None = None
 
     @property
     def label(self) -> str:
@@ -221,9 +235,6 @@ class SoCECluster(Selector):
     def measure(self) -> Correlation:
         return self.correlation
 
-    def sizes(self, candidates: int) -> tuple[int, ...]:
-        return tuple(range(1, min(self.k or candidates, candidates) + 1))
-
     def check(self, models: int, candidates: int, categories: int) -> None:
         _check_correlates(self.label, models, categories)
         if self.k is not None and self.k > categories:
@@ -237,8 +248,9 @@ class SoCECluster(Selector):
         Raises:
             UserError: the correlation is not defined.
         """
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
-        whole, scores = scores, scores.without(scores.constant)
+        _check(self, scores)
+        whole = scores
+        scores = scores.without(scores.constant)
         _check_correlates(self.label, len(scores.models), len(scores.categories))
         correlations = correlated(self.correlation, scores)
         clusters = self.clusters(correlations.rho)
@@ -278,25 +290,19 @@ class SoCECluster(Selector):
 
 
 @component
-class Greedy(Selector):
+class Greedy(LimitedSelector):
     """Selector that adds the candidate which most raises the mean best score over categories; stops when none does.
 
     Categories of `drop` are left out; they stay in the objective.
     """
 
     objective: Objective
-    k: Count | None = None
     drop: Sequence[str] = ()
 
-    def sizes(self, candidates: int) -> tuple[int, ...]:
-        return tuple(range(1, min(self.k or candidates, candidates) + 1))
-
-    def check(self, models: int, candidates: int, categories: int) -> None:
-        _check_enough(self.k, candidates)
-
     def select(self, scores: ScoreMatrix) -> Selection:
-        whole, scores = scores, scores.without(_dropped(scores, self.drop))
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        whole = scores
+        scores = scores.without(_dropped(scores, self.drop))
+        _check(self, scores)
         values = scores.rows(scores.candidates)
         best, chosen = np.minimum(values.min(axis=0), 0.0), list[int]()  # losses are below zero
         order = [whole.candidates.index(name) for name in ranking(whole, self.objective)]
@@ -319,7 +325,7 @@ class Greedy(Selector):
 
 
 @component
-class TopK(Selector):
+class TopK(LimitedSelector):
     """K best candidates by the objective, in which categories of `drop` weigh nothing here."""
 
     objective: Objective
@@ -329,11 +335,8 @@ class TopK(Selector):
     def sizes(self, candidates: int) -> tuple[int, ...]:
         return (min(self.k, candidates),)
 
-    def check(self, models: int, candidates: int, categories: int) -> None:
-        _check_enough(self.k, candidates)
-
     def select(self, scores: ScoreMatrix) -> Selection:
-        self.check(len(scores.models), len(scores.candidates), len(scores.categories))
+        _check(self, scores)
         order = ranking(scores, self.objective, drop=_dropped(scores, self.drop))
         names = in_pool_order(scores, set(order[: self.k]))
         return Selection(selector=self.label, ingredients=names, categories=scores.categories)
@@ -352,6 +355,10 @@ class All(Selector):
         )
 
 
+def _check(selector: Selector, scores: ScoreMatrix) -> None:
+    selector.check(len(scores.models), len(scores.candidates), len(scores.categories))
+
+
 def _check_correlates(label: str, models: int, categories: int) -> None:
     if models < 3:
         raise UserError(
@@ -365,12 +372,7 @@ def _check_correlates(label: str, models: int, categories: int) -> None:
         )
 
 
-def _check_enough(k: int | None, candidates: int) -> None:
-    if k is not None and k > candidates:
-        raise UserError(f"selector.k={k} is more than the {candidates} candidates")
-
-
-def _holders(scores: ScoreMatrix, names: tuple[str, ...]) -> dict[str, str]:
+def _holders(scores: ScoreMatrix, names: Names) -> dict[str, str]:
     """{category: the best of `names` there}."""
     best = scores.rows(names).argmax(axis=0)
     return {category: names[i] for category, i in zip(scores.categories, best, strict=True)}

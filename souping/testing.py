@@ -31,6 +31,7 @@ from souping.core.text import named
 from souping.core.types import (
     Cell,
     Item,
+    Names,
     Recipe,
     Result,
     ScoreMatrix,
@@ -63,7 +64,7 @@ def score_matrix() -> ScoreMatrix:
 def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> None:
     """Ingredients are distinct candidates in pool order, equal for equal scores, and as many as promised."""
     scores = scores or score_matrix()
-    _expect(selector, Selector in type(selector).__mro__, "must subclass Selector")
+    _expect(selector, isinstance(selector, Selector), "must subclass Selector")
     selection = selector.select_checked(scores)
     in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
     _expect(
@@ -102,7 +103,7 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
 
 def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     """Coefficients are one non-negative weight per category, sum to one, and do not depend on the order."""
-    _expect(objective, Objective in type(objective).__mro__, "must subclass Objective")
+    _expect(objective, isinstance(objective, Objective), "must subclass Objective")
     found = objective.coefficients(categories)
     _expect(
         objective,
@@ -158,7 +159,7 @@ def answer(cell: Cell) -> Result:
     return replace(result, items=count, values=np.full(count, result.objective))
 
 
-def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
+def search_space(ingredients: Names = INGREDIENTS) -> SearchSpace:
     """Two categories of items; three candidates, of which these were selected."""
     return SearchSpace(
         ingredients=ingredients,
@@ -171,7 +172,8 @@ def search_space(ingredients: tuple[str, ...] = INGREDIENTS) -> SearchSpace:
 
 def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Weights], Optimiser]:
     """(soups in the order in which they were requested, the optimiser) of a search over the bowl."""
-    optimiser, requested = strategy.start(search_space(), seed), list[Weights]()
+    optimiser = strategy.start(search_space(), seed)
+    requested = list[Weights]()
     while (
         len(requested) < min(limit, strategy.trials or limit)
         and (cell := optimiser.ask()) is not None
@@ -183,9 +185,9 @@ def search(strategy: Strategy, seed: int = 0, limit: int = 60) -> tuple[list[Wei
 
 def check_strategy(strategy: Strategy) -> None:
     """Soups are points of the simplex, one seed gives one search, results may come in any order, the best one wins."""
-    _expect(strategy, Strategy in type(strategy).__mro__, "must subclass Strategy")
+    _expect(strategy, isinstance(strategy, Strategy), "must subclass Strategy")
     requested, optimiser = search(strategy, seed=3)
-    _expect(strategy, Optimiser in type(optimiser).__mro__, "start() must give an Optimiser")
+    _expect(strategy, isinstance(optimiser, Optimiser), "start() must give an Optimiser")
     _expect(strategy, bool(requested), "requests no soup")
     points = all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in requested)
     _expect(strategy, points, "weights must not be negative and must sum to one")
@@ -230,7 +232,7 @@ def check_strategy(strategy: Strategy) -> None:
 
 def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]) -> None:
     """Settings are plain data, batches cut all items by a fixed rule, and each item gets a record, in order, twice."""
-    _expect(evaluator, Evaluator in type(evaluator).__mro__, "must subclass Evaluator")
+    _expect(evaluator, isinstance(evaluator, Evaluator), "must subclass Evaluator")
     settings = evaluator.settings
     _expect(
         evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data"
@@ -263,7 +265,7 @@ def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[It
 
 def check_tracker(tracker: Tracker, folder: Path) -> None:
     """It follows two runs in turn, and calls out of order and a failed run do not raise. `folder` is empty."""
-    _expect(tracker, Tracker in type(tracker).__mro__, "must subclass Tracker")
+    _expect(tracker, isinstance(tracker, Tracker), "must subclass Tracker")
     recipe = Recipe(
         ingredients=("a", "b"), fingerprints=("1", "2"), weights=(0.25, 0.75), dtype="float32"
     )

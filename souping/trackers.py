@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from souping.core.fields import Name, Seconds, component
 from souping.core.protocols import Tracker
+from souping.core.reading import read
 from souping.core.text import first_line, install, named, safe
-from souping.core.types import Json, Missing, Trial, entries, number, part
+from souping.core.types import Json, JsonObject, Missing, Trial
 from souping.core.unit import gain
+from souping.report.content import PairedDifference, Report
 
 FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
 SOUP = ("recipe.json", "README.md")
@@ -31,12 +33,12 @@ log = logging.getLogger(__name__)
 class NoTracker(Tracker):
     """Tracker that records nothing: everything a run writes is in its directory."""
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
+    def start(self, config: JsonObject, run_dir: Path) -> None: ...
 
     def log(self, trial: Trial) -> None: ...
 
     def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
+        self, report: JsonObject | None, run_dir: Path, soup: Path | None = None
     ) -> None: ...
 
 
@@ -51,7 +53,7 @@ class GuardedTracker(Tracker):
     _started: bool = field(default=False, init=False)
     _failed: bool = field(default=False, init=False)
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+    def start(self, config: JsonObject, run_dir: Path) -> None:
         self._try(lambda: self.inner.start(config, run_dir))
         self._started = not self._failed
 
@@ -59,14 +61,12 @@ class GuardedTracker(Tracker):
         if not self._failed:
             self._try(lambda: self.inner.log(trial))
 
-    def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
-    ) -> None:
+    def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         if self._started:
             self._started = False
             self._try(lambda: self.inner.finish(report, run_dir, soup))
 
-    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+    def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         self._try(lambda: self.inner.summarise(jobs, run_dir))
 
     def _try(self, action: Callable[[], None]) -> None:
@@ -121,12 +121,14 @@ class WandbTracker(Tracker):
     def hint(self) -> str:
         return self._session.hint
 
-    def start(self, config: Mapping[str, Json], run_dir: Path) -> None:
+    def start(self, config: JsonObject, run_dir: Path) -> None:
         """Open a run that holds the resolved configuration."""
         # wandb's service keeps the directory it was started in
-        session, folder = self._session, run_dir.absolute()
+        session = self._session
+        folder = run_dir.absolute()
         session.exits.close()
-        session.hint, session.trials = "", []
+        session.hint = ""
+        session.trials = []
         with ExitStack() as exits:
             if self.module == "wandb":
                 exits.enter_context(_wandb_environment(folder / "wandb"))
@@ -142,17 +144,15 @@ class WandbTracker(Tracker):
             with _silence():
                 session.run.log(session.trials[-1], step=len(session.trials) - 1)
 
-    def finish(
-        self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
-    ) -> None:
+    def finish(self, report: JsonObject | None, run_dir: Path, soup: Path | None = None) -> None:
         """Log summary, tables, plots and artifact, then close the run, as failed if an error is passing through."""
         session = self._session
         session.exit_code = int(report is None and sys.exc_info()[0] is not None)
         with session.exits:
             if report is not None and session.run is not None:
-                self._log_report(report, run_dir, soup)
+                self._log_report(read(Report, report), run_dir, soup)
 
-    def _log_report(self, report: Mapping[str, Json], run_dir: Path, soup: Path | None) -> None:
+    def _log_report(self, report: Report, run_dir: Path, soup: Path | None) -> None:
         api, run = import_module(self.module), self._session.run
         pictures = {
             f"plots/{path.stem}": path for path in sorted((run_dir / "plots").glob("*.png"))
@@ -181,7 +181,7 @@ class WandbTracker(Tracker):
                 artifact.add_file(str(path), name=name, policy="immutable")
         run.log_artifact(artifact)
 
-    def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
+    def summarise(self, jobs: Sequence[JsonObject], run_dir: Path) -> None:
         """Add one run (job type `summary`) to the jobs' group: a table with one row per job, and the best job.
 
         `jobs` are {job, overrides, objective (fraction or None), run_dir, refused (the error, if the job failed)};
@@ -193,12 +193,12 @@ class WandbTracker(Tracker):
         tracker.start({"group": self.group, "jobs": len(jobs)}, run_dir)
         with tracker._session.exits, _silence():
             header, *rows = job_table(jobs)
-            summary: dict[str, Any] = {"jobs": tracker._table(list(map(str, header)), rows)}
+            summary = {"jobs": tracker._table(list(map(str, header)), rows)}
             for job in best_jobs(jobs)[:1]:
                 summary |= {"best_objective": job["objective"], "best_job": str(job["job"])}
             tracker._session.run.log(summary)
 
-    def _open(self, config: Mapping[str, Json], folder: Path) -> Any:
+    def _open(self, config: JsonObject, folder: Path) -> Any:
         name = self.name or f"{config.get('name', 'souping')}-{folder.name}"
         common = {
             "project": self.project,
@@ -244,7 +244,7 @@ class WandbTracker(Tracker):
             self._session.hint = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
         return run
 
-    def _init_wandb(self, common: Mapping[str, Any], mode: str, folder: Path) -> Any:
+    def _init_wandb(self, common: Mapping[str, Any], mode: Any, folder: Path) -> Any:
         """No console capture, no git, no machine statistics, bounded waits."""
         import wandb
 
@@ -261,18 +261,20 @@ class WandbTracker(Tracker):
             init_timeout=self.timeout,
             finish_timeout=self.timeout,
         )
-        own: dict[str, Any] = {
-            "entity": self.entity,
-            "tags": self.tags,
-            "job_type": self.job_type,
-            "mode": mode,
-        }
         return wandb.init(
-            **common, **own, dir=str(folder), settings=quiet, reinit="finish_previous"
+            **common,
+            entity=self.entity,
+            tags=self.tags,
+            job_type=self.job_type,
+            mode=mode,
+            dir=str(folder),
+            settings=quiet,
+            reinit="finish_previous",
         )
 
     def _close(self, *_: object) -> None:
-        run, self._session.run = self._session.run, None
+        run = self._session.run
+        self._session.run = None
         code = {"exit_code": self._session.exit_code} if self.module == "wandb" else {}
         with _silence():
             run.finish(**code)
@@ -320,7 +322,7 @@ def _wandb_environment(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _point(trial: Trial, earlier: Sequence[JsonObject]) -> dict[str, Json]:
     """A trial as numbers: objective, best so far, categories, weights.
 
     A soup that was dropped early has no score: means over a few items cannot be compared.
@@ -328,10 +330,8 @@ def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Jso
     result = trial.result
     point: dict[str, Json] = {"trial": trial.number}
     if trial.whole:
-        scores = [
-            *(value for one in earlier if (value := number(one.get("objective"))) is not None),
-            result.objective,
-        ]
+        scores = [known["objective"] for known in earlier if "objective" in known]
+        scores.append(result.objective)
         point |= {"objective": result.objective, "best": max(scores, key=gain)}
         point |= {f"category/{name}": value for name, value in result.categories.items()}
     weights = dict(zip(trial.recipe.ingredients, trial.recipe.weights, strict=True))
@@ -339,37 +339,45 @@ def _point(trial: Trial, earlier: Sequence[Mapping[str, Json]]) -> dict[str, Jso
     return point | {"items": result.items, "reused": trial.reused}
 
 
-def _summary(report: Mapping[str, Json]) -> dict[str, Json]:
-    verdict, cost = part(report, "verdict"), part(report, "cost")
-    flat = {
-        "claim": verdict.get("claim"),
-        "verdict": verdict.get("sentence"),
-        "p_value": verdict.get("p_value"),
-        "recipe_id": part(report, "recipe").get("id"),
-        "search_objective": part(report, "objective").get("search"),
-        **{f"cost/{name}": value for name, value in cost.items() if not isinstance(value, Mapping)},
-        **{f"cost/search/{name}": number(value) for name, value in part(cost, "search").items()},
-    }
-    for row in entries(report, "rows"):
-        if row["kind"] in ("soup", "best_single"):
-            flat[f"report/{row['kind']}"] = part(row, "objective").get("mean")
-    return {name: value for name, value in flat.items() if value is not None}
+def _summary(report: Report) -> dict[str, Json]:
+    flat = dict[str, Json]()
+    if report.verdict is not None:
+        flat["claim"] = report.verdict.claim
+        flat["verdict"] = report.verdict.sentence
+        flat["p_value"] = report.verdict.p_value
+    if report.recipe is not None:
+        flat["recipe_id"] = report.recipe.id
+    if report.objective is not None:
+        flat["search_objective"] = report.objective.search
+    costs = dict(report.to_json()["cost"]) if report.cost else {}
+    search = costs.pop("search", {})
+    flat |= {f"cost/{name}": value for name, value in costs.items()}
+    flat |= {f"cost/search/{name}": value for name, value in search.items()}
+    for kind in ("soup", "best_single"):
+        row = report.row(kind)
+        if row is not None:
+            flat[f"report/{kind}"] = row.objective.mean
+    return {name: value for name, value in flat.items() if isinstance(value, str | int | float)}
 
 
 def _tables(
-    report: Mapping[str, Json], trials: Sequence[Mapping[str, Json]]
+    report: Report, trials: Sequence[Mapping[str, Json]]
 ) -> dict[str, tuple[list[str], list[list[Json]]]]:
     """{name: columns and rows} of report rows, comparisons and trials, without the empty ones."""
-    rows, compared = entries(report, "rows"), entries(report, "comparisons")
-    categories = list(dict.fromkeys(name for row in rows for name in part(row, "scores")))
-    whole = ("mean", "low", "high", "n")
-    lines = [
-        [row["name"], row["kind"], *(part(row, "objective").get(key) for key in whole)]
-        + [part(part(row, "scores"), name).get("mean") for name in categories]
-        for row in rows
-    ]
-    tables = {"rows": (["name", "kind", "objective", *whole[1:], *categories], lines)}
-    for name, records in (("comparisons", compared), ("trials", trials)):
-        columns = list(dict.fromkeys(key for record in records for key in record))
-        tables[name] = columns, [[record.get(key) for key in columns] for record in records]
+    rows = report.rows or ()
+    categories = list(dict.fromkeys(name for row in rows for name in row.scores))
+    lines = list[list[Json]]()
+    for row in rows:
+        score = row.objective
+        means = [row.scores[name].mean if name in row.scores else None for name in categories]
+        lines.append([row.name, row.kind, score.mean, score.low, score.high, score.n, *means])
+    columns = ["name", "kind", "objective", "low", "high", "n", *categories]
+    tables: dict[str, tuple[list[str], list[list[Json]]]] = {"rows": (columns, lines)}
+
+    # Corrected p-values stand last, after the model's role.
+    columns = [*(field.name for field in fields(PairedDifference)), "kind", "p_look", "p_holm"]
+    compared = [[vars(pair)[name] for name in columns] for pair in report.comparisons or ()]
+    tables["comparisons"] = columns, compared
+    columns = list(dict.fromkeys(key for trial in trials for key in trial))
+    tables["trials"] = columns, [[trial.get(key) for key in columns] for trial in trials]
     return {name: table for name, table in tables.items() if table[1]}

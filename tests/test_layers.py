@@ -1,7 +1,7 @@
 """The house: imports never go up; heavy packages wait, files and functions stay small, names are one.
 
-Every import of every file counts, inside functions and for type checkers too. Only the test of heavy packages asks
-what runs on import.
+Every import of every file counts, inside functions, for type checkers and by a text too. Only the test of heavy
+packages asks what runs on import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from itertools import pairwise
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.count import Functions, circles, imported, imports, length, package, tokens
+from tests.support.count import (
+    Functions,
+    circles,
+    imported,
+    imported_by_name,
+    imports,
+    length,
+    package,
+    tokens,
+)
 
 PACKAGE = ROOT / "souping"
 LAYERS = (
@@ -64,7 +73,8 @@ def upward(modules: Mapping[str, ast.Module]) -> list[str]:
         # the package, its entry and the checks for users stand above all rooms
         if own in ("", "__main__", "testing"):
             continue
-        for name in imported(ast.walk(tree), modules):
+        named = imported_by_name(module, ast.walk(tree), modules)
+        for name in imported(ast.walk(tree), modules) | named:
             other = room(name) if name.split(".")[0] == "souping" else own
             if other != own and LEVEL.get(other, len(LAYERS)) > LEVEL[own]:
                 wrong.append(f"{module} imports {name}")
@@ -90,17 +100,22 @@ def test_imports_never_go_up_and_make_no_circle() -> None:
     [
         ("souping.core.text", "from souping.checkpoints import pool"),
         ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
+        ("souping.report.plots", 'def late():\n    import_module("souping.pipeline.store")'),
+        ("souping.report.tables", 'LATER = "souping.cli.job:run"'),
+        ("souping.merge.names", 'LATER = ("souping.plan.planner.plan",)'),
         (
             "souping.merge.plan",
             "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings",
         ),
     ],
-    ids=["up", "in a function", "for types"],
+    ids=["up", "in a function", "by a text", "of a name", "of a dotted name", "for types"],
 )
 def test_a_planted_import_is_found(module: str, line: str) -> None:
     planted = {**MODULES, module: ast.parse(line)}
     assert [wrong.split()[0] for wrong in upward(planted)] == [module]
     planted["souping.merge.plan"] = ast.parse("def late():\n    import souping.merge.writer")
+    assert "souping.merge.plan" in circles(imports(planted))
+    planted["souping.merge.plan"] = ast.parse('LATER = "souping.merge.writer"')
     assert "souping.merge.plan" in circles(imports(planted))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import souping
 from souping.core.protocols import ModuleSettings
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
+from souping.report.files import as_json
 from tests.conftest import ROOT
 
 NAMES = """
@@ -59,11 +61,17 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert done.trials[0].weights == pytest.approx(done.weights)
     assert len(done.trials) == 1
     assert 0 <= done.trials[0].objective <= 1
-    assert {"soup", "best_single"} <= {row["kind"] for row in done.report["rows"]}
-    assert sorted(done.report["analyses"]) == ["consistency", "parents", "surface", "wins"]
-    assert done.report["selection"]["ingredients"] == list(pool)
+    assert {"soup", "best_single"} <= {row.kind for row in done.report.rows or ()}
+    assert sorted(done.report.analyses or ()) == ["consistency", "parents", "surface", "wins"]
+    assert done.report.selection is not None
+    assert done.report.selection.ingredients == tuple(pool)
+    assert as_json(done.report.to_json()) == (done.report_dir / "report.json").read_text()
+    assert repr(done.report) == f"Report({done.verdict.sentence})"
+    shown = done.report._repr_html_()
+    assert "<table" in shown
+    assert html.escape(done.verdict.sentence, quote=True) in shown
     assert done.verdict.sentence in repr(done)
-    assert done.verdict.claim == done.report["verdict"]["claim"]
+    assert done.verdict.claim == done.report.to_json()["verdict"]["claim"]
     log = (done.report_dir / "run.log").read_text()
     for needle in ("souping.run(name='souping'", "versions   souping ", "writing the soup"):
         assert needle in log, needle
@@ -123,8 +131,9 @@ def test_items_may_be_objects_or_dicts(
     second = souping.run(
         **(settings | {"items": objects, "stop_after": "select", "out": tmp_path / "other"})
     )
-    chosen = [done.report["selection"]["ingredients"] for done in (first, second)]
+    chosen = [done.report.to_json()["selection"]["ingredients"] for done in (first, second)]
     assert chosen == [["ant", "bee", "cat"]] * 2
+    assert "<table" in first.report._repr_html_()
     with pytest.raises(souping.UserError, match=rf"items\[{len(rows)}\]: id .* appears twice"):
         souping.run(**(settings | {"items": [*rows, rows[0]], "out": tmp_path / "third"}))
 

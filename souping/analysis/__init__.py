@@ -1,20 +1,21 @@
-"""Statistics of a run, and the protocol of its analyses: item scores in, plain data out,
-with the section that shows it in a report.
+"""Statistics of a run, and the protocol of its analyses: item scores in, a result out that can be shown.
 
 An analysis is one file here, which computes and shows it, and one choice of the group `analysis`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, Fold, Item, ItemScores, Json, Recipe, Record
+from souping.core.types import FloatArray, Fold, Item, ItemScores, JsonObject, Recipe, Record
+from souping.report.analyses import AnalysisResult
 
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
 Draws = Annotated[int, Interval(ge=2, le=10**6)]
@@ -73,8 +74,8 @@ class RunScores:
         ]
 
 
-class Analysis(Protocol):
-    """Analysis of a finished search: plain data for `report.json`, under `analyses` and the analysis's name.
+class Analysis(ABC):
+    """Analysis of a finished search. What it finds is in `report.json`, under `analyses` and the analysis's name.
 
     One that `searches` again answers at most as many items as the run's search did.
     """
@@ -85,10 +86,10 @@ class Analysis(Protocol):
         """Soups whose answers on the search fold it needs, whether or not somebody has them already."""
         return ()
 
-    def analyse(self, run: RunScores) -> Mapping[str, Json]:
-        """What is shown and kept.
+    @abstractmethod
+    def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:
+        """What is shown and kept. A mapping is read as a `UserResult`.
 
         Raises:
             NotEstimableError: too few soups answered the whole fold, and what it would take.
         """
-        ...

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from souping.analysis.intervals import ItemTable
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, ItemScores, ScoreMatrix
+from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedAnswers:
+    """A router: `routes` are {category: ingredient}, and `scores` those of each item's ingredient.
+
+    Its `name` is that of the ingredient if all routes lead to one, and never that of another model.
+    """
+
+    name: str
+    routes: Mapping[str, str]
+    scores: ItemScores
+
+
+def routed(ingredients: Mapping[str, ItemScores], chosen_by: ScoreMatrix) -> RoutedAnswers | None:
+    """Each item answered by the ingredient that is best in its category by `chosen_by`.
+
+    A category that `chosen_by` lacks is routed by the mean of the others. None for scores that are no fractions of 1.
+    """
+    names = list(ingredients)
+    columns = [(own.values, own.truncated, own.unanswered) for own in ingredients.values()]
+    answers = np.array(columns)  # [K, 3, I]
+    if answers.min() < 0 or answers.max() > 1:
+        return None
+    items = ingredients[names[0]].items
+    rows = chosen_by.rows(names)
+    routes = {}
+    for category in dict.fromkeys(item.category for item in items):
+        same = [name == category for name in chosen_by.categories]
+        means = rows[:, same if any(same) else slice(None)].mean(axis=1)
+        routes[category] = names[int(means.argmax())]
+    chosen = [names.index(routes[item.category]) for item in items]
+    values, truncated, unanswered = answers[chosen, :, range(len(items))].T
+    name = "router" if "router" not in chosen_by.models else "router by category"
+    if len(set(routes.values())) == 1:
+        name = routes[items[0].category]
+    scores = ItemScores(items=items, values=values, truncated=truncated, unanswered=unanswered)
+    return RoutedAnswers(name=name, routes=routes, scores=scores)
 
 
 def alternatives(
@@ -23,39 +62,24 @@ def alternatives(
     """`optimism`, `router` and `oracle` of a report; optimism alone for scores that are no fractions of 1.
 
     The soup and its `ingredients` have scores on the report fold. Optimism is the frozen winner's score on the search
-    fold minus that on the report fold. The router sends an item to the ingredient that is best in its category by
-    `chosen_by`, the scores of the select fold. The oracle counts an item as the best of the ingredients answers it,
-    which no system can know. Each comes with the models in memory and the answers per request.
+    fold minus that on the report fold. The router chose by `chosen_by`, the scores of the select fold. The oracle
+    counts an item as the best of the ingredients answers it, which no system can know. Each comes with the models in
+    memory and the answers per request.
     """
     table = ItemTable.of(soup.items, objective)
-
-    def score(values: FloatArray) -> float:
-        return unit().raw(table.score(values))
-
-    names = list(ingredients)
-    scores = np.stack([ingredients[name].values for name in names])
-    optimism = {"optimism": unit().raw(search_score) - score(soup.values)}
-    if scores.min() < 0 or scores.max() > 1:
+    optimism = {"optimism": unit().raw(search_score) - unit().raw(table.score(soup.values))}
+    router = routed(ingredients, chosen_by)
+    if router is None:
         return optimism
-    routes = {category: _best(chosen_by, names, category) for category in table.names}
-    chosen = [names.index(routes[item.category]) for item in soup.items]
-    router, oracle = score(scores[chosen, np.arange(len(chosen))]), score(scores.max(axis=0))
+    best = np.max([own.values for own in ingredients.values()], axis=0)
+    count = len(ingredients)
     return {
         **optimism,
         "router": {
-            "score": router,
-            "routes": routes,
-            "models": len(set(routes.values())),
+            "score": unit().raw(table.score(router.scores.values)),
+            "routes": dict(router.routes),
+            "models": len(set(router.routes.values())),
             "answers": 1,
         },
-        "oracle": {"score": oracle, "models": len(names), "answers": len(names)},
+        "oracle": {"score": unit().raw(table.score(best)), "models": count, "answers": count},
     }
-
-
-def _best(scores: ScoreMatrix, names: Sequence[str], category: str) -> str:
-    """The ingredient with the best score in the category; over all categories if the category is not in the table."""
-    rows = scores.rows(names)
-    known = category in scores.categories
-    return names[
-        int(np.argmax(rows[:, scores.categories.index(category)] if known else rows.mean(axis=1)))
-    ]

@@ -74,42 +74,62 @@ def bootstrap_reach(
     draws = min(draws, DRAWS, max(LEAST_DRAWS, WORK // len(influence)))
     rng = np.random.default_rng([SALT, seed])
 
-    # A stratum whose groups are all alike in a draw counts with the variance of half a discordant
-    # group among n + 1 (Jeffreys).
+    # A stratum whose groups all differ alike in a draw, such as by 0, counts with the variance of
+    # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
     sizes = scores.sizes
     floor = scores.shares().sum(axis=1) ** 2 * 0.5 / (sizes + 1) / sizes
+    pulls = scores.pulls()
     shift = np.zeros(draws)
     variance = np.zeros(draws)
     for h in np.flatnonzero(varying):
         n = sizes[h]
-        values = influence[scores.stratum == h]
-        sums, squares = _drawn_sums(values, draws, rng)
+        in_stratum = scores.stratum == h
+        values = influence[in_stratum]
+        discordant = _discordant(pulls[in_stratum])
+        sums, squares, discordances = _drawn_sums(values, discordant, draws, rng)
         shift += sums - values.sum()
         contribution = (squares - sums**2 / n) * n / max(n - 1, 1)
-        variance += np.where(contribution <= 1e-9 * floor[h], floor[h], contribution)
+        alike = (discordances == 0) | (contribution <= 1e-9 * floor[h])
+        variance += np.where(alike, np.maximum(contribution, floor[h]), contribution)
     studentised = np.sort(shift / np.sqrt(variance))
     return BootstrapReach(studentised=studentised, error=error, tests=tests)
 
 
+def _discordant(pulls: FloatArray) -> FloatArray:
+    """1 for each group that pulls T otherwise than most do, else 0, [G]."""
+    unit = np.abs(pulls).max() or 1.0
+    _, kind, number = np.unique((pulls / unit).round(9), return_inverse=True, return_counts=True)
+    return np.asarray(kind != number.argmax(), dtype=float)
+
+
 def _drawn_sums(
-    values: FloatArray, draws: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Sums, and sums of squares, of as many of the values as there are, drawn anew, [D] each."""
+    values: FloatArray, discordant: FloatArray, draws: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Sums and sums of squares of as many of the values as there are, drawn anew, [D] each.
+
+    The third is how many of them are of `discordant` groups.
+    """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
     unit = np.abs(values).max() or 1.0
-    rows, stratum, number = distinct(values[:, None] / unit, one_stratum)
+    columns = np.column_stack([values / unit, discordant])
+    rows, stratum, number = distinct(columns, one_stratum)
     if len(rows) * ALIKE <= len(values):
         distinct_values = rows[:, 0] * unit
         times = resample(stratum, number, draws, rng)
         sums = np.einsum("dr,r->d", times, distinct_values)
-        return sums, np.einsum("dr,r->d", times, distinct_values**2)
+        squares = np.einsum("dr,r->d", times, distinct_values**2)
+        return sums, squares, np.einsum("dr,r->d", times, rows[:, 1])
 
     chunk = max(1, CHUNK // len(values))
     sums = np.empty(draws)
     squares = np.empty(draws)
+    discordances = np.empty(draws)
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
-        drawn = values[rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)]
-        sums[start : start + size] = drawn.sum(axis=1)
-        squares[start : start + size] = np.einsum("dg,dg->d", drawn, drawn)
-    return sums, squares
+        places = rng.integers(0, len(values), size=(size, len(values)), dtype=np.int32)
+        drawn = values[places]
+        part = slice(start, start + size)
+        sums[part] = drawn.sum(axis=1)
+        squares[part] = np.einsum("dg,dg->d", drawn, drawn)
+        discordances[part] = discordant[places].sum(axis=1)
+    return sums, squares, discordances

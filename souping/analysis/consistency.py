@@ -14,6 +14,7 @@ mixing, soups that know nothing of their own:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +28,15 @@ from souping.core.protocols import Correlation
 from souping.core.types import (
     FloatArray,
     ItemScores,
-    Json,
     Recipe,
     ScoreMatrix,
-    number,
-    part,
-    texts,
 )
+from souping.core.unit import Unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Matrix, Names, Number
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, around, grid
+from souping.report.tables import Section, TableGrid, around, grid
 
 SALT = 0xC025
 
@@ -53,7 +52,7 @@ class Consistency(Analysis):
     draws: Draws = 1000
     mixtures: Draws = 500
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ConsistencyResult:
         soups = sorted(run.mixtures(), key=lambda soup: soup.id)  # the draws follow this order
         if len(soups) < FEWEST_MODELS:
             raise NotEstimableError(too_few(run, FEWEST_MODELS))
@@ -73,18 +72,17 @@ class Consistency(Analysis):
             if any(name in soup.ingredients for soup in soups)
         }
         nulls = self._nulls(soups, parents, kept, run)
-        found = [_summary(scores, kept, run.correlation, self.draws) for scores in (before, after)]
-        return {
-            "fold": "search",
-            "metric": run.metric,
-            "categories": list(before.categories),
-            "left_out": [
-                name for name, use in zip(before.categories, kept, strict=True) if not use
-            ],
-            "before": {"models": len(singles), "note": few_models(len(singles)), **found[0]},
-            "after": {"models": len(soups), **found[1]},
-            "nulls": {name: _spread(null) for name, null in nulls.items()},
-        }
+        candidates = _summary(before, kept, run.correlation, self.draws)
+        uses = zip(before.categories, kept, strict=True)
+        return ConsistencyResult(
+            fold="search",
+            metric=run.metric,
+            categories=before.categories,
+            left_out=tuple(name for name, use in uses if not use),
+            before=replace(candidates, note=few_models(len(singles))),
+            after=_summary(after, kept, run.correlation, self.draws),
+            nulls={name: _spread(null) for name, null in nulls.items()},
+        )
 
     def _nulls(
         self,
@@ -112,10 +110,10 @@ class Consistency(Analysis):
         return {**drawn, "exact": np.array([_strength(run.correlation, exact, kept)])}
 
 
-def _spread(null: FloatArray) -> dict[str, Json]:
+def _spread(null: FloatArray) -> NullSpread:
     """Mean and central 95 % of a null."""
     low, high = np.nanquantile(null, (0.025, 0.975)).tolist()
-    return {"mean": float(np.nanmean(null)), "low": low, "high": high}
+    return NullSpread(mean=float(np.nanmean(null)), low=low, high=high)
 
 
 def _varying(values: FloatArray) -> NDArray[np.bool_]:
@@ -146,18 +144,19 @@ def _strength(correlation: Correlation, values: FloatArray, kept: NDArray[np.boo
 
 def _summary(
     scores: ScoreMatrix, kept: NDArray[np.bool_], correlation: Correlation, draws: int
-) -> dict[str, Json]:
+) -> PopulationCorrelation:
     """The correlations of one population, and their mean size with its interval."""
     drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(SALT))
     mean = _strength(correlation, scores.values, kept)
     error = float(np.nanstd([_strength(correlation, values, kept) for values in drawn], ddof=1))
     rho = _rho(correlation, scores.values, kept)
-    return {
-        "mean": mean,
-        "low": max(0.0, mean - Z95 * error),
-        "high": min(1.0, mean + Z95 * error),
-        "matrix": [[float(v) if np.isfinite(v) else None for v in row] for row in rho],
-    }
+    return PopulationCorrelation(
+        models=len(scores.models),
+        mean=mean,
+        low=max(0.0, mean - Z95 * error),
+        high=min(1.0, mean + Z95 * error),
+        matrix=tuple(map(tuple, rho.tolist())),
+    )
 
 
 def _mixed(
@@ -203,81 +202,136 @@ NULLS = {
 """{null: (its name, what a soup is under it)}, the weakest correlation first."""
 
 
-def section(data: Row) -> Section:
-    after, nulls = part(data, "after"), part(data, "nulls")
-    places = {key: _place(number(after.get("mean")), part(nulls, key)) for key in NULLS}
-    head = (
-        f"Mean |{clean(data.get('metric'))} rho| of two categories: {_mean(part(data, 'before'))} over "
-        f"{count(part(data, 'before').get('models'))} candidates, {_mean(after)} over {count(after.get('models'))} "
-        "soups of the search."
-    )
-    means = {key: rho(part(nulls, key).get("mean")) for key in NULLS}
-    placed = in_words([f"{places[key]} {name} ({means[key]})" for key, (name, _) in NULLS.items()])
-    agree = (
-        "" if len(set(places.values())) == 1 else " The answer depends on which mixture is meant."
-    )
-    against = f"Soups of few parents correlate by mixing alone. The soups are {placed}.{agree}"
-    left_out = texts(data, "left_out")
-    notes = [clean(part(data, "before").get("note"))]
-    if left_out:
-        notes.append(
-            f"Left out, as all candidates or all soups score the same: {in_words(left_out)}."
+@dataclass(frozen=True, kw_only=True)
+class NullSpread:
+    """Mean |rho| under a null."""
+
+    mean: Number
+    """mean over populations"""
+    low: Number
+    """lower limit of the central 95 %"""
+    high: Number
+    """upper limit"""
+
+    def place(self, value: Number) -> str:
+        """Where a value lies beside the null."""
+        if value is None or self.low is None or self.high is None:
+            return "not comparable to"
+        if value > self.high + 1e-9:
+            return "above"
+        return "below" if value < self.low - 1e-9 else "within"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationCorrelation:
+    """Correlations of categories over a population."""
+
+    models: Count
+    """models"""
+    note: str | None = None
+    """what so few models cannot show"""
+    mean: Number
+    """mean |rho| of two categories"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+    matrix: Matrix
+    """correlation of every two categories"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyResult(AnalysisResult):
+    """Correlations of categories before and after souping."""
+
+    folded = True
+    fold: str
+    """fold of the items"""
+    metric: str
+    """name of the correlation"""
+    categories: Names
+    """categories"""
+    left_out: Names
+    """categories in which a population does not vary"""
+    before: PopulationCorrelation
+    """over the candidates"""
+    after: PopulationCorrelation
+    """over the soups of the search"""
+    nulls: Mapping[str, NullSpread]
+    """{null: the same under linear mixing}"""
+
+    def section(self, unit: Unit) -> Section:
+        before = self.before
+        after = self.after
+        nulls = {key: self.nulls.get(key, UNKNOWN) for key in NULLS}
+        head = (
+            f"Mean |{clean(self.metric)} rho| of two categories: {rho(before.mean)} ({_limits(before)}) over "
+            f"{count(before.models)} candidates, {rho(after.mean)} ({_limits(after)}) over {count(after.models)} "
+            "soups of the search."
         )
-    rows = [(name, count(part(data, key).get("models")), rho(part(data, key).get("mean")), _limits(part(data, key)), "")
-            for key, name in POPULATIONS.items()]  # fmt: skip
-    rows += [(name, count(after.get("models")), means[key], _limits(part(nulls, key)), meaning)
-             for key, (name, meaning) in NULLS.items()]  # fmt: skip
-    table = grid(("population", "models", "mean |rho|", "95 %", "what it is"), rows, left=(0, 4))
-    return Section(
-        "Do categories move together?",
-        (head, against, *filter(None, notes)),
-        "consistency",
-        (table,),
-    )
+        places = {key: null.place(after.mean) for key, null in nulls.items()}
+        placed = [f"{places[key]} {NULLS[key][0]} ({rho(nulls[key].mean)})" for key in NULLS]
+        against = (
+            f"Soups of few parents correlate by mixing alone. The soups are {in_words(placed)}."
+        )
+        if len(set(places.values())) > 1:
+            against += " The answer depends on which mixture is meant."
+        lines = [head, against]
+        if before.note:
+            lines.append(clean(before.note))
+        if self.left_out:
+            names = in_words(self.left_out)
+            lines.append(f"Left out, as all candidates or all soups score the same: {names}.")
+        table = self._table(nulls)
+        return Section("Do categories move together?", tuple(lines), "consistency", (table,))
+
+    def _table(self, nulls: Mapping[str, NullSpread]) -> TableGrid:
+        rows = []
+        for key, name in POPULATIONS.items():
+            population = self._population(key)
+            size = count(population.models)
+            rows.append((name, size, rho(population.mean), _limits(population), ""))
+        for key, (name, meaning) in NULLS.items():
+            null = nulls[key]
+            rows.append((name, count(self.after.models), rho(null.mean), _limits(null), meaning))
+        header = ("population", "models", "mean |rho|", "95 %", "what it is")
+        return grid(header, rows, left=(0, 4))
+
+    def _population(self, key: str) -> PopulationCorrelation:
+        return self.before if key == "before" else self.after
+
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """Both correlation matrices on one scale."""
+        from matplotlib.figure import Figure
+
+        names = self.categories
+        labels = [short(name, 24) for name in names]
+        font = 6.5 if len(names) <= 12 else 0
+        means = []
+        with canvas():
+            side = max(2.4, 0.42 * len(names))
+            plot = Figure(figsize=(2.04 * side, side))
+            panels = plot.subplots(1, 2)
+            for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
+                population = self._population(key)
+                mean = rho(population.mean)
+                means.append(f"{mean} over the {name}")
+                title = f"{count(population.models)} {name}\nmean |rho| {mean}"
+                axes.set_title(title, fontsize=9)
+                heat_panel(axes, population.matrix, labels, font)
+            panels[0].set_yticks(range(len(names)), labels)
+            panels[1].set_yticks([])
+            plot.subplots_adjust(wspace=0.05)
+        alt = (
+            f"Heatmaps of the correlation of every two of {len(names)} categories; "
+            f"the mean size is {' and '.join(means)}."
+        )
+        caption = "Left: candidates. Right: soups. Grey: no correlation exists."
+        return (Drawing("consistency", plot, alt, caption),)
 
 
-def _place(value: float | None, null: Row) -> str:
-    low, high = number(null.get("low")), number(null.get("high"))
-    if value is None or low is None or high is None:
-        return "not comparable to"
-    return "above" if value > high + 1e-9 else "below" if value < low - 1e-9 else "within"
+UNKNOWN = NullSpread(mean=None, low=None, high=None)
 
 
-def _mean(population: Row) -> str:
-    return f"{rho(population.get('mean'))} ({_limits(population)})"
-
-
-def _limits(population: Row) -> str:
-    return around(population.get("low"), population.get("high"))
-
-
-def draw(data: Row) -> Drawing | None:
-    """Both correlation matrices on one scale."""
-    from matplotlib.figure import Figure
-
-    names = texts(data, "categories")
-    labels, size = [short(name, 24) for name in names], 6.5 if len(names) <= 12 else 0
-    with canvas():
-        side = max(2.4, 0.42 * len(names))
-        made = Figure(figsize=(2.04 * side, side))
-        panels = made.subplots(1, 2)
-        for axes, (key, name) in zip(panels, POPULATIONS.items(), strict=True):
-            found = part(data, key)
-            axes.set_title(
-                f"{count(found.get('models'))} {name}\nmean |rho| {rho(found.get('mean'))}",
-                fontsize=9,
-            )
-            heat_panel(axes, found, labels, size)
-        panels[0].set_yticks(range(len(names)), labels)
-        panels[1].set_yticks([])
-        made.subplots_adjust(wspace=0.05)
-    means = " and ".join(
-        f"{rho(part(data, key).get('mean'))} over the {name}" for key, name in POPULATIONS.items()
-    )
-    alt = f"Heatmaps of the correlation of every two of {len(names)} categories; the mean size is {means}."
-    return Drawing(
-        "consistency", made, alt, "Left: candidates. Right: soups. Grey: no correlation exists."
-    )
-
-
-DISPLAYS["consistency"] = Display(section, (draw,), folded=True)
+def _limits(population: PopulationCorrelation | NullSpread) -> str:
+    return around(population.low, population.high)

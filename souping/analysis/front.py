@@ -10,7 +10,7 @@ Shape legend: S points, K ingredients, G goals, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,19 +21,16 @@ from souping.core.types import (
     BoolArray,
     FloatArray,
     Item,
-    Json,
     Trial,
     UserError,
     Weights,
-    elements,
-    entries,
-    part,
 )
-from souping.core.unit import Unit, unit_of
-from souping.report.format import brackets, clean, count, in_words, percent, short, weight
+from souping.core.unit import POINTS, Unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Names, Number, Shares
+from souping.report.format import clean, count, in_words, percent, short, weight
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.report.tables import Section, grid
 
 # Key under `analyses`.
 NAME = "front"
@@ -186,40 +183,41 @@ class Front:
     def _weights(self, n: int) -> Weights:
         return tuple(float(weight) for weight in self.points[n])
 
-    def as_dict(
+    def result(
         self, names: Sequence[str], chosen: Mapping[str, float], pick: Mapping[str, float] | None
-    ) -> dict[str, Json]:
+    ) -> FrontResult:
         """What report.json keeps: goals in their units."""
         by_first_goal = np.argsort(self.means[self.on, 0], kind="stable")
         front = np.flatnonzero(self.on)[by_first_goal]
         chosen_point = np.array([chosen.get(name, 0.0) for name in names])
         distances = np.abs(self.points - chosen_point).sum(axis=1)
-        return {
-            "fold": "search",
-            "goals": [{"name": goal.name, "unit": asdict(goal.unit)} for goal in self.goals],
-            "ingredients": list(names),
-            "soups": self.known,
-            "pick": None if pick is None else dict(pick),
-            "points": [self._row(n) for n in front],
-            "chosen": self._row(int(distances.argmin())),
-            "rest": [self._row(n) for n in np.flatnonzero(~self.on)],
-        }
+        return FrontResult(
+            fold="search",
+            goals=tuple(Goal(name=goal.name, unit=goal.unit) for goal in self.goals),
+            ingredients=tuple(names),
+            soups=self.known,
+            pick=pick,
+            points=tuple(self._point(n) for n in front),
+            chosen=self._point(int(distances.argmin())),
+            rest=tuple(self._point(n) for n in np.flatnonzero(~self.on)),
+        )
 
-    def _row(self, n: int) -> dict[str, Json]:
+    def _point(self, n: int) -> FrontPoint:
         """A point of report.json."""
-        goals: dict[str, Json] = {}
+        goals = {}
         for g, goal in enumerate(self.goals):
             band = np.array([self.means[n, g], self.low[n, g], self.high[n, g]])
             if goal.unit.fractions:
                 band = np.clip(band, 0, 1)
             mean, low, high = band.tolist()
-            goals[goal.name] = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
-        return {
-            "weights": [round(float(share), 9) for share in self.points[n]],
-            "goals": goals,
-            "probability": round(float(self.odds[n]), 4),
-            "confirmed": bool(self.whole[n]),
-        }
+            table = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
+            goals[goal.name] = GoalBand(**table)
+        return FrontPoint(
+            weights=tuple(round(float(share), 9) for share in self.points[n]),
+            goals=goals,
+            probability=round(float(self.odds[n]), 4),
+            confirmed=bool(self.whole[n]),
+        )
 
 
 def _answer_table(
@@ -241,98 +239,146 @@ def undominated(values: FloatArray) -> BoolArray:
 # ---------------------------------------------------------------- how it is shown
 
 
-def section(data: Row) -> Section:
-    """A table of the points on the front, confirmed ones first."""
-    units = _units(data)
-    points = entries(data, "points")
-    goals = in_words([*units])
-    total = len(points) + len(entries(data, "rest"))
-    lines = [
-        f"By the search's model, {len(points)} of {total} soups are on the front: none beats them "
-        f"in {goals} together. Means from {count(data.get('soups'))} evaluated soups, 95 % bands, "
-        "and the probability of being on the true front. Confirmed soups answered the whole "
-        "search fold."
-    ]
-    pick_weights = part(data, "pick")
-    if pick_weights:
-        weighted_sum = " + ".join(f"{w:.3g} {clean(name)}" for name, w in pick_weights.items())
-        lines.append(
-            f"Among the confirmed soups, pick prefers the largest {weighted_sum}; "
-            "guards may rule it out."
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A goal of `pareto`."""
+
+    name: str
+    """category, group or `tokens`"""
+    unit: Unit = POINTS
+    """unit of its means"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalBand:
+    """Mean of a goal with its band."""
+
+    mean: Number
+    """mean"""
+    low: Number
+    """lower limit of the 95 % band"""
+    high: Number
+    """upper limit"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """A soup and what it reaches."""
+
+    weights: tuple[Number, ...]
+    """weight of each ingredient"""
+    goals: Mapping[str, GoalBand]
+    """{goal: mean and band}"""
+    probability: Number
+    """probability of being on the true front"""
+    confirmed: bool
+    """whether it answered the whole search fold"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontResult(AnalysisResult):
+    """Soups that no other beats in all goals."""
+
+    fold: str
+    """fold of the items"""
+    goals: tuple[Goal, ...]
+    """goals"""
+    ingredients: Names
+    """ingredients, in the order of the weights"""
+    soups: Count
+    """soups that were evaluated"""
+    pick: Shares | None
+    """{goal: weight}, if the soup is chosen by them"""
+    points: tuple[FrontPoint, ...]
+    """soups on the front"""
+    chosen: FrontPoint
+    """the soup"""
+    rest: tuple[FrontPoint, ...]
+    """all others"""
+
+    def section(self, unit: Unit) -> Section:
+        """A table of the points on the front, confirmed ones first."""
+        total = len(self.points) + len(self.rest)
+        names = in_words([goal.name for goal in self.goals])
+        lines = [
+            f"By the search's model, {len(self.points)} of {total} soups are on the front: none beats them "
+            f"in {names} together. Means from {count(self.soups)} evaluated soups, 95 % bands, "
+            "and the probability of being on the true front. Confirmed soups answered the whole "
+            "search fold."
+        ]
+        if self.pick:
+            terms = [f"{share or 0.0:.3g} {clean(name)}" for name, share in self.pick.items()]
+            lines.append(
+                f"Among the confirmed soups, pick prefers the largest {' + '.join(terms)}; "
+                "guards may rule it out."
+            )
+        if len(self.points) > LISTED:
+            lines.append(f"{count(len(self.points) - LISTED)} more are in report.json.")
+
+        ingredients = " / ".join(map(clean, self.ingredients))
+        headings = [goal.unit.heading(clean(goal.name)) for goal in self.goals]
+        header = (ingredients, *headings, "on the true front, %", "confirmed")
+        confirmed_first = sorted(self.points, key=lambda point: not point.confirmed)
+        rows = [self._row(point) for point in confirmed_first[:LISTED]]
+        return Section(f"Front of {names}", tuple(lines), NAME, (grid(header, rows),))
+
+    def _row(self, point: FrontPoint) -> tuple[str, ...]:
+        weights = " / ".join(map(weight, point.weights))
+        bands = []
+        for goal in self.goals:
+            band = point.goals.get(goal.name, UNKNOWN)
+            bands.append(goal.unit.brackets(band.mean, band.low, band.high))
+        confirmed = "yes" if point.confirmed else ""
+        return (weights, *bands, percent(point.probability, 0), confirmed)
+
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """The first two goals of all points, with the bands of those on the front."""
+        goals = self.goals[:2]
+        if len(goals) < 2:
+            return ()
+        with canvas():
+            plot, axes = figure(6.4, 4.2)
+            mean, _, _ = _bands(self.rest, goals)
+            axes.plot(*mean, "o", color=FAINT, markersize=3)
+
+            mean, low, high = _bands(self.points, goals)
+            x_error, y_error = np.abs(np.stack([low, high], axis=1) - mean[:, None])
+            axes.errorbar(
+                mean[0],
+                mean[1],
+                y_error,
+                x_error,
+                fmt="o",
+                color=COLOURS["soup"],
+                markersize=4,
+                linewidth=0.5,
+            )
+            mean, _, _ = _bands([self.chosen], goals)
+            x, y = mean[:, 0].tolist()
+            ring(axes, x, y, 7)
+            names = [clean(goal.name) for goal in goals]
+            axes.set_xlabel(goals[0].unit.heading(short(names[0], 40)))
+            axes.set_ylabel(goals[1].unit.heading(short(names[1], 40)))
+        alt = (
+            f"Front of {in_words(names)}: {len(self.points)} points that no other beats, "
+            f"of {len(self.points) + len(self.rest)}."
         )
-    if len(points) > LISTED:
-        lines.append(f"{count(len(points) - LISTED)} more are in report.json.")
-
-    ingredients = " / ".join(clean(name) for name in elements(data, "ingredients"))
-    headings = [unit.heading(name) for name, unit in units.items()]
-    header = (ingredients, *headings, "on the true front, %", "confirmed")
-    confirmed_first = sorted(points, key=lambda point: not point.get("confirmed"))
-    rows = [_table_row(point, units) for point in confirmed_first[:LISTED]]
-    return Section(f"Front of {goals}", tuple(lines), NAME, (grid(header, rows),))
+        caption = "Ring: the chosen soup. Bars: 95 % bands of the points on the front."
+        return (Drawing(NAME, plot, alt, caption),)
 
 
-def _table_row(point: Row, units: Mapping[str, Unit]) -> tuple[str, ...]:
-    weights = " / ".join(weight(share) for share in elements(point, "weights"))
-    goals = part(point, "goals")
-    bands = [brackets(part(goals, name), own=unit) for name, unit in units.items()]
-    probability = percent(point.get("probability"), 0)
-    return (weights, *bands, probability, "yes" if point.get("confirmed") else "")
-
-
-def _units(data: Row) -> dict[str, Unit]:
-    """{goal: its unit}"""
-    return {clean(goal.get("name")): unit_of(goal) for goal in entries(data, "goals")}
-
-
-def draw(data: Row) -> Drawing | None:
-    """The first two goals of all points, with the bands of those on the front."""
-    points = entries(data, "points")
-    rest = entries(data, "rest")
-    units = dict(list(_units(data).items())[:2])
-    (x_name, x_unit), (y_name, y_unit) = units.items()
-    with canvas():
-        plot, axes = figure(6.4, 4.2)
-        mean, _, _ = _bands(rest, units)
-        axes.plot(*mean, "o", color=FAINT, markersize=3)
-
-        mean, low, high = _bands(points, units)
-        x_error, y_error = np.abs(np.stack([low, high], axis=1) - mean[:, None])
-        axes.errorbar(
-            mean[0],
-            mean[1],
-            y_error,
-            x_error,
-            fmt="o",
-            color=COLOURS["soup"],
-            markersize=4,
-            linewidth=0.5,
-        )
-        mean, _, _ = _bands([part(data, "chosen")], units)
-        x, y = mean[:, 0].tolist()
-        ring(axes, x, y, 7)
-        axes.set_xlabel(x_unit.heading(short(x_name, 40)))
-        axes.set_ylabel(y_unit.heading(short(y_name, 40)))
-    alt = (
-        f"Front of {in_words([x_name, y_name])}: {len(points)} points that no other beats, "
-        f"of {len(points) + len(rest)}."
-    )
-    caption = "Ring: the chosen soup. Bars: 95 % bands of the points on the front."
-    return Drawing(NAME, plot, alt, caption)
+UNKNOWN = GoalBand(mean=None, low=None, high=None)
 
 
 def _bands(
-    points: Sequence[Row], units: Mapping[str, Unit]
+    points: Sequence[FrontPoint], goals: Sequence[Goal]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean, low and high of both goals, each [2, points]."""
-    bands = []
-    for key in ("mean", "low", "high"):
-        rows = []
-        for name, unit in units.items():
-            values = [part(part(point, "goals"), name)[key] for point in points]
-            rows.append(unit.scale * np.array(values, dtype=float))
-        bands.append(np.stack(rows))
-    mean, low, high = bands
-    return mean, low, high
-
-
-DISPLAYS[NAME] = Display(section, (draw,), place=0)
+    shape = (len(goals), len(points), 3)
+    bands = np.full(shape, np.nan)
+    for g, goal in enumerate(goals):
+        for n, point in enumerate(points):
+            band = point.goals.get(goal.name, UNKNOWN)
+            bands[g, n] = (band.mean, band.low, band.high)
+        bands[g] *= goal.unit.scale
+    return bands[..., 0], bands[..., 1], bands[..., 2]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +19,13 @@ from souping.analysis.bootstrap_t import NORMAL
 from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import DISCORDANCE, POWER, Comparison, compare, pair_variance
 from souping.core.fields import LARGEST, pick
-from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError, entries
-from souping.core.unit import POINTS, Unit, unit_of
-from souping.report.format import brackets, clean, count, share
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid, where
+from souping.core.text import DASH
+from souping.core.types import Bound, Fold, IntArray, Item, ItemScores, Json, UserError
+from souping.core.unit import POINTS, Unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Number
+from souping.report.format import clean, count, share
+from souping.report.tables import Section, grid
 
 NAME = "guards"
 TOKENS = "tokens"
@@ -64,21 +66,19 @@ class Guard(Bound):
             "held" if self.admits(found) else "broken" if found.high < -self.margin else "undecided"
         )
 
-    def as_dict(self, found: Comparison) -> dict[str, Json]:
-        """The JSON form of `report.json`."""
-        shown = {
-            "difference": found.difference,
-            "low": found.low,
-            "high": found.high,
-            "level": found.level,
-        }
-        limit = {
-            "name": self.name,
-            "unit": asdict(self.unit),
-            "margin": self.unit.size(self.margin),
-        }
-        counts = {"items": found.n, "groups": found.groups, "outcome": self.outcome(found)}
-        return {**limit, **self.unit.raw_table(shown), **counts}
+    def result(self, found: Comparison) -> GuardCheck:
+        """What report.json keeps."""
+        limits = {"difference": found.difference, "low": found.low, "high": found.high}
+        return GuardCheck(
+            name=self.name,
+            unit=self.unit,
+            margin=self.unit.size(self.margin),
+            **self.unit.raw_table(limits),
+            level=found.level,
+            items=found.n,
+            groups=found.groups,
+            outcome=self.outcome(found),
+        )
 
 
 def read_guards(guard: Json) -> dict[str, float]:
@@ -187,7 +187,7 @@ def judge(
     looks: int = 1,
     picked: float = 1.0,
     limits: int = 0,
-) -> list[Row]:
+) -> list[GuardCheck]:
     """Tests of all guards on the report fold at Holm's levels, one-sided 2.5 % for all, corrected for the looks.
 
     `pairs` are the scores of soup and reference on the items of each guard. The soup may have been `picked` among so
@@ -198,7 +198,7 @@ def judge(
             check(g, *p, looks=looks, tests=limits * picked)
             for g, p in zip(guards, pairs, strict=True)
         ]
-        return [guard.as_dict(found) for guard, found in zip(guards, later, strict=True)]
+        return [guard.result(found) for guard, found in zip(guards, later, strict=True)]
     left, done = dict(enumerate(zip(guards, pairs, strict=True))), dict[int, Comparison]()
     while left:
         found = {
@@ -209,7 +209,7 @@ def judge(
             n: one for n, one in found.items() if guards[n].outcome(one) != "undecided"
         } or found
         left = {n: rest for n, rest in left.items() if n not in done}
-    return [guard.as_dict(done[n]) for n, guard in enumerate(guards)]
+    return [guard.result(done[n]) for n, guard in enumerate(guards)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,38 +318,60 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),)) if rows else None
 
 
-def section(data: Row) -> Section:
-    checks = entries(data, "checks")
-    lines = [f"Compared with {clean(data.get('against'))}, {clean(data.get('sentence'))}."]
-    lines += ["Tested on the report fold, one-sided 2.5 % for all guards together (Holm)."] * bool(
-        checks
-    )
-    header = (
-        "guard",
-        "allowed loss",
-        f"soup minus {clean(data.get('against'))}",
-        "items",
-        "outcome",
-    )
-    table = grid(
-        header, map(_row, checks), left=(0, 1, 4), strong=where(checks, "outcome", "broken")
-    )
-    return Section("Guards", tuple(lines), grids=(table,) if checks else ())
+@dataclass(frozen=True, kw_only=True)
+class GuardCheck:
+    """A guard on the report fold."""
+
+    name: str
+    """name of the guard"""
+    unit: Unit = POINTS
+    """unit of its limit"""
+    margin: Number
+    """largest loss that is allowed"""
+    difference: Number
+    """soup minus the model of the guards"""
+    low: Number
+    """lower limit at `level`"""
+    high: Number
+    """upper limit"""
+    level: Number
+    """level of the interval"""
+    items: Count
+    """items"""
+    groups: Count
+    """groups of items"""
+    outcome: str
+    """`held`, `broken` or `undecided`, or why there is none"""
 
 
-def _row(one: Row) -> tuple[str, ...]:
-    own = unit_of(one)
-    margin, difference = (
-        own.amount(float(str(one.get("margin")))),
-        f"{brackets(one, True, own)} {own.name}",
-    )
-    return (
-        clean(one.get("name")),
-        margin,
-        difference,
-        count(one.get("items")),
-        clean(one.get("outcome")),
-    )
+@dataclass(frozen=True, kw_only=True)
+class GuardsResult(AnalysisResult):
+    """What the guards changed, and whether they held."""
 
+    against: str | None = None
+    """the model that soups are compared with"""
+    cost: Number = None
+    """what the guards cost on the search fold"""
+    refused: bool | None = None
+    """whether no soup passed"""
+    sentence: str | None = None
+    """what the guards changed"""
+    checks: tuple[GuardCheck, ...]
+    """every guard on the report fold"""
 
-DISPLAYS[NAME] = Display(section, place=-1)
+    def section(self, unit: Unit) -> Section:
+        against = clean(self.against)
+        lines = [f"Compared with {against}, {clean(self.sentence)}."]
+        if not self.checks:
+            return Section("Guards", tuple(lines))
+        lines.append("Tested on the report fold, one-sided 2.5 % for all guards together (Holm).")
+        header = ("guard", "allowed loss", f"soup minus {against}", "items", "outcome")
+        rows = []
+        for check in self.checks:
+            margin = DASH if check.margin is None else check.unit.amount(check.margin)
+            shown = check.unit.brackets(check.difference, check.low, check.high, True)
+            words = (f"{shown} {check.unit.name}", count(check.items), clean(check.outcome))
+            rows.append((clean(check.name), margin, *words))
+        broken = [i for i, check in enumerate(self.checks) if check.outcome == "broken"]
+        table = grid(header, rows, left=(0, 1, 4), strong=broken)
+        return Section("Guards", tuple(lines), grids=(table,))

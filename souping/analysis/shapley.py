@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Annotated, Literal
 
@@ -21,12 +21,13 @@ from annotated_types import Interval
 from souping.analysis import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
-from souping.core.types import FloatArray, Json, Recipe, elements, entries, number, part
-from souping.core.unit import unit
-from souping.report.format import clean, interval, score, short
+from souping.core.types import FloatArray, Recipe
+from souping.core.unit import Unit, unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Names, Number, Shares
+from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableCell, TableGrid, grid
+from souping.report.tables import Section, TableCell, TableGrid, grid
 
 Members = frozenset[str]
 """Models that are together: a player (one, two or three of them) or a coalition of players."""
@@ -53,7 +54,7 @@ class Shapley(Analysis):
             tuple(map(game.recipe, game.coalitions())) if 2 <= len(game.names) <= self.exact else ()
         )
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
         size = len(game.names)
         if size < 2:
@@ -68,13 +69,13 @@ class Shapley(Analysis):
             )
         values = _Values(run, game)
         sizes = [own for own in SIZES if own <= size and math.comb(size, own) <= MOST]
-        return {
-            "fold": "search",
-            "players": list(game.names),
-            "whole": unit().raw(values.whole),
-            "levels": [_level(game, values, own) for own in sizes],
-            "coalitions": [values.row(members) for members in game.coalitions()],
-        }
+        return ShapleyResult(
+            fold="search",
+            players=game.names,
+            whole=unit().raw(values.whole),
+            levels=tuple(_level(game, values, own) for own in sizes),
+            coalitions=tuple(values.row(members) for members in game.coalitions()),
+        )
 
 
 class _Game:
@@ -87,8 +88,8 @@ class _Game:
         )
         self.everybody = Members(self.names)
 
-    def in_order(self, members: Members) -> list[str]:
-        return [name for name in self.names if name in members]
+    def in_order(self, members: Members) -> Names:
+        return tuple(name for name in self.names if name in members)
 
     def players(self, size: int) -> list[Members]:
         return [Members(members) for members in combinations(self.names, size)]
@@ -117,14 +118,13 @@ class _Values:
         self.scores = {members: run.search[soup].values for members, soup in soups.items()}
         self.whole = self.objective(self.first.values)
 
-    def row(self, members: Members) -> dict[str, Json]:
+    def row(self, members: Members) -> CoalitionValue:
         """A coalition with its soup and value."""
-        names, value = self.game.in_order(members), self.objective(self.scores[members])
-        return {
-            "members": names,
-            "recipe_id": self.game.recipe(members).id,
-            "value": unit().raw(value),
-        }
+        return CoalitionValue(
+            members=self.game.in_order(members),
+            recipe_id=self.game.recipe(members).id,
+            value=unit().raw(self.objective(self.scores[members])),
+        )
 
     def combine(self, coefficients: Coefficients) -> FloatArray:
         """Sum over coalitions of coefficient times scores, [I]."""
@@ -139,7 +139,7 @@ class _Values:
         weights = self.run.objective.coefficients(tuple(means))
         return float(sum(w * v.mean() for w, v in zip(weights, means.values(), strict=True)))
 
-    def summary(self, values: FloatArray) -> dict[str, Json]:
+    def player(self, members: Members, values: FloatArray) -> PlayerValue:
         """Value with its interval over items, and the value of each category."""
         table = ItemTable.of(self.first.items, self.run.objective)
         whole = table.interval(values)
@@ -148,24 +148,21 @@ class _Values:
             for n, name in enumerate(table.names)
         }
         limits = {"value": self.objective(values), "low": whole.low, "high": whole.high}
-        return {**unit().raw_table(limits), "categories": means}
+        names = self.game.in_order(members)
+        return PlayerValue(members=names, **unit().raw_table(limits), categories=means)
 
 
-def _level(game: _Game, values: _Values, size: int) -> dict[str, Json]:
+def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
     """The Shapley values of players of one size; they sum to v(all), to rounding (`efficiency_gap`)."""
     shares = exact_coefficients(game.players(size))
     found = {player: values.combine(own) for player, own in shares.items()}
-    return {
-        "size": size,
-        "kind": SIZES[size],
-        "players": [
-            {"members": game.in_order(player), **values.summary(scores)}
-            for player, scores in found.items()
-        ],
-        "efficiency_gap": unit().size(
-            abs(sum(map(values.objective, found.values())) - values.whole)
-        ),
-    }
+    gap = abs(sum(map(values.objective, found.values())) - values.whole)
+    return ShapleyLevel(
+        size=size,
+        kind=SIZES[size],
+        players=tuple(values.player(player, scores) for player, scores in found.items()),
+        efficiency_gap=unit().size(gap),
+    )
 
 
 def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients]:
@@ -188,77 +185,129 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
 COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_single"], 3: COLOURS["uniform_selected"]}
 
 
-def section(data: Row) -> Section:
-    levels = entries(data, "levels")
-    head = (
-        f"What each adds to uniform soups of the others on the search fold, in {unit().name}: the mean over orders "
-        f"of joining. The values of a table sum to the score of all, {score(data.get('whole'))}."
-    )
-    tables = [
-        Section(clean(level.get("kind")).capitalize(), grids=(_table(level),)) for level in levels
-    ]
-    folded = tables[1:]
-    folded += [Section("Category by category", grids=(_categories(level),)) for level in levels[:1]]
-    shown = tuple(table.grids[0] for table in tables[:1])
-    return Section("Who adds what? Shapley values", (head,), "shapley", shown, tuple(folded))
+@dataclass(frozen=True, kw_only=True)
+class PlayerValue:
+    """The Shapley value of a player."""
+
+    members: Names
+    """models of the player"""
+    value: Number
+    """Shapley value"""
+    low: Number
+    """lower limit of the 95 % interval over items"""
+    high: Number
+    """upper limit"""
+    categories: Shares
+    """{category: Shapley value}"""
+
+    @property
+    def name(self) -> str:
+        return " + ".join(map(clean, self.members))
+
+    def cell(self, unit: Unit) -> TableCell:
+        limits = unit.interval(self.low, self.high, sign=True)
+        return TableCell(unit.score(self.value, sign=True), limits)
 
 
-def _name(row: Row) -> str:
-    return " + ".join(map(clean, elements(row, "members")))
+@dataclass(frozen=True, kw_only=True)
+class ShapleyLevel:
+    """Players of one size."""
+
+    size: Count
+    """models of a player"""
+    kind: str
+    """`single models`, `pairs` or `triplets`"""
+    players: tuple[PlayerValue, ...]
+    """players"""
+    efficiency_gap: Number
+    """how far the values are from summing to that of all"""
+
+    def table(self, unit: Unit) -> TableGrid:
+        rows = [(player.name, player.cell(unit)) for player in self.players]
+        return grid((clean(self.kind), "Shapley value"), rows)
+
+    def by_category(self, unit: Unit) -> TableGrid:
+        rows = []
+        for name in self.players[0].categories if self.players else ():
+            values = [player.categories.get(name) for player in self.players]
+            rows.append((clean(name), *(unit.score(value, sign=True) for value in values)))
+        return grid(("category", *(player.name for player in self.players)), rows)
 
 
-def _table(level: Row) -> TableGrid:
-    lines = [(_name(row), _value(row)) for row in entries(level, "players")]
-    return grid((clean(level.get("kind")), "Shapley value"), lines)
+@dataclass(frozen=True, kw_only=True)
+class CoalitionValue:
+    """The score of a coalition's soup."""
+
+    members: Names
+    """models"""
+    recipe_id: str
+    """id of the soup's recipe"""
+    value: Number
+    """objective on the search fold"""
 
 
-def _value(row: Row) -> TableCell:
-    return TableCell(
-        score(row.get("value"), sign=True), interval(row.get("low"), row.get("high"), sign=True)
-    )
+@dataclass(frozen=True, kw_only=True)
+class ShapleyResult(AnalysisResult):
+    """What each model adds to soups of the others."""
 
+    fold: str
+    """fold of the items"""
+    players: Names
+    """single models"""
+    whole: Number
+    """score of the soup of all"""
+    levels: tuple[ShapleyLevel, ...]
+    """single models, pairs and triplets"""
+    coalitions: tuple[CoalitionValue, ...]
+    """every coalition"""
 
-def _categories(level: Row) -> TableGrid:
-    rows = entries(level, "players")
-    names = list(part(rows[0], "categories")) if rows else []
-    lines = [
-        (clean(name), *(score(part(row, "categories").get(name), sign=True) for row in rows))
-        for name in names
-    ]
-    return grid(("category", *map(_name, rows)), lines)
-
-
-def draw(data: Row) -> Drawing | None:
-    """One bar per player with its interval over items, size by size."""
-    from matplotlib.patches import Patch
-
-    levels = [level for level in entries(data, "levels") if len(entries(level, "players")) > 1]
-    rows = [
-        (int(number(level.get("size")) or 1), row)
-        for level in levels
-        for row in entries(level, "players")
-    ]
-    if not rows:
-        return None
-    with canvas():
-        made, axes = figure(8.6, 1.0 + 0.27 * len(rows))
-        for y, (size, row) in enumerate(rows):
-            value, low, high = (
-                unit().scale * (number(row.get(key)) or 0.0) for key in ("value", "low", "high")
-            )
-            axes.barh(y, value, height=0.72, color=COLOUR[size])
-            axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        below = f"Shapley value, {unit().name} on the search fold (95 % interval over items)"
-        name_rows(axes, [short(_name(row), 48) for _, row in rows], below)
-        handles = [Patch(color=COLOUR[size], label=SIZES[size]) for size in dict(rows)]
-        axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handlelength=1.0
+    def section(self, unit: Unit) -> Section:
+        head = (
+            f"What each adds to uniform soups of the others on the search fold, in {unit.name}: the mean over orders "
+            f"of joining. The values of a table sum to the score of all, {unit.score(self.whole)}."
         )
-    alt = "Bars of Shapley values: " + "; ".join(
-        f"{_name(row)} {_value(row).text}" for _, row in rows[:20]
-    )
-    return Drawing("shapley", made, alt)
+        title = "Who adds what? Shapley values"
+        if not self.levels:
+            return Section(title, (head,), "shapley")
+        single = self.levels[0]
+        folded = [
+            Section(clean(level.kind).capitalize(), grids=(level.table(unit),))
+            for level in self.levels[1:]
+        ]
+        folded.append(Section("Category by category", grids=(single.by_category(unit),)))
+        return Section(title, (head,), "shapley", (single.table(unit),), tuple(folded))
 
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """One bar per player with its interval over items, size by size."""
+        from matplotlib.patches import Patch
 
-DISPLAYS["shapley"] = Display(section, (draw,), place=2)
+        rows = list[tuple[ShapleyLevel, PlayerValue]]()
+        for level in self.levels:
+            if len(level.players) > 1:
+                rows += [(level, player) for player in level.players]
+        if not rows:
+            return ()
+        with canvas():
+            plot, axes = figure(8.6, 1.0 + 0.27 * len(rows))
+            colours = {}
+            for y, (level, player) in enumerate(rows):
+                colour = COLOUR.get(level.size or 1, INK)
+                colours[clean(level.kind)] = colour
+                low = unit.scale * (player.low or 0.0)
+                high = unit.scale * (player.high or 0.0)
+                axes.barh(y, unit.scale * (player.value or 0.0), height=0.72, color=colour)
+                axes.plot([low, high], [y, y], color=INK, linewidth=1.1)
+            axes.axvline(0, color=INK, linewidth=0.8)
+            below = f"Shapley value, {unit.name} on the search fold (95 % interval over items)"
+            name_rows(axes, [short(player.name, 48) for _, player in rows], below)
+            handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+            axes.legend(
+                handles=handles,
+                loc="lower left",
+                bbox_to_anchor=(0, 1.0),
+                ncols=3,
+                handlelength=1.0,
+            )
+        values = [f"{player.name} {player.cell(unit).text}" for _, player in rows[:20]]
+        alt = f"Bars of Shapley values: {'; '.join(values)}"
+        return (Drawing("shapley", plot, alt),)

@@ -8,7 +8,7 @@ run's own search did. This describes the soup and claims nothing; the report fol
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,21 +16,20 @@ from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores, RunS
 from souping.analysis.intervals import ItemTable
 from souping.analysis.significance import compare_on_table
 from souping.core.fields import component
+from souping.core.reading import read
+from souping.core.text import DASH
 from souping.core.types import (
     FloatArray,
     IntArray,
     ItemScores,
-    Json,
     Recipe,
     digest,
-    entries,
-    part,
-    texts,
 )
-from souping.core.unit import unit
-from souping.report.format import brackets, clean, count, in_words, interval, points
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, grid
+from souping.core.unit import Unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Names, PairedDifference, ScoreInterval
+from souping.report.format import count, in_words
+from souping.report.tables import Section, grid
 
 
 @component
@@ -42,7 +41,7 @@ class Size(Analysis):
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         return () if len(soups.soup.ingredients) < 2 else (pruned(soups),)
 
-    def analyse(self, run: RunScores) -> Mapping[str, Json]:
+    def analyse(self, run: RunScores) -> SizeResult:
         names = run.soups.ingredients
         if len(names) < 2:
             raise NotEstimableError(ALONE)
@@ -54,28 +53,18 @@ class Size(Analysis):
             1: whole.values,
             **{size: _cross_fitted(run, names[:size], half, budget) for size in sizes},
         }
-        rows: list[Json] = []
+        rows = []
         for size, values in found.items():
-            gain = (
-                compare_on_table(("", ""), values, whole.values, fold).as_dict()
-                if size > 1
-                else None
-            )
-            rows.append(
-                {
-                    "ingredients": list(names[:size]),
-                    "score": fold.interval(values).as_dict(),
-                    "gain": gain,
-                }
-            )
-        return {
-            "fold": "search",
-            "budget": budget,
-            "sizes": rows,
-            "pruned": self._pruned(run, fold),
-        }
+            gain = None
+            if size > 1:
+                difference = compare_on_table(("", ""), values, whole.values, fold)
+                gain = read(PairedDifference, difference.as_dict())
+            score = read(ScoreInterval, fold.interval(values).as_dict())
+            rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
+        pruned = self._pruned(run, fold)
+        return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)
 
-    def _pruned(self, run: RunScores, fold: ItemTable) -> Json:
+    def _pruned(self, run: RunScores, fold: ItemTable) -> PrunedDifference | None:
         """The soup less its smallest weight, against the soup, on the fold that chose the weights."""
         soup = run.soups.soup
         if len(soup.ingredients) < 2 or soup.id not in run.search:
@@ -84,10 +73,8 @@ class Size(Analysis):
         lost = compare_on_table(
             ("", ""), run.search[smaller.id].values, run.search[soup.id].values, fold
         )
-        return {
-            "without": [name for name in soup.ingredients if name not in smaller.ingredients],
-            **lost.as_dict(),
-        }
+        without = [name for name in soup.ingredients if name not in smaller.ingredients]
+        return read(PrunedDifference, {**lost.as_dict(), "without": without})
 
 
 def pruned(soups: RunSoups) -> Recipe:
@@ -133,28 +120,63 @@ def _cross_fitted(
 # How it is shown
 
 
-def section(data: Row) -> Section:
-    less = part(data, "pruned")
-    lines = [
-        "Nested sets in the selector's order. Each is searched on one half of the search fold and scored on the other, "
-        f"both ways. A search takes at most {count(data.get('budget'))} items. This claims nothing."
-    ]
-    if less:
-        change = f"{points(less.get('difference'), True)} ({interval(less.get('low'), less.get('high'), True)})"
-        lines.append(
-            f"Without {in_words(texts(less, 'without'))}, the smallest weight: {change} on the search fold."
-        )
-    rows = []
-    for row in entries(data, "sizes"):
-        names, gain = texts(row, "ingredients"), brackets(row.get("gain"), sign=True)
-        rows.append((str(len(names)), clean(names[-1]), brackets(row.get("score")), gain))
-    header = (
-        "ingredients",
-        "last added",
-        unit().heading("score"),
-        f"over the first alone, {unit().name}",
-    )
-    return Section("How many ingredients?", tuple(lines), grids=(grid(header, rows),))
+@dataclass(frozen=True, kw_only=True)
+class SizeScore:
+    """The soup of the first ingredients."""
+
+    ingredients: Names
+    """the first of the selector's order"""
+    score: ScoreInterval
+    """cross-fitted score"""
+    gain: PairedDifference | None
+    """minus the first ingredient alone"""
 
 
-DISPLAYS["size"] = Display(section, place=2)
+@dataclass(frozen=True, kw_only=True)
+class PrunedDifference(PairedDifference):
+    """The soup without its smallest weight, minus the soup."""
+
+    without: Names
+    """the ingredient that is left out"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeResult(AnalysisResult):
+    """Scores by the number of ingredients."""
+
+    fold: str
+    """fold of the items"""
+    budget: Count
+    """items that a search may answer"""
+    sizes: tuple[SizeScore, ...]
+    """soups of one ingredient and of more"""
+    pruned: PrunedDifference | None
+    """the soup without its smallest weight, minus the soup"""
+
+    def section(self, unit: Unit) -> Section:
+        lines = [
+            "Nested sets in the selector's order. Each is searched on one half of the search fold and scored on the "
+            f"other, both ways. A search takes at most {count(self.budget)} items. This claims nothing."
+        ]
+        less = self.pruned
+        if less is not None:
+            change = unit.points(less.difference, True)
+            limits = unit.interval(less.low, less.high, True)
+            lines.append(
+                f"Without {in_words(less.without)}, the smallest weight: {change} ({limits}) on the search fold."
+            )
+        rows = []
+        for size in self.sizes:
+            names = size.ingredients
+            score = size.score
+            shown = unit.brackets(score.mean, score.low, score.high)
+            rows.append((str(len(names)), in_words(names[-1:]), shown, _gain(unit, size.gain)))
+        gain = f"over the first alone, {unit.name}"
+        header = ("ingredients", "last added", unit.heading("score"), gain)
+        return Section("How many ingredients?", tuple(lines), grids=(grid(header, rows),))
+
+
+def _gain(unit: Unit, gain: PairedDifference | None) -> str:
+    if gain is None:
+        return DASH
+    return unit.brackets(gain.difference, gain.low, gain.high, sign=True)

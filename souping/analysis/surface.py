@@ -17,12 +17,13 @@ from souping.analysis import ALONE, Analysis, NotEstimableError, RunScores
 from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import FloatArray, IntArray, Json, elements, part, texts
-from souping.core.unit import unit
-from souping.report.format import count, in_words, points, weight
+from souping.core.types import FloatArray, IntArray
+from souping.core.unit import Unit, unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Matrix, Names, Number
+from souping.report.format import count, in_words, weight
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section
+from souping.report.tables import Section
 from souping.search.points import check_step, grid, grid_size, uniform, vertices
 from souping.search.surrogate import RISE, SoupModel, draws
 
@@ -65,12 +66,12 @@ class SurfaceBand:
             high=np.minimum(difference + reach, most),
         )
 
-    def at(self, points: int) -> Mapping[str, Json]:
-        """The first `points` points as plain numbers, in the unit of the scores."""
-        rows = unit().raw_table(vars(self))
-        return {
-            key: [round(float(value), 6) for value in row[:points]] for key, row in rows.items()
-        }
+    def at(self, points: int) -> SurfaceLimits:
+        """The first `points` points, in the unit of the scores."""
+        limits = {}
+        for key, row in unit().raw_table(vars(self)).items():
+            limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
+        return SurfaceLimits(**limits)
 
 
 def band(
@@ -166,7 +167,7 @@ class ResponseSurface(Analysis):
     def __post_init__(self) -> None:
         check_step(self.step, "analysis.surface.step")
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> SurfaceResult:
         found = _evaluated(run)
         names, items = run.soups.ingredients, next(iter(found.values())).size
         fold = ItemTable.of(next(iter(run.search.values())).items, run.objective)
@@ -178,21 +179,23 @@ class ResponseSurface(Analysis):
             np.array(points), scores, fold.categories, fold.coefficients, fold.value, fold.groups
         )
         winner = dict(zip(run.soups.soup.ingredients, run.soups.soup.weights, strict=True))
-        return {
-            "fold": "search",
-            "ingredients": list(names),
-            "chosen": [winner.get(name, 0.0) for name in names],
-            "weights": [list(point) for point in shown],
-            "items": [int(count) for count in np.isfinite(scores[: len(shown)]).sum(axis=1)],
-            "fold_items": items,
-            "soups": len(found),
-            "objective": objective.at(len(shown)),
-            "categories": {
-                name: np.round(unit().raw(row[: len(shown)]), 6).tolist()
+        answered = np.isfinite(scores[: len(shown)]).sum(axis=1)
+        width = float((objective.high - objective.low)[: len(shown)].mean())
+        return SurfaceResult(
+            fold="search",
+            ingredients=tuple(names),
+            chosen=tuple(winner.get(name, 0.0) for name in names),
+            weights=tuple(shown),
+            items=tuple(answered.tolist()),
+            fold_items=items,
+            soups=len(found),
+            objective=objective.at(len(shown)),
+            categories={
+                name: tuple(np.round(unit().raw(row[: len(shown)]), 6).tolist())
                 for name, row in zip(fold.names, categories, strict=True)
             },
-            "width": unit().size(float((objective.high - objective.low)[: len(shown)].mean())),
-        }
+            width=unit().size(width),
+        )
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:
         """Uniform, the singles, and the grid: with a wider step where its points would be too many."""
@@ -234,49 +237,87 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 # How it is shown
 
 
-def section(data: Row) -> Section:
-    low, high = (unit().inner(_numbers(part(data, "objective"), key)) for key in ("low", "high"))
-    above, below = (int(((low * side > 0) & (high * side > 0)).sum()) for side in (1, -1))
-    lines = (
-        f"Of {count(len(low))} mixtures, {count(above)} are better and {count(below)} worse than the uniform soup, "
-        f"with 95 % confidence for all points at once. The bands are {points(data.get('width'))} wide on average.",
-        f"By the search's model of {count(data.get('soups'))} soups on {count(data.get('fold_items'))} search items.",
-    )
-    return Section("Response surface", lines, "surface")
+@dataclass(frozen=True, kw_only=True)
+class SurfaceLimits:
+    """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
+
+    difference: tuple[Number, ...]
+    """score minus that of the uniform soup"""
+    low: tuple[Number, ...]
+    """lower limits"""
+    high: tuple[Number, ...]
+    """upper limits"""
 
 
-def _numbers(data: Row, key: str) -> FloatArray:
-    return np.array(elements(data, key), dtype=float)
+@dataclass(frozen=True, kw_only=True)
+class SurfaceResult(AnalysisResult):
+    """Predicted scores over the weights."""
+
+    fold: str
+    """fold of the items"""
+    ingredients: Names
+    """ingredients, in the order of the weights"""
+    chosen: tuple[Number, ...]
+    """weights of the soup"""
+    weights: Matrix
+    """weights of each point"""
+    items: tuple[Count, ...]
+    """items that each point answered"""
+    fold_items: Count
+    """items of the fold"""
+    soups: Count
+    """soups that the model was fitted on"""
+    objective: SurfaceLimits
+    """the objective"""
+    categories: Mapping[str, tuple[Number, ...]]
+    """{category: differences}"""
+    width: Number
+    """mean width of the bands"""
+
+    def section(self, unit: Unit) -> Section:
+        ends = zip(self.objective.low, self.objective.high, strict=False)
+        limits = [(unit.gain(low), unit.gain(high)) for low, high in ends]
+        above = sum(min(pair) > 0 for pair in limits)
+        below = sum(max(pair) < 0 for pair in limits)
+        lines = (
+            f"Of {count(len(limits))} mixtures, {count(above)} are better and {count(below)} worse than the uniform "
+            "soup, with 95 % confidence for all points at once. "
+            f"The bands are {unit.points(self.width)} wide on average.",
+            f"By the search's model of {count(self.soups)} soups on {count(self.fold_items)} search items.",
+        )
+        return Section("Response surface", lines, "surface")
+
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
+        names = self.ingredients
+        places = np.array(self.weights, dtype=float)
+        chosen = _array(self.chosen)
+        value = unit.scale * _array(self.objective.difference)
+        low = unit.scale * _array(self.objective.low)
+        high = unit.scale * _array(self.objective.high)
+        label = f"score minus uniform soup ({unit.name})"
+        caption = "Ring: the chosen soup."
+        with canvas():
+            if len(names) == 3:
+                reach = max(float(np.abs(value).max()), 1e-9)
+                rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
+                shades = scale(-reach, reach, unit.colours("RdBu"))
+                plot = triangle(names, places, value, chosen, shades, label, rims)
+                caption += " Dark outline: its interval excludes 0."
+            else:
+                plot = _band(names, places, chosen, value, low, high, label)
+        least, most = (minus(f"{limit:.{unit.digits}f}") for limit in (value.min(), value.max()))
+        top = " / ".join(weight(w) for w in places[int(unit.inner(value).argmax())])
+        reached = f"from {least} to {most} {unit.name}, best at {top}"
+        alt = (
+            f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
+        )
+        return (Drawing("surface", plot, alt, caption),)
 
 
-def draw(data: Row) -> Drawing | None:
-    """Two ingredients: a curve in its band; three: a triangle; more: the points in their order."""
-    names, places, chosen = (
-        texts(data, "ingredients"),
-        _numbers(data, "weights"),
-        _numbers(data, "chosen"),
-    )
-    value, low, high = (
-        unit().scale * _numbers(part(data, "objective"), key)
-        for key in ("difference", "low", "high")
-    )
-    with canvas():
-        if len(names) == 3:
-            reach = max(float(np.abs(value).max()), 1e-9)
-            rims = [INK if sure else FAINT for sure in (low > 0) | (high < 0)]
-            shades = scale(-reach, reach, unit().colours("RdBu"))
-            label = f"score minus uniform soup ({unit().name})"
-            made = triangle(names, places, value, chosen, shades, label, rims)
-        else:
-            made = _band(names, places, chosen, value, low, high)
-    least, most = (minus(f"{limit:.{unit().digits}f}") for limit in (value.min(), value.max()))
-    top = " / ".join(weight(w) for w in places[int(unit().inner(value).argmax())])
-    reached = f"from {least} to {most} {unit().name}, best at {top}"
-    alt = f"Objective over the weights of {in_words(names)}, less the uniform soup's: {reached}."
-    caption = "Ring: the chosen soup." + (
-        " Dark outline: its interval excludes 0." if len(names) == 3 else ""
-    )
-    return Drawing("surface", made, alt, caption)
+def _array(values: Sequence[Number]) -> FloatArray:
+    """nan for what is not known."""
+    return np.array(values, dtype=float)
 
 
 def _band(
@@ -286,6 +327,7 @@ def _band(
     value: FloatArray,
     low: FloatArray,
     high: FloatArray,
+    label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the one that is nearest to the chosen weights."""
     across, below = points[:, 0], weight_axis(names)
@@ -295,11 +337,8 @@ def _band(
             "points, in order",
         )
     near = int(np.abs(points - chosen).sum(axis=1).argmin())
-    made, axes = curve(across, value, near, below, f"score minus uniform soup ({unit().name})")
+    made, axes = curve(across, value, near, below, label)
     order = np.argsort(across, kind="stable")
     axes.fill_between(across[order], low[order], high[order], color=FAINT, linewidth=0)
     axes.axhline(0, color=INK, linewidth=0.8)
     return made
-
-
-DISPLAYS["surface"] = Display(section, (draw,), place=0)

@@ -32,20 +32,17 @@ from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
-    Json,
     Recipe,
     Record,
     ScoreMatrix,
     digest,
-    elements,
-    entries,
-    number,
-    part,
 )
+from souping.core.unit import Unit
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Count, Names, Number, Shares
 from souping.report.format import clean, count, in_words, percent, percent_interval
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Columns, Row, Section, TableCell, TableGrid, grid, listing, of
+from souping.report.tables import Section, TableCell, TableGrid, grid
 
 # ------------------------------------------------------------ over parents, by category
 
@@ -63,7 +60,7 @@ class Parents(Analysis):
 
     draws: Draws = 400
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> ParentsResult:
         soups = [
             soup
             for soup in run.mixtures()
@@ -79,22 +76,25 @@ class Parents(Analysis):
         place = [scores.models.index(soup.id) for soup in soups]
         drawn = GroupSums.of(scores).draws(self.draws, np.random.default_rng(SALT))
         wins = _beaten(scores.values[None], place, parents)[:, 0]
-        counted = [{"beats_all": int(a), "beats_one": int(b)} for a, b in wins.sum(axis=-1).T]
-        return {
-            "fold": "search",
-            "categories": list(scores.categories),
-            "soups": [
-                {
-                    "recipe_id": soup.id,
-                    "weights": dict(zip(soup.ingredients, soup.weights, strict=True)),
-                    **counts,
-                }
-                for soup, counts in zip(soups, counted, strict=True)
-            ],
-            **_beaten_shares(
-                wins, _beaten(drawn, place, parents), _chances(scores.values, place, parents)
-            ),
-        }
+        counted = []
+        for soup, (beats_all, beats_one) in zip(soups, wins.sum(axis=-1).T, strict=True):
+            counted.append(
+                SoupWins(
+                    recipe_id=soup.id,
+                    weights=dict(zip(soup.ingredients, soup.weights, strict=True)),
+                    beats_all=int(beats_all),
+                    beats_one=int(beats_one),
+                )
+            )
+        beaten = _beaten(drawn, place, parents)
+        chances = _chances(scores.values, place, parents)
+        return ParentsResult(
+            fold="search",
+            categories=scores.categories,
+            soups=tuple(counted),
+            beats_all=_beaten_share(wins[0], beaten[0], chances[0]),
+            beats_one=_beaten_share(wins[1], beaten[1], chances[1]),
+        )
 
 
 def too_few(run: RunScores, needed: int) -> str:
@@ -130,72 +130,107 @@ def _chances(
     return out
 
 
-def _beaten_shares(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> dict[str, Json]:
-    """The share of (soup, category) pairs that are wins, its interval, and the share by chance."""
-    shares: dict[str, Json] = {}
-    for place, key in enumerate(("beats_all", "beats_one")):
-        share, chance = float(wins[place].mean()), float(chances[place].mean())
-        margin = Z95 * float(drawn[place].mean(axis=(1, 2)).std(ddof=1))
-        shares[key] = {
-            "share": share, "low": max(0.0, share - margin), "high": min(1.0, share + margin), "chance": chance
-        }  # fmt: skip
-    return shares
+def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> WinShare:
+    """The share of (soup, category) pairs [S, C] that are wins, its interval by draws, and the share by chance."""
+    share = float(wins.mean())
+    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))
+    return WinShare(
+        share=share,
+        low=max(0.0, share - margin),
+        high=min(1.0, share + margin),
+        chance=float(chances.mean()),
+    )
 
 
 KINDS = {"beats_all": "above all parents", "beats_one": "above at least one"}
 
 
-def parents_section(data: Row) -> Section:
-    soups, categories = entries(data, "soups"), elements(data, "categories")
-    head = (
-        f"{count(len(soups))} soups against their parents in {count(len(categories))} categories of the search fold: "
-        f"{', '.join(f'{_share_of(data, key)} {kind}' for key, kind in KINDS.items())}."
-    )
-    note = (
-        "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean of "
-        "the parents' scores is never above all, and always above one."
-    )
-    return Section("Do soups beat their parents?", (head, note), "parents")
+@dataclass(frozen=True, kw_only=True)
+class SoupWins:
+    """A soup against its parents."""
+
+    recipe_id: str
+    """id of the soup's recipe"""
+    weights: Shares
+    """{ingredient: weight}"""
+    beats_all: Count
+    """categories in which it is above all parents"""
+    beats_one: Count
+    """categories in which it is above at least one"""
 
 
-def _share_of(data: Row, key: str) -> str:
-    found = part(data, key)
-    around = percent_interval(found.get("low"), found.get("high"))
-    return f"{percent(found.get('share'))} % ({around}; by chance {percent(found.get('chance'))} %)"
+@dataclass(frozen=True, kw_only=True)
+class WinShare:
+    """Share of (soup, category) pairs."""
+
+    share: Number
+    """share that are wins"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+    chance: Number
+    """share by chance"""
+
+    def text(self) -> str:
+        limits = percent_interval(self.low, self.high)
+        return f"{percent(self.share)} % ({limits}; by chance {percent(self.chance)} %)"
 
 
-def draw_parents(data: Row) -> Drawing | None:
-    """Soups by the number of categories that they win."""
-    soups, size = entries(data, "soups"), len(elements(data, "categories"))
-    with canvas():
-        made, axes = figure(8.2, 2.5)
-        for shift, (key, colour) in enumerate(
-            (("beats_one", "uniform_all"), ("beats_all", "soup"))
-        ):
-            counts = Counter(int(number(soup.get(key)) or 0) for soup in soups)
-            places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
-            axes.bar(
-                places,
-                [counts[n] for n in range(size + 1)],
-                0.38,
-                color=COLOURS[colour],
-                label=KINDS[key],
-            )
-            chance = number(part(data, key).get("chance")) or 0.0
-            axes.axvline(chance * size, color=COLOURS[colour], linewidth=1.4, linestyle="--")
-        axes.set_xticks(range(size + 1))
-        axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
-        axes.set_ylabel("soups")
-        axes.grid(axis="x", visible=False)
-        axes.locator_params(axis="y", integer=True)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK
+@dataclass(frozen=True, kw_only=True)
+class ParentsResult(AnalysisResult):
+    """In how many categories soups beat their parents."""
+
+    folded = True
+    fold: str
+    """fold of the items"""
+    categories: Names
+    """categories"""
+    soups: tuple[SoupWins, ...]
+    """soups of the search"""
+    beats_all: WinShare
+    """above all parents"""
+    beats_one: WinShare
+    """above at least one"""
+
+    def section(self, unit: Unit) -> Section:
+        shares = [f"{vars(self)[key].text()} {kind}" for key, kind in KINDS.items()]
+        head = (
+            f"{count(len(self.soups))} soups against their parents in {count(len(self.categories))} categories of the "
+            f"search fold: {', '.join(shares)}."
         )
-    alt = f"Histogram of the soups ({len(soups)}) by the number of categories in which they beat their parents."
-    return Drawing("parents", made, alt)
+        note = (
+            "By chance: if a soup and its parents were equally good, any of their scores might be the soup's. The mean "
+            "of the parents' scores is never above all, and always above one."
+        )
+        return Section("Do soups beat their parents?", (head, note), "parents")
 
-
-DISPLAYS["parents"] = Display(parents_section, (draw_parents,), folded=True)
+    def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
+        """Soups by the number of categories that they win."""
+        size = len(self.categories)
+        colours = {"beats_one": COLOURS["uniform_all"], "beats_all": COLOURS["soup"]}
+        with canvas():
+            plot, axes = figure(8.2, 2.5)
+            for shift, (key, colour) in enumerate(colours.items()):
+                counts = Counter(int(vars(soup)[key] or 0) for soup in self.soups)
+                places = [n + 0.4 * (0.5 - shift) for n in range(size + 1)]
+                heights = [counts[n] for n in range(size + 1)]
+                axes.bar(places, heights, 0.38, color=colour, label=KINDS[key])
+                chance = (vars(self)[key].chance or 0.0) * size
+                axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
+            axes.set_xticks(range(size + 1))
+            axes.set_xlabel("categories of the search fold (dashed: the mean by chance)")
+            axes.set_ylabel("soups")
+            axes.grid(axis="x", visible=False)
+            axes.locator_params(axis="y", integer=True)
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.0, labelcolor=INK
+            )
+        alt = (
+            f"Histogram of the soups ({len(self.soups)}) by the number of categories in which they "
+            "beat their parents."
+        )
+        return (Drawing("parents", plot, alt),)
 
 
 # ------------------------------------------------------------ over ingredients, item by item
@@ -227,7 +262,7 @@ class Wins(Analysis):
     solved: Annotated[float, Interval(gt=0, le=1)] = 0.5
     examples: Annotated[int, Interval(ge=0, le=100)] = 2
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> WinsResult:
         soup = run.soups.soup
         if len(soup.ingredients) < 2:
             raise NotEstimableError(
@@ -246,23 +281,21 @@ class Wins(Analysis):
         )
         groups = np.unique([item.group for item in items], return_inverse=True)[1].astype(np.int64)
         means = [float(found.soup.mean()), *found.ingredients.mean(axis=1).tolist()]
-        return {
-            "fold": "report",
-            "items": len(items),
-            "answers": run.answers,
-            "solved": dict(zip(("soup", *found.names), means, strict=True)),
-            "kept": [
-                {
-                    "name": name,
-                    "kept": _share(own, found.soup, groups),
-                    "gained": _share(1 - own, found.soup, groups),
-                }
-                for name, own in zip(recipes, found.ingredients, strict=True)
-            ],
-            "by_failures": _by_failures(found, groups),
-            "rule": RULE,
-            "examples": self._examples(run, recipes),
-        }
+        kept = []
+        for name, solved in zip(recipes, found.ingredients, strict=True):
+            of_solved = _share(solved, found.soup, groups)
+            of_failed = _share(1 - solved, found.soup, groups)
+            kept.append(KeptShares(name=name, kept=of_solved, gained=of_failed))
+        return WinsResult(
+            fold="report",
+            items=len(items),
+            answers=run.answers,
+            solved=dict(zip(("soup", *found.names), means, strict=True)),
+            kept=tuple(kept),
+            by_failures=_by_failures(found, groups),
+            rule=RULE,
+            examples=self._examples(run, recipes),
+        )
 
     def _solved(self, scores: Sequence[ItemScores], names: tuple[str, ...], answers: int) -> Solved:
         """The scores as shares of right answers; graded ones are right from `solved` on.
@@ -277,11 +310,11 @@ class Wins(Analysis):
             values = (values >= self.solved).astype(float)
         return Solved(names=names, soup=values[0], ingredients=values[1:])
 
-    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> list[Mapping[str, Json]]:
+    def _examples(self, run: RunScores, recipes: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
         """Items of three kinds with the answers of all, in the order of the kinds; none of the report fold is shown."""
         soup = run.soups.soup
         if any(r.id not in run.search for r in (soup, *recipes.values())):
-            return []
+            return ()
         items = run.search[soup.id].items
         found = self._solved(
             [run.search[r.id] for r in (soup, *recipes.values())], tuple(recipes), run.answers
@@ -295,41 +328,39 @@ class Wins(Analysis):
             "solved, though one ingredient fails": (found.soup == 1) & most & ~solves & ~fails,
         }
         answers = {name: run.read(r, "search") for name, r in {"soup": soup, **recipes}.items()}
-        return [
-            {"kind": kind, **_example(items[i], answers)}
-            for kind, mask in kinds.items()
-            for i in _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
-        ]
+        examples = list[AnswerExample]()
+        for kind, mask in kinds.items():
+            chosen = _chosen(items, np.flatnonzero(mask).tolist(), self.examples)
+            examples += [_example(kind, items[i], answers) for i in chosen]
+        return tuple(examples)
 
 
-def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> dict[str, Json]:
+def _share(weights: FloatArray, values: FloatArray, groups: NDArray[np.int64]) -> ItemShare:
     """Share sum(w v) / sum(w) with its 95 % interval: Wilson's by groups where items count whole, else the ratio's
     normal limits with the variance between groups."""
     total = float(weights.sum())
     if total < SAME:
-        return {"items": 0.0, "share": None, "low": None, "high": None}
+        return ItemShare(items=0.0, share=None, low=None, high=None)
     if np.isin(weights, (0.0, 1.0)).all():
         found = rate(values[weights == 1], groups[weights == 1])
-        return {"items": total, "share": found.mean, "low": found.low, "high": found.high}
+        return ItemShare(items=total, share=found.mean, low=found.low, high=found.high)
     share = float((weights * values).sum() / total)
     pull = np.bincount(groups, weights * (values - share)) / total
     margin = Z95 * float(np.sqrt((pull**2).sum() * len(pull) / max(1, len(pull) - 1)))
-    return {
-        "items": total,
-        "share": share,
-        "low": max(0.0, share - margin),
-        "high": min(1.0, share + margin),
-    }
+    low = max(0.0, share - margin)
+    high = min(1.0, share + margin)
+    return ItemShare(items=total, share=share, low=low, high=high)
 
 
-def _by_failures(found: Solved, groups: NDArray[np.int64]) -> list[Mapping[str, Json]]:
+def _by_failures(found: Solved, groups: NDArray[np.int64]) -> tuple[FailureShare, ...]:
     """The soup where none, one, .. and all of the ingredients fail; an item's weight is the chance of so many."""
     chances = np.zeros((len(found.names) + 1, len(found.soup)))
     chances[0] = 1.0
     for share in found.ingredients:
         chances[1:] = chances[1:] * share + chances[:-1] * (1 - share)
         chances[0] *= share
-    return [{"fail": j, **_share(weights, found.soup, groups)} for j, weights in enumerate(chances)]
+    shares = [_share(weights, found.soup, groups) for weights in chances]
+    return tuple(FailureShare(fail=j, **vars(share)) for j, share in enumerate(shares))
 
 
 def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[int]:
@@ -343,26 +374,29 @@ def _chosen(items: Sequence[Item], places: Sequence[int], number: int) -> list[i
     return [i for _, i in sorted(ranked, key=lambda pair: pair[0])[:number]]
 
 
-def _example(item: Item, answers: Mapping[str, Mapping[str, Record]]) -> dict[str, Json]:
+def _example(kind: str, item: Item, answers: Mapping[str, Mapping[str, Record]]) -> AnswerExample:
     """An item with its question, its reference, and each model's answer."""
-    found = {name: records[item.id] for name, records in answers.items() if item.id in records}
+    shown = {}
+    for name, records in answers.items():
+        record = records.get(item.id)
+        if record is not None:
+            text = _cut(record.output)
+            shown[name] = ExampleAnswer(text=text, score=record.score, outcome=record.outcome)
     question = item.prompt
     if not isinstance(question, str):
         question = next((str(m["content"]) for m in reversed(question) if m.get("content")), "")
-    return {
-        "item": item.id,
-        "category": item.category,
-        "prompt": question
-        if len(question) <= LONGEST
-        else f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}",
-        "reference": _cut(
-            item.answer if isinstance(item.answer, str) else json.dumps(item.answer, default=str)
-        ),
-        "answers": {
-            name: {"text": _cut(record.output), "score": record.score, "outcome": record.outcome}
-            for name, record in found.items()
-        },
-    }
+    if len(question) > LONGEST:
+        question = f"\N{HORIZONTAL ELLIPSIS}{question[-LONGEST:]}"
+    answer = item.answer
+    reference = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    return AnswerExample(
+        kind=kind,
+        item=item.id,
+        category=item.category,
+        prompt=question,
+        reference=_cut(reference),
+        answers=shown,
+    )
 
 
 def _cut(text: str) -> str:
@@ -372,79 +406,146 @@ def _cut(text: str) -> str:
 # How it is shown
 
 
-def section(data: Row) -> Section:
-    """What is kept, and the soup where none, one or all fail; the rest is folded away."""
-    kept = [
-        f"{_percent_of(part(row, 'kept'))} of {clean(row.get('name'))}'s"
-        for row in entries(data, "kept")
-    ]
-    head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
-    examples = tuple(map(_example_section, entries(data, "examples")))
-    folded = [Section("By ingredient", grids=(_kept_table(data),))]
-    if examples:
-        folded.append(
-            Section(
-                "Examples, side by side", (f"Chosen {clean(data.get('rule'))}.",), folded=examples
-            )
+@dataclass(frozen=True, kw_only=True)
+class ItemShare:
+    """Share of some items that the soup solves."""
+
+    items: Number
+    """number of these items; several answers count as shares of one"""
+    share: Number
+    """share"""
+    low: Number
+    """lower limit of the 95 % interval"""
+    high: Number
+    """upper limit"""
+
+    def cell(self) -> TableCell:
+        return TableCell(percent(self.share), percent_interval(self.low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureShare(ItemShare):
+    """The same for items that some ingredients fail."""
+
+    fail: Count
+    """number of ingredients that fail"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShares:
+    """The soup against an ingredient."""
+
+    name: str
+    """ingredient"""
+    kept: ItemShare
+    """of the items that the ingredient solves"""
+    gained: ItemShare
+    """of those that it fails"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleAnswer:
+    """A model's answer."""
+
+    text: str
+    """answer, at most 600 characters of it"""
+    score: Number
+    """score"""
+    outcome: str
+    """how it ended"""
+
+    def verdict(self) -> str:
+        words = {1.0: "yes", 0.0: "no"}
+        word = words.get(self.score or 0.0) or percent(self.score)
+        if self.outcome in ("finished", ""):
+            return word
+        return f"{word} ({clean(self.outcome)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerExample:
+    """An item of the search fold."""
+
+    kind: str
+    """what the soup does, and its ingredients"""
+    item: str
+    """id of the item"""
+    category: str
+    """category"""
+    prompt: str
+    """end of the prompt"""
+    reference: str
+    """right answer"""
+    answers: Mapping[str, ExampleAnswer]
+    """{model: answer}"""
+
+    def section(self) -> Section:
+        """Its question, its reference, and each model's answer."""
+        rows = []
+        for name in sorted(self.answers, key=lambda name: name != "soup"):
+            answer = self.answers[name]
+            rows.append((clean(name), clean(answer.text), answer.verdict()))
+        above = (f"Prompt: {clean(self.prompt)}", f"Reference: {clean(self.reference)}")
+        title = f"{clean(self.category)}: {clean(self.kind)} ({clean(self.item)})"
+        table = grid(("model", "answer", "right"), rows, left=(0, 1, 2))
+        return Section(title, above, grids=(table,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinsResult(AnalysisResult):
+    """What the soup keeps of its ingredients."""
+
+    fold: str
+    """fold of the items"""
+    items: Count
+    """items"""
+    answers: Count
+    """answers per item"""
+    solved: Shares
+    """{model: share of items that it solves}, `soup` among them"""
+    kept: tuple[KeptShares, ...]
+    """the soup against each ingredient"""
+    by_failures: tuple[FailureShare, ...]
+    """the soup where none, one, .. and all ingredients fail"""
+    rule: str
+    """how the examples were chosen"""
+    examples: tuple[AnswerExample, ...]
+    """items with all answers"""
+
+    def section(self, unit: Unit) -> Section:
+        """What is kept, and the soup where none, one or all fail; the rest is folded away."""
+        kept = []
+        for row in self.kept:
+            cell = row.kept.cell()
+            limits = f" ({cell.sub})" if cell.sub else ""
+            kept.append(f"{cell.text} %{limits} of {clean(row.name)}'s")
+        head = f"Of the items that an ingredient solves the soup keeps {in_words(kept)}."
+        folded = [Section("By ingredient", grids=(self._by_ingredient(),))]
+        if self.examples:
+            examples = tuple(example.section() for example in self.examples)
+            rule = f"Chosen {clean(self.rule)}."
+            folded.append(Section("Examples, side by side", (rule,), folded=examples))
+        title = "What did the soup keep of its ingredients?"
+        return Section(title, (head,), grids=(self._failures(),), folded=tuple(folded))
+
+    def _by_ingredient(self) -> TableGrid:
+        rows = []
+        for row in self.kept:
+            solved = percent(self.solved.get(row.name))
+            rows.append((clean(row.name), solved, row.kept.cell(), row.gained.cell()))
+        header = (
+            "ingredient",
+            "it solves, %",
+            "the soup keeps, %",
+            "and gains of the rest, %",
         )
-    shown = (_failures(data),)
-    return Section(
-        "What did the soup keep of its ingredients?", (head,), grids=shown, folded=tuple(folded)
-    )
+        return grid(header, rows)
 
-
-def _percent_of(share: Row) -> str:
-    cell = _cell(share)
-    return f"{cell.text} %{f' ({cell.sub})' if cell.sub else ''}"
-
-
-def _cell(share: Row) -> TableCell:
-    return TableCell(
-        percent(share.get("share")), percent_interval(share.get("low"), share.get("high"))
-    )
-
-
-def _kept_table(data: Row) -> TableGrid:
-    solved = part(data, "solved")
-    columns: Columns = {
-        "ingredient": of("name"),
-        "it solves, %": lambda row: percent(solved.get(str(row.get("name")))),
-        "the soup keeps, %": lambda row: _cell(part(row, "kept")),
-        "and gains of the rest, %": lambda row: _cell(part(row, "gained")),
-    }
-    return listing(entries(data, "kept"), columns)
-
-
-def _failures(data: Row) -> TableGrid:
-    rows = entries(data, "by_failures")
-    last = len(rows) - 1
-    words = {0: "none", 1: "exactly one", last: "all"} if last > 1 else {0: "none", last: "all"}
-    lines = [
-        (words.get(place, str(place)), count(row.get("items")), _cell(row))
-        for place, row in enumerate(rows)
-    ]
-    return grid(("ingredients that fail", "items", "the soup solves, %"), lines)
-
-
-def _example_section(example: Row) -> Section:
-    """One item: its question, its reference, and each model's answer."""
-    answers = part(example, "answers")
-    rows = [
-        (name, part(answers, name)) for name in sorted(answers, key=lambda name: name != "soup")
-    ]
-    lines = [(clean(name), clean(row.get("text")), _right(row)) for name, row in rows]
-    above = (
-        f"Prompt: {clean(example.get('prompt'))}",
-        f"Reference: {clean(example.get('reference'))}",
-    )
-    title = f"{clean(example.get('category'))}: {clean(example.get('kind'))} ({clean(example.get('item'))})"
-    return Section(title, above, grids=(grid(("model", "answer", "right"), lines, left=(0, 1, 2)),))
-
-
-def _right(record: Row) -> str:
-    score, ended = number(record.get("score")) or 0.0, clean(record.get("outcome"))
-    word = "yes" if score == 1 else "no" if score == 0 else percent(score)
-    return word if ended in ("finished", "") else f"{word} ({ended})"
-
-
-DISPLAYS["wins"] = Display(section, place=1)
+    def _failures(self) -> TableGrid:
+        last = len(self.by_failures) - 1
+        words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
+        words[last] = "all"
+        rows = []
+        for place, row in enumerate(self.by_failures):
+            rows.append((words.get(place, str(place)), count(row.items), row.cell()))
+        return grid(("ingredients that fail", "items", "the soup solves, %"), rows)

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -47,7 +47,7 @@ from souping.checkpoints.sharded import Sharded, read_sharded
 from souping.checkpoints.views import Assembly, Raw, Shape, StoredTensor, Tile, View
 from souping.core.files import expanded, read_at
 from souping.core.text import shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, Names, TokenIds, UserError, digest, frozen
 
 MAX_RECIPE = 10_000_000
 """Bytes of a recipe.json at most."""
@@ -89,7 +89,7 @@ def changed(path: Path) -> UserError:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Checkpoint:
     """Model folder whose headers were read and found sound; no weight is in memory.
 
@@ -103,8 +103,8 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, Tensor]
     config: dict[str, Any]
-    files: tuple[str, ...]
-    side: tuple[str, ...]
+    files: Names
+    side: Names
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
     like: Path | None = None
     rules: Path | None = None
@@ -130,10 +130,8 @@ class Checkpoint:
             home = home_of(sharded, like)
             if home is None:
                 return cls.viewed(sharded, sharded.as_stored(), {}, None)
-            config, shapes = (
-                read_config(home),
-                {name: tensor.shape for name, tensor in weights_like(home).items()},
-            )
+            config = read_config(home)
+            shapes = {name: tensor.shape for name, tensor in weights_like(home).items()}
             mapped = map_names(
                 headers_of(sharded.tensors), config, shapes or None, like.rules, where=folder
             )
@@ -172,9 +170,9 @@ class Checkpoint:
         folder: Path,
         tensors: dict[str, Tensor],
         config: dict[str, Any],
-        side: tuple[str, ...],
+        side: Names,
         before: Mapping[str, Stamp],
-        files: tuple[str, ...] = (),
+        files: Names = (),
         like: Path | None = None,
     ) -> Checkpoint:
         """A folder that was read; `before` are the stamps of its files from before that."""
@@ -194,10 +192,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Tensors as views of what is stored; without `home` there are no side files."""
         assembly = Assembly.of(sharded.tensors, views)
-        tensors, side = (
-            {tensor.name: tensor for tensor in assembly.tensors},
-            side_files(home) if home else (),
-        )
+        tensors = {tensor.name: tensor for tensor in assembly.tensors}
+        side = side_files(home) if home else ()
         like = home if home != sharded.folder else None
         return replace(
             cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like),
@@ -257,6 +253,10 @@ class Checkpoint:
         return 0 if self.assembly is not None else self.files.index(tensor.file)
 
 
+Checkpoints = Mapping[str, Checkpoint]
+"""{name: checkpoint}"""
+
+
 def views_of(mapped: Mapping[str, Mapped]) -> dict[str, View]:
     return {name: tensor.view for name, tensor in mapped.items()}
 
@@ -279,9 +279,12 @@ class WeightReader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Raises UserError where a file is not the one that was opened before."""
-        self._assembly, self._files = checkpoint.assembly, checkpoint.files
-        self._stack, self._opened = ExitStack(), dict[str, int]()
-        self._remote, self._ranges = dict[str, Pointer](), RangeReader()
+        self._assembly = checkpoint.assembly
+        self._files = checkpoint.files
+        self._stack = ExitStack()
+        self._opened = dict[str, int]()
+        self._remote = dict[str, Pointer]()
+        self._ranges = RangeReader()
         weakref.finalize(self, self._stack.close)
         self._stack.callback(self._ranges.close)
         try:
@@ -318,7 +321,9 @@ class WeightReader:
             self._fetch(self._files[number], into, offset)
 
     def _fetch(self, file: str, into: Raw, offset: int) -> None:
-        view, descriptor, remote = into.data, self._opened[file], self._remote.get(file)
+        view = into.data
+        descriptor = self._opened[file]
+        remote = self._remote.get(file)
         while len(view):
             count = (
                 self._ranges.read(remote, view, offset)
@@ -327,7 +332,8 @@ class WeightReader:
             )
             if count <= 0:
                 raise EOFError(file)
-            view, offset = view[count:], offset + count
+            view = view[count:]
+            offset = offset + count
 
 
 def stores_head(folder: Path) -> bool:
@@ -467,7 +473,7 @@ def settled(path: Path) -> Stamp:
     return now
 
 
-def eos_token_ids(folder: Path) -> tuple[int, ...]:
+def eos_token_ids(folder: Path) -> TokenIds:
     """Tokens that end a model's answers by its generation_config.json, else by its config.json, ascending.
 
     Raises:
@@ -482,7 +488,7 @@ def eos_token_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _token_ids(path: Path, table: Json) -> tuple[int, ...]:
+def _token_ids(path: Path, table: Json) -> TokenIds:
     if not isinstance(table, dict):
         raise broken(path, f"{path.name} is not a JSON object")
     text = table.get("text_config")

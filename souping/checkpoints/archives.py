@@ -42,7 +42,10 @@ class FileSlice:
     """Part of an open file as `zipfile` reads it."""
 
     def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
-        self._file, self._start, self._nbytes, self._at = file, start, nbytes, 0
+        self._file = file
+        self._start = start
+        self._nbytes = nbytes
+        self._at = 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self._nbytes)[whence]
@@ -114,7 +117,8 @@ class Archive:
         for name, entry in self.entries.items():
             if not name.startswith("data/"):
                 continue
-            found, value = self.extent(name), 0
+            found = self.extent(name)
+            value = 0
             for piece in read_pieces(self.file, found):
                 value = zlib.crc32(piece, value)
             listed = (
@@ -175,7 +179,8 @@ class Archive:
         dtype = common()["storages"][
             storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
         ]
-        found, item = self.extent(f"data/{storage.args[2]}"), size_of(dtype)
+        found = self.extent(f"data/{storage.args[2]}")
+        item = size_of(dtype)
         count = math.prod(shape)
         if first < 0 or (first + count) * item > found.nbytes:
             raise ValueError("its elements are beyond the end of its storage")

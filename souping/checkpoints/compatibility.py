@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from souping.checkpoints import PIECE, Checkpoint, WeightReader
+from souping.checkpoints import PIECE, Checkpoint, Checkpoints, WeightReader
 from souping.checkpoints.encodings import TEXTS, first_difference
 from souping.checkpoints.folder import TIED, setting, side_files
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, size_of, widest
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, widen
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, Names, UserError, digest
 
 VOCAB_WORDS = ("embed", "lm_head", "wte", "shared", "output_projection", "embd")
 
@@ -40,7 +39,7 @@ class AlignedTensor:
         return len({part.shape for part in self.parts}) > 1
 
 
-def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[AlignedTensor]:
+def align(checkpoints: Checkpoints, vocab: str = "error") -> list[AlignedTensor]:
     """The soup's tensors in the order of their names, which no layout of an ingredient changes.
 
     Raises:
@@ -68,7 +67,7 @@ def align(checkpoints: Mapping[str, Checkpoint], vocab: str = "error") -> list[A
     return aligned
 
 
-def redundant(checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+def redundant(checkpoints: Checkpoints) -> Names:
     """Output heads that some ingredients store although they are tied to the embedding, and others do not.
 
     They are left out of the soup: the models tie them again when they are loaded.
@@ -88,7 +87,7 @@ def tied(checkpoint: Checkpoint) -> bool:
 
 
 def _same_names(
-    a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Mapping[str, Checkpoint]
+    a: str, b: str, tables: Mapping[str, Mapping[str, Tensor]], pool: Checkpoints
 ) -> None:
     missing, extra = (
         [name for name in tables[x] if name not in tables[y]] for x, y in ((a, b), (b, a))
@@ -108,7 +107,7 @@ def _same_names(
 def _slot(
     name: str,
     tables: Mapping[str, Mapping[str, Tensor]],
-    pool: Mapping[str, Checkpoint],
+    pool: Checkpoints,
     vocab: str,
 ) -> AlignedTensor:
     parts = tuple(table[name] for table in tables.values())
@@ -129,10 +128,9 @@ def _is_vocab(name: str, parts: Sequence[Tensor], pool: Sequence[Checkpoint]) ->
     return rows == sizes or any(word in name for word in VOCAB_WORDS)
 
 
-def _refuse_shapes(
-    aligned: Sequence[AlignedTensor], pool: Mapping[str, Checkpoint], vocab: str
-) -> None:
-    names, checkpoints = list(pool), list(pool.values())
+def _refuse_shapes(aligned: Sequence[AlignedTensor], pool: Checkpoints, vocab: str) -> None:
+    names = list(pool)
+    checkpoints = list(pool.values())
     uneven = [slot for slot in aligned if slot.uneven]
     vocabularies = [slot for slot in uneven if _is_vocab(slot.name, slot.parts, checkpoints)]
     bad = uneven if vocab == "error" else [slot for slot in uneven if slot not in vocabularies]
@@ -161,7 +159,7 @@ STRUCTURE = {
 
 
 def preflight(
-    checkpoints: Mapping[str, Checkpoint], vocab: str = "error", carry: str | None = None
+    checkpoints: Checkpoints, vocab: str = "error", carry: str | None = None
 ) -> list[str]:
     """Check that a pool can be souped; returns warnings for the report. Soups have the tokenizer of `carry`, if given.
 
@@ -185,16 +183,17 @@ def preflight(
     return warnings + compare_tokenizers(checkpoints, vocab, carry)
 
 
-def _same_architecture(a: str, b: str, pool: Mapping[str, Checkpoint]) -> None:
+def _same_architecture(a: str, b: str, pool: Checkpoints) -> None:
     for key in ("model_type", "architectures"):
-        left, right = pool[a].config.get(key), pool[b].config.get(key)
+        left = pool[a].config.get(key)
+        right = pool[b].config.get(key)
         if left != right and left is not None and right is not None:
             raise UserError(
                 f"candidates {a} and {b} differ in {key}: {left!s:.80} and {right!s:.80}"
             )
 
 
-def _ties(pool: Mapping[str, Checkpoint]) -> list[str]:
+def _ties(pool: Checkpoints) -> list[str]:
     """Notes on tied heads that only some store, which have to equal the embedding."""
     notes = []
     for head in redundant(pool):
@@ -234,9 +233,7 @@ def same_values(a: Checkpoint, left: Tensor, b: Checkpoint, right: Tensor) -> bo
     return True
 
 
-def _values(
-    reader: WeightReader, number: int, tensor: Tensor, start: int, count: int
-) -> NDArray[np.float32]:
+def _values(reader: WeightReader, number: int, tensor: Tensor, start: int, count: int) -> Float32:
     raw = np.empty(count * size_of(tensor.dtype), np.uint8)
     reader.read(number, raw, tensor.offset + start * size_of(tensor.dtype))
     return widen(raw, tensor.dtype)
@@ -248,7 +245,8 @@ def _config_drift(
     """Warnings for settings that differ; what changes the meaning of the weights is refused."""
     notes = []
     for key in dict.fromkeys([*left, *right]):
-        x, y = left.get(key), right.get(key)
+        x = left.get(key)
+        y = right.get(key)
         if key in IGNORED or x == y:
             continue
         if isinstance(x, dict) and isinstance(y, dict) and key.endswith("_config"):
@@ -263,9 +261,7 @@ def _config_drift(
     return notes
 
 
-def _differences(
-    pool: Mapping[str, Checkpoint], aligned: Sequence[AlignedTensor], vocab: str
-) -> list[str]:
+def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
     """Notes on dtypes and on rows of vocabularies."""
     notes = []
     if any(
@@ -339,7 +335,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     Raises:
         UserError: a tokenizer file is not JSON, or not one of a tokenizer.
     """
-    fast, settings = _json(checkpoint, "tokenizer.json"), _json(checkpoint, "tokenizer_config.json")
+    fast = _json(checkpoint, "tokenizer.json")
+    settings = _json(checkpoint, "tokenizer_config.json")
     try:
         return _read(checkpoint, fast, settings)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -349,10 +346,10 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _read(
     checkpoint: Checkpoint, fast: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Tokenizer:
-    model: dict[str, Any] = {**(fast.get("model") or {}), "dropout": None}
+    model = {**(fast.get("model") or {}), "dropout": None}
     ids = _ids(model.get("vocab"))
     added = {str(token["content"]): int(token["id"]) for token in _list(fast.get("added_tokens"))}
-    decisive: dict[str, Any] = {step: fast.get(step) or None for step in ENCODING}
+    decisive = {step: fast.get(step) or None for step in ENCODING}
     for key, value in model.items():
         if key not in ("vocab", "merges") and value not in (None, "", DEFAULTS.get(key)):
             decisive[f"model.{key}"] = value
@@ -380,7 +377,7 @@ def _read(
 
 
 def compare_tokenizers(
-    pool: Mapping[str, Checkpoint], vocab: str, carry: str | None, texts: Sequence[str] = ()
+    pool: Checkpoints, vocab: str, carry: str | None, texts: Sequence[str] = ()
 ) -> list[str]:
     """Warnings about tokenizers that differ from the first. If their settings differ, they encode random texts, and
     `texts`.
@@ -390,7 +387,8 @@ def compare_tokenizers(
             a text is encoded differently, and soups do not `carry` the tokenizer of a candidate.
     """
     (a, first), *others = pool.items()
-    left, files = read_tokenizer(first), _tokenizer_files(first)
+    left = read_tokenizer(first)
+    files = _tokenizer_files(first)
     notes = []
     for b, checkpoint in others:
         if _tokenizer_files(checkpoint) != files:
@@ -425,7 +423,8 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
         t for t in {*left.added, *right.added} if left.added.get(t) != right.added.get(t)
     ):
         notes.append(f"{a} and {b} differ in the added tokens {listed(added)}")
-    x, y = left.definition, right.definition
+    x = left.definition
+    y = right.definition
     if steps := [step for step in FRAMING if x.get(step) != y.get(step)]:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
     return [*notes, *_templates(a, b, left, right)]
@@ -435,7 +434,8 @@ def _compare_settings(
     names: str, left: Tokenizer, right: Tokenizer, carry: str | None, texts: Sequence[str]
 ) -> list[str]:
     """A note if settings differ (UserError: a text is encoded differently, and soups do not `carry` one tokenizer)."""
-    x, y = left.settings, right.settings
+    x = left.settings
+    y = right.settings
     fields = [field for field in {**x, **y} if x.get(field) != y.get(field)]
     if not fields or left.present != right.present:
         return []

@@ -12,7 +12,7 @@ from souping.checkpoints.archives import read_pickled
 from souping.checkpoints.header import Tensor, broken, inside, parse_json, read_header, small
 from souping.checkpoints.sharded import Sharded
 from souping.core.text import shown
-from souping.core.types import Json, UserError
+from souping.core.types import Json, Names, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -83,7 +83,7 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     """The tensors an index lists; index and shards must tell the same story."""
     path = folder / index
     places = weight_map(path)
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     owners = {file: name for name, file in reversed(places.items())}
     shards = {file: inside(folder, file, name) for file, name in owners.items()}
     for file, shard in shards.items():
@@ -115,7 +115,7 @@ def weight_map(index: Path) -> dict[str, str]:
     return places
 
 
-def side_files(folder: Path) -> tuple[str, ...]:
+def side_files(folder: Path) -> Names:
     # a link that leads nowhere is a file that is missing
     names = sorted(path.name for path in folder.iterdir() if path.is_file() or not path.exists())
     chosen = [
@@ -145,7 +145,8 @@ def home_of(sharded: Sharded, like: Like) -> Path | None:
                 f"pool.like={like.folder} is not the folder of a Hugging Face model: it has no config.json"
             )
         return like.folder
-    folder, root = sharded.folder, sharded.folder / sharded.root
+    folder = sharded.folder
+    root = sharded.folder / sharded.root
     for place in (
         folder,
         root,

@@ -168,7 +168,8 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     ):
         raise broken(folder, f"the file name {shown(name)} leaves the folder", tensor)
     try:
-        target, root = path.resolve(), folder.resolve()
+        target = path.resolve()
+        root = folder.resolve()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             # Fails at links in a circle, which `resolve` passes over since Python 3.13.
             path.stat()

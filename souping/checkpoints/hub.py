@@ -38,11 +38,12 @@ from souping.checkpoints.header import header_bytes
 from souping.core.files import disk_space, expanded, near_folder, write_atomically
 from souping.core.system import MEMORY, call, limit_file_size
 from souping.core.text import first_line, shown
-from souping.core.types import ProgressCallback, UserError
+from souping.core.types import Folders, ProgressCallback, UserError
 
 T = TypeVar("T")
-Check = Callable[[Mapping[str, Path]], None]
-LOGIN = "`hf auth login`"
+Check = Callable[[Folders], None]
+SIGN_IN = "hf auth login"
+LOGIN = f"`{SIGN_IN}`"
 WORKERS = 8
 LISTING = 600.0
 """Seconds within which the lists, small files and headers of a pool must arrive."""
@@ -493,11 +494,14 @@ def _explain(name: HubName, error: Exception) -> UserError:
     page = f"{constants.ENDPOINT}/{name.repo}"
     if isinstance(error, errors.GatedRepoError):
         return UserError(
-            f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}"
+            f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}",
+            fix=SIGN_IN,
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         what = f"neither a folder here nor a model on the Hub that you may see: check the name, or {LOGIN}"
-        return UserError(f"{name.repo} is {what} if it is private{near_folder(name.repo)}")
+        return UserError(
+            f"{name.repo} is {what} if it is private{near_folder(name.repo)}", fix=SIGN_IN
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
             f"{name.repo} on the Hub has no revision {name.revision}: {page}/tree/main lists them"
@@ -517,14 +521,27 @@ def _explain(name: HubName, error: Exception) -> UserError:
             else str(error.strerror)
         )
         return UserError(f"{name}: {name.cache} cannot be written: {what}")
-    return UserError(f"{name}: {reason(error)}")
+    return UserError(f"{name}: {reason(error)}", fix=remedy(error))
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of an error of huggingface_hub, or 0."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0))  # huggingface_hub's
+
+
+def remedy(error: Exception) -> str:
+    """The command that helps after an error of the Hub's client, or empty."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    signed_out = isinstance(error, LocalTokenNotFoundError) or _status(error) in STATUS
+    return SIGN_IN if signed_out else ""
 
 
 def reason(error: Exception) -> str:
     """An error of the Hub's client in one line, with what to do."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    status = int(getattr(getattr(error, "response", None), "status_code", 0))  # huggingface_hub's
+    status = _status(error)
     if isinstance(error, LocalTokenNotFoundError):
         return f"you are not logged in: {LOGIN}"
     if unreachable(error):

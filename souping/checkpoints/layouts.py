@@ -16,7 +16,7 @@ from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load, pick
 from souping.core.files import expanded
 from souping.core.text import shown
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, Names, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
@@ -61,18 +61,18 @@ class Rule:
         return f"!{model_type}" not in self.types and (not wanted or model_type in wanted)
 
     @cached_property
-    def indexes(self) -> tuple[str, ...]:
+    def indexes(self) -> Names:
         """Placeholders of the Hugging Face name."""
         return tuple(PLACEHOLDER.findall(self.name))
 
     @cached_property
-    def stacked(self) -> tuple[str, ...]:
+    def stacked(self) -> Names:
         """The axes of the result that count native tensors."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return (SOURCE, *(axis for axis in numbers if axis not in self.indexes))
 
     @cached_property
-    def unstacked(self) -> tuple[str, ...]:
+    def unstacked(self) -> Names:
         """The axes of the native tensor that are indexes in Hugging Face names."""
         numbers = PLACEHOLDER.findall(self.natives[0])
         return tuple(axis for axis in self.indexes if axis not in numbers)
@@ -173,16 +173,15 @@ def read_rules(path: Path) -> Family:
         ]
     except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}") from None
-    anchors, drop, named = (
-        table.get("anchors", []),
-        table.get("drop", []),
-        {rule.name for rule in rules},
-    )
+    anchors = table.get("anchors", [])
+    drop = table.get("drop", [])
+    named = {rule.name for rule in rules}
     if "extends" in table:
         files = {file.stem: file for file in RULES.glob("*.json") if file.stem != "common"}
         base = read_rules(files[pick(table["extends"], sorted(files), f"{path}: extends")])
         rules += [rule for rule in base.rules if rule.name not in named]
-        anchors, drop = [*anchors, *base.anchors], [*drop, *base.drop]
+        anchors = [*anchors, *base.anchors]
+        drop = [*drop, *base.drop]
     return Family(path.stem, tuple(anchors), tuple(rules), tuple(drop), table.get("prefix"))
 
 
@@ -207,7 +206,8 @@ def _rules(
     kinds = tuple(kind for word in types.split() for kind in groups.get(word, [word]))
     forms = [_forms(native, layout) for native in ([first] if isinstance(first, str) else first)]
     for form in zip(*forms, strict=True):
-        names, text = tuple(native for native, _ in form), form[0][1]
+        names = tuple(native for native, _ in form)
+        text = form[0][1]
         rule = Rule(names, name, text, _layout(text, name) if text else None, kinds)
         rule.check()
         yield rule
@@ -223,7 +223,8 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
         raise ValueError(
             f"{shown(native)} has {count} optional parts [x], at most {MAX_OPTIONAL} are allowed"
         )
-    head, axis = native[: found.start()], PLACEHOLDER.search(found[1])
+    head = native[: found.start()]
+    axis = PLACEHOLDER.search(found[1])
     tails = _forms(native[found.end() :], layout)
     numbered = [(f"{head}{found[1]}{tail}", text) for tail, text in tails]
     return numbered + [(head + tail, f"{axis[1]} {text}" if axis else text) for tail, text in tails]
@@ -252,7 +253,8 @@ def _axis(text: str) -> Axis:
         raise ValueError(
             f"{shown(text)} is no axis: write name, name=size, name[index] or name[start:stop]"
         )
-    start, stop = found["start"] or "", found["stop"] or ""
+    start = found["start"] or ""
+    stop = found["stop"] or ""
     return Axis(
         found["name"],
         found["size"] or "",
@@ -283,7 +285,7 @@ def pattern_of(native: str) -> re.Pattern[str]:
 # Sizes and shapes
 
 
-def sizes_of(config: Mapping[str, Json]) -> dict[str, int]:
+def sizes_of(config: JsonObject) -> dict[str, int]:
     """The sizes that layouts may name, as far as a config has them."""
     inner = config.get("text_config")
     tables = [inner, config] if isinstance(inner, dict) else [config]
@@ -350,7 +352,8 @@ def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list
 
 def bounds(axis: Axis, size: int, sizes: Mapping[str, int]) -> tuple[int, int]:
     """First index and number of indexes of an axis that a layout takes (ValueError: there are not so many)."""
-    start, stop = _value(axis.start or "0", sizes), _value(axis.stop, sizes) if axis.stop else size
+    start = _value(axis.start or "0", sizes)
+    stop = _value(axis.stop, sizes) if axis.stop else size
     if not 0 <= start < stop <= size:
         raise ValueError(f"{axis.name} has {size} of the {stop} that are needed")
     return start, stop - start

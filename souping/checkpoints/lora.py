@@ -27,7 +27,7 @@ from souping.checkpoints.folder import (
 from souping.checkpoints.header import FLOATS, Tensor, broken, inside, parse_json, small
 from souping.core.files import expanded
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError, digest
+from souping.core.types import Json, UserError, digest, frozen
 
 WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -59,7 +59,7 @@ class FactorPair:
         return (f"{PREFIX}{self.module}.{a}", f"{PREFIX}{self.module}.{b}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
@@ -154,7 +154,7 @@ def _sort(
 ) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
     """The factors by module in file order, and the whole weights."""
     sides: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
+    whole = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         factor = FACTOR.fullmatch(name)
@@ -182,7 +182,8 @@ def _part(
     names = EMBEDDING if embedding else LINEAR
     if set(pair) != set(names):
         raise broken(path, f"it needs A and B, but has {listed(pair)}", module)
-    a, b = pair[names[0]], pair[names[1]]
+    a = pair[names[0]]
+    b = pair[names[1]]
     if (
         not len(a.shape) == len(b.shape) == 2
         or a.shape[0] != b.shape[1]
@@ -218,7 +219,7 @@ TYPES = {
 """Types of settings, which may be absent."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AdapterSettings:
     """Part of an adapter's config that its numbers depend on, and what a soup carries over."""
 

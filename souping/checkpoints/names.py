@@ -31,7 +31,7 @@ from souping.checkpoints.layouts import (
 )
 from souping.checkpoints.views import Shape, View, row_major
 from souping.core.text import listed, shown
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, Names, UserError
 
 PLAIN = "hugging_face"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -52,7 +52,7 @@ class Mapped:
 
 def map_names(
     native: Headers,
-    config: Mapping[str, Json],
+    config: JsonObject,
     like: Mapping[str, Shape] | None = None,
     rules: Path | None = None,
     where: str | Path = "the checkpoint",
@@ -70,7 +70,8 @@ def map_names(
         UserError: no rules fit, a tensor has none, or a name or shape is not what the config or `like` has.
     """
     clean = _cleaned(native, where)
-    plans, failures = list[Assignment](), list[UserError]()
+    plans = list[Assignment]()
+    failures = list[UserError]()
     for family in families(rules):
         for prefix in _prefixes(family, clean, like):
             try:
@@ -118,9 +119,7 @@ def described(mapped: Mapping[str, Mapped], stored: Iterable[str]) -> list[str]:
     return lines + ([f"left out: {listed(left, 5)}"] if left else [])
 
 
-def regrouped(
-    stored: Headers, config: Mapping[str, Json], where: str | Path
-) -> dict[str, Mapped] | None:
+def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[str, Mapped] | None:
     """The tensors of a Hugging Face folder whose experts are not laid out as its model_type stores them; else None."""
     rules = [rule for rule in read_rules(RULES / f"{PLAIN}.json").rules if rule.layout is not None]
     model_type = str(config.get("model_type"))
@@ -134,7 +133,8 @@ def regrouped(
 
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
     """{name without wrappers: name} of what may belong to the model."""
-    wrappers, table = set(common()["wrappers"]), dict[str, str]()
+    wrappers = set(common()["wrappers"])
+    table = dict[str, str]()
     for name in filter(is_weight, native):
         short = ".".join(part for part in re.split(r"[./]", name) if part not in wrappers)
         if short in table:
@@ -179,7 +179,7 @@ class Assignment:
     prefix: str
     native: Headers
     clean: Mapping[str, str]
-    config: Mapping[str, Json]
+    config: JsonObject
     like: Mapping[str, Shape] | None
     where: str | Path
 
@@ -207,7 +207,8 @@ class Assignment:
     def _place(self, short: str, name: str) -> bool:
         """Whether rules say where a native tensor goes; those of the first pattern that matches decide."""
         for pattern, rules in self._groups.items():
-            match, wanted = pattern_of(pattern).fullmatch(short), False
+            match = pattern_of(pattern).fullmatch(short)
+            wanted = False
             for rule, number in rules if match else ():
                 for target, indexes in self._targets(
                     rule, name, match.groupdict() if match else {}
@@ -269,10 +270,8 @@ class Assignment:
                 if self.family.name == PLAIN
                 else f"by the rules {self.family.name}"
             )
-            names, advice = (
-                listed(sorted(self.unknown), 5),
-                "name them in a file of rules, merge.names=FILE",
-            )
+            names = listed(sorted(self.unknown), 5)
+            advice = "name them in a file of rules, merge.names=FILE"
             raise UserError(
                 f"{self.where}: not {kind} for model_type {shown(self.model_type)}: {names}: {advice}"
             )
@@ -282,7 +281,7 @@ class Assignment:
 
     def _check_indexes(self, axis: str) -> None:
         """Of every kind of tensor that has it in its name, each index must be there."""
-        present: dict[tuple[str, ...], set[int]] = defaultdict(set)
+        present: dict[Names, set[int]] = defaultdict(set)
         for found in self.found.values():
             if axis in found.indexes:
                 rest = tuple(
@@ -305,7 +304,8 @@ class Assignment:
         Raises:
             UserError: a source is missing, or shapes or dtypes do not fit.
         """
-        rule, names = found.rule, tuple(found.sources[place] for place in sorted(found.sources))
+        rule = found.rule
+        names = tuple(found.sources[place] for place in sorted(found.sources))
         kinds = {self.native[name] for name in names}
         if len(kinds) > 1:
             raise UserError(
@@ -338,10 +338,11 @@ class Assignment:
 
 
 def _arranged(
-    found: Found, names: tuple[str, ...], dims: Dims, table: Axes, sizes: Mapping[str, int]
+    found: Found, names: Names, dims: Dims, table: Axes, sizes: Mapping[str, int]
 ) -> View:
     """The view of a tensor whose axes are in `table` (ValueError: a slice is outside of its axis)."""
-    shape, axes = list[int](), list[tuple[int, int, int]]()
+    shape = list[int]()
+    axes = list[tuple[int, int, int]]()
     offset = sum(int(found.indexes[axis]) * table[axis][1] for axis in found.rule.unstacked)
     for dim in dims:
         shape.append(1)

@@ -84,7 +84,8 @@ class DataUnpickler(pickle._Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Named:
-        full, known = f"{module}.{name}", common()["classes"].get(module, "").split()
+        full = f"{module}.{name}"
+        known = common()["classes"].get(module, "").split()
         if name not in known and not (
             module == "torch" and (name in TAGS or name.endswith("Storage"))
         ):
@@ -97,7 +98,8 @@ class DataUnpickler(pickle._Unpickler):
         return Made("storage", tuple(pid))
 
     def load_call(self, bare: bool = False) -> None:
-        args, kind = self.stack.pop(), self.stack.pop()
+        args = self.stack.pop()
+        kind = self.stack.pop()
         if not isinstance(kind, Named) or not isinstance(args, tuple):
             raise TypeError("a call of something that is no class")
         if kind.name == "collections.OrderedDict":
@@ -108,7 +110,8 @@ class DataUnpickler(pickle._Unpickler):
             self.stack.append(Made(kind.name, args, bare))
 
     def load_state(self) -> None:
-        state, made = self.stack.pop(), self.stack[-1]
+        state = self.stack.pop()
+        made = self.stack[-1]
         if isinstance(made, dict):  # the attributes of an OrderedDict
             return
         if not isinstance(made, Made) or made.state is not None:
@@ -116,7 +119,8 @@ class DataUnpickler(pickle._Unpickler):
         made.state = state
 
     def load_items(self, items: Iterable[Data]) -> None:
-        table, each = self.stack[-1], iter(items)
+        table = self.stack[-1]
+        each = iter(items)
         for key, value in zip(each, each, strict=True):
             # tuples of tuples take years to hash
             if not isinstance(table, dict) or not isinstance(key, (*KEYS, Made)):

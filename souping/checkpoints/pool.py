@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from souping.checkpoints import hub, remote
 from souping.checkpoints.folder import Like
@@ -18,12 +19,12 @@ from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sen
 from souping.core.fields import Count, component
 from souping.core.files import expanded, near_folder
 from souping.core.text import first_line
-from souping.core.types import Candidate, UserError
+from souping.core.types import Candidate, Missing, UserError, frozen
 
 RowKind = Literal["trainer_best", "trainer_average", "decayed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Trajectory:
     """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
 
@@ -44,7 +45,8 @@ class Trajectory:
     @property
     def sentences(self) -> list[str]:
         """What was found, and at which learning rate."""
-        run, steps = self.runs[0], [member.step for member in self.runs[0].members]
+        run = self.runs[0]
+        steps = [member.step for member in self.runs[0].members]
         found = f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}."
         names = ", ".join(str(other.folder) for other in self.runs[1:])
         more = [f"The report tests the weights on the same steps of {names} too."] if names else []
@@ -57,7 +59,7 @@ class Trajectory:
         return [note for run in self.runs for note in run.notes] + [rate] * (FELL in rate)
 
 
-class CandidateSource(Protocol):
+class CandidateSource(ABC):
     """Source of the pool's candidates; `like` has the config and tokenizer of sharded ones."""
 
     like: str | None = None
@@ -67,13 +69,13 @@ class CandidateSource(Protocol):
         """The folder `like`, or its name on the Hub."""
         return None if self.like is None else expanded(self.like, "pool.like")
 
+    @abstractmethod
     def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
         """Names and folders, not yet opened.
 
         Raises:
             UserError: fewer than `at_least` candidates, or a path or name that cannot be used.
         """
-        ...
 
     @property
     def trajectory(self) -> Trajectory | None:
@@ -186,7 +188,8 @@ def _candidate(entry: str | dict[str, str], key: str) -> Candidate:
     wanted = {"path"} if isinstance(entry, str) else {"name", "path"}
     if set(table) != wanted or not all(isinstance(v, str) and v.strip() for v in table.values()):
         raise UserError(f"{key} must be a path or {{name: NAME, path: PATH}}, not {entry!r}")
-    path, online = expanded(table["path"], key), hub.parse(table["path"])
+    path = expanded(table["path"], key)
+    online = hub.parse(table["path"])
     name = online.name if online else path.name or Path(os.path.realpath(path)).name
     return Candidate(name=table.get("name", name.split("@")[0]), path=path)
 
@@ -197,7 +200,7 @@ BITS16 = 2
 """Bytes per parameter of a model that is known by its files' sizes alone: all large ones are published in 16 bits."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelSize:
     """Size of a candidate. `nbytes` are its weights as stored, `download` is what has to be fetched of all its files,
     both in bytes; `trouble` is why it cannot be used here, `fix` the command that helps."""
@@ -215,8 +218,10 @@ class ModelSize:
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
     """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name."""
-    online, trouble, fix = hub.parse(candidate.path), "", ""
-    files: dict[str, int] = {}
+    online = hub.parse(candidate.path)
+    trouble = ""
+    fix = ""
+    files = {}
     try:
         if url := remote.parse(candidate.path):
             candidate = replace(candidate, path=remote.folder_of(url, allow_pickle))
@@ -230,13 +235,12 @@ def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None =
         files = hub.sizes(online, allow_pickle) if online else {}
     except (UserError, OSError) as error:
         trouble = first_line(error)
+        if isinstance(error, UserError):
+            lack = Missing.from_error(error)
+            trouble, fix = lack.what, lack.fix
         if online is not None:
             trouble = f"{candidate.name}: {trouble}"
-            fix = (
-                "hf auth login"
-                if hub.LOGIN in str(error)
-                else f"hf download {online.repo}, where the network is"
-            )
+            fix = fix or f"hf download {online.repo}, where the network is"
     guess = parameters_in(str(candidate.path)) if online and not files else 0
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHTS)) or guess * BITS16
     return ModelSize(

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints.folder import has_weights
 from souping.checkpoints.header import FLOATS, Tensor, broken, size_of
 from souping.checkpoints.views import (
     Assembly,
     Fetch,
+    Float32,
     Raw,
     StoredTensor,
     Tile,
@@ -115,7 +115,8 @@ def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
         group.get("weights") if isinstance(group, dict) else None for group in found
     ]
     kinds = {(r.get("type"), r.get("num_bits")) if isinstance(r, dict) else None for r in rules}
-    layout, sparsity = table.get("format"), table.get("sparsity_config") or {}
+    layout = table.get("format")
+    sparsity = table.get("sparsity_config") or {}
     if layout not in ("float-quantized", "naive-quantized") or kinds != {("float", 8)}:
         raise refused(folder, f"compressed-tensors, {layout}")
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
@@ -196,14 +197,18 @@ class ScaledTensor(StoredTensor):
             raise broken(folder / weight.file, missing, weight.name)
         if scale.dtype not in FLOATS:
             raise refused(folder, f"fp8, {shown(scale.name)} is {scale.dtype}")
-        self._weight, self._scale, self._folder = weight, scale, folder
+        self._weight = weight
+        self._scale = scale
+        self._folder = folder
         self._columns = weight.shape[-1] if weight.shape else 1
-        self._scales: NDArray[np.float32] | None = None  # from a read to that of the last element
+        self._scales: Float32 | None = None  # from a read to that of the last element
         self._block = self._block_of(scheme.block)
 
     def _block_of(self, block: tuple[int, int] | None) -> tuple[int, int]:
         """Rows and columns of elements that share a scale, of the weight as a matrix."""
-        shape, rows, columns = self._scale.shape, math.prod(self.shape[:-1]), self._columns
+        shape = self._scale.shape
+        rows = math.prod(self.shape[:-1])
+        columns = self._columns
         if self._scale.count == 1:
             return max(rows, 1), max(columns, 1)
         if shape == (*self.shape[:-1], 1):
@@ -227,7 +232,7 @@ class ScaledTensor(StoredTensor):
         dequantise(numbers, start, scales, self._columns, self._block, into.view(np.float32))
         return []
 
-    def _read_scales(self, fetch: Fetch) -> NDArray[np.float32]:
+    def _read_scales(self, fetch: Fetch) -> Float32:
         """All scales [rows of blocks, blocks in a row]."""
         raw = np.empty(self._scale.nbytes, np.uint8)
         fetch(self._scale.file, raw, self._scale.offset)
@@ -242,10 +247,10 @@ class ScaledTensor(StoredTensor):
 def dequantise(
     numbers: Raw,
     start: int,
-    scales: NDArray[np.float32],
+    scales: Float32,
     columns: int,
     block: tuple[int, int],
-    out: NDArray[np.float32],
+    out: Float32,
 ) -> None:
     """Fill `out` [I] with FP8 numbers [I], which are those from `start` on of a matrix of so many columns, each times
     the scale of its block (rows, columns)."""

@@ -165,7 +165,7 @@ def filesystem(url: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise UserError(
-            f"{scheme}:// needs a package ({first_line(error)}): {install('remote')}"
+            f"{scheme}:// needs a package ({first_line(error)})", fix=install("remote")
         ) from None
 
 

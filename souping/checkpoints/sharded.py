@@ -33,7 +33,7 @@ from souping.checkpoints.layouts import is_weight
 from souping.checkpoints.pickles import FAILURES, MAX_PICKLE, Data, Made, unpickle
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
-from souping.core.types import UserError
+from souping.core.types import Names, UserError
 
 META, ZIP = ".metadata", b"PK\x03\x04"
 PLACES = (
@@ -61,7 +61,7 @@ class Sharded:
     root: str
     layout: str
     tensors: Mapping[str, StoredTensor]
-    files: tuple[str, ...]
+    files: Names
 
     @classmethod
     def of(cls, folder: Path, root: str, layout: str, pieces: Iterable[Piece]) -> Sharded:
@@ -200,7 +200,9 @@ class Entry:
 
 def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
     """The `.metadata` of a checkpoint as data, and all that it names."""
-    path, name, entries = inside(folder, prefix + META), None, list[Entry]()
+    path = inside(folder, prefix + META)
+    name = None
+    entries = list[Entry]()
     table = unpickle(small(path, MAX_PICKLE), path)
     if (
         not isinstance(table, Made)
@@ -225,12 +227,15 @@ def metadata(folder: Path, prefix: str) -> tuple[Made, list[Entry]]:
 def _entries(
     name: str, entry: Data, stored: Mapping[tuple[str, Data], Data], prefix: str
 ) -> Iterator[Entry]:
-    tag, shape, boxes = "", Shape(), list[tuple[Shape | None, Shape]]([(None, ())])
+    tag = ""
+    shape = Shape()
+    boxes = list[tuple[Shape | None, Shape]]([(None, ())])
     if entry.kind.endswith(".TensorStorageMetadata"):
         dtype, layout = entry["properties"].state[:2]
         if layout.args != ("torch.strided",):
             raise TypeError(f"its layout is {layout.args}")
-        tag, shape = tag_of(dtype), sizes(entry["size"])
+        tag = tag_of(dtype)
+        shape = sizes(entry["size"])
         boxes = [(sizes(chunk["offsets"]), sizes(chunk["sizes"])) for chunk in entry["chunks"]]
     elif not entry.kind.endswith(".BytesStorageMetadata"):
         raise TypeError(f"it is a {entry.kind}")
@@ -238,7 +243,9 @@ def _entries(
         info = stored[name, start]
         if info.state.get("transform_descriptors"):
             raise ValueError(f"it is stored as {info['transform_descriptors']}, which is not read")
-        file, offset, length = info["relative_path"], info["offset"], info["length"]
+        file = info["relative_path"]
+        offset = info["offset"]
+        length = info["length"]
         if (
             not isinstance(file, str)
             or type(offset) is not int
@@ -357,7 +364,8 @@ def _digest(path: Path, place: Extent) -> bytes:
 
 
 def _locals(path: Path) -> dict[str, Local]:
-    found, name = dict[str, Local](), None
+    found = dict[str, Local]()
+    name = None
     with path.open("rb") as file:
         archive = Archive.open(path, file)
         try:

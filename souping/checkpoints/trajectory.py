@@ -8,14 +8,14 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
 from souping.core.fields import text_of
 from souping.core.files import near_folder
 from souping.core.text import first_line, listed, read_json
-from souping.core.types import Json, UserError, entries, number
+from souping.core.types import JsonObject, UserError, entries, frozen, number
 
 LAYOUTS = {
     "Trainer": r"checkpoint[-_](\d+)", "torchtitan": r"step-(\d+)", "OLMo-core": r"step(\d+)",
@@ -42,7 +42,7 @@ FALLEN = 0.5
 FELL = "averages of decayed checkpoints seldom gain"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Member:
     """Checkpoint of a run: its folder, that of its weights, and what the trainer logged up to it."""
 
@@ -59,13 +59,14 @@ class Member:
         return self.weights if self.weights.name == MODEL else self.folder
 
     def same_weights(self, folder: Path) -> bool:
-        own, files = self.weights, weight_files(self.weights)
+        own = self.weights
+        files = weight_files(self.weights)
         return files == weight_files(folder) and all(
             filecmp.cmp(own / one, folder / one, False) for one in files
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrainingRun:
     """Complete checkpoints of a run, oldest first.
 
@@ -113,7 +114,8 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         raise UserError(f"pool.path={path} is not a folder{near_folder(path)}")
     trainer, found, left_out = _checkpoints(path)
     left_out |= {one.name: why for one in found if (why := _incomplete(one, found))}
-    members, copies = list[Member](), dict[str, str]()
+    members = list[Member]()
+    copies = dict[str, str]()
     for member in [one for one in found[::-1] if one.name not in left_out]:
         copy = next((other for other in members if member.same_weights(other.weights)), None)
         if copy is None:
@@ -236,7 +238,7 @@ def _gone(steps: Sequence[int], interval: float | None) -> list[str]:
 # ------------------------------------------------------------ learning rates
 
 
-def _state(found: Sequence[Member]) -> Mapping[str, Json]:
+def _state(found: Sequence[Member]) -> JsonObject:
     """The trainer_state.json of the newest checkpoint that has a readable one."""
     for member in reversed(found):
         with suppress(ValueError, UserError, FileNotFoundError):
@@ -245,7 +247,7 @@ def _state(found: Sequence[Member]) -> Mapping[str, Json]:
     return {}
 
 
-def read_rates(path: Path) -> list[Mapping[str, Json]]:
+def read_rates(path: Path) -> list[JsonObject]:
     """Learning rates as a trainer logs them, from a CSV with the columns step and lr, or from JSON {step: rate}.
 
     Raises:
@@ -265,7 +267,7 @@ def read_rates(path: Path) -> list[Mapping[str, Json]]:
         raise UserError(f"pool.lr={path} must be {form}: {first_line(error)}") from error
 
 
-def _logged(member: Member, log: Sequence[Mapping[str, Json]]) -> Member:
+def _logged(member: Member, log: Sequence[JsonObject]) -> Member:
     """The checkpoint with what was logged last up to its step."""
 
     def value(key: str) -> float | None:
@@ -285,7 +287,8 @@ def rate_sentence(members: Sequence[Member]) -> str:
     rates = [member.rate for member in members if member.rate is not None]
     if len(rates) < len(members) or not rates:
         return "The learning rates are not known: give them with pool.lr=FILE (step,lr)."
-    first, last = rates[0], rates[-1]
+    first = rates[0]
+    last = rates[-1]
     if last < FALLEN * first:
         these = f"over these {len(members)}"
         return f"The rate fell from {first:g} to {last:g} {these}: {FELL}."

@@ -21,9 +21,11 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from souping.checkpoints.header import Tensor, size_of
+from souping.core.types import IntArray
 
 Shape: TypeAlias = tuple[int, ...]
-Raw: TypeAlias = "NDArray[np.uint8]"
+Raw = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
 Fetch = Callable[[str, Raw, int], None]
 """fetch(file, buffer to fill, byte offset)"""
 SCRATCH = 8 << 20
@@ -153,7 +155,9 @@ def boxes(shape: Shape, start: int, count: int) -> list[tuple[Shape, Shape]]:
 
     Each is one index in the leading dimensions, a range in one, and everything in the others.
     """
-    found, steps, end = [], row_major(shape), start + count
+    found = []
+    steps = row_major(shape)
+    end = start + count
     while start < end:
         level = next(d for d, step in enumerate(steps) if start % step == 0 and end - start >= step)
         low = [start // step % size for step, size in zip(steps, shape, strict=True)]
@@ -172,7 +176,9 @@ class StoredTensor:
     """
 
     def __init__(self, dtype: str, shape: Shape, parts: Sequence[Part]) -> None:
-        self.dtype, self.shape, self.size = dtype, shape, size_of(dtype)
+        self.dtype = dtype
+        self.shape = shape
+        self.size = size_of(dtype)
         self.parts = tuple(part for part in parts if part.count)
         places = [(part.start or (0,), part.sizes or (1,)) for part in self.parts]
         whole = shape or (1,)
@@ -218,14 +224,14 @@ class StoredTensor:
             raise ValueError("its parts overlap")
 
     @cached_property
-    def _edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _edges(self) -> tuple[IntArray, IntArray]:
         low, high = (
             [edge(box) for box in self._boxes] for edge in (attrgetter("low"), attrgetter("high"))
         )
         shape = (-1, len(self._shape))
         return np.array(low, np.int64).reshape(shape), np.array(high, np.int64).reshape(shape)
 
-    def _near(self, low: Shape | NDArray[np.int64], high: Shape | NDArray[np.int64]) -> list[int]:
+    def _near(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
         """The numbers of the parts that have something of a box."""
         found: list[int] = np.flatnonzero(
             ((self._edges[0] < high) & (self._edges[1] > low)).all(axis=1)
@@ -234,7 +240,8 @@ class StoredTensor:
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
         """Fill `into` with the elements from `start` on; those of the tiles are in the order of their parts."""
-        tiles, at = list[Tile](), 0
+        tiles = list[Tile]()
+        at = 0
         for low, high in boxes(self._shape, start, len(into) // self.size):
             sizes = tuple(map(sub, high, low))
             count = math.prod(sizes)
@@ -251,7 +258,8 @@ class StoredTensor:
         cuts = []
         for number in self._near(low, high) if len(self.parts) > FEW else range(len(self.parts)):
             box = self._boxes[number]
-            first, last = tuple(map(max, box.low, low)), tuple(map(min, box.high, high))
+            first = tuple(map(max, box.low, low))
+            last = tuple(map(min, box.high, high))
             if not all(map(lt, first, last)):
                 continue
             taken = tuple(map(sub, last, first))
@@ -266,7 +274,8 @@ def arrange(raw: Raw, size: int, tiles: Sequence[Tile]) -> None:
     """Put elements of `size` bytes that were read part by part in the order of their tensor."""
     for begin, sizes, cuts in tiles:
         whole = elements(raw, size)[begin : begin + math.prod(sizes)]
-        read, at = elements(scratch_of("tile", whole.nbytes), size), 0
+        read = elements(scratch_of("tile", whole.nbytes), size)
+        at = 0
         read[:] = whole
         for low, taken in cuts:
             count = math.prod(taken)
@@ -309,7 +318,7 @@ def elements(raw: Raw, size: int) -> NDArray[Any]:
     return raw.view(f"u{size}")
 
 
-def widen(raw: Raw, dtype: str) -> NDArray[np.float32]:
+def widen(raw: Raw, dtype: str) -> Float32:
     """Bytes [count * itemsize] of `dtype` as fp32 [count], exactly."""
     if dtype == "F32":
         return raw.view(np.float32)
@@ -329,9 +338,11 @@ class Assembly:
     @classmethod
     def of(cls, stored: Mapping[str, StoredTensor], views: Mapping[str, View]) -> Assembly:
         """The tensors of `views` in the order of their names."""
-        tensors, offset = [], 0
+        tensors = []
+        offset = 0
         for name in sorted(views):
-            dtype, shape = stored[views[name].sources[0]].dtype, views[name].shape
+            dtype = stored[views[name].sources[0]].dtype
+            shape = views[name].shape
             nbytes = math.prod(shape) * size_of(dtype)
             tensors.append(Tensor(name, dtype, shape, "", offset, nbytes))
             offset += nbytes
@@ -343,14 +354,19 @@ class Assembly:
 
     def fetch(self, into: Raw, offset: int, fetch: Fetch, tiles: list[Tile] | None = None) -> None:
         """Fill `into` with the bytes from `offset` on; with a list for `tiles`, they are left in the order of parts."""
-        number, at = bisect_right(self._places, offset) - 1, 0
+        number = bisect_right(self._places, offset) - 1
+        at = 0
         while len(into):
             tensor = self.tensors[number]
-            first, size = offset - tensor.offset, size_of(tensor.dtype)
+            first = offset - tensor.offset
+            size = size_of(tensor.dtype)
             taken = min(len(into), tensor.nbytes - first)
             found = self.views[tensor.name].read(first // size, into[:taken], self.stored, fetch)
             if tiles is None:
                 arrange(into[:taken], size, found)
             else:
                 tiles += [(at + begin, sizes, cuts) for begin, sizes, cuts in found]
-            offset, into, number, at = offset + taken, into[taken:], number + 1, at + taken // size
+            offset = offset + taken
+            into = into[taken:]
+            number = number + 1
+            at = at + taken // size

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from souping.core.fields import pick
 from souping.core.system import __version__
+from souping.core.types import UserError
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 FAILURES: list[int] = []
@@ -107,15 +108,24 @@ def stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
-# ------------------------------------------------------------ help and version
+# ------------------------------------------------------------ commands
 
-FLAGS = ("--help", "-h")
 COMMANDS: Mapping[str, str] = {
-    "compare": "an honest verdict for any two evaluation logs",
     "check": "rehearse a run on five items per category",
+    "plan": "show what a run costs and what is missing here, and stop",
+    "merge": "average checkpoints by weights that you know, without evaluation",
+    "names": "list which tensor of a soup comes from which tensors of the candidates",
     "show": "show answers of a run side by side: what the soup fixed or broke",
+    "compare": "an honest verdict for any two evaluation logs",
 }
 """{command: what it does}; `conf/config.yaml` lists them in its help."""
+STANDS_FOR: Mapping[str, tuple[str, ...]] = {
+    "check": ("check=true",),
+    "plan": ("plan=true",),
+    "merge": ("+experiment=merge",),
+    "names": ("+experiment=merge", "merge.names=show"),
+}
+"""{command: the overrides that it stands for}; the other commands have arguments of their own."""
 RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 """Override that names a finished run."""
 
@@ -123,6 +133,65 @@ RUN = re.compile(r"\+{0,2}run=(.*)", re.DOTALL)
 def finished_run(words: Sequence[str]) -> str | None:
     """The folder of a finished run that `run=` names, the last of several."""
     return next((match[1] for word in reversed(words) if (match := RUN.fullmatch(word))), None)
+
+
+def as_overrides(command: str, words: Sequence[str]) -> list[str]:
+    """The words after a command, with the overrides that it stands for.
+
+    Raises:
+        UserError: `merge` beside another experiment.
+    """
+    experiment = next((word for word in words if re.match(r"\+{0,2}experiment=", word)), "")
+    if command == "names":
+        return _names(words, experiment)
+    overrides = [word for word in STANDS_FOR[command] if word not in words]
+    if command == "merge" and overrides and experiment:
+        raise UserError(f"merge and {experiment} are two experiments: leave one of them out")
+    return [*words, *overrides]
+
+
+def _names(words: Sequence[str], experiment: str) -> list[str]:
+    """The overrides of `names`: of another `experiment`, with the user's rules, and with any weights."""
+    merge, show = STANDS_FOR["names"]
+    added = [show]
+    if not experiment:
+        added.append(merge)
+        if not any(word.startswith("optimiser") for word in words):
+            added.append("optimiser=uniform")
+    # Rules of the user's are applied: merge.names=FILE becomes merge.names=show:FILE.
+    return [
+        *added,
+        *(re.sub(r"^merge\.names=(?!show)", "merge.names=show:", word) for word in words),
+    ]
+
+
+def misplaced(command: str) -> str:
+    """What to do about a command that is not the first word."""
+    anywhere = ""
+    if command in STANDS_FOR:
+        anywhere = f", or {' '.join(STANDS_FOR[command])} in any place"
+    return f"{command} is a command, which comes first: python -m souping {command} ...{anywhere}"
+
+
+def completed() -> bool:
+    """Complete commands for a shell; False if Hydra has to complete the other words.
+
+    The shell passes the line in COMP_LINE. Hydra does not know commands, so it gets their overrides.
+    """
+    app, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    command, space, after = line.lstrip().partition(" ")
+    if not space:
+        print("\n".join(name for name in (*COMMANDS, "help") if name.startswith(command)))
+    elif command in STANDS_FOR:
+        os.environ["COMP_LINE"] = f"{app} {' '.join(STANDS_FOR[command])} {after}"
+    elif command == "help":
+        print("\n".join((*COMMANDS, *groups())))
+    return bool(space) and command in ("compare", "help", "show")
+
+
+# ------------------------------------------------------------ help and version
+
+FLAGS = ("--help", "-h")
 
 
 def folder() -> Path:
@@ -170,7 +239,12 @@ def keys(group: str) -> Iterator[str]:
     """The choices of a group, and their keys with defaults and remarks as files have them; or what a command does."""
     if group in COMMANDS:
         yield f"usage: python -m souping {group} ...\n\n{COMMANDS[group]}"
-        return
+        if group in STANDS_FOR:
+            yield f"the same as {' '.join(STANDS_FOR[group])}"
+        # `merge` is a group too
+        if group not in groups():
+            return
+        yield ""
     pick(group, [*groups(), *COMMANDS], "help: group or command")
     for name in choices(group):
         yield f"{'+' * (group == 'experiment')}{group}={name}"

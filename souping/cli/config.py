@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from souping.analysis import Analysis
 from souping.core.fields import Count, Form, Hint, Seed, fits, hints_of, mismatch, pick
 from souping.core.files import expanded
-from souping.core.text import first_line, is_user_code, nearest, source_of
-from souping.core.types import Json, UserError
+from souping.core.text import first_line, is_user_code, listed, nearest, source_of
+from souping.core.types import Json, JsonObject, UserError
 from souping.pipeline.settings import (
     KINDS,
     ExtraEntry,
@@ -204,7 +204,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
             f"{where} must be one of its group's choices ({where}=NAME), not {node!r:.60}"
         )
     target = _target(node, where)
-    known, hints = _settable(target, kind), hints_of(target)
+    known = _settable(target, kind)
+    hints = hints_of(target)
     given = {str(key): value for key, value in node.items() if key != "_target_"}
     for key in given:
         if key not in known:
@@ -214,13 +215,23 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     for key in known:
         if known[key] and key not in given:
             raise UserError(f"{where}.{key} is not set")
+    _refuse_abstract(target, where)
     called = is_callable(kind) and not inspect.isclass(target)
     made = partial(target, **values) if called else target(**values)
-    if inspect.isclass(kind) and kind not in type(made).__mro__:
+    if inspect.isclass(kind) and not isinstance(made, kind):
         raise UserError(
             f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}"
         )
     return made
+
+
+def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
+    """Refuse a class that lacks methods, by its name and theirs (UserError)."""
+    if inspect.isabstract(target):
+        missing = listed(sorted(vars(target)["__abstractmethods__"]))
+        raise UserError(
+            f"{where}: {source_of(target)} lacks {missing}, which its base class leaves to it"
+        )
 
 
 def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
@@ -277,7 +288,7 @@ def _mismatch(value: Json, hint: Hint) -> str | None:
     return empty if value == "" else mismatch(value, hint)
 
 
-def _target(node: Mapping[str, Json], where: str) -> Callable[..., Any]:
+def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:

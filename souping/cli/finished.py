@@ -15,32 +15,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from souping.cli import RUN, finished_run, folder, interrupts_raise
+from souping.cli import COMMANDS, RUN, finished_run, folder, interrupts_raise, misplaced
 from souping.cli.config import register, resolved
 from souping.cli.job import settings_of, unresolved
 from souping.core.fields import pick
 from souping.core.files import expanded, nearby
+from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
-from souping.core.types import FOLDS, Json, UserError, entries, part
-from souping.core.unit import scores_in, unit_of
+from souping.core.types import FOLDS, UserError
+from souping.core.unit import POINTS, scores_in
 from souping.pipeline.settings import RunSettings
+from souping.report.content import Report, SelectionFile
 from souping.report.files import read_report
 from souping.report.progress import show_warnings
 from souping.report.render import (
     SAMPLES,
+    Sample,
     changed,
     output_console,
     read_samples,
-    score_of,
     show_sample,
 )
-from souping.report.tables import Row
+
+T = TypeVar("T")
 
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
@@ -86,11 +89,15 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
-    overrides, choices, rest = list[str](), list[str](), iter(words)
+    overrides = list[str]()
+    choices = list[str]()
+    rest = iter(words)
     for word in rest:
         if word in ("--config-dir", "-cd"):
             choices += [next(rest, "")]
-        elif "=" not in word or re.match(r"-|\+{0,2}(check|upload)=", word):
+        elif word in COMMANDS:
+            raise UserError(misplaced(word))
+        elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment|upload)=", word):
             raise UserError(
                 f"{word} cannot be combined with run={run_dir}: only analyses are added, as KEY=VALUE"
             )
@@ -206,34 +213,38 @@ def show(arguments: Sequence[str]) -> None:
     )
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
-    samples = list(read_samples(run_dir / SAMPLES))
-    paths = (run_dir / "report.json", run_dir / "selection.json")
-    report, selection = (read_report(path) if path.is_file() else {} for path in paths)
-    with scores_in(unit_of(report or selection)):
+    samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES)]
+    report = _read_if_there(Report, run_dir / "report.json")
+    selection = _read_if_there(SelectionFile, run_dir / "selection.json")
+    file = report or selection
+    with scores_in(file.unit if file else POINTS):
         fold = options.fold or _reached(samples)
-        rows = [sample for sample in samples if sample.get("fold") == fold]
+        rows = [sample for sample in samples if sample.fold == fold]
         for key in ("item", "category"):
             if wanted := vars(options)[key]:
-                pick(wanted, dict.fromkeys(str(row.get(key)) for row in rows), f"--{key}")
-                rows = [row for row in rows if row.get(key) == wanted]
+                pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+                rows = [row for row in rows if vars(row)[key] == wanted]
         names, what = _names(options.models, rows, report), "items"
         if options.fixed or options.broke:
             if len(names) < 2:
                 raise UserError("--fixed and --broke compare two models: name them, --models A,B")
             rows = list(changed(rows, names[0], names[-1], better=options.fixed))
             what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-        if fold == "report" and report and not report.get("limit"):
+        if fold == "report" and report and not report.limit:
             _note(run_dir, options.store, report, rows[: options.limit])
         _show_samples(rows, names, options.limit, what)
 
 
-def _reached(samples: Sequence[Row]) -> str:
+def _read_if_there(kind: type[T], path: Path) -> T | None:
+    return read(kind, read_report(path)) if path.is_file() else None
+
+
+def _reached(samples: Sequence[Sample]) -> str:
     """The last fold that the run scored; other runs may have left answers to later ones."""
-    scored = {
-        str(sample.get("fold"))
-        for sample in samples
-        if any(score_of(sample, name) is not None for name in part(sample, "models"))
-    }
+    scored = set()
+    for sample in samples:
+        if any(answers.score is not None for answers in sample.models.values()):
+            scored.add(sample.fold)
     return next((fold for fold in reversed(FOLDS) if fold in scored), "select")
 
 
@@ -275,26 +286,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Row], report: Mapping[str, Json]) -> list[str]:
+def _names(given: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
-    known = list(dict.fromkeys(name for sample in samples for name in part(sample, "models")))
+    known = list(dict.fromkeys(name for sample in samples for name in sample.models))
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
-    best = [
-        str(row.get("name")) for row in entries(report, "rows") if row.get("kind") == "best_single"
-    ]
-    return [*best[:1], "soup"] if best and "soup" in known else known
+    best = report.row("best_single") if report else None
+    return [best.name, "soup"] if best and "soup" in known else known
 
 
-def _note(
-    run_dir: Path, store: str | None, report: Mapping[str, Json], samples: Sequence[Row]
-) -> None:
+def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the ledger that answers to these items of the report fold were looked at."""
     from souping.comparison.looks import store_of
     from souping.pipeline.ledger import Ledger
     from souping.pipeline.store import Store
 
-    shown = [str(sample.get("prompt_hash")) for sample in samples]
+    shown = [sample.prompt_hash for sample in samples]
     path = store_of(run_dir, store)
     if path is None:
         print(
@@ -303,10 +310,10 @@ def _note(
         )
     elif shown:
         with Store(path) as ledger:
-            Ledger(ledger).note_view(str(part(report, "recipe").get("id")), shown)
+            Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
 
 
-def _show_samples(samples: Sequence[Row], names: Sequence[str], limit: int, what: str) -> None:
+def _show_samples(samples: Sequence[Sample], names: Sequence[str], limit: int, what: str) -> None:
     console = output_console()
     for sample in islice(samples, limit):
         show_sample(console, sample, names)

@@ -29,7 +29,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.analysis.guards import read_guards
 from souping.checkpoints.layouts import shows
-from souping.cli import COMMANDS, FAILURES, choices, folder, groups, interrupts_raise, stop
+from souping.cli import (
+    COMMANDS,
+    FAILURES,
+    choices,
+    folder,
+    groups,
+    interrupts_raise,
+    misplaced,
+    stop,
+)
 from souping.cli.config import (
     USER_CODE,
     build,
@@ -43,7 +52,7 @@ from souping.cli.config import (
     resolved,
 )
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
-from souping.core.text import first_line, nearest, safe
+from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError, texts
 from souping.core.unit import POINTS, Unit, scores_in
 from souping.pipeline.settings import KINDS, expectations
@@ -227,7 +236,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
             return None, own
         if cfg.check:
             if not isinstance(settings, RunSettings):
-                raise UserError("check=true evaluates items, and a merge has none: use plan=true")
+                raise UserError("check evaluates items, and a merge has none: use `plan`")
             from souping.plan.planner import check_run
 
             check_run(settings)
@@ -266,7 +275,7 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
     from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
-    common: dict[str, Any] = {
+    common = {
         **parts,
         **{key: plain[key] for key in ("name", "seed", "plan")},
         "recipe": expanded(plain["recipe"], "recipe") if plain["recipe"] else None,
@@ -529,13 +538,13 @@ def explain(error: BaseException) -> str:
         key = key_of(str(error.filename)) if error.filename else ""
         return f"{key}={error_text(error)}" if key else error_text(error)
     if isinstance(error, OverrideParseException):
-        if error.override in COMMANDS:
-            return f"{error.override} is a command, which comes first: python -m souping {error.override} ..."
+        if error.override in (*COMMANDS, "help"):
+            return misplaced(error.override)
         return (
             f"cannot read the override {error.override}\n"
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = stripped_lines(error)
     group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)

@@ -7,7 +7,17 @@ import os
 import re
 import sys
 
-from souping.cli import COMMANDS, FAILURES, Ended, answered, finished_run, open_streams, stop
+from souping.cli import (
+    COMMANDS,
+    FAILURES,
+    Ended,
+    answered,
+    as_overrides,
+    completed,
+    finished_run,
+    open_streams,
+    stop,
+)
 from souping.core.fields import pick
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
@@ -50,7 +60,8 @@ def main() -> None:
 
 
 def _do() -> None:
-    first, rest = "".join(sys.argv[1:2]), sys.argv[2:]
+    first = "".join(sys.argv[1:2])
+    rest = sys.argv[2:]
     if first == "show":
         from souping.cli.finished import show
 
@@ -63,9 +74,11 @@ def _do() -> None:
         return
     if answered(sys.argv[1:]):
         return
+    if {"-sc", "--shell-completion"} & {*sys.argv[1:]} and completed():
+        return
     if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
         pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
-        sys.argv[1:] = [*rest, "check=true"]
+        sys.argv[1:] = as_overrides(first, rest)
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     if finished_run(sys.argv[1:]) is not None:
         from souping.cli.finished import add

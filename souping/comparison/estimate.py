@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,21 +143,16 @@ def recipes(
 class VarianceParts:
     """Variance of a difference, and what adds to it. None where the logs cannot tell."""
 
-    total: float = field(metadata={"doc": "variance of the difference"})
-    items: float = field(
-        metadata={
-            "doc": "part of the choice of items, with that of their answers if that is unknown"
-        }
-    )
-    answers: float | None = field(
-        metadata={"doc": "part of sampled answers; needs several answers per item"}
-    )
-    runs: float | None = field(
-        metadata={"doc": "part of training runs; needs several runs of a recipe"}
-    )
-    degrees: float = field(
-        metadata={"doc": "degrees of freedom; null if there is one run per model"}
-    )
+    total: float
+    """variance of the difference"""
+    items: float
+    """part of the choice of items, with that of their answers if that is unknown"""
+    answers: float | None
+    """part of sampled answers; needs several answers per item"""
+    runs: float | None
+    """part of training runs; needs several runs of a recipe"""
+    degrees: float
+    """degrees of freedom; null if there is one run per model"""
 
 
 def variance_parts(pooled: PooledScores, a: str, b: str) -> VarianceParts:

@@ -14,10 +14,12 @@ from souping.analysis.sign_flip import ALPHA
 from souping.analysis.significance import penalty
 from souping.core.fields import text_of
 from souping.core.files import expanded, seen_from
+from souping.core.reading import read
 from souping.core.text import first_line, read_yaml
-from souping.core.types import Json, UserError, digest, entries, part
+from souping.core.types import Json, UserError, digest, part
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log, LoggedAnswer, read_object
+from souping.report.content import Report
 
 MOST_LOOKS = 1000
 
@@ -109,10 +111,9 @@ def _item_table(metrics: Mapping[str, MatchedMetric], weights: Mapping[str, floa
 
 def _recipe_of(run: Log) -> str:
     """Identity of the model of a log."""
-    rows = entries(read_object(run.path / "report.json"), "rows")
-    return next(
-        (str(row.get("recipe_id")) for row in rows if row.get("name") == run.model), run.model
-    )
+    report = read(Report, read_object(run.path / "report.json"))
+    names = {row.name: row.recipe_id for row in report.rows or ()}
+    return names.get(run.model) or run.model
 
 
 def store_of(run_dir: Path, given: str | Path | None) -> Path | None:

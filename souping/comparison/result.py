@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ from souping.comparison.estimate import VarianceParts
 from souping.comparison.verdict import Word
 from souping.core.reading import to_json
 from souping.core.text import minus
+from souping.core.types import Names, frozen
 from souping.report.format import between, escape_html, level, p_value, score, short
 from souping.report.render import document, section_html, show_sheet
 from souping.report.tables import Section, TableCell, grid, nonempty
@@ -31,7 +32,7 @@ LONGEST = 1500
 Kind = Literal["average", "group", "task", "metric", "length", "cut"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowVerdict:
     """A model minus the baseline in one row: the headline, a task, another metric, output length or cut answers.
 
@@ -39,102 +40,112 @@ class RowVerdict:
     `difference` is the model's mean minus the baseline's, whatever the direction of the metric.
     """
 
-    model: str = field(metadata={"doc": "name of the model"})
-    baseline: str = field(metadata={"doc": "name of the baseline"})
-    name: str = field(
-        metadata={"doc": "`average`, the task or group, `tokens`, `characters` or `cut`"}
-    )
-    kind: Kind = field(metadata={"doc": "`average` is the headline"})
-    metric: str = field(metadata={"doc": "metric of the task"})
-    higher_is_better: bool = field(metadata={"doc": "direction of the metric"})
-    fraction: bool = field(
-        metadata={"doc": "whether means, differences and the margin are fractions of 1"}
-    )
-    weight: float = field(
-        metadata={"doc": "share of the headline, 0 for rows that are not averaged"}
-    )
-    items: int = field(metadata={"doc": "items that are compared"})
-    groups: int = field(metadata={"doc": "groups of items"})
-    base: float = field(metadata={"doc": "mean of the baseline"})
-    mean: float = field(metadata={"doc": "mean of the model"})
-    difference: float = field(metadata={"doc": "model minus baseline"})
-    low: float = field(metadata={"doc": "lower limit of the interval"})
-    high: float = field(metadata={"doc": "upper limit of the interval"})
-    level: float = field(
-        metadata={"doc": "level of the interval, after the correction for looks and rows"}
-    )
-    p_value: float = field(
-        metadata={"doc": "two-sided p-value of no difference, after the same correction"}
-    )
-    test: str = field(metadata={"doc": "name of the test"})
-    discordant: float = field(metadata={"doc": "share of items with different scores"})
-    verdict: Word | Literal[""] = field(
-        metadata={"doc": "empty for length and cut answers without a policy"}
-    )
-    reason: str = field(
-        metadata={"doc": "why it is undecided, if the interval alone does not say so"}
-    )
-    margin: float | None = field(metadata={"doc": "loss that does not matter"})
-    decides: bool = field(metadata={"doc": "whether the exit status depends on it"})
-    detectable: float = field(metadata={"doc": "smallest true difference with 80 % power"})
-    items_needed: int | None = field(
-        metadata={"doc": "items with which a difference of the margin has 80 % power"}
-    )
-    missing: int = field(
-        metadata={"doc": "items of both models with an answer that was requested and not scored"}
-    )
+    model: str
+    """name of the model"""
+    baseline: str
+    """name of the baseline"""
+    name: str
+    """`average`, the task or group, `tokens`, `characters` or `cut`"""
+    kind: Kind
+    """`average` is the headline"""
+    metric: str
+    """metric of the task"""
+    higher_is_better: bool
+    """direction of the metric"""
+    fraction: bool
+    """whether means, differences and the margin are fractions of 1"""
+    weight: float
+    """share of the headline, 0 for rows that are not averaged"""
+    items: int
+    """items that are compared"""
+    groups: int
+    """groups of items"""
+    base: float
+    """mean of the baseline"""
+    mean: float
+    """mean of the model"""
+    difference: float
+    """model minus baseline"""
+    low: float
+    """lower limit of the interval"""
+    high: float
+    """upper limit of the interval"""
+    level: float
+    """level of the interval, after the correction for looks and rows"""
+    p_value: float
+    """two-sided p-value of no difference, after the same correction"""
+    test: str
+    """name of the test"""
+    discordant: float
+    """share of items with different scores"""
+    verdict: Word | Literal[""]
+    """empty for length and cut answers without a policy"""
+    reason: str
+    """why it is undecided, if the interval alone does not say so"""
+    margin: float | None
+    """loss that does not matter"""
+    decides: bool
+    """whether the exit status depends on it"""
+    detectable: float
+    """smallest true difference with 80 % power"""
+    items_needed: int | None
+    """items with which a difference of the margin has 80 % power"""
+    missing: int
+    """items of both models with an answer that was requested and not scored"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Flip:
     """An item on which a model and the baseline score differently. Texts are empty if the log has none."""
 
-    model: str = field(metadata={"doc": "name of the model"})
-    task: str = field(metadata={"doc": "task of the item"})
-    item: str = field(metadata={"doc": "identity of the item within its task"})
-    base: float = field(metadata={"doc": "score of the baseline"})
-    score: float = field(metadata={"doc": "score of the model"})
-    prompt: str = field(default="", metadata={"doc": "prompt"})
-    base_output: str = field(default="", metadata={"doc": "answer of the baseline"})
-    output: str = field(default="", metadata={"doc": "answer of the model"})
+    model: str
+    """name of the model"""
+    task: str
+    """task of the item"""
+    item: str
+    """identity of the item within its task"""
+    base: float
+    """score of the baseline"""
+    score: float
+    """score of the model"""
+    prompt: str = ""
+    """prompt"""
+    base_output: str = ""
+    """answer of the baseline"""
+    output: str = ""
+    """answer of the model"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CompareResult:
     """A comparison of evaluation logs with a baseline."""
 
-    baseline: str = field(metadata={"doc": "name of the baseline"})
-    models: tuple[str, ...] = field(metadata={"doc": "all models, the baseline first"})
-    average: str = field(metadata={"doc": "how tasks are averaged"})
-    looks: int = field(metadata={"doc": "looks at these items, this one included"})
-    status: int = field(
-        metadata={"doc": "exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"}
-    )
-    verdicts: tuple[RowVerdict, ...] = field(
-        metadata={"doc": "rows of every model but the baseline"}
-    )
-    variance: Mapping[str, VarianceParts] = field(
-        metadata={"doc": "{model: variance of its headline difference}"}
-    )
-    best: tuple[str, ...] = field(
-        metadata={"doc": "models among which the best one is in 95 % of comparisons"}
-    )
-    pairs: Mapping[str, Mapping[str, Difference]] = field(
-        metadata={
-            "doc": "{model: {other: [difference, low, high]}} of the headline, without correction"
-        }
-    )
-    flips: tuple[Flip, ...] = field(
-        metadata={"doc": "items with different scores, the largest differences first"}
-    )
-    warnings: tuple[str, ...] = field(metadata={"doc": "what a reader should know"})
-    pages: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata={
-            "doc": "{page beside this file: its SHA-256}, by which `--out` knows its own files"
-        },
-    )
-    schema: int = field(default=SCHEMA, metadata={"doc": "version of this schema"})
+    baseline: str
+    """name of the baseline"""
+    models: Names
+    """all models, the baseline first"""
+    average: str
+    """how tasks are averaged"""
+    looks: int
+    """looks at these items, this one included"""
+    status: int
+    """exit status: 1 if a deciding row has a verdict of `--fail-on`, else 0"""
+    verdicts: tuple[RowVerdict, ...]
+    """rows of every model but the baseline"""
+    variance: Mapping[str, VarianceParts]
+    """{model: variance of its headline difference}"""
+    best: Names
+    """models among which the best one is in 95 % of comparisons"""
+    pairs: Mapping[str, Mapping[str, Difference]]
+    """{model: {other: [difference, low, high]}} of the headline, without correction"""
+    flips: tuple[Flip, ...]
+    """items with different scores, the largest differences first"""
+    warnings: tuple[str, ...]
+    """what a reader should know"""
+    pages: Mapping[str, str] = field(default_factory=dict)
+    """{page beside this file: its SHA-256}, by which `--out` knows its own files"""
+    schema: int = SCHEMA
+    """version of this schema"""
 
     def rows(self, model: str) -> list[RowVerdict]:
         return [row for row in self.verdicts if row.model == model]
@@ -180,7 +191,8 @@ def sections(result: CompareResult, flips: int = 0) -> list[Section]:
 
 def _model(result: CompareResult, model: str) -> Section:
     """The verdict on a model, what the comparison can show, and its table without empty columns."""
-    rows, part = result.rows(model), result.variance[model]
+    rows = result.rows(model)
+    part = result.variance[model]
     lines = [sentence(rows[0]), power_sentence(rows[0])]
     known = {"items": part.items, "their answers": part.answers, "training runs": part.runs}
     shares = [
@@ -323,7 +335,8 @@ def page(result: CompareResult, flips: int = 0) -> str:
 
 def chart(rows: Sequence[RowVerdict]) -> str:
     """Differences with their intervals as SVG, in points; a dashed line is the margin."""
-    scale, side = 100 if rows[0].fraction else 1, -1 if rows[0].higher_is_better else 1
+    scale = 100 if rows[0].fraction else 1
+    side = -1 if rows[0].higher_is_better else 1
     ends = [
         0.0,
         *(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
-from souping.core.types import Json, UserError
+from souping.core.types import Json, UserError, frozen
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -18,7 +18,7 @@ HEADLINE = "average"
 Limits = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Margin:
     """A loss that does not matter: an amount (points of a score from 0 to 1, else the metric's own unit), or a share of
     the baseline's mean."""
@@ -45,7 +45,7 @@ class Margin:
         return cls(amount=amount, relative=relative)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Policy:
     """Margins by row, and the rows that decide besides the headline. Rows without a margin of their own have that of
     the headline if their scores are from 0 to 1."""
@@ -87,7 +87,8 @@ def read_policy(path: Path, margin: Margin | None = None) -> Policy:
         table = tomllib.loads(text_of(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not TOML: {error}") from error
-    tasks, margins = table.get("tasks", {}), dict[str, Margin]()
+    tasks = table.get("tasks", {})
+    margins = dict[str, Margin]()
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise UserError(f"{path}: tasks: each task is a table, [tasks.NAME]")
     for key in table:
@@ -159,7 +160,8 @@ def _step_down(
     ends = {
         name: -(margin or 0.0) if word == "much-worse" else 0.0 for name, margin in margins.items()
     }
-    shown, new = set[str](), {""}
+    shown = set[str]()
+    new = {""}
     while new:
         left = [name for name in margins if name not in shown]
         new = {

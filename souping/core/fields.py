@@ -21,6 +21,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    Protocol,
     TypeAlias,
     TypeVar,
     Union,
@@ -36,7 +37,7 @@ from annotated_types import Interval
 
 from souping.core.files import regular
 from souping.core.text import LONGEST, first_line, listed, nearest, read_json, shown
-from souping.core.types import TOLERANCE, Json, UserError, Weights
+from souping.core.types import TOLERANCE, Json, UserError, Weights, frozen
 
 T = TypeVar("T")
 Hint: TypeAlias = type
@@ -95,7 +96,7 @@ def component(cls: type[T]) -> type[T]:
             relations(self)
 
     setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
-    return dataclass(frozen=True, kw_only=True)(cls)
+    return frozen(cls)
 
 
 def _check_fields(one: Any) -> None:
@@ -196,7 +197,8 @@ def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, H
 
 def fits(value: Json, hint: Hint) -> bool:
     """Whether a value is of a type, strictly: a bool is no number, a text is no list."""
-    kind, arguments = get_origin(hint), get_args(hint)
+    kind = get_origin(hint)
+    arguments = get_args(hint)
     if hint in PLAIN:
         return isinstance(value, PLAIN[hint][0]) and (hint is bool or not isinstance(value, bool))
     if kind in (Union, types.UnionType):
@@ -216,9 +218,10 @@ def fits(value: Json, hint: Hint) -> bool:
             and all(map(fits, value.values(), repeat(arguments[1])))
         )
     own = kind or hint
-    if own is Any or not inspect.isclass(own) or is_typeddict(own) or own in type(value).__mro__:
+    if own is Any or not inspect.isclass(own) or is_typeddict(own):
         return True
-    return own.__module__ == "collections.abc" and isinstance(value, own)
+    # A protocol names members that are not checked here, and `isinstance` may refuse it.
+    return Protocol in own.__bases__ or isinstance(value, own)
 
 
 def _elements_fit(values: Sequence[Any], kind: Hint, hints: Sequence[Any]) -> bool:
@@ -259,7 +262,8 @@ def unsound(value: Json) -> str | None:
 
 
 def _words(hint: Hint) -> str:
-    kind, arguments = get_origin(hint), get_args(hint)
+    kind = get_origin(hint)
+    arguments = get_args(hint)
     if Callable in (kind, hint):
         return "a function"
     if hint in PLAIN:

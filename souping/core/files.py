@@ -173,7 +173,7 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist yet, deepest first: what is made there is the caller's."""
+    """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
     whole = folder.absolute()
     return [one for one in (whole, *whole.parents) if not one.exists()]
 
@@ -284,7 +284,8 @@ def write_at(descriptor: int, view: memoryview, offset: int) -> None:
     """Write all of `view` at an offset of the file."""
     while len(view):
         count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
+        view = view[count:]
+        offset = offset + count
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -43,7 +43,8 @@ def _compiler() -> tuple[Any, Any] | None:
 
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
-        features, target = binding.get_host_cpu_features(), binding.Target.from_default_triple()
+        features = binding.get_host_cpu_features()
+        target = binding.Target.from_default_triple()
         machine = target.create_target_machine(
             binding.get_host_cpu_name(), features.flatten(), opt=3, jit=True
         )

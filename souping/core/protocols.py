@@ -1,16 +1,17 @@
-"""Protocols of the exchangeable components: every member that is used, with defaults.
+"""Base classes of the exchangeable components: every member that is used, with defaults.
 
-A component subclasses its protocol, implements the methods whose body is `...`, and inherits the rest. A field of a
+A component subclasses one of them, implements its abstract methods, and inherits the rest. A field of a
 component must not be named like a member below unless it has a default of its own.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def _unmeasured(settings: Mapping[str, Json]) -> dict[str, Json]:
     return {name: value for name, value in settings.items() if name not in MEASURING}
 
 
-class Component(Protocol):
+class Component:
     """Component that may have dependencies, and may hold processes or memory between two soups."""
 
     def needs(self) -> list[Missing]:
@@ -76,7 +77,7 @@ class Component(Protocol):
         return None
 
 
-class Selector(Protocol):
+class Selector(ABC):
     """Rule that picks ingredients from scores. Only the matrix's `candidates` may be picked.
 
     The selection ignores the categories in `drop`; the objective keeps them.
@@ -89,6 +90,7 @@ class Selector(Protocol):
         """Name in `selection.json` and plans."""
         return type(self).__name__.lower()
 
+    @abstractmethod
     def select(self, scores: ScoreMatrix) -> Selection: ...
 
     def select_checked(self, scores: ScoreMatrix) -> Selection:
@@ -144,17 +146,20 @@ class Selector(Protocol):
         return None
 
 
-class Optimiser(Protocol):
+class Optimiser(ABC):
     """Running weight search, which a `Strategy` has started. Several cells may be open; results come in any order.
 
     The cells depend on the seed and the results, not on the limits, so that a larger budget continues where a smaller
     one ended. `ask` returns None if it needs a result first, and at the end if no cell is open.
     """
 
+    @abstractmethod
     def ask(self) -> Cell | None: ...
 
+    @abstractmethod
     def tell(self, cell: Cell, result: Result) -> None: ...
 
+    @abstractmethod
     def best(self) -> Weights: ...
 
     def summary(self) -> Mapping[str, Json]:
@@ -162,7 +167,7 @@ class Optimiser(Protocol):
         return {}
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """Choice of `optimiser`: the settings of a weight search, whose `start` makes the `Optimiser` that runs it.
 
     `trials` limits soups, `budget` items that are answered. Weights may also sum to one of the `scales`, around a base
@@ -173,10 +178,13 @@ class Strategy(Protocol):
     budget: int | None = None
     scales: Sequence[float] = ()
 
+    @abstractmethod
     def start(self, space: SearchSpace, seed: int) -> Optimiser: ...
 
+    @abstractmethod
     def count(self, size: int) -> int | None: ...
 
+    @abstractmethod
     def describe(self, size: int) -> str: ...
 
     def known_points(self, size: int) -> Sequence[Weights] | None:
@@ -193,7 +201,7 @@ class Strategy(Protocol):
         return None
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """Number of category means: `coefficients` gives w_c in the order of `categories`; they sum to one.
 
     Where that is not `linear`, `value` says what is maximised and the coefficients only what an item counts for.
@@ -206,6 +214,7 @@ class Objective(Protocol):
         """Name in `report.json`."""
         return type(self).__name__.lower()
 
+    @abstractmethod
     def coefficients(self, categories: Sequence[str]) -> FloatArray: ...
 
     def value(self, means: FloatArray, categories: Sequence[str]) -> FloatArray:
@@ -222,7 +231,7 @@ class Objective(Protocol):
         return []
 
 
-class BenchmarkItems(Protocol):
+class BenchmarkItems(ABC):
     """Source of items. `title` is its name, `label` and `note` are what reports show; `folds` are shares of the folds
     that are not the usual ones, and each report opens one of `slices` of the report fold.
     """
@@ -231,8 +240,10 @@ class BenchmarkItems(Protocol):
     slices: int = 1
 
     @property
+    @abstractmethod
     def title(self) -> str: ...
 
+    @abstractmethod
     def items(self) -> tuple[Item, ...]: ...
 
     @property
@@ -249,14 +260,14 @@ class BenchmarkItems(Protocol):
         return ""
 
 
-class ScoreSource(Protocol):
+class ScoreSource(ABC):
     """Source of the scores that selection sees: measured ones, or a published table."""
 
     published: bool = False
 
+    @abstractmethod
     def matrix(self, candidates: Sequence[str], measure: Callable[[], ScoreMatrix]) -> ScoreMatrix:
         """Score matrix of the candidates; `measure` evaluates them where they have to be measured."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +293,7 @@ class ModelHost:
     url: str | None = None
 
 
-class LoadedModel(Protocol):
+class LoadedModel(ABC):
     """Model ready to be evaluated, as a live module with its tokenizer or as a folder.
 
     `soup` identifies the model. `eos_token_ids` are the tokens that end an answer: those of all ingredients, none if
@@ -293,16 +304,19 @@ class LoadedModel(Protocol):
     eos_token_ids: tuple[int, ...]
 
     @property
+    @abstractmethod
     def module(self) -> PreTrainedModel: ...
 
     @property
+    @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
     @property
+    @abstractmethod
     def folder(self) -> Path: ...
 
 
-class Evaluator(Component, Protocol):
+class Evaluator(Component, ABC):
     """Evaluates a model on items, with a record for every item.
 
     `batches` cuts a whole fold by a fixed rule into blocks; the items of a block are answered and stored together.
@@ -328,6 +342,7 @@ class Evaluator(Component, Protocol):
         return POINTS
 
     @property
+    @abstractmethod
     def settings(self) -> Mapping[str, Json]: ...
 
     @property
@@ -346,8 +361,10 @@ class Evaluator(Component, Protocol):
             self.settings.get("evaluator") or self.settings.get("name") or type(self).__name__
         )
 
+    @abstractmethod
     def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]: ...
 
+    @abstractmethod
     def evaluate(
         self, model: LoadedModel, items: Sequence[Item], replicate: int = 0
     ) -> list[Record]: ...
@@ -463,7 +480,7 @@ class Evaluator(Component, Protocol):
         return None
 
 
-class Tracker(Component, Protocol):
+class Tracker(Component, ABC):
     """Sends a run's results elsewhere. A tracker that fails warns; it never stops the run."""
 
     @property
@@ -471,14 +488,17 @@ class Tracker(Component, Protocol):
         """Command that sends or shows what was recorded, for the end of the run; empty where there is none."""
         return ""
 
+    @abstractmethod
     def start(self, config: Mapping[str, Json], run_dir: Path) -> None: ...
 
+    @abstractmethod
     def log(self, trial: Trial) -> None: ...
 
     def finish(
         self, report: Mapping[str, Json] | None, run_dir: Path, soup: Path | None = None
     ) -> None:
-        """End of the run; `soup` is the folder of the winner, where one was written."""
+        """End of the run; `report` is the content of report.json, None without one, and `soup` the folder of the
+        winner, where one was written."""
         return None
 
     def summarise(self, jobs: Sequence[Mapping[str, Json]], run_dir: Path) -> None:
@@ -486,7 +506,7 @@ class Tracker(Component, Protocol):
         return None
 
 
-class Workers(Protocol):
+class Workers(ABC):
     """Pool and evaluators, in this process or in others, which make soups and evaluate them.
 
     Up to `slots` requests are worth sending at once.
@@ -504,9 +524,9 @@ class Workers(Protocol):
     def slots(self) -> int:
         return 1
 
+    @abstractmethod
     def put(self, request: Request) -> Response | None:
         """Send a request. A worker in this process answers at once, the others when `take` returns."""
-        ...
 
     def take(self) -> tuple[Request, Response]:
         """Wait for one of the requests that were sent; what is answered first comes first."""
@@ -516,9 +536,9 @@ class Workers(Protocol):
         return None
 
 
-class Executor(Component, Protocol):
+class Executor(Component, ABC):
     """Settings of where soups are made and evaluated. The driver alone writes to the store, whatever the choice."""
 
+    @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
         """The worker `here`, or workers in other processes, each of which calls `elsewhere` once."""
-        ...

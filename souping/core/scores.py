@@ -18,7 +18,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.files import expanded, regular
 from souping.core.protocols import Objective, ScoreSource
-from souping.core.types import FloatArray, Json, ScoreMatrix, UserError
+from souping.core.types import FloatArray, Json, Names, ScoreMatrix, UserError
 
 
 @component
@@ -61,7 +61,8 @@ def read_table(path: Path) -> ScoreMatrix:
         UserError: the file is absent, ragged, holds a duplicate or a value that is not a score (row and column named).
     """
     rows = _read_rows(path)
-    header, body = rows[0], rows[1:]
+    header = rows[0]
+    body = rows[1:]
     if header[0].lower() != "model" or len(header) < 2:
         raise UserError(
             f"{path}:1: the header must be `model,<category>,...`, not `{','.join(header)[:80]}`"
@@ -189,10 +190,10 @@ class Tree(Objective):
         return np.array([leaves.get(c, 0.0) for c in categories])
 
     @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
+    def groups(self) -> dict[str, Names]:
         return dict(self._groups(self.tree))
 
-    def _groups(self, node: Json) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _groups(self, node: Json) -> Iterator[tuple[str, Names]]:
         if isinstance(node, Mapping):
             for name, child in node.items():
                 yield str(name), tuple(self._leaves(child))

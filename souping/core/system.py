@@ -23,12 +23,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
-from souping.core.types import ProgressCallback, UserError
+from souping.core.types import ProgressCallback, UserError, frozen
 
 __version__ = "0.1.0"
 MAIN = (
@@ -62,7 +62,7 @@ def gpus() -> list[str]:
     return models
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Provenance:
     """What made a report. Nothing else in it differs between equal runs, apart from its cost."""
 
@@ -145,7 +145,8 @@ class Child:
     """
 
     def __init__(self, environment: Callable[[], Mapping[str, str]], memory: int = MEMORY) -> None:
-        self._environment, self.memory = environment, memory
+        self._environment = environment
+        self.memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._lock = threading.Lock()
@@ -195,7 +196,8 @@ class Child:
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         assert process.stdout is not None
-        self._process, self._messages = process, queue.Queue()
+        self._process = process
+        self._messages = queue.Queue()
         threading.Thread(target=_listen, args=(process.stdout, self._messages), daemon=True).start()
         return process
 
@@ -231,7 +233,8 @@ class Child:
             self._end()
 
     def _end(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is None:
             return
         assert process.stdin is not None

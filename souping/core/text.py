@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from souping.core.types import UserError
+from souping.core.types import Missing, UserError
 
 T = TypeVar("T")
 LONGEST = 1e7
@@ -159,9 +160,14 @@ def named(part: object) -> str:
     return source_of(kind) if is_user_code(kind) else str(kind.__name__)
 
 
+def stripped_lines(text: str | BaseException) -> list[str]:
+    """The lines of a message that hold something."""
+    return [line.strip() for line in str(text).splitlines() if line.strip()]
+
+
 def first_line(error: BaseException) -> str:
     """The first useful line of a message, with the next one if it ends in a colon; else the error's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = stripped_lines(error)
     useful = [
         line for line in lines if not re.match(r"(\d{3} |For more|Make sure|Please)", line)
     ] or lines
@@ -184,6 +190,13 @@ def install(extra: str) -> str:
     wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
     # If there is no such extra, it is a package that souping always needs.
     return "pip install " + " ".join(f'"{name}"' for name in wanted or [extra])
+
+
+def missing(package: str, fix: str = "") -> list[Missing]:
+    """What lacks where a package is not installed; the command is by default that of the extra of its name."""
+    if find_spec(package):
+        return []
+    return [Missing(what=f"the package {package} is not installed", fix=fix or install(package))]
 
 
 def positive(text: str) -> int:

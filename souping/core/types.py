@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,10 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Weights = tuple[float, ...]
+Names = tuple[str, ...]
+TokenIds = tuple[int, ...]
+Folders = Mapping[str, Path]
+"""{name: folder}"""
 ProgressCallback = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 Fold = Literal["select", "search", "report"]
@@ -38,35 +41,38 @@ TEXT = "loss"
 """Scorer of an item that is a text without an answer: `evaluator=loss` scores the text itself."""
 OUTCOMES: tuple[Outcome, ...] = ("finished", "truncated", "unanswered")
 FOLDS: tuple[Fold, ...] = ("select", "search", "report")
-COMMAND = re.compile(
-    r"python -m venv .+"
-    r"|(?:\S+ -m )?pip install (?:-e )?(?:\"[^\"]+\"(?: \"[^\"]+\")*|'[^']+'|[^\s,;]+)"
-    r"|python -m souping[\w.]*"
-    r"|hf auth login"
-)
-"""A command in the words of an error."""
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """Value of JSON; texts are sequences too, so narrow by `str` first."""
+JsonObject: TypeAlias = Mapping[str, "Json"]
+"""Object of JSON, to read."""
+
+T = TypeVar("T")
 
 
-def part(table: Mapping[str, Json], key: str) -> Mapping[str, Json]:
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def frozen(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass: plain data."""
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def part(table: JsonObject, key: str) -> JsonObject:
     """An object inside a JSON object, empty where there is none."""
     value = table.get(key)
     return value if isinstance(value, Mapping) else {}
 
 
-def elements(table: Mapping[str, Json], key: str) -> list[Json]:
+def elements(table: JsonObject, key: str) -> list[Json]:
     """A list inside a JSON object, empty where there is none."""
     value = table.get(key)
     return [] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
-def entries(table: Mapping[str, Json], key: str) -> list[Mapping[str, Json]]:
+def entries(table: JsonObject, key: str) -> list[JsonObject]:
     """The objects of a list inside a JSON object."""
     return [entry for entry in elements(table, key) if isinstance(entry, Mapping)]
 
 
-def texts(table: Mapping[str, Json], key: str) -> list[str]:
+def texts(table: JsonObject, key: str) -> list[str]:
     """A list inside a JSON object, as texts."""
     return [str(value) for value in elements(table, key)]
 
@@ -83,7 +89,22 @@ def number(value: Json) -> float | None:
 
 
 class UserError(Exception):
-    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines."""
+    """Error that the user can fix. The message says what is wrong, where, and what to do, in one or two lines.
+
+    `fix` is the remedy if the error knows one, mostly a command. The message is `what: fix` and then `more`; if `what`
+    has the remedy inside a sentence, it stays where it is.
+    """
+
+    def __init__(self, what: str = "", *, fix: str = "", more: str = "") -> None:
+        appended = f": {fix}" if fix and fix not in what else ""
+        super().__init__(f"{what}{appended}{more}")
+        self.what = what
+        self.fix = fix
+        self.more = more
+
+    def at(self, where: str) -> UserError:
+        """The same error with the place at which it was met in front."""
+        return UserError(f"{where}: {self.what}", fix=self.fix, more=self.more)
 
 
 class LateError(UserError):
@@ -96,26 +117,27 @@ def digest(value: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Missing:
-    """Something that stops a run here; `fix` is a command, or empty."""
+    """Something that stops a run here; `fix` is its remedy, mostly a command, or empty."""
 
     what: str
     fix: str = ""
 
     @classmethod
     def from_error(cls, error: UserError) -> Missing:
-        """From an error's message, with the command in it."""
-        text = str(error).splitlines()[0]
-        command = COMMAND.search(text)
-        what = text[: command.start()].rstrip(" :;,") if command else text
-        return cls(what=what, fix=command.group() if command else "")
+        """The first line of what an error says, and its remedy."""
+        return cls(what=error.what.partition("\n")[0], fix=error.fix)
+
+    def error(self) -> UserError:
+        """The error that refuses a run because of this."""
+        return UserError(self.what, fix=self.fix)
 
     def sentence(self) -> str:
-        return f"{self.what}: {self.fix}" if self.fix else self.what
+        return str(self.error())
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.
 
@@ -132,7 +154,7 @@ class UserScorer:
         return {**vars(self), "function": None}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Item:
     """One example of a benchmark.
 
@@ -196,7 +218,10 @@ class Item:
         return digest([self.question, self.scoring])
 
 
-@dataclass(frozen=True, kw_only=True)
+Items = tuple[Item, ...]
+
+
+@frozen
 class Record:
     """Answer of one model to one item, and its score.
 
@@ -213,14 +238,14 @@ class Record:
     outcome: Outcome = "finished"
     reason: str = ""
     replicate: int = 0
-    tokens: tuple[int, ...] = ()
+    tokens: TokenIds = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
     prompt: str = ""
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ItemScores:
     """Scores of one model on items, in the items' order; all arrays are [I].
 
@@ -230,7 +255,7 @@ class ItemScores:
     `prefilled` tokens when they were computed; `reused` of them were stored.
     """
 
-    items: tuple[Item, ...]
+    items: Items
     values: FloatArray
     truncated: FloatArray = field(default_factory=lambda: np.zeros(0))
     unanswered: FloatArray = field(default_factory=lambda: np.zeros(0))
@@ -258,7 +283,7 @@ class ItemScores:
         return {name: self.values[names == name] for name in dict.fromkeys(names.tolist())}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScoreMatrix:
     """Scores of models on categories, fractions of 1.
 
@@ -266,10 +291,10 @@ class ScoreMatrix:
     inform the correlations. `items` holds per-item scores where the project evaluated the models itself.
     """
 
-    models: tuple[str, ...]
-    categories: tuple[str, ...]
+    models: Names
+    categories: Names
     values: FloatArray
-    candidates: tuple[str, ...] = ()
+    candidates: Names = ()
     items: Mapping[str, ItemScores] | None = None
     published: bool = False
 
@@ -286,7 +311,7 @@ class ScoreMatrix:
         return self.values[[self.models.index(name) for name in models]]
 
     @property
-    def constant(self) -> tuple[str, ...]:
+    def constant(self) -> Names:
         """Categories in which all models score the same: they tell no model from another."""
         spread = np.ptp(self.values, axis=0)
         return tuple(
@@ -312,7 +337,7 @@ class ScoreMatrix:
         return cls(models=tuple(scores), categories=categories, values=values, items=dict(scores))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Candidate:
     """Checkpoint in the pool: a folder or a name on the Hub; `fingerprint` is the content of its weights, config and
     tokenizer, `source` its name on the Hub at its commit, `like` the folder or model of the Hub that has the config and
@@ -331,7 +356,7 @@ class Candidate:
         return self.path if own or self.like is None else self.like
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Recipe:
     """Ingredients + weights + method: everything that decides a soup's bytes.
 
@@ -340,7 +365,7 @@ class Recipe:
     `sources` is {ingredient: org/name@commit} of those that came from the Hub, no part of the `id`.
     """
 
-    ingredients: tuple[str, ...]
+    ingredients: Names
     fingerprints: tuple[str, ...]
     weights: Weights
     dtype: str
@@ -395,7 +420,7 @@ class Recipe:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Correlations:
     """Correlation of every two categories over models with its 95 % interval; each array is [C, C]."""
 
@@ -404,28 +429,28 @@ class Correlations:
     high: FloatArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Selection:
     """Ingredients, and why. `experts` maps each low-correlation category to its best candidate, `tied` those that have
     several to all of them, the preferred one first; `sign` and `ties` are the rules. `clusters` are categories that
     share an expert."""
 
-    ingredients: tuple[str, ...]
+    ingredients: Names
     selector: str = ""
     experts: Mapping[str, str] = field(default_factory=dict)
-    clusters: tuple[tuple[str, ...], ...] = ()
-    low_correlation: tuple[str, ...] = ()
+    clusters: tuple[Names, ...] = ()
+    low_correlation: Names = ()
     metric: str = ""
     threshold: float | None = None
     sign: str = ""
     ties: str = ""
-    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    categories: tuple[str, ...] = ()
+    tied: Mapping[str, Names] = field(default_factory=dict)
+    categories: Names = ()
     correlations: Correlations | None = None
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Cell:
     """Soup on items of the search fold, by their positions in it; None stands for the whole fold."""
 
@@ -433,7 +458,7 @@ class Cell:
     items: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Result:
     """What came of a cell: the objective and its parts (fractions of 1), and what it cost.
 
@@ -451,14 +476,14 @@ class Result:
     tokens: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Bound:
     """Loss that a soup may have at most: `margin` on the mean of inner scores over some `categories`, or all if there
     are none. With `lengths` it is the share by which answers may get longer."""
 
     name: str
     margin: float
-    categories: tuple[str, ...] = ()
+    categories: Names = ()
     lengths: bool = False
 
     def covers(self, categories: Sequence[str]) -> BoolArray:
@@ -468,7 +493,7 @@ class Bound:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search fold item by item [I].
 
@@ -478,10 +503,10 @@ class SearchSpace:
     `full_batch` items at a time are slow; with `whole` only whole folds may be evaluated (corpus metrics).
     """
 
-    ingredients: tuple[str, ...]
-    candidates: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    ingredients: Names
+    candidates: Names = ()
+    categories: Names = ()
+    groups: Names = ()
     coefficients: Mapping[str, float] = field(default_factory=dict)
     value: Callable[[FloatArray], FloatArray] | None = None
     singles: FloatArray | None = None
@@ -498,7 +523,7 @@ class SearchSpace:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Request:
     """Items that a soup answers.
 
@@ -507,13 +532,13 @@ class Request:
     """
 
     recipe: Recipe
-    items: tuple[Item, ...]
+    items: Items
     replicate: int = 0
     benchmark: str = ""
     number: int = field(default=0, compare=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Response:
     """Records of a request in its items' order, and the seconds that they took without making the soup."""
 
@@ -521,7 +546,7 @@ class Response:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Trial:
     """One recipe evaluated inside a run.
 

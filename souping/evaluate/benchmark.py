@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,18 @@ from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.protocols import BenchmarkItems
 from souping.core.text import check_pointer, listed, read_json
-from souping.core.types import FOLDS, TEXT, Fold, Item, Json, UserError, UserScorer, digest
+from souping.core.types import (
+    FOLDS,
+    TEXT,
+    Fold,
+    Item,
+    Items,
+    JsonObject,
+    UserError,
+    UserScorer,
+    digest,
+    frozen,
+)
 
 REQUIRED = ("id", "category", "prompt", "answer")
 TEXTS = ("id", "category", "scorer", "group", "language")
@@ -67,7 +77,7 @@ class Benchmark(BenchmarkItems):
     def title(self) -> str:
         return self.name or Path(self.path or "").stem
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """All items, checked.
 
         Raises:
@@ -91,15 +101,15 @@ class Benchmark(BenchmarkItems):
         return kept(_unique(items, f"benchmark.path={path}: the file"), self.exclude)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ListedItems(BenchmarkItems):
     """Items in a list: `Item`s, or mappings with the keys of a line of the file."""
 
-    listed: Sequence[Item | Mapping[str, Json]]
+    listed: Sequence[Item | JsonObject]
 
     title = "items"
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """All items, checked.
 
         Raises:
@@ -115,7 +125,7 @@ class NoBenchmark(BenchmarkItems):
 
     title = ""
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         return ()
 
 
@@ -129,13 +139,13 @@ class OwnBenchmark(BenchmarkItems):
 
     title = ""
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         raise UserError(
             "benchmark=own: this evaluator brings no items; give benchmark.path=items.jsonl"
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PartOfBenchmark(BenchmarkItems):
     """Another benchmark without some of its categories."""
 
@@ -156,11 +166,11 @@ class PartOfBenchmark(BenchmarkItems):
     def note(self) -> str:
         return self.whole.note
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         return kept(self.whole.items(), self.exclude)
 
 
-def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
+def kept(items: Items, exclude: Sequence[str]) -> Items:
     """Items of all other categories.
 
     Raises:
@@ -175,9 +185,7 @@ def kept(items: tuple[Item, ...], exclude: Sequence[str]) -> tuple[Item, ...]:
     return left
 
 
-def outline_items(
-    sizes: Mapping[str, int], limit: float | None, shared: Collection[str]
-) -> tuple[Item, ...]:
+def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collection[str]) -> Items:
     """Items without content: `sizes` of each category, at most an integer `limit` of them. In the categories of
     `shared`, items of the same number are a group.
     """
@@ -194,8 +202,8 @@ def outline_items(
     )
 
 
-def _unique(found: Iterable[tuple[str, Item]], source: str) -> tuple[Item, ...]:
-    items: dict[str, Item] = {}
+def _unique(found: Iterable[tuple[str, Item]], source: str) -> Items:
+    items = {}
     for where, item in found:
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
@@ -205,7 +213,7 @@ def _unique(found: Iterable[tuple[str, Item]], source: str) -> tuple[Item, ...]:
     return tuple(items.values())
 
 
-def _row(line: str, where: str) -> Mapping[str, Json]:
+def _row(line: str, where: str) -> JsonObject:
     try:
         row = read_json(line)
     except ValueError as error:
@@ -229,7 +237,7 @@ def _listed(one: object, where: str) -> Item:
     return _item(one, where, {})
 
 
-def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) -> Item:
+def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     names = dict.fromkeys(REQUIRED)
     if row.get("text") is not None:
@@ -241,7 +249,8 @@ def _item(row: Mapping[str, Json], where: str, own: Mapping[str, UserScorer]) ->
     for key, hint in FORMS.items():
         if values.get(key) is not None and (wrong := mismatch(values[key], hint)):
             raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
-    prompt, tools = values["prompt"], values.get("tools") or []
+    prompt = values["prompt"]
+    tools = values.get("tools") or []
     if isinstance(prompt, str) and tools:
         raise UserError(
             f"{where}: `tools` are shown by the chat template: write the prompt as messages"
@@ -270,11 +279,11 @@ def _checked(item: Item, where: str) -> Item:
     try:
         check(item)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise error.at(where) from error
     return item
 
 
-def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
+def _message(message: JsonObject, where: str) -> JsonObject:
     """A message for the chat template, with what it holds beside role and content (tool calls, names)."""
     content = message.get("content")
     if content is None and message.get("tool_calls"):
@@ -289,11 +298,11 @@ def _message(message: Mapping[str, Json], where: str) -> Mapping[str, Json]:
 # Folds
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Folds:
     """Items of each fold, in the benchmark's order; `notes` says what a reader must know."""
 
-    items: Mapping[Fold, tuple[Item, ...]]
+    items: Mapping[Fold, Items]
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
@@ -373,7 +382,7 @@ def split_folds(
     return Folds(items=folds, notes=tuple(notes))
 
 
-def two_folds(items: Sequence[Item]) -> Mapping[Fold, tuple[Item, ...]]:
+def two_folds(items: Sequence[Item]) -> Mapping[Fold, Items]:
     """A benchmark cut into what a search may see and what it may not (UserError: a category is too small)."""
     return split_folds(items, two=True).items
 
@@ -418,7 +427,7 @@ def limit_folds(folds: Folds, limit: int) -> Folds:
     return Folds(items={"select": select, "search": search, "report": tuple(report)}, notes=(note,))
 
 
-def first_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
+def first_items(items: Sequence[Item], limit: int | None) -> Items:
     """The first `limit` items of each category; all without a limit."""
     seen = Counter[str]()
     first = []
@@ -479,7 +488,9 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
-    places, ids, edges = dict[str, int](), list[str](), list[tuple[int, int]]()
+    places = dict[str, int]()
+    ids = list[str]()
+    edges = list[tuple[int, int]]()
     for name, texts in shared:
         edges += [(len(ids), places.setdefault(text, len(places))) for text in texts]
         ids.append(name)

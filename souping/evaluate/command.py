@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from souping.core.files import LOCK, expanded, hold_folder, lock
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
-from souping.core.types import Item, Json, Missing, Record, UserError, digest
+from souping.core.types import Item, Items, Json, JsonObject, Missing, Record, UserError, digest
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs import read
@@ -75,7 +75,7 @@ class CommandEvaluator(Evaluator):
         return POINTS if self.higher_is_better else LOWER
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         direction: dict[str, Json] = {} if self.higher_is_better else {"higher_is_better": False}
         return {"name": "command", "command": self.command, **direction}
 
@@ -87,7 +87,7 @@ class CommandEvaluator(Evaluator):
             else [Missing(what=f"evaluator.command: there is no program {program}")]
         )
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """One command for all items."""
         return [tuple(items)] if items else []
 
@@ -149,7 +149,9 @@ class CommandEvaluator(Evaluator):
 
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
-        out, listing, copy = attempt / "out", attempt / ITEMS, attempt / "model"
+        out = attempt / "out"
+        listing = attempt / ITEMS
+        copy = attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
         paths = {"{model}": folder, "{items}": listing, "{out}": out}
@@ -256,7 +258,8 @@ def _whole_lines(attempt: Path, log: Path) -> Path:
     """The log; of a table that a command left when it was stopped, a copy without a last line that may be cut off."""
     if not is_table(log) or (attempt / DONE).exists():
         return log
-    data, copy = log.read_bytes(), attempt / f"whole{log.suffix}"
+    data = log.read_bytes()
+    copy = attempt / f"whole{log.suffix}"
     copy.write_bytes(data[: data.rfind(b"\n") + 1])
     return copy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from souping.core.fields import (
 )
 from souping.core.protocols import Evaluator, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.system import cores
-from souping.core.types import TEXT, Item, Json, Missing, Record
+from souping.core.types import TEXT, Folders, Item, Items, Json, JsonObject, Missing, Record
 from souping.evaluate.engines.transformers import (
     DEFAULT_NEW_TOKENS,
     Answer,
@@ -81,14 +81,16 @@ class MachineEvaluator(Evaluator):
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def for_pool(self, architecture_folder: Path, folders: Mapping[str, Path]) -> Self:
+    def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
         """This evaluator with what it leaves to the candidates: their own dtype, and one thread if they are small."""
         on_cpu = self.dtype is not None or self.resolved_device == "cpu"
-        dtype, small = "float32", False
+        dtype = "float32"
+        small = False
         if has_weights(architecture_folder):
             # only headers: the pool has opened it
             model = Checkpoint.open(architecture_folder, allow_pickle=True)
-            dtype, small = compute_dtype(model), model.parameters < SMALL
+            dtype = compute_dtype(model)
+            small = model.parameters < SMALL
         elif not on_cpu:
             dtype = str(setting(read_config(architecture_folder), "dtype") or "float32")
         copied = copy.copy(self)
@@ -96,7 +98,9 @@ class MachineEvaluator(Evaluator):
         return copied
 
     def module_settings(self) -> ModuleSettings:
-        device, dtype, trust = self.resolved_device, self.resolved_dtype, self.trust_remote_code
+        device = self.resolved_device
+        dtype = self.resolved_dtype
+        trust = self.trust_remote_code
         return ModuleSettings(device=device, dtype=dtype, trust_remote_code=trust)
 
     @property
@@ -135,7 +139,7 @@ class EngineEvaluator(MachineEvaluator):
     workers: Threads = 1
     engine: Engine = field(default_factory=TransformersEngine)
 
-    def settings_of(self, name: str, version: int, own: Mapping[str, Json]) -> dict[str, Json]:
+    def settings_of(self, name: str, version: int, own: JsonObject) -> JsonObject:
         """Settings of an evaluator with this name, with its `own` ones and those of the engine or the machine."""
         known = {"batch_size": self.batch_size, "trust_remote_code": self.trust_remote_code, **own}
         engine = self.engine.settings
@@ -169,12 +173,10 @@ class EngineEvaluator(MachineEvaluator):
         if chat is not None and not chat_template(folder):
             raise no_template(chat)
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items of similar length together (little padding), in an order that depends on the items alone."""
-        order, size = (
-            sorted(items, key=lambda item: (self.length(item), item.id)),
-            self.batch_of(replicate),
-        )
+        order = sorted(items, key=lambda item: (self.length(item), item.id))
+        size = self.batch_of(replicate)
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
 
     def length(self, item: Item) -> int:
@@ -216,11 +218,11 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         check_sampling(self.temperature, self.samples, self.replicates)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         decoding: dict[str, Json] = (
             asdict(self.decoding) if self.temperature else {"temperature": 0.0}
         )
-        own: dict[str, Json] = {
+        own = {
             "max_new_tokens": self.max_new_tokens,
             "stop": list(self.stop),
             "decoding": decoding,
@@ -252,7 +254,7 @@ class LocalEvaluator(RepeatedAnswers, EngineEvaluator):
         rest = "" if self.max_new_tokens else ", or what the context leaves"
         return f"answers have at most {self.answer_tokens:,} new tokens{rest} ({self.length_key})"
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         return generation_notes(folders)
 
     def prompt_notes(self, folder: Path, items: Sequence[Item]) -> list[str]:

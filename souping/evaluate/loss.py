@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from souping.core.fields import Count, component
 from souping.core.protocols import LoadedModel
-from souping.core.types import TEXT, Item, Json, Record, UserError
+from souping.core.types import TEXT, Item, JsonObject, Record, UserError
 from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.engines.transformers import Passage, load_tokenizer, prompt_key
 from souping.evaluate.generate import EngineEvaluator
@@ -43,7 +43,7 @@ class LossEvaluator(EngineEvaluator):
     stride: Count | None = None
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         return self.settings_of("loss", VERSION, {"stride": self.stride})
 
     def banner(self) -> str:
@@ -85,7 +85,8 @@ class LossEvaluator(EngineEvaluator):
 
 
 def _record(model: LoadedModel, item: Item, read: Passage, likelihood: float) -> Record:
-    bits, size = -likelihood / math.log(2), len(scored_text(item).encode())
+    bits = -likelihood / math.log(2)
+    size = len(scored_text(item).encode())
     tokens = (*read.before, *read.scored)
     key = prompt_key(tokens)
     return Record(
@@ -116,9 +117,11 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     Raises:
         UserError: there is no token to score, or none that a text's first token could follow.
     """
-    text, answer = prompt_text(tokenizer, item), scored_text(item)
+    text = prompt_text(tokenizer, item)
+    answer = scored_text(item)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    whole, alone = encode(tokenizer, text), list[int]()
+    whole = encode(tokenizer, text)
+    alone = list[int]()
     if item.scorer != TEXT:
         whole, alone = encode(tokenizer, text + answer), whole
     shared = sum(

@@ -27,7 +27,7 @@ from annotated_types import Interval
 from souping.core.fields import Share, Temperature, component, load
 from souping.core.system import Child, package_environment
 from souping.core.text import first_line
-from souping.core.types import Item, Json, UserError
+from souping.core.types import Folders, Item, Json, JsonObject, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +154,7 @@ def render_task(template: str, doc: Mapping[str, Any]) -> str:
 
 def apply_chat_template(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Json]],
+    messages: Sequence[JsonObject],
     options: Mapping[str, Any],
 ) -> str:
     """`tokenizer.apply_chat_template(messages, **options)`, rendered by the child process.
@@ -251,7 +251,7 @@ PENALTIES = (
     "guidance_scale", "num_beams", "penalty_alpha", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
 """Keys that change which tokens are picked, beside those of sampling."""
-NEUTRAL: Mapping[str, Json] = {
+NEUTRAL: JsonObject = {
     "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0,
     "min_new_tokens": 0, "num_beams": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
@@ -273,7 +273,7 @@ class Decoding:
     top_k: Annotated[int, Interval(ge=0)] = 0
     min_p: Annotated[float, Interval(ge=0, le=1)] = 0.0
     seed: int = 0
-    penalties: Mapping[str, Json] = field(default_factory=dict)
+    penalties: JsonObject = field(default_factory=dict)
 
     def seed_of(self, item: Item, replicate: int) -> int:
         """Seed of one answer, 63 bits. Another id of an item draws no other answers."""
@@ -293,21 +293,21 @@ def check_sampling(temperature: float, samples: int, replicates: int) -> None:
         )
 
 
-def read_generation(folder: Path) -> dict[str, Json]:
+def read_generation(folder: Path) -> JsonObject:
     """The folder's generation_config.json; empty if there is none."""
     path = folder / "generation_config.json"
     table: dict[str, Json] = load(path, dict[str, Any]) if path.is_file() else {}
     return table
 
 
-def generation_overrides(folder: Path) -> dict[str, Json]:
+def generation_overrides(folder: Path) -> JsonObject:
     """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
     own = read_generation(folder)
     keys = PENALTIES + (SAMPLING if own.get("do_sample") else ())
     return {key: own[key] for key in keys if own.get(key) not in (None, NEUTRAL.get(key), [])}
 
 
-def generation_notes(folders: Mapping[str, Path]) -> list[str]:
+def generation_notes(folders: Folders) -> list[str]:
     """Notes on generation_configs, which are not used."""
     notes = []
     for name, folder in folders.items():
@@ -340,7 +340,8 @@ def sampler(decoding: Decoding, seeds: Sequence[int], width: int) -> Draw:
         import torch
 
         scores = keep_likely(logits.float() / decoding.temperature, decoding)
-        generator, place = torch.Generator(device=scores.device), ids.shape[1] - width
+        generator = torch.Generator(device=scores.device)
+        place = ids.shape[1] - width
         for row, seed in enumerate(seeds):
             generator.manual_seed((seed + place * 0x9E3779B97F4A7C15) % 2**63)
             noise = torch.empty_like(scores[row]).exponential_(generator=generator)

@@ -49,7 +49,8 @@ def read(
 def _read(source: str | Path | Frame, group: str, lower: Collection[str] | None) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
         return read_frame(source, group, lower)
-    path, name = expanded(str(source)), ""
+    path = expanded(str(source))
+    name = ""
     heads = [str(path)[:place] for place, letter in enumerate(str(path)) if letter == ":"]
     if not path.exists() and (known := [head for head in heads if Path(head).exists()]):
         path, name = Path(known[-1]), str(path)[len(known[-1]) + 1 :]

@@ -30,7 +30,8 @@ FAILED = "Error during inference: "
 
 def read_bfcl(path: Path, name: str) -> Log:
     """The categories of one model, each a task."""
-    results, scores = path / "result", path / "score"
+    results = path / "result"
+    scores = path / "score"
     if not (results.is_dir() and scores.is_dir()):
         raise UserError(
             f"{path}: a BFCL project has result/ and score/, and one alone does not list all items"

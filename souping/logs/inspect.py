@@ -36,7 +36,7 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         from inspect_ai.log import read_eval_log
     except ImportError:
         raise UserError(
-            f"{path}: inspect_ai's logs are read by its own package: {install('inspect')}"
+            f"{path}: inspect_ai's logs are read by its own package", fix=install("inspect")
         ) from None
     files = (
         [path]

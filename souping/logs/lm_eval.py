@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from souping.core.text import MAX_DEPTH, shown
-from souping.core.types import UserError, number, part, texts
+from souping.core.types import Names, UserError, number, part, texts
 from souping.logs.records import (
     LARGEST,
     Group,
@@ -47,7 +46,8 @@ def read_lm_eval(path: Path, name: str, group: str) -> Log:
     tasks = {task: _task(newest, table, task, group) for task in part(table, "configs")}
     if not tasks or not part(table, "results"):
         raise UserError(f"{newest}: no results of lm_eval's tasks")
-    groups, below = _groups(newest, table), part(table, "group_subtasks")
+    groups = _groups(newest, table)
+    below = part(table, "group_subtasks")
     members = {member for name in below for member in texts(below, name)}
     note = f"{newest.name} is the newest of {len(older) + 1} results files in {newest.parent}: only it was read"
     return Log(
@@ -106,7 +106,7 @@ def _groups(path: Path, table: Row) -> dict[str, Group]:
     return found
 
 
-def _by_size(path: Path, table: Row, name: str, members: tuple[str, ...]) -> bool | None:
+def _by_size(path: Path, table: Row, name: str, members: Names) -> bool | None:
     """Whether a group's figure is the mean over items rather than over tasks, which lm_eval does not write down. None
     if both are the same."""
     results = part(table, "results")
@@ -193,8 +193,9 @@ def _answers(
 
 def _texts(sample: Row) -> tuple[str, str]:
     """Prompt and answer; of a choice the likeliest continuation."""
-    requests: list[Any] = [list(request.values()) for request in sample["arguments"].values()]
-    prompt, first = str(requests[0][0]), sample["resps"][0][0]
+    requests = [list(request.values()) for request in sample["arguments"].values()]
+    prompt = str(requests[0][0])
+    first = sample["resps"][0][0]
     if not isinstance(first, list) or len(first) < 2:
         return prompt, first if isinstance(first, str) else ""
     likelihoods = [float(answers[0][0]) for answers in sample["resps"]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
 
 from souping.core.text import listed, shown
-from souping.core.types import FloatArray, UserError
+from souping.core.types import FloatArray, Names, UserError, frozen
 from souping.logs.records import Group, Log, LoggedMetric, Task
 
 NamedLog = tuple[str, Log]
@@ -25,7 +25,7 @@ memory."""
 SMALL = 10**6
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MatchedMetric:
     """Answers of all models to the items of one task by one metric, for items that every log has.
 
@@ -42,7 +42,7 @@ class MatchedMetric:
     higher_is_better: bool
     is_mean: bool
     items: tuple[str, ...]
-    groups: tuple[str, ...]  # of the items, empty without one
+    groups: Names  # of the items, empty without one
     values: Mapping[Field, Mapping[str, FloatArray]]  # {field: {model: array}}
     reported: Mapping[str, tuple[float | None, ...]]  # {model: figure of each run}
     unit: str = ""
@@ -58,14 +58,14 @@ class MatchedMetric:
         return np.asarray(mean[0])
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Matched:
     """What several models have in common, in the order in which they were named."""
 
-    models: tuple[str, ...]
+    models: Names
     metrics: Mapping[str, tuple[MatchedMetric, ...]]  # of a task; the first one stands for it
     groups: Mapping[str, Group]  # those whose members are all here
-    asked: tuple[str, ...]  # tasks and groups whose mean is the headline
+    asked: Names  # tasks and groups whose mean is the headline
     notes: tuple[str, ...] = ()  # for the reader: what was left out, how the prompts differ
 
 
@@ -281,7 +281,8 @@ def _item_groups(runs: Sequence[LoggedMetric]) -> dict[str, str]:
 def _answer_array(items: Sequence[str], runs: Sequence[LoggedMetric]) -> FloatArray:
     """The FIELDS of a model's answers, [fields, runs, replicates, items], an item's answers in their order."""
     item_place = {item: place for place, item in enumerate(items)}
-    places, values = [], []
+    places = []
+    values = []
     for number, run in enumerate(runs):
         answered: Counter[str] = Counter()
         for a in sorted(run.answers, key=lambda answer: answer.replicate):

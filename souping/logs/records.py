@@ -19,7 +19,7 @@ import numpy as np
 
 from souping.core.files import regular
 from souping.core.text import first_line, listed, nests_deeply, shown
-from souping.core.types import Json, UserError, number
+from souping.core.types import Json, JsonObject, Names, UserError, frozen, number
 
 Row = Mapping[str, Any]
 LARGEST = 1e50
@@ -51,7 +51,7 @@ class LoggedAnswer:
     output: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LoggedMetric:
     """Answers of one model by one metric (with its filter) of one task."""
 
@@ -64,7 +64,7 @@ class LoggedMetric:
     reported: float | None = None  # the harness's own figure, where it is in the log
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Task:
     """One task of a log. `settings` must agree between logs that are compared: version, shots, judge, scorer. Those
     that a log does not say are empty."""
@@ -75,16 +75,16 @@ class Task:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Group:
     """A group of tasks or groups, aggregated as its harness does: a plain mean, or weighted by size."""
 
     name: str
-    members: tuple[str, ...]
+    members: Names
     weight_by_size: bool | None  # None: this log cannot tell, as its tasks score alike
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Log:
     """One evaluation of one model (one training run): its tasks and groups by name.
 
@@ -96,7 +96,7 @@ class Log:
     model: str
     tasks: Mapping[str, Task]
     groups: Mapping[str, Group] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
+    asked: Names = ()
     notes: tuple[str, ...] = ()  # sentences for the reader: which of several files was read
 
 
@@ -153,7 +153,7 @@ def pick_model(path: Path, names: Sequence[str], name: str) -> str:
 def metrics_of(
     path: Path,
     answers: Iterable[tuple[str, LoggedAnswer]],
-    reported: Mapping[str, Json] = MappingProxyType({}),
+    reported: JsonObject = MappingProxyType({}),
     lower: Collection[str] = (),
 ) -> dict[str, LoggedMetric]:
     """Metrics by name from (metric, answer) of a file, those that are means first; `lower` is better of some.
@@ -195,7 +195,8 @@ def _metric(
     figure = number(reported)
     reached = figure is not None and np.isclose(mean, figure, rtol=1e-6, atol=1e-6)
     if (reported is not None and not reached) or (counted.size and np.isnan(mean)):
-        is_mean, answers = False, [replace(answer, score=np.nan) for answer in answers]
+        is_mean = False
+        answers = [replace(answer, score=np.nan) for answer in answers]
     return LoggedMetric(
         name=name,
         higher_is_better=higher,

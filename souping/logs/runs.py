@@ -39,7 +39,9 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
             f"{path}: limit={limit} made this a dry run on items of the search: nothing can be claimed on them; "
             "repeat the run without limit"
         )
-    rows = {str(row["name"]): part(row, "scores") for row in entries(report, "rows")}
+    # A report tests its router; compared again, it would be one more model that may have been picked.
+    models = [row for row in entries(report, "rows") if row.get("kind") != "router"]
+    rows = {str(row["name"]): part(row, "scores") for row in models}
     own = unit_of(report)
     metric = "score" if own.symbol == "%" else own.name
     lower = () if own.higher_is_better else (metric,)
@@ -55,7 +57,7 @@ def _read(path: Path, report: Row, name: str, group: str) -> Log:
         raise UserError(
             f"{path}: no answers of {model or 'its models'} to the report fold: this run made no report"
         )
-    tasks = dict[str, Task]()
+    tasks = {}
     for task, task_lines in lines_of.items():
         pairs = list[tuple[str, LoggedAnswer]]()
         for line in task_lines:

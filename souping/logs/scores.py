@@ -36,7 +36,8 @@ class LogScores(ScoreSource):
         metrics = [metrics[0] for metrics in found.metrics.values() if metrics[0].is_mean]
         if not metrics:
             raise UserError("scores.path: no task in common whose score is a mean over items")
-        items, columns = list[Item](), list[FloatArray]()
+        items = list[Item]()
+        columns = list[FloatArray]()
         for metric in metrics:
             values = np.array([metric.item_means(name) for name in found.models])
             values = values if metric.higher_is_better else 1 - values

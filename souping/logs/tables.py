@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from souping.logs.records import (
     Group,
     Log,
     LoggedAnswer,
+    LoggedMetric,
     Row,
     Task,
     json_lines,
@@ -90,10 +92,8 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def _inspect_rows(rows: Sequence[Row], group: str) -> Iterator[dict[str, Any]]:
     """Rows of `samples_df`, one per metric of the sample's log; one that failed has no score."""
-    metrics, limited = (
-        dict[str, dict[str, None]](),
-        any(not _empty(row.get("limit")) for row in rows),
-    )
+    metrics = dict[str, dict[str, None]]()
+    limited = any(not _empty(row.get("limit")) for row in rows)
     for row in rows:
         metrics.setdefault(str(row.get("log")), {}).update(dict.fromkeys(_inspect_scores(row)))
     for row in rows:
@@ -140,12 +140,14 @@ def _logs(
     needed = dict.fromkeys(filter(None, (*NEEDED, group)))
     for number, row in enumerate(rows, start=1):
         if not needed.keys() <= row.keys():
-            name, known = next(name for name in needed if name not in row), list(map(str, row))
+            name = next(name for name in needed if name not in row)
+            known = list(map(str, row))
             raise UserError(
                 f"{path}: no column {name}{nearest(name, known)} (it has {listed(known)})"
             )
         where = f"{path}: row {number}"
-        key, metric = (_text(row, "task"), str(row["category"])), _text(row, "metric") or "score"
+        key = (_text(row, "task"), str(row["category"]))
+        metric = _text(row, "metric") or "score"
         answer = _answer(where, row, group)
         runs.setdefault(_text(row, "run"), {}).setdefault(key, []).append((metric, answer))
         listed_lower = {*key, "/".join(key)} & {*(lower or ())}
@@ -220,13 +222,23 @@ def _number(where: str, row: Row, key: str) -> float | None:
     return number
 
 
+def _with_units(metrics: Mapping[str, LoggedMetric]) -> dict[str, LoggedMetric]:
+    """Metrics of any range with a unit: tasks with the same one can be averaged."""
+    losses = [metric for metric in metrics.values() if not metric.is_mean]
+    return {
+        metric.name: replace(metric, unit=f"{metric.name} {metric.higher_is_better}")
+        for metric in losses
+    }
+
+
 def _log(
     path: Path,
     run: str,
     tasks: Mapping[tuple[str, str], Iterable[tuple[str, LoggedAnswer]]],
     directions: Directions,
 ) -> Log:
-    found, inside = dict[str, Task](), dict[str, list[str]]()
+    found = dict[str, Task]()
+    inside = dict[str, list[str]]()
     for (task, category), answers in tasks.items():
         name = "/".join(filter(None, dict.fromkeys((task, category))))
         if name in found:
@@ -240,7 +252,8 @@ def _log(
             for (*place, metric), higher in directions.items()
             if higher is False and (*place,) == key
         ]
-        found[name] = Task(name=name, metrics=metrics_of(path, answers, lower=lower))
+        metrics = metrics_of(path, answers, lower=lower)
+        found[name] = Task(name=name, metrics=metrics | _with_units(metrics))
     several = {task: tuple(names) for task, names in inside.items() if names != [task]}
     return Log(
         path=path,

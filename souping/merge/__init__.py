@@ -1,16 +1,17 @@
-"""Merging of checkpoints, on disk and into a live module. Here: the protocols of backends, of the pools that they open,
-and of live modules that become soups."""
+"""Merging of checkpoints, on disk and into a live module. Here: the base classes of backends, of the pools that they
+open, and of live modules that become soups."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from souping.checkpoints import Cache
 from souping.checkpoints.folder import Like
 from souping.core.protocols import Component
-from souping.core.types import ProgressCallback, Recipe
+from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 
 if TYPE_CHECKING:
     import torch
@@ -26,87 +27,93 @@ Extra: TypeAlias = Mapping[str, str] | None
 """{name: content} of files that a soup's folder gets besides its own."""
 
 
-class Pourable(Protocol):
+class Pourable(ABC):
     """Live module that becomes one soup after another."""
 
+    @abstractmethod
     def pour(self, recipe: Recipe) -> None: ...
 
 
-class SoupPlan(Protocol):
+class SoupPlan(ABC):
     """Recipe worked out: what is read, done and written."""
 
+    @abstractmethod
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        ...
 
     def save(self, path: Path) -> Path | None:
         """The plan as a file that a soup can be made from; None where plans of this kind are not saved."""
         return None
 
 
-class CandidatePool(Component, Protocol):
+class CandidatePool(Component, ABC):
     """Candidates opened (headers only), checked against each other and aligned once: full models, or adapters.
 
     Per recipe only weights change. `architecture_folder` is a complete folder of the pool's architecture.
     """
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    @abstractmethod
+    def names(self) -> Names: ...
 
     @property
+    @abstractmethod
     def warnings(self) -> Sequence[str]:
         """What a reader of the report must know of the candidates (UserError where they do not fit each other)."""
-        ...
 
     @property
+    @abstractmethod
     def fingerprints(self) -> Mapping[str, str]: ...
 
     @property
-    def known_folders(self) -> Mapping[str, Path]:
+    @abstractmethod
+    def known_folders(self) -> Folders:
         """{content fingerprint: folder} of all that a rebuild would look for: candidates, base model."""
-        ...
 
     @property
+    @abstractmethod
     def architecture_folder(self) -> Path: ...
 
+    @abstractmethod
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of named weights, ingredients in the pool's order."""
-        ...
 
+    @abstractmethod
     def plan(self, recipe: Recipe) -> SoupPlan: ...
 
+    @abstractmethod
     def live(self, module: torch.nn.Module) -> Pourable: ...
 
+    @abstractmethod
     def write(
         self, recipe: Recipe, out: Path, *, extra_files: Extra = None, progress: Progress = None
     ) -> Path:
         """The soup as a folder, whole or not at all."""
-        ...
 
+    @abstractmethod
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         """Refuse, before anything is evaluated, a candidate without a tokenizer to evaluate it with, and candidates
         that encode one of the texts differently, unless soups `carry` one tokenizer (UserError)."""
-        ...
 
+    @abstractmethod
     def tokenizer_folder(self, recipe: Recipe) -> Path:
         """Where the soup's tokenizer lies."""
-        ...
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
         """The candidate's own folder, where the recipe is that candidate as it lies there."""
         return None
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: the union of its ingredients'; none where they name none."""
         return ()
 
     @property
+    @abstractmethod
     def soup_bytes(self) -> int:
         """Bytes that a soup takes as a folder, at most."""
-        ...
 
 
-class MergeBackend(Component, Protocol):
+class MergeBackend(Component, ABC):
     """Mixer of models: its settings, as far as others ask for them, and pools opened for it.
 
     `adapters` is `keep` or `merge`, or None where only full models are mixed; `carry` names the ingredient whose config
@@ -135,12 +142,12 @@ class MergeBackend(Component, Protocol):
         """Whether its soups of full models can be written before their ingredients are hashed."""
         return False
 
+    @abstractmethod
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
         """This backend with other settings; those that it does not have are left out."""
-        ...
 
+    @abstractmethod
     def open(
-        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
-        ...

@@ -21,9 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +31,8 @@ from souping.checkpoints.header import FLOATS, size_of
 from souping.core.fields import Seconds, Threads, component
 from souping.core.files import error_text
 from souping.core.system import cores, package_environment, wait_or_kill
-from souping.core.text import first_line
-from souping.core.types import Missing, UserError
+from souping.core.text import first_line, missing, stripped_lines
+from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR, WARNING, Extra, Progress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, linear, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
@@ -111,16 +109,7 @@ class AccelerateMerge(LocalMerge):
             progress(plan.nbytes, plan.nbytes)
 
     def needs(self) -> list[Missing]:
-        there = find_spec("accelerate") is not None
-        return (
-            []
-            if there
-            else [
-                Missing(
-                    what="the package accelerate is not installed", fix="pip install accelerate"
-                )
-            ]
-        )
+        return missing("accelerate", "pip install accelerate")
 
 
 def rank_count(asked: int | None) -> int:
@@ -196,11 +185,11 @@ def cause(text: str) -> str:
         )
     if errors := re.findall(f"^{ERROR}(.*)$", text, re.MULTILINE):
         return str(errors[0])
-    last = [line.strip() for line in text.splitlines() if line.strip()][-1:]
+    last = stripped_lines(text)[-1:]
     return f"merge=accelerate: the ranks ended: {''.join(last)[:300] or 'no reason given'}; nothing was written"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Rank:
     """One of `count` ranks, of which `local` run on this machine. `gpu` does the arithmetic; None is the CPU."""
 
@@ -340,12 +329,14 @@ def agrees(device: torch.device) -> bool:
     """Whether the device's bits are those of the kernels on a sample of random bits."""
     import torch
 
-    dice, weights = np.random.default_rng(0), (0.15, 0.85, 1 / 3)
+    dice = np.random.default_rng(0)
+    weights = (0.15, 0.85, 1 / 3)
     for function, dtype in itertools.product(COMPILED_METHODS, FLOATS):
         rows = [
             np.frombuffer(dice.bytes(SAMPLE * size_of(dtype)), np.uint8).copy() for _ in weights
         ]
-        wanted, tags = np.empty_like(rows[0]), [dtype] * len(rows)
+        wanted = np.empty_like(rows[0])
+        tags = [dtype] * len(rows)
         mix_block(function, rows, tags, weights, dtype, wanted, dtype)
         soup, _ = blend(
             function, [torch.from_numpy(row).to(device) for row in rows], tags, weights, dtype

@@ -20,7 +20,7 @@ from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, smal
 from souping.checkpoints.lora import CONFIG, WEIGHTS, Adapter, FactorPair
 from souping.core.files import expanded, folder_at, staged
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import Folders, Names, Recipe, TokenIds, UserError
 from souping.merge import CandidatePool, Extra, MergeBackend, Pourable, Progress, SoupPlan, factors
 from souping.merge.alignment import Alignment
 from souping.merge.kernels import torch_dtype
@@ -56,9 +56,7 @@ class AdapterPool(CandidatePool):
     the base's content.
     """
 
-    def __init__(
-        self, folders: Mapping[str, Path], merge: MergeBackend, cache: Cache = None
-    ) -> None:
+    def __init__(self, folders: Folders, merge: MergeBackend, cache: Cache = None) -> None:
         """Open and check.
 
         Raises:
@@ -83,7 +81,8 @@ class AdapterPool(CandidatePool):
             n: a.fingerprint(self.base_fingerprint, cache) for n, a in self.adapters.items()
         }
         self._eos_token_ids = eos_token_ids(self.base.folder)
-        self._folders, self.base_name = dict(folders), base_name(folders)
+        self._folders = dict(folders)
+        self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
         self._opened = {
             **{n: a.checkpoint for n, a in self.adapters.items()},
@@ -91,7 +90,7 @@ class AdapterPool(CandidatePool):
         }
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return tuple(self.adapters)
 
     @property
@@ -103,7 +102,7 @@ class AdapterPool(CandidatePool):
         return self._fingerprints
 
     @property
-    def known_folders(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Folders:
         adapters = {self._fingerprints[name]: folder for name, folder in self._folders.items()}
         return {self.base_fingerprint: self.base.folder} | adapters
 
@@ -129,7 +128,7 @@ class AdapterPool(CandidatePool):
         """The folder of the soup's tokenizer: the carrying adapter, or the base if that has none."""
         return self._tokenizer_of(self.adapters[self._carrier(recipe)])
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Those of the base: adapters have none."""
         return self._eos_token_ids
 
@@ -183,7 +182,9 @@ class AdapterPool(CandidatePool):
         self, plan: AdapterPlan, stage: Path, progress: Progress
     ) -> dict[str, str | bytes]:
         """Write the weights; returns the other files of the folder."""
-        recipe, nonfinite, reader = plan.recipe, self._merge.nonfinite, self.reader()
+        recipe = plan.recipe
+        nonfinite = self._merge.nonfinite
+        reader = self.reader()
         shares = self.shares(recipe)
         if _merged(recipe):
             full = factors.base_plan(
@@ -247,7 +248,8 @@ class AdapterLive(Pourable):
     """
 
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
-        self._pool, self._reader = pool, pool.reader()
+        self._pool = pool
+        self._reader = pool.reader()
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
         self._changed: set[str] = set()
@@ -269,7 +271,8 @@ class AdapterLive(Pourable):
         """One module's weight. A merged soup's is rounded to its dtype first, as the written model's is."""
         import torch
 
-        site, target = self._pool.sites[name], self._owners[name].get_parameter("weight")
+        site = self._pool.sites[name]
+        target = self._owners[name].get_parameter("weight")
         merged = _merged(recipe)
         made: factors.Product | None = None
         if shares:
@@ -344,7 +347,8 @@ def find_base(
 
 
 def _same_base(a: str, left: Adapter, b: str, right: Adapter) -> None:
-    one, other = left.settings, right.settings
+    one = left.settings
+    other = right.settings
     named = shown(str(one.base)), shown(str(other.base))
     if one.base != other.base and (
         folder_at(one.base) is None or folder_at(one.base) != folder_at(other.base)
@@ -408,7 +412,8 @@ def _site(
 
 
 def _fits(part: FactorPair, tensor: Tensor) -> bool:
-    rows, columns = part.b.shape[0], part.a.shape[1]
+    rows = part.b.shape[0]
+    columns = part.a.shape[1]
     shapes = [(columns, rows)] if part.embedding else [(rows, columns), (columns, rows)]
     return tensor.shape in shapes
 

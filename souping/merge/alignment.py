@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints import Checkpoint, Checkpoints
 from souping.checkpoints.compatibility import AlignedTensor, align
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
@@ -46,10 +46,9 @@ class Alignment:
     `base` is the base model of the methods that have one.
     """
 
-    def __init__(
-        self, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None = None
-    ) -> None:
-        self.checkpoints, self.base = dict(checkpoints), base
+    def __init__(self, checkpoints: Checkpoints, base: Checkpoint | None = None) -> None:
+        self.checkpoints = dict(checkpoints)
+        self.base = base
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def check_unchanged(self, recipe: Recipe) -> None:
@@ -74,7 +73,8 @@ class Alignment:
 
     def weighted_layout(self, recipe: Recipe) -> WeightedLayout:
         """The recipe's weights on the layout of its ingredients. Raises UserError as `plan`."""
-        pool, vocab = self._pool(recipe), str(recipe.settings.get("vocab", "error"))
+        pool = self._pool(recipe)
+        vocab = str(recipe.settings.get("vocab", "error"))
         key = (vocab, *pool)
         if key not in self._layouts:
             if len(self._layouts) == LAYOUTS:
@@ -160,12 +160,12 @@ def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
 class Layout:
     """Ingredients side by side (a base model last): their tensors, files and places, whatever the weights."""
 
-    pool: Mapping[str, Checkpoint]
+    pool: Checkpoints
     tensors: Mapping[str, LaidTensor]
     ingredients: tuple[Ingredient, ...]
 
     @classmethod
-    def of(cls, pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
+    def of(cls, pool: Checkpoints, vocab: str) -> Layout:
         aligned = align(pool, vocab)
         files = [
             {"": 0, **{name: i for i, name in enumerate(checkpoint.files)}}
@@ -180,7 +180,8 @@ class Layout:
 
     def carrier(self, carry: str | None) -> int:
         """The ingredient whose config and tokenizer the soup gets: one that has the soup's vocabulary."""
-        names, uneven = list(self.pool), self.uneven
+        names = list(self.pool)
+        uneven = self.uneven
         fits = [
             i
             for i in range(len(names))
@@ -193,7 +194,8 @@ class Layout:
                 )
             chosen = names.index(carry)
             if fits and chosen not in fits:
-                rows, own = uneven[0].shape[0], uneven[0].parts[chosen].shape[0]
+                rows = uneven[0].shape[0]
+                own = uneven[0].parts[chosen].shape[0]
                 what = f"merge.carry={carry} has a tokenizer for {own} rows, the soup has {rows}"
                 raise UserError(f"{what}: carry {listed(names[i] for i in fits)}")
             return chosen
@@ -226,7 +228,8 @@ class WeightedLayout:
     """
 
     def __init__(self, recipe: Recipe, layout: Layout) -> None:
-        self.recipe, self.layout = recipe, layout
+        self.recipe = recipe
+        self.layout = layout
         self.method = "linear" if _alone(recipe) else recipe.method
         self._based = get_method(recipe.method).base
         self._weights, self._number = _overridden(recipe, list(layout.tensors))
@@ -271,19 +274,22 @@ class WeightedLayout:
         elif len(weights) < sum(w != 0 for w in given):
             scale = sum(given) / _total(weights.values())
             weights = {i: w * scale for i, w in weights.items()}
-        models, values = tuple(weights), tuple(weights.values())
+        models = tuple(weights)
+        values = tuple(weights.values())
         if values == (1.0,):
             return Mix("copy" if stored[models[0]] == dtype else "linear", models, dtype, values)
         if self._based and base is None:
             total = _total(values)
             return Mix("linear", models, dtype, tuple(v / total for v in values))
         if base is not None:
-            models, values = (base, *models), (0.0, *values)
+            models = (base, *models)
+            values = (0.0, *values)
         return Mix("mix", models, dtype, values)
 
     def _tensor(self, tensor: LaidTensor) -> PlannedTensor:
         """A tensor of the soup, not yet placed in a shard."""
-        slot, first = tensor.slot, tensor.slot.parts[0]
+        slot = tensor.slot
+        first = tensor.slot.parts[0]
         mixes = [
             self._mix(band.have, tensor.stored, self._number(slot.name)) for band in tensor.bands
         ]

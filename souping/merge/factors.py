@@ -19,19 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from souping.checkpoints import Checkpoint
+from souping.checkpoints import Checkpoint, Checkpoints
 from souping.checkpoints.header import Tensor, header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import Adapter, FactorPair
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.files import write_at
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Progress
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import Float32, Raw, narrow
+from souping.merge.kernels import narrow
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import ShardWriter, prepare
 
@@ -62,8 +61,9 @@ class Site:
 class TensorReader:
     """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`)."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint], nonfinite: str = "warn") -> None:
-        self._checkpoints, self._nonfinite = checkpoints, nonfinite
+    def __init__(self, checkpoints: Checkpoints, nonfinite: str = "warn") -> None:
+        self._checkpoints = checkpoints
+        self._nonfinite = nonfinite
         self._reported: set[str] = set()
 
     def rows(self, name: str, tensor: Tensor, start: int = 0, count: int | None = None) -> Float32:
@@ -72,10 +72,8 @@ class TensorReader:
         Raises:
             UserError: the file ends early, or a value is not finite.
         """
-        path, size = (
-            self._checkpoints[name].folder / tensor.file,
-            math.prod(tensor.shape[1:]) * size_of(tensor.dtype),
-        )
+        path = self._checkpoints[name].folder / tensor.file
+        size = math.prod(tensor.shape[1:]) * size_of(tensor.dtype)
         length = (tensor.shape[0] if count is None else count) * size
         with path.open("rb", buffering=0) as file:
             raw = np.frombuffer(
@@ -115,8 +113,8 @@ def join(reader: TensorReader, shares: Sequence[Share], dtype: str, rank: int = 
     `rank` is at least the sum of the ranks (the default); rows and columns beyond it are zero.
     """
     more = max(0, rank - rank_of(shares))
-    left: list[Float32] = []
-    right: list[Float32] = []
+    left = []
+    right = []
     for name, part, weight in shares:
         left.append(reader.rows(name, part.a))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -135,7 +133,7 @@ class Product:
 
     def __init__(self, a: Float32, b: Float32, transposed: bool) -> None:
         self.left: Float32 = a.T if transposed else b
-        self.right: NDArray[np.float64] = (b.T if transposed else a).astype(np.float64)
+        self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
 
     def added(self, base: Float32, start: int) -> Float32:
         """`base` [n, columns] (rows from `start` of the weight) plus the product, summed in fp64, rounded to fp32.
@@ -167,7 +165,8 @@ def write_weights(
     Raises:
         UserError: a file ended early, or a value is not finite.
     """
-    rank, size = soup_rank(shares), size_of(dtype)
+    rank = soup_rank(shares)
+    size = size_of(dtype)
     tensors: list[tuple[str, str, Sequence[int], int, int]] = []
     total = 0
     for module in sorted(shares):
@@ -199,7 +198,8 @@ def config_text(shares: Shares, adapters: Mapping[str, Adapter], base: Path) -> 
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
     """
     settings = [adapter.settings for adapter in adapters.values()]
-    name, revision = str(base.resolve()), None
+    name = str(base.resolve())
+    revision = None
     if cached := cached_name(name):
         name, _, revision = cached.partition("@")
     if name == settings[0].base:

@@ -12,24 +12,20 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.checkpoints.header import TORCH_DTYPES, size_of
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.fields import pick
 from souping.core.native import compiled
 from souping.core.text import named
-from souping.core.types import UserError, Weights
+from souping.core.types import FloatArray, IntArray, UserError, Weights, frozen
 
 if TYPE_CHECKING:
     import torch
 
-Float32 = NDArray[np.float32]
-Raw = NDArray[np.uint8]
 Combine = Callable[[Sequence[Float32], Sequence[float]], Float32]
 """A method on fp32 rows: combine(rows, weights) -> row."""
 EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
@@ -79,11 +75,11 @@ def fma(weight: float, values: Float32, total: Float32) -> Float32:
         return sums.astype(np.float32).reshape(total.shape)
 
 
-def _round_to_odd(
-    sums: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], at: NDArray[np.intp]
-) -> None:
+def _round_to_odd(sums: FloatArray, a: FloatArray, b: FloatArray, at: IntArray) -> None:
     """Replace inexact sums whose last bit is even by their odd neighbour on the side of the error (Knuth's TwoSum)."""
-    s, a, b = sums[at], a[at], b[at]
+    s = sums[at]
+    a = a[at]
+    b = b[at]
     part = s - a
     error = (a - (s - part)) + (b - part)
     even = (s.view(np.uint64) & np.uint64(1)) == 0
@@ -101,7 +97,8 @@ def linear(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
 
 def delta(tensors: Sequence[Float32], weights: Sequence[float]) -> Float32:
     """x_0 + sum_k w_k (x_k - x_0): `tensors[0]` is the base and `weights[0]` is not used."""
-    base, total = tensors[0], np.zeros_like(tensors[0])
+    base = tensors[0]
+    total = np.zeros_like(tensors[0])
     with np.errstate(over="ignore", invalid="ignore"):
         for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
             total = fma(weight, tensor - base, total)
@@ -121,8 +118,9 @@ def torch_dtype(tag: str) -> torch.dtype:
 
 def finite(raw: Raw, dtype: str) -> bool:
     """Whether no element is NaN or infinite (all exponent bits set)."""
-    bits: NDArray[Any] = raw.view(np.uint32 if dtype == "F32" else np.uint16)
-    return not bool(((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any())
+    bits = raw.view(np.uint32 if dtype == "F32" else np.uint16)
+    exponents = np.bitwise_and(bits, EXPONENT[dtype])
+    return not bool(np.equal(exponents, EXPONENT[dtype]).any())
 
 
 def mix_block(
@@ -202,7 +200,8 @@ def native(delta: bool, sources: tuple[str, ...], dtype: str, out_dtype: str) ->
 
 def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) -> str:
     """LLVM assembly of `i32 kernel(row, weight, .., count, out)`, which returns 0 if everything is finite."""
-    lines, total = [_load(k, source) for k, source in enumerate(sources)], "0.0"
+    lines = [_load(k, source) for k, source in enumerate(sources)]
+    total = "0.0"
     for k in range(int(delta), len(sources)):
         value = f"%x{k}"
         if delta:
@@ -277,9 +276,12 @@ def _narrow(value: str, name: str, dtype: str) -> str:
 
 def _store(dtype: str, out_dtype: str) -> str:
     """Write the soup's bits to `%out`, through fp32 if they are written as another dtype."""
-    text, bits, size = "", "soup", 8 * size_of(out_dtype)
+    text = ""
+    bits = "soup"
+    size = 8 * size_of(out_dtype)
     if out_dtype != dtype:
-        text, bits = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n", "cast"
+        text = f"{_widen_bits(dtype)}\n{_narrow('%wide', 'cast', out_dtype)}\n"
+        bits = "cast"
     narrowed = f"%low = trunc i32 %{bits} to i{size}" if size < 32 else f"%low = add i32 %{bits}, 0"
     return f"""{text}  {narrowed}
   %to = getelementptr i{size}, ptr %out, i64 %i
@@ -299,10 +301,8 @@ def _widen_bits(dtype: str) -> str:
 
 # ------------------------------------------------------------ methods
 
-Gram = NDArray[np.float64]
 
-
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Method:
     """Merge method: how tensors become one.
 
@@ -311,7 +311,7 @@ class Method:
     """
 
     function: Combine
-    coefficients: Callable[[Gram, Weights], Weights] | None = None
+    coefficients: Callable[[FloatArray, Weights], Weights] | None = None
     base: bool = False
     whole: bool = False
     least: int = 1
@@ -324,7 +324,7 @@ class Method:
             values = self.weigh(gram(tensors, self.base), values)
         return self.function(tensors, values)
 
-    def weigh(self, inner: Gram, weights: Weights) -> Weights:
+    def weigh(self, inner: FloatArray, weights: Weights) -> Weights:
         """The weights that `function` gets, from the weights of the recipe."""
         if self.coefficients is None:
             return weights
@@ -333,7 +333,7 @@ class Method:
         return self.coefficients(inner, weights)
 
 
-def gram(tensors: Sequence[Float32], base: bool) -> Gram:
+def gram(tensors: Sequence[Float32], base: bool) -> FloatArray:
     """Inner products [K, K] in fp64 of the tensors, or with `base` of their differences to the first one."""
     wide = [tensor.astype(np.float64).ravel() for tensor in tensors]
     if base:
@@ -345,7 +345,7 @@ def gram(tensors: Sequence[Float32], base: bool) -> Gram:
     return result
 
 
-def slerp_weights(inner: Gram, weights: Weights) -> Weights:
+def slerp_weights(inner: FloatArray, weights: Weights) -> Weights:
     """Spherical interpolation of two tensors (Shoemake 1985) at t = w_1 / (w_0 + w_1).
 
     sin((1-t) a)/sin(a) and sin(t a)/sin(a) with a the angle between them; straight where |cos a| > 0.9995 or a tensor
@@ -365,13 +365,14 @@ def slerp_weights(inner: Gram, weights: Weights) -> Weights:
     )
 
 
-def stock_weights(inner: Gram, weights: Weights) -> Weights:
+def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     """Model Stock (arXiv 2403.19522, equation for N models): t = N c / (1 + (N-1) c).
 
     c is the mean cosine between the fine-tuned models' differences to the base; the soup is the base moved by t times
     their weighted mean difference (the paper's mean is the uniform one). A pole (1 + (N-1) c = 0) keeps the base.
     """
-    count, norms = len(weights), np.sqrt(np.diag(inner))
+    count = len(weights)
+    norms = np.sqrt(np.diag(inner))
     pairs = [(i, j) for i in range(count) for j in range(i)]
     cosine = float(np.mean([inner[i, j] / max(norms[i] * norms[j], 1e-12) for i, j in pairs]))
     below = 1 + (count - 1) * cosine
@@ -397,7 +398,8 @@ def get_method(name: str) -> Method:
 
 def check_method(name: str, weights: Weights) -> None:
     """Refuse a number of ingredients, or weights, that the method is not defined for (UserError)."""
-    method, count = get_method(name), len(weights)
+    method = get_method(name)
+    count = len(weights)
     if count < method.least or (method.most is not None and count > method.most):
         wanted = (
             f"exactly {method.most}" if method.most == method.least else f"at least {method.least}"

@@ -21,12 +21,13 @@ import numpy as np
 from souping.checkpoints import Checkpoint, WeightReader
 from souping.checkpoints.header import TAGS, size_of
 from souping.checkpoints.ranges import pointer_in
+from souping.checkpoints.views import Raw
 from souping.core.system import cores
 from souping.core.text import first_line, listed
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import Pourable
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import Gram, Method, Raw, get_method, torch_dtype
+from souping.merge.kernels import Method, get_method, torch_dtype
 from souping.merge.plan import (
     Chunk,
     MergePlan,
@@ -55,9 +56,13 @@ class LiveModule(Pourable):
     def __init__(
         self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
     ) -> None:
-        self._alignment, self._module, self._nonfinite = alignment, module, nonfinite
-        self._files, self._targets, self._warned = WeightFiles(), ModuleTargets(module), set[str]()
-        self._grams: dict[tuple[object, ...], Gram] = {}
+        self._alignment = alignment
+        self._module = module
+        self._nonfinite = nonfinite
+        self._files = WeightFiles()
+        self._targets = ModuleTargets(module)
+        self._warned = set[str]()
+        self._grams: dict[tuple[object, ...], FloatArray] = {}
 
     def pour(self, recipe: Recipe) -> None:
         """Put the recipe's soup into the module, in place. Tied parameters are written once.
@@ -93,7 +98,8 @@ class LiveModule(Pourable):
         self, plan: MergePlan, tensor: PlannedTensor, flat: Raw, dtype: str
     ) -> Iterator[Task]:
         """Calls that mix a tensor block by block into bytes of `dtype`."""
-        method, size = get_method(plan.method), size_of(dtype)
+        method = get_method(plan.method)
+        size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
             rows = [
                 self._files.row(plan.ingredients[s.ingredient].checkpoint, s.file)
@@ -212,8 +218,8 @@ class ModuleTargets:
         module, as for mixtures of experts, whose experts transformers stacks when it loads them.
         """
         named = self._named()
-        places: dict[str, ParameterTarget] = {}
-        taken: set[int] = set()
+        places = {}
+        taken = set()
         for tensor in tensors:
             place = self._lookup(tensor.name, named)
             if place is None:
@@ -291,7 +297,8 @@ def reload(module: torch.nn.Module, soup: Mapping[str, torch.Tensor]) -> None:
         raise UserError(
             f"the soup does not fit the live module: {first_line(error)[:150]}"
         ) from None
-    source, report = loaded[0].state_dict(), loaded[1]
+    source = loaded[0].state_dict()
+    report = loaded[1]
     state = module.state_dict(keep_vars=True)
     lost = {
         *report["missing_keys"],

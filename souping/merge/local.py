@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from souping.checkpoints import Cache, Checkpoint, eos_token_ids, fingerprint, fingerprint_of
+from souping.checkpoints import (
+    Cache,
+    Checkpoint,
+    Checkpoints,
+    eos_token_ids,
+    fingerprint,
+    fingerprint_of,
+)
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
     check_tokenizer,
@@ -23,7 +31,16 @@ from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
 from souping.core.fields import Precision, component, pick
 from souping.core.text import is_user_code, listed
-from souping.core.types import Json, Recipe, UserError, Weights
+from souping.core.types import (
+    Folders,
+    Json,
+    JsonObject,
+    Names,
+    Recipe,
+    TokenIds,
+    UserError,
+    Weights,
+)
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -47,7 +64,7 @@ P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
 
 
-class ModelMerge(MergeBackend, Protocol[P]):
+class ModelMerge(MergeBackend, Generic[P]):
     """Merge backend of full models, a dataclass, with its own type of plans."""
 
     def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
@@ -55,7 +72,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
         known = {field.name for field in fields(self) if field.init}
         return replace(self, **{key: value for key, value in settings.items() if key in known})
 
-    def align(self, checkpoints: Mapping[str, Checkpoint]) -> Alignment:
+    def align(self, checkpoints: Checkpoints) -> Alignment:
         home = next((each.like for each in checkpoints.values() if each.like is not None), None)
         like = Like(home, rules_of(self.names), self.format == "same")
         base = Checkpoint.open(Path(self.base), self.allow_pickle, like) if self.base else None
@@ -65,7 +82,7 @@ class ModelMerge(MergeBackend, Protocol[P]):
         self,
         ingredients: Sequence[str],
         weights: Weights,
-        checkpoints: Mapping[str, Checkpoint],
+        checkpoints: Checkpoints,
         fingerprints: Mapping[str, str],
         base: str | None = None,
     ) -> Recipe:
@@ -89,22 +106,23 @@ class ModelMerge(MergeBackend, Protocol[P]):
             settings={} if lone else self.settings_of(used, checkpoints, base),
         )
 
-    def settings_of(
-        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    @abstractmethod
+    def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
-        ...
 
+    @abstractmethod
     def plan(self, recipe: Recipe, models: Alignment) -> P: ...
 
+    @abstractmethod
     def write(
         self, plan: P, out: Path, progress: Progress = None, extra_files: Extra = None
     ) -> Path: ...
 
+    @abstractmethod
     def live(self, models: Alignment, module: torch.nn.Module) -> Pourable: ...
 
     def open(
-        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         return open_pool(folders, self, cache, like)
 
@@ -167,9 +185,7 @@ class LocalMerge(ModelMerge[MergePlan]):
     def hashes_while_reading(self) -> bool:
         return self.base is None and self.format == "hf"
 
-    def settings_of(
-        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
@@ -219,7 +235,7 @@ class FullModelPool(CandidatePool, Generic[P]):
 
     def __init__(
         self,
-        folders: Mapping[str, Path],
+        folders: Folders,
         merge: ModelMerge[P],
         cache: Cache = None,
         like: Like | None = None,
@@ -229,14 +245,16 @@ class FullModelPool(CandidatePool, Generic[P]):
         Raises:
             UserError: a folder is absent or broken.
         """
-        self._folders, self._merge, self._cache = dict(folders), merge, cache
+        self._folders = dict(folders)
+        self._merge = merge
+        self._cache = cache
         lent = Like(like.folder if like else None, rules_of(merge.names), merge.format == "same")
         self._checkpoints = {
             name: Checkpoint.open(path, merge.allow_pickle, lent) for name, path in folders.items()
         }
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return tuple(self._folders)
 
     @cached_property
@@ -260,12 +278,12 @@ class FullModelPool(CandidatePool, Generic[P]):
             Layout.of(self._checkpoints, self._merge.vocab).carrier(carry)
 
     @cached_property
-    def _ends(self) -> Mapping[str, tuple[int, ...]]:
+    def _ends(self) -> Mapping[str, TokenIds]:
         return {
             name: eos_token_ids(checkpoint.home) for name, checkpoint in self._checkpoints.items()
         }
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         ends = {token for name in recipe.ingredients for token in self._ends[name]}
         uneven = (
             self._alignment.weighted_layout(recipe).layout.uneven
@@ -282,7 +300,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         }
 
     @property
-    def known_folders(self) -> Mapping[str, Path]:
+    def known_folders(self) -> Folders:
         seen = {self.fingerprints[name]: folder for name, folder in self._folders.items()}
         if self._merge.base and self._base_content:
             seen[self._base_content] = Path(self._merge.base)
@@ -352,7 +370,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._merge.close()
 
 
-def router_weights(router: str, pool: Mapping[str, Checkpoint]) -> dict[str, list[float]]:
+def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
     """Weights in the pool's order for patterns of routers, all on the model that `router` keeps; none for average.
 
     Raises:
@@ -394,7 +412,7 @@ def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
     )
 
 
-def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
+def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     """One note if the models end their answers at different tokens."""
     if len({*ends.values(), ()}) <= 2:
         return []
@@ -403,7 +421,7 @@ def note_ends(ends: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def open_pool(
-    folders: Mapping[str, Path], merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
+    folders: Folders, merge: ModelMerge[P], cache: Cache = None, like: Like | None = None
 ) -> CandidatePool:
     """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}

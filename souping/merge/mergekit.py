@@ -6,7 +6,6 @@ arithmetic.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,17 +13,26 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from souping.checkpoints import Cache, Checkpoint, fingerprint
+from souping.checkpoints import Cache, Checkpoint, Checkpoints, fingerprint
 from souping.checkpoints.folder import Like, side_files
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.files import staged, write_files
-from souping.core.text import install
-from souping.core.types import Json, Missing, Recipe, UserError, number, part
+from souping.core.text import missing
+from souping.core.types import (
+    Folders,
+    Json,
+    JsonObject,
+    Missing,
+    Recipe,
+    UserError,
+    frozen,
+    number,
+    part,
+)
 from souping.merge import CandidatePool, Extra, Nonfinite, Pourable, Progress, SoupPlan
 from souping.merge.alignment import Alignment
 from souping.merge.local import ModelMerge
@@ -46,7 +54,7 @@ FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
 """Environment in which mergekit's sums have one order, whatever the machine."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergekitPlan(SoupPlan):
     """Recipe as the YAML that mergekit will run; `ingredients` (a base model last) as they were opened."""
 
@@ -86,7 +94,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
     seed: Seed = 0
 
     def open(
-        self, folders: Mapping[str, Path], cache: Cache = None, like: Like | None = None
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates. Raises UserError where the method needs a base model and there is none."""
         if self.method in BASED and not self.base:
@@ -95,9 +103,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             )
         return super().open(folders, cache, like)
 
-    def settings_of(
-        self, used: Sequence[str], pool: Mapping[str, Checkpoint], base: str | None
-    ) -> dict[str, Json]:
+    def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
         settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -149,9 +155,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
     def needs(self) -> list[Missing]:
         """mergekit in this environment, unless a `command` names another one's."""
-        if self.command is not None or importlib.util.find_spec("mergekit") is not None:
-            return []
-        return [Missing(what="the package mergekit is not installed", fix=install("mergekit"))]
+        return missing("mergekit") if self.command is None else []
 
     def _run(self, plan: MergekitPlan, stage: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
@@ -201,7 +205,7 @@ def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     )
 
 
-def _dump(document: Mapping[str, Json]) -> str:
+def _dump(document: JsonObject) -> str:
     import yaml
 
     return str(yaml.safe_dump(document, sort_keys=False))
@@ -227,7 +231,9 @@ class MergekitLive(Pourable):
     """Live module that takes mergekit's soups."""
 
     def __init__(self, merge: MergekitMerge, models: Alignment, module: torch.nn.Module) -> None:
-        self._merge, self._models, self._module = merge, models, module
+        self._merge = merge
+        self._models = models
+        self._module = module
 
     def pour(self, recipe: Recipe) -> None:
         """Write the soup, then pour that one checkpoint. Raises UserError as `MergekitMerge.write`."""

@@ -24,15 +24,13 @@ from annotated_types import Interval
 from souping.checkpoints import Checkpoint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
-from souping.checkpoints.views import widen
+from souping.checkpoints.views import Raw, widen
 from souping.core.text import safe, shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import FloatArray, Names, Recipe, UserError, frozen
 from souping.merge import Format, Nonfinite, SoupPlan
 from souping.merge.kernels import (
     BLOCK,
-    Gram,
     Method,
-    Raw,
     finite,
     get_method,
     gram,
@@ -141,7 +139,7 @@ class SoupFiles(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergePlan(SoupPlan):
     """Recipe worked out to the byte. With a base model, that is the last ingredient.
 
@@ -156,7 +154,7 @@ class MergePlan(SoupPlan):
     vocab_size: int | None
     max_shard_size: int
     ingredients: tuple[Ingredient, ...]
-    shards: tuple[str, ...]
+    shards: Names
     tensors: tuple[PlannedTensor, ...]
     frame: SoupFiles | None = None
 
@@ -206,7 +204,8 @@ class MergePlan(SoupPlan):
         place = SINGLE if len(self.shards) == 1 else f"{len(self.shards)} shards and {INDEX}"
         if self.frame is not None:
             place = f"{len(self.shards)} files in the layout of {self.carrier}"
-        read, written = human(self.read_bytes), human(self.nbytes)
+        read = human(self.read_bytes)
+        written = human(self.nbytes)
         return safe(
             f"{self.method} soup {self.recipe.id}: {' + '.join(lines)}\n"
             f"{len(self.tensors)} tensors, {self.dtype}, reads {read}, writes {written} to {place}"
@@ -248,7 +247,8 @@ def carried(carry: str | None, recipe: Recipe) -> str | None:
 
 def base_name(names: Iterable[str]) -> str:
     """A name for the base model that none of the candidates has."""
-    taken, name = set(names), "base"
+    taken = set(names)
+    name = "base"
     while name in taken:
         name += " model"
     return name
@@ -367,8 +367,10 @@ def _follows(a: Chunk, b: Chunk) -> bool:
 def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     """The chunks of one rank: as many bytes for each, cut at whole blocks (indivisible chunks stay whole)."""
     total = sum(chunk.nbytes for chunk in work)
-    low, high = total * rank // ranks, total * (rank + 1) // ranks
-    share, passed = [], 0
+    low = total * rank // ranks
+    high = total * (rank + 1) // ranks
+    share = []
+    passed = 0
     for chunk in work:
         size = size_of(chunk.dtype)
         first, last = (_cut(chunk, edge - passed, size) for edge in (low, high))
@@ -491,10 +493,10 @@ def mixed(
     return out
 
 
-def chunk_gram(chunk: Chunk, base: bool, read: Read) -> Gram:
+def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
     """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that they are never all in memory."""
     size = len(chunk.sources) - base
-    total: Gram = np.zeros((size, size))
+    total: FloatArray = np.zeros((size, size))
     for start in range(0, chunk.count, STEP):
         part = chunk.part(start, min(STEP, chunk.count - start))
         rows = [np.empty(part.count * size_of(s.dtype), np.uint8) for s in part.sources]

@@ -29,7 +29,7 @@ from souping.checkpoints.views import View, row_major
 from souping.core.fields import load
 from souping.core.files import reserve
 from souping.core.text import shown
-from souping.core.types import Recipe, UserError
+from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
@@ -114,7 +114,7 @@ def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
     return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
 
 
-def newest(names: Mapping[str, Path], carry: str | None) -> str:
+def newest(names: Folders, carry: str | None) -> str:
     """The ingredient that gives the layout: `merge.carry`, the largest step in a path, else the last."""
     if carry in names and carry is not None:
         return carry
@@ -159,7 +159,8 @@ def stored_plan(
         nonfinite=nonfinite,
         carry=chosen,
     )
-    tensors, slots = list[PlannedTensor](), frame.slots
+    tensors = list[PlannedTensor]()
+    slots = frame.slots
     for tensor in made.tensors:
         kept = seen[chosen].tensors[tensor.name].dtype
         if tensor.dtype != kept:
@@ -199,9 +200,10 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
         raise UserError(
             f"{sharded.folder}: files by rank are read, but not written: use merge.format=hf"
         )
-    folder, prefix = sharded.folder, f"{sharded.root}/" if sharded.root else ""
+    folder = sharded.folder
+    prefix = f"{sharded.root}/" if sharded.root else ""
     parts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    boxes: dict[str, View] = {}
+    boxes = {}
     for name, tensor in sharded.tensors.items():
         for part in tensor.parts if tensor.dtype in FLOATS else ():
             unit = f"{name}[{','.join(map(str, part.start))}]" if any(part.start) else name
@@ -235,7 +237,8 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
 
 def _segments(spans: Sequence[tuple[int, int]], parts: list[tuple[int, int, str]]) -> list[Segment]:
     """Spans (offset, bytes) of a file one behind the other, with the parts (offset, bytes, unit) that are in them."""
-    segments, at = list[Segment](), 0
+    segments = list[Segment]()
+    at = 0
     parts.sort()
     for start, nbytes in spans:
         mine = parts[bisect_left(parts, (start,)) : bisect_left(parts, (start + nbytes,))]
@@ -279,7 +282,8 @@ def load_plan(path: Path) -> MergePlan:
     try:
         recipe = Recipe.from_dict(table["recipe"])
         folders = {name: Path(folder) for name, folder in table["folders"].items()}
-        carry, same = table["carry"], table["format"] == "same"
+        carry = table["carry"]
+        same = table["format"] == "same"
         home, rules = (Path(each) if each else None for each in (table["like"], table["names"]))
         models = {
             n: Checkpoint.open(folder, pickled_files, Like(home, rules, same))

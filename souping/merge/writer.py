@@ -39,11 +39,11 @@ from souping.checkpoints import (
 from souping.checkpoints.folder import INDEX
 from souping.checkpoints.header import TORCH_NAMES, Tensor, inside, parse_json, size_of, small
 from souping.checkpoints.quantised import plain_config
-from souping.checkpoints.views import Tile, arrange
+from souping.checkpoints.views import Raw, Tile, arrange
 from souping.core.files import MARK, reserve, staged, start_writing, write_at, write_files
-from souping.core.types import Json, Recipe, UserError
+from souping.core.types import Recipe, UserError
 from souping.merge import Extra, Progress
-from souping.merge.kernels import COMPILED_METHODS, Raw, get_method, linear
+from souping.merge.kernels import COMPILED_METHODS, get_method, linear
 from souping.merge.plan import (
     Chunk,
     MergePlan,
@@ -101,17 +101,17 @@ class PassingDigest:
 
     def __init__(self, checkpoint: Checkpoint, group: Sequence[Tensor]) -> None:
         """Start before the first of the tensors, which are in the order of their bytes."""
-        self._checkpoint, self._group, self._number = (
-            checkpoint,
-            group,
-            checkpoint.file_number(group[0]),
-        )
+        self._checkpoint = checkpoint
+        self._group = group
+        self._number = checkpoint.file_number(group[0])
         self._files = hashed_files(checkpoint, self._number)
         self._hashes = [hashlib.sha256() for _ in group]
         filled = [tensor for tensor in group if tensor.nbytes]
         self._next = {a.offset + a.nbytes: b.offset for a, b in itertools.pairwise(filled)}
-        self._tensor, self._at = 0, filled[0].offset if filled else 0
-        self._promised, self._broken = self._at, False
+        self._tensor = 0
+        self._at = filled[0].offset if filled else 0
+        self._promised = self._at
+        self._broken = False
         self._turn = threading.Condition()
 
     def promise(self, offset: int, size: int) -> bool:
@@ -141,7 +141,8 @@ class PassingDigest:
         while len(piece):
             taken = min(len(piece), self._end(at) - at)
             self._hashes[self._tensor].update(piece[:taken].data)
-            piece, at = piece[taken:], at + taken
+            piece = piece[taken:]
+            at = at + taken
         return self._next.get(at, at)
 
     def _end(self, at: int) -> int:
@@ -206,8 +207,12 @@ class ShardWriter:
 
     def __init__(self, plan: MergePlan, folder: Path, digests: Digests | None = None) -> None:
         """Open the files; `digests` are fed with what is read."""
-        self.plan, self.method, self._stack = plan, get_method(plan.method), ExitStack()
-        self._lock, self._thread, self._done = threading.Lock(), threading.local(), 0
+        self.plan = plan
+        self.method = get_method(plan.method)
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+        self._done = 0
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
         raise_file_limit(
@@ -322,7 +327,8 @@ class ShardWriter:
 
     def _write(self, chunk: Chunk, out: Raw) -> None:
         offset = self._starts[chunk.shard] + chunk.offset
-        window, descriptor = offset // WINDOW, self._outputs[chunk.shard]
+        window = offset // WINDOW
+        descriptor = self._outputs[chunk.shard]
         if window != (offset + len(out)) // WINDOW:
             start_writing(descriptor, (window - 1) * WINDOW, WINDOW)
         write_at(descriptor, out.data, offset)
@@ -496,7 +502,7 @@ def recipe_text(
     same: bool = False,
 ) -> str:
     """The recipe's JSON form, with what else decides the bytes of the folder."""
-    table: dict[str, Json] = {**recipe.as_dict(), "carried_from": carrier}
+    table = {**recipe.as_dict(), "carried_from": carrier}
     if max_shard_size is not None:
         table["max_shard_size"] = max_shard_size
     if same:

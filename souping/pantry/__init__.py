@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from souping.core.text import nearest
-from souping.core.types import UserError
+from souping.core.types import Names, UserError, frozen
 from souping.evaluate.benchmark import Benchmark
 
 HERE = Path(__file__).resolve().parent
 NOTE = "pantry, BFCL-shaped, not BFCL"
 BASE = "base_cook"
-CANDIDATES: tuple[str, ...] = (
+CANDIDATES: Names = (
     "python_cook",
     "java_cook",
     "banquet_cook",
@@ -39,7 +38,7 @@ def path(name: str) -> Path:
     return HERE / "models" / name
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PantryBenchmark(Benchmark):
     """Items of the pantry, which reports label as such. With another `path` it is a plain `Benchmark`."""
 

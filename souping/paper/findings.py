@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean, read_table
-from souping.core.types import FloatArray, Json, ScoreMatrix, Selection, UserError
+from souping.core.types import (
+    BoolArray,
+    FloatArray,
+    Json,
+    JsonObject,
+    Names,
+    ScoreMatrix,
+    Selection,
+    UserError,
+    frozen,
+)
 from souping.search.points import grid
 from souping.selection import SoCE, SoCECluster
 
@@ -30,7 +39,7 @@ def published(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperTable:
     """Score table from which the paper's selection can be recomputed; without `benchmark` the paper names no choice."""
 
@@ -44,7 +53,7 @@ class PaperTable:
         return read_table(DATA / self.file)
 
     @property
-    def chosen(self) -> tuple[str, ...]:
+    def chosen(self) -> Names:
         """What the paper selected, in the order of the score table."""
         rows = results(self.benchmark, self.scale)
         return tuple(
@@ -109,6 +118,7 @@ def leaderboard() -> ScoreMatrix:
 Sign = Literal["absolute", "signed"]
 Ties = Literal["overall", "all", "first"]
 Verdict = Literal["agrees", "differs", "cannot be redone"]
+"""Of a `Finding`."""
 SAME = "the paper's"
 CLUSTERS = "one expert per cluster (the abstract; selector=soce_cluster)"
 DASH = "\N{EN DASH}"
@@ -130,11 +140,17 @@ class Finding:
     """A number that the paper prints, and what its published figures give for it."""
 
     of: str
+    """table or figure"""
     what: str
+    """what the number is"""
     paper: str
+    """the paper's number"""
     ours: str
-    verdict: Verdict
+    """ours"""
+    verdict: str
+    """a `Verdict`"""
     note: str = ""
+    """remark"""
 
 
 def findings() -> list[Finding]:
@@ -161,7 +177,8 @@ def _figure1() -> Iterator[Finding]:
     column = dict(zip(board.categories, board.values.T, strict=True))
     turns = [place for place, name in enumerate(board.categories) if name.startswith("multi_turn_")]
     among = pearson(board.values).rho[np.ix_(turns, turns)][np.triu_indices(len(turns), 1)]
-    low, high = among.min(), among.max()
+    low = among.min()
+    high = among.max()
     agrees = round(low, 2) >= 0.96 and round(high, 2) <= 0.98
     yield _compared("multi_turn", f"{low:.2f} to {high:.2f}", agrees, note)
     live = np.sum([size * column[name] for name, size in LIVE.items()], axis=0)
@@ -194,7 +211,8 @@ def on_grid(weights: Sequence[float]) -> int:
 
 def _weights() -> Iterator[Finding]:
     for name, recipe in recipes().items():
-        place, size = on_grid([*recipe.values()]), len(grid(len(recipe)))
+        place = on_grid([*recipe.values()])
+        size = len(grid(len(recipe)))
         paper = ", ".join(f"{weight:g} {model}" for model, weight in recipe.items())
         ours = f"point {place} of the {size} of its grid" if place else "no point of its grid"
         yield _finding("Section 4.2.1", f"weights of {name}", paper, ours, bool(place))
@@ -204,7 +222,8 @@ def _weights() -> Iterator[Finding]:
 
 def gains(benchmark: str, scale: str) -> dict[str, float]:
     """{"soce over uniform_all, relative": gain} for every two rows and both readings of a gain."""
-    total, gain = totals(benchmark, scale), dict[str, float]()
+    total = totals(benchmark, scale)
+    gain = dict[str, float]()
     for better in ("soce", "uniform_selected"):
         for base in ("best candidate", "uniform_all", "uniform_selected"):
             if better != base:
@@ -215,11 +234,14 @@ def gains(benchmark: str, scale: str) -> dict[str, float]:
 
 def _gains() -> Iterator[Finding]:
     for row in (row for row in published("printed.csv") if row["gain"]):
-        computed, printed = gains(row["benchmark"], row["scale"]), row["printed"]
-        points, relative = computed[f"{row['gain']}, points"], computed[f"{row['gain']}, relative"]
+        computed = gains(row["benchmark"], row["scale"])
+        printed = row["printed"]
+        points = computed[f"{row['gain']}, points"]
+        relative = computed[f"{row['gain']}, relative"]
         value = float(printed.rstrip(" %"))
         rounding = 0.5 * 10 ** -len(printed.rstrip(" %").partition(".")[2]) + ROUNDING / 2
-        is_points, is_relative = abs(points - value) <= rounding, abs(relative - value) <= rounding
+        is_points = abs(points - value) <= rounding
+        is_relative = abs(relative - value) <= rounding
         note = (
             ""
             if is_relative
@@ -258,15 +280,11 @@ def _mgsm_total() -> Finding:
 
 
 def _mgsm_singles() -> Finding:
-    means, rows = (
-        {name: row.mean() for name, row in columns("mgsm.csv").items()},
-        results("mgsm", "7b"),
-    )
+    means = {name: row.mean() for name, row in columns("mgsm.csv").items()}
+    rows = results("mgsm", "7b")
     close = all(abs(mean - float(rows[name]["score"])) < 0.06 for name, mean in means.items())
-    paper, ours = (
-        ", ".join(rows[name]["score"] for name in means),
-        ", ".join(f"{m:.2f}" for m in means.values()),
-    )
+    paper = ", ".join(rows[name]["score"] for name in means)
+    ours = ", ".join(f"{m:.2f}" for m in means.values())
     what = "totals of the four candidates; means of the ten languages of Figure 3b"
     return _finding("Table 2a", what, paper, ours, close)
 
@@ -278,10 +296,8 @@ def _table3() -> Finding:
     names = [known.get(float(row["bfcl_v3"]), "") for row in rows]
     lacking = [row["model"] for row, name in zip(rows, names, strict=True) if not name]
     what = f"BFCL scores of {', '.join(row['model'] for row in rows)}; the same of Table 1b"
-    paper, ours = (
-        ", ".join(row["bfcl_v3"] for row in rows),
-        ", ".join(name or DASH for name in names),
-    )
+    paper = ", ".join(row["bfcl_v3"] for row in rows)
+    ours = ", ".join(name or DASH for name in names)
     note = f"no candidate of Table 1b has the score of {' and '.join(lacking)}" if lacking else ""
     return _finding("Table 3", what, paper, ours, not lacking, note)
 
@@ -296,7 +312,8 @@ def directions() -> list[str]:
 
 
 def _flores() -> Iterator[Finding]:
-    scores, names = flores(), directions()
+    scores = flores()
+    names = directions()
     sound = np.array([name != CORRUPT for name in names])
     for key, models in (
         ("candidates", [name for name in scores if name != "SoCE"]),
@@ -323,20 +340,19 @@ def _flores() -> Iterator[Finding]:
     yield _flores_gain(scores, sound)
 
 
-def _flores_gain(scores: Mapping[str, FloatArray], sound: NDArray[np.bool_]) -> Finding:
+def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
     printed = float(_printed()["soce_flores"]["printed"]) - max(singles)
-    soup, single = (
-        scores["SoCE"][sound],
-        np.array([v[sound] for name, v in scores.items() if name != "SoCE"]),
-    )
+    soup = scores["SoCE"][sound]
+    single = np.array([v[sound] for name, v in scores.items() if name != "SoCE"])
     best = single[int(single.mean(axis=1).argmax())]
     ours = float((soup - best).mean())
     note = (
         f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
         f"{(soup > single.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}"
     )
-    what, agrees = "gain of SoCE over the best candidate, BLEU", abs(printed - ours) < 0.006
+    what = "gain of SoCE over the best candidate, BLEU"
+    agrees = abs(printed - ours) < 0.006
     return _finding("Table 5", what, f"{printed:.2f}", f"{ours:.2f}", agrees, note)
 
 
@@ -414,9 +430,10 @@ def spans(
     return found
 
 
-def selections(table: PaperTable) -> dict[str, Json]:
+def selections(table: PaperTable) -> JsonObject:
     """Selection of every reading from one table, compared with the paper's own choice."""
-    scores, chosen = table.scores, table.chosen
+    scores = table.scores
+    chosen = table.chosen
     stated = STATED.select(scores)
     return {
         "title": table.title,
@@ -440,9 +457,10 @@ def selections(table: PaperTable) -> dict[str, Json]:
 
 def _readings(table: PaperTable) -> list[Json]:
     """One row for all readings that select the same ingredients."""
-    scores, rules = table.scores, dict[tuple[str, ...], list[str]]()
+    scores = table.scores
+    rules = dict[Names, list[str]]()
     for rule, selector in READINGS.items():
-        names: tuple[str, ...] = ()
+        names: Names = ()
         with suppress(UserError):  # no category is below the threshold
             names = selector.select(scores).ingredients
         rules.setdefault(names, []).append(rule)
@@ -462,7 +480,8 @@ def _readings(table: PaperTable) -> list[Json]:
 
 def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
     """Remarks on the selection by the stated rule."""
-    low, names = stated.low_correlation, stated.ingredients
+    low = stated.low_correlation
+    names = stated.ingredients
     notes = []
     for name in names if chosen else ():
         won = [category for category, expert in stated.experts.items() if expert == name]
@@ -479,7 +498,7 @@ def _notes(stated: Selection, chosen: Sequence[str]) -> list[str]:
     return notes
 
 
-def _where(scores: ScoreMatrix, chosen: tuple[str, ...]) -> str:
+def _where(scores: ScoreMatrix, chosen: Names) -> str:
     """Readings and thresholds that give the paper's own selection, in words."""
     found = [
         f"{sign}, ties={ties}: {low:.3f} < threshold <= {high:.3f}"

@@ -7,18 +7,20 @@ the run's: other models, so the numbers differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
+from souping.core.reading import read
 from souping.core.text import DASH
-from souping.core.types import Json, ScoreMatrix, elements, entries, part, texts
-from souping.paper.findings import TABLES, findings, leaderboard, selections
+from souping.core.types import ScoreMatrix, frozen
+from souping.core.unit import Unit
+from souping.paper.findings import TABLES, Finding, findings, leaderboard, selections
+from souping.report.analyses import AnalysisResult
+from souping.report.content import Matrix, Names, Number
 from souping.report.format import clean, count, in_words
 from souping.report.plots import Drawing, correlations
-from souping.report.sections import DISPLAYS, Display
-from souping.report.tables import Row, Section, TableGrid, around, grid, nonempty, table
+from souping.report.tables import Section, TableGrid, around, grid, nonempty, table
 
 SENTENCES = (
     "Of the paper's selections, only that of 8B follows from the stated rule (|rho| < 0.2 by Pearson, ties to the "
@@ -28,87 +30,155 @@ SENTENCES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperFigures(Analysis):
     """The paper's numbers beside ours."""
 
-    def analyse(self, run: RunScores) -> dict[str, Json]:
+    def analyse(self, run: RunScores) -> PaperResult:
         found = findings()
         verdicts = Counter(one.verdict for one in found)
         whole = verdicts["agrees"] + verdicts["differs"]
         head = f"{verdicts['agrees']} of {whole} figures of arXiv 2511.13254v1 follow from its published figures."
-        return {
-            "sentences": [head, *SENTENCES],
-            "findings": [asdict(one) for one in found],
-            "figure1": _figure1(leaderboard()),
-            "selections": [selections(table) for table in TABLES],
-        }
+        tables = [read(PaperSelection, selections(table)) for table in TABLES]
+        return PaperResult(
+            sentences=(head, *SENTENCES),
+            findings=tuple(found),
+            figure1=_figure1(leaderboard()),
+            selections=tuple(tables),
+        )
 
 
-def _figure1(board: ScoreMatrix) -> dict[str, Json]:
-    matrix = pearson(board.values).rho.tolist()
-    return {"models": list(board.models), "categories": list(board.categories), "matrix": matrix}
+def _figure1(board: ScoreMatrix) -> Board:
+    rho = pearson(board.values).rho.tolist()
+    matrix = tuple(map(tuple, rho))
+    return Board(models=board.models, categories=board.categories, matrix=matrix)
 
 
 # How it is shown: what disagrees, then every table and figure, folded away.
 
 
-def section(data: Row) -> Section:
-    verdicts = ("differs", "agrees", "cannot be redone")
-    differs, agrees, missing = (_findings([row for row in entries(data, "findings") if row.get("verdict") == verdict])
-                                for verdict in verdicts)  # fmt: skip
-    board = part(data, "figure1")
-    models, categories = texts(board, "models"), count(len(texts(board, "categories")))
-    who = in_words(models) if len(models) < 12 else f"{count(len(models))} models"
-    first = f"Pearson correlation of {categories} categories over {who}."
-    folded = (
-        table("What agrees", agrees),
-        table("What cannot be redone here", missing),
-        Section("Figure 1: categories of the leaderboard", (first,), "figure1"),
-        *map(_selection, entries(data, "selections")),
-    )
-    lines = tuple(map(clean, texts(data, "sentences")))
-    return Section("The paper: what disagrees", lines, grids=(differs,), folded=nonempty(folded))
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Correlations over the leaderboard."""
+
+    models: Names
+    """models"""
+    categories: Names
+    """categories"""
+    matrix: Matrix
+    """correlation of every two categories"""
 
 
-def _findings(rows: Sequence[Row]) -> TableGrid:
-    lines = [
-        (
-            f"{clean(row.get('of'))}: {clean(row.get('what'))}",
-            *(clean(row.get(k)) or DASH for k in ("paper", "ours", "note")),
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A selection beside the paper's."""
+
+    ingredients: Names
+    """selected candidates"""
+    beside: str
+    """how it differs from the paper's"""
+
+    def cells(self) -> tuple[str, str]:
+        return in_words(self.ingredients) or DASH, clean(self.beside) or DASH
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleChoice(Choice):
+    """What some readings of the rule select."""
+
+    rules: Names
+    """readings"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdChoice(Choice):
+    """What a range of thresholds selects."""
+
+    above: Number
+    """the thresholds are above this"""
+    to: Number
+    """and at most this"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSelection:
+    """Selections from a table of the paper."""
+
+    title: str
+    """table"""
+    paper: Names
+    """what the paper chose"""
+    stated: Names
+    """what the stated rule chooses"""
+    beside: str
+    """how these differ"""
+    readings: tuple[RuleChoice, ...]
+    """readings of the rule"""
+    thresholds: tuple[ThresholdChoice, ...]
+    """ranges of thresholds"""
+    notes: Names
+    """remarks"""
+    command: str
+    """command that selects from the table"""
+
+    def section(self) -> Section:
+        """Readings of the rule, and what every threshold gives."""
+        first = "The paper does not say what it chose."
+        if self.paper:
+            first = f"The paper chose {in_words(self.paper)}."
+        stated = f"The stated rule chooses {in_words(self.stated)}."
+        readings = [("; ".join(row.rules), *row.cells()) for row in self.readings]
+        spans = [(around(row.above, row.to), *row.cells()) for row in self.thresholds]
+        header = ("ingredients", "beside the paper")
+        shown = grid(("reading", *header), readings, left=(0, 1, 2))
+        more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
+        return Section(
+            f"{clean(self.title)}: selection",
+            (first, stated, *map(clean, self.notes)),
+            grids=(shown,),
+            folded=nonempty((more,)),
+            code=clean(self.command),
         )
-        for row in rows
-    ]
-    return grid(("where", "the paper", "here", "remark"), lines, left=range(4))
 
 
-def _selection(found: Row) -> Section:
-    """One table's selection: readings of the rule, and what every threshold gives."""
-    paper, header = texts(found, "paper"), ("ingredients", "beside the paper")
-    lines = (
-        f"The paper chose {in_words(paper)}." if paper else "The paper does not say what it chose.",
-        f"The stated rule chooses {in_words(texts(found, 'stated'))}.",
-        *map(clean, elements(found, "notes")),
-    )
-    readings = [
-        ("; ".join(texts(row, "rules")), *_chosen(row)) for row in entries(found, "readings")
-    ]
-    spans = [
-        (around(row.get("above"), row.get("to")), *_chosen(row))
-        for row in entries(found, "thresholds")
-    ]
-    shown = grid(("reading", *header), readings, left=(0, 1, 2))
-    more = table("Thresholds", grid(("|rho| below", *header), spans, left=(0, 1, 2)))
-    title, command = f"{clean(found.get('title'))}: selection", clean(found.get("command"))
-    return Section(title, lines, grids=(shown,), folded=nonempty((more,)), code=command)
+@dataclass(frozen=True, kw_only=True)
+class PaperResult(AnalysisResult):
+    """The paper's numbers beside ours."""
 
+    sentences: Names
+    """what was found"""
+    findings: tuple[Finding, ...]
+    """numbers of the paper"""
+    figure1: Board
+    """Figure 1"""
+    selections: tuple[PaperSelection, ...]
+    """selections, table by table"""
 
-def _chosen(row: Row) -> tuple[str, str]:
-    return in_words(texts(row, "ingredients")) or DASH, clean(row.get("beside")) or DASH
+    def section(self, unit: Unit) -> Section:
+        models = self.figure1.models
+        who = in_words(models) if len(models) < 12 else f"{count(len(models))} models"
+        categories = count(len(self.figure1.categories))
+        first = f"Pearson correlation of {categories} categories over {who}."
+        folded = (
+            table("What agrees", self._findings("agrees")),
+            table("What cannot be redone here", self._findings("cannot be redone")),
+            Section("Figure 1: categories of the leaderboard", (first,), "figure1"),
+            *(selection.section() for selection in self.selections),
+        )
+        lines = tuple(map(clean, self.sentences))
+        grids = (self._findings("differs"),)
+        title = "The paper: what disagrees"
+        return Section(title, lines, grids=grids, folded=nonempty(folded))
 
+    def _findings(self, verdict: str) -> TableGrid:
+        rows = []
+        for finding in self.findings:
+            if finding.verdict == verdict:
+                words = (finding.paper, finding.ours, finding.note)
+                where = f"{clean(finding.of)}: {clean(finding.what)}"
+                rows.append((where, *(clean(word) or DASH for word in words)))
+        return grid(("where", "the paper", "here", "remark"), rows, left=range(4))
 
-def figure1(data: Row) -> Drawing | None:
-    return correlations("figure1", part(data, "figure1"), (), "")
-
-
-DISPLAYS["paper"] = Display(section, (figure1,), place=0)
+    def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:
+        board = self.figure1
+        return (correlations("figure1", board.categories, board.matrix, (), ""),)

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from souping.analysis import Analysis, NotEstimableError, RunScores, SearchAgain
 from souping.analysis.correlation import pearson
+from souping.core.reading import read, to_json
 from souping.core.text import first_line, named, safe
 from souping.core.types import (
     TOLERANCE,
     Fold,
-    Item,
+    Items,
     ItemScores,
-    Json,
     Recipe,
     Record,
     Selection,
+    TokenIds,
     UserError,
 )
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.steps import Stage, Steps
 from souping.pipeline.store import Store
+from souping.report.analyses import AnalysisResult, UserResult
 from souping.search.loop import SearchResult
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def stored_answers(
-    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], tuple[int, ...]]
+    store: Store, evaluator: Evaluator, eos_token_ids: Callable[[Recipe], TokenIds]
 ) -> Evaluation:
     """An evaluation that reads the store and cannot evaluate."""
     return Evaluation(store, evaluator, _unserved, eos_token_ids, lambda items: None)
@@ -59,7 +61,7 @@ def run_scores(
     winner: SearchResult,
     *,
     soups: Sequence[Recipe],
-    reported: tuple[Item, ...],
+    reported: Items,
     contenders: Sequence[Recipe],
     again: SearchAgain,
 ) -> RunScores:
@@ -96,7 +98,7 @@ def run_scores(
 
 
 def _report_scores(
-    stored: Evaluation, contenders: Sequence[Recipe], reported: tuple[Item, ...]
+    stored: Evaluation, contenders: Sequence[Recipe], reported: Items
 ) -> dict[str, ItemScores]:
     """Scores of the models that answered all reported items; models of one content once."""
     if not reported:
@@ -111,28 +113,52 @@ def _report_scores(
 # ---------------------------------------------------------------- one analysis
 
 
-def analyse(analysis: Analysis, scores: RunScores) -> Mapping[str, Json]:
-    """The data of one analysis: `not_estimable`, or `failed`, says why there is none. No analysis ends a run."""
+def results() -> dict[str, type[AnalysisResult]]:
+    """{analysis of this package: class of what it finds}"""
+    from souping.analysis.consistency import ConsistencyResult
+    from souping.analysis.front import FrontResult
+    from souping.analysis.guards import GuardsResult
+    from souping.analysis.shapley import ShapleyResult
+    from souping.analysis.size import SizeResult
+    from souping.analysis.surface import SurfaceResult
+    from souping.analysis.wins import ParentsResult, WinsResult
+    from souping.paper.reproduction import PaperResult
+
+    return {
+        "consistency": ConsistencyResult,
+        "front": FrontResult,
+        "guards": GuardsResult,
+        "paper": PaperResult,
+        "parents": ParentsResult,
+        "shapley": ShapleyResult,
+        "size": SizeResult,
+        "surface": SurfaceResult,
+        "wins": WinsResult,
+    }
+
+
+def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:
+    """What one analysis found: `not_estimable`, or `failed`, says why it is nothing. No analysis ends a run."""
     try:
         data = analysis.analyse(scores)
+        if isinstance(data, AnalysisResult):
+            # As from a file: NaN becomes None.
+            return read(type(data), to_json(data))
         if _is_shown(data):
-            return data
+            return read(UserResult, data)
         what = (
             "must give a mapping: `sentences` a list, `tables` a list of {header, rows} "
             "with rows as wide as the header"
         )
-        return {"failed": f"{named(analysis)} {what}"}
+        return UserResult(failed=f"{named(analysis)} {what}")
     except NotEstimableError as error:
-        return {"not_estimable": str(error)}
+        return UserResult(not_estimable=str(error))
     except UserError as error:
-        return {"failed": str(error)}
+        return UserResult(failed=str(error))
     except Exception as error:  # user code may raise anything, and the run's results are worth more
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return {
-            "failed": safe(
-                f"{type(error).__name__}: {first_line(error)} ({last.filename}:{last.lineno})"
-            )
-        }
+        where = f"{last.filename}:{last.lineno}"
+        return UserResult(failed=safe(f"{type(error).__name__}: {first_line(error)} ({where})"))
 
 
 def _is_shown(data: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,10 +35,12 @@ from souping.core.types import (
     Candidate,
     Fold,
     Item,
-    Json,
+    JsonObject,
     Missing,
+    Names,
     SearchSpace,
     UserError,
+    frozen,
 )
 from souping.core.unit import POINTS, unit
 from souping.evaluate.benchmark import Folds, check_slices, limit_folds, shares_of, split_folds
@@ -110,7 +112,7 @@ def check_pool(settings: RunSettings, pool: OpenPool, evaluators: EvaluatorItems
         pool.check_runs(settings.pool.trajectory)
     check_tokenizers(pool, evaluators)
 
-    def check(ingredients: tuple[str, ...]) -> None:
+    def check(ingredients: Names) -> None:
         pool.merge_pool.plan(pool.uniform(ingredients))
 
     _check_sizes(settings, pool.names, check)
@@ -197,21 +199,20 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
     models = candidates = len(names)
     if settings.scores.published:
         scores = settings.scores.matrix(names, not_measured)
-        categories, models, candidates = (
-            scores.categories,
-            len(scores.models),
-            len(scores.candidates),
-        )
+        categories = scores.categories
+        models = len(scores.models)
+        candidates = len(scores.candidates)
     if categories:
         check_drop(selector.drop, categories)
         selector.check(models, candidates, len(categories) - len(selector.drop))
 
 
-def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
+def _check_search(settings: RunSettings, names: Names) -> None:
     """Refuse a search that has no point, or not the right number of weights."""
 
-    def check(ingredients: tuple[str, ...]) -> None:
-        optimiser, size = settings.optimiser, len(ingredients)
+    def check(ingredients: Names) -> None:
+        optimiser = settings.optimiser
+        size = len(ingredients)
         optimiser.describe(size)
         if optimiser.known_points(size) is None and optimiser.count(size) == 1:
             optimiser.start(SearchSpace(ingredients=ingredients, candidates=names), settings.seed)
@@ -219,11 +220,9 @@ def _check_search(settings: RunSettings, names: tuple[str, ...]) -> None:
     _check_sizes(settings, names, check)
 
 
-def _check_sizes(
-    settings: RunSettings, names: tuple[str, ...], check: Callable[[tuple[str, ...]], None]
-) -> None:
+def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], None]) -> None:
     """Refuse what is wrong with every possible number of ingredients; which candidates they are does not matter."""
-    errors: list[UserError] = []
+    errors = []
     for size in () if settings.stop_after == "select" else settings.selector.sizes(len(names)):
         try:
             if size > 1:
@@ -247,7 +246,7 @@ def check_tokenizers(pool: OpenPool, evaluators: EvaluatorItems) -> None:
             try:
                 evaluator.check_tokenizer(folder, items)
             except UserError as error:
-                raise UserError(f"candidate {name}: {error}") from error
+                raise error.at(f"candidate {name}") from error
 
 
 def run_notes(settings: RunSettings, pool: OpenPool | None, folds: Folds | None) -> list[str]:
@@ -290,7 +289,7 @@ def flat_categories(scores: ScoreMatrix) -> list[str]:
 # ------------------------------------------------------------ the machine
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Gpu:
     """GPU that this process may use, with its memory."""
 
@@ -298,7 +297,7 @@ class Gpu:
     total: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Machine:
     """Cores and memory that this process may use, and its GPUs."""
 
@@ -338,7 +337,7 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(found[int(place)] for place in known)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Requirement:
     """`need` beside `have`, the total (of a disk: what is free). `parts` says what the need consists of, `fix` what to
     do if it does not fit."""
@@ -361,12 +360,13 @@ class Requirement:
     def fits(self) -> bool:
         return self.need <= self.have
 
-    def as_dict(self) -> dict[str, Json]:
+    def as_dict(self) -> JsonObject:
         return {**asdict(self), "need": self.need, "fits": self.fits}
 
-    def sentence(self) -> str:
+    def lack(self) -> Missing:
         need = f"{human(self.need)} ({', '.join(self.parts)})"
-        return f"{self.where} has {human(self.have)}, the run needs {need}: {self.fix}"
+        what = f"{self.where} has {human(self.have)}, the run needs {need}"
+        return Missing(what=what, fix=self.fix)
 
 
 def requirements_of(
@@ -408,17 +408,18 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     """
     machine = machine_facts()
     for one in [*_packages(run, evaluators), *_missing_gpus(evaluators, machine)]:
-        raise UserError(f"this run cannot start here: {one.sentence()}")
+        raise one.error().at("this run cannot start here")
     models = model_sizes(run)
     if any(model.trouble for model in models):
         return  # opening the pool gives the better message
     small = [
-        requirement
+        requirement.lack()
         for requirement in requirements_of(run, models, machine, evaluators)
         if not requirement.fits
     ]
     if small:
-        raise UserError("\n".join(requirement.sentence() for requirement in small[:2]))
+        sentences = [lack.sentence() for lack in small[:2]]
+        raise UserError("\n".join(sentences), fix=small[0].fix)
 
 
 def model_sizes(run: RunSettings) -> list[ModelSize]:

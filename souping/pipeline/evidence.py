@@ -59,9 +59,11 @@ Kind = (
         "uniform_all",
         "uniform_selected",
         "uniform_topk",
+        "router",
         "soup",
+        "last",
+        "scrambled",
     ]
-    | Literal["last", "scrambled"]
     | RowKind
 )
 SINGLE_KINDS = ("ingredient", "candidate", "best_single", "last")
@@ -164,6 +166,7 @@ def gate_sentence(gate: Mapping[str, Any]) -> str:
 
 def choose(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Pick the ingredients, print them with what a reader must know of the choice, and write selection.json."""
+    progress.stage("select: ingredients")
     selection = settings.selector.select_checked(scores)
     few = few_models(len(scores.models)) if selection.correlations is not None else ""
     selection = replace(selection, notes=(*selection.notes, few) if few else selection.notes)

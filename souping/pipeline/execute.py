@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import error_text, locked, nearby, write_atomically
+from souping.core.reading import read, to_json
 from souping.core.text import safe
 from souping.core.types import (
     FOLDS,
@@ -33,24 +34,19 @@ from souping.core.types import (
     Trial,
     UserError,
     digest,
-    elements,
-    entries,
-    number,
-    part,
-    texts,
 )
 from souping.core.unit import scores_in, unit
 from souping.pipeline.merge_only import merge, rebuild, soup_in, written_soup
 from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
+from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
 from souping.report.render import SAMPLES
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run
     from souping.search.loop import SearchResult
 
-Rows = Sequence[Mapping[str, Json]]
 SHOWN = (
     "report.html",
     "report.md",
@@ -81,20 +77,19 @@ def execute(settings: MergeSettings) -> float | None:
         outcome, winner = perform(settings)
         objective = None if winner is None else unit().raw(winner.result.objective)
     else:
-        with ExitStack() as stack:
-            stack.callback(settings.merge.close)
-            outcome = {
-                "soup": rebuild(settings, settings.recipe) if settings.recipe else merge(settings)
-            }
+        with closing(settings.merge):
+            recipe = settings.recipe
+            folder = rebuild(settings, recipe) if recipe else merge(settings)
+            outcome = Report(experiment=settings.name, others={"soup": str(folder)})
     soup: Path | None = None
     try:
         soup = written_soup(settings, outcome)
     finally:  # also if another soup is in the way
         _show(settings, outcome, soup)
-    if goal is not None and soup is None:  # one expert for everything
-        print(f"  {'upload':16} nothing to send: there is no soup")
-    elif goal is not None and soup is not None:
-        print(f"  {'upload':16} {push(goal, soup, settings.store_path)}")
+    if goal is not None:
+        # one expert for everything
+        absent = "nothing to send: there is no soup"
+        print(f"  {'upload':16} {push(goal, soup, settings.store_path) if soup else absent}")
     return objective
 
 
@@ -123,8 +118,8 @@ def check_settings(settings: MergeSettings) -> None:
         raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
 
 
-def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]:
-    """Take the steps of a run and write what came of them: the content of its report, and the search's result."""
+def perform(settings: RunSettings) -> tuple[Report, SearchResult | None]:
+    """Take the steps of a run and write what came of them: the report as far as it goes, and the search's result."""
     from souping.pipeline.run import Run
     from souping.pipeline.store import Store
     from souping.report.files import as_json, selection_dict, trial_rows, write_report, write_trials
@@ -133,39 +128,35 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
 
     if settings.selects_from_table:
         return select_from_table(settings), None
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     with ExitStack() as stack:
-        for part in settings.open_parts:
-            stack.callback(part.close)  # servers and ranks wait for the next soup until then
+        for component in settings.open_parts:
+            stack.callback(component.close)  # servers and ranks wait for the next soup until then
         settings = replace(settings.with_items(), tracker=GuardedTracker(settings.tracker))
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = Run(settings, store, progress)
-        stack.callback(lambda: settings.tracker.finish(report, settings.run_dir, run.frozen))
+        stack.callback(
+            lambda: settings.tracker.finish(
+                None if report is None else report.to_json(), settings.run_dir, run.frozen
+            )
+        )
         stack.callback(run.close)
         settings.tracker.start(settings.config, settings.run_dir)
         try:
             run.walk()
             write_samples(run)
             if settings.stop_after == "select":
-                return {"selection": selection_dict(run.selection, run.scores)}, None
+                return _stopped(settings, selection_dict(run.selection, run.scores)), None
             if settings.stop_after == "search":
                 recipe = run.winner.recipe.as_dict()
-                found: dict[str, Json] = {
-                    "selection": selection_dict(run.selection),
-                    "recipe": recipe,
-                }
+                found = _stopped(settings, selection_dict(run.selection), recipe)
                 if run.analyses:
-                    found["analyses"] = run.analyses
-                    content = as_json(run.analyses).encode()
+                    found = replace(found, analyses=run.analyses)
+                    content = as_json(to_json(run.analyses)).encode()
                     write_atomically(settings.run_dir / "analyses.json", content)
-                write_trials(
-                    trial_rows(run.winner.trials, run.selection),
-                    found,
-                    settings.run_dir / "trials.csv",
-                )
+                trials = trial_rows(run.winner.trials, run.selection)
+                write_trials(trials, found, settings.run_dir / "trials.csv")
                 write_atomically(settings.run_dir / "recipe.json", as_json(recipe).encode())
                 return found, run.winner
             report, trials = run.whole_report()
@@ -181,7 +172,13 @@ def perform(settings: RunSettings) -> tuple[dict[str, Any], SearchResult | None]
             ) from error
 
 
-def select_from_table(settings: RunSettings) -> dict[str, Any]:
+def _stopped(settings: RunSettings, selection: Json, recipe: Json = None) -> Report:
+    """The report of a run that ended before the report fold."""
+    content = {"experiment": settings.name, "selection": selection, "recipe": recipe}
+    return replace(read(Report, content), unit=unit())
+
+
+def select_from_table(settings: RunSettings) -> Report:
     """Published scores alone: candidates are names, no folder is opened."""
     from souping.pipeline.checks import flat_categories, not_measured, refusals
     from souping.pipeline.evidence import choose
@@ -194,7 +191,8 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
         scores = settings.scores.matrix([c.name for c in settings.pool.resolve()], not_measured)
         for warning in flat_categories(scores):
             progress.say(f"note: {warning}")
-        return {"selection": selection_dict(choose(settings, scores, progress), scores)}
+        selection = choose(settings, scores, progress)
+        return _stopped(settings, selection_dict(selection, scores))
 
 
 # ------------------------------------------------------------ samples
@@ -202,7 +200,7 @@ def select_from_table(settings: RunSettings) -> dict[str, Any]:
 
 def write_samples(run: Run) -> None:
     """Write what the store has of the run's folds; the report fold once it was opened, which is after the freeze."""
-    folds: dict[Fold, tuple[Item, ...]] = {**run.folds, "report": run.reported}
+    folds = {**run.folds, "report": run.reported}
     stream = io.BytesIO()
     # no date: equal runs give equal bytes
     with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) as file:
@@ -230,7 +228,8 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
         for records in measured
         for one in records
     }
-    prompts, evaluator = run.store.prompts(keys), run.settings.evaluator
+    prompts = run.store.prompts(keys)
+    evaluator = run.settings.evaluator
     for place, item in enumerate(items):
         records = {}
         scores = {}
@@ -239,6 +238,9 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
                 tables = [evaluator.item_scores([item], [own])[0] for own in measured]
                 scores[name] = fmean(map(float, tables))
                 records[name] = [record for own in measured for record in own]
+        if run.router and (route := run.router.routes.get(item.category)) in records:
+            records[run.router.name] = records[route]
+            scores[run.router.name] = scores[route]
         if records:
             digest_of = evaluator.scorer_digest(item)
             yield sample(place, fold, item, records, scores, prompts, digest_of)
@@ -265,7 +267,7 @@ def sample(
         own if isinstance(own, str) else json.dumps(own, ensure_ascii=False)
     )
     tools = {"tools": [dict(tool) for tool in item.tools]} if item.tools else {}
-    doc: dict[str, Json] = {
+    doc = {
         "id": item.id,
         "category": item.category,
         "group": item.group,
@@ -336,10 +338,8 @@ def add_analyses(settings: RunSettings) -> list[Path]:
         stack.enter_context(scores_in(settings.evaluator.unit))
         for one in settings.open_parts:
             stack.callback(one.close)
-        progress, store = (
-            stack.enter_context(Progress()),
-            stack.enter_context(Store(settings.store_path)),
-        )
+        progress = stack.enter_context(Progress())
+        store = stack.enter_context(Store(settings.store_path))
         run = stack.enter_context(closing(Run(settings.with_items(), store, progress)))
         selection, winner = _resume(run, report, trials)
         soups = run.soups(selection.ingredients, winner)
@@ -356,26 +356,28 @@ def add_analyses(settings: RunSettings) -> list[Path]:
     with locked(settings.run_dir), scores_in(settings.evaluator.unit):
         # another process may have added analyses meanwhile
         report, trials = read_finished(settings.run_dir)
-        whole = {**report, "analyses": {**part(report, "analyses"), **run.analyses}}
-        return write_report(whole, trials, settings.run_dir)
+        analyses = {**(report.analyses or {}), **run.analyses}
+        return write_report(replace(report, analyses=analyses), trials, settings.run_dir)
 
 
-def read_finished(run_dir: Path) -> tuple[Mapping[str, Json], Rows]:
+def read_finished(run_dir: Path) -> tuple[Report, Sequence[TrialRow]]:
     """(report, trials) of a run that ended with a report (UserError if there is none)."""
+    from souping.pipeline.analyses import results
+    from souping.report.analyses import read_content
     from souping.report.files import read_report, read_trials
 
     for name in ("report.json", "trials.csv"):
         if not (run_dir / name).is_file():
             raise UserError(f"run={run_dir} has no {name}: name the folder of a finished run")
-    report = read_report(run_dir / "report.json")
-    if not part(report, "recipe") or not entries(report, "rows"):
+    report = read_content(read_report(run_dir / "report.json"), results())
+    if report.recipe is None or not report.rows:
         raise UserError(
             f"run={run_dir}: its report.json is not of a whole run: name the folder of a finished run"
         )
     return report, read_trials(run_dir / "trials.csv")
 
 
-def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selection, SearchResult]:
+def _resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> tuple[Selection, SearchResult]:
     """Bring a run to where its last step left it.
 
     Raises:
@@ -383,28 +385,24 @@ def _resume(run: Run, report: Mapping[str, Json], trials: Rows) -> tuple[Selecti
     """
     from souping.search.loop import SearchResult
 
-    if report.get("items") != run.cut.content:
+    if report.items != run.cut.content:
         raise UserError(
             f"{nearby(run.settings.run_dir)}: the items are not those of the run: some were added, removed or changed; "
             "restore them"
         )
-    recipe, nothing = part(report, "recipe"), Result(objective=0.0, categories={}, items=0)
-    shares = map(number, elements(recipe, "weights"))
-    soup = _recipe(
-        run, dict(zip(texts(recipe, "ingredients"), shares, strict=False)), recipe.get("id")
-    )
+    nothing = Result(objective=0.0, categories={}, items=0)
+    recipe = report.recipe or read(RecipeSummary, {})
+    shares = dict(zip(recipe.ingredients, recipe.weights, strict=False))
+    soup = _recipe(run, shares, recipe.id)
     tried = []
     for place, line in enumerate(trials):
-        weights = {name: number(value) for name, value in part(line, "weights").items()}
-        model = _recipe(run, weights, line.get("recipe_id"))
-        result = replace(nothing, items=int(number(line.get("items")) or 0))
+        model = _recipe(run, line.weights, line.recipe_id)
+        result = replace(nothing, items=line.items or 0)
         tried.append(Trial(number=place, recipe=model, weights=model.weights, result=result))
-    chosen = part(report, "selection")
-    run.selection = Selection(
-        ingredients=tuple(texts(chosen, "ingredients")), metric=str(chosen.get("metric") or "")
-    )
+    chosen = report.selection or read(SelectionSummary, {})
+    run.selection = Selection(ingredients=chosen.ingredients, metric=chosen.metric or "")
     run.winner = SearchResult(recipe=soup, result=nothing, trials=tuple(tried))
-    ids = {row.get("recipe_id") for row in entries(report, "rows")}
+    ids = {row.recipe_id for row in report.rows or ()}
     models = [("uniform_all", run.uniform(run.pool.names)), ("soup", soup)]
     models += [(name, run.single(name)) for name in run.pool.names]
     run.rows = tuple((name, model) for name, model in models if model.id in ids)
@@ -435,10 +433,10 @@ def _recipe(run: Run, weights: Mapping[str, float | None], expected: Json) -> Re
 # ------------------------------------------------------------ the end on the terminal
 
 
-def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -> None:
+def _show(settings: MergeSettings, outcome: Report, soup: Path | None) -> None:
     """The end of a run on standard output: the rows, where everything is, and what to do next."""
     run_dir = settings.run_dir
-    if "soup" not in outcome:
+    if "soup" not in outcome.others:
         _tables(outcome)
     for name in SHOWN:
         if (run_dir / name).exists():
@@ -453,13 +451,11 @@ def _show(settings: MergeSettings, outcome: dict[str, Any], soup: Path | None) -
         print(f"open {safe(shlex.quote(nearby(run_dir / 'report.html')))}")
 
 
-def _tables(outcome: dict[str, Any]) -> None:
-    from souping.report.content import typed
+def _tables(report: Report) -> None:
+    from souping.report.analyses import analysis_sections
     from souping.report.render import also_table, output_console, report_table, show_sheet
-    from souping.report.sections import analysis_sections
     from souping.report.tables import nonempty
 
-    report = typed(outcome)
     out = output_console()
     out.print(report_table(report))
     # a report's are on its page

@@ -10,13 +10,14 @@ from dataclasses import replace
 from functools import partial
 
 from souping.analysis.front import NAME, Front
-from souping.analysis.guards import TOKENS, Admission, check, judge
+from souping.analysis.guards import TOKENS, Admission, GuardCheck, check, judge
 from souping.core.protocols import Objective, Strategy
 from souping.core.types import FloatArray, Item, ItemScores, Json, Recipe, Trial, UserError
 from souping.core.unit import gain, unit
 from souping.pipeline.claims import Look
 from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import Stage, Steps
+from souping.report.analyses import AnalysisResult
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, find_weights, result_of
 
@@ -91,7 +92,7 @@ def admitted(
 
 def with_goals(
     run: Steps, winner: SearchResult, ingredients: tuple[str, ...], log: Callable[[Trial], None]
-) -> tuple[SearchResult, dict[str, Mapping[str, Json]]]:
+) -> tuple[SearchResult, dict[str, AnalysisResult]]:
     """The soup that `pick` or the objective chooses under the guards, and the front's data for the report."""
     weights, front = run.settings.pick or None, None
     if run.settings.pareto:
@@ -113,7 +114,7 @@ def with_goals(
             winner, order, run.admission, against, run.settings.objective, best, elsewhere
         )
     chosen = dict(zip(winner.recipe.ingredients, winner.recipe.weights, strict=True))
-    return winner, {} if front is None else {NAME: front.as_dict(ingredients, chosen, weights)}
+    return winner, {} if front is None else {NAME: front.result(ingredients, chosen, weights)}
 
 
 def confirmed(
@@ -199,7 +200,7 @@ def guard_checks(
     claim: str,
     look: Look,
     names: int,
-) -> list[Mapping[str, Json]]:
+) -> list[GuardCheck]:
     """What the report's answers say of each guard.
 
     `measured` are {extra benchmark: {recipe id: scores}}, the run's own under an empty name. A
@@ -219,4 +220,4 @@ def guard_checks(
     if claim not in ("not_measured", "dry_run"):
         return checks
     outcome = claim.replace("_", " ")
-    return [{**check, "outcome": outcome} for check in checks]
+    return [replace(check, outcome=outcome) for check in checks]

@@ -10,23 +10,22 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.analysis.correlation import pearson
-from souping.analysis.front import NAME
+from souping.analysis.front import NAME, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
-from souping.analysis.significance import Verdict
 from souping.checkpoints.pool import Pool
 from souping.core.fields import Count, Seed, check_arguments, pick
 from souping.core.files import discard, expanded, missing_folders
 from souping.core.protocols import BenchmarkItems, Evaluator, Objective, Selector, Strategy, Tracker
+from souping.core.reading import read
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import (
     Item,
-    Json,
+    JsonObject,
     LateError,
     ScoreMatrix,
     Selection,
     UserError,
-    entries,
-    part,
+    frozen,
 )
 from souping.core.unit import scores_in
 from souping.evaluate.benchmark import Benchmark, ListedItems
@@ -35,7 +34,11 @@ from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.pipeline.evaluation import LocalExecutor
 from souping.pipeline.settings import STORE, Margin, MergeSettings, RunSettings, StopAfter
+from souping.report.content import Report, VerdictSummary
 from souping.report.progress import EARLY, logged
+from souping.report.render import section_html
+from souping.report.sections import headline, kicker, losses
+from souping.report.tables import Section, experts, summary
 from souping.search.adaptive import Adaptive
 from souping.search.points import Fixed, Uniform
 from souping.selection import SoCE
@@ -43,11 +46,11 @@ from souping.trackers import NoTracker
 
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
-Items = str | Path | Sequence[Item] | Sequence[Mapping[str, Json]] | BenchmarkItems
+ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
 """A JSON Lines file, items, or a benchmark."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunTrial:
     """Soup of the search with its objective on the search fold, which may be of a part of it."""
 
@@ -55,35 +58,50 @@ class RunTrial:
     objective: float
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunReport(Report):
+    """A report that a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        return f"Report({headline(self)})"
+
+    def _repr_html_(self) -> str:
+        lines = [headline(self), *losses(self)]
+        grid = summary(self) if self.rows else experts(self)
+        return section_html(Section(kicker(self), tuple(lines), grids=(grid,)))
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """Outcome of a run. `report` is report.json's content as far as the run went; `trials` are the soups it tried.
+    """Outcome of a run. `report` is what report.json says, as far as the run went; `trials` are the soups it tried.
 
     Scores are those of report.json. `soup` is the winner's folder, None if none was written.
     """
 
     report_dir: Path
-    report: Mapping[str, Json]
+    report: RunReport
     trials: tuple[RunTrial, ...]
     soup: Path | None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> VerdictSummary:
         """What may be claimed; `claim` and `sentence` are empty without a report."""
-        found: Mapping[str, Any] = part(self.report, "verdict")
-        claim, sentence = found.get("claim", ""), found.get("sentence", "")
-        return Verdict(claim=claim, sentence=sentence, p_value=found.get("p_value"))
+        return self.report.verdict or read(VerdictSummary, {})
 
     @property
     def weights(self) -> dict[str, float]:
         """{ingredient: weight}"""
-        recipe: Mapping[str, Any] = part(self.report, "recipe")
-        return dict(zip(recipe.get("ingredients", ()), recipe.get("weights", ()), strict=True))
+        recipe = self.report.recipe
+        if recipe is None:
+            return {}
+        weights = [weight or 0.0 for weight in recipe.weights]
+        return dict(zip(recipe.ingredients, weights, strict=True))
 
     @property
-    def front(self) -> list[Mapping[str, Json]]:
+    def front(self) -> tuple[FrontPoint, ...]:
         """The points that no other beats in all goals: weights, each goal's mean with its band, and the probability."""
-        return entries(part(part(self.report, "analyses"), NAME), "points")
+        front = (self.report.analyses or {}).get(NAME)
+        return front.points if isinstance(front, FrontResult) else ()
 
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
@@ -94,7 +112,7 @@ class RunResult:
 def run(
     *,
     pool: Models,
-    items: Items,
+    items: ItemSource,
     selector: Selector | None = None,
     optimiser: Strategy | None = None,
     objective: Objective | None = None,
@@ -174,7 +192,8 @@ def _perform(settings: RunSettings) -> RunResult:
         )
         for one in tried
     )
-    return RunResult(settings.run_dir, report, trials, written_soup(settings, report))
+    soup = written_soup(settings, report)
+    return RunResult(settings.run_dir, RunReport(**vars(report)), trials, soup)
 
 
 def soup(
@@ -252,7 +271,7 @@ def _common(
     }
 
 
-def _benchmark(items: Items) -> BenchmarkItems:
+def _benchmark(items: ItemSource) -> BenchmarkItems:
     if isinstance(items, Sequence) and not isinstance(items, str):
         return ListedItems(listed=list(items))
     return Benchmark(path=str(items)) if isinstance(items, str | Path) else items

@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypedDict
@@ -19,7 +18,15 @@ from souping.checkpoints.lora import content
 from souping.core.fields import Form, load, pick, text_of
 from souping.core.files import hold_folder, nearby, write_atomically
 from souping.core.text import safe, shown
-from souping.core.types import Candidate, Json, LateError, Recipe, SearchSpace, UserError, part
+from souping.core.types import (
+    Candidate,
+    Folders,
+    JsonObject,
+    LateError,
+    Recipe,
+    SearchSpace,
+    UserError,
+)
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge, method_digest
@@ -36,13 +43,15 @@ from souping.pipeline.models import (
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.store import Store
 from souping.pipeline.upload import card
+from souping.report.content import Report
 from souping.report.progress import Throughput, say
 
 
 def merge(settings: MergeSettings) -> Path | None:
     """`experiment=merge`: the soup of a pool and weights, without any evaluation."""
     with Store(settings.store_path) as store, ExitStack() as parts:
-        candidates, late = settings.pool.resolve(), not settings.plan
+        candidates = settings.pool.resolve()
+        late = not settings.plan
         pool = parts.enter_context(
             closing(
                 OpenPool(
@@ -78,9 +87,11 @@ def merge(settings: MergeSettings) -> Path | None:
 
 def show_names(settings: MergeSettings) -> None:
     """`merge.names=show`: which tensor of the soup comes from which tensor of the candidates, and how."""
-    merge, home = settings.merge, settings.pool.home
+    merge = settings.merge
+    home = settings.pool.home
     folder = folder_of(str(home), merge.allow_pickle) if home else None
-    like, shown_before = Like(folder, rules_of(merge.names)), dict[tuple[str, ...], str]()
+    like = Like(folder, rules_of(merge.names))
+    shown_before = dict[tuple[str, ...], str]()
     for candidate in settings.pool.resolve(at_least=1):
         path = folder_of(str(candidate.path), merge.allow_pickle)
         lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
@@ -104,23 +115,18 @@ def rebuild(settings: MergeSettings, path: Path) -> Path | None:
         recipe, table = read_recipe(path)
         _check_method(recipe)
         # every byte is read anew, once
-        backend, hashes = maker(settings.merge, recipe), dict[str, str]()
+        backend = maker(settings.merge, recipe)
+        hashes = dict[str, str]()
         given = {c.name: c for c in settings.pool.resolve(at_least=0)}
         home = (
             folder_of(str(settings.pool.home), backend.allow_pickle) if settings.pool.home else None
         )
         like = Like(home, rules_of(settings.merge.names), table.get("format") == "same")
         expected = dict(zip(recipe.ingredients, recipe.fingerprints, strict=True))
-        find = partial(
-            _find,
-            recipe=recipe,
-            given=given,
-            store=store,
-            backend=backend,
-            hashes=hashes,
-            like=like,
-        )
-        folders = {name: find(name, content) for name, content in expected.items()}
+        folders = {
+            name: _find(name, content, recipe, given, store, backend, hashes, like)
+            for name, content in expected.items()
+        }
         backend = _as_written(backend, recipe, table, store, list(folders.values()), hashes)
         beside = path.with_name(CARD)
         text = text_of(beside) if beside.is_file() else None
@@ -151,7 +157,7 @@ def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
     theirs = recipe.settings.get("by") == "mergekit"
     if theirs == isinstance(backend, MergekitMerge):
         return backend
-    kept: dict[str, str | int | float | None] = {
+    kept = {
         "allow_pickle": backend.allow_pickle,
         "nonfinite": backend.nonfinite,
     }
@@ -162,7 +168,7 @@ def _write(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Mapping[str, Path],
+    folders: Folders,
     base: str | None,
     text: str | None,
 ) -> Path | None:
@@ -179,7 +185,7 @@ def _show_plan(
     settings: MergeSettings,
     pool: CandidatePool,
     recipe: Recipe,
-    folders: Mapping[str, Path],
+    folders: Folders,
     base: str | None,
 ) -> None:
     from souping.merge.mergekit import to_yaml
@@ -251,7 +257,7 @@ class RecipeFile(RecipeKeys, total=False):
     files: dict[str, str]
 
 
-def read_recipe(path: Path) -> tuple[Recipe, Mapping[str, Json]]:
+def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     """A recipe.json and its table, checked for what a rebuild needs.
 
     Raises:
@@ -317,7 +323,7 @@ def _find(
 def _as_written(
     backend: MergeBackend,
     recipe: Recipe,
-    table: Mapping[str, Json],
+    table: JsonObject,
     store: Store,
     ingredients: Sequence[Path],
     hashes: MutableMapping[str, str],
@@ -328,7 +334,7 @@ def _as_written(
         for key in ("scale", "vocab", "adapters", "seed")
         if key in recipe.settings
     }
-    changes: dict[str, Any] = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
+    changes = {"scale": 1.0, "vocab": "error", "adapters": "keep", "seed": 0, **own}
     changes |= {
         "method": recipe.method,
         "carry": table.get("carried_from"),
@@ -399,13 +405,13 @@ def verify(pool: OpenPool, recipe: Recipe, out: Path) -> None:
                 )
 
 
-def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | None:
+def written_soup(settings: MergeSettings, report: Report) -> Path | None:
     """The folder of a run's soup, None if it wrote none.
 
     Raises:
         LateError: `out` holds another soup, which was not replaced.
     """
-    winner = part(report, "recipe").get("id")
+    winner = report.recipe.id if report.recipe else ""
     kept = (
         soup_in(settings.out)
         if isinstance(settings, RunSettings) and winner and not settings.stop_after
@@ -415,10 +421,8 @@ def written_soup(settings: MergeSettings, report: Mapping[str, Json]) -> Path | 
         recipe = nearby(settings.run_dir / RECIPE)
         raise LateError(
             f"out={settings.out} holds soup {kept.id} of an earlier run, and this run found soup {winner}: nothing was "
-            f"replaced. To write it: python -m souping +experiment=rebuild recipe={recipe} out=NEW"
+            f"replaced. To write it",
+            fix=f"python -m souping +experiment=rebuild recipe={recipe} out=NEW",
         )
-    return (
-        settings.out
-        if ("soup" in report or "rebuild" in report) and settings.out.exists()
-        else None
-    )
+    is_written = "soup" in report.others or report.rebuild is not None
+    return settings.out if is_written and settings.out.exists() else None

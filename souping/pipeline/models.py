@@ -31,7 +31,15 @@ from souping.core.files import LOCK, expanded, folder_at, hold_folder, near_fold
 from souping.core.protocols import Evaluator, LoadedModel, ModuleSettings
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import read_json
-from souping.core.types import Candidate, ProgressCallback, Recipe, UserError
+from souping.core.types import (
+    Candidate,
+    Folders,
+    Names,
+    ProgressCallback,
+    Recipe,
+    TokenIds,
+    UserError,
+)
 from souping.merge import CandidatePool, MergeBackend, Pourable
 from souping.merge.writer import Late, StandIns
 from souping.pipeline.store import Store, parts_of
@@ -77,7 +85,8 @@ class OpenPool:
             pick(merge.carry, [c.name for c in candidates], "merge.carry")
         here = [from_bucket(c, merge.allow_pickle, stream, aside) for c in (*candidates, *more)]
         models, merge, notes = fetch_candidates(here, merge, aside, tokenizers=tokenizers)
-        self.base, self.folders = merge.base, {c.name: c.path for c in models}
+        self.base = merge.base
+        self.folders = {c.name: c.path for c in models}
         late = (
             late and merge.hashes_while_reading and not any(map(is_adapter, self.folders.values()))
         )
@@ -86,7 +95,8 @@ class OpenPool:
         self._like = Like(like_of(models), rules_of(merge.names), merge.format == "same")
         self.merge_pool = merge.open(self.folders, used, self._like)
         self._homes = {c.name: c.home for c in models}
-        warnings, fingerprints = self.merge_pool.warnings, self.merge_pool.fingerprints
+        warnings = self.merge_pool.warnings
+        fingerprints = self.merge_pool.fingerprints
         self.models = tuple(replace(c, fingerprint=fingerprints[c.name]) for c in models)
         self.candidates = self.models[: len(candidates)]
         self.late = late and isinstance(used, StandIns) and used.pending
@@ -95,13 +105,14 @@ class OpenPool:
             *notes,
             *_copies({c.name: c.fingerprint for c in self.candidates}),
         ]
-        self._store, self._pickles = store, merge.allow_pickle
+        self._store = store
+        self._pickles = merge.allow_pickle
         if not self.late:
             self._note(self.merge_pool.known_folders)
         self._module, self._scratch = SharedModule(self.merge_pool), ScratchFolder(self.merge_pool)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         return tuple(c.name for c in self.candidates)
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
@@ -110,10 +121,10 @@ class OpenPool:
         sources = {c.name: c.source for c in self.candidates if c.source and weights.get(c.name)}
         return replace(recipe, sources=sources) if sources else recipe
 
-    def uniform(self, names: tuple[str, ...]) -> Recipe:
+    def uniform(self, names: Names) -> Recipe:
         return self.recipe({name: 1.0 / len(names) for name in names})
 
-    def eos_token_ids(self, recipe: Recipe) -> tuple[int, ...]:
+    def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers."""
         return self.merge_pool.eos_token_ids(recipe)
 
@@ -152,7 +163,7 @@ class OpenPool:
 
         plan = self.merge_pool.plan(recipe)
         assert isinstance(plan, MergePlan)
-        final: list[Recipe] = []
+        final = []
 
         def extra_files(known: Recipe) -> Mapping[str, str]:
             final.append(known)
@@ -165,7 +176,7 @@ class OpenPool:
         self._note({content: self.folders[name] for name, content in prints.items()})
         return written, _copies(prints)
 
-    def _note(self, seen: Mapping[str, Path]) -> None:
+    def _note(self, seen: Folders) -> None:
         """Note in the store where checkpoints {fingerprint: folder} are, and what they are made of."""
         if self._store is None:
             return
@@ -236,7 +247,7 @@ def fetch_candidates(
     merge: MergeBackend,
     aside: Aside = nullcontext,
     tokenizers: bool = False,
-) -> tuple[tuple[Candidate, ...], MergeBackend, tuple[str, ...]]:
+) -> tuple[tuple[Candidate, ...], MergeBackend, Names]:
     """The candidates as folders, the backend with its base model as one, and notes for the report.
 
     The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights travel.
@@ -257,7 +268,7 @@ def fetch_candidates(
     if like is not None:
         like = folder_of(str(like), merge.allow_pickle, aside)
 
-    def check(folders: Mapping[str, Path]) -> None:
+    def check(folders: Folders) -> None:
         """Check what headers, configs and tokenizers show of the whole pool, before its weights travel."""
         pool = {c.name: folders.get(c.name, c.path) for c in candidates}
         if not any(is_adapter(folder) for folder in pool.values()):
@@ -357,9 +368,13 @@ class LoadedSoup(LoadedModel):
         settings: ModuleSettings,
         recipe: Recipe,
     ) -> None:
-        self.soup, self.eos_token_ids = recipe.fingerprint, pool.eos_token_ids(recipe)
-        self._pool, self._module, self._scratch = pool, module, scratch
-        self._settings, self._recipe = settings, recipe
+        self.soup = recipe.fingerprint
+        self.eos_token_ids = pool.eos_token_ids(recipe)
+        self._pool = pool
+        self._module = module
+        self._scratch = scratch
+        self._settings = settings
+        self._recipe = recipe
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -397,7 +412,8 @@ class SharedModule:
             self._loaded, self._soup = None, ""  # two modules at once might not fit
             folder = self._pool.architecture_folder
             loaded = load_module(folder, settings)
-            self._loaded, self._settings = (loaded, self._pool.live(loaded)), settings
+            self._loaded = (loaded, self._pool.live(loaded))
+            self._settings = settings
             self._class_ends = (
                 None if eos_token_ids(folder) else loaded.generation_config.eos_token_id
             )
@@ -461,7 +477,9 @@ class ScratchFolder:
             shutil.rmtree(self._root, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
-        self._root, self._lock, self._soup = None, None, ""
+        self._root = None
+        self._lock = None
+        self._soup = ""
 
 
 def _link(folder: Path, copy: Path) -> None:

@@ -12,7 +12,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
@@ -20,7 +19,7 @@ from annotated_types import Interval
 from souping.core.fields import Count, component
 from souping.core.protocols import Executor, Workers
 from souping.core.system import cores
-from souping.core.text import first_line, install
+from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, Request, Response, UserError
 from souping.pipeline.checks import gpus
 
@@ -40,7 +39,8 @@ class PoolActor:
     """What runs in an actor's process; `process` tells a restarted one from the one before."""
 
     def __init__(self, open_worker: Callable[[], Workers]) -> None:
-        self._worker, self._process = open_worker(), uuid.uuid4().hex
+        self._worker = open_worker()
+        self._process = uuid.uuid4().hex
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         return self._process, dict(self._worker.fingerprints)
@@ -75,8 +75,8 @@ class RayExecutor(Executor):
             )
 
     def needs(self) -> list[Missing]:
-        if not find_spec("ray"):
-            return [Missing(what="the package ray is not installed", fix=install("ray"))]
+        if absent := missing("ray"):
+            return absent
         # only a cluster knows what it has
         lacks = "" if self.cluster else self.misfit(_resources())
         return [Missing(what=lacks)] if lacks else []
@@ -116,7 +116,9 @@ class RayWorkers(Workers):
     def __init__(
         self, settings: RayExecutor, here: Workers, elsewhere: Callable[[], Workers]
     ) -> None:
-        self._settings, self._here, self._elsewhere = settings, here, elsewhere
+        self._settings = settings
+        self._here = here
+        self._elsewhere = elsewhere
         self._actors: list[ActorHandle[PoolActor]] = []
         self._sent: dict[ObjectRef[tuple[str, Response]], tuple[int, Request]] = {}
         self._processes = set[str]()
@@ -208,7 +210,8 @@ class RayWorkers(Workers):
 
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._sent = [], {}
+        self._actors = []
+        self._sent = {}
         if self._started_ray:
             self._started_ray = False
             ray.shutdown()
@@ -245,7 +248,7 @@ def _result(ref: ObjectRef[Any]) -> Any:
             raise cause from error
         raise UserError(f"executor=ray: {type(cause).__name__}: {first_line(cause)}") from error
     except RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = stripped_lines(error)
         reason = (lines or [type(error).__name__])[-1][:200]
         raise UserError(
             f"executor=ray: an actor is gone or cannot start (see executor.restarts): {reason}\n{STORED}"

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import RunScores
-from souping.analysis.alternatives import alternatives
+from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
-from souping.analysis.guards import NAME, Admission, Guard, plan_guards, warnings_of
+from souping.analysis.guards import (
+    NAME,
+    Admission,
+    Guard,
+    GuardsResult,
+    plan_guards,
+    warnings_of,
+)
 from souping.analysis.significance import Power, power_of
 from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
@@ -24,7 +31,6 @@ from souping.core.types import (
     Fold,
     Item,
     ItemScores,
-    Json,
     Recipe,
     ScoreMatrix,
     Selection,
@@ -71,9 +77,10 @@ from souping.pipeline.settings import RunSettings
 from souping.pipeline.steps import SEARCH, Stage, Steps, extra_benchmarks
 from souping.pipeline.store import Store
 from souping.pipeline.training_run import trajectory_evidence
-from souping.pipeline.upload import card
+from souping.pipeline.upload import card, replace_card
 from souping.report import tables
-from souping.report.content import GateSummary
+from souping.report.analyses import AnalysisResult, UserResult
+from souping.report.content import GateSummary, Report, TrialRow
 from souping.report.files import as_json, raw_result, selection_dict, trial_rows
 from souping.report.progress import Progress
 from souping.report.render import plain_table
@@ -139,8 +146,9 @@ class Run(Steps):
         self.first_card = ""
         self.measured: dict[str, dict[str, ItemScores]] = {}
         self.rows: tuple[tuple[str, Recipe], ...] = ()
+        self.router: RoutedAnswers | None = None
         self.reported: tuple[Item, ...] = ()
-        self.analyses: dict[str, Mapping[str, Json]] = {}
+        self.analyses = dict[str, AnalysisResult]()
         for sentence in found.sentences if found else ():
             progress.say(sentence)
         self.note(*run_notes(settings, pool, self.cut))
@@ -321,12 +329,12 @@ class Run(Steps):
             self.report_content["rebuild"] = settings.rebuild_command
             self.first_card = card(self.report_content, settings.out.resolve())
             if kept is None:
-                self.progress.stage("writing the soup")
+                self.progress.stage("freeze: writing the soup")
                 self.pool.merge_pool.write(
                     recipe, settings.out, extra_files={"README.md": self.first_card}
                 )
             else:
-                self.progress.stage("verifying the existing soup")
+                self.progress.stage("freeze: verifying the existing soup")
                 verify(self.pool, recipe, settings.out)
             self.frozen = settings.out
             self.progress.say(
@@ -346,12 +354,12 @@ class Run(Steps):
         }
 
     def _warnings(self) -> list[str]:
-        if self.scores is None or not self.scores.published:
-            return list(self.notes)
-        return [
-            *self.notes,
-            "selection saw published scores: the benchmark's own test set chose the ingredients",
-        ]
+        notes = list(self.notes)
+        if self.scores is not None and self.scores.published:
+            notes.append(
+                "selection saw published scores: the benchmark's own test set chose the ingredients"
+            )
+        return notes
 
     def report(self, stage: Stage, contenders: Sequence[Contender]) -> None:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
@@ -372,8 +380,15 @@ class Run(Steps):
         self.look = look
         self.measured[""] = measured
         self.reported, self.rows = items, tuple((one.name, one.recipe) for one in contenders)
+        assert self.scores is not None
+        parents = {name: measured[self.single(name).id] for name in selection.ingredients}
+        self.router = routed(parents, self.scores)
+        rows = list(contenders)
+        if self.router and len(parents) > 1:
+            rows.insert(-1, self.router_row(self.router))
+            measured.setdefault(rows[-2].recipe.id, self.router.scores)
         evidence = gather(
-            contenders,
+            rows,
             measured,
             settings.objective,
             selection.ingredients,
@@ -383,12 +398,13 @@ class Run(Steps):
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.shown(look, items, unit()),
         )
-        if self.scores is not None:
-            parents = {name: measured[self.single(name).id] for name in selection.ingredients}
-            own = measured[winner.recipe.id]
-            evidence |= alternatives(
-                winner.result.objective, own, parents, self.scores, settings.objective
-            )
+        evidence |= alternatives(
+            winner.result.objective,
+            measured[winner.recipe.id],
+            parents,
+            self.scores,
+            settings.objective,
+        )
         if settings.pool.trajectory is not None:
             evidence["trajectory"] = trajectory_evidence(
                 self, settings.pool.trajectory, winner, self.searched, measured, look.number
@@ -398,7 +414,7 @@ class Run(Steps):
                 f"Keep {winner.recipe.ingredients[0]}: {winner.guards['sentence']}."
             )
         if dry:
-            evidence["verdict"] = {**evidence["verdict"], **dry_verdict(settings.limit)}
+            evidence["verdict"] |= dry_verdict(settings.limit)
         self.report_content |= evidence
 
     def extra_benchmark(self, stage: Stage) -> None:
@@ -438,7 +454,7 @@ class Run(Steps):
                 self.settings.analyses[name], self._run_scores(stage.models)
             )
         except UserError as error:  # of a component that answers
-            self.analyses[name] = {"failed": str(error)}
+            self.analyses[name] = UserResult(failed=str(error))
 
     def lacking(self, stage: Stage) -> tuple[Recipe, ...]:
         """The models of an analysis that lack answers. Prints what they cost."""
@@ -467,43 +483,39 @@ class Run(Steps):
             again=partial(search_again, self, self.evaluation),
         )
 
-    def whole_report(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """report.json and the rows of its trials, after the last step."""
+    def whole_report(self) -> tuple[Report, list[TrialRow]]:
+        """The report and the rows of its trials, after the last step."""
         assert self.scores is not None
-        trials = trial_rows(self.winner.trials, self.selection)
         if self.admission is not None:
             against = self.single(self.admission.against)
-            verdict = self.report_content["verdict"]
             checks = guard_checks(
                 self.admission,
                 self.winner.recipe,
                 against,
                 self.measured,
-                claim=verdict["claim"],
+                claim=self.report_content["verdict"]["claim"],
                 look=self.look,
                 names=guard_names(self),
             )
-            self.analyses[NAME] = {**self.winner.guards, "checks": checks}
+            facts = read(GuardsResult, self.winner.guards)
+            self.analyses[NAME] = replace(facts, checks=tuple(checks))
         if self.winner.summary:
             self.report_content["search"] = dict(self.winner.summary)
-        self.progress.stage("stability of the selection")
-        steady = stability(self.scores, self.settings.selector)
-        made_by = provenance(self.settings.command, self.settings.config)
-        more = {
+        self.progress.stage("analyse: stability of the selection")
+        content = {
+            **self.report_content,
             "warnings": self._warnings(),
-            "stability": steady,
+            "stability": stability(self.scores, self.settings.selector),
             "cost": self._cost(self.winner),
-            "provenance": to_json(made_by),
+            "provenance": to_json(provenance(self.settings.command, self.settings.config)),
         }
-        return {**self.report_content, **more, "analyses": self.analyses}, trials
+        report = replace(read(Report, content), analyses=self.analyses)
+        return report, trial_rows(self.winner.trials, self.selection)
 
-    def replace_card(self, report: Mapping[str, Any]) -> None:
+    def replace_card(self, report: Report) -> None:
         """Put the report's verdict and numbers on the soup's card, unless it has some or was edited."""
-        if self.frozen is None or not self.frozen.is_dir():
-            return
-        path = self.frozen / "README.md"
-        if not path.exists() or path.read_bytes() == self.first_card.encode():
-            write_atomically(path, card(report, self.frozen.resolve()).encode())
+        if self.frozen is not None and self.frozen.is_dir():
+            replace_card(self.frozen, self.first_card, report)
 
     def _cost(self, winner: SearchResult) -> dict[str, Any]:
         evaluations = self.evaluations.values()

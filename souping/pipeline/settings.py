@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from souping.core import protocols
 from souping.core.fields import pick
 from souping.core.files import nearby
 from souping.core.protocols import Component
-from souping.core.types import Candidate, Json, UserError, part
+from souping.core.types import Candidate, JsonObject, Names, UserError, frozen, part
 from souping.merge import MergeBackend
 from souping.report.format import quoted
 
@@ -62,7 +62,7 @@ def model_settings(settings: Mapping[str, T]) -> dict[str, T]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExtraEntry:
     """Entry of `also`, built: an evaluator that brings its items, or items."""
 
@@ -71,7 +71,7 @@ class ExtraEntry:
     benchmark: protocols.BenchmarkItems | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Expectation:
     """Published score of a candidate: of one category, or of the objective (`category` None)."""
 
@@ -115,7 +115,7 @@ def expectations(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MergeSettings:
     """Components and root settings of a merge by given weights, or of a recipe: nothing is evaluated.
 
@@ -134,7 +134,7 @@ class MergeSettings:
     out: Path
     store_path: Path
     run_dir: Path
-    config: Mapping[str, Json]
+    config: JsonObject
     command: str = ""
     started: float = field(default_factory=time.monotonic)
 
@@ -167,7 +167,7 @@ class MergeSettings:
         return f"python -m souping +experiment=rebuild {' '.join(given)}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunSettings(MergeSettings):
     """Components and root settings of a run.
 
@@ -192,7 +192,7 @@ class RunSettings(MergeSettings):
     analyses: Mapping[str, Analysis] = field(default_factory=dict)
     guard: Mapping[str, float] = field(default_factory=dict)
     guard_against: str | None = None
-    pareto: tuple[str, ...] = ()
+    pareto: Names = ()
     pick: Mapping[str, float] | None = None
 
     @property
@@ -219,7 +219,8 @@ class RunSettings(MergeSettings):
 
     def guard_reference(self, candidates: Sequence[Candidate]) -> str | None:
         """The candidate that `guard_against` names (UserError if it is none)."""
-        names, base = {one.name: one.name for one in candidates}, self.merge.base
+        names = {one.name: one.name for one in candidates}
+        base = self.merge.base
         for one in candidates:
             if base and base in (one.name, str(one.path), one.source):
                 names["base"] = one.name

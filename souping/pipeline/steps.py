@@ -1,4 +1,4 @@
-"""The six steps of a run: score the candidates, select, search, freeze the soup, report, analyse.
+"""The six steps of a run, `STEPS`: score the candidates, select, search, freeze the soup, report, analyse.
 
 `Steps` holds their order and says which models answer which items. `Run` performs them, a plan walks through the same
 steps and counts, and a run that is repeated finds every answer in the store.
@@ -7,22 +7,25 @@ steps and counts, and a run that is repeated finds every answer in the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from souping.analysis import RunSoups
+from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Admission, Guard
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     Fold,
-    Item,
+    Items,
     ItemScores,
+    Names,
     Recipe,
     ScoreMatrix,
     Selection,
     Trial,
     UserError,
     Weights,
+    frozen,
 )
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.evidence import Contender, ExtraBenchmark
@@ -34,11 +37,13 @@ from souping.selection import ranking
 if TYPE_CHECKING:
     from souping.analysis import Analysis
 
+STEPS = ("score", "select", "search", "freeze", "report", "analyse")
+"""Steps of a run in their order. Every stage that a run prints begins with its step and a colon."""
 SEARCH = "search: soups and single models"
 """Name of the stage in which the optimiser decides what is evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Stage:
     """Models that answer the same items.
 
@@ -48,7 +53,7 @@ class Stage:
 
     name: str
     models: tuple[Recipe, ...]
-    items: tuple[Item, ...]
+    items: Items
     fold: Fold = "report"
     benchmark: str = ""
     any_block: bool = False
@@ -85,7 +90,7 @@ def _opened(entry: ExtraEntry, own: Evaluator, limit: int | None) -> ExtraBenchm
     try:
         items = benchmark.items()
     except UserError as error:
-        raise UserError(f"also: {entry.name}: {error}") from error
+        raise error.at(f"also: {entry.name}") from error
     return ExtraBenchmark(name=entry.name, evaluator=evaluator, items=first_items(items, limit))
 
 
@@ -99,10 +104,13 @@ class Steps:
         self,
         settings: RunSettings,
         pool: RecipeSource,
-        folds: Mapping[Fold, tuple[Item, ...]],
-        extra: Mapping[str, tuple[Item, ...]],
+        folds: Mapping[Fold, Items],
+        extra: Mapping[str, Items],
     ) -> None:
-        self.settings, self.recipes, self.folds, self.extra = settings, pool, folds, extra
+        self.settings = settings
+        self.recipes = pool
+        self.folds = folds
+        self.extra = extra
         self.scores: ScoreMatrix | None = None
         self.admission: Admission | None = None
 
@@ -113,11 +121,11 @@ class Steps:
             self.check_expected(expected)
         published = settings.scores.published
         selection = self.select(
-            None if published else self._candidates("select: every candidate", "select")
+            None if published else self._candidates("score: every candidate", "select")
         )
         if settings.stop_after == "select":
             return
-        singles = self._candidates("best single: every candidate", "search")
+        singles = self._candidates("search: every candidate", "search")
         guards = settings.guards_on(self.categories) if len(selection.ingredients) > 1 else ()
         if guards:
             self.admission = self.open_guards(guards, singles)
@@ -141,7 +149,11 @@ class Steps:
             # the search has chosen on the rest
             seen = two_folds(items)["report"] if name in guarded else items
             self.extra_benchmark(
-                replace(self._stage(f"also: {name}", models, "report"), items=seen, benchmark=name)
+                replace(
+                    self._stage(f"report: also {name}", models, "report"),
+                    items=seen,
+                    benchmark=name,
+                )
             )
         soups = self.soups(selection.ingredients, winner)
         for name, analysis in settings.analyses.items():
@@ -163,7 +175,7 @@ class Steps:
         """The guards with the scores of the model that soups must not fall behind; None if nothing is measured."""
         raise NotImplementedError
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def search(self, ingredients: Names) -> SearchResult:
         """The best weights of the ingredients on the search fold."""
         raise NotImplementedError
 
@@ -189,7 +201,8 @@ class Steps:
 
     def contenders(self, ingredients: Sequence[str], soup: Recipe, best: str) -> list[Contender]:
         """Rows of the report, the soup last. Without scores the pool's order stands for the ranking."""
-        names, single = self.recipes.names, self.single
+        names = self.recipes.names
+        single = self.single
         rows = [
             Contender(
                 name=n, kind="ingredient" if n in ingredients else "candidate", recipe=single(n)
@@ -223,7 +236,8 @@ class Steps:
 
     def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
         """What the average of a training run is compared with beside its checkpoints."""
-        found, names = self.settings.pool.trajectory, self.recipes.names
+        found = self.settings.pool.trajectory
+        names = self.recipes.names
         if found is None:
             return []
         rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
@@ -237,9 +251,20 @@ class Steps:
             rows if same else [*rows, Contender(name="scrambled", kind="scrambled", recipe=mixed)]
         )
 
+    def router_row(self, router: RoutedAnswers) -> Contender:
+        """The router; its id stands for its routes, and is that of a model if all of them lead to it."""
+        models = {category: self.single(name) for category, name in router.routes.items()}
+        recipe = next(iter(models.values()))
+        if router.name not in router.routes.values():
+            # Never merged.
+            routes = {category: model.fingerprint for category, model in models.items()}
+            recipe = replace(recipe, method="router", settings=routes)
+        return Contender(name=router.name, kind="router", recipe=recipe)
+
     def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
         """(average by the soup's weights, last checkpoint) of each further training run."""
-        found, weights = self.settings.pool.trajectory, self.weights_of(soup)
+        found = self.settings.pool.trajectory
+        weights = self.weights_of(soup)
         runs = [[one.name for one in run] for run in found.others] if found else []
         return [
             (self.recipes.recipe(dict(zip(run, weights, strict=True))), self.single(run[-1]))
@@ -248,7 +273,8 @@ class Steps:
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weight of each candidate; any others for a soup that a plan does not know yet."""
-        known, names = dict(zip(soup.ingredients, soup.weights, strict=True)), self.recipes.names
+        known = dict(zip(soup.ingredients, soup.weights, strict=True))
+        names = self.recipes.names
         weights = (
             known
             if set(known) <= set(names)
@@ -257,7 +283,7 @@ class Steps:
         total = sum(weights.values())
         return tuple(weights.get(name, 0.0) / total for name in names)
 
-    def soups(self, ingredients: tuple[str, ...], winner: SearchResult) -> RunSoups:
+    def soups(self, ingredients: Names, winner: SearchResult) -> RunSoups:
         """What analyses know of the run before they see scores."""
         return RunSoups(
             candidates={name: self.single(name) for name in self.recipes.names},
@@ -269,20 +295,20 @@ class Steps:
     def analysis_stage(self, name: str, analysis: Analysis, soups: RunSoups) -> Stage:
         """The soups that an analysis needs, on the search fold: analyses never see another fold answered for them."""
         return replace(
-            self._stage(f"analysis: {name}", analysis.asks(soups), "search"), any_block=True
+            self._stage(f"analyse: {name}", analysis.asks(soups), "search"), any_block=True
         )
 
     def ingredient_stage(self, ingredients: Sequence[str]) -> Stage | None:
         """The ingredients alone, if the search begins with their scores."""
         if len(ingredients) < 2 or not self.settings.optimiser.uses_singles:
             return None
-        return self._stage("scoring the ingredients", map(self.single, ingredients), "search")
+        return self._stage("search: the ingredients", map(self.single, ingredients), "search")
 
     def find_weights(
         self,
         evaluation: RecipeEvaluator,
-        ingredients: tuple[str, ...],
-        items: tuple[Item, ...],
+        ingredients: Names,
+        items: Items,
         log: Callable[[Trial], None] = lambda trial: None,
     ) -> SearchResult:
         run = self.settings
@@ -300,14 +326,14 @@ class Steps:
 
     def front_stage(self, models: Iterable[Recipe]) -> Stage:
         """Points of the front that are confirmed."""
-        return self._stage("front: confirmed points", models, "search")
+        return self._stage("search: confirmed points of the front", models, "search")
 
     @property
     def categories(self) -> list[str]:
         return list(dict.fromkeys(item.category for fold in self.folds.values() for item in fold))
 
     @property
-    def guarded_items(self) -> dict[Fold, dict[str, tuple[Item, ...]]]:
+    def guarded_items(self) -> dict[Fold, dict[str, Items]]:
         """{fold: {extra benchmark: its items}}, the run's own under an empty name; others are cut by the same rule."""
         folds: tuple[Fold, ...] = ("search", "report")
         extra = {
@@ -317,7 +343,7 @@ class Steps:
 
     def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
         """Models on the part of another benchmark that the search may see."""
-        stage = self._stage(f"guard: {guard.name}", models, "search")
+        stage = self._stage(f"search: guard {guard.name}", models, "search")
         return replace(
             stage, items=two_folds(self.extra[guard.benchmark])["search"], benchmark=guard.benchmark
         )
@@ -349,4 +375,4 @@ class Steps:
         if not names or settings.gate == "off" or settings.selects_from_table:
             return None
         fold: Fold = "search" if settings.scores.published else "select"
-        return self._candidates("gate: candidates with an expected score", fold, names)
+        return self._candidates("score: candidates with an expected score", fold, names)

@@ -15,7 +15,7 @@ import os
 import shlex
 import sqlite3
 from collections import UserDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from souping.core.types import OUTCOMES, Item, Json, Outcome, Recipe, Record, UserError
+from souping.core.files import missing_folders
+from souping.core.types import OUTCOMES, Item, JsonObject, Outcome, Recipe, Record, UserError
 
 KEY = "soup, evaluator, item, block, replicate"
 """Columns that identify an answer."""
@@ -145,10 +146,8 @@ class StoredAnswers:
 
     def first(self, item: Item, replicate: int = 0) -> Record | None:
         """The scored answer from whatever block; of several, always the same one."""
-        blocks, scorer = (
-            self._blocks.get((row_number(item.question), replicate), {}),
-            row_number(item.scoring),
-        )
+        blocks = self._blocks.get((row_number(item.question), replicate), {})
+        scorer = row_number(item.scoring)
         scored = min((block for block, rows in blocks.items() if scorer in rows), default=None)
         return None if scored is None else blocks[scored][scorer].record(item, replicate, True)
 
@@ -165,9 +164,7 @@ class Store:
         if str(path).startswith("file:"):
             raise UserError(f"store.path={path} is SQLite's URI notation: name the path of a file")
         self.path = path
-        self._made = [
-            place for place in (path.absolute(), *path.absolute().parents) if not place.exists()
-        ]
+        self._made = missing_folders(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors("open"):
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -297,17 +294,15 @@ class Store:
         self,
         recipe: Recipe,
         evaluator: str,
-        settings: Mapping[str, Json],
+        settings: JsonObject,
         block: str,
         items: Sequence[Item],
         records: Iterable[Record],
     ) -> None:
         """Commit one block: the answers that are new, and the scores that are new."""
-        soup, evaluator_row, batch = (
-            row_number(recipe.fingerprint),
-            row_number(evaluator),
-            row_number(block),
-        )
+        soup = row_number(recipe.fingerprint)
+        evaluator_row = row_number(evaluator)
+        batch = row_number(block)
         with self.writing() as db:
             _insert(db, "soups", soup, recipe.fingerprint, json.dumps(recipe.as_dict()))
             _insert(

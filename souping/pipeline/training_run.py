@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.types import ItemScores, Json
+from souping.core.types import ItemScores, JsonObject
 from souping.pipeline.evidence import Contender, Pair, by_category
 from souping.pipeline.steps import Steps
 from souping.search.loop import SearchResult
@@ -19,7 +19,7 @@ def trajectory_evidence(
     searched: Mapping[str, ItemScores],
     measured: Mapping[str, ItemScores],
     looks: int,
-) -> dict[str, Json]:
+) -> JsonObject:
     """The chosen average of a training run and its checkpoints, on the search and report folds.
 
     `searched` are {candidate: scores on the search fold}, `measured` {recipe id: scores on the

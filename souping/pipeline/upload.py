@@ -16,12 +16,14 @@ from huggingface_hub import constants
 from souping.checkpoints import hub, lora
 from souping.checkpoints.folder import INDEX, SINGLE, side_files, weight_map
 from souping.core.fields import load
+from souping.core.files import write_atomically
 from souping.core.reading import read
 from souping.core.text import listed
 from souping.core.types import Json, LateError, UserError, part, texts
 from souping.merge.writer import CARD, RECIPE, file_mark
 from souping.report import sections, tables
-from souping.report.content import RecipeSummary, Report, typed
+from souping.report.analyses import typed
+from souping.report.content import RecipeSummary, Report
 from souping.report.format import clean, escape_markdown, in_words
 from souping.report.render import fenced, markdown_table
 from souping.report.tables import Row
@@ -65,6 +67,13 @@ def card(parts: Report | Row, folder: Path = Path(".")) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def replace_card(folder: Path, first: str, report: Report) -> None:
+    """Put a report on the soup's card if it is still the `first` one, without numbers."""
+    path = folder / CARD
+    if not path.exists() or path.read_bytes() == first.encode():
+        write_atomically(path, card(report, folder.resolve()).encode())
+
+
 def public_name(name: Json) -> str:
     """`org/name` and plain names as they are; of any other path the last part, so that no machine shows through."""
     text = clean(name)
@@ -88,18 +97,8 @@ def _rebuild(recipe: RecipeSummary, command: str | None) -> list[str]:
         names = escape_markdown(in_words(absent))
         text += f" Give the folder of {names}: `'pool.candidates=[{{name: NAME, path: FOLDER}}]'`."
     own = [word for word in shlex.split(clean(command)) if word.startswith(ANYWHERE)]
-    words = shlex.join(
-        [
-            "python",
-            "-m",
-            "souping",
-            "+experiment=rebuild",
-            "recipe=recipe.json",
-            "out=rebuilt",
-            *own,
-        ]
-    )
-    return ["## Rebuild", text, fenced(words)]
+    rebuild = "python -m souping +experiment=rebuild recipe=recipe.json out=rebuilt"
+    return ["## Rebuild", text, fenced(" ".join([rebuild, *map(shlex.quote, own)]))]
 
 
 def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
@@ -153,7 +152,7 @@ def _evidence(report: Report) -> list[str]:
     if report.selection is not None and report.selection.published:
         text += " The ingredients were chosen by published scores; what those were measured on, the choice has seen."
     words = [
-        escape_markdown(line) for line in (sections.headline(report), *sections.losses(report))
+        escape_markdown(line) for line in (sections.headline(report), *sections.findings(report))
     ]
     grids = [tables.scores(report)]
     if report.comparisons:
@@ -182,7 +181,8 @@ def target(value: Json) -> Target | None:
         return None
     table = {"repo": value} if isinstance(value, str) else value
     if isinstance(table, Mapping) and set(table) <= {"repo", "private"}:
-        repo, private = table.get("repo"), table.get("private", False)
+        repo = table.get("repo")
+        private = table.get("private", False)
         if isinstance(repo, str) and hub.is_repo(repo) and isinstance(private, bool):
             return Target(repo, private)
     raise UserError(
@@ -211,7 +211,8 @@ def check(goal: Target, out: Path) -> None:
 
 
 def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
-    space, token = goal.repo.split("/")[0], (who.get("auth") or {}).get("accessToken") or {}
+    space = goal.repo.split("/")[0]
+    token = (who.get("auth") or {}).get("accessToken") or {}
     spaces = [
         who["name"],
         *(org["name"] for org in who.get("orgs") or [] if org.get("roleInOrg") != "read"),
@@ -226,7 +227,8 @@ def _check_account(goal: Target, who: Mapping[str, Any]) -> None:
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and not writes):
         raise UserError(
             f"upload={goal.repo}: your token may not write there: create one that may at "
-            f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}"
+            f"{constants.ENDPOINT}/settings/tokens, then {hub.LOGIN}",
+            fix=hub.SIGN_IN,
         )
 
 
@@ -283,7 +285,7 @@ def push(goal: Target, folder: Path, store: Path | None = None) -> str:
             )
     except UserError as error:
         again = shlex.join(["hf", "upload", goal.repo, str(folder)])
-        raise LateError(f"{error}\nthe soup is complete: {again}") from error
+        raise LateError(f"{error}\nthe soup is complete", fix=again) from error
     return str(done.commit_url)
 
 
@@ -345,9 +347,8 @@ def _licence(source: str) -> str:
 
     name = hub.parse(source)
     try:
-        data: Any = ModelCard.load(
-            name.repo if name else Path(source) / CARD, ignore_metadata_errors=True
-        ).data
+        place = name.repo if name else Path(source) / CARD
+        data = ModelCard.load(place, ignore_metadata_errors=True).data
         named = data.get("license_name") if data.license == "other" else None
         return f"other: {named}" if named else str(data.license or "")
     except Exception:  # whatever is wrong with somebody's card
@@ -362,4 +363,6 @@ def _explained(goal: Target) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"upload={goal.repo}: {hub.reason(error)}") from error
+        raise UserError(
+            f"upload={goal.repo}: {hub.reason(error)}", fix=hub.remedy(error)
+        ) from error

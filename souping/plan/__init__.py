@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
+from souping.core.reading import read
 from souping.core.text import DASH
-from souping.core.types import Fold, Item, Json, Missing, Record, ScoreMatrix, Selection
+from souping.core.types import (
+    Fold,
+    Item,
+    Items,
+    JsonObject,
+    Missing,
+    Record,
+    ScoreMatrix,
+    Selection,
+    frozen,
+)
 from souping.core.unit import unit
 from souping.evaluate.benchmark import slices_of
 from souping.merge.plan import human
@@ -22,7 +33,7 @@ from souping.pipeline.checks import on_gpu
 from souping.pipeline.execute import sample
 from souping.report import format
 from souping.report.files import as_json, selection_dict
-from souping.report.render import output_console, show_sample, show_sheet
+from souping.report.render import Sample, output_console, show_sample, show_sheet
 from souping.report.tables import Section, grid
 from souping.search.adaptive import SAMPLES
 
@@ -45,7 +56,7 @@ READ_SPEED = 2e9  # bytes per second
 HUB_SPEED = 5e7  # bytes per second
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PlannedStage:
     """Item evaluations: `asked` in all, `todo` of them not in the store; (least, most) if the selection is open.
 
@@ -62,7 +73,7 @@ class PlannedStage:
     in_parts: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Speed:
     """Items per second: stated by the user, measured in this store or by a check, or assumed as `reason` spells out.
 
@@ -101,7 +112,7 @@ class Plan:
     sizes: Sequence[int] = ()
     selection: Selection | None = None
     scores: ScoreMatrix | None = None
-    folds: Mapping[Fold, tuple[Item, ...]] = field(default_factory=dict)
+    folds: Mapping[Fold, Items] = field(default_factory=dict)
     outlined: bool = False
     notes: list[str] = field(default_factory=list)
     guards: Sequence[Mapping[str, Any]] = ()
@@ -109,7 +120,7 @@ class Plan:
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     requirements: Sequence[Requirement] = ()
     missing: Sequence[Missing] = ()
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[Missing] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def sum(self, key: Literal["asked", "todo"]) -> Pair:
@@ -121,10 +132,11 @@ class Plan:
         """{what: (least, most) seconds}, None if no rate is known."""
         if "" not in self.speeds or not self.stages:
             return None
-        times: dict[str, Range] = {}
+        times = {}
         if self.folds:
             size = sum(model.nbytes for model in self.models) / len(self.models)
-            answering, reading = ([0.0, 0.0], [0.0, 0.0])
+            answering = [0.0, 0.0]
+            reading = [0.0, 0.0]
             for end, count in ((0, min(self.sizes)), (1, max(self.sizes))):
                 for stage in (stage for stage in self.stages if stage.items):
                     speed = self.speeds.get(stage.benchmark, self.speeds[""])
@@ -196,14 +208,14 @@ def speed(
 # ------------------------------------------------------------ page
 
 
-def as_dict(plan: Plan) -> dict[str, Json]:
+def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
     powers = [power.as_dict() for power in plan.powers()]
     selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
-        "reasons": list(plan.reasons),
+        "reasons": [reason.sentence() for reason in plan.reasons],
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],
@@ -230,7 +242,8 @@ def sections(plan: Plan) -> list[Section]:
 
 
 def _selection(plan: Plan) -> Section:
-    selection, label = plan.selection, plan.run.selector.label
+    selection = plan.selection
+    label = plan.run.selector.label
     if selection is None:
         sizes = f": {_span((min(plan.sizes), max(plan.sizes)))} ingredients" if plan.sizes else ""
         return Section(
@@ -239,10 +252,8 @@ def _selection(plan: Plan) -> Section:
         )
     lines = [f"{label} picks {format.in_words(selection.ingredients)}, from {plan.basis}."]
     if selection.threshold is not None:
-        by, low = (
-            f"{selection.metric}, threshold {selection.threshold:g}",
-            format.in_words(selection.low_correlation),
-        )
+        by = f"{selection.metric}, threshold {selection.threshold:g}"
+        low = format.in_words(selection.low_correlation)
         lines.append(f"Low-correlation categories ({by}): {low}.")
     experts = list(selection.experts.items())
     grids = (grid(("category", "expert"), experts, left=(0, 1)),) if experts else ()
@@ -254,7 +265,8 @@ def _work(plan: Plan) -> Section | None:
     if not plan.stages:
         return None
     rows = [_stage(stage) for stage in plan.stages]
-    asked, todo = plan.sum("asked"), plan.sum("todo")
+    asked = plan.sum("asked")
+    todo = plan.sum("todo")
     totals = (_span(asked), _span(_stored(asked, todo)), _span(todo)) if plan.folds else (DASH,) * 3
     rows.append(("total", "", "", *totals))
     header = ("stage", "models", "items each", "evaluations", "stored by then", "to do")
@@ -411,7 +423,8 @@ def show_rehearsal(
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
     name = timed.run.pool.resolve()[0].name
-    samples, firsts = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+    samples = list[dict[str, Any]]()
+    firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
         line = sample(place, fold, item, {name: [record]}, {name: record.score}, prompts)
         line["models"][name] |= {
@@ -422,7 +435,7 @@ def show_rehearsal(
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
-        show_sample(output_console(120), line, [name])
+        show_sample(output_console(120), read(Sample, line), [name])
     show_sheet(
         [
             s
@@ -443,7 +456,7 @@ def show_rehearsal(
 
 
 def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
-    rows: list[tuple[str, ...]] = [
+    rows = [
         (
             format.short(item.id),
             format.clean(item.category),

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn
 
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
-from souping.core.types import Item, ItemScores, Recipe, Result, Selection, UserError
+from souping.core.types import (
+    Items,
+    ItemScores,
+    Names,
+    Recipe,
+    Result,
+    Selection,
+    UserError,
+    frozen,
+)
 from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
@@ -29,11 +38,11 @@ def not_stored(*_: object) -> NoReturn:
     raise NotStoredError
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NamedPool:
     """Candidates by name, for a pool that cannot be opened here."""
 
-    names: tuple[str, ...]
+    names: Names
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         names = tuple(name for name in self.names if weights.get(name))
@@ -52,12 +61,14 @@ class CountedSteps(Steps):
         self,
         plan: Plan,
         pool: RecipeSource,
-        extra: Mapping[str, tuple[Item, ...]],
+        extra: Mapping[str, Items],
         evaluations: Mapping[str, Evaluation],
-        ingredients: tuple[str, ...],
+        ingredients: Names,
     ) -> None:
         super().__init__(plan.run, pool, plan.folds, extra)
-        self.scores, self.ingredients, self.evaluations = plan.scores, ingredients, evaluations
+        self.scores = plan.scores
+        self.ingredients = ingredients
+        self.evaluations = evaluations
         self.stages: list[PlannedStage] = []
         self.plan = plan
         self._counted: dict[tuple[str, str], set[tuple[str, int]]] = {}
@@ -76,10 +87,11 @@ class CountedSteps(Steps):
             self.evaluate_stage(stage)
         return Selection(ingredients=self.ingredients)
 
-    def search(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def search(self, ingredients: Names) -> SearchResult:
         if first := self.ingredient_stage(ingredients):
             self.evaluate_stage(first)
-        items, size = self.folds.get("search", ()), len(ingredients)
+        items = self.folds.get("search", ())
+        size = len(ingredients)
         stage = Stage(name=SEARCH, models=(), items=items, fold="search")
         workload = self.settings.optimiser.workload(size, len(items)) if size > 1 else None
         stored = self._stored_search(ingredients, items)
@@ -152,24 +164,20 @@ class CountedSteps(Steps):
         done |= new
         return sum(wanted[name] for name in new)
 
-    def _stored_search(
-        self, ingredients: tuple[str, ...], items: tuple[Item, ...]
-    ) -> SearchResult | None:
+    def _stored_search(self, ingredients: Names, items: Items) -> SearchResult | None:
         """The whole search if the store has all of its answers."""
         with suppress(NotStoredError, UserError):
             return self.find_weights(self.evaluations[""], ingredients, items) if items else None
         return None
 
-    def _unknown_winner(self, ingredients: tuple[str, ...]) -> SearchResult:
+    def _unknown_winner(self, ingredients: Names) -> SearchResult:
         uniform = self.uniform(ingredients)
         recipe = uniform if len(ingredients) == 1 else _unknown(uniform, "the soup")
         return SearchResult(
             recipe=recipe, result=Result(objective=0.0, categories={}, items=0), trials=()
         )
 
-    def _trials(
-        self, ingredients: tuple[str, ...], stored: SearchResult | None
-    ) -> tuple[list[Recipe], int]:
+    def _trials(self, ingredients: Names, stored: SearchResult | None) -> tuple[list[Recipe], int]:
         """Soups of a search that evaluates whole folds: those that are known beforehand, and how many may follow."""
         if len(ingredients) == 1:
             return [self.single(ingredients[0])], 0

@@ -19,6 +19,7 @@ from souping.core.types import (
     FOLDS,
     Fold,
     Item,
+    Items,
     LateError,
     Missing,
     Record,
@@ -65,10 +66,11 @@ class _Planner:
     """Collects what is missing here (`lacking`) and what no machine would fix (`faults`)."""
 
     def __init__(self, run: RunSettings, store: Store) -> None:
-        self.run, self.store = run, store
+        self.run = run
+        self.store = store
         self.lacking: list[Missing] = []
         self.faults: list[str] = []
-        self.items: tuple[Item, ...] = ()
+        self.items: Items = ()
         self.extra: tuple[ExtraBenchmark, ...] = ()
         self.opened: OpenPool | None = None
         names = tuple(candidate.name for candidate in run.pool.resolve())
@@ -83,11 +85,9 @@ class _Planner:
         else:
             self._plan_evaluations(plan)
         plan.faults = list(dict.fromkeys(self.faults))
-        small = [
-            requirement.sentence() for requirement in plan.requirements if not requirement.fits
-        ]
+        small = [requirement.lack() for requirement in plan.requirements if not requirement.fits]
         plan.reasons = list(
-            dict.fromkeys([*(one.sentence() for one in plan.missing), *plan.faults, *small])
+            dict.fromkeys([*plan.missing, *(Missing(what=fault) for fault in plan.faults), *small])
         )
         return plan
 
@@ -105,11 +105,9 @@ class _Planner:
         if not any(model.trouble or model.download for model in plan.models):
             self._open(asked)
         evaluators = [one for one, _ in asked]
-        plan.run, plan.folds, plan.outlined = (
-            self.run,
-            cut.items if cut else {},
-            outlined is not None,
-        )
+        plan.run = self.run
+        plan.folds = cut.items if cut else {}
+        plan.outlined = outlined is not None
         self._select(plan)
         plan.notes = self._notes(plan, folds)
         plan.stages = self._stages(plan)
@@ -127,10 +125,10 @@ class _Planner:
         }
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
-        """If something is `missing`, or a command in the message fixes it here; else it is a fault of the settings."""
-        one = Missing.from_error(UserError(error_text(error)))
-        if one.fix or missing:
-            self.lacking.append(one)
+        """If something is `missing`, or the error has a remedy here; else it is a fault of the settings."""
+        refused = error if isinstance(error, UserError) else UserError(error_text(error))
+        if refused.fix or missing:
+            self.lacking.append(Missing.from_error(refused))
         else:
             self.faults.append(error_text(error))
 
@@ -167,7 +165,8 @@ class _Planner:
         with self._attempt():
             own = pool.bound(run.evaluator)
             extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
-            self.run, self.extra = replace(run, evaluator=own), extra
+            self.run = replace(run, evaluator=own)
+            self.extra = extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
         ends = self.opened.eos_token_ids if self.opened is not None else lambda recipe: ()
@@ -177,18 +176,16 @@ class _Planner:
 
     def _select(self, plan: Plan) -> None:
         """Select from published scores, or from the store if it has every candidate on the select fold."""
-        run, names, items = self.run, self.pool.names, plan.folds.get("select", ())
+        run = self.run
+        names = self.pool.names
+        items = plan.folds.get("select", ())
         try:
             if run.scores.published:
-                plan.scores, plan.basis = (
-                    run.scores.matrix(names, checks.not_measured),
-                    "published scores",
-                )
+                plan.scores = run.scores.matrix(names, checks.not_measured)
+                plan.basis = "published scores"
             else:
-                plan.basis, plan.sizes = (
-                    "scores that must be measured first",
-                    run.selector.sizes(len(names)),
-                )
+                plan.basis = "scores that must be measured first"
+                plan.sizes = run.selector.sizes(len(names))
                 evaluation = self._evaluation(run.evaluator)
                 with suppress(NotStoredError, UserError):
                     if items:
@@ -218,7 +215,8 @@ class _Planner:
 
     def _stages(self, plan: Plan) -> list[PlannedStage]:
         """The steps counted, with an open selection once for each possible number of ingredients."""
-        counted, errors = list[list[PlannedStage]](), list[UserError]()
+        counted = list[list[PlannedStage]]()
+        errors = list[UserError]()
         chosen = (
             [plan.selection.ingredients]
             if plan.selection
@@ -286,9 +284,9 @@ def plan(run: RunSettings) -> None:
     show_sheet(parts)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
     if not whole.reasons:
-        print("This run can start: repeat the command without plan=true.")
+        print("This run can start: repeat the command without `plan`.")
         return
-    first = (whole.faults or whole.reasons)[0]
+    first = whole.faults[0] if whole.faults else whole.reasons[0].sentence()
     more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
     verdict = f"this run cannot start here: {first}{more}"
     if whole.faults:
@@ -311,16 +309,17 @@ def check_run(run: RunSettings) -> None:
     """
     if run.selects_from_table:
         raise UserError(
-            "check=true needs items; stop_after=select with published scores has none: use plan=true"
+            "check needs items; stop_after=select with published scores has none: use `plan`"
         )
     whole = _planned(run)
     for note in whole.notes:
         print(f"note: {safe(note)}")
     if whole.reasons:
-        more = "".join(f"\nand: {reason}" for reason in whole.reasons[1:3])
-        raise UserError(f"this run cannot start here: {whole.reasons[0]}{more}")
+        more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
+        first = whole.reasons[0]
+        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
     print(
-        "settings, items, models, space and packages are in order (plan=true shows them)",
+        "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,
     )
     fold: Fold = "search" if run.scores.published else "select"
@@ -369,7 +368,7 @@ def _timed(
     evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
 ) -> tuple[dict[str, Record], float]:
     """{item id: one answer}, and the seconds that the answers took."""
-    answers = dict[str, Record]()
+    answers = {}
     began = time.monotonic()
     for block in batches_of(evaluator, items):
         for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
@@ -380,7 +379,8 @@ def _timed(
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch, size = evaluator.full_batch, len(items)
+    batch = evaluator.full_batch
+    size = len(items)
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0
     calls = -(-size // (batch or size))

@@ -7,12 +7,11 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from souping.core.reading import NULL, read, rest
+from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
-from souping.core.types import Json
 from souping.core.unit import POINTS, Unit
 
 Number = float | None
@@ -49,11 +48,12 @@ class ModelRow:
     name: str
     """model on the report fold"""
     kind: str
-    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected` or
-    `uniform_topk`; of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and `scrambled` (the
-    soup's weights on other checkpoints)"""
+    """`soup`, `ingredient`, `candidate`, `best_single` (best on the search fold), `uniform_all`, `uniform_selected`,
+    `uniform_topk` or `router` (the stored answers of the ingredient that `router.routes` names for an item's category;
+    with one ingredient there is none); of a training run also `last`, `trainer_best`, `trainer_average`, `decayed` and
+    `scrambled` (the soup's weights on other checkpoints)"""
     recipe_id: str
-    """rows with the same id are the same model"""
+    """rows with the same id are the same model; a router's stands for its routes, unless all lead to one model"""
     scores: Mapping[str, ScoreInterval]
     """{category: mean with its interval}"""
     objective: ScoreInterval
@@ -111,7 +111,7 @@ class RowDifference(LookDifference):
     kind: str
     """role of the other model"""
     p_holm: Number
-    """corrected by Holm over the uniform soups, `null` for single models"""
+    """corrected by Holm over the uniform soups and the router, `null` for single models"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -696,42 +696,6 @@ class TrajectoryResult:
     """the soup's weights on further training runs"""
 
 
-# ---------------------------------------------------------------- analyses
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnalysisResult:
-    """What an analysis found."""
-
-    not_estimable: str | None = None
-    """why there is too little data"""
-    failed: str | None = None
-    """why it failed"""
-    others: Mapping[str, Any] = rest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultTable:
-    """A table of a user's analysis."""
-
-    header: tuple[Any, ...]
-    """headings"""
-    rows: tuple[tuple[Any, ...], ...]
-    """cells"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserResult(AnalysisResult):
-    """What a user's analysis found. Only these fields are shown."""
-
-    title: Any = None
-    """heading"""
-    sentences: tuple[Any, ...] | None = None
-    """sentences"""
-    tables: tuple[ResultTable, ...] | None = None
-    """tables"""
-
-
 # ---------------------------------------------------------------- the report
 
 
@@ -802,6 +766,12 @@ class Report:
     """what made the report"""
     others: Mapping[str, Any] = rest()
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        content = to_json(self)
+        assert isinstance(content, dict)
+        return content
+
     def row(self, kind: str) -> ModelRow | None:
         """The first model of a role."""
         for row in self.rows or ():
@@ -809,33 +779,10 @@ class Report:
                 return row
         return None
 
-    @property
-    def against_best_single(self) -> RowDifference | None:
-        """The soup minus the best single candidate."""
-        single = self.row("best_single")
+    def against(self, kind: str) -> RowDifference | None:
+        """The soup minus the first model of a role."""
+        other = self.row(kind)
         for pair in self.comparisons or ():
-            if single and pair.b == single.name and pair.kind in ("best_single", ""):
+            if other and pair.b == other.name and pair.kind in (kind, ""):
                 return pair
         return None
-
-
-def typed(report: Report | Json) -> Report:
-    """A report for what shows one. Runs still build the mapping of report.json."""
-    return report if isinstance(report, Report) else read(Report, report)
-
-
-def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:
-    """A report from report.json. `results` are {analysis: class of what it finds}.
-
-    An analysis that is not among them, or that found nothing, gives a `UserResult`.
-    """
-    report = read(Report, table)
-    if report.analyses is None:
-        return report
-    analyses = dict[str, AnalysisResult]()
-    for name, data in report.analyses.items():
-        end = read(AnalysisResult, data)
-        found = end.not_estimable is None and end.failed is None
-        kind = results.get(name, UserResult) if found else UserResult
-        analyses[name] = read(kind, data)
-    return replace(report, analyses=analyses)

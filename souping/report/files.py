@@ -16,25 +16,25 @@ from typing import Any
 
 from souping.core.fields import load
 from souping.core.files import write_atomically
-from souping.core.reading import to_json
+from souping.core.reading import read, to_json
 from souping.core.text import first_line
 from souping.core.types import (
     Json,
+    JsonObject,
     Result,
     ScoreMatrix,
     Selection,
     Trial,
     UserError,
     number,
-    part,
     texts,
 )
 from souping.core.unit import unit, unit_of
-from souping.report.content import Report, typed
+from souping.report.analyses import drawings, typed
+from souping.report.content import Report, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
-from souping.report.sections import drawings
 from souping.report.tables import Row, ingredients
 from souping.report.trajectory import trajectory, window_bands
 
@@ -47,7 +47,7 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
-def write_report(report: Report | Row, trials: Sequence[Row], run_dir: Path) -> list[Path]:
+def write_report(report: Report | Row, trials: Sequence[TrialRow], run_dir: Path) -> list[Path]:
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
@@ -66,7 +66,7 @@ def write_report(report: Report | Row, trials: Sequence[Row], run_dir: Path) -> 
     ]
 
 
-def draw(report: Report | Row, trials: Sequence[Row]) -> list[Drawing]:
+def draw(report: Report | Row, trials: Sequence[TrialRow]) -> list[Drawing]:
     """The pictures that this report has the numbers for."""
     report = typed(report)
     made = [forest(report), categories(report), heatmap(report), landscape(report, trials)]
@@ -79,18 +79,17 @@ def as_json(value: Json | Report) -> str:
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
-def write_trials(trials: Sequence[Row], report: Report | Row, path: Path) -> Path:
+def write_trials(trials: Sequence[TrialRow], report: Report | Row, path: Path) -> Path:
     """trials.csv: one line per trial with objective, weights (`weight:NAME`), categories (`score:NAME`) and counts."""
     names = ingredients(typed(report), trials)
-    scored = list(dict.fromkeys(name for trial in trials for name in part(trial, "categories")))
-    plain_keys, counts = ["number", "recipe_id", "objective"], ["items", "reused"]
-    table: list[list[Json]] = [
-        [*plain_keys, *(f"weight:{n}" for n in names), *(f"score:{c}" for c in scored), *counts]
-    ]
+    scored = list(dict.fromkeys(name for trial in trials for name in trial.categories))
+    columns = [*(f"weight:{name}" for name in names), *(f"score:{name}" for name in scored)]
+    table: list[list[Json]] = [["number", "recipe_id", "objective", *columns, "items", "reused"]]
     for trial in trials:
-        weights = [part(trial, "weights").get(name, 0.0) for name in names]
-        scores = [part(trial, "categories").get(name) for name in scored]
-        table.append([*map(trial.get, plain_keys), *weights, *scores, *map(trial.get, counts)])
+        values = [trial.weights.get(name, 0.0) for name in names]
+        values += [trial.categories.get(name) for name in scored]
+        head = (trial.number, trial.recipe_id, trial.objective)
+        table.append([*head, *values, trial.items, trial.reused])
     return _write_csv(path, table)
 
 
@@ -102,7 +101,7 @@ def _write_csv(path: Path, table: Sequence[Sequence[Json]]) -> Path:
     return write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
 
-def read_report(path: Path) -> dict[str, Json]:
+def read_report(path: Path) -> JsonObject:
     """A report.json.
 
     Raises:
@@ -112,7 +111,7 @@ def read_report(path: Path) -> dict[str, Json]:
     return report
 
 
-def read_trials(path: Path) -> list[dict[str, Json]]:
+def read_trials(path: Path) -> list[TrialRow]:
     """The rows of a trials.csv, as `write_trials` got them.
 
     Raises:
@@ -128,8 +127,8 @@ def read_trials(path: Path) -> list[dict[str, Json]]:
         raise UserError(f"{path}: not the table that a run wrote: {first_line(error)}") from error
 
 
-def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
-    """{column: cell} as a row: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
+def _trial_row(line: Mapping[str, str]) -> TrialRow:
+    """A row of {column: cell}: numbers are numbers again, columns of a kind (`weight:NAME`) an object again."""
     row: dict[str, Json] = {"recipe_id": line["recipe_id"]}
     parts = {"weight": dict[str, Json](), "score": dict[str, Json]()}
     for column, cell in line.items():
@@ -138,7 +137,7 @@ def _trial_row(line: Mapping[str, str]) -> dict[str, Json]:
             parts[kind][name] = float(cell) if cell else None
         elif column != "recipe_id":
             row[column] = float(cell) if cell else cell
-    return {**row, "weights": parts["weight"], "categories": parts["score"]}
+    return read(TrialRow, {**row, "weights": parts["weight"], "categories": parts["score"]})
 
 
 def csv_cell(value: Json) -> Json:
@@ -232,7 +231,8 @@ def sweep_lines(jobs: Sequence[Row]) -> list[str]:
 def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
-    rho, names = table.pop("correlations"), table.pop("categories")
+    rho = table.pop("correlations")
+    names = table.pop("categories")
     if not table["clusters"]:
         del table["clusters"]
     correlation: Json = None
@@ -252,7 +252,7 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     return {key: to_json(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> dict[str, Json]:
+def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
     rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
     return {
@@ -268,20 +268,23 @@ def raw_result(result: Result) -> Result:
     return replace(result, objective=unit().raw(result.objective), categories=categories)
 
 
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[dict[str, Json]]:
-    """The JSON form of the trials, in `trials.csv` and the plots.
+def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
+    """The trials as `trials.csv` and the plots have them.
 
     One that was dropped early has no score: the means of a few items are not to be compared with those of all.
     """
-    return [
-        {
-            "number": trial.number,
-            "recipe_id": trial.recipe.id,
-            "weights": dict(zip(selection.ingredients, trial.weights, strict=True)),
-            "objective": raw_result(trial.result).objective if trial.whole else None,
-            "categories": dict(raw_result(trial.result).categories) if trial.whole else {},
-            "items": trial.result.items,
-            "reused": trial.reused,
-        }
-        for trial in trials
-    ]
+    rows = []
+    for trial in trials:
+        result = raw_result(trial.result)
+        rows.append(
+            TrialRow(
+                number=trial.number,
+                recipe_id=trial.recipe.id,
+                weights=dict(zip(selection.ingredients, trial.weights, strict=True)),
+                objective=result.objective if trial.whole else None,
+                categories=result.categories if trial.whole else {},
+                items=result.items,
+                reused=trial.reused,
+            )
+        )
+    return rows

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from souping.core.text import DASH, UNSAFE, confidence, minus, signed
 from souping.core.types import Json, number
-from souping.core.unit import Unit, unit
+from souping.core.unit import unit
 
 KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
     "uniform_all": "uniform over all",
+    "router": "router",
     "last": "last checkpoint",
     "best_single": "best single (by search)",
     "trainer_best": "the trainer's best",
@@ -50,11 +51,6 @@ def percent_interval(low: Json, high: Json) -> str:
     )
 
 
-def interval(low: Json, high: Json, sign: bool = False) -> str:
-    """`74.1 to 82.0` of a score, or nothing where there is no interval."""
-    return unit().interval(number(low), number(high), sign)
-
-
 def limits(pair: Mapping[str, Json]) -> str:
     """`95 % interval +0.4 to +6.6` of a difference, at its own level."""
     ends = (number(pair.get("low")), number(pair.get("high")))
@@ -64,15 +60,6 @@ def limits(pair: Mapping[str, Json]) -> str:
 def level(pair: Mapping[str, Json]) -> str:
     """The level of a difference's interval."""
     return confidence(number(pair.get("level")))
-
-
-def brackets(found: Json, sign: bool = False, own: Unit | None = None) -> str:
-    """`78.1 [74.1, 82.0]`: the narrow form, for terminals; in a unit of its `own`, if there is one."""
-    scale = own or unit()
-    if not isinstance(found, Mapping):
-        return scale.score(number(found), sign)
-    mean = number(found.get("mean", found.get("difference")))
-    return scale.brackets(mean, number(found.get("low")), number(found.get("high")), sign)
 
 
 def between(low: Json, high: Json, sign: bool = True, middle: str = ", ") -> str:

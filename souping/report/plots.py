@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.core.types import FloatArray, elements, number, part, texts
+from souping.core.types import FloatArray
 from souping.core.unit import Unit
-from souping.report.content import PairedDifference, Report
+from souping.report.content import Matrix, PairedDifference, Report, TrialRow
 from souping.report.format import clean, in_words, p_value, rho, short, weight
-from souping.report.tables import Row, TableCell, compared, confidence_of, ingredients
+from souping.report.tables import TableCell, compared, confidence_of, ingredients
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +39,7 @@ COLOURS: Mapping[str, str] = {
     "uniform_selected": "#009e73",
     "uniform_topk": "#cc79a7",
     "uniform_all": "#56b4e9",
+    "router": "#e69f00",
     "best_single": "#0072b2",
     "ingredient": "#8a8f98",
     "candidate": "#b6bac1",
@@ -270,20 +271,22 @@ def heatmap(report: Report) -> Drawing | None:
     if selection is None or selection.correlation is None:
         return None
     caption = "Bold with a dot: low-correlation categories."
-    table = vars(selection.correlation)
-    return correlations("heatmap", table, selection.low_correlation, caption)
+    table = selection.correlation
+    marked = selection.low_correlation
+    return correlations("heatmap", table.categories, table.matrix, marked, caption)
 
 
-def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> Drawing | None:
-    """A heatmap of `categories` by their `matrix`; `marked` names stand out."""
-    names = texts(found, "categories")
-    if len(names) < 2 or not found.get("matrix"):
+def correlations(
+    name: str, names: Sequence[str], matrix: Matrix, marked: Sequence[str], caption: str
+) -> Drawing | None:
+    """A heatmap of categories; `marked` names stand out."""
+    if len(names) < 2 or not matrix:
         return None
     with canvas():
         side = max(2.6, 0.52 * len(names))
         made, axes = figure(side + 1.4, side)
         labels = [f"{'● ' if name in marked else ''}{short(name, 24)}" for name in names]
-        heat_panel(axes, found, labels, 7.5)
+        heat_panel(axes, matrix, labels, 7.5)
         axes.set_yticks(range(len(names)), labels)
         for tick, category in zip(
             (*axes.get_xticklabels(), *axes.get_yticklabels()), (*names, *names), strict=True
@@ -295,42 +298,42 @@ def correlations(name: str, found: Row, marked: Sequence[str], caption: str) -> 
     )
 
 
-def heat_panel(axes: Axes, found: Row, labels: Sequence[str], size: float) -> None:
-    """Draw the `matrix` of correlations, with numbers of this font size (0: without)."""
-    matrix = np.array(elements(found, "matrix"), dtype=float)
+def heat_panel(axes: Axes, matrix: Matrix, labels: Sequence[str], size: float) -> None:
+    """Draw correlations, with numbers of this font size (0: without)."""
+    values = np.array(matrix, dtype=float)
     axes.set_facecolor("#e9ebee")
     axes.pcolormesh(
-        range(len(matrix)),
-        range(len(matrix)),
-        matrix,
+        range(len(values)),
+        range(len(values)),
+        values,
         cmap="RdBu_r",
         vmin=-1,
         vmax=1,
         edgecolors=PAPER,
     )
-    for (i, j), value in np.ndenumerate(matrix) if size else ():
+    for (i, j), value in np.ndenumerate(values) if size else ():
         ink = LIGHT if abs(value) > 0.62 else DARK
         axes.text(j, i, rho(value), ha="center", va="center", fontsize=size, color=ink)
     axes.invert_yaxis()
     axes.set_aspect("equal")
-    axes.set_xticks(range(len(matrix)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(values)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
 
 
-def landscape(report: Report, trials: Sequence[Row]) -> Drawing | None:
+def landscape(report: Report, trials: Sequence[TrialRow]) -> Drawing | None:
     """The picture that fits K; nothing for one ingredient or fewer than two trials."""
     unit = report.unit
-    tried = [trial for trial in trials if number(trial.get("objective")) is not None]
+    tried = [trial for trial in trials if trial.objective is not None]
     names = ingredients(report, tried)
     if len(names) < 2 or len(tried) < 2:
         return None
-    weights = np.array([[number(part(t, "weights").get(n)) or 0.0 for n in names] for t in tried])
-    values = np.array([unit.scale * (number(t["objective"]) or 0.0) for t in tried])
+    weights = np.array([[trial.weights.get(name) or 0.0 for name in names] for trial in tried])
+    values = np.array([unit.scale * (trial.objective or 0.0) for trial in tried])
     soup = report.recipe.id if report.recipe else None
     best = int(np.argmax(unit.inner(values)))
-    chosen = next((i for i, t in enumerate(tried) if t.get("recipe_id") == soup), best)
+    chosen = next((i for i, t in enumerate(tried) if t.recipe_id == soup), best)
     with canvas():
         if len(names) == 3:
             low, high = float(values.min()), float(values.max())

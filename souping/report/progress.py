@@ -92,7 +92,9 @@ class Progress:
         say(line) if self._bars is None else log.info(line)
 
     def _begin(self, name: str, total: int | None, trials: int | None = None) -> None:
-        self._name, self._total, self._all_trials = name, total, trials
+        self._name = name
+        self._total = total
+        self._all_trials = trials
         self._done = self._trials = 0
         self._best = 0.0
         self._started = self._said = time.monotonic()
@@ -151,7 +153,8 @@ class Throughput(Progress):
             say(self._state(self._name))
 
     def _state(self, name: str) -> str:
-        seconds, done = max(time.monotonic() - self._started, 1e-9), self._done / 1e9
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        done = self._done / 1e9
         amount = f"{done:.2f} of {(self._total or 0) / 1e9:.2f} GB in {seconds:.1f} s, {done / seconds:.2f} GB/s"
         return f"{name}: {amount}" if name else amount
 
@@ -230,7 +233,8 @@ def show_warnings() -> None:
         logging.getLogger(name).disabled = False
     logger = logging.getLogger("souping")
     logger.setLevel(logging.WARNING)
-    logger.handlers, logger.propagate = [Warnings(logging.WARNING)], False
+    logger.handlers = [Warnings(logging.WARNING)]
+    logger.propagate = False
 
 
 @contextmanager

@@ -7,20 +7,22 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from souping.core.files import regular
 from souping.core.system import Provenance
 from souping.core.text import first_line, read_json
-from souping.core.types import UserError, elements, number, part, texts
+from souping.core.types import UserError
 from souping.core.unit import gain, unit
 from souping.report import tables
-from souping.report.content import Report, typed
-from souping.report.format import clean, escape_html, escape_markdown, score
+from souping.report.analyses import typed
+from souping.report.content import Report, TrialRow
+from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
-from souping.report.sections import figures, headline, kicker, losses, sections, summary, warnings
+from souping.report.sections import figures, findings, headline, kicker, sections, summary, warnings
 from souping.report.tables import Row, Section, TableCell, TableGrid
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ FOOT = (
 )
 
 
-def page(report: Report | Row, trials: Sequence[Row], drawings: Sequence[Drawing]) -> str:
+def page(report: Report | Row, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
     report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
@@ -165,7 +167,7 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report | Row, trials: Sequence[Row]) -> str:
+def markdown(report: Report | Row, trials: Sequence[TrialRow]) -> str:
     """The report as GitHub-flavoured Markdown."""
     report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
@@ -251,7 +253,7 @@ LONGEST = 4000
 def report_table(report: Report | Row) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
     report = typed(report)
-    lines = [headline(report), *losses(report)]
+    lines = [headline(report), *findings(report)]
     return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 
@@ -321,6 +323,41 @@ def show_sheet(sections: Sequence[Section], console: Console | None = None) -> N
 SAMPLES = "samples.jsonl.gz"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleAnswers:
+    """A model's answers to an item."""
+
+    score: float | None
+    outcome: str
+    reason: str
+    filtered_resps: tuple[str, ...]
+
+    def text(self) -> str:
+        answers = self.filtered_resps
+        if not any(answers):
+            return f"(no text{': ' + self.reason if self.reason else ''})"
+        if len(answers) == 1:
+            return answers[0]
+        return "\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A line of a run's samples: an item with its answers."""
+
+    item: str
+    category: str
+    fold: str
+    prompt_hash: str
+    target: Any
+    arguments: tuple[tuple[Any, ...], ...]
+    models: Mapping[str, SampleAnswers]
+
+    def score(self, name: str) -> float | None:
+        """A model's score, None if it was not evaluated on the item."""
+        return self.models[name].score if name in self.models else None
+
+
 def read_samples(path: Path) -> Iterator[Row]:
     """The lines of a run's samples.
 
@@ -342,62 +379,41 @@ def read_samples(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def changed(samples: Iterable[Row], base: str, soup: str, better: bool) -> Iterator[Row]:
+def changed(samples: Iterable[Sample], base: str, soup: str, better: bool) -> Iterator[Sample]:
     """The items that `soup` answers better than `base`, or worse."""
     for sample in samples:
-        new, old = (score_of(sample, name) for name in (soup, base))
-        if (
-            new is not None
-            and old is not None
-            and (gain(new) > gain(old) if better else gain(new) < gain(old))
-        ):
+        new = sample.score(soup)
+        old = sample.score(base)
+        if new is None or old is None:
+            continue
+        if gain(new) > gain(old) if better else gain(new) < gain(old):
             yield sample
 
 
-def score_of(sample: Row, name: str) -> float | None:
-    """A model's score on an item, None if it was not evaluated on it."""
-    return number(part(part(sample, "models"), name).get("score"))
-
-
-def show_sample(console: Console, sample: Row, names: Sequence[str]) -> None:
+def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
     """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    models = part(sample, "models")
-    title = f"{sample.get('item')} ({sample.get('category')}, fold {sample.get('fold')})"
+    title = f"{sample.item} ({sample.category}, fold {sample.fold})"
     console.print(Text(clean(title), style="bold"))
-    target = sample.get("target")
+    target = sample.target
     reference = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
-    for label, value in (("prompt", _prompt(sample)), ("reference", reference)):
+    prompt = str(sample.arguments[0][0]) if any(sample.arguments[:1]) else ""
+    for label, value in (("prompt", prompt), ("reference", reference)):
         console.print(
             Text(f"{label}: ", style="dim").append(_short(value), style=""), soft_wrap=False
         )
     table = Table(box=SIMPLE_HEAD)
-    shown = {name: part(models, name) for name in names if name in models}
+    shown = {name: sample.models[name] for name in names if name in sample.models}
     for name, model in shown.items():
-        ended = "" if model.get("outcome") == "finished" else f", {model.get('outcome')}"
-        head = Text(clean(f"{name}: {score(model.get('score'), more=-1)} {unit().symbol}{ended}"))
+        ended = "" if model.outcome == "finished" else f", {model.outcome}"
+        score = unit().score(model.score, more=-1)
+        head = Text(clean(f"{name}: {score} {unit().symbol}{ended}"))
         table.add_column(head, overflow="fold", ratio=1)
-    table.add_row(*(Text(_short(_answers(model))) for model in shown.values()))
+    table.add_row(*(Text(_short(model.text())) for model in shown.values()))
     console.print(table)
-
-
-def _prompt(sample: Row) -> str:
-    first = next(iter(elements(sample, "arguments")), None)
-    return str(first[0]) if isinstance(first, list) and first else ""
-
-
-def _answers(model: Row) -> str:
-    given = texts(model, "filtered_resps")
-    if not any(given):
-        return f"(no text{': ' + str(model['reason']) if model.get('reason') else ''})"
-    return (
-        given[0]
-        if len(given) == 1
-        else "\n".join(f"{n}. {text}" for n, text in enumerate(given, start=1))
-    )
 
 
 def _short(text: str) -> str:

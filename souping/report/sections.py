@@ -1,25 +1,25 @@
-"""What the report says, section by section, and how analyses are shown; `render` prints it as HTML or Markdown."""
+"""What the report says, section by section; `render` prints it as HTML or Markdown."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
-from souping.core.types import FOLDS, elements, entries, number, texts
+from souping.analysis.sign_flip import ALPHA
+from souping.core.types import FOLDS
 from souping.core.unit import Unit
 from souping.report import tables, trajectory
+from souping.report.analyses import analysis_sections
 from souping.report.content import (
     CategoryDifference,
     ModelEnds,
     Report,
     SelectionStability,
     SelectionSummary,
+    TrialRow,
 )
 from souping.report.format import clean, count, in_words, p_value, percent, rho, share, weight
-from souping.report.plots import Drawing
 from souping.report.tables import Row, Section, TableGrid, grid, nonempty, table
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
@@ -50,7 +50,7 @@ def headline(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """What stands below the headline: losses, what a score is, the soup's weights and how it is loaded."""
-    lines = losses(report)
+    lines = findings(report)
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
@@ -108,14 +108,14 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
         limits = unit.interval(row.objective.low, row.objective.high)
         small = "; ".join(text for text in (name, limits) if text)
         shown.append((label, f"{unit.score(row.objective.mean)} {unit.symbol}", small))
-    pair = report.against_best_single
+    pair = report.against("best_single")
     if pair is not None:
         small = f"{unit.limits(pair.low, pair.high, pair.level)}; p {p_value(pair.p_shown)}"
         shown.append(("soup minus best single", unit.score(pair.difference, sign=True), small))
     return shown
 
 
-def sections(report: Report, trials: Sequence[Row]) -> tuple[Section, ...]:
+def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     """All sections that have something to show."""
     run = (
         _verdict(report),
@@ -186,6 +186,29 @@ def losses(report: Report) -> list[str]:
         worst = min(pairs, key=lambda pair: unit.gain(pair.difference))
         head += f", but no loss is larger than chance explains: the largest is {_loss(unit, worst)}"
     return [f"{head}. {_least(unit, pairs)}".strip()]
+
+
+def findings(report: Report) -> list[str]:
+    """What stands below the headline wherever it is shown."""
+    return [*losses(report), *_router(report)]
+
+
+def _router(report: Report) -> list[str]:
+    """Whether the router is better or worse than the soup by more than chance explains, and its price."""
+    unit = report.unit
+    pair = report.against("router")
+    price = tables.price(report)
+    measured = report.verdict is not None and report.verdict.claim != "not_measured"
+    if pair is None or not price or not measured or report.limit:
+        return []
+    if pair.p_holm is None or pair.p_holm >= ALPHA:
+        return []
+    worth = "worse" if unit.gain(pair.difference) > 0 else "better"
+    return [
+        f"A router over the ingredients by category ({price} of each request) is {worth} than the soup: "
+        f"soup minus router is {unit.points(pair.difference, sign=True)} "
+        f"({unit.limits(pair.low, pair.high, pair.level)}, Holm-corrected p {p_value(pair.p_holm)})."
+    ]
 
 
 def _loss(unit: Unit, pair: CategoryDifference) -> str:
@@ -364,10 +387,10 @@ def _gate(report: Report) -> Section | None:
     return Section(title, ("All of them were.",), folded=folded)
 
 
-def _landscape(report: Report, trials: Sequence[Row]) -> Section | None:
+def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if not trials:
         return None
-    whole = sum(number(trial.get("objective")) is not None for trial in trials)
+    whole = sum(trial.objective is not None for trial in trials)
     rest = (
         f" A part of the fold was enough for {count(len(trials) - whole)} more."
         if whole < len(trials)
@@ -424,120 +447,20 @@ def ended(search: Row) -> str:
 
 
 def _alternatives(report: Report) -> Section | None:
-    """Score and cost at serving time of the soup, a router and an oracle; None without a report fold."""
+    """The soup's optimism, and what a router and an oracle score and cost; None without a report fold."""
     unit = report.unit
-    soup = report.row("soup")
-    if soup is None or soup.objective.mean is None or report.router is None:
+    router = report.router
+    oracle = report.oracle
+    if router is None or oracle is None:
         return None
-    rows = [["soup", unit.score(soup.objective.mean), "1", "1"]]
-    for label, other in (
-        ("router: the best ingredient of each category", report.router),
-        ("oracle: the best answer to each item", report.oracle),
-    ):
-        if other is not None:
-            costs = (count(other.models), count(other.answers))
-            rows.append([label, unit.score(other.score), *costs])
-    optimism = unit.points(report.optimism, sign=True)
     lines = (
-        f"The soup's optimism, its score on the search fold minus that on the report fold, is {optimism}.",
-        "The router chose its models on the select fold. The oracle knows the right answers, so it is only a bound.",
+        "The soup's optimism, its score on the search fold minus that on the report fold, is "
+        f"{unit.points(report.optimism, sign=True)}.",
+        f"A router scores {unit.score(router.score)} {unit.symbol}: each request goes to the ingredient that had the "
+        f"best score of its category when the ingredients were selected. Models in memory: {count(router.models)}; "
+        "answers per request: 1; the category must be known at request time.",
+        f"An oracle scores {unit.score(oracle.score)} {unit.symbol}: each item counts as the best of the ingredients "
+        f"answers it. Models in memory: {count(oracle.models)}; answers per request: {count(oracle.answers)}; it knows "
+        "the right answers, so it is only a bound.",
     )
-    header = ("", unit.heading("score"), "models in memory", "answers per request")
-    return Section("What the soup is up against", lines, grids=(grid(header, rows),))
-
-
-# Analyses: each registers how it is shown in its own module.
-
-MODULES = (
-    "souping.analysis.consistency",
-    "souping.analysis.wins",
-    "souping.analysis.shapley",
-    "souping.analysis.surface",
-    "souping.analysis.guards",
-    "souping.analysis.front",
-    "souping.analysis.size",
-    "souping.paper.reproduction",
-)
-"""Modules of this package that register a display."""
-
-
-@dataclass(frozen=True)
-class Display:
-    """How an analysis is shown, by functions of its data in the report.
-
-    Sections are ordered by `place`; `folded` ones come last, in one section.
-    """
-
-    section: Callable[[Row], Section]
-    drawings: Sequence[Callable[[Row], Drawing | None]] = ()
-    place: int = 9
-    folded: bool = False
-
-
-DISPLAYS: dict[str, Display] = {}
-"""{name of an analysis: how it is shown}. Without a display, the `sentences` and `tables` of its data are shown."""
-
-
-def displays() -> dict[str, Display]:
-    """All displays, those of this package included."""
-    for module in MODULES:
-        importlib.import_module(module)
-    return DISPLAYS
-
-
-def _analyses(report: Report) -> list[tuple[str, Row, Display]]:
-    """(name, data, display) of the report's analyses that have data, in the order in which they are shown."""
-    known = displays()
-    found = []
-    for name, data in sorted((report.analyses or {}).items()):
-        if data and isinstance(data, Mapping):
-            found.append((name, data, known.get(name) or Display(_plain)))
-    return sorted(found, key=lambda one: one[2].place)
-
-
-def analysis_sections(report: Report) -> tuple[Section, ...]:
-    """A section of each analysis; those without a result are folded away."""
-    shown, folded = list[Section](), list[Section]()
-    for name, data, display in _analyses(report):
-        if reason := _missing(data):
-            folded.append(Section(_titled(name), (reason,)))
-        else:
-            one = display.section(data)
-            one = one if one.title else Section(_titled(name), one.lines, grids=one.grids)
-            (folded if display.folded else shown).append(one)
-    return (*shown, Section("More analyses", folded=tuple(folded)))
-
-
-def drawings(report: Report) -> list[Drawing]:
-    """The pictures of all analyses that have a result."""
-    found = [
-        (draw, data)
-        for _, data, display in _analyses(report)
-        if not _missing(data)
-        for draw in display.drawings
-    ]
-    return [drawing for draw, data in found if (drawing := draw(data)) is not None]
-
-
-def _missing(data: Row) -> str:
-    """Why an analysis has no result; empty if it has one."""
-    reasons = {"not estimable": data.get("not_estimable"), "it failed": data.get("failed")}
-    return next((f"{kind}: {clean(reason)}" for kind, reason in reasons.items() if reason), "")
-
-
-def _plain(data: Row) -> Section:
-    """An analysis without a display."""
-    grids = [
-        grid(
-            texts(shown, "header"),
-            [map(clean, row) for row in elements(shown, "rows") if isinstance(row, Sequence)],
-        )
-        for shown in entries(data, "tables")
-    ]
-    return Section(
-        clean(data.get("title")), tuple(map(clean, texts(data, "sentences"))), grids=tuple(grids)
-    )
-
-
-def _titled(name: str) -> str:
-    return clean(name).replace("_", " ").capitalize()
+    return Section("What the soup is up against", lines)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from souping.core.text import DASH, confidence
-from souping.core.types import Json, number, part
+from souping.core.types import Json, number
 from souping.core.unit import Unit
 from souping.report.content import (
     CategoryDifference,
@@ -16,6 +16,7 @@ from souping.report.content import (
     GateSummary,
     JudgedDifference,
     ModelRow,
+    Number,
     OtherChoice,
     PairedDifference,
     RecipeSummary,
@@ -24,6 +25,7 @@ from souping.report.content import (
     RunCost,
     ScoreInterval,
     SelectionStability,
+    TrialRow,
 )
 from souping.report.format import (
     KINDS,
@@ -107,29 +109,6 @@ def grid(
     )
 
 
-Columns = dict[str, Callable[[Row], str | TableCell]]
-"""{heading: what a row has below it}"""
-
-
-def listing(
-    rows: Iterable[Row], columns: Columns, left: Sequence[int] = (0,), strong: Iterable[int] = ()
-) -> TableGrid:
-    """A table of one line per row."""
-    return grid(
-        list(columns), [[show(row) for show in columns.values()] for row in rows], left, strong
-    )
-
-
-def of(key: str, show: Callable[[Json], str] = clean) -> Callable[[Row], str]:
-    """A column of the values of a key."""
-    return lambda row: show(row.get(key))
-
-
-def where(rows: Iterable[Row], key: str, value: str) -> list[int]:
-    """Indices of the rows that have this value."""
-    return [i for i, row in enumerate(rows) if row.get(key) == value]
-
-
 def categories(report: Report) -> list[str]:
     """Category names in the selection's order."""
     names = dict.fromkeys(name for row in report.rows or () for name in row.scores)
@@ -148,11 +127,14 @@ class ShownModel:
 
     row: ModelRow
     roles: tuple[str, ...]
+    price: str = ""
 
     @property
     def cell(self) -> TableCell:
-        """The model's name with its roles."""
+        """The model's name with its roles and what it costs to serve, if that is more than one model."""
         labels = [KINDS.get(kind, clean(kind)) for kind in dict.fromkeys(self.roles)]
+        if self.price:
+            labels.append(self.price)
         if self.row.name == self.row.kind:
             return TableCell(labels[0], ", ".join(labels[1:]))
         return TableCell(clean(self.row.name), ", ".join(labels))
@@ -167,8 +149,16 @@ def once(report: Report) -> list[ShownModel]:
         same.setdefault(row.recipe_id or row.name, []).append(row)
     models = []
     for roles in same.values():
-        models.append(ShownModel(row=roles[0], roles=tuple(row.kind for row in roles)))
+        kinds = tuple(row.kind for row in roles)
+        cost_of = price(report) if "router" in kinds else ""
+        models.append(ShownModel(row=roles[0], roles=kinds, price=cost_of))
     return models
+
+
+def price(report: Report) -> str:
+    """What the router takes to serve; empty if it is one model."""
+    models = report.router.models if report.router else None
+    return f"{count(models)} models in memory, needs the category" if models and models > 1 else ""
 
 
 def scores(report: Report) -> TableGrid:
@@ -360,8 +350,8 @@ def pairs(stability: SelectionStability) -> TableGrid:
     return grid(header, lines, left=(0, 1))
 
 
-def around(low: Json, high: Json) -> str:
-    if number(low) is None or number(high) is None:
+def around(low: Number, high: Number) -> str:
+    if low is None or high is None:
         return "not estimable"
     return f"{rho(low)} to {rho(high)}"
 
@@ -418,26 +408,26 @@ def cost(cost: RunCost) -> TableGrid:
     return grid(("cost", "amount"), lines)
 
 
-def trials(report: Report, tried: Sequence[Row], limit: int = 8) -> TableGrid:
+def trials(report: Report, tried: Sequence[TrialRow], limit: int = 8) -> TableGrid:
     """The best trials of the search, by objective on the search fold; the chosen soup is stressed."""
     unit = report.unit
     names = ingredients(report, tried)
-    scored = [trial for trial in tried if number(trial.get("objective")) is not None]
-    best = sorted(scored, key=lambda trial: -unit.gain(number(trial["objective"])))[:limit]
+    scored = [trial for trial in tried if trial.objective is not None]
+    best = sorted(scored, key=lambda trial: -unit.gain(trial.objective))[:limit]
     lines = []
     for trial in best:
-        weights = [weight(part(trial, "weights").get(name, 0.0)) for name in names]
-        objective = unit.score(number(trial["objective"]), more=1)
-        lines.append((count(trial.get("number")), objective, *weights))
+        weights = [weight(trial.weights.get(name, 0.0)) for name in names]
+        lines.append((count(trial.number), unit.score(trial.objective, more=1), *weights))
     header = ("best trials", unit.heading("objective"), *map(clean, names))
-    chosen = where(best, "recipe_id", report.recipe.id) if report.recipe else []
+    soup = report.recipe.id if report.recipe else None
+    chosen = [i for i, trial in enumerate(best) if trial.recipe_id == soup]
     return grid(header, lines, left=(), strong=chosen)
 
 
-def ingredients(report: Report, tried: Sequence[Row]) -> list[str]:
+def ingredients(report: Report, tried: Sequence[TrialRow]) -> list[str]:
     """The axes of the search: the selection's ingredients, or what the trials weigh."""
     chosen = report.selection.ingredients if report.selection else ()
-    weighed = [name for trial in tried for name in part(trial, "weights")]
+    weighed = [name for trial in tried for name in trial.weights]
     axes = [name for name in chosen if name in weighed] or chosen
     return list(dict.fromkeys([*axes, *weighed]))
 

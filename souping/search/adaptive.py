@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -17,6 +17,7 @@ from souping.core.types import (
     FloatArray,
     IntArray,
     Json,
+    JsonObject,
     Result,
     SearchSpace,
     UserError,
@@ -412,7 +413,7 @@ class AdaptiveSearch(Optimiser):
         order = np.lexsort((ingredients, -mean[candidates].round(9)))
         return self._points[int(candidates[order[0]])]
 
-    def summary(self) -> Mapping[str, Json]:
+    def summary(self) -> JsonObject:
         """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %)."""
         mean, cov = self._model.objective()
         pick = self._soup_of[self.best()]

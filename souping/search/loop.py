@@ -18,8 +18,10 @@ from souping.core.types import (
     Cell,
     FloatArray,
     Item,
+    Items,
     ItemScores,
-    Json,
+    JsonObject,
+    Names,
     Recipe,
     Request,
     Result,
@@ -27,6 +29,7 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    frozen,
 )
 from souping.search.points import vertices
 
@@ -52,7 +55,7 @@ class SearchCost:
         self.seconds += scores.seconds
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchResult:
     """Winner of a search and every trial that led to it.
 
@@ -63,8 +66,8 @@ class SearchResult:
     result: Result
     trials: tuple[Trial, ...]
     cost: SearchCost = field(default_factory=SearchCost)
-    summary: Mapping[str, Json] = field(default_factory=dict)
-    guards: Mapping[str, Json] = field(default_factory=dict)
+    summary: JsonObject = field(default_factory=dict)
+    guards: JsonObject = field(default_factory=dict)
 
     @property
     def spent(self) -> int:
@@ -122,7 +125,7 @@ class RecipeSource(Protocol):
     """Pool as far as a search needs it: names of candidates, and recipes of weights."""
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> Names: ...
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe: ...
 
@@ -133,8 +136,8 @@ def find_weights(
     seed: int,
     pool: RecipeSource,
     evaluation: RecipeEvaluator,
-    ingredients: tuple[str, ...],
-    items: tuple[Item, ...],
+    ingredients: Names,
+    items: Items,
     log: Callable[[Trial], None] = lambda trial: None,
     admission: Admission | None = None,
     known: Sequence[ItemScores] | None = None,
@@ -171,8 +174,9 @@ def find_weights(
         full_batch=evaluation.full_batch,
         whole=evaluation.whole_folds,
     )
-    optimiser, name = strategy.start(space, seed), f"optimiser {named(strategy)}"
-    if Optimiser not in type(optimiser).__mro__:
+    optimiser = strategy.start(space, seed)
+    name = f"optimiser {named(strategy)}"
+    if not isinstance(optimiser, Optimiser):
         raise UserError(
             f"{name} started a {type(optimiser).__name__}, which is no Optimiser: subclass it"
         )
@@ -223,27 +227,30 @@ class SearchRun:
     ) -> None:
         """`known` are scores of soups that were evaluated before, such as single ingredients."""
         self._name = f"optimiser {named(strategy)}"
-        self._space, self._optimiser, self._strategy, self._recipe_of = (
-            space,
-            optimiser,
-            strategy,
-            recipe_of,
-        )
-        self._evaluation, self._items, self._log = evaluation, tuple(items), log
-        self._cost, self._trials = SearchCost(), list[Trial]()
+        self._space = space
+        self._optimiser = optimiser
+        self._strategy = strategy
+        self._recipe_of = recipe_of
+        self._evaluation = evaluation
+        self._items = tuple(items)
+        self._log = log
+        self._cost = SearchCost()
+        self._trials = list[Trial]()
         self._soups: dict[Weights, SearchedSoup] = {}
         self._open: dict[int, Cell] = {}
         self._known_scores = dict(known or {})
         self._started_trials = 0
         self._requested_items = 0  # of open requests too
         self._last_request = 0
-        self._ended, self._counted = False, set[Weights]()
+        self._ended = False
+        self._counted = set[Weights]()
 
     def run(self) -> SearchResult:
         """Ask and tell to the end, or to the first limit; results come in any order."""
         for weights, known in self._known_scores.items():
             soup = self._soup(weights)
-            soup.answers, soup.reused = np.array([known.values, known.lengths]), len(known.values)
+            soup.answers = np.array([known.values, known.lengths])
+            soup.reused = len(known.values)
             self._note(soup, self._result(soup.answers))
         self._ask()
         while self._open:
@@ -275,7 +282,8 @@ class SearchRun:
 
     def _soup(self, weights: Weights) -> SearchedSoup:
         if weights not in self._soups:
-            recipe, unknown = self._recipe_of(weights), np.full((2, len(self._items)), np.nan)
+            recipe = self._recipe_of(weights)
+            unknown = np.full((2, len(self._items)), np.nan)
             self._soups[weights] = SearchedSoup(recipe=recipe, weights=weights, answers=unknown)
         return self._soups[weights]
 
@@ -373,7 +381,8 @@ class SearchRun:
 
         If the budget does not cover the rest: the best soup that was fully evaluated.
         """
-        soup, limit = self._soup(self._optimiser.best()), self._strategy.budget
+        soup = self._soup(self._optimiser.best())
+        limit = self._strategy.budget
         rest = tuple(
             item
             for item, score in zip(self._items, soup.values, strict=True)
@@ -400,7 +409,8 @@ def _check_cell(cell: Cell, name: str, items: int, scales: Sequence[float]) -> N
     """
     if not isinstance(cell, Cell) or not all(0 <= place < items for place in cell.items or ()):
         raise UserError(f"{name}: {cell!r:.60} must be a Cell with positions below {items}")
-    total, sums = sum(cell.weights), (1.0, *scales)
+    total = sum(cell.weights)
+    sums = (1.0, *scales)
     if min(cell.weights) < 0 or not any(
         math.isclose(total, one, abs_tol=TOLERANCE) for one in sums
     ):

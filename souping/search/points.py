@@ -67,7 +67,8 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
     if len(table) < 3:
         return list(points)
     first = int(np.argmin(((table - table.mean(axis=0)) ** 2).sum(axis=1).round(12)))
-    order, distance = [first], ((table - table[first]) ** 2).sum(axis=1)
+    order = [first]
+    distance = ((table - table[first]) ** 2).sum(axis=1)
     while len(order) < len(table):
         distance[order[-1]] = -1.0
         order.append(int(np.argmax(distance.round(12))))
@@ -78,7 +79,8 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
 def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
     """Sparse points without end, always the same: two to nine members drawn by `odds` [K], a random share of each in
     steps. They cover a simplex that is too large for a grid."""
-    random, whole = np.random.default_rng(0), round(1 / step)
+    random = np.random.default_rng(0)
+    whole = round(1 / step)
     while True:
         members = random.choice(
             size, int(random.integers(2, min(size, whole, 9) + 1)), replace=False, p=odds
@@ -137,8 +139,21 @@ class LimitedStrategy(Strategy):
     budget: Count | None = None
 
 
+class ListedStrategy(LimitedStrategy):
+    """Strategy whose points are all known beforehand."""
+
+    def known_points(self, size: int) -> list[Weights]:
+        raise NotImplementedError
+
+    def start(self, space: SearchSpace, seed: int) -> Search:
+        return Search(self.known_points(len(space.ingredients))[: self.trials])
+
+    def count(self, size: int) -> int | None:
+        return len(self.known_points(size)[: self.trials])
+
+
 @component
-class Grid(LimitedStrategy):
+class Grid(ListedStrategy):
     """Grid of the paper (section 3), the uniform point and the vertices, each once.
 
     Asked uniform and vertices first, then spread, so that a search cut short has still covered the simplex.
@@ -171,12 +186,6 @@ class Grid(LimitedStrategy):
             [point for point in inner if tuple(round(w, 9) for w in point) not in rounded]
         )
 
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients))[: self.trials])
-
-    def count(self, size: int) -> int | None:
-        return len(self.known_points(size)[: self.trials])
-
     def describe(self, size: int) -> str:
         count = len(self.known_points(size))
         on_grid = grid_size(size, self.step)
@@ -187,17 +196,11 @@ class Grid(LimitedStrategy):
 
 
 @component
-class Uniform(LimitedStrategy):
+class Uniform(ListedStrategy):
     """No search: equal weights."""
-
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients)))
 
     def known_points(self, size: int) -> list[Weights]:
         return [uniform(size)]
-
-    def count(self, size: int) -> int | None:
-        return 1
 
     def describe(self, size: int) -> str:
         return f"uniform: one soup, weights 1/{size}"
@@ -218,7 +221,8 @@ class Fixed(LimitedStrategy):
         Raises:
             UserError: the number of weights fits neither, or a candidate that was not selected has a weight.
         """
-        ingredients, candidates = space.ingredients, space.candidates
+        ingredients = space.ingredients
+        candidates = space.candidates
         if len(self.weights) == len(candidates) != len(ingredients):
             given = dict(zip(candidates, self.weights, strict=True))
             lost = [name for name in candidates if given[name] and name not in ingredients]

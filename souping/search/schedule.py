@@ -9,15 +9,14 @@ et al. 2025 (arXiv 2505.12082).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Interval
 
 from souping.core.fields import component
-from souping.core.types import FloatArray, SearchSpace, Weights
-from souping.search.points import LimitedStrategy, Search, endings
+from souping.core.types import FloatArray, Weights, frozen
+from souping.search.points import ListedStrategy, endings
 
 Kind = Literal["uniform", "minus_sqrt", "ema"]
 ALPHAS = (0.1, 0.2, 0.4)
@@ -43,7 +42,7 @@ def ema(size: int, alpha: float) -> FloatArray:
 SHAPES: Mapping[str, Callable[[int], FloatArray]] = {"uniform": uniform, "minus_sqrt": minus_sqrt}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Window:
     """Weights over all checkpoints, of which the last `length` have some."""
 
@@ -88,7 +87,7 @@ def scrambled(weights: Weights) -> Weights:
 
 
 @component
-class Schedule(LimitedStrategy):
+class Schedule(ListedStrategy):
     """Averages of the last checkpoints, evaluated on the whole search fold; `only` makes one of all checkpoints."""
 
     only: Kind | None = None
@@ -100,12 +99,6 @@ class Schedule(LimitedStrategy):
         return [
             Window.of(self.only, size, size, self.alpha if self.only == "ema" else None).weights
         ]
-
-    def start(self, space: SearchSpace, seed: int) -> Search:
-        return Search(self.known_points(len(space.ingredients))[: self.trials])
-
-    def count(self, size: int) -> int | None:
-        return len(self.known_points(size)[: self.trials])
 
     def describe(self, size: int) -> str:
         if self.only is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from itertools import combinations, permutations
@@ -18,13 +17,14 @@ from souping.analysis.shapley import Shapley
 from souping.analysis.size import Size, affordable
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import Parents, Wins
+from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
-from souping.report.content import typed
+from souping.pipeline.analyses import results
+from souping.report.analyses import drawings, read_content, typed
 from souping.report.files import as_json
 from souping.report.render import markdown, page
-from souping.report.sections import DISPLAYS, drawings
 from tests.conftest import ROOT
-from tests.support.analyses import NAMES, recipe_of, run_of, skills, voting
+from tests.support.analyses import NAMES, recipe_of, result_json, run_of, skills, voting
 from tests.support.choices import differing, each
 from tests.support.report import sample
 
@@ -46,7 +46,7 @@ def name_of(analysis: Analysis) -> str:
 def test_every_choice_has_a_row_and_a_section() -> None:
     # of published figures, not of a run: tests/paper
     assert set(differing("analysis", ROWS)) == {"paper"}
-    assert set(ROWS) <= set(DISPLAYS)
+    assert set(ROWS) <= set(results())
 
 
 def test_those_that_cost_nothing_are_made_by_default() -> None:
@@ -66,11 +66,11 @@ class TestAnalysis:
         self, analysis: Analysis
     ) -> None:
         run = run_of(asked=analysis.asks)
-        data = analysis.analyse(run)
-        assert json.loads(as_json(data)) == json.loads(as_json(json.loads(as_json(data))))
+        data = result_json(analysis, run)
         assert data["fold"] in ("search", "report")
         assert "NaN" not in as_json(data)
-        assert as_json(analysis.analyse(run)) == as_json(data)
+        assert result_json(analysis, run) == data
+        assert to_json(read(results()[name_of(analysis)], data)) == data
         asked = [recipe.id for recipe in analysis.asks(run.soups)]
         assert len(asked) == len(set(asked))
         assert asked == [recipe.id for recipe in analysis.asks(run.soups)]
@@ -86,11 +86,12 @@ class TestAnalysis:
     @pytest.mark.parametrize("size", [2, 4])
     def test_the_page_shows_it(self, analysis: Analysis, size: int) -> None:
         name = name_of(analysis)
-        data = json.loads(as_json(analysis.analyse(run_of(size, asked=analysis.asks))))
-        report, trials = sample()
-        report["analyses"] = {name: data}
-        section = DISPLAYS[name].section(data)
-        for text in (page(report, trials, drawings(typed(report))), markdown(report, trials)):
+        result = results()[name]
+        table, trials = sample()
+        table["analyses"] = {name: result_json(analysis, run_of(size, asked=analysis.asks))}
+        report = read_content(table, results())
+        section = read(result, table["analyses"][name]).section(report.unit)
+        for text in (page(report, trials, drawings(report)), markdown(report, trials)):
             assert section.title in text
             assert not section.picture or section.picture in text
         assert "nan" not in " ".join(section.lines)
@@ -133,7 +134,7 @@ def means(run: RunScores, recipe: Recipe) -> dict[str, float]:
 
 def test_parents_are_counted_as_by_hand() -> None:
     run = run_of()
-    data: dict[str, Any] = Parents().analyse(run)
+    data: dict[str, Any] = result_json(Parents(), run)
     everyone = at_least_one = 0
     for row, soup in zip(data["soups"], run.trials, strict=True):
         own, parents = means(run, soup), [means(run, run.single(name)) for name in soup.ingredients]
@@ -148,7 +149,7 @@ def test_parents_are_counted_as_by_hand() -> None:
 
 
 def test_a_mixture_beats_one_parent_and_never_all() -> None:
-    data: dict[str, Any] = Parents(draws=10).analyse(run_of(2, answer=mixed))
+    data: dict[str, Any] = result_json(Parents(draws=10), run_of(2, answer=mixed))
     assert data["beats_all"]["share"] == 0
     assert data["beats_one"]["share"] == 1
     assert len(data["soups"]) == 9
@@ -165,9 +166,9 @@ def test_equals_are_won_by_chance() -> None:
             rng = np.random.default_rng([seed, int(recipe.id, 16)])
             return (rng.random(len(items)) < 0.5).astype(float)
 
-        data: dict[str, Any] = Parents(draws=2).analyse(run_of(2, answer=equal))
-        for key, found in shares.items():
-            found.append(data[key]["share"] - data[key]["chance"])
+        data: dict[str, Any] = result_json(Parents(draws=2), run_of(2, answer=equal))
+        for key, excess in shares.items():
+            excess.append(data[key]["share"] - data[key]["chance"])
             # ties make both rarer
             assert data[key]["chance"] < {"beats_all": 1 / 3, "beats_one": 2 / 3}[key] + 1e-9
     assert abs(np.mean(shares["beats_all"])) < 0.04
@@ -200,15 +201,15 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
         return np.array([float(int(str(item.answer)) < skill + 3) for item in items])
 
     quick = Consistency(draws=40, mixtures=100)
-    shared: dict[str, Any] = quick.analyse(run_of(answer=drawn))
+    shared: dict[str, Any] = result_json(quick, run_of(answer=drawn))
     assert (
         shared["nulls"]["shared"]["low"]
         <= shared["after"]["mean"]
         <= shared["nulls"]["shared"]["high"]
     )
-    exact: dict[str, Any] = quick.analyse(run_of(answer=mixed))
+    exact: dict[str, Any] = result_json(quick, run_of(answer=mixed))
     assert exact["nulls"]["exact"]["mean"] == pytest.approx(exact["after"]["mean"])
-    alone: dict[str, Any] = quick.analyse(run_of(answer=apart))
+    alone: dict[str, Any] = result_json(quick, run_of(answer=apart))
     assert (
         alone["nulls"]["independent"]["low"]
         <= alone["after"]["mean"]
@@ -221,7 +222,7 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
             < data["nulls"]["exact"]["mean"]
         )
         assert data["nulls"]["exact"] == exact["nulls"]["exact"]
-    factor: dict[str, Any] = quick.analyse(run_of(answer=together))
+    factor: dict[str, Any] = result_json(quick, run_of(answer=together))
     assert factor["after"]["mean"] == pytest.approx(1.0)
     assert factor["after"]["mean"] > factor["nulls"]["shared"]["high"]
     assert factor["before"]["mean"] == shared["before"]["mean"]
@@ -232,7 +233,7 @@ def test_a_category_without_spread_is_left_out_and_named() -> None:
     def flat(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         return np.where([item.category == "y" for item in items], 1.0, voting(recipe, items))
 
-    data: dict[str, Any] = Consistency(draws=10, mixtures=10).analyse(run_of(answer=flat))
+    data: dict[str, Any] = result_json(Consistency(draws=10, mixtures=10), run_of(answer=flat))
     assert data["left_out"] == ["y"]
     assert all(value is None for value in data["after"]["matrix"][2])
 
@@ -241,7 +242,7 @@ def test_wins_are_counted_as_by_hand() -> None:
     run = run_of(weights=(0.5, 0.3, 0.2))
     soup = run.report[run.soups.soup.id].values
     singles = [run.report[run.single(name).id].values for name in NAMES[:3]]
-    data: dict[str, Any] = Wins().analyse(run)
+    data: dict[str, Any] = result_json(Wins(), run)
     fails = 3 - np.sum(singles, axis=0)
     for row in data["by_failures"]:
         where = fails == row["fail"]
@@ -265,10 +266,10 @@ def test_a_corpus_metric_solves_no_item_and_graded_scores_count_from_a_threshold
     )
     with pytest.raises(NotEstimableError, match="corpus metric"):
         Wins().analyse(counted)
-    graded: dict[str, Any] = Wins(solved=0.6).analyse(
-        run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i))
+    graded: dict[str, Any] = result_json(
+        Wins(solved=0.6), run_of(answer=lambda r, i: 0.2 + 0.5 * voting(r, i))
     )
-    plain: dict[str, Any] = Wins().analyse(run_of())
+    plain: dict[str, Any] = result_json(Wins(), run_of())
     assert graded["by_failures"] == plain["by_failures"]
 
 
@@ -303,7 +304,7 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(
     size: int, answer: Any
 ) -> None:
     run = run_of(size, asked=Shapley().asks, answer=answer)
-    data: dict[str, Any] = Shapley().analyse(run)
+    data: dict[str, Any] = result_json(Shapley(), run)
     for level in data["levels"]:
         assert len(level["players"]) == comb(size, level["size"])
         assert level["efficiency_gap"] < 1e-12
@@ -317,8 +318,8 @@ def test_shapley_values_are_those_of_all_orders_and_sum_to_the_whole(
 
 def test_sizes_are_cross_fitted_within_the_items_of_the_search() -> None:
     run = run_of(3, weights=(0.2, 0.5, 0.3))
-    data: Any = Size().analyse(
-        replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search)
+    data: Any = result_json(
+        Size(), replace(run, search=run_of(3, asked=Size().asks, weights=(0.2, 0.5, 0.3)).search)
     )
     whole = {len(row["ingredients"]): row["score"]["mean"] for row in data["sizes"]}
     items = next(iter(run.search.values())).items

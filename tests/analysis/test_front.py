@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis.front import Front, draw, resolve_goals, section, undominated
+from souping.analysis.front import Front, resolve_goals, undominated
+from souping.core.reading import to_json
 from souping.core.types import Item, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.search.adaptive import Adaptive
@@ -62,13 +63,14 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     merits = front.merits({"a": 1.0})
     assert max(merits, key=lambda point: merits[point]) == (1.0, 0.0)
     assert len(front.candidates(None)) <= 3
-    data = front.as_dict(["x", "y"], {"x": 1.0}, pick)
+    result = front.result(["x", "y"], {"x": 1.0}, pick)
+    data: Any = to_json(result)
     chosen = data["chosen"]
     assert chosen["weights"] == [1.0, 0.0]
     tokens = chosen["goals"]["tokens"]
     assert 100 < tokens["low"] < tokens["mean"] < tokens["high"] < 300
-    assert "the largest 0.75 a" in section(data).lines[1]
-    assert draw(data) is not None
+    assert "the largest 0.75 a" in result.section(POINTS).lines[1]
+    assert len(result.drawings(POINTS)) == 1
 
 
 def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
@@ -79,7 +81,8 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
         trial(n, p, BITS_PER_BYTE.inner(losses[p]), np.zeros(300)) for n, p in enumerate(points)
     ]
     goals = resolve_goals(["a", "b"], None, ["a", "b"], {}, BITS_PER_BYTE)
-    data = Front(goals, ITEMS, points, trials).as_dict(["x", "y"], {"x": 1.0}, None)
+    result = Front(goals, ITEMS, points, trials).result(["x", "y"], {"x": 1.0}, None)
+    data: Any = to_json(result)
     for number, goal in enumerate(("a", "b")):
         first = data["chosen"]["goals"][goal]
         assert first["mean"] == pytest.approx(
@@ -87,4 +90,5 @@ def test_goals_of_a_loss_are_best_where_it_is_lowest() -> None:
         )
         assert first["low"] < first["mean"] < first["high"]
     assert len(data["points"]) == len(points)  # each gives up one category for the other
-    assert "bits per byte" in section(data).grids[0].header[1]
+    header = result.section(POINTS).grids[0].header
+    assert "bits per byte" in header[1]

@@ -13,12 +13,12 @@ from souping.analysis.guards import (
     NEARER,
     SMALLEST,
     Guard,
+    GuardsResult,
     check,
     judge,
     plan_guards,
     read_guards,
     resolve,
-    section,
     warnings_of,
 )
 from souping.core.types import Item, ItemScores, UserError
@@ -101,7 +101,7 @@ def test_admission_is_the_one_sided_limit_and_length_is_a_share() -> None:
         found = check(length, scores(reference, factor * tokens), scores(reference, tokens))
         assert length.outcome(found) == outcome
         assert found.difference == pytest.approx(1 - factor)
-        assert length.as_dict(found)["difference"] == pytest.approx(factor - 1)
+        assert length.result(found).difference == pytest.approx(factor - 1)
 
 
 def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
@@ -110,10 +110,10 @@ def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
     losses = 1 + 0.2 * np.random.default_rng(3).standard_normal(200)
     reference = scores(BITS_PER_BYTE.inner(losses))
     for rise, outcome in ((0.0, "held"), (-0.1, "held"), (0.03, "broken")):
-        made = guard.as_dict(check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference))
-        assert (made["outcome"], made["margin"]) == (outcome, pytest.approx(0.01))
-        assert made["difference"] == pytest.approx(rise, abs=1e-9)
-    page = section({"sentence": "none", "checks": [made]})
+        made = guard.result(check(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference))
+        assert (made.outcome, made.margin) == (outcome, pytest.approx(0.01))
+        assert made.difference == pytest.approx(rise, abs=1e-9)
+    page = GuardsResult(sentence="none", checks=(made,)).section(POINTS)
     assert [cell.text for cell in page.grids[0].rows[0]][1] == "0.01 bits per byte"
     assert "bits per byte" in page.grids[0].rows[0][2].text
 
@@ -130,10 +130,10 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
         *judge(guards, [(soup, reference)] * 3),
         *judge(guards[:1], [(soup, reference)], 2),
     ]
-    assert (wide["outcome"], narrow["outcome"]) == ("held", "undecided")
-    assert wide["level"] == pytest.approx(1 - 0.05 / 3)
-    assert near["level"] > 0.95
-    assert again["level"] == pytest.approx(1 - 0.05 / 6)
+    assert (wide.outcome, narrow.outcome) == ("held", "undecided")
+    assert wide.level == pytest.approx(1 - 0.05 / 3)
+    assert near.level > 0.95
+    assert again.level == pytest.approx(1 - 0.05 / 6)
 
 
 def test_a_plan_says_how_many_items_a_guard_needs() -> None:

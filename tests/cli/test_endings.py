@@ -21,9 +21,10 @@ from souping import __version__
 from souping.cli import COMMANDS, REPLACE, choices, folder, groups
 from souping.cli.config import GROUPS, Config
 from souping.cli.job import options_first
+from souping.core.reading import read
 from souping.core.types import UserError
 from souping.pipeline import execute
-from souping.report.render import plain_table, show_sample
+from souping.report.render import Sample, plain_table, show_sample
 from souping.report.tables import grid
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
@@ -439,7 +440,7 @@ def test_tables_and_answers_fit(width: int) -> None:
         name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
         for name in "ab"
     }
-    show_sample(console, {**sample, "models": models}, ["a", "b"])
+    show_sample(console, read(Sample, {**sample, "models": models}), ["a", "b"])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
     assert text.count("long") == 80

@@ -222,8 +222,11 @@ def test_a_second_run_or_multirun_overwrites_no_first_one(
 PARTS = """
 from dataclasses import dataclass
 import numpy as np
-from souping.core.protocols import Objective, Selector, Strategy, Tracker
+from souping.analysis import Analysis
+from souping.checkpoints.pool import CandidateSource
+from souping.core.protocols import Evaluator, Objective, Selector, Strategy, Tracker
 from souping.core.types import Correlations, Selection
+from souping.merge import MergeBackend
 
 @dataclass(frozen=True, kw_only=True)
 class Picks(Selector):
@@ -255,6 +258,46 @@ class Search(Strategy):
 
     def describe(self, size):
         return "mine"
+
+class Nothing:
+    def resolve(self, at_least=2):
+        return ()
+
+@dataclass(frozen=True, kw_only=True)
+class PoolPart(CandidateSource):
+    like: str | None = None
+
+class EvaluatorPart(Evaluator):
+    settings = {"evaluator": "mine"}
+
+    def batches(self, items, replicate=0):
+        return [tuple(items)]
+
+class SelectorPart(Selector):
+    pass
+
+class OptimiserPart(Strategy):
+    def start(self, space, seed): ...
+
+class MergePart(MergeBackend):
+    def open(self, folders, cache=None, like=None): ...
+
+class TrackerPart(Tracker):
+    def start(self, config, run_dir): ...
+
+class ObjectivePart(Objective):
+    pass
+
+class AnalysisPart(Analysis):
+    pass
+
+class Grader:
+    pass
+
+grader = Grader()
+
+def half_made():
+    return SelectorPart()
 
 def factory():
     return 3
@@ -308,6 +351,44 @@ def test_what_a_part_gives_is_looked_at(
     done = souping(*pool_of(family), *(["selector=all"] if "~optimiser" in words else []), *words)
     done.refused(said)
     assert re.search(r"mine_parts\.\w+ \(\S*mine_parts\.py:\d+\)", done.err), done.err
+
+
+@pytest.mark.parametrize(
+    ("group", "methods"),
+    [
+        ("pool", ["resolve"]),
+        ("evaluator", ["evaluate"]),
+        ("selector", ["select"]),
+        ("optimiser", ["count", "describe"]),
+        ("merge", ["with_settings"]),
+        ("tracker", ["log"]),
+        ("objective", ["coefficients"]),
+        ("analysis.mine", ["analyse"]),
+    ],
+)
+def test_a_component_that_lacks_a_method_is_refused_before_anything_is_evaluated(
+    group: str, methods: list[str], family: Path, souping: Cli, mine: None, tmp_path: Path
+) -> None:
+    name = f"{group.partition('.')[0].capitalize()}Part"
+    node = f"+{group}={{_target_:mine_parts.{name}}}"
+    removed = [] if "." in group else [f"~{group}"]
+    settings = f"{group.partition('.')[0]}{'=' if '.' in group else '.'}"
+    words = [word for word in pool_of(family) if not word.startswith(settings)]
+    done = souping(*words, *removed, node)
+    done.refused(f"{group}: mine_parts.{name} (", f"lacks {', '.join(methods)}")
+    assert not (tmp_path / "outputs/store.sqlite").exists()
+
+
+def test_factories_and_scorers_that_lack_a_method_are_refused(
+    family: Path, souping: Cli, mine: None, tmp_path: Path
+) -> None:
+    souping(*pool_of(family), *swapped("selector", "half_made")).refused("SelectorPart", "select")
+    scorer = "benchmark.scorers={mine:mine_parts.grader}"
+    words = [*pool_of(family), scorer]
+    souping(*words).refused("mine_parts.grader", "Grader lacks __call__")
+    words = [word for word in pool_of(family) if not word.startswith("pool.")]
+    souping(*words, *swapped("pool", "Nothing")).refused("CandidateSource")
+    assert not (tmp_path / "outputs/store.sqlite").exists()
 
 
 def test_a_tracker_that_falls_ends_no_run(family: Path, souping: Cli, mine: None) -> None:
@@ -445,4 +526,4 @@ def test_a_damaged_file_of_a_run_is_told_with_its_name(name: str, tmp_path: Path
         with pytest.raises(UserError, match=re.escape(name)):
             read(path)
     (tmp_path / "trials.csv").write_text(TRIALS)
-    assert read_trials(tmp_path / "trials.csv")[0]["weights"] == {"a": 1.0}
+    assert read_trials(tmp_path / "trials.csv")[0].weights == {"a": 1.0}

@@ -595,3 +595,18 @@ def test_it_runs_where_only_four_packages_are_installed(
         )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_losses_of_several_tasks_are_averaged_if_they_have_one_direction() -> None:
+    def losses(level: float, words_are_better_higher: bool) -> list[dict[str, Any]]:
+        table = []
+        for number, row in enumerate(answers(0.5, 1)):
+            higher = words_are_better_higher and row["category"] == "words"
+            score = level + number % 7 / 10
+            table.append(row | {"score": score, "higher_is_better": higher})
+        return table
+
+    head = compared(losses(2.5, False), losses(1.5, False)).verdicts[0]
+    assert (head.verdict, head.difference, head.higher_is_better) == ("better", -1.0, False)
+    with pytest.raises(UserError, match="nothing to average"):
+        compared(losses(2.5, True), losses(1.5, True))

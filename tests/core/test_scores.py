@@ -86,7 +86,7 @@ def test_it_gives_the_candidates_rows_and_only_what_is_not_published_is_measured
         return ScoreMatrix(models=CANDIDATES, categories=("x",), values=np.array([[0.5], [0.25]]))
 
     scores = source.matrix(CANDIDATES, measure)
-    assert ScoreSource in type(source).__mro__
+    assert isinstance(source, ScoreSource)
     assert scores.candidates == CANDIDATES
     assert scores.published == source.published == (not asked)
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import souping as library
+from souping.cli import STANDS_FOR, as_overrides
 from souping.cli.config import GROUPS, Config
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark
@@ -96,11 +97,10 @@ def commands(page: Path) -> Iterator[list[str]]:
         found = re.search(r"python -m souping (?!show|compare|run=)(.*)", line)
         if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
             continue
-        words = [
-            word
-            for word in shlex.split(found[1])
-            if word not in ("-m", "check") and "hydra" not in word
-        ]
+        words = shlex.split(found[1])
+        if words[0] in STANDS_FOR:
+            words = as_overrides(words[0], words[1:])
+        words = [word for word in words if word != "-m" and "hydra" not in word]
         yield [re.sub(r"(?<=\]),\[.*|(?<=[\w.]),\w[^\]\}]*$", "", word) for word in words]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from souping import pantry
+from souping.core.unit import POINTS
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import score
 from tests.conftest import ROOT, pool_of
@@ -186,18 +187,16 @@ def test_an_analysis(folder: Path, family: Path) -> None:
     report = (folder / "run" / "report.json").read_text()
     assert "is nearest to the soup" in report
     assert "items that differ" in (folder / "run" / "report.html").read_text()
-    block = next(
+    (block,) = [
         b
         for b in re.findall(r"```python\n(.*?)```", EXTENDING, flags=re.DOTALL)
-        if "DISPLAYS[" in b
-    )
-    exec(
-        compile(block.replace("DISPLAYS[", "mine["), "extending.md", "exec"), {"mine": (mine := {})}
-    )
-    assert (
-        mine["closest"].section(json.loads(report)["analyses"]["closest"]).title
-        == "Who is nearest?"
-    )
+        if "ClosestResult" in b
+    ]
+    # A dataclass looks for its module.
+    mine = {"__name__": __name__}
+    exec(compile(block, "extending.md", "exec", dont_inherit=True), mine)
+    result = mine["ClosestResult"](sentences=("Ant.",))
+    assert result.section(POINTS).title == "Who is nearest?"
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ from souping.paper.findings import (
     reading,
     spans,
 )
-from souping.paper.reproduction import PaperFigures
+from souping.paper.reproduction import PaperFigures, PaperResult
+from souping.report.analyses import drawings, read_content
 from souping.report.render import markdown
-from souping.report.sections import DISPLAYS
 from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli
-from tests.support.analyses import run_of
+from tests.support.analyses import result_json, run_of
 
 BIG, SMALL, MGSM, FLORES = TABLES
 
@@ -40,7 +40,7 @@ BIG, SMALL, MGSM, FLORES = TABLES
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
     """What the analysis makes of the published figures."""
-    return PaperFigures().analyse(run_of())
+    return result_json(PaperFigures(), run_of())
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,8 @@ def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Fi
 
 
 def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:
-    text = markdown({"analyses": {"paper": data}}, []).replace("\\", "")
+    report = read_content({"analyses": {"paper": data}}, {"paper": PaperResult})
+    text = markdown(report, []).replace("\\", "")
     for row in data["findings"]:
         assert row["what"][1:] in text
     assert (
@@ -162,7 +163,7 @@ def test_the_page_has_every_finding_and_picture(data: dict[str, Any]) -> None:
         < text.index("What agrees")
         < text.index("What cannot be redone")
     )
-    drawings = [draw(data) for draw in DISPLAYS["paper"].drawings]
-    assert [drawing.name for drawing in drawings if drawing] == ["figure1"]
-    for drawing in filter(None, drawings):
+    pictures = drawings(report)
+    assert [drawing.name for drawing in pictures] == ["figure1"]
+    for drawing in pictures:
         assert f"plots/{drawing.name}.png" in text

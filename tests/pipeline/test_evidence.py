@@ -21,7 +21,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Tri
 from souping.core.unit import BITS_PER_BYTE, scores_in, unit
 from souping.pipeline import evidence
 from souping.pipeline.settings import Expectation, expectations
-from souping.report.content import typed
+from souping.report.analyses import typed
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.search.loop import SearchResult

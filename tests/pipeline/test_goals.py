@@ -10,7 +10,8 @@ import pytest
 
 import souping
 from souping.analysis.guards import Admission, Guard
-from souping.core.types import Item, ItemScores, Recipe, Trial, entries, part
+from souping.core.reading import to_json
+from souping.core.types import Item, ItemScores, Recipe, Trial
 from souping.pipeline.goals import admitted
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, pool_of
@@ -73,19 +74,21 @@ def test_a_run_writes_the_point_that_pick_names(family: Path, tmp_path: Path) ->
         pick={"red": 1.0},
         analyses={"size": souping.Size()},
     )
-    data = part(part(done.report, "analyses"), "front")
-    assert done.front == entries(data, "points")
+    report = done.report.to_json()
+    data = report["analyses"]["front"]
+    assert to_json(done.front) == data["points"]
+    assert done.front[0].goals["red"].mean is not None
     assert data["chosen"]["confirmed"]
     weights = dict(zip(data["ingredients"], data["chosen"]["weights"], strict=True))
     assert {name: share for name, share in weights.items() if share} == pytest.approx(done.weights)
-    assert done.report["objective"]["coefficients"] == {}
-    assert done.report["verdict"]["opened"] == 1
-    assert "power" not in done.report
-    sizes = part(part(done.report, "analyses"), "size")
+    assert report["objective"]["coefficients"] == {}
+    assert report["verdict"]["opened"] == 1
+    assert "power" not in report
+    sizes = report["analyses"]["size"]
     assert "failed" not in sizes, sizes
-    soup = done.report["rows"][-1]
+    soup = report["rows"][-1]
     assert soup["objective"]["mean"] == min(score["mean"] for score in soup["scores"].values())
-    for pair in done.report["comparisons"]:
+    for pair in report["comparisons"]:
         assert pair["p_value"] == 1 or pair["difference"] > 0
     page = (done.report_dir / "report.html").read_text()
     assert "Front of red and tokens" in page

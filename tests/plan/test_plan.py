@@ -23,6 +23,7 @@ from souping.merge.local import LocalMerge
 from souping.pipeline import checks
 from souping.pipeline.checks import Gpu, Machine, requirements_of, soup_bytes
 from souping.pipeline.evaluation import LocalExecutor
+from souping.pipeline.steps import SEARCH, STEPS
 from souping.plan import PlannedStage, Speed
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
@@ -179,7 +180,7 @@ EXPERIMENTS = {
 
 def plan_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "plan.json").read_text())
-    found["by_name"] = {stage["name"].split(":")[0]: stage for stage in found["stages"]}
+    found["by_name"] = {stage["name"]: stage for stage in found["stages"]}
     return found
 
 
@@ -205,10 +206,11 @@ class TestAgainstRuns:
         assert before["can_go_on"]
         done = souping(*call, "hydra.run.dir=out").ok()
         report, stages = report_of(tmp_path / "out"), before["by_name"]
-        assert stages["search"]["models"] == [report["cost"]["trials"]] * 2
-        assert stages["report"]["items"] == report["folds"]["report"]
+        assert stages[SEARCH]["models"] == [report["cost"]["trials"]] * 2
+        assert stages["report: soup and baselines"]["items"] == report["folds"]["report"]
         # The run performs the stages that the plan counts, in their order.
         names = [stage["name"] for stage in before["stages"]]
+        assert {name.split(":")[0] for name in names} == {*STEPS} - {"select", "freeze", "analyse"}
         lines = [
             line for line in (done.out + done.err).splitlines() if line.startswith(tuple(names))
         ]
@@ -239,7 +241,7 @@ class TestAgainstRuns:
             None,
             [1, 2, 3, 4],
         )
-        search = before["by_name"]["search"]
+        search = before["by_name"][SEARCH]
         spans = [Adaptive().workload(size, search["items"]) for size in (2, 4)]
         assert search["in_parts"]
         assert search["todo"] == [spans[0][0], spans[1][1]]
@@ -258,7 +260,7 @@ class TestAgainstRuns:
     ) -> None:
         call = [*pool_of(family), "selector=topk", "selector.k=2", "stop_after=search", optimiser]
         souping(*call, "plan=true", "hydra.run.dir=planned").ok()
-        stage = plan_of(tmp_path / "planned")["by_name"]["search"]
+        stage = plan_of(tmp_path / "planned")["by_name"][SEARCH]
         souping(*call, "hydra.run.dir=out").ok()
         rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
         assert stage["in_parts"] == ("budget" in optimiser)
@@ -287,9 +289,9 @@ class TestPublished:
         chosen = found["selection"]["selection"]
         assert (chosen["ingredients"], set(chosen["experts"].values())) == (BEST, set(BEST))
         assert len(chosen["low_correlation"]) == 13
-        assert "select" not in found["by_name"]
+        assert "score: every candidate" not in found["by_name"]
         # 36 of the grid, uniform, three candidates
-        assert found["by_name"]["search"]["models"] == [40, 40]
+        assert found["by_name"][SEARCH]["models"] == [40, 40]
         assert found["folds"]["select"] == 0
         assert {(model["basis"], model["nbytes"]) for model in found["models"]} == {
             ("name", 16 * GB)
@@ -314,7 +316,7 @@ class TestPublished:
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setenv("SOUPING_BFCL", str(tmp_path / "nowhere"))
-        monkeypatch.setattr("souping.evaluate.lm_eval.find_spec", lambda package: None)
+        monkeypatch.setattr("souping.core.text.find_spec", lambda package: None)
         souping(
             f"+experiment={name}", *EXPERIMENTS[name], "plan=true", "hydra.run.dir=planned"
         ).ok()
@@ -440,7 +442,7 @@ def test_what_a_run_would_refuse_it_refuses(family: Path, souping: Cli, tmp_path
     souping("check", *pool_of(family), "evaluator.engine=vllm").refused("write engine=vllm")
     pool = f"pool.candidates=[{family / 'ant'},{family / 'bee'}]"
     souping("check", "+experiment=merge", pool, "optimiser.weights=[0.5,0.5]", "out=soup").refused(
-        "use plan=true"
+        "check", "plan"
     )
     assert not (tmp_path / "soup").exists()
 

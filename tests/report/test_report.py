@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
         row["objective"] |= {"low": None, "high": math.nan}
         row["scores"]["simple_java"] = {"mean": None, "low": None, "high": None, "n": 0}
     report["comparisons"][0] |= {"difference": None, "low": None, "high": None, "p_value": None}
-    trials[0]["objective"] = None
+    trials[0] = replace(trials[0], objective=None)
     html = page(report, trials, draw(report, trials))
     outline(html)
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace(
@@ -76,10 +77,10 @@ def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> No
         rows = list(csv.DictReader(stream))
     assert list(rows[0])[:4] == ["number", "recipe_id", "objective", "weight:pantry-java"]
     for row, trial in zip(rows, trials, strict=True):
-        assert float(row["objective"]) == trial["objective"]
-        assert float(row["weight:pantry-live"]) == trial["weights"]["pantry-live"]
-        assert float(row["score:simple_java"]) == trial["categories"]["simple_java"]
-        assert (int(row["items"]), int(row["reused"])) == (trial["items"], trial["reused"])
+        assert float(row["objective"]) == trial.objective
+        assert float(row["weight:pantry-live"]) == trial.weights["pantry-live"]
+        assert float(row["score:simple_java"]) == trial.categories["simple_java"]
+        assert (int(row["items"]), int(row["reused"])) == (trial.items, trial.reused)
 
 
 def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:

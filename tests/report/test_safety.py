@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
-from souping.report.content import GateSummary, typed
+from souping.report.analyses import typed
+from souping.report.content import GateSummary, TrialRow
 from souping.report.files import (
     best_jobs,
     csv_cell,
@@ -64,11 +65,12 @@ KINDS = {
     "ingredient",
     "candidate",
 }
-KEYS = (keys(list(sample(columns=2, models=4))) | KINDS) - NAMED
+KEYS = (keys(to_json(sample(columns=2, models=4))) | KINDS) - NAMED
 
 
 def test_no_string_of_the_users_becomes_markup(tmp_path: Path) -> None:
-    report, trials = (hostile(part) for part in sample(columns=2, models=4))
+    report, rows = (hostile(to_json(part)) for part in sample(columns=2, models=4))
+    trials = [read(TrialRow, row) for row in rows]
     write_report(report, trials, tmp_path)
     write_trials(trials, report, tmp_path / "trials.csv")
     parsed = outline((tmp_path / "report.html").read_text())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from souping.analysis import RunScores, RunSoups
+from souping.analysis import Analysis, RunScores, RunSoups
 from souping.analysis.correlation import pearson
+from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Fold, Item, ItemScores, Recipe, Record
+from souping.report.files import as_json
 from souping.search.points import grid, uniform
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -112,3 +116,8 @@ def run_of(
             for item, value in zip(folds[fold], answer(recipe, folds[fold]), strict=True)
         },
     )
+
+
+def result_json(analysis: Analysis, run: RunScores) -> Any:
+    """What an analysis finds, as a report has it."""
+    return json.loads(as_json(to_json(analysis.analyse(run))))

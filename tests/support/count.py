@@ -2,8 +2,9 @@
 
 Code lines are lines without docstrings, blank lines and lines that hold only a comment. Tokens are those of `tokenize`
 without comments, line breaks and indentation. A circle is a set of files that import each other, where imports inside
-functions and those for type checkers count like all others. The walk of a trial is the set of files of the package
-whose functions run between the third `ask` of the bundled example's search and the `tell` that answers it.
+functions, those for type checkers and those by a text count like all others. The walk of a trial is the set of files
+of the package whose functions run between the third `ask` of the bundled example's search and the `tell` that
+answers it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import argparse
 import ast
 import io
 import json
+import re
 import sys
 import tempfile
 import threading
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+DOTTED_NAME = re.compile(r"souping(\.\w+)+(:\w+)?")
 UNCOUNTED = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -76,11 +79,30 @@ def imported(nodes: Iterable[ast.AST], modules: Iterable[str]) -> set[str]:
     return found
 
 
+def imported_by_name(own: str, nodes: Iterable[ast.AST], modules: Collection[str]) -> set[str]:
+    """Modules that a text of the module `own` names: `import_module("souping.x")`, `"souping.x:Y"`, `"souping.x.Y"`.
+
+    The packages that it is part of do not count: loggers have their names.
+    """
+    found = set[str]()
+    for node in nodes:
+        text = node.value if isinstance(node, ast.Constant) else None
+        if not isinstance(text, str) or not DOTTED_NAME.fullmatch(text):
+            continue
+        parts = text.split(":")[0].split(".")
+        names = [".".join(parts[:size]) for size in range(len(parts), 1, -1)]
+        name = next((name for name in names if name in modules), own)
+        if not own.startswith(f"{name}."):
+            found.add(name)
+    return found - {own}
+
+
 def imports(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
-    """{module: modules that it imports, and the packages around those that it is not part of}."""
+    """{module: modules that it imports or names, and the packages around those that it is not part of}."""
     arrows = dict[str, set[str]]()
     for name, tree in trees.items():
         found = imported(ast.walk(tree), trees) & trees.keys()
+        found |= imported_by_name(name, ast.walk(tree), trees.keys())
         parents = {
             other.rsplit(".", depth)[0] for other in found for depth in range(1, other.count("."))
         }

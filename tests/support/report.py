@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from souping.core.reading import read
 from souping.core.unit import POINTS
+from souping.report.content import TrialRow
 from souping.search.points import grid, uniform, vertices
 
 CATEGORIES = [
@@ -192,7 +194,7 @@ def trials(k: int, names: list[str], categories: list[str], seed: int = 0) -> li
 
 def sample(
     k: int = 3, models: int = 5, columns: int = 8, stop: str = "", seed: int = 0
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[TrialRow]]:
     """(report, trials) of a run with K ingredients out of `models`, over `columns` categories; `stop` = stop_after."""
     rng = np.random.default_rng(seed)
     names, categories = list(MODELS[:models]), list(CATEGORIES[:columns])
@@ -233,9 +235,10 @@ def sample(
     report["objective"] = {"name": "mean", "coefficients": weights, "search": best["objective"]}
     report["folds"] = {"select": 168, "search": 168}
     report["cost"]["trials"] = len(found)
+    rows = [read(TrialRow, trial) for trial in found]
     if stop == "search":
-        return report, found
-    return finish(report, rng, names, k, categories), found
+        return report, rows
+    return finish(report, rng, names, k, categories), rows
 
 
 def finish(

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.types import Recipe, Result, Trial
+from souping.report.content import TrialRow
 
 
-def made(entry: dict[str, Any]) -> Trial:
-    names, weights = tuple(entry["weights"]), tuple(entry["weights"].values())
+def made(row: TrialRow) -> Trial:
+    weights = tuple(row.weights.values())
+    names = tuple(row.weights)
     recipe = Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
-    result = Result(
-        objective=entry["objective"], categories=entry["categories"], items=entry["items"]
-    )
+    result = Result(objective=row.objective, categories=row.categories, items=row.items)
     return Trial(
-        number=entry["number"],
-        recipe=recipe,
-        weights=weights,
-        result=result,
-        reused=entry["reused"],
+        number=row.number, recipe=recipe, weights=weights, result=result, reused=row.reused
     )
 
 

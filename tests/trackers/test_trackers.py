@@ -141,12 +141,10 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     _, trials = sample(columns=3)
     points = [one["item"] for one in of_type(recorded[1], "history")]
     assert [p["trial"] for p in points] == list(range(1, 13))
-    assert [p["objective"] for p in points] == pytest.approx([t["objective"] for t in trials[:12]])
-    best = [max(t["objective"] for t in trials[: i + 1]) for i in range(12)]
+    assert [p["objective"] for p in points] == pytest.approx([t.objective for t in trials[:12]])
+    best = [max(t.objective for t in trials[: i + 1]) for i in range(12)]
     assert [p["best"] for p in points] == pytest.approx(best)
-    assert points[0]["category/simple_java"] == pytest.approx(
-        trials[0]["categories"]["simple_java"]
-    )
+    assert points[0]["category/simple_java"] == pytest.approx(trials[0].categories["simple_java"])
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
 
 
@@ -155,7 +153,11 @@ def test_the_end_has_tables_plots_files_and_the_verdict(recorded: Any) -> None:
     tables, last = tables_of(run_dir), of_type(records, "history")[-1]["item"]
     sizes = {"rows": len(report["rows"]), "comparisons": len(report["comparisons"]), "trials": 12}
     assert {name: len(one["data"]) for name, one in tables.items()} == sizes
-    assert tables["rows"]["columns"][:3] == ["name", "kind", "objective"]
+    scores = ["name", "kind", "objective", "low", "high", "n"]
+    assert tables["rows"]["columns"] == [*scores, *report["rows"][0]["scores"]]
+    pair = ["a", "b", "difference", "low", "high", "level", "p_value", "test", "n", "groups"]
+    corrected = ["discordant", "kind", "p_look", "p_holm"]
+    assert tables["comparisons"]["columns"] == [*pair, *corrected]
     assert tables["rows"]["data"][0][2] == pytest.approx(report["rows"][0]["objective"]["mean"])
     for name in (
         *tables,

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,18 @@ from souping.core.fields import Count, Seconds, Threads, component, pick
 from souping.core.files import expanded
 from souping.core.protocols import Evaluator, LoadedModel, ModelHost
 from souping.core.text import safe
-from souping.core.types import Item, Json, Missing, Recipe, Record, UserError
+from souping.core.types import (
+    Folders,
+    Item,
+    Items,
+    Json,
+    JsonObject,
+    Missing,
+    Recipe,
+    Record,
+    UserError,
+    frozen,
+)
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -87,7 +98,7 @@ class BfclEvaluator(Evaluator):
         chosen(self.categories)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """What a score depends on, apart from the model and the item. Categories belong to the items."""
         return {
             "name": "bfcl",
@@ -104,7 +115,7 @@ class BfclEvaluator(Evaluator):
     def answers_per_item(self) -> int:
         return self.replicates
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         """What the candidates' own generation_config would have done, and what a server of others may do."""
         notes = generation_notes(folders)
         if self.host.url is not None:
@@ -138,7 +149,7 @@ class BfclEvaluator(Evaluator):
             without = (
                 f"\n{full[0]} needs it; evaluator.categories=[single_turn] does not" if full else ""
             )
-            raise UserError(f"evaluator=bfcl: {error}{without}") from error
+            raise UserError(f"evaluator=bfcl: {error.what}", fix=error.fix, more=without) from error
 
     def check(self, candidates: Sequence[str]) -> None:
         """Refuse, before any work, handlers of candidates that are not there, and unknown handlers.
@@ -153,7 +164,7 @@ class BfclEvaluator(Evaluator):
         for name in (self.handler, *own.values()):
             pick(name, known, "evaluator.handler")
 
-    def outline(self) -> tuple[Item, ...]:
+    def outline(self) -> Items:
         sizes = {name: SIZES[name] for name in chosen(self.categories)}
         return outline_items(sizes, self.limit, shared=MULTI_TURN)
 
@@ -182,7 +193,7 @@ class BfclEvaluator(Evaluator):
         object.__setattr__(copy, "_running", self._running)
         return copy
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items in their order, every second time in the opposite one, so that a server batches them otherwise."""
         order = items[::-1] if replicate % 2 else items
         return [
@@ -251,7 +262,7 @@ def _check_code(folder: Path, trusted: bool) -> None:
 # The environment, and calls into it
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Environment:
     """Virtual environment that holds bfcl-eval."""
 
@@ -295,16 +306,17 @@ def find(place: Path, full: bool = False) -> Environment:
     """The environment in a folder.
 
     Raises:
-        UserError: bfcl-eval is not installed, or not completely; the message has the command.
+        UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
     """
     environment = Environment(folder=place)
     if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
         raise UserError(
-            f"bfcl-eval {VERSION} is not in {place}: {command('full' if full else 'minimal', place)}"
+            f"bfcl-eval {VERSION} is not in {place}",
+            fix=command("full" if full else "minimal", place),
         )
     if full and environment.level == "minimal":
         raise UserError(
-            f"bfcl-eval in {place} lacks its multi-turn packages: {command('full', place)}"
+            f"bfcl-eval in {place} lacks its multi-turn packages", fix=command("full", place)
         )
     return environment
 
@@ -314,7 +326,7 @@ def call(
     root: Path,
     handler: str,
     ids: Mapping[str, Sequence[str]],
-    generate: Mapping[str, Json] | None = None,
+    generate: JsonObject | None = None,
     patience: float = 3600.0,
 ) -> None:
     """Run bfcl-eval on these ids in its own process, which ends with this one; its files are below `root`.
@@ -330,7 +342,9 @@ def call(
             raise UserError(
                 f"bfcl-eval: the server at {generate['url']} does not answer: {error}"
             ) from error
-    request, log, alive = root / "request.json", root / "runner.log", root / "alive"
+    request = root / "request.json"
+    log = root / "runner.log"
+    alive = root / "alive"
     alive.touch()
     settings = {**generate, "alive": str(alive)} if generate else None
     request.write_text(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, Objective
 from souping.core.text import listed, read_json
-from souping.core.types import FloatArray, Item, Json, UserError
+from souping.core.types import FloatArray, Item, Items, Json, Names, UserError, frozen
 from souping.evaluate.benchmark import groups_of
 
 LANGUAGES = {"simple_java": "java", "simple_javascript": "javascript"}
@@ -32,17 +31,17 @@ NO_ANSWER = {"irrelevance": [], "live_irrelevance": [], "live_relevance": "any"}
 """Categories without a file of answers: no call may be made, or any call must."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BfclBenchmark(BenchmarkItems):
     """Items of some categories, all of them or those whose ids are named; `data` is the folder of bfcl-eval's files."""
 
     data: Path
-    categories: tuple[str, ...]
+    categories: Names
     ids: tuple[str, ...] = ()
     limit: int | None = None
     title: str = "bfcl"
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """In the order of the categories and of their files.
 
         Raises:
@@ -62,7 +61,7 @@ class BfclBenchmark(BenchmarkItems):
         return tuple(known[name] for name in dict.fromkeys(self.ids))
 
 
-def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
+def chosen(names: Sequence[str] | None) -> Names:
     """Categories by their names and the names of collections, in BFCL's order; all of them if none is named.
 
     Raises:
@@ -70,7 +69,7 @@ def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
     """
     if names is None:
         return tuple(SIZES)
-    named: set[str] = set()
+    named = set()
     for name in names:
         pick(name, [*SIZES, *COLLECTIONS], "evaluator.categories")
         named |= set(COLLECTIONS.get(name, (name,)))
@@ -161,7 +160,7 @@ MULTI_TURN = (
 SINGLE_TURN = (*NON_LIVE, *LIVE)
 SIZES: Mapping[str, int] = {**NON_LIVE, **LIVE, **dict.fromkeys(MULTI_TURN, 200)}
 """Items of the 17 files, 4,441 together."""
-COLLECTIONS: Mapping[str, tuple[str, ...]] = {
+COLLECTIONS: Mapping[str, Names] = {
     "non_live": tuple(NON_LIVE),
     "live": tuple(LIVE),
     "single_turn": SINGLE_TURN,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai._models import FinalRequestOptions
 
+Table = dict[str, Any]
 SDKS = (
     "anthropic", "boto3", "cohere", "datamodel_code_generator", "google", "mistralai", "qwen_agent", "writerai",
 )  # fmt: skip
@@ -50,7 +51,7 @@ class StopError(Exception):
     """The run cannot go on; the message is one line for the user."""
 
 
-def main(request: dict[str, Any]) -> None:
+def main(request: Table) -> None:
     """Generate if the request says so, then score."""
     root = Path(request["root"])
     os.environ["BFCL_PROJECT_ROOT"] = str(root)  # read when bfcl_eval is imported
@@ -83,12 +84,10 @@ def register() -> None:
 def _plain(base: type) -> type:
     """The functions as JSON, the conversation as text, `Call:`; short, and for models without a chat template."""
 
-    def prepare(handler: OSSHandler, entry: dict[str, Any]) -> dict[str, Any]:
+    def prepare(handler: OSSHandler, entry: Table) -> Table:
         return {"message": [], "function": entry["function"]}
 
-    def prompt(
-        handler: OSSHandler, messages: list[dict[str, str]], functions: list[dict[str, Any]]
-    ) -> str:
+    def prompt(handler: OSSHandler, messages: list[dict[str, str]], functions: list[Table]) -> str:
         talk = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
         return "\n".join([*(json.dumps(doc) for doc in functions), *talk, "Call:"])
 
@@ -99,7 +98,7 @@ def _plain(base: type) -> type:
     return plain
 
 
-def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) -> None:
+def generate(handler: str, ids: dict[str, list[str]], settings: Table) -> None:
     """bfcl-eval's `generate` on the named items, pointed at a server that runs already."""
     from bfcl_eval import _llm_response_generation as generation
     from bfcl_eval.__main__ import generate as bfcl_generate
@@ -134,7 +133,7 @@ def generate(handler: str, ids: dict[str, list[str]], settings: dict[str, Any]) 
         raise StopError(f"the server at {settings['url']} failed: {failures[0]}")
 
 
-def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) -> OSSHandler:
+def connect(handler: OSSHandler, settings: Table, failures: list[str]) -> OSSHandler:
     """The handler with its client turned to the server. What the server cannot do at all goes into `failures`; after
     that no further request is sent. Results say in `truncated` whether a text was cut by the limit of tokens.
     """
@@ -149,7 +148,7 @@ def connect(handler: OSSHandler, settings: dict[str, Any], failures: list[str]) 
     handler._parse_query_response_FC = _watched(handler._parse_query_response_FC, settings, now)
     answer = handler.inference
 
-    def inference(entry: dict[str, Any], log_input: bool, no_state: bool) -> Any:
+    def inference(entry: Table, log_input: bool, no_state: bool) -> Any:
         if failures:
             raise StopError(failures[0])
         now.cut = False
@@ -171,7 +170,7 @@ def _line(error: BaseException) -> str:
 
 
 def _watched(
-    parse: Callable[[Any], Any], settings: dict[str, Any], now: RequestState
+    parse: Callable[[Any], Any], settings: Table, now: RequestState
 ) -> Callable[[Any], Any]:
     """A handler's reading of a response, which also notes that the server lives and whether the answer was cut."""
 
@@ -179,9 +178,11 @@ def _watched(
         with Path(settings["alive"]).open("ab") as sign:
             sign.write(b".")
         choice = response.choices[0]
-        holder, key = choice, "text"
+        holder = choice
+        key = "text"
         if hasattr(choice, "message"):  # openai's
-            holder, key = choice.message, "content"
+            holder = choice.message
+            key = "content"
         text = getattr(holder, key)
         if isinstance(text, str):  # half a character stops bfcl-eval when it writes
             setattr(holder, key, text.encode("utf-8", "replace").decode())
@@ -192,7 +193,7 @@ def _watched(
     return watched
 
 
-def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) -> OpenAI:
+def _client(handler: OSSHandler, settings: Table, now: RequestState) -> OpenAI:
     """An OpenAI client that sends requests to the served model by the settings, within the number of tokens and the
     model's context.
     """
@@ -207,10 +208,8 @@ def _client(handler: OSSHandler, settings: dict[str, Any], now: RequestState) ->
         if now.limit is not None:
             body["max_tokens"] = now.limit
         if "prompt" in body:
-            tokens, context = (
-                len(handler.tokenizer.tokenize(body["prompt"])),
-                handler.max_context_length,
-            )
+            tokens = len(handler.tokenizer.tokenize(body["prompt"]))
+            context = handler.max_context_length
             if tokens + 2 > context:
                 raise ValueError(f"the prompt does not fit the context of {context} tokens")
         return options
@@ -236,10 +235,10 @@ def evaluate(handler: str, categories: list[str]) -> None:
     )
 
 
-def _guarded(check: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def _guarded(check: Callable[..., Table]) -> Callable[..., Table]:
     """A checker that trips over an answer has found a wrong answer."""
 
-    def guarded(*arguments: object) -> dict[str, Any]:
+    def guarded(*arguments: object) -> Table:
         try:
             return check(*arguments)
         except Exception as error:

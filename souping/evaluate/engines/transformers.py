@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -20,7 +20,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, Json, Outcome, UserError
+from souping.core.types import Item, JsonObject, Outcome, TokenIds, UserError, frozen
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Answer:
     """Text from an engine, how it ended, its token ids with the end token, and the prompt's length and digest."""
 
     text: str = ""
     outcome: Outcome = "finished"
     reason: str = ""
-    tokens: tuple[int, ...] = ()
+    tokens: TokenIds = ()
     prompt_tokens: int = 0
     prompt_key: str = ""
 
@@ -99,12 +99,12 @@ def left_by(limit: int, prompt: int) -> int:
     return free // step * step
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Passage:
     """Tokens to be scored, after those `before` them, of which there is one at least."""
 
-    before: tuple[int, ...]
-    scored: tuple[int, ...]
+    before: TokenIds
+    scored: TokenIds
 
     def windows(self, limit: int | None, stride: int | None) -> list[tuple[list[int], int]]:
         """(tokens, how many at their end are scored) of each window; a model reads all but the last token.
@@ -113,8 +113,10 @@ class Passage:
         the limit, `before` loses its beginning. Each later one scores `stride` tokens more (default: the limit) after
         as many of the tokens before them as fit.
         """
-        tokens, done = [*self.before, *self.scored], len(self.before)
-        reach, made = limit or len(tokens), list[tuple[list[int], int]]()
+        tokens = [*self.before, *self.scored]
+        done = len(self.before)
+        reach = limit or len(tokens)
+        made = list[tuple[list[int], int]]()
         while done < len(tokens):
             fresh = stride or reach if made else max(reach + 1 - done, reach // 2, 1)
             end = min(len(tokens), done + min(fresh, reach))
@@ -152,9 +154,10 @@ class GenerationSettings(MachineSettings, Protocol):
     def decoding(self) -> Decoding: ...
 
 
-class Engine(Component, Protocol):
+class Engine(Component, ABC):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
+    @abstractmethod
     def generate(
         self,
         settings: GenerationSettings,
@@ -163,8 +166,8 @@ class Engine(Component, Protocol):
         replicate: int,
     ) -> list[Answer]:
         """The n-th answers, in the items' order (UserError where the engine cannot run)."""
-        ...
 
+    @abstractmethod
     def likelihoods(
         self,
         settings: MachineSettings,
@@ -173,10 +176,9 @@ class Engine(Component, Protocol):
         stride: int | None,
     ) -> list[float]:
         """Log-likelihoods of the passages' scored tokens, in nats (UserError where the engine cannot run)."""
-        ...
 
     @property
-    def settings(self) -> Mapping[str, Json] | None:
+    def settings(self) -> JsonObject | None:
         """What answers depend on beside the evaluator's settings. None if those are all; otherwise the evaluator's
         settings of the machine (dtype, device, threads, workers) are not used."""
         return None
@@ -226,7 +228,7 @@ def answer_of(
     )
 
 
-def eos_token_ids(model: LoadedModel) -> tuple[int, ...]:
+def eos_token_ids(model: LoadedModel) -> TokenIds:
     """Tokens that end answers: the soup's, else its tokenizer's, else those of the module's own config."""
     own = (model.tokenizer.eos_token_id, model.module.generation_config.eos_token_id)
     end = next((end for end in own if end is not None), ())
@@ -299,7 +301,7 @@ def _share(
     torch.set_num_threads(settings.resolved_threads)  # counts for the calling thread alone
     prompts = [render(model.tokenizer, item) for item in items]
     limit = context_length(model)
-    answers: dict[int, Answer] = {}
+    answers = {}
     together: dict[tuple[int, int | None], list[int]] = {}
     for number, prompt in enumerate(prompts):
         free, reason = answer_room(prompt, settings.max_new_tokens, limit)
@@ -342,7 +344,8 @@ def _generate(
         **({"tokenizer": model.tokenizer} if settings.stop else {}),
     )
     rows = (out[:, 1:] if seq2seq else out[:, width:]).tolist()
-    tokenizer, stop = model.tokenizer, settings.stop
+    tokenizer = model.tokenizer
+    stop = settings.stop
     pairs = zip(prompts, rows, strict=True)
     return [answer_of(tokenizer, stop, prompt, row, ends, pad, max_new) for prompt, row in pairs]
 
@@ -376,7 +379,8 @@ def _likelihoods(
     import torch
 
     torch.set_num_threads(settings.resolved_threads)
-    limit, module = context_length(model), model.module
+    limit = context_length(model)
+    module = model.module
     per_passage = [passage.windows(limit, stride) for passage in passages]
     windows = [window for own in per_passage for window in own]
     vocabulary = int(module.config.get_text_config(decoder=True).vocab_size)
@@ -397,15 +401,18 @@ def _scored(
     """Log-likelihood of each window's scored tokens. Rows are padded on the right, where no token before can see it."""
     import torch
 
-    width, device = max(len(tokens) for tokens, _ in windows) - 1, next(module.parameters()).device
+    width = max(len(tokens) for tokens, _ in windows) - 1
+    device = next(module.parameters()).device
     ids = torch.full((len(windows), width), pad, device=device)
     mask = torch.zeros_like(ids)
     for row, (tokens, _) in enumerate(windows):
         ids[row, : len(tokens) - 1], mask[row, : len(tokens) - 1] = torch.tensor(tokens[:-1]), 1
-    logits, totals = module(input_ids=ids, attention_mask=mask).logits, list[float]()
+    logits = module(input_ids=ids, attention_mask=mask).logits
+    totals = list[float]()
     step = max(1, SLICE // logits.shape[-1])
     for row, (tokens, count) in enumerate(windows):
-        end, wanted = len(tokens) - 1, torch.tensor(tokens[len(tokens) - count :], device=device)
+        end = len(tokens) - 1
+        wanted = torch.tensor(tokens[len(tokens) - count :], device=device)
         parts = zip(logits[row, end - count : end].split(step), wanted.split(step), strict=True)
         chosen = [
             torch.log_softmax(some.float(), dim=-1).gather(1, each[:, None]) for some, each in parts
@@ -459,7 +466,8 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
     import transformers
 
     quiet()
-    device, trust = settings.device, settings.trust_remote_code
+    device = settings.device
+    trust = settings.trust_remote_code
     if device.startswith("cuda") and int(device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"evaluator.device={device}: this machine has {torch.cuda.device_count()} GPUs torch can use"

@@ -14,15 +14,14 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from souping.checkpoints import stores_head
 from souping.core.fields import Count, Precision, Seed, Share, Threads, component
 from souping.core.protocols import LoadedModel, ModelHost, ModuleSettings
-from souping.core.text import first_line, install
-from souping.core.types import Item, Json, Missing, UserError
+from souping.core.text import first_line, missing
+from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
     Answer,
     Engine,
@@ -54,7 +53,9 @@ class EngineState:
         self.in_place = True
 
     def close(self) -> None:
-        engine, self.engine, self.served = self.engine, None, None
+        engine = self.engine
+        self.engine = None
+        self.served = None
         if engine is not None:
             engine.close()
 
@@ -80,7 +81,7 @@ class VllmEngine(Engine):
     running: EngineState = field(default_factory=EngineState, init=False, repr=False, compare=False)
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """What answers depend on beside the evaluator's settings."""
         names = (
             "tensor_parallel_size",
@@ -103,12 +104,7 @@ class VllmEngine(Engine):
         )
 
     def needs(self) -> list[Missing]:
-        there = find_spec("vllm") is not None
-        return (
-            []
-            if there
-            else [Missing(what="the package vllm is not installed", fix=install("vllm"))]
-        )
+        return missing("vllm")
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -182,7 +178,8 @@ class VllmEngine(Engine):
 
     def _reload(self, model: LoadedModel, trust: bool) -> None:
         """Let the workers read the soup's folder. If they cannot, or its config is another, restart the engine."""
-        state, folder = self.running, model.folder
+        state = self.running
+        folder = model.folder
         config = (folder / "config.json").read_text(encoding="utf-8")
         if state.engine is not None and state.in_place and config == state.config:
             try:
@@ -196,7 +193,8 @@ class VllmEngine(Engine):
                 state.in_place = False
         state.close()
         own = {name: getattr(self, name) for name in (*PASSED, "speculative")}
-        state.engine, state.config = Vllm(folder, {**own, "trust_remote_code": trust}), config
+        state.engine = Vllm(folder, {**own, "trust_remote_code": trust})
+        state.config = config
 
 
 def _answer(
@@ -234,7 +232,7 @@ ENVIRONMENT = {
 }
 
 
-def llm_arguments(folder: Path, settings: Mapping[str, Json]) -> dict[str, Json]:
+def llm_arguments(folder: Path, settings: JsonObject) -> JsonObject:
     """The keyword arguments of `vllm.LLM`."""
     return {
         "model": str(folder),
@@ -256,9 +254,9 @@ LIKELIHOOD: Mapping[str, Any] = {
 
 def sampling_arguments(
     max_new: int, stop: Sequence[str], decoding: Decoding, seed: int, ends: Sequence[int]
-) -> dict[str, Json]:
+) -> JsonObject:
     """The keyword arguments of `vllm.SamplingParams` for one answer."""
-    common: dict[str, Json] = {
+    common = {
         "max_tokens": max_new,
         "stop": list(stop) or None,
         "stop_token_ids": list(ends) or None,
@@ -276,7 +274,7 @@ def sampling_arguments(
 class Vllm:
     """One running vLLM engine. Its workers are separate processes, which end with `close`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Json]) -> None:
+    def __init__(self, folder: Path, settings: JsonObject) -> None:
         """Load the model in `folder`.
 
         Raises:
@@ -315,7 +313,7 @@ class Vllm:
         self._llm.reset_prefix_cache()
 
     def generate(
-        self, prompts: Sequence[list[int]], sampling: Sequence[Mapping[str, Json]]
+        self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject]
     ) -> list[tuple[list[int], str]]:
         """(tokens, why it ended) of a continuation of each prompt by its own arguments, in order."""
         if not prompts:

@@ -7,10 +7,9 @@ import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,20 @@ import numpy as np
 from souping.checkpoints.compatibility import chat_template
 from souping.core.fields import component, pick
 from souping.core.protocols import BenchmarkItems, LoadedModel
-from souping.core.text import install, nearest
-from souping.core.types import FloatArray, Item, Json, Missing, Recipe, Record, UserError, digest
+from souping.core.text import missing, nearest
+from souping.core.types import (
+    FloatArray,
+    Folders,
+    Item,
+    Items,
+    JsonObject,
+    Missing,
+    Recipe,
+    Record,
+    UserError,
+    digest,
+    frozen,
+)
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
 from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
@@ -56,7 +67,7 @@ LONGEST = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class HarnessBenchmark(BenchmarkItems):
     """Documents of the tasks as a benchmark. Its title salts the folds: more tasks do not move old items."""
 
@@ -66,13 +77,14 @@ class HarnessBenchmark(BenchmarkItems):
     def title(self) -> str:
         return self.evaluator.name
 
-    def items(self) -> tuple[Item, ...]:
+    def items(self) -> Items:
         """One item per document.
 
         Raises:
             UserError: the extra is absent, a task is unknown or cannot be loaded, or a column is not there.
         """
-        category, group = self.evaluator.category, self.evaluator.group
+        category = self.evaluator.category
+        group = self.evaluator.group
         items = tuple(
             item
             for one in self.evaluator.loaded.values()
@@ -122,7 +134,7 @@ class HarnessEvaluator(HarnessSettings):
                 "evaluator.logs hold one greedy answer per item: leave evaluator.samples and replicates out"
             )
 
-    def pool_notes(self, folders: Mapping[str, Path]) -> list[str]:
+    def pool_notes(self, folders: Folders) -> list[str]:
         """What the candidates' own generation_config would have done, and the code of task files that ran."""
         code = dict.fromkeys(line for one in self.loaded.values() for line in one.code)
         ran = [f"evaluator.allow_code: ran {line}" for line in code]
@@ -133,12 +145,7 @@ class HarnessEvaluator(HarnessSettings):
         )
 
     def needs(self) -> list[Missing]:
-        there = find_spec("lm_eval") is not None
-        return (
-            []
-            if there
-            else [Missing(what="the package lm_eval is not installed", fix=install("lm_eval"))]
-        )
+        return missing("lm_eval")
 
     @property
     def loaded(self) -> dict[str, Loaded]:
@@ -152,15 +159,15 @@ class HarnessEvaluator(HarnessSettings):
         """The items that the tasks bring."""
         return HarnessBenchmark(evaluator=self)
 
-    def outline(self) -> tuple[Item, ...]:
+    def outline(self) -> Items:
         """Items without content, if the sizes of all tasks are published."""
         sizes = published_sizes(self.tasks)
         return outline_items(sizes, self.limit, shared=sizes if self.group == "doc" else ())
 
     @property
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> JsonObject:
         """Everything that a score depends on, apart from the model and the item."""
-        known: dict[str, Json] = {
+        known = {
             f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in IN_ITEMS
         }
         known |= {
@@ -169,10 +176,10 @@ class HarnessEvaluator(HarnessSettings):
             "dtype": self.resolved_dtype,
         }
         require()
-        own_version: dict[str, Json] = {"version": VERSION, "lm_eval": version("lm_eval")}
+        own_version = {"version": VERSION, "lm_eval": version("lm_eval")}
         return {**known, "evaluator": "lm_eval", **own_version}
 
-    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[tuple[Item, ...]]:
+    def batches(self, items: Sequence[Item], replicate: int = 0) -> list[Items]:
         """Items of like length together, in an order that only the items decide.
 
         A greedy replicate has batches of another size, and so other neighbours.
@@ -281,10 +288,12 @@ def _items_of(loaded: Loaded, category: str, group: str) -> Iterator[Item]:
     )
     names = {"task": loaded.name, "entry": loaded.entry}
     for number in loaded.ids:
-        doc, name = loaded.docs[number], f"{loaded.name}/{number}"
+        doc = loaded.docs[number]
+        name = f"{loaded.name}/{number}"
         groups = {"item": name, "doc": f"doc {number}"}
         with naming_task(name):
-            prompt, answer = str(loaded.task.doc_to_text(doc)), str(loaded.task.doc_to_target(doc))
+            prompt = str(loaded.task.doc_to_text(doc))
+            answer = str(loaded.task.doc_to_target(doc))
         item = Item(
             id=name,
             category=names.get(category) or _column(doc, category, name, "category"),
@@ -329,7 +338,7 @@ def _hash(value: Any) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _settings(task: Task) -> dict[str, Json]:
+def _settings(task: Task) -> JsonObject:
     """A task's configuration as far as answers depend on it: its version, prompt and decoding, not its data's place."""
     known = {k: v for k, v in vars(task.config).items() if k not in NEUTRAL and v is not None}
     known["metadata"] = {

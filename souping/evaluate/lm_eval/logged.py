@@ -29,7 +29,8 @@ class LoggedResponses:
     """Responses of one model by task, hash of the document, and place of the request."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._warned = path, False
+        self._path = path
+        self._warned = False
         self._rows: dict[tuple[str, str, int], tuple[list[Any], list[Json]]] = {}
         for task, row in samples_of(path):
             requests = zip(part(row, "arguments").values(), elements(row, "resps"), strict=False)
@@ -78,7 +79,8 @@ class LoggedModel:
     """The harness's model, of which only what the log lacks is requested."""
 
     def __init__(self, live: HFLM, responses: LoggedResponses) -> None:
-        self._live, self._responses = live, responses
+        self._live = live
+        self._responses = responses
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._live, name)  # lm_eval's
@@ -100,7 +102,8 @@ class LoggedModel:
         ask: Callable[[list[Instance]], list[Any]],
         take: Callable[[Instance, Any], Any],
     ) -> list[Any]:
-        counts, found = Counter[int](), list[Json]()
+        counts = Counter[int]()
+        found = list[Json]()
         for request in requests:
             found.append(self._responses.find(request, counts[id(request)]))
             counts[id(request)] += 1

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from souping.core.fields import pick
-from souping.core.types import FloatArray, Json, UserError
+from souping.core.types import FloatArray, JsonObject, UserError, frozen
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -35,14 +34,14 @@ probability of a token, word or byte. Bits per byte b are 1 / 2^b, which is the 
 STEP = 1e-4
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Metric:
     """`kind` is `mean`, or the corpus metric's name in `CORPUS`; `settings` is the task's own entry for it."""
 
     name: str
     filter: str
     kind: str
-    settings: Mapping[str, Json]
+    settings: JsonObject
 
     @property
     def scorer(self) -> str:
@@ -142,7 +141,7 @@ def _filter(name: str, task: Task, wanted: str | None) -> str:
     return pick(wanted, names, f"task {name}: evaluator.filter")
 
 
-def _settings(task: Task, metric: str) -> Mapping[str, Json]:
+def _settings(task: Task, metric: str) -> JsonObject:
     for entry in task.get_config("metric_list") or []:
         own = entry.get("metric")
         # a function of the task's own

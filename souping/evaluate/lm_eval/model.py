@@ -59,7 +59,9 @@ class TaskSubset:
     """
 
     def __init__(self, loaded: Loaded, seed: int | None) -> None:
-        self._loaded, self._task, self._seed = loaded, loaded.task, seed
+        self._loaded = loaded
+        self._task = loaded.task
+        self._seed = seed
         self.eval_docs = loaded.docs
         # with the methods below
         self.build_all_requests = MethodType(type(loaded.task).build_all_requests, self)
@@ -90,7 +92,8 @@ class TaskSubset:
 
     def doc_to_prefix(self, doc: Document) -> Any:
         """The beginning of an answer. The harness wants it before it writes the prompt, whose examples are set here."""
-        task, number = self._task, next(self._numbers)
+        task = self._task
+        number = next(self._numbers)
         if shots := self._loaded.shots[number]:
             task.sampler = SimpleNamespace(sample=lambda **_: list(shots))
         elif not hasattr(task, "sampler"):  # lm_eval's: a task in Python draws for itself
@@ -177,7 +180,7 @@ def _records(
 
 def _prompt(sample: Mapping[str, Any]) -> str:
     """The requests as they are sent: a context, of a choice with the continuation whose likelihood is compared."""
-    requests = list[str]()
+    requests = []
     for request in sample["arguments"]:
         requests.append("".join(part for part in request if isinstance(part, str)))
     return "\n".join(dict.fromkeys(requests))
@@ -204,7 +207,8 @@ class PromptText(str):
     @classmethod
     def of(cls, request: Instance, number: int) -> PromptText:
         prompt = cls(request.args[0])
-        prompt.request, prompt.number = request, number
+        prompt.request = request
+        prompt.number = number
         return prompt
 
 
@@ -218,7 +222,8 @@ def build(
 
     It is for one call: it keeps neither the module nor an answer longer than that.
     """
-    module, tokenizer = served.module, served.tokenizer
+    module = served.module
+    tokenizer = served.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer = _copy(tokenizer)
     arguments = {key: getattr(evaluator, key) for key in HFLM_KEYS} | {
@@ -228,7 +233,10 @@ def build(
     model = live_class()(
         pretrained=module, tokenizer=tokenizer, device=str(module.device), **arguments
     )
-    model.evaluator, model.items, model.replicate, model.answers = evaluator, items, replicate, {}
+    model.evaluator = evaluator
+    model.items = items
+    model.replicate = replicate
+    model.answers = {}
     model.eos_token_ids = served.eos_token_ids or (
         () if model.eot_token_id is None else (int(model.eot_token_id),)
     )
@@ -300,7 +308,8 @@ class HarnessModel(Base):  # type: ignore[misc]
         return list(super().loglikelihood_rolling(requests, disable_tqdm=True))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        counts, prompts = Counter[int](), []
+        counts = Counter[int]()
+        prompts = []
         for request in requests:
             kwargs = request.args[1]
             ending = {key: kwargs[key] for key in ("until", *LENGTHS) if key in kwargs}
@@ -345,7 +354,7 @@ class HarnessModel(Base):  # type: ignore[misc]
 
         start = context.shape[1] if self.backend == "causal" else 1
         decoding = decoding_of(self._prompts[0].request.args[1], self.evaluator)
-        seeds: list[int] = []
+        seeds = []
         if decoding.temperature:
             seeds = [self._seed(prompt, decoding) for prompt in self._prompts]
         stops = [text for text in stop if text]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
 from souping.core.text import first_line
-from souping.core.types import Json, UserError
+from souping.core.types import Json, JsonObject, UserError
 from souping.evaluate.templates import render_task
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ class TaskFiles:
         only if they are needed."""
         from lm_eval.tasks import TaskManager
 
-        folders: list[str | Path] = [expanded(path) for path in include_path]
+        folders = [expanded(path) for path in include_path]
         self._folders = list(map(Path, folders))
         for folder in self._folders:
             if not folder.is_dir():
                 raise UserError(
                     f"evaluator.include_path={folder} is not a folder: give the one with your task files"
                 )
-        self._allow, self.allowed = allow_code, list[str]()
+        self._allow = allow_code
+        self.allowed = list[str]()
         self.manager = TaskManager(
             include_path=folders or None,
             include_defaults=include_defaults is True,
@@ -84,7 +85,7 @@ class TaskFiles:
         except AttributeError as error:
             raise UserError(UNSUITABLE) from error
 
-        def checked(entry: Entry, overrides: dict[str, Json] | None = None) -> dict[str, Json]:
+        def checked(entry: Entry, overrides: dict[str, Json] | None = None) -> JsonObject:
             if entry.yaml_path:
                 self._check(Path(entry.yaml_path))
             config: dict[str, Json] = load(entry, overrides)
@@ -167,7 +168,8 @@ def _nodes(root: Node | None) -> Iterator[tuple[str, Node]]:
     """(key above it, node) of all nodes. An alias is its anchor's node, so a node may be below several keys."""
     from yaml.nodes import MappingNode, SequenceNode
 
-    waiting, seen = [("", root)] if root is not None else [], set()
+    waiting = [("", root)] if root is not None else []
+    seen = set()
     while waiting:
         key, node = waiting.pop()
         if (key, id(node)) in seen:

@@ -11,7 +11,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +29,7 @@ from souping.core.fields import (
 )
 from souping.core.files import expanded
 from souping.core.text import first_line, install
-from souping.core.types import Json, UserError
+from souping.core.types import JsonObject, UserError, frozen
 from souping.evaluate.generate import RepeatedAnswers
 from souping.evaluate.lm_eval.metrics import Metric, choose
 from souping.evaluate.lm_eval.task_files import Spec, TaskFiles
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-Document = Mapping[str, Json]
+Document = JsonObject
 NEUTRAL = ("task_alias", "tag", "group", "dataset_kwargs", "metric_list", "filter_list")
 """Keys of a task that change no answer by themselves: names, the place of the data, and metrics that are not used."""
 LOGGERS = ("lm_eval", "datasets", "sacrebleu", "huggingface_hub")
@@ -106,7 +105,7 @@ class HarnessSettings(RepeatedAnswers):
         check_sampling(float(self.samples > 1), self.samples, self.replicates)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Loaded:
     """Leaf task, the entry of `evaluator.tasks` it came with, its documents and the metric that scores them.
 
@@ -133,7 +132,7 @@ def require() -> None:
     """Refuse if the extra is not installed."""
     absent = [name for name in ("lm_eval", "sacrebleu") if find_spec(name) is None]
     if absent:
-        raise UserError(f"evaluator=lm_eval needs {absent[0]}: {install('lm_eval')}")
+        raise UserError(f"evaluator=lm_eval needs {absent[0]}", fix=install("lm_eval"))
 
 
 def quiet() -> None:
@@ -167,7 +166,8 @@ def load(evaluator: HarnessSettings) -> dict[str, Loaded]:
         if isinstance(evaluator.include_path, str)
         else evaluator.include_path or []
     )
-    defaults, metadata = evaluator.include_defaults, dict(evaluator.metadata or {}) or None
+    defaults = evaluator.include_defaults
+    metadata = dict(evaluator.metadata or {}) or None
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
         with naming_task(entry):
@@ -244,7 +244,8 @@ def _title(spec: Spec) -> str:
 
 def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     """{leaf name: task} of one entry."""
-    index, title = files.manager.task_index, _title(spec)
+    index = files.manager.task_index
+    title = _title(spec)
     if isinstance(spec, str) and spec not in index:
         if not expanded(spec).is_file():
             files.check_readable(Path(spec).name)
@@ -308,11 +309,9 @@ def _ids(evaluator: HarnessSettings, docs: Sequence[Document]) -> Sequence[int]:
     if evaluator.limit is None:
         return range(count)
     first = math.ceil(count * evaluator.limit) if evaluator.limit < 1 else int(evaluator.limit)
-    column, turns, seen = (
-        evaluator.category.removeprefix("column:"),
-        list[tuple[int, int]](),
-        Counter[str](),
-    )
+    column = evaluator.category.removeprefix("column:")
+    turns = list[tuple[int, int]]()
+    seen = Counter[str]()
     for number, doc in enumerate(docs):
         category = str(doc.get(column)) if column != evaluator.category else ""
         turns.append((seen[category], number))

@@ -214,7 +214,8 @@ def _overlap(expected: Sequence[str], said: Sequence[str]) -> float:
 
 
 def _number(item: Item, output: str) -> float:
-    expected, said = _as_number(item.answer), last_number(output)
+    expected = _as_number(item.answer)
+    said = last_number(output)
     if expected is None:
         raise _refused(item, "a finite number")
     return float(said is not None and math.isclose(said, expected, rel_tol=1e-9, abs_tol=1e-12))
@@ -257,7 +258,8 @@ def last_number(text: str) -> float | None:
     matches = deque(_FOUND.finditer(text), maxlen=1)
     if not matches:
         return None
-    number, start = matches[0][0], matches[0].start()
+    number = matches[0][0]
+    start = matches[0].start()
     if number[0] in "-+\u2212" and start and text[start - 1].isalnum():
         number = number[1:]
     return _finite(number)
@@ -312,7 +314,7 @@ def _main() -> bool:
 
 def _check_library() -> None:
     if find_spec("math_verify") is None:
-        raise UserError(f"the scorer `math` needs the library math-verify: {install('math')}")
+        raise UserError("the scorer `math` needs the library math-verify", fix=install("math"))
 
 
 def _unanswerable(item: Item, output: str) -> float:
@@ -364,8 +366,9 @@ def _own(name: str, path: str) -> UserScorer:
             f"{where} cannot be imported: {reason}; write my_module.my_function"
         ) from error
     if inspect.isclass(function) or not callable(function):
+        lack = "" if inspect.isclass(function) else f" ({type(function).__name__} lacks __call__)"
         raise UserError(
-            f"{where} is no function of (item, output): name one, or an object that can be called"
+            f"{where} is no function of (item, output){lack}: name one, or an object that can be called"
         )
     if isinstance(function, Judge):
         return UserScorer(
@@ -378,7 +381,7 @@ def _source(
     module: ModuleType, function: Callable[[Item, str], float], path: str, where: str
 ) -> str:
     """Digest of the files that decide a score: the named module, and that of the function or its class."""
-    files: list[Path] = []
+    files = []
     for part in (module, _definition(function)):
         try:
             files.append(Path(inspect.getsourcefile(part) or ""))

@@ -107,12 +107,14 @@ Span = tuple[int, int]
 
 
 def _tokens(source: str, language: str) -> list[Token]:
-    tokens, place = list[Token](), 0
+    tokens = list[Token]()
+    place = 0
     while place < len(source):
         match = _TOKENS[language].match(source, place)
         if match is None:
             raise ValueError(f"no token of {language}: {source[place]!r}")
-        text, kind = match[0], str(match.lastgroup)
+        text = match[0]
+        kind = str(match.lastgroup)
         letter = _LETTERS.get(kind, text if kind == "other" else _LETTERS.get(text, kind))
         is_member = kind in ("w", "N") and bool(tokens) and tokens[-1].letter == "."
         letter = "w" if is_member else _SPECIAL[language].get(text, letter)
@@ -124,7 +126,8 @@ def _tokens(source: str, language: str) -> list[Token]:
 
 def _pairs(tokens: Sequence[Token]) -> dict[int, int]:
     """{place of a bracket that opens: place of the one that closes it}."""
-    pairs, waiting = dict[int, int](), list[int]()
+    pairs = dict[int, int]()
+    waiting = list[int]()
     for place, token in enumerate(tokens):
         if token.text in _CLOSING:
             waiting.append(place)
@@ -141,7 +144,9 @@ class CallReader:
     """Reader of the one call that a source is."""
 
     def __init__(self, source: str, language: str) -> None:
-        self._source, self._language, self._java = source, language, language == "java"
+        self._source = source
+        self._language = language
+        self._java = language == "java"
         self._tokens = _tokens(source, language)
         self._pairs = _pairs(self._tokens)
 
@@ -158,7 +163,8 @@ class CallReader:
         ):
             raise ValueError("not a single call")
         self._expression((0, places[-1]))
-        named, positional = dict[str, Literal](), list[Literal]()
+        named = dict[str, Literal]()
+        positional = list[Literal]()
         for argument in self._split(places[-1]):
             row, inner = self._row(argument)
             match = re.match(
@@ -187,7 +193,9 @@ class CallReader:
 
     def _row(self, span: Span) -> tuple[str, list[int]]:
         """The letters of a span, and the place of each."""
-        row, places, place = "", list[int](), span[0]
+        row = ""
+        places = list[int]()
+        place = span[0]
         while place < span[1]:
             letter = self._tokens[place].letter
             row += "E" if letter == "L" and self._pairs[place] == place + 1 else letter
@@ -199,7 +207,9 @@ class CallReader:
         self, opening: int, trailing: bool = False, holes: bool = True, comma: str = ","
     ) -> list[Span]:
         """What stands between the commas of a bracket; JavaScript may leave values out of lists and calls."""
-        spans, first, end = list[Span](), opening + 1, self._pairs[opening]
+        spans = list[Span]()
+        first = opening + 1
+        end = self._pairs[opening]
         row, places = self._row((first, end))
         for place in [
             *(place for letter, place in zip(row, places, strict=True) if letter == comma),
@@ -219,7 +229,7 @@ class CallReader:
         row, places = self._row(span)
         if not _EXPRESSIONS[self._language].fullmatch(row) or row.count("?") != row.count(":"):
             raise ValueError(f"not an expression: {self._text(span)[:40]}")
-        inner = list[Literal]()
+        inner = []
         for nth, (letter, place) in enumerate(zip(row, places, strict=True)):
             if letter in "PLB":
                 inner = self._bracket(letter, place, row[nth - 1 : nth], row[nth + 1 : nth + 2])
@@ -253,7 +263,8 @@ class CallReader:
 
     def _object(self, place: int) -> Literal:
         """A JavaScript object; its text if it holds anything but `key: value`."""
-        pairs, text = dict[str, Literal](), self._text((place, self._pairs[place] + 1))
+        pairs = dict[str, Literal]()
+        text = self._text((place, self._pairs[place] + 1))
         code = Literal("code", text, text)
         for span in self._split(place):
             if not re.match(r"[swn]:", self._row(span)[0]):
@@ -346,7 +357,8 @@ def pieces(text: str) -> list[str]:
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     hidden = QUOTED.sub(lambda match: "_" * len(match[0]), text)
-    cuts, depth = [-1], 0
+    cuts = [-1]
+    depth = 0
     for place, sign in enumerate(hidden):
         if sign in "([{":
             depth += 1

@@ -106,7 +106,7 @@ def _python(text: str) -> list[Call]:
             nodes = [_expression(node) for node in ast.parse(textwrap.dedent(text)).body]
         except SyntaxError:
             nodes = [ast.parse(f"[{text}\n]", mode="eval").body]
-    calls: list[ast.expr] = []
+    calls = []
     for node in nodes:
         calls += node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
     return [_python_call(node) for node in calls]
@@ -121,7 +121,7 @@ def _expression(node: ast.stmt) -> ast.expr:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
         raise Unparsable("not a call")
-    arguments: dict[str, Value] = {}
+    arguments = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise Unparsable("`**` in a call")
@@ -182,7 +182,8 @@ def _unary(node: ast.UnaryOp) -> Value:
 
 def _binary(node: ast.BinOp) -> Value:
     """Arithmetic on numbers (with a bounded power) and joining of texts or lists; BFCL evaluates these too."""
-    left, right = _value(node.left), _value(node.right)
+    left = _value(node.left)
+    right = _value(node.right)
     if _are_numbers(left, right):
         small = not isinstance(node.op, ast.Pow) or (abs(right) <= 64 and abs(left) <= 10**6)  # type: ignore[arg-type]
         if small and type(node.op) in _ARITHMETIC:
@@ -245,7 +246,8 @@ def read_answer(item: Item) -> list[ExpectedCall] | None:
         and "calls" in item.answer
         and set(item.answer) <= {"calls", "functions"}
     ):
-        answer, functions = item.answer["calls"], item.answer.get("functions", [])
+        answer = item.answer["calls"]
+        functions = item.answer.get("functions", [])
     if answer == ANY:
         return None
     entries = answer if isinstance(answer, list) else [answer]
@@ -331,7 +333,8 @@ def _positional(call: Call, expected: ExpectedCall, language: str) -> bool:
 
 
 def _argument(name: str, value: Value, expected: ExpectedCall) -> bool:
-    allowed, kinds = expected.allowed.get(name), expected.kinds
+    allowed = expected.allowed.get(name)
+    kinds = expected.kinds
     if allowed is None or (kinds is not None and name not in kinds):
         return False
     kind = kinds[name] if kinds is not None else None

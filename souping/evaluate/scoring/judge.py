@@ -14,7 +14,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from souping.core.fields import Count, Form, Seconds, Threads, component
-from souping.core.types import Item, Json, UserError, digest, entries, part
+from souping.core.types import Item, Json, JsonObject, UserError, digest, entries, part
 from souping.evaluate.servers.process import ServerError, parsed, post
 
 VERSION = 1
@@ -55,7 +55,7 @@ class Judge:
     scores: Mapping[str, float] = field(default_factory=lambda: {"yes": 1.0, "no": 0.0})
     scale: float = 1.0
     max_tokens: Count = 512
-    extra: Mapping[str, Json] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     threads: Threads = 8
     retries: Annotated[int, Interval(ge=0)] = 5
     timeout: Seconds = 60.0
@@ -113,7 +113,7 @@ class Judge:
                 f"judge {self.model}: the verdict {word!r} is neither in scores nor a number"
             ) from None
 
-    def request(self, item: Item, output: str) -> dict[str, Json]:
+    def request(self, item: Item, output: str) -> JsonObject:
         """Body of the request to the endpoint."""
         question = item.prompt if isinstance(item.prompt, str) else _transcript(item)
         reference = (
@@ -125,11 +125,11 @@ class Judge:
             question=question, reference=reference, answer=output
         )
         system: list[Json] = [{"role": "system", "content": self.system}] if self.system else []
-        messages: list[Json] = [*system, {"role": "user", "content": text}]
-        settings: dict[str, Json] = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
+        messages = [*system, {"role": "user", "content": text}]
+        settings = {"temperature": 0, "max_tokens": self.max_tokens, **self.extra}
         return {"model": self.model, "messages": messages, **settings}
 
-    def reply(self, body: Mapping[str, Json]) -> str:
+    def reply(self, body: JsonObject) -> str:
         """The response's text. A busy, failing or silent endpoint is tried again, after pauses that double."""
         secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not re.fullmatch("[!-~]+", secret):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +23,7 @@ from souping.core.fields import Count, Form, Precision, Seconds, Share, Threads,
 from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
-from souping.core.types import Json, Missing, UserError
+from souping.core.types import Json, JsonObject, Missing, Names, UserError
 from souping.evaluate.servers.process import (
     HOST,
     Process,
@@ -73,18 +73,20 @@ class Server(ABC):
     """
 
     title: ClassVar[str]
+    module: ClassVar[str]
+    """What its interpreter runs."""
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
-    decisive: ClassVar[tuple[str, ...]]
+    decisive: ClassVar[Names]
     """Fields of a server of ours that can change an answer."""
-    packages: ClassVar[tuple[str, ...]]
+    packages: ClassVar[Names]
     """Packages that its interpreter needs."""
     extra: ClassVar[str]
     """Extra of this package that has them."""
     how_to_start: ClassVar[str]
     """How somebody must have started a server for `url`."""
-    request: ClassVar[Mapping[str, Json]] = {}
+    request: ClassVar[JsonObject] = {}
     """Fields of every request that leave nothing of the decoding to the defaults of server or folder."""
 
     url: Url | None = None
@@ -103,7 +105,7 @@ class Server(ABC):
         return str(expanded(self.python, "server.python")) if self.python else sys.executable
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         """Everything that can change an answer besides model and request. Of a running server only the address is
         known."""
         common: dict[str, Json] = {"name": self.kind, "version": self.version}
@@ -133,9 +135,11 @@ class Server(ABC):
             return [Missing(what=f"{lacking}: {error}")]
         if not absent:
             return []
-        who, how = f"server={self.kind}", install(self.extra)
+        who = f"server={self.kind}"
+        how = install(self.extra)
         if self.python is not None:
-            who, how = self.interpreter, f"{self.interpreter} -m pip install {' '.join(absent)}"
+            who = self.interpreter
+            how = f"{self.interpreter} -m pip install {' '.join(absent)}"
         return [Missing(what=f"{who} has no {' and no '.join(absent)}", fix=how)]
 
     def start(self, folder: Path, name: str) -> RunningServer:
@@ -148,7 +152,7 @@ class Server(ABC):
             UserError: the server cannot start here, or does not load the model.
         """
         for one in self.needs():
-            raise UserError(one.sentence())
+            raise one.error()
         folder = folder.absolute()
         if self.address is not None:
             try:
@@ -201,9 +205,16 @@ class Server(ABC):
             f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}"
         )
 
-    @abstractmethod
     def command(self, folder: Path, port: int) -> list[str]:
         """The command line."""
+        start = [self.interpreter, "-m", self.module, "serve", str(folder)]
+        trust = ["--trust-remote-code"] if self.trust_remote_code else []
+        address = ["--host", HOST, "--port", str(port)]
+        return [*start, *address, *self.flags(), *trust, *self.extra_args]
+
+    def flags(self) -> list[str]:
+        """Options of its own."""
+        return []
 
     @abstractmethod
     def load_into(self, address: str, folder: Path) -> RunningServer:
@@ -215,7 +226,7 @@ class Server(ABC):
 
 
 @lru_cache(maxsize=16)
-def absent_packages(interpreter: str, packages: tuple[str, ...]) -> list[str]:
+def absent_packages(interpreter: str, packages: Names) -> list[str]:
     """Those of the packages that an interpreter cannot import."""
     code = "import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if u.find_spec(name) is None))"
     words = [interpreter, "-c", code, *packages]
@@ -234,12 +245,13 @@ class VllmServer(Server):
     """
 
     title = "vllm serve"
+    module = "vllm.entrypoints.cli.main"
     kind = extra = "vllm"
     version = 2
     decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
-    request: ClassVar[Mapping[str, Json]] = {
+    request: ClassVar[JsonObject] = {
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -253,25 +265,17 @@ class VllmServer(Server):
 
     @property
     def host(self) -> ModelHost:
-        gpus, fraction = self.tensor_parallel_size, self.gpu_memory_utilization
+        gpus = self.tensor_parallel_size
+        fraction = self.gpu_memory_utilization
         return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
 
-    def command(self, folder: Path, port: int) -> list[str]:
-        flags = ["--host", HOST, "--port", str(port), "--dtype", self.dtype]
-        flags += ["--generation-config", "vllm"]  # only end tokens come from the folder's own file
+    def flags(self) -> list[str]:
+        # Only end tokens come from the folder's own file.
+        flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
-        flags += ["--trust-remote-code"] if self.trust_remote_code else []
-        return [
-            self.interpreter,
-            "-m",
-            "vllm.entrypoints.cli.main",
-            "serve",
-            str(folder),
-            *flags,
-            *self.extra_args,
-        ]
+        return flags
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """A server that cannot reload weights keeps its first model."""
@@ -305,6 +309,7 @@ class TransformersServer(Server):
     """
 
     title = "transformers serve"
+    module = "transformers.cli.transformers"
     kind = "transformers"
     version = 2
     decisive = ("dtype",)
@@ -316,7 +321,7 @@ class TransformersServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
-    def settings(self) -> Mapping[str, Json]:
+    def settings(self) -> JsonObject:
         kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
         device = self.device if self.device != "auto" else f"auto:{kind}"
         return super().settings if self.url is not None else {**super().settings, "device": device}
@@ -325,20 +330,8 @@ class TransformersServer(Server):
     def host(self) -> ModelHost:
         return ModelHost(dtype=self.dtype, url=self.url)
 
-    def command(self, folder: Path, port: int) -> list[str]:
-        flags = [
-            "--host",
-            HOST,
-            "--port",
-            str(port),
-            "--device",
-            self.device,
-            "--dtype",
-            self.dtype,
-        ]
-        flags += ["--trust-remote-code"] if self.trust_remote_code else []
-        module = "transformers.cli.transformers"
-        return [self.interpreter, "-m", module, "serve", str(folder), *flags, *self.extra_args]
+    def flags(self) -> list[str]:
+        return ["--device", self.device, "--dtype", self.dtype]
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
         """`stop` makes the server forget what it loaded."""

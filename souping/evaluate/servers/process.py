@@ -25,7 +25,7 @@ import psutil
 from souping.core.files import folder_at
 from souping.core.system import end_with
 from souping.core.text import listed, safe
-from souping.core.types import Json, entries
+from souping.core.types import Json, JsonObject, entries
 
 if TYPE_CHECKING:
     import httpx
@@ -91,12 +91,14 @@ class Process:
     def ends_in(self, seconds: float, sign: Path | None = None) -> bool:
         """Whether it ends by itself in so many seconds, or as many after the last growth of the file `sign`; else it is
         stopped."""
-        size, since = 0, time.monotonic()
+        size = 0
+        since = time.monotonic()
         try:
             while self.alive and time.monotonic() - since < seconds:
                 time.sleep(0.05)
                 if sign is not None and (now := sign.stat().st_size) != size:
-                    size, since = now, time.monotonic()
+                    size = now
+                    since = time.monotonic()
             return not self.alive
         finally:
             self.stop()
@@ -311,7 +313,7 @@ def _reason(response: httpx.Response, text: str) -> str:
     return str(message)[:200]
 
 
-def parsed(text: str) -> dict[str, Json]:
+def parsed(text: str) -> JsonObject:
     """The JSON object in a server's response.
 
     Raises:
@@ -324,7 +326,7 @@ def parsed(text: str) -> dict[str, Json]:
     raise ServerError("what answers there is no OpenAI-compatible server")
 
 
-def models_at(address: str, timeout: float = 10.0) -> list[Mapping[str, Json]]:
+def models_at(address: str, timeout: float = 10.0) -> list[JsonObject]:
     """The models that a server lists (ServerError if it does not, or not as an OpenAI-compatible server does)."""
     table = parsed(post(f"{address}/v1/models", timeout=timeout))
     if not isinstance(table.get("data"), list):

@@ -1,0 +1,138 @@
+"""What the analyses of a run found, and how it is shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from souping.core.reading import read, rest
+from souping.core.types import Json
+from souping.core.unit import Unit
+from souping.report.content import Report
+from souping.report.format import clean
+from souping.report.plots import Drawing
+from souping.report.tables import Section, grid
+
+FIRST = ("guards", "front", "paper", "surface", "wins", "shapley", "size")
+"""Analyses that are shown first, in this order. The others follow by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisResult(ABC):
+    """What an analysis found, and how it is shown. `unit` is that of the run's scores.
+
+    The `folded` ones come last, in one section.
+    """
+
+    folded: ClassVar[bool] = False
+    not_estimable: str | None = None
+    """why there is too little data"""
+    failed: str | None = None
+    """why it failed"""
+    others: Mapping[str, Any] = rest()
+
+    @property
+    def reason(self) -> str:
+        """Why it found nothing; empty if it did."""
+        if self.not_estimable:
+            return f"not estimable: {clean(self.not_estimable)}"
+        return f"it failed: {clean(self.failed)}" if self.failed else ""
+
+    @abstractmethod
+    def section(self, unit: Unit) -> Section:
+        """Without a title it gets the name of the analysis."""
+
+    def drawings(self, unit: Unit) -> tuple[Drawing | None, ...]:
+        """The pictures that there are numbers for."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """A table of a user's analysis."""
+
+    header: tuple[Any, ...]
+    """headings"""
+    rows: tuple[tuple[Any, ...], ...]
+    """cells"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserResult(AnalysisResult):
+    """What a user's analysis found. Only these fields are shown."""
+
+    title: Any = None
+    """heading"""
+    sentences: tuple[Any, ...] | None = None
+    """sentences"""
+    tables: tuple[ResultTable, ...] | None = None
+    """tables"""
+
+    def section(self, unit: Unit) -> Section:
+        grids = []
+        for table in self.tables or ():
+            rows = [map(clean, row) for row in table.rows]
+            grids.append(grid([*map(clean, table.header)], rows))
+        lines = tuple(map(clean, self.sentences or ()))
+        return Section(clean(self.title), lines, grids=tuple(grids))
+
+
+def read_content(table: Json, results: Mapping[str, type[AnalysisResult]]) -> Report:
+    """A report from report.json. `results` are {analysis: class of what it finds}.
+
+    An analysis that is not among them, or that found nothing, gives a `UserResult`.
+    """
+    report = read(Report, table)
+    if report.analyses is None:
+        return report
+    analyses = dict[str, AnalysisResult]()
+    for name, data in report.analyses.items():
+        result = read(UserResult, data)
+        if name not in results or not data or result.reason:
+            analyses[name] = result
+        else:
+            analyses[name] = read(results[name], data)
+    return replace(report, analyses=analyses)
+
+
+def typed(report: Report | Json) -> Report:
+    """A report for what shows one. Of a mapping, every analysis is shown as one of the user's."""
+    return report if isinstance(report, Report) else read_content(report, {})
+
+
+# ---------------------------------------------------------------- all of a report
+
+
+def _in_order(report: Report) -> list[tuple[str, AnalysisResult]]:
+    """(name, result) of the report's analyses that say anything, in the order in which they are shown."""
+    pairs = sorted((report.analyses or {}).items())
+    said = [(name, result) for name, result in pairs if result != UserResult()]
+    places = {name: place for place, name in enumerate(FIRST)}
+    return sorted(said, key=lambda pair: places.get(pair[0], len(FIRST)))
+
+
+def analysis_sections(report: Report) -> tuple[Section, ...]:
+    """A section of each analysis; those without a result are folded away."""
+    shown = list[Section]()
+    folded = list[Section]()
+    for name, result in _in_order(report):
+        title = clean(name).replace("_", " ").capitalize()
+        reason = result.reason
+        if reason:
+            folded.append(Section(title, (reason,)))
+            continue
+        section = result.section(report.unit)
+        section = section if section.title else replace(section, title=title)
+        (folded if result.folded else shown).append(section)
+    return (*shown, Section("More analyses", folded=tuple(folded)))
+
+
+def drawings(report: Report) -> list[Drawing]:
+    """The pictures of all analyses that have a result."""
+    pictures = list[Drawing | None]()
+    for _, result in _in_order(report):
+        if not result.reason:
+            pictures += result.drawings(report.unit)
+    return [picture for picture in pictures if picture is not None]

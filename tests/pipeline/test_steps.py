@@ -1,0 +1,42 @@
+"""The six steps have the same names in the code, in the docs and on the terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from souping.pipeline.steps import STEPS
+from souping.report.progress import Progress
+from tests.conftest import ROOT, Cli, pool_of
+
+
+def test_how_it_works_lists_the_steps() -> None:
+    page = (ROOT / "docs/how-it-works.md").read_text()
+    (listed,) = re.findall(r"a run has six steps:\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert tuple(line.split()[0] for line in listed.splitlines()) == STEPS
+
+
+def test_contributing_lists_the_steps() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (listed,) = re.findall(r"A run is six steps \((.*?):", text)
+    assert tuple(listed.split(", ")) == STEPS
+
+
+def test_a_run_prints_the_steps_in_their_order(finished: Path) -> None:
+    begun = re.findall(r"^(\w+): ", (finished / "terminal.txt").read_text(), re.MULTILINE)
+    assert tuple(dict.fromkeys(name for name in begun if name in STEPS)) == STEPS
+
+
+def test_every_stage_belongs_to_a_step(
+    family: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(Progress, "stage", lambda self, name, *_, **__: names.append(name))
+    extras = ("analysis=[shapley]", f"also=[{family / 'items.jsonl'}]", "pareto=[red,blue]")
+    souping(*pool_of(family), *extras, "selector=topk", "selector.k=2", "optimiser=grid").ok()
+    assert len(names) > len(STEPS)
+    assert {name.partition(": ")[0] for name in names} == {*STEPS}
+    order = [STEPS.index(name.partition(": ")[0]) for name in names]
+    assert order == sorted(order)
