@@ -23,7 +23,8 @@ checks = {
     f"folds {folds}": folds["select"] >= 160 and folds["search"] >= 160 and folds["report"] >= 400,
     "the second run evaluates nothing": second["cost"]["evaluated_items"] == 0,
     f"{trials} trials": trials == cost["trials"] > 0,
-    "the two reports are equal, cost, provenance and place aside": {**first, **OWN} == {**second, **OWN},
+    "the two reports are equal, cost, provenance and place aside": {**first, **OWN}
+    == {**second, **OWN},
     "the two soups are equal": all(
         file.read_bytes() == (Path(sys.argv[2]) / "soup" / file.name).read_bytes()
         for file in (Path(sys.argv[1]) / "soup").iterdir()
