@@ -213,7 +213,10 @@ def test_a_plugin_of_hydra_that_is_broken_is_named(
     assert remedy in done.stderr
 
 
-def test_a_plugin_of_hydra_that_lacks_a_package_stops_nothing(tmp_path: Path) -> None:
+def test_a_plugin_of_hydra_that_lacks_a_package_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)  # what Hydra says is a warning
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins/broken.py").write_text("import no_such_package")
     done = command(tmp_path, "--cfg", "job")
