@@ -247,7 +247,7 @@ def guards_one_by_one(rng: np.random.Generator, categories: int = 8, n: int = 10
         guard = Guard(name=name, margin=margin, categories=(name,))
         # Names are the categories and `tokens`, against one candidate.
         (found,) = judge([guard], [(soup, single)], limits=categories + 1)
-        if found["outcome"] == "held":
+        if found.outcome == "held":
             return True
     return False
 

@@ -188,10 +188,13 @@ class OpenPool:
         return weights_of(opened(folder, self._pickles, self._like), self._hashes)
 
     def check_runs(self, trajectory: Trajectory) -> None:
-        """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError)."""
+        """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError).
+
+        Their first one may be their common start.
+        """
         owners: dict[str, TrainingRun] = {}
         for run, models in zip(trajectory.runs, [self.candidates, *trajectory.others], strict=True):
-            for model in models:
+            for model in models[1:] or models:
                 owner = owners.setdefault(self._weights_in(model.path), run)
                 if owner is not run:
                     raise UserError(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from souping.core.text import DASH
 from souping.core.types import Json, entries, number, part
+from souping.core.unit import POINTS
 from souping.paper.findings import published, totals
-from souping.report.format import clean, interval, percent
+from souping.report.format import clean, percent
 from souping.report.render import markdown_table
 from souping.report.tables import TableGrid, grid
 
@@ -36,8 +37,8 @@ def totals_table(report: Mapping[str, Json], printed: Mapping[str, float]) -> Ta
 
 
 def beside(printed: float | None, score: Mapping[str, Json]) -> tuple[str, str, str]:
-    around = f"{percent(score.get('mean'), 2)} ({interval(score.get('low'), score.get('high'))})"
     low, high = number(score.get("low")), number(score.get("high"))
+    around = f"{percent(score.get('mean'), 2)} ({POINTS.interval(low, high)})"
     if printed is None or low is None or high is None:
         return DASH, around, DASH
     where = (
