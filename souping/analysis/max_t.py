@@ -148,6 +148,20 @@ def critical_value(largest: FloatArray, alpha: float, tests: int) -> float:
     return min(by_patterns, bonferroni)
 
 
-def equivalent_tests(critical: float, alpha: float) -> float:
-    """Number of independent tests whose correction has this critical value."""
-    return alpha / (2 * NORMAL.cdf(-critical))
+def equivalent_tests(critical: float, alpha: float, most: int) -> float:
+    """Number of independent tests, 1 to `most`, whose correction has this critical value."""
+    return min(float(most), max(1.0, alpha / (2 * NORMAL.cdf(-critical))))
+
+
+def t_statistics(
+    totals: FloatArray, squares: FloatArray, sizes: FloatArray, least: float, extra: float = 0.0
+) -> FloatArray:
+    """T / se of one difference in every pattern, [D].
+
+    `totals` [D, H] are the strata's sums in a pattern, `squares` [H] their groups' sums of squares.
+    A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n) to the variance,
+    which is `least` at least; `extra` is variance that flips do not show.
+    """
+    factor = sizes / np.maximum(sizes - 1, 1)
+    variance = ((squares - totals**2 / sizes) * factor).sum(axis=1) + extra
+    return np.asarray(totals.sum(axis=1) / np.sqrt(np.maximum(variance, least)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from souping.analysis.grouped import design, distinct
 from souping.analysis.intervals import ItemTable
-from souping.analysis.max_t import critical_value, equivalent_tests
+from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
 from souping.analysis.sign_patterns import DRAWS, drawn_sums, draws_for
 from souping.core.types import FloatArray
 
@@ -45,16 +45,12 @@ def picked_tests(
     patterns = draws_for(alpha, draws)
     totals = drawn_sums(rows, number, row_stratum, len(sizes), patterns, seed=0)  # [D, H, M]
 
-    # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
-    factor = sizes / np.maximum(sizes - 1, 1)
     largest = np.zeros(patterns)
     for i, j in pairs:
         squared = (pulls[:, i] - pulls[:, j]) ** 2
-        squares = np.bincount(stratum, squared, len(sizes))
-        total = totals[:, :, i] - totals[:, :, j]
-        variance = ((squares - total**2 / sizes) * factor).sum(axis=1)
+        squares = np.bincount(stratum, squared, len(sizes)).astype(float)
         least = max(1e-12 * squares.sum(), 1e-30)
-        statistic = np.abs(total.sum(axis=1)) / np.sqrt(np.maximum(variance, least))
-        largest = np.maximum(largest, statistic)
+        t = t_statistics(totals[:, :, i] - totals[:, :, j], squares, sizes, least)
+        largest = np.maximum(largest, np.abs(t))
     critical = critical_value(largest, alpha, len(pairs))
-    return min(float(len(pairs)), max(1.0, equivalent_tests(critical, alpha)))
+    return equivalent_tests(critical, alpha, len(pairs))

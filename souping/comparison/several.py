@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from souping.analysis.grouped import distinct
-from souping.analysis.max_t import critical_value, equivalent_tests
+from souping.analysis.max_t import critical_value, equivalent_tests, t_statistics
 from souping.analysis.nested import TIE
 from souping.analysis.sign_patterns import DRAWS, drawn_sums
 from souping.comparison.estimate import has_missing, split_variance
@@ -77,11 +77,8 @@ class JointFlips:
         """Studentised difference of two models in every pattern, [D]."""
         difference = self.sums[:, :, first] - self.sums[:, :, second]
         squares = self.squares[:, first, second]
-        factor = self.sizes / np.maximum(self.sizes - 1, 1)
-        by_stratum = (squares - difference**2 / self.sizes) * factor
-        variance = by_stratum.sum(axis=1) + self.extra[first, second]
         least = 1e-12 * max(squares.sum(), 1e-30)
-        return np.asarray(difference.sum(axis=1) / np.sqrt(np.maximum(variance, least)))
+        return t_statistics(difference, squares, self.sizes, least, self.extra[first, second])
 
 
 def step_down(flips: JointFlips, alpha: float) -> list[float]:
@@ -100,7 +97,7 @@ def step_down(flips: JointFlips, alpha: float) -> list[float]:
         rest = order[rank:]
         largest = statistics[rest, 1:].max(axis=0)
         critical = critical_value(largest, alpha, len(rest))
-        tests = min(float(len(rest)), max(1.0, equivalent_tests(critical, alpha)))
+        tests = equivalent_tests(critical, alpha, len(rest))
         if seen[model] < critical:
             needed[rest] = tests
             break
