@@ -44,6 +44,7 @@ from souping.core.types import (
     Selection,
 )
 from souping.core.unit import MARGIN, gain, scores_in, unit
+from souping.evaluate.identity import title
 from souping.pipeline.settings import Expectation, RunSettings
 from souping.report.files import selection_dict, write_selection
 from souping.report.format import limits
@@ -465,7 +466,7 @@ def compare_on(
         pairs = [Pair.of(rows[-1], c, measured, table, looks, shown) for c in singles]
         return {
             "name": benchmark.name,
-            "evaluator": benchmark.evaluator.title,
+            "evaluator": title(benchmark.evaluator),
             "unit": asdict(unit()),
             "items": len(benchmark.items),
             "groups": len(np.unique(table.groups)),

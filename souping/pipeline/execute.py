@@ -113,7 +113,7 @@ def check_settings(settings: MergeSettings) -> None:
         raise UserError(
             f"limit={settings.limit} is a dry run, whose soup is not for the Hub: leave upload out"
         )
-    if settings.evaluator.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
+    if settings.evaluator.prompts.brings_items and not isinstance(settings.benchmark, OwnBenchmark):
         name = type(settings.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items: add benchmark=own")
 
@@ -229,20 +229,20 @@ def _lines(run: Run, fold: Fold, items: Sequence[Item]) -> Iterator[dict[str, Js
         for one in records
     }
     prompts = run.store.prompts(keys)
-    evaluator = run.settings.evaluator
+    scoring = run.settings.evaluator.scoring
     for place, item in enumerate(items):
         records = {}
         scores = {}
         for name, of_model in answers.items():
             if measured := of_model.get(item.id):
-                tables = [evaluator.item_scores([item], [own])[0] for own in measured]
+                tables = [scoring.item_scores([item], [own])[0] for own in measured]
                 scores[name] = fmean(map(float, tables))
                 records[name] = [record for own in measured for record in own]
         if run.router and (route := run.router.routes.get(item.category)) in records:
             records[run.router.name] = records[route]
             scores[run.router.name] = scores[route]
         if records:
-            digest_of = evaluator.scorer_digest(item)
+            digest_of = scoring.scorer_digest(item)
             yield sample(place, fold, item, records, scores, prompts, digest_of)
 
 

@@ -137,10 +137,14 @@ class OpenPool:
 
         def serve(recipe: Recipe) -> LoadedModel:
             model = LoadedSoup(
-                self.merge_pool, self._module, self._scratch, evaluator.module_settings(), recipe
+                self.merge_pool,
+                self._module,
+                self._scratch,
+                evaluator.hosting.module_settings(),
+                recipe,
             )
             # The soup is made here, by reading the property, and not on demand: evaluation is timed without it.
-            _ = model.folder if evaluator.model_form == "folder" else model.module
+            _ = model.folder if evaluator.hosting.model_form == "folder" else model.module
             return model
 
         return serve

@@ -38,6 +38,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import unit
+from souping.evaluate import identity
 from souping.merge.writer import RECIPE
 from souping.pipeline.analyses import analyse, missing_answers, run_scores, stored_answers
 from souping.pipeline.checks import (
@@ -158,7 +159,7 @@ class Run(Steps):
         reports = self.settings.limit is None and self.settings.stop_after is None
         if reports and (looks := self.ledger.announcement(self.report_items)):
             self.progress.say(looks)
-        if banner := self.settings.evaluator.banner():
+        if banner := self.settings.evaluator.prompts.banner():
             self.progress.say(banner)
         super().walk()
 
@@ -394,7 +395,7 @@ class Run(Steps):
             selection.ingredients,
             look.number,
             settings.inner_margin,
-            settings.evaluator.length_key,
+            settings.evaluator.sampling.length_key,
             best_mixture(winner, self.folds["search"], settings.objective),
             self.opening.shown(look, items, unit()),
         )
@@ -426,7 +427,7 @@ class Run(Steps):
         claim = Claim(
             soup=soup,
             candidates=tuple(recipe.fingerprints[0] for recipe in ingredients.values()),
-            evaluator=benchmark.evaluator.look,
+            evaluator=identity.look(benchmark.evaluator),
             objective=Mean(),
             items=stage.items,
         )

@@ -187,11 +187,11 @@ def speed(
     if not items or not parameters:
         return None
     # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
-    host = evaluator.host
+    host = evaluator.hosting.host
     ways = max(1, host.gpus) if host else 1
-    gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
+    gpu = bool(host and host.gpus) or on_gpu(evaluator.hosting, machine)
     pace, number = (GPU_OPERATIONS, ways) if gpu else (CORE_OPERATIONS, machine.cores)
-    limit = evaluator.answer_tokens
+    limit = evaluator.sampling.answer_tokens
     answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
     read = [
         f"{item.prompt}{'' if limit else item.answer}" if limit == 0 else str(item.prompt)

@@ -27,6 +27,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
+from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import user_scores
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
@@ -150,7 +151,9 @@ class _Planner:
 
     def _outlined(self) -> Folds | None:
         """The folds of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
+        items: Sequence[Item] = ()
+        if isinstance(self.run.benchmark, OwnBenchmark):
+            items = self.run.evaluator.prompts.outline()
         return checks.cut_folds(self.run, items) if items else None
 
     def _open(self, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -247,7 +250,7 @@ class _Planner:
         speeds = {}
         for name, (evaluator, own) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
-                measured = self.store.throughput(singles, evaluator.fingerprint)
+                measured = self.store.throughput(singles, fingerprint(evaluator))
                 rate = speed(
                     self.run.throughput, measured, evaluator, own, parameters, plan.machine
                 )
@@ -343,7 +346,7 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         parts.callback(pool.close)
         recipe = pool.recipe({pool.names[0]: 1.0})
         evaluator = pool.bound(run.evaluator).for_recipe(recipe)
-        if banner := evaluator.banner():
+        if banner := evaluator.prompts.banner():
             print(banner, flush=True)
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
@@ -353,7 +356,7 @@ def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[
         _, single = _timed(evaluator, model, items[:1])
         answers, seconds = _timed(evaluator, model, items)
         speed = _measured(evaluator, items, single, seconds)
-        if evaluator.host is not None:
+        if evaluator.hosting.host is not None:
             speed = replace(speed, per_model=max(0.0, cold - single))
     records = [replace(answers[item.id], prompt_key=item.id) for item in items]
     error = score_missing(items, records, user_scores, lambda unscored: {})
@@ -373,13 +376,13 @@ def _timed(
     for block in batches_of(evaluator, items):
         for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
             answers[record.item] = record
-        evaluator.stored(model.soup, block)
+        evaluator.hosting.stored(model.soup, block)
     return answers, time.monotonic() - began
 
 
 def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
     """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch = evaluator.full_batch
+    batch = evaluator.sampling.full_batch
     size = len(items)
     if batch == 1 and len(evaluator.batches(items)) == 1:
         batch = 0

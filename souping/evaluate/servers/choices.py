@@ -63,6 +63,28 @@ class RunningServer:
     stop: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
+class ServedModel:
+    """The model that a server serves now, if any."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._server: RunningServer | None = None
+
+    def swap(self, folder: Path, server: Server) -> RunningServer:
+        """The server of this model; the one of another model is stopped first."""
+        if self._server is None or folder != self._folder:
+            self.stop()
+            self._server = server.start(folder, folder.name)
+            self._folder = folder
+        return self._server
+
+    def stop(self) -> None:
+        running = self._server
+        self._server = None
+        if running is not None:
+            running.stop()
+
+
 @component
 class Server(ABC):
     """Settings of a server; `start` makes it serve one model.
@@ -78,8 +100,6 @@ class Server(ABC):
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise when the same settings would give other answers."""
-    decisive: ClassVar[Names]
-    """Fields of a server of ours that can change an answer."""
     packages: ClassVar[Names]
     """Packages that its interpreter needs."""
     extra: ClassVar[str]
@@ -94,6 +114,7 @@ class Server(ABC):
     python: str | None = None
     extra_args: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
+    current: ServedModel = field(default_factory=ServedModel, init=False, repr=False, compare=False)
 
     @property
     def address(self) -> str | None:
@@ -114,8 +135,13 @@ class Server(ABC):
         return {
             **common,
             "extra_args": list(self.extra_args),
-            **{name: vars(self)[name] for name in self.decisive},
+            **self.decisive,
         }
+
+    @property
+    def decisive(self) -> JsonObject:
+        """Fields of a server of ours that can change an answer."""
+        return {}
 
     @property
     @abstractmethod
@@ -248,7 +274,6 @@ class VllmServer(Server):
     module = "vllm.entrypoints.cli.main"
     kind = extra = "vllm"
     version = 2
-    decisive = ("tensor_parallel_size", "max_model_len", "dtype")
     packages = ("vllm",)
     how_to_start = "on this machine with VLLM_SERVER_DEV_MODE=1 and a candidate as its model"
     request: ClassVar[JsonObject] = {
@@ -264,10 +289,21 @@ class VllmServer(Server):
     dtype: Precision | Literal["auto"] = "auto"
 
     @property
+    def decisive(self) -> JsonObject:
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "max_model_len": self.max_model_len,
+            "dtype": self.dtype,
+        }
+
+    @property
     def host(self) -> ModelHost:
-        gpus = self.tensor_parallel_size
-        fraction = self.gpu_memory_utilization
-        return ModelHost(dtype=self.dtype, gpus=gpus, fraction=fraction, url=self.url)
+        return ModelHost(
+            dtype=self.dtype,
+            gpus=self.tensor_parallel_size,
+            fraction=self.gpu_memory_utilization,
+            url=self.url,
+        )
 
     def flags(self) -> list[str]:
         # Only end tokens come from the folder's own file.
@@ -312,7 +348,6 @@ class TransformersServer(Server):
     module = "transformers.cli.transformers"
     kind = "transformers"
     version = 2
-    decisive = ("dtype",)
     packages = NEEDS
     extra = "serving"
     how_to_start = "on this machine without a model (`transformers serve --port P`)"
@@ -321,10 +356,12 @@ class TransformersServer(Server):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @property
-    def settings(self) -> JsonObject:
-        kind = "cuda" if Path("/dev/nvidiactl").exists() else "cpu"  # what `auto` finds here
-        device = self.device if self.device != "auto" else f"auto:{kind}"
-        return super().settings if self.url is not None else {**super().settings, "device": device}
+    def decisive(self) -> JsonObject:
+        device = self.device
+        if device == "auto":
+            # What `auto` finds here.
+            device = "auto:cuda" if Path("/dev/nvidiactl").exists() else "auto:cpu"
+        return {"dtype": self.dtype, "device": device}
 
     @property
     def host(self) -> ModelHost:
