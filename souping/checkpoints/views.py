@@ -33,7 +33,16 @@ SCRATCH = 8 << 20
 MAX_PARTS = 1 << 16
 FEW = 16
 """Parts that are as quickly looked through one by one."""
-KEPT = threading.local()
+
+
+class Scratch(threading.local):
+    """Memory of each thread, by its use."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Raw] = {}
+
+
+SCRATCH_OF_THREAD = Scratch()
 
 
 @dataclass(frozen=True)
@@ -307,10 +316,10 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
 
 def scratch_of(use: str, nbytes: int) -> Raw:
     """Memory of this thread for one use, which the next use of that kind overwrites."""
-    kept: dict[str, Raw] = vars(KEPT)
-    if len(kept.get(use, ())) < nbytes:
-        kept[use] = np.empty(nbytes, np.uint8)
-    return kept[use][:nbytes]
+    buffers = SCRATCH_OF_THREAD.buffers
+    if len(buffers.get(use, ())) < nbytes:
+        buffers[use] = np.empty(nbytes, np.uint8)
+    return buffers[use][:nbytes]
 
 
 def elements(raw: Raw, size: int) -> NDArray[Any]:

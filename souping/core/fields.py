@@ -90,16 +90,18 @@ def component(cls: type[T]) -> type[T]:
     """
     relations = getattr(cls, "__post_init__", None)  # of the class or a base, where there is one
 
-    def check(self: T) -> None:
-        _check_fields(self)
+    def __post_init__(self: T) -> None:
+        for name, value in _checked_fields(self):
+            object.__setattr__(self, name, value)
         if relations is not None:
             relations(self)
 
-    setattr(cls, "__post_init__", check)  # noqa: B010  # mypy knows no such member of T
+    setattr(cls, "__post_init__", __post_init__)  # noqa: B010  # mypy knows no such member of T
     return frozen(cls)
 
 
-def _check_fields(one: Any) -> None:
+def _checked_fields(one: Any) -> Iterator[tuple[str, Any]]:
+    """(name, plain value) of the fields that were given."""
     kind: Callable[..., Any] = type(one)
     hints = hints_of(kind)
     for each in fields(one):
@@ -110,9 +112,9 @@ def _check_fields(one: Any) -> None:
             value = value.tolist()
         elif isinstance(value, Path) and fits(str(value), hints[each.name]):
             value = str(value)
-        object.__setattr__(one, each.name, value)
         if wrong := mismatch(value, hints[each.name]):
             raise UserError(f"{type(one).__name__}({each.name}={value!r:.60}) {wrong}")
+        yield each.name, value
 
 
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:

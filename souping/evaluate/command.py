@@ -53,7 +53,7 @@ class HeldLogs:
     def __init__(self) -> None:
         self._files: dict[str, dict[Path, IO[str]]] = {}
 
-    def add(self, soup: str, attempt: Path, file: IO[str]) -> None:
+    def hold(self, soup: str, attempt: Path, file: IO[str]) -> None:
         self._files.setdefault(soup, {})[attempt] = file
 
     def adopt(self, soup: str, attempt: Path) -> bool:
@@ -63,7 +63,7 @@ class HeldLogs:
         with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
             file = stack.enter_context((attempt / LOCK).open("a"))
             lock(file.fileno(), wait=False)
-            self.add(soup, attempt, file)
+            self.hold(soup, attempt, file)
             stack.pop_all()
             return True
         return False
@@ -182,7 +182,7 @@ class CommandEvaluator(Evaluator):
             hidden = Path(tempfile.mkdtemp(dir=home, prefix="."))
             file = hold_folder(hidden)
             attempt = hidden.rename(home / f"{key}-{hidden.name[1:]}")
-            self._logs.add(model.soup, attempt, file)
+            self._logs.hold(model.soup, attempt, file)
             problem = self._run(model.folder, missing, attempt)
             logged, unread = self._collect(attempt, missing)
             records |= logged

@@ -48,7 +48,7 @@ from souping.evaluate.engines.transformers import (
     TransformersEngine,
 )
 from souping.evaluate.machine import (
-    Machine,
+    MachineSettings,
     are_small,
     cut_by_length,
     dtype_of,
@@ -72,7 +72,7 @@ VERSION = 2
 class LiveHosting(Hosting):
     """Live module on a machine, unless an engine has processes of its own."""
 
-    machine: Machine
+    machine: MachineSettings
     engine: Engine | None = None
 
     def module_settings(self) -> ModuleSettings:
@@ -91,8 +91,8 @@ class MachineEvaluator(Evaluator):
     trust_remote_code: bool = False
 
     @property
-    def machine(self) -> Machine:
-        return Machine(
+    def machine(self) -> MachineSettings:
+        return MachineSettings(
             batch_size=self.batch_size,
             dtype=self.dtype,
             device=self.device,
@@ -155,7 +155,7 @@ class EngineEvaluator(MachineEvaluator):
         }
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> MachineSettings:
         return replace(super().machine, workers=self.workers)
 
     @property

@@ -18,7 +18,7 @@ SMALL = 50_000_000
 
 
 @frozen
-class Machine:
+class MachineSettings:
     """Settings of a live module. They are part of the fingerprint, because they change logits in the last digits.
 
     An input is computed in batches of `batch_size` by so many `workers`, each with `threads` torch threads.

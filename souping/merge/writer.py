@@ -211,7 +211,7 @@ class ShardWriter:
         self.method = get_method(plan.method)
         self._stack = ExitStack()
         self._lock = threading.Lock()
-        self._thread = threading.local()
+        self._thread = ThreadBuffers()
         self._done = 0
         self._warned: set[str] = set()
         self._digests: Digests = digests or {}
@@ -272,7 +272,7 @@ class ShardWriter:
     ) -> None:
         """Mix and write a block; its sources in `hashed` are hashed as they pass."""
         try:
-            self._block(block, vars(self._thread).setdefault("buffers", Buffers()), hashed)
+            self._block(block, self._thread.buffers, hashed)
             with self._lock:
                 self._done += block.nbytes
                 if progress is not None:
@@ -357,6 +357,13 @@ class Buffers:
         return [
             self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)
         ]
+
+
+class ThreadBuffers(threading.local):
+    """Buffers of each thread."""
+
+    def __init__(self) -> None:
+        self.buffers = Buffers()
 
 
 def prepare(plan: MergePlan, folder: Path) -> None:

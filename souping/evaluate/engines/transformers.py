@@ -22,7 +22,7 @@ from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
 from souping.core.types import Item, JsonObject, Outcome, TokenIds, UserError, frozen
-from souping.evaluate.machine import Machine
+from souping.evaluate.machine import MachineSettings
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Passage:
 class GenerationSettings:
     """Settings of an evaluator that generates: answers end at a text of `stop` or after `max_new_tokens`."""
 
-    machine: Machine
+    machine: MachineSettings
     max_new_tokens: int | None
     stop: Sequence[str]
     decoding: Decoding
@@ -157,7 +157,7 @@ class Engine(Component, ABC):
     @abstractmethod
     def likelihoods(
         self,
-        machine: Machine,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,
@@ -261,7 +261,7 @@ class TransformersEngine(Engine):
 
     def likelihoods(
         self,
-        machine: Machine,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,
@@ -369,7 +369,7 @@ def draws(decoding: Decoding, seeds: Sequence[int], width: int) -> LogitsProcess
 
 
 def _likelihoods(
-    machine: Machine, model: LoadedModel, passages: Sequence[Passage], stride: int | None
+    machine: MachineSettings, model: LoadedModel, passages: Sequence[Passage], stride: int | None
 ) -> list[float]:
     """Log-likelihoods of one worker's passages; at most `batch_size` windows are read at once."""
     import torch

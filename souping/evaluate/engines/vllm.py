@@ -31,7 +31,7 @@ from souping.evaluate.engines.transformers import (
     cut_at_stop,
     prompt_key,
 )
-from souping.evaluate.machine import Machine
+from souping.evaluate.machine import MachineSettings
 from souping.evaluate.servers.process import PidGuard
 from souping.evaluate.templates import Decoding, render
 
@@ -147,7 +147,7 @@ class VllmEngine(Engine):
 
     def likelihoods(
         self,
-        machine: Machine,
+        machine: MachineSettings,
         model: LoadedModel,
         passages: Sequence[Passage],
         stride: int | None,

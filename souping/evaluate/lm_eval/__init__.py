@@ -201,11 +201,21 @@ class HarnessScoring(Scoring):
 
 
 class HarnessSession:
-    """Tasks, which are loaded once, and the log of the model that is evaluated; both are shared by copies."""
+    """Tasks, which are loaded once for an evaluator and its copies, and the log of the model that is evaluated."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Loaded] = {}
         self.log = ""
+        self._tasks: dict[str, Loaded] = {}
+
+    def loaded(self, evaluator: HarnessEvaluator) -> dict[str, Loaded]:
+        if not self._tasks:
+            self._tasks.update(load(evaluator))
+        return self._tasks
+
+    def go_on(self, session: HarnessSession, log: str) -> None:
+        """Share the tasks of another session, with a log of one's own."""
+        self.log = log
+        self._tasks = session._tasks
 
 
 @component
@@ -237,8 +247,7 @@ class HarnessEvaluator(HarnessSettings):
 
     def _sharing(self, copy: Self, log: str) -> Self:
         """A copy of this evaluator with its tasks, and with a log of its own."""
-        copy._session.tasks = self._session.tasks
-        copy._session.log = log
+        copy._session.go_on(self._session, log)
         return copy
 
     def needs(self) -> list[Missing]:
@@ -247,9 +256,7 @@ class HarnessEvaluator(HarnessSettings):
     @property
     def loaded(self) -> dict[str, Loaded]:
         """The tasks, read once."""
-        if not self._session.tasks:
-            self._session.tasks.update(load(self))
-        return self._session.tasks
+        return self._session.loaded(self)
 
     @property
     def settings(self) -> JsonObject:
