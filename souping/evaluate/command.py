@@ -37,14 +37,12 @@ from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
 from souping.logs.tables import is_table
 
-ITEMS = "items.jsonl"
+ITEMS_FILE = "items.jsonl"
 DONE = "done"
 """File that marks a command that ended without an error."""
 LOWER = replace(POINTS, meaning="percent (lower is better)", higher_is_better=False)
-TAIL = 1 << 16
+OUTPUT_TAIL_BYTES = 1 << 16
 """Bytes of a command's output in which its last lines are."""
-ROUNDING = 1e-9
-"""By how much a score may leave the range from 0 to 1."""
 
 
 class HeldLogs:
@@ -196,7 +194,7 @@ class CommandEvaluator(Evaluator):
     def _run(self, folder: Path, items: Sequence[Item], attempt: Path) -> str:
         """Run the command; what went wrong, with the last lines of its output, or nothing."""
         out = attempt / "out"
-        listing = attempt / ITEMS
+        listing = attempt / ITEMS_FILE
         copy = attempt / "model"
         if folder.is_relative_to(SHARED_MEMORY):  # which other machines cannot read
             folder = shutil.copytree(folder, copy, symlinks=True)
@@ -258,7 +256,7 @@ class CommandEvaluator(Evaluator):
                     fix = "evaluate it in a run of its own, as its other metrics are not"
                 raise UserError(f"{where}: {metric.name} is better when it is {word}\n{fix}")
             for answer in metric.answers:
-                if abs(answer.score - 0.5) > 0.5 + ROUNDING:
+                if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
                     what = f"item {answer.item!r:.60}: score {answer.score:g}"
                     raise UserError(
                         f"{where}: {what} must be a fraction of 1\n"

@@ -64,7 +64,7 @@ from souping.evaluate.templates import (
     no_template,
 )
 
-VERSION = 2
+LOCAL_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 
 

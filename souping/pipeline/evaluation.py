@@ -46,9 +46,6 @@ from souping.search.loop import RecipeEvaluator
 if TYPE_CHECKING:
     from souping.merge import MergeBackend
 
-ROUNDING = 1e-9
-"""By how much a mean of scores may leave the range from 0 to 1."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -512,7 +509,7 @@ def _plain(record: Record, evaluator: Evaluator) -> Record:
     elif (
         evaluator.unit.fractions
         and not record.statistics
-        and abs(record.score - 0.5) > 0.5 + ROUNDING
+        and abs(record.score - 0.5) > 0.5 + SCORE_ROUNDING
     ):
         wrong = f"score {float(record.score):g} must be a fraction of 1"
     elif not isinstance(record.output, str) or record.outcome not in OUTCOMES:

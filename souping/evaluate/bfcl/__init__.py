@@ -46,11 +46,11 @@ from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
 from souping.logs.bfcl import FAILED, counts, rows_of
-from souping.logs.records import Row
+from souping.logs.records import LogRow
 
-VERSION = "2026.3.23"
-HERE = Path(__file__).parent
-RUNNER = HERE / "runner.py"
+BFCL_EVAL_VERSION = "2026.3.23"
+BFCL_FOLDER = Path(__file__).parent
+RUNNER = BFCL_FOLDER / "runner.py"
 SITE = "lib/python*/site-packages"
 PROTOCOL = 2
 """Raised when the same settings would give other answers or scores."""
@@ -153,7 +153,7 @@ class BfclEvaluator(Evaluator):
         return {
             "name": "bfcl",
             "protocol": PROTOCOL,
-            "bfcl_eval": VERSION,
+            "bfcl_eval": BFCL_EVAL_VERSION,
             "handler": self.handler,
             **handlers,
             "temperature": self.temperature,
@@ -300,7 +300,7 @@ def place_of(folder: str | Path | None = None) -> Path:
 def command(level: str, place: Path) -> str:
     """The command that makes an environment."""
     deps = "--no-deps " if level == "minimal" else ""
-    return f"python -m venv {place} && {place}/bin/pip install {deps}-r {HERE / 'requirements' / level}.txt"
+    return f"python -m venv {place} && {place}/bin/pip install {deps}-r {BFCL_FOLDER / 'requirements' / level}.txt"
 
 
 def find(place: Path, full: bool = False) -> Environment:
@@ -310,9 +310,9 @@ def find(place: Path, full: bool = False) -> Environment:
         UserError: bfcl-eval is not installed, or not completely; `fix` is the command.
     """
     environment = Environment(folder=place)
-    if not any(place.glob(f"{SITE}/bfcl_eval-{VERSION}.dist-info")):
+    if not any(place.glob(f"{SITE}/bfcl_eval-{BFCL_EVAL_VERSION}.dist-info")):
         raise UserError(
-            f"bfcl-eval {VERSION} is not in {place}",
+            f"bfcl-eval {BFCL_EVAL_VERSION} is not in {place}",
             fix=command("full" if full else "minimal", place),
         )
     if full and environment.level == "minimal":
@@ -421,7 +421,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     return scored
 
 
-def _record(item: Item, row: Row, right: bool) -> Record:
+def _record(item: Item, row: LogRow, right: bool) -> Record:
     """An item without an answer is wrong; bfcl-eval counts it as right where no call may be made."""
     text = row["result"]
     if not isinstance(text, str):

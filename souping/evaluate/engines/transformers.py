@@ -65,7 +65,6 @@ LOGITS = 1 << 27
 """Logits that a model makes at once."""
 SLICE = 1 << 24
 """Logits that are turned into fp32 at once."""
-T = TypeVar("T")
 R = TypeVar("R")
 DEFAULT_NEW_TOKENS = 1024
 """Tokens that an answer may have by default."""

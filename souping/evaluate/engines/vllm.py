@@ -38,7 +38,7 @@ from souping.evaluate.templates import Decoding, render
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-VERSION = 2
+VLLM_ENGINE_VERSION = 2
 """Raise when the same settings would give other answers, as with another range of versions of vLLM."""
 log = logging.getLogger("souping.evaluate")
 

@@ -38,7 +38,7 @@ from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import build, run
 from souping.evaluate.lm_eval.tasks import (
-    NEUTRAL,
+    NEUTRAL_KEYS,
     Document,
     HarnessSettings,
     Loaded,
@@ -53,7 +53,7 @@ from souping.evaluate.templates import PROCESS, generation_notes
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-VERSION = 2
+HARNESS_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
 """Batches in a block of items that is stored at once: HFLM sorts them by length, and a kill loses few."""
@@ -392,7 +392,7 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
         raise UserError(
             f"evaluator.{key}={setting}: document {name} has {value!r:.60} there, no {key}{hint}"
         )
-    if len(text) <= LONGEST:
+    if len(text) <= LONGEST_LABEL_CHARS:
         return text
     # a whole book may be what groups questions
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

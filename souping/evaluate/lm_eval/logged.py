@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import expanded
 from souping.core.types import Json, UserError, elements, part
 from souping.evaluate.engines.transformers import Answer
-from souping.evaluate.lm_eval.tasks import LENGTHS
+from souping.evaluate.lm_eval.tasks import LENGTH_KEYS
 from souping.logs.lm_eval import samples_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 log = logging.getLogger(__name__)
-DECIDING = ("until", *LENGTHS, "do_sample", "temperature")
+DECIDING = ("until", *LENGTH_KEYS, "do_sample", "temperature")
 """Generation settings that must be the log's."""
 
 

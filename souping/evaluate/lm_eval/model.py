@@ -22,7 +22,7 @@ from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError, digest
 from souping.evaluate.engines.transformers import Answer, answer_of, draws, neutral_config
 from souping.evaluate.lm_eval.tasks import (
-    LENGTHS,
+    LENGTH_KEYS,
     Document,
     HarnessSettings,
     Loaded,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 else:
     Base = object  # lm_eval is imported when the model is made
 
-STEP = 0x9E3779B97F4A7C15
+SEED_STEP = 0x9E3779B97F4A7C15
 """Distance between the seeds of several answers that a task requests at once."""
-CUT = "the prompt was cut on the left to fit the context of {} tokens"
+PROMPT_CUT = "the prompt was cut on the left to fit the context of {} tokens"
 EMPTY = "the tokenizer makes no token of the prompt"
 
 
@@ -277,7 +277,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         request = prompt.request
         item = self.items[str(request.task_name), int(request.doc_id or 0)]
         place = int(request.idx) + (prompt.number << 16)
-        return (decoding.seed_of(item, self.replicate) + place * STEP) % 2**63
+        return (decoding.seed_of(item, self.replicate) + place * SEED_STEP) % 2**63
 
     def _note(self, request: Instance, answer: Answer) -> None:
         self.answers.setdefault((request.task_name, request.doc_id), []).append(answer)
