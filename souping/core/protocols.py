@@ -401,7 +401,7 @@ class Scoring:
         return None
 
 
-PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring, "hosting": Hosting}
+EVALUATOR_PARTS = {"prompts": Prompts, "sampling": Sampling, "scoring": Scoring, "hosting": Hosting}
 
 
 class Evaluator(Component, ABC):
@@ -415,7 +415,7 @@ class Evaluator(Component, ABC):
     def __init_subclass__(cls) -> None:
         """Refuse a class that has a part's member, which nothing would read; a field may have its name (UserError)."""
         super().__init_subclass__()
-        for name, part in PARTS.items():
+        for name, part in EVALUATOR_PARTS.items():
             members = {member for member in vars(part) if not member.startswith("_")}
             lost = sorted(members & vars(cls).keys() - cls.__annotations__.keys())
             if lost:

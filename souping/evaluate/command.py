@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from souping.core.fields import Seconds, component
-from souping.core.files import LOCK, expanded, hold_folder, lock
+from souping.core.files import LOCK_FILE, expanded, hold_folder, lock
 from souping.core.protocols import Evaluator, Hosting, LoadedModel, ModelHost, Sampling, Scoring
 from souping.core.system import SHARED_MEMORY
 from souping.core.text import first_line, listed, safe
@@ -31,7 +31,7 @@ from souping.core.types import (
     digest,
     frozen,
 )
-from souping.core.unit import POINTS, Unit
+from souping.core.unit import POINTS, SCORE_ROUNDING, Unit
 from souping.evaluate.servers.process import ENDED, Process
 from souping.logs import read
 from souping.logs.records import Log, LoggedAnswer, LoggedMetric
@@ -59,7 +59,7 @@ class HeldLogs:
         if attempt in self._files.get(soup, {}):
             return True
         with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-            file = stack.enter_context((attempt / LOCK).open("a"))
+            file = stack.enter_context((attempt / LOCK_FILE).open("a"))
             lock(file.fileno(), wait=False)
             self.hold(soup, attempt, file)
             stack.pop_all()
@@ -208,7 +208,7 @@ class CommandEvaluator(Evaluator):
             late = not process.ends_in(self.timeout)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
-        output = process.tail(TAIL)
+        output = process.tail(OUTPUT_TAIL_BYTES)
         status = (ENDED.findall(output) or ["?"])[-1]
         if late:
             return f"took longer than evaluator.timeout={self.timeout:g}: {_last_lines(output)}"
@@ -291,7 +291,7 @@ def _answers_by_item(
 
 def _requested(attempt: Path) -> set[str]:
     """The lines of the items that a command was started for."""
-    listing = attempt / ITEMS
+    listing = attempt / ITEMS_FILE
     if not listing.exists():
         return set()
     return set(listing.read_text(encoding="utf-8").split("\n")[:-1])

@@ -194,7 +194,7 @@ class LocalPrompts(EnginePrompts):
         """How long an answer may be."""
         tokens = self.max_new_tokens or DEFAULT_NEW_TOKENS
         context = "" if self.max_new_tokens else ", or what the context leaves"
-        return f"answers have at most {tokens:,} new tokens{context} ({LENGTH_KEY})"
+        return f"answers have at most {tokens:,} new tokens{context} ({LOCAL_LENGTH_KEY})"
 
     def pool_notes(self, folders: Folders) -> list[str]:
         return generation_notes(folders)
@@ -217,7 +217,7 @@ class AnswerScoring(Scoring):
         return replace(answer, score=_score(item, answer.output, answer.outcome))
 
 
-LENGTH_KEY = "evaluator.max_new_tokens"
+LOCAL_LENGTH_KEY = "evaluator.max_new_tokens"
 
 
 @component
@@ -260,7 +260,7 @@ class LocalEvaluator(EngineEvaluator):
             "stop": list(self.stop),
             "decoding": decoding,
         }
-        return self.settings_of("local", VERSION, particular)
+        return self.settings_of("local", LOCAL_EVALUATOR_VERSION, particular)
 
     @property
     def decoding(self) -> Decoding:
@@ -290,7 +290,7 @@ class LocalEvaluator(EngineEvaluator):
             answers_per_item=max(self.samples, self.replicates),
             full_batch=self.batch_size,
             answer_tokens=self.max_new_tokens or DEFAULT_NEW_TOKENS,
-            length_key=LENGTH_KEY,
+            length_key=LOCAL_LENGTH_KEY,
         )
 
     @property

@@ -13,7 +13,7 @@ from souping.core.protocols import ModuleSettings
 from souping.core.system import cores
 from souping.core.types import Item, Items, frozen
 
-SMALL = 50_000_000
+SMALL_MODEL_PARAMETERS = 50_000_000
 """Parameters below which one thread is the default."""
 
 
@@ -73,7 +73,7 @@ def are_small(architecture_folder: Path) -> bool:
     """Whether one thread is enough for these candidates; False if their weights are elsewhere."""
     if not has_weights(architecture_folder):
         return False
-    return open_headers(architecture_folder).parameters < SMALL
+    return open_headers(architecture_folder).parameters < SMALL_MODEL_PARAMETERS
 
 
 def open_headers(folder: Path) -> Checkpoint:

@@ -36,6 +36,7 @@ from souping.core.types import (
     UserError,
     digest,
 )
+from souping.core.unit import SCORE_ROUNDING
 from souping.evaluate.identity import fingerprint
 from souping.evaluate.scoring import Grade, Known, user_scores
 from souping.pipeline.claims import Measurement, in_order

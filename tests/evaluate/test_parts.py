@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from souping import pantry
-from souping.core.protocols import PARTS, Evaluator, Hosting, Prompts, Sampling, Scoring
+from souping.core.protocols import EVALUATOR_PARTS, Evaluator, Hosting, Prompts, Sampling, Scoring
 from souping.core.types import Recipe, UserError
 from souping.evaluate import lm_eval
 from souping.evaluate.bfcl import BfclEvaluator
@@ -33,7 +33,7 @@ def test_an_evaluator_has_at_most_twelve_members_required_and_optional() -> None
     members = {name for name in dir(Evaluator) if not name.startswith("_")}
     assert len(members) <= MEMBERS, sorted(members)
     assert Evaluator.__abstractmethods__ == {"settings", "batches", "evaluate"}
-    assert members >= PARTS.keys()
+    assert members >= EVALUATOR_PARTS.keys()
 
 
 def test_no_evaluator_has_two_bases() -> None:

@@ -40,7 +40,13 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import MULTI_TURN, SIZES, BfclBenchmark, chosen, needs_full
+from souping.evaluate.bfcl.benchmark import (
+    FILE_ITEMS,
+    MULTI_TURN,
+    BfclBenchmark,
+    chosen,
+    needs_full,
+)
 from souping.evaluate.machine import cut
 from souping.evaluate.servers.choices import Server
 from souping.evaluate.servers.process import Process, ServerError, models_at
@@ -69,7 +75,7 @@ class BfclPrompts(Prompts):
     evaluator: BfclEvaluator
 
     def outline(self) -> Items:
-        sizes = {name: SIZES[name] for name in chosen(self.evaluator.categories)}
+        sizes = {name: FILE_ITEMS[name] for name in chosen(self.evaluator.categories)}
         return outline_items(sizes, self.evaluator.limit, shared=MULTI_TURN)
 
     @property
@@ -92,7 +98,7 @@ class BfclPrompts(Prompts):
         handlers = self.evaluator.handlers or {}
         for name in handlers:
             pick(name, candidates, "evaluator.handlers")
-        known = (*OWN, *registered(self.evaluator.environment.package))
+        known = (*SOUPING_HANDLERS, *registered(self.evaluator.environment.package))
         for name in (self.evaluator.handler, *handlers.values()):
             pick(name, known, "evaluator.handler")
 
@@ -127,7 +133,7 @@ class BfclEvaluator(Evaluator):
     another order. A server that answers nothing for `timeout` seconds counts as stuck.
     """
 
-    scoring = Scoring(scored_by=VERSION)
+    scoring = Scoring(scored_by=BFCL_EVAL_VERSION)
 
     server: Server
     categories: list[str] | None = None
@@ -373,7 +379,7 @@ def _variables() -> dict[str, str]:
     return {**variables, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
 
-OWN = ("chat-template", "plain")
+SOUPING_HANDLERS = ("chat-template", "plain")
 """Handlers of ours: the tokenizer's chat template below BFCL's system prompt, and a short prompt without a template."""
 SERVED_APIS = ("FunctionaryHandler",)
 """Handlers that use chat completions of a server of one's own; the other APIs are vendors'."""
@@ -402,7 +408,7 @@ def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
     Raises:
         UserError: an item has no result, or its category no score.
     """
-    answers = dict[str, Row]()
+    answers = dict[str, LogRow]()
     for path in _files(results, "result"):
         answers |= {str(row["id"]): row for row in rows_of(path)}
     # {file of a category: ids of its items that failed}; the first line is on the whole

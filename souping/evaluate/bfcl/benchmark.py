@@ -130,7 +130,7 @@ def _groups(data: Path) -> Mapping[str, str]:
 
 def _contents(data: Path) -> Iterator[tuple[str, Iterator[str]]]:
     """(id, what it may share with others) of all items."""
-    for name in SIZES:
+    for name in FILE_ITEMS:
         for row in _lines(data / f"BFCL_v4_{name}.json"):
             yield row["id"], _shared(name, row)
 

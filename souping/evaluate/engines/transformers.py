@@ -21,7 +21,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, JsonObject, Outcome, TokenIds, UserError, frozen
+from souping.core.types import Item, JsonObject, Outcome, T, TokenIds, UserError, frozen
 from souping.evaluate.machine import MachineSettings
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 

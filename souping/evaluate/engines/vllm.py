@@ -85,7 +85,7 @@ class VllmEngine(Engine):
         """What answers depend on beside the evaluator's settings."""
         return {
             "name": "vllm",
-            "version": VERSION,
+            "version": VLLM_ENGINE_VERSION,
             "tensor_parallel_size": self.tensor_parallel_size,
             "max_model_len": self.max_model_len,
             "dtype": self.dtype,

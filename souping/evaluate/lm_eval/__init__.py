@@ -57,7 +57,7 @@ HARNESS_EVALUATOR_VERSION = 2
 """Raise when the same settings would give other answers or scores: old rows in stores are then left alone."""
 BATCHES = 8
 """Batches in a block of items that is stored at once: HFLM sorts them by length, and a kill loses few."""
-LONGEST = 80
+LONGEST_LABEL_CHARS = 80
 """Characters of a category or group as it stands in a column; a longer group goes by its hash."""
 
 
@@ -281,7 +281,7 @@ class HarnessEvaluator(HarnessSettings):
             "device": machine.resolved_device,
             "dtype": machine.resolved_dtype,
             "evaluator": "lm_eval",
-            "version": VERSION,
+            "version": HARNESS_EVALUATOR_VERSION,
             "lm_eval": version("lm_eval"),
         }
 
@@ -385,7 +385,7 @@ def _column(doc: Document, setting: str, name: str, key: str) -> str:
     value = doc.get(column)
     text = str(value)
     unusable = value in (None, "") or isinstance(value, list | dict)
-    if unusable or (key == "category" and len(text) > LONGEST):
+    if unusable or (key == "category" and len(text) > LONGEST_LABEL_CHARS):
         hint = ""
         if column not in doc:
             hint = nearest(column, doc) or f"; its columns are {', '.join(doc)}"
@@ -409,7 +409,7 @@ def _settings(task: Task) -> JsonObject:
     deciding = {
         key: value
         for key, value in vars(task.config).items()
-        if key not in NEUTRAL and value is not None
+        if key not in NEUTRAL_KEYS and value is not None
     }
     metadata = dict(deciding.get("metadata") or {})
     metadata.pop("config_source", None)

@@ -121,7 +121,7 @@ class LoggedModel:
     def _text(self, request: Instance, text: str) -> str:
         """A text; it is cut off if it has all tokens that it may have, or one less, as the harness strips texts."""
         settings = request.args[1]
-        limits = [settings[key] for key in LENGTHS if key in settings]
+        limits = [settings[key] for key in LENGTH_KEYS if key in settings]
         limit = limits[0] if limits else self._live.max_gen_toks
         cut = len(self._live.tok_encode(text, add_special_tokens=False)) >= limit - 1
         self._note(request, Answer(outcome="truncated" if cut else "finished"))

@@ -302,7 +302,7 @@ class HarnessModel(Base):  # type: ignore[misc]
                     length += len(continuation) - 1
                 answer = Answer(prompt_tokens=len(context))
                 if length > self.max_length:
-                    reason = CUT.format(self.max_length)
+                    reason = PROMPT_CUT.format(self.max_length)
                     answer = replace(answer, outcome="truncated", reason=reason)
                 self._note(request, answer)
         return list(
@@ -319,7 +319,7 @@ class HarnessModel(Base):  # type: ignore[misc]
         prompts = []
         for request in requests:
             kwargs = request.args[1]
-            ending = {key: kwargs[key] for key in ("until", *LENGTHS) if key in kwargs}
+            ending = {key: kwargs[key] for key in ("until", *LENGTH_KEYS) if key in kwargs}
             # Requests of the same settings are a batch.
             group = json.dumps(kwargs, sort_keys=True, default=str)
             prompt = PromptText.of(request, counts[id(request)])
@@ -396,7 +396,9 @@ class HarnessModel(Base):  # type: ignore[misc]
                 continue
             answer = replace(answer, text="")
             if len(self._ids[row]) > len(prompt_ids):
-                answer = replace(answer, outcome="truncated", reason=CUT.format(self.max_length))
+                answer = replace(
+                    answer, outcome="truncated", reason=PROMPT_CUT.format(self.max_length)
+                )
             self._note(prompt.request, answer)
         return rows
 
