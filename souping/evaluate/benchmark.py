@@ -115,7 +115,10 @@ class ListedItems(BenchmarkItems):
         Raises:
             UserError: one is not valid (with its place), or an id appears twice.
         """
-        items = ((f"items[{n}]", _listed(one, f"items[{n}]")) for n, one in enumerate(self.listed))
+        items = list[tuple[str, Item]]()
+        for number, entry in enumerate(self.listed):
+            where = f"items[{number}]"
+            items.append((where, _listed(entry, where)))
         return _unique(items, "items: the list")
 
 
@@ -200,9 +203,9 @@ def outline_items(sizes: Mapping[str, int], limit: float | None, shared: Collect
     return tuple(items)
 
 
-def _unique(found: Iterable[tuple[str, Item]], source: str) -> Items:
+def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
     items = {}
-    for where, item in found:
+    for where, item in placed:
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
         items[item.id] = item
@@ -225,17 +228,17 @@ def _row(line: str, where: str) -> JsonObject:
     return row
 
 
-def _listed(one: object, where: str) -> Item:
-    if isinstance(one, Item):
-        return _checked(one, where)
-    if not isinstance(one, Mapping):
+def _listed(entry: object, where: str) -> Item:
+    if isinstance(entry, Item):
+        return _checked(entry, where)
+    if not isinstance(entry, Mapping):
         raise UserError(
-            f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {one!r:.60}"
+            f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {entry!r:.60}"
         )
-    return _item(one, where, {})
+    return _item(entry, where, {})
 
 
-def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
+def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     names = dict.fromkeys(REQUIRED)
     if row.get("text") is not None:
@@ -263,7 +266,7 @@ def _item(row: JsonObject, where: str, own: Mapping[str, UserScorer]) -> Item:
             if isinstance(prompt, str)
             else tuple(_message(message, where) for message in prompt),
             answer=values["answer"],
-            user_scorer=own.get(texts.get("scorer", "")),
+            user_scorer=scorers.get(texts.get("scorer", "")),
             tools=tuple(tools),
         ),
         where,

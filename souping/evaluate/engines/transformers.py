@@ -428,15 +428,15 @@ def neutral_config(
     """This decoding and nothing else: `load_module` left only ids in the module's own config."""
     from transformers import GenerationConfig
 
-    own = module.generation_config
+    ids = module.generation_config
     return GenerationConfig(
         do_sample=False,
         **{"num_beams": 1, **decoding.penalties},
         max_new_tokens=max_new,
         pad_token_id=pad,
         eos_token_id=list(ends) or None,
-        bos_token_id=own.bos_token_id,
-        decoder_start_token_id=own.decoder_start_token_id,
+        bos_token_id=ids.bos_token_id,
+        decoder_start_token_id=ids.decoder_start_token_id,
         stop_strings=list(stop) or None,
         use_cache=True,
     )
@@ -481,8 +481,8 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
             if config.is_encoder_decoder
             else transformers.AutoModelForCausalLM
         )
-        own = settings.dtype in (None, "auto")
-        dtype = "auto" if own else getattr(torch, str(settings.dtype))  # torch's
+        of_folder = settings.dtype in (None, "auto")
+        dtype = "auto" if of_folder else getattr(torch, str(settings.dtype))  # torch's
         quantised = None
         if "quantization_config" in vars(config):
             quantised = config.quantization_config
@@ -490,7 +490,7 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         if has_weights(folder) and not quantised:
             module = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust)
         else:  # the config of a sharded or FP8 checkpoint: soups bring all weights
-            kind = config.dtype if own else dtype
+            kind = config.dtype if of_folder else dtype
             module = auto.from_config(config, dtype=kind, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Configurations, weights and code of others, refused in classes of their own.
@@ -515,8 +515,7 @@ def _neutral(module: PreTrainedModel) -> GenerationConfig:
     """The module's generation config without anything but ids: transformers fills what a call leaves open from it."""
     from transformers import GenerationConfig
 
-    own = module.generation_config
-    ids = {key: getattr(own, key, None) for key in IDS}  # transformers'
+    ids = {key: getattr(module.generation_config, key, None) for key in IDS}  # transformers'
     return GenerationConfig(**ids)
 
 

@@ -265,12 +265,12 @@ def sampling_arguments(
     }
     if not decoding.temperature:
         return {**common, "temperature": 0.0}
-    drawn = {
+    sampled = {
         "temperature": decoding.temperature,
         "top_p": decoding.top_p,
         "top_k": decoding.top_k or -1,
     }
-    return {**common, **drawn, "min_p": decoding.min_p, "seed": seed}
+    return {**common, **sampled, "min_p": decoding.min_p, "seed": seed}
 
 
 class Vllm:

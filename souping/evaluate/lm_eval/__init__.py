@@ -167,7 +167,10 @@ class HarnessScoring(Scoring):
         counted: Sequence[Sequence[Record]] = records
         if self.aggregate == "pass":
             counted = [[max(answers, key=lambda record: record.score)] for answers in records]
-        values = np.array([np.mean([record.score for record in answers]) for answers in counted])
+        means = list[float]()
+        for answers in counted:
+            means.append(np.mean([record.score for record in answers]))
+        values = np.array(means)
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):
             members.setdefault(item.category, []).append(number)
@@ -183,8 +186,9 @@ class HarnessScoring(Scoring):
             # What the metric sums of each item, [n, S].
             statistics = []
             for number in numbers:
-                answers = [record.statistics for record in counted[number]]
-                statistics.append(np.mean(answers, axis=0))
+                statistics.append(
+                    np.mean([record.statistics for record in counted[number]], axis=0)
+                )
             values[numbers] = pseudo_values(kinds.pop(), statistics)
         return values
 

@@ -177,8 +177,8 @@ class Server(ABC):
         Raises:
             UserError: the server cannot start here, or does not load the model.
         """
-        for one in self.needs():
-            raise one.error()
+        for missing in self.needs():
+            raise missing.error()
         folder = folder.absolute()
         if self.address is not None:
             try:
@@ -310,7 +310,8 @@ class VllmServer(Server):
         flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         flags += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         flags += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
-        flags += ["--max-model-len", str(self.max_model_len)] if self.max_model_len else []
+        if self.max_model_len:
+            flags += ["--max-model-len", str(self.max_model_len)]
         return flags
 
     def load_into(self, address: str, folder: Path) -> RunningServer:
