@@ -27,7 +27,7 @@ from annotated_types import Interval
 from souping.core.fields import Share, Temperature, component, load
 from souping.core.system import Child, package_environment
 from souping.core.text import first_line
-from souping.core.types import Folders, Item, Json, JsonObject, UserError
+from souping.core.types import Folders, Item, Json, JsonObject, Names, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -305,7 +305,7 @@ def read_generation(folder: Path) -> JsonObject:
 def generation_overrides(folder: Path) -> JsonObject:
     """What a folder's generation_config changes compared with greedy decoding, {key: value}."""
     settings = read_generation(folder)
-    keys = PENALTIES
+    keys: Names = PENALTIES
     if settings.get("do_sample"):
         keys += SAMPLING
     overrides = dict[str, Json]()

@@ -169,7 +169,7 @@ class HarnessScoring(Scoring):
             counted = [[max(answers, key=lambda record: record.score)] for answers in records]
         means = list[float]()
         for answers in counted:
-            means.append(np.mean([record.score for record in answers]))
+            means.append(float(np.mean([record.score for record in answers])))
         values = np.array(means)
         members: dict[str, list[int]] = {}
         for number, item in enumerate(items):

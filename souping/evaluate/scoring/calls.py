@@ -444,10 +444,11 @@ def to_kind(value: Value, kind: Kind) -> Value:
     if kind.type in (list, dict):
         return _container(value, kind)
     spellings = _SPELLINGS[kind.name]
-    if kind.language == "javascript" and kind.name == "float":
+    if kind.language != "java" and kind.name == "float":
         spellings = ("double", "int")
     if value.kind in spellings and _bare(value):
-        return kind.type(value.value)
+        number: Value = kind.type(value.value)
+        return number
     return value.text
 
 
@@ -536,13 +537,13 @@ def _equal(value: Value, option: Value, strict: bool = False) -> bool:
 
 def _same_dict(value: Mapping[Value, Value], option: Mapping[str, Value]) -> bool:
     """Keys and values against BFCL's {key: [allowed, ...]}; a value that is no list stands for itself."""
-    lists = {
-        key: allowed if isinstance(allowed, list) else [allowed] for key, allowed in option.items()
-    }
-    for key, allowed in lists.items():
-        if key not in value and "" not in allowed:
+    lists = dict[Value, list[Value]]()
+    for key, allowed in option.items():
+        lists[key] = allowed if isinstance(allowed, list) else [allowed]
+    for name, choices in lists.items():
+        if name not in value and "" not in choices:
             return False
-    for key, inner in value.items():
-        if not any(_same(inner, allowed, strict=False) for allowed in lists.get(key, ())):
+    for name, inner in value.items():
+        if not any(_same(inner, choice, strict=False) for choice in lists.get(name, ())):
             return False
     return True
