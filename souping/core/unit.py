@@ -119,9 +119,8 @@ class Unit:
         self, low: float | None, high: float | None, sign: bool = False, middle: str = " to "
     ) -> str:
         """`74.1 to 82.0`, or nothing without both ends."""
-        if number(low) is None or number(high) is None:
-            return ""
-        return f"{self.end(low, sign)}{middle}{self.end(high, sign)}"
+        ends = (self.end(low, sign), self.end(high, sign))
+        return "" if DASH in ends else middle.join(ends)
 
     def limits(self, low: float | None, high: float | None, level: float | None) -> str:
         """`95 % interval +0.4 to +6.6` of a difference."""

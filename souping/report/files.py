@@ -208,7 +208,7 @@ def best_jobs(jobs: Sequence[Row]) -> list[Row]:
 
 
 def _merit(job: Row) -> float:
-    return round(unit_of(job).inner(number(job["objective"]) or 0.0), 12)
+    return round(unit_of(job).gain(number(job["objective"])), 12)
 
 
 def sweep_lines(jobs: Sequence[Row]) -> list[str]:

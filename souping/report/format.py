@@ -33,13 +33,6 @@ def percent(value: Json, digits: int = 1) -> str:
     return DASH if given is None else signed(f"{100 * given:.{digits}f}")
 
 
-def percent_interval(low: Json, high: Json) -> str:
-    """`74.1 to 82.0` of a share, or nothing where there is no interval."""
-    return (
-        "" if number(low) is None or number(high) is None else f"{percent(low)} to {percent(high)}"
-    )
-
-
 def verdict(verdict: str) -> str:
     """The verdict on the soup in a word."""
     word = clean(verdict)

@@ -388,8 +388,8 @@ def changed(
         old = sample.score(base)
         if new is None or old is None:
             continue
-        gains = (unit.gain(new), unit.gain(old))
-        if gains[0] > gains[1] if better else gains[0] < gains[1]:
+        gain = unit.gain(new) - unit.gain(old)
+        if gain > 0 if better else gain < 0:
             yield sample
 
 
