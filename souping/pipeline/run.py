@@ -14,7 +14,7 @@ from souping.analysis import RunScores
 from souping.analysis.alternatives import RoutedAnswers, alternatives, routed
 from souping.analysis.correlation import stability
 from souping.analysis.guards import (
-    NAME,
+    GUARDS,
     Admission,
     Guard,
     GuardsResult,
@@ -514,7 +514,7 @@ class Run(Steps):
                 names=guard_names(self),
             )
             facts = read(GuardsResult, self.winner.guards)
-            self.analyses[NAME] = replace(facts, checks=tuple(checks))
+            self.analyses[GUARDS] = replace(facts, checks=tuple(checks))
         if self.winner.summary:
             summary = search_summary(self.settings.evaluator.unit, self.winner.summary)
             self.report_content["search"] = summary

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from souping.core.text import DASH, UNSAFE, minus, signed
 from souping.core.types import Json, number
 
-KINDS: Mapping[str, str] = {
+ROW_KINDS: Mapping[str, str] = {
     "soup": "soup",
     "uniform_selected": "uniform over the selected",
     "uniform_topk": "uniform over the top K",
