@@ -29,7 +29,7 @@ from souping.core.files import expanded, nearby
 from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
 from souping.core.types import FOLDS, T, UserError
-from souping.core.unit import POINTS, scores_in
+from souping.core.unit import POINTS, Unit
 from souping.pipeline.settings import RunSettings
 from souping.report.content import Report, SelectionFile
 from souping.report.files import read_report
@@ -215,22 +215,22 @@ def show(arguments: Sequence[str]) -> None:
     report = _read_if_there(Report, run_dir / "report.json")
     selection = _read_if_there(SelectionFile, run_dir / "selection.json")
     file = report or selection
-    with scores_in(file.unit if file else POINTS):
-        fold = options.fold or _reached(samples)
-        rows = [sample for sample in samples if sample.fold == fold]
-        for key in ("item", "category"):
-            if wanted := vars(options)[key]:
-                pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
-                rows = [row for row in rows if vars(row)[key] == wanted]
-        names, what = _names(options.models, rows, report), "items"
-        if options.fixed or options.broke:
-            if len(names) < 2:
-                raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-            rows = list(changed(rows, names[0], names[-1], better=options.fixed))
-            what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-        if fold == "report" and report and not report.limit:
-            _note(run_dir, options.store, report, rows[: options.limit])
-        _show_samples(rows, names, options.limit, what)
+    unit = file.unit if file else POINTS
+    fold = options.fold or _reached(samples)
+    rows = [sample for sample in samples if sample.fold == fold]
+    for key in ("item", "category"):
+        if wanted := vars(options)[key]:
+            pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+            rows = [row for row in rows if vars(row)[key] == wanted]
+    names, what = _names(options.models, rows, report), "items"
+    if options.fixed or options.broke:
+        if len(names) < 2:
+            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+        rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
+        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+    if fold == "report" and report and not report.limit:
+        _note(run_dir, options.store, report, rows[: options.limit])
+    _show_samples(unit, rows, names, options.limit, what)
 
 
 def _read_if_there(kind: type[T], path: Path) -> T | None:
@@ -311,10 +311,12 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
             Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
 
 
-def _show_samples(samples: Sequence[Sample], names: Sequence[str], limit: int, what: str) -> None:
+def _show_samples(
+    unit: Unit, samples: Sequence[Sample], names: Sequence[str], limit: int, what: str
+) -> None:
     console = output_console()
     for sample in islice(samples, limit):
-        show_sample(console, sample, names)
+        show_sample(unit, console, sample, names)
     shown = min(limit, len(samples))
     more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
     console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)

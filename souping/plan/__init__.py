@@ -26,7 +26,7 @@ from souping.core.types import (
     Selection,
     frozen,
 )
-from souping.core.unit import unit
+from souping.core.unit import Unit
 from souping.evaluate.benchmark import slices_of
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
@@ -210,8 +210,9 @@ def speed(
 
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
-    powers = [power.as_dict() for power in plan.powers()]
-    selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
+    unit = plan.run.evaluator.unit
+    powers = [power.as_dict(unit) for power in plan.powers()]
+    selection = selection_dict(unit, plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
@@ -335,7 +336,7 @@ def _time(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    lines = [f"{power.sentence()}." for power in plan.powers()]
+    lines = [f"{power.sentence(plan.run.evaluator.unit)}." for power in plan.powers()]
     if len(lines) > 1:
         lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
     later = ["Known after selection, from the candidates' answers on the select fold."]
@@ -423,6 +424,7 @@ def show_rehearsal(
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
     name = timed.run.pool.resolve()[0].name
+    unit = timed.run.evaluator.unit
     samples = list[dict[str, Any]]()
     firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
@@ -435,11 +437,11 @@ def show_rehearsal(
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
-        show_sample(output_console(120), read(Sample, line), [name])
+        show_sample(unit, output_console(120), read(Sample, line), [name])
     show_sheet(
         [
             s
-            for s in (_answers(name, fold, items, records), _work(timed), _time(timed))
+            for s in (_answers(unit, name, fold, items, records), _work(timed), _time(timed))
             if s is not None
         ]
     )
@@ -455,12 +457,14 @@ def show_rehearsal(
     )
 
 
-def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
+def _answers(
+    unit: Unit, name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]
+) -> Section:
     rows = [
         (
             format.short(item.id),
             format.clean(item.category),
-            format.score(record.score, more=-1),
+            unit.score(record.score, more=-1),
             format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
             format.count(len(record.tokens)) if record.tokens else DASH,
             record.outcome,
@@ -471,12 +475,12 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
     header = (
         "item",
         "category",
-        unit().heading("score"),
+        unit.heading("score"),
         "prompt tokens",
         "answer tokens",
         "ended",
         "answer",
     )
-    mean = unit().level(fmean(record.score for record in records))
+    mean = unit.level(fmean(record.score for record in records))
     line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

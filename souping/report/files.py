@@ -23,15 +23,17 @@ from souping.core.types import (
     JsonObject,
     Result,
     ScoreMatrix,
+    SearchEnd,
     Selection,
+    StopReason,
     Trial,
     UserError,
     number,
     texts,
 )
-from souping.core.unit import unit, unit_of
+from souping.core.unit import Unit, unit_of
 from souping.report.analyses import drawings, typed
-from souping.report.content import Report, TrialRow
+from souping.report.content import Report, SearchSummary, TrialRow
 from souping.report.format import clean
 from souping.report.plots import Drawing, categories, forest, heatmap, landscape
 from souping.report.render import markdown, page
@@ -149,14 +151,14 @@ def csv_cell(value: Json) -> Json:
     return "" if known is None else repr(known) if isinstance(known, float) else known
 
 
-def write_selection(selection: JsonRow, path: Path) -> Path:
+def write_selection(unit: Unit, selection: JsonRow, path: Path) -> Path:
     """selection.json, from `selection_dict`."""
-    return write_atomically(path, as_json({**selection, "unit": asdict(unit())}).encode())
+    return write_atomically(path, as_json({**selection, "unit": asdict(unit)}).encode())
 
 
-def write_job(run_dir: Path, job: JsonRow) -> None:
+def write_job(unit: Unit, run_dir: Path, job: JsonRow) -> None:
     """Write one job's line of the sweep's table; a file, since jobs may run in other processes."""
-    line = {**job, "run_dir": run_dir.name, "unit": asdict(unit())}
+    line = {**job, "run_dir": run_dir.name, "unit": asdict(unit)}
     write_atomically(run_dir / JOB, as_json(line).encode())
 
 
@@ -228,7 +230,9 @@ def sweep_lines(jobs: Sequence[JsonRow]) -> list[str]:
     return lines
 
 
-def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> dict[str, Json]:
+def selection_dict(
+    unit: Unit, selection: Selection, scores: ScoreMatrix | None = None
+) -> dict[str, Json]:
     """The JSON form of a selection, in `selection.json` and `report.json`."""
     table = dict(vars(selection))
     rho = table.pop("correlations")
@@ -247,14 +251,14 @@ def selection_dict(selection: Selection, scores: ScoreMatrix | None = None) -> d
     whole = {
         **table,
         "correlation": correlation,
-        **({} if scores is None else _scores_seen(scores)),
+        **({} if scores is None else _scores_seen(unit, scores)),
     }
     return {key: to_json(inner) for key, inner in whole.items()}
 
 
-def _scores_seen(scores: ScoreMatrix) -> JsonObject:
+def _scores_seen(unit: Unit, scores: ScoreMatrix) -> JsonObject:
     """The scores that selection saw, whole."""
-    rows = zip(scores.models, unit().raw(scores.values).tolist(), strict=True)
+    rows = zip(scores.models, unit.raw(scores.values).tolist(), strict=True)
     return {
         "published": scores.published,
         "candidates": list(scores.candidates),
@@ -262,20 +266,39 @@ def _scores_seen(scores: ScoreMatrix) -> JsonObject:
     }
 
 
-def raw_result(result: Result) -> Result:
+def raw_result(unit: Unit, result: Result) -> Result:
     """A result in the unit of its scores."""
-    categories = {name: unit().raw(score) for name, score in result.categories.items()}
-    return replace(result, objective=unit().raw(result.objective), categories=categories)
+    categories = {name: unit.raw(score) for name, score in result.categories.items()}
+    return replace(result, objective=unit.raw(result.objective), categories=categories)
 
 
-def trial_rows(trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
+def search_summary(unit: Unit, end: SearchEnd | JsonObject) -> SearchSummary:
+    """What an optimiser says of its search, in the unit of the scores."""
+    if not isinstance(end, SearchEnd):
+        return read(SearchSummary, end)
+    return SearchSummary(
+        stopped=_words_of(unit, end.stopped),
+        indistinguishable=end.indistinguishable,
+        indistinguishable_count=end.indistinguishable_count,
+        finishing_gain=round(unit.scale * unit.size(end.finishing_gain), 3),
+        without_guards=None if end.without_guards is None else unit.raw(end.without_guards),
+    )
+
+
+def _words_of(unit: Unit, stop: StopReason) -> str:
+    if stop.gain is None:
+        return stop.reason
+    return f"{stop.reason} {unit.text(unit.size(stop.gain), more=1)} {unit.name}"
+
+
+def trial_rows(unit: Unit, trials: Sequence[Trial], selection: Selection) -> list[TrialRow]:
     """The trials as `trials.csv` and the plots have them.
 
     One that was dropped early has no score: the means of a few items are not to be compared with those of all.
     """
     rows = []
     for trial in trials:
-        result = raw_result(trial.result)
+        result = raw_result(unit, trial.result)
         rows.append(
             TrialRow(
                 number=trial.number,

@@ -16,7 +16,7 @@ from souping.core.files import regular
 from souping.core.system import Provenance
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError
-from souping.core.unit import gain, unit
+from souping.core.unit import Unit
 from souping.report import tables
 from souping.report.analyses import typed
 from souping.report.content import Report, TrialRow
@@ -379,18 +379,21 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def changed(samples: Iterable[Sample], base: str, soup: str, better: bool) -> Iterator[Sample]:
+def changed(
+    unit: Unit, samples: Iterable[Sample], base: str, soup: str, better: bool
+) -> Iterator[Sample]:
     """The items that `soup` answers better than `base`, or worse."""
     for sample in samples:
         new = sample.score(soup)
         old = sample.score(base)
         if new is None or old is None:
             continue
-        if gain(new) > gain(old) if better else gain(new) < gain(old):
+        gains = (unit.gain(new), unit.gain(old))
+        if gains[0] > gains[1] if better else gains[0] < gains[1]:
             yield sample
 
 
-def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
+def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[str]) -> None:
     """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -409,8 +412,8 @@ def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
     shown = {name: sample.models[name] for name in names if name in sample.models}
     for name, model in shown.items():
         ended = "" if model.outcome == "finished" else f", {model.outcome}"
-        score = unit().score(model.score, more=-1)
-        head = Text(clean(f"{name}: {score} {unit().symbol}{ended}"))
+        score = unit.score(model.score, more=-1)
+        head = Text(clean(f"{name}: {score} {unit.symbol}{ended}"))
         table.add_column(head, overflow="fold", ratio=1)
     table.add_row(*(Text(_short(model.text())) for model in shown.values()))
     console.print(table)
