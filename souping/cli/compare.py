@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from souping.cli import stop
+from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
 from souping.core.fields import pick

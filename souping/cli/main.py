@@ -7,17 +7,9 @@ import os
 import re
 import sys
 
-from souping.cli import (
-    COMMANDS,
-    EXIT_STATUSES,
-    Ended,
-    answered,
-    as_overrides,
-    completed,
-    finished_run,
-    open_streams,
-    stop,
-)
+from souping.cli.commands import COMMANDS, as_overrides, finished_run
+from souping.cli.help import answered, completed
+from souping.cli.process import EXIT_STATUSES, Ended, open_streams, stop
 from souping.core.fields import pick
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
@@ -36,8 +28,8 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
-        if "souping.cli.job" in sys.modules:
-            from souping.cli.job import end_sweep
+        if "souping.cli.sweep" in sys.modules:
+            from souping.cli.sweep import end_sweep
 
             end_sweep()
         words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
@@ -46,7 +38,8 @@ def main() -> None:
         if debug:
             raise
         try:
-            from souping.cli.job import end_sweep, format_error
+            from souping.cli.errors import format_error
+            from souping.cli.sweep import end_sweep
         except ModuleNotFoundError as missing:  # where only what `compare` needs is installed
             what = safe(f"{type(error).__name__}: {first_line(error)}")
             package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
@@ -63,7 +56,7 @@ def _do() -> None:
     first = "".join(sys.argv[1:2])
     rest = sys.argv[2:]
     if first == "show":
-        from souping.cli.finished import show
+        from souping.cli.show import show
 
         show(rest)
         return

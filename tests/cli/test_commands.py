@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from souping.cli import COMMANDS, STANDS_FOR, as_overrides, choices, completed, groups
+from souping.cli.commands import COMMANDS, STANDS_FOR, as_overrides
+from souping.cli.help import choices, completed, groups
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 
