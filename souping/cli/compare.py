@@ -14,9 +14,10 @@ from typing import Any
 from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, LogSource, compare
 from souping.comparison.verdict import FAIL_ON, WORDS, Word
+from souping.core.arguments import positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded, write_files
-from souping.core.text import positive, read_json, safe
+from souping.core.text import read_json, safe
 from souping.core.types import UserError, part
 
 PAGES = ("report.html", "report.md")

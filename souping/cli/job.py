@@ -125,7 +125,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check evaluates items, and a merge has none: use `plan`")
-            from souping.plan.planner import check_run
+            from souping.plan.rehearsal import check_run
 
             check_run(settings)
             return None, own

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from souping.core.arguments import positive
 from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.reading import read
-from souping.core.text import positive, safe
+from souping.core.text import safe
 from souping.core.types import FOLDS, T, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.content import Report, SelectionFile

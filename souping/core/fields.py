@@ -34,8 +34,9 @@ from typing import (
 import numpy as np
 from annotated_types import Interval
 
+from souping.core.arguments import LONGEST_TIMEOUT_S
 from souping.core.files import regular
-from souping.core.text import LONGEST_TIMEOUT_S, first_line, listed, nearest, read_json, shown
+from souping.core.text import first_line, listed, nearest, read_json, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
 
 Hint: TypeAlias = type

@@ -1,8 +1,7 @@
-"""Texts for people: names safe to print, lists of them, near misses; arguments of commands."""
+"""Texts for people: names safe to print, lists of them, near misses; and JSON and YAML from somebody else."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import math
@@ -17,7 +16,6 @@ from typing import Any
 
 from souping.core.types import Missing, UserError
 
-LONGEST_TIMEOUT_S = 1e7
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON; no config, item or recipe has so many."""
 UNSAFE = re.compile(
@@ -196,19 +194,3 @@ def missing(package: str, fix: str = "") -> list[Missing]:
     if find_spec(package):
         return []
     return [Missing(what=f"the package {package} is not installed", fix=fix or install(package))]
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for `argparse`."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A number of seconds above 0, for `argparse`."""
-    value = float(text)
-    if not 0 < value <= LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {LONGEST_TIMEOUT_S:g}")
-    return value

@@ -23,7 +23,8 @@ from souping.evaluate.benchmark import slices_of
 from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import Contender
 from souping.pipeline.steps import SEARCH, Stage, Steps
-from souping.plan import IntRange, Plan, PlannedStage
+from souping.plan.content import Plan
+from souping.plan.stages import IntRange, PlannedStage
 from souping.search.loop import RecipeSource, SearchResult, trial_limit
 
 UNKNOWN_INGREDIENTS = ("?",)

@@ -5,55 +5,36 @@ The pool is opened as a run opens it (headers and tokenizers). Nothing is hashed
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
-from souping.core.text import safe
-from souping.core.types import (
-    FOLDS,
-    Fold,
-    Item,
-    Items,
-    LateError,
-    Missing,
-    Record,
-    ScoreMatrix,
-    UserError,
-)
-from souping.evaluate.benchmark import Folds, OwnBenchmark, first_items
-from souping.evaluate.scoring import user_scores
+from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
+from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
-from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
+from souping.pipeline.evaluation import Evaluation
 from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import IN_MEMORY, Store
-from souping.plan import Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
+from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NamedPool, NotStoredError, merged, not_stored
-from souping.report import format
+from souping.plan.page import sections
+from souping.plan.speed import Speed, speed
+from souping.plan.stages import PlannedStage
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource
 
 if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, LoadedModel
-
-CHECKED_ITEMS = 5
-"""Items of each category that a check answers."""
-LEAST = 0.05
-"""Share of the time of a check that is at least taken for its items, as what a call takes varies."""
-
-
-# ------------------------------------------------------------ the plan
+    from souping.core.protocols import Evaluator
 
 
 def make(run: RunSettings) -> Plan:
@@ -272,16 +253,13 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
     return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
 
 
-# ------------------------------------------------------------ plan=true and check=true
-
-
 def plan(run: RunSettings) -> None:
     """Print and save the plan of a run, `plan.json` and `plan.md` in its directory.
 
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
-    whole = _planned(run)
+    whole = checked_plan(run)
     parts = sections(whole)
     write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
     write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
@@ -298,107 +276,8 @@ def plan(run: RunSettings) -> None:
     print(verdict)
 
 
-def _planned(run: RunSettings) -> Plan:
+def checked_plan(run: RunSettings) -> Plan:
     if run.benchmark.banner:
         print(run.benchmark.banner, flush=True)
     check_settings(run)
     return make(run)
-
-
-def check_run(run: RunSettings) -> None:
-    """Check a run as its plan does, rehearse it, say how long the whole would take, and save `check.json`.
-
-    Raises:
-        UserError: the run cannot start here, or its items cannot be answered.
-    """
-    if run.selects_from_table:
-        raise UserError(
-            "check needs items; stop_after=select with published scores has none: use `plan`"
-        )
-    whole = _planned(run)
-    for note in whole.notes:
-        print(f"note: {safe(note)}")
-    if whole.reasons:
-        more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
-        first = whole.reasons[0]
-        raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
-    print(
-        "settings, items, models, space and packages are in order (`plan` shows them)",
-        flush=True,
-    )
-    fold: Fold = "search" if run.scores.published else "select"
-    items = first_items(whole.folds[fold], CHECKED_ITEMS)
-    records, prompts, speed = rehearse(whole, items)
-    timed = replace(whole, speeds={**whole.speeds, "": speed})
-    show_rehearsal(timed, fold, items, records, prompts)
-
-
-def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
-    """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
-    model was loaded."""
-    run = whole.run.with_items()
-    if absent := [model.name for model in whole.models if model.download]:
-        raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
-    with ExitStack() as parts:
-        for part in run.open_parts:
-            parts.callback(part.close)
-        store = parts.enter_context(Store(Path(IN_MEMORY)))
-        pool = open_unhashed(run, store)
-        parts.callback(pool.close)
-        recipe = pool.recipe({pool.names[0]: 1.0})
-        evaluator = pool.bound(run.evaluator).for_recipe(recipe)
-        if banner := evaluator.banner():
-            print(banner, flush=True)
-        began = time.monotonic()
-        model = pool.serving(evaluator)(recipe)
-        # Engines and servers take minutes to start at their first item, and any code is slower the first time.
-        _, cold = _timed(evaluator, model, items[:1])
-        loading = time.monotonic() - began
-        _, single = _timed(evaluator, model, items[:1])
-        answers, seconds = _timed(evaluator, model, items)
-        speed = _measured(evaluator, items, single, seconds)
-        if evaluator.host is not None:
-            speed = replace(speed, per_model=max(0.0, cold - single))
-    records = [replace(answers[item.id], prompt_key=item.id) for item in items]
-    error = score_missing(items, records, user_scores, lambda unscored: {})
-    if error is not None:
-        raise error
-    prompts = {record.item: record.prompt for record in records}
-    took = f"{len(items)} items with {pool.names[0]} (loading took {format.seconds(loading)})"
-    return records, prompts, replace(speed, reason=f"{speed.reason}, measured just now on {took}")
-
-
-def _timed(
-    evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]
-) -> tuple[dict[str, Record], float]:
-    """{item id: one answer}, and the seconds that the answers took."""
-    answers = {}
-    began = time.monotonic()
-    for block in batches_of(evaluator, items):
-        for record in records_of(evaluator, block, evaluator.evaluate(model, block)):
-            answers[record.item] = record
-        evaluator.stored(model.soup, block)
-    return answers, time.monotonic() - began
-
-
-def _measured(evaluator: Evaluator, items: Sequence[Item], single: float, seconds: float) -> Speed:
-    """The speed by the seconds of a `single` item and those of all: seconds = calls * per_call + items * per_item."""
-    batch = evaluator.full_batch
-    size = len(items)
-    if batch == 1 and len(evaluator.batches(items)) == 1:
-        batch = 0
-    calls = -(-size // (batch or size))
-    per_item = seconds / size
-    if size > calls:
-        slope = (seconds - calls * single) / (size - calls)
-        per_item = min(max(slope, LEAST * per_item), per_item)
-    per_call = (seconds - size * per_item) / calls
-    rate = 1 / max(per_item, 1e-9)
-    call = "batch" if batch else "command"
-    return Speed(
-        items_per_second=rate,
-        per_call=per_call,
-        batch=batch,
-        basis="measured",
-        reason=f"{rate:.3g} items/s and {format.seconds(per_call)} to start each {call}",
-    )

@@ -100,7 +100,7 @@ def test_a_shell_completes_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     environment = {"COMP_LINE": line}
-    monkeypatch.setattr("souping.cli.os.environ", environment)
+    monkeypatch.setattr("souping.cli.help.os.environ", environment)
     assert completed() == done
     assert set(capsys.readouterr().out.split()) == words
     assert environment["COMP_LINE"] == passed_on

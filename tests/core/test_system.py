@@ -15,8 +15,8 @@ import pytest
 
 from souping import LocalEvaluator
 from souping.core import system
+from souping.core.child import call
 from souping.core.files import expanded
-from souping.core.system import call
 from souping.core.text import install, safe
 from souping.core.types import UserError
 from tests.conftest import ROOT, Cli
@@ -118,7 +118,7 @@ def test_one_that_does_not_end_is_ended() -> None:
 
 def test_a_child_ends_with_its_caller() -> None:
     code = (
-        "import time; from souping.core.system import call; call(time.sleep, (3600,), seconds=3600)"
+        "import time; from souping.core.child import call; call(time.sleep, (3600,), seconds=3600)"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}
