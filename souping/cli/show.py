@@ -17,14 +17,8 @@ from souping.core.types import FOLDS, T, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.content import Report, SelectionFile
 from souping.report.files import read_report
-from souping.report.render import (
-    SAMPLES_FILE,
-    Sample,
-    changed,
-    output_console,
-    read_samples,
-    show_sample,
-)
+from souping.report.render import output_console
+from souping.report.samples import SAMPLES_FILE, Sample, changed, read_samples, show_sample
 
 SHOW_HELP = """Answers of a run's models side by side, from its samples.jsonl.gz.
 

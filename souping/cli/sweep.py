@@ -41,7 +41,7 @@ def note_job(
     refused: str = "",
 ) -> None:
     """A job's line of the sweep's table, as a file: jobs may run in other processes."""
-    from souping.report.files import write_job
+    from souping.report.jobs import write_job
 
     job = {
         "job": hydra_config.job.num,
@@ -94,7 +94,7 @@ def end_sweep() -> None:
 
 
 def _sweep_table(sweep_dir: Path) -> None:
-    from souping.report.files import JOB, best_jobs, read_jobs, sweep_lines, write_sweep
+    from souping.report.jobs import JOB, best_jobs, read_jobs, sweep_lines, write_sweep
 
     jobs = read_jobs(sweep_dir)
     if not jobs:

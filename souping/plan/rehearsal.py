@@ -27,7 +27,8 @@ from souping.plan.planner import checked_plan, open_unhashed
 from souping.plan.speed import Speed
 from souping.report import format
 from souping.report.files import as_json
-from souping.report.render import Sample, output_console, show_sample, show_sheet
+from souping.report.render import output_console, show_sheet
+from souping.report.samples import Sample, show_sample
 from souping.report.tables import Section, grid
 
 if TYPE_CHECKING:

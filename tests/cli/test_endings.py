@@ -27,7 +27,8 @@ from souping.core.reading import read
 from souping.core.types import UserError
 from souping.core.unit import POINTS
 from souping.pipeline import execute
-from souping.report.render import Sample, plain_table, show_sample
+from souping.report.render import plain_table
+from souping.report.samples import Sample, show_sample
 from souping.report.tables import grid
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
