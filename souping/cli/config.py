@@ -217,12 +217,12 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
     called = is_callable(kind) and not inspect.isclass(target)
-    made = partial(target, **values) if called else target(**values)
-    if inspect.isclass(kind) and not isinstance(made, kind):
+    part = partial(target, **values) if called else target(**values)
+    if inspect.isclass(kind) and not isinstance(part, kind):
         raise UserError(
-            f"{where}: {source_of(target)} makes a {type(made).__name__}, no {kind.__name__}"
+            f"{where}: {source_of(target)} makes a {type(part).__name__}, no {kind.__name__}"
         )
-    return made
+    return part
 
 
 def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
@@ -251,13 +251,10 @@ def key_of(path: str) -> str:
     """The key that names a path, however it is written there; empty where none does."""
 
     def keys(node: Any, where: str) -> Iterator[str]:
-        inner = node.items() if isinstance(node, Mapping) else ()
-        yield from (
-            key
-            for name, one in inner
-            for key in keys(one, f"{where}.{name}" if where else str(name))
-        )
-        if isinstance(node, str) and (
+        if isinstance(node, Mapping):
+            for name, inner in node.items():
+                yield from keys(inner, f"{where}.{name}" if where else str(name))
+        elif isinstance(node, str) and (
             node == path or os.path.abspath(os.path.expanduser(node)) == os.path.abspath(path)
         ):
             yield where
@@ -409,21 +406,22 @@ def drop_replaced(cfg: DictConfig, words: Sequence[str], paths: Sequence[str] = 
     Hydra merges an overlay (`+experiment=mgsm`) after the groups' choices, whatever those are: `selector=topk` would
     get the overlay's settings for SoCE. What the user types stays, and so does what the choice's own file leaves open.
     """
-    chosen = {
-        group: choice
-        for group, _, choice in (word.partition("=") for word in words)
-        if group in GROUPS
-    }
-    rest = [word for word in words if not named_in([word]) & chosen.keys()]
-    if not chosen or not any(word.startswith("+") for word in rest):
+    chosen = {}
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in GROUPS:
+            chosen[group] = choice
+    others = [word for word in words if not named_in([word]) & chosen.keys()]
+    if not chosen or not any(word.startswith("+") for word in others):
         return
-    before = hydra_compose(
-        "config", [*paths, *rest], return_hydra_config=True
-    ).hydra.runtime.choices
-    plain = hydra_compose("config", [*paths, *(word for word in words if word not in rest)])
-    for group in (group for group, choice in chosen.items() if before[group] != choice):
-        merged, own = (dict(whole[group].items_ex(resolve=False)) for whole in (cfg, plain))
-        cfg[group] = {
-            key: merged[key] if OPEN_VALUE.fullmatch(str(value)) else value
-            for key, value in own.items()
-        }
+    hydra = hydra_compose("config", [*paths, *others], return_hydra_config=True).hydra
+    plain = hydra_compose("config", [*paths, *(word for word in words if word not in others)])
+    for group, choice in chosen.items():
+        if hydra.runtime.choices[group] == choice:
+            continue
+        merged = dict(cfg[group].items_ex(resolve=False))
+        settings = dict(plain[group].items_ex(resolve=False))
+        for key, value in settings.items():
+            if OPEN_VALUE.fullmatch(str(value)):
+                settings[key] = merged[key]
+        cfg[group] = settings

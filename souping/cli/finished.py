@@ -85,14 +85,14 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
             overrides += [word]
     before = read_config(path)
     refuse_code(before, path, overrides)
-    own = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
-    fresh = _composed(before, own, choices)
-    whole = {**fresh, **unresolved(before)}
-    if own or "analysis" not in before:
-        whole |= {key: fresh[key] for key in ANALYSIS_KEYS}
-    values = [word.lstrip("+") for word in overrides if word not in own]
+    analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
+    defaults = _composed(before, analyses, choices)
+    plain = {**defaults, **unresolved(before)}
+    if analyses or "analysis" not in before:
+        plain |= {key: defaults[key] for key in ANALYSIS_KEYS}
+    values = [word.lstrip("+") for word in overrides if word not in analyses]
     try:
-        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(values))
+        merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(values))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(
             f"cannot read the override {' '.join(values)}: {first_line(error)}"
@@ -101,16 +101,16 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
     return resolved(merged)
 
 
-def _composed(before: DictConfig, own: Sequence[str], choices: Sequence[str]) -> dict[str, Any]:
-    """Today's defaults with the analyses of `own`, or else those of the run; nothing is resolved yet."""
-    words = list(own)
-    if not any(re.match(r"\+{0,2}analysis=", word) for word in own) and "analysis" in before:
+def _composed(
+    before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
+) -> dict[str, Any]:
+    """Today's defaults with the `analyses` of the command line, or else those of the run; nothing is resolved yet."""
+    words = list(analyses)
+    if not any(re.match(r"\+{0,2}analysis=", word) for word in analyses) and "analysis" in before:
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
-    words += (
-        [f"hydra.searchpath=[{','.join(str(Path(place).resolve()) for place in choices)}]"]
-        if choices
-        else []
-    )
+    if choices:
+        places = ",".join(str(Path(place).resolve()) for place in choices)
+        words.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
         return unresolved(compose("config", words))
 
@@ -118,8 +118,10 @@ def _composed(before: DictConfig, own: Sequence[str], choices: Sequence[str]) ->
 @cache
 def shipped() -> frozenset[str]:
     """Classes and functions that the choices of this package name: all that a run directory may have built."""
-    texts = (path.read_text(encoding="utf-8") for path in folder().rglob("*.yaml"))
-    return frozenset(name for text in texts for name in re.findall(r"_target_:\s*([\w.]+)", text))
+    names = set[str]()
+    for path in folder().rglob("*.yaml"):
+        names |= set(re.findall(r"_target_:\s*([\w.]+)", path.read_text(encoding="utf-8")))
+    return frozenset(names)
 
 
 def read_config(path: Path) -> DictConfig:
@@ -145,15 +147,13 @@ def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> Non
     if any(ALLOW.fullmatch(word) for word in overrides):
         return
     replaced = [word.lstrip("+~").partition("=")[0] for word in overrides]
-    plain = OmegaConf.to_container(config, resolve=False)
-    named = [
-        f"{key}={value}"
-        for key, value in code_in(plain)
-        if not any(key == own or key.startswith((f"{own}.", f"{own}[")) for own in replaced)
-    ]
-    if named:
+    code = []
+    for key, value in code_in(OmegaConf.to_container(config, resolve=False)):
+        if not any(f"{key}.".startswith((f"{name}.", f"{name}[")) for name in replaced):
+            code.append(f"{key}={value}")
+    if code:
         raise UserError(
-            f"{path}: {listed(named, 3)}: this would run code that souping does not ship\n"
+            f"{path}: {listed(code, 3)}: this would run code that souping does not ship\n"
             "add allow_code=true if you trust whoever made this run"
         )
 

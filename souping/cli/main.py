@@ -32,7 +32,10 @@ def main() -> None:
             from souping.cli.sweep import end_sweep
 
             end_sweep()
-        words, code = end.args if isinstance(end, Ended) else ("interrupted", 130)
+        words = "interrupted"
+        code = 130
+        if isinstance(end, Ended):
+            words, code = end.args
         stop(f"{words}: what was evaluated is in the store; the same command continues", code)
     except Exception as error:
         if debug:

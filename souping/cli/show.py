@@ -45,7 +45,8 @@ def show(arguments: Sequence[str]) -> None:
         if wanted := vars(options)[key]:
             pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
             rows = [row for row in rows if vars(row)[key] == wanted]
-    names, what = _names(options.models, rows, report), "items"
+    names = _names(options.models, rows, report)
+    what = "items"
     if options.fixed or options.broke:
         if len(names) < 2:
             raise UserError("--fixed and --broke compare two models: name them, --models A,B")
@@ -109,11 +110,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(given: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
-    known = list(dict.fromkeys(name for sample in samples for name in sample.models))
+    known = dict[str, None]()
+    for sample in samples:
+        known |= dict.fromkeys(sample.models)
     if given:
         return [pick(name.strip(), known, "--models") for name in given.split(",")]
     best = report.row("best_single") if report else None
-    return [best.name, "soup"] if best and "soup" in known else known
+    return [best.name, "soup"] if best and "soup" in known else list(known)
 
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:

@@ -251,8 +251,8 @@ def serve(memory: int) -> None:
 
 
 if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher
-    number, sys.argv = int(sys.argv[1]), sys.argv[2:]
-    end_with(number)
+    end_with(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
     if sys.argv[0].isdigit():
         serve(int(sys.argv[0]))
     else:

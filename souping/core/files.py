@@ -92,9 +92,10 @@ def nearby(path: Path) -> str:
 
 def disk_space(path: str | Path) -> tuple[int, int]:
     """(bytes free where `path` is or will be, number of that file system)."""
-    there = expanded(path).absolute()
-    there = next(p for p in (there, *there.parents) if p.exists())
-    return shutil.disk_usage(there).free, there.stat().st_dev
+    place = expanded(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free, place.stat().st_dev
 
 
 @contextmanager
@@ -174,25 +175,25 @@ def write_files(stage: Path, files: Mapping[str, str | bytes]) -> None:
 
 def missing_folders(folder: Path) -> list[Path]:
     """A path and the folders above it that do not exist yet, deepest first: what is made there is the caller's."""
-    whole = folder.absolute()
-    return [one for one in (whole, *whole.parents) if not one.exists()]
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def discard(folder: Path, made: Collection[Path], early: Collection[str] = ()) -> None:
     """Remove what a refused run made: its folder while only files of these names are in it, then the folders above that
     are empty. A folder is the run's where it, or one above it, is among those `made`; all others stay."""
-    whole = folder.absolute()
+    folder = folder.absolute()
     with suppress(OSError):
-        inside = list(whole.iterdir()) if whole.is_dir() else []
+        inside = list(folder.iterdir()) if folder.is_dir() else []
         if any(path.name not in early or not path.is_file() for path in inside):
             return
         for path in inside:
             path.unlink()
-        for one in (whole, *whole.parents):
-            if not {one, *one.parents}.intersection(made):
+        for path in (folder, *folder.parents):
+            if not {path, *path.parents}.intersection(made):
                 return
             with suppress(FileNotFoundError):
-                one.rmdir()
+                path.rmdir()
 
 
 def hold_folder(folder: Path) -> IO[str]:

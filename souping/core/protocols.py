@@ -100,7 +100,8 @@ class Selector(ABC):
         Raises:
             UserError: there is no selection, or it is empty, names no candidate or category, or repeats an ingredient.
         """
-        selection, name = self.select(scores), named(self)
+        selection = self.select(scores)
+        name = named(self)
         if not isinstance(selection, Selection):
             raise UserError(f"selector {name} gave a {type(selection).__name__}, not a Selection")
         for one in (*selection.ingredients, *selection.experts.values()):

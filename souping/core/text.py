@@ -54,12 +54,13 @@ def nests_deeply(value: Any) -> bool:
     """Whether JSON nests deeper than code that walks it can bear."""
     layer = [value]
     for _ in range(MAX_DEPTH + 1):
-        parts = [
-            part.values() if isinstance(part, dict) else part
-            for part in layer
-            if isinstance(part, dict | list)
-        ]
-        layer = [child for part in parts for child in part]
+        inner = list[Any]()
+        for node in layer:
+            if isinstance(node, dict):
+                inner += node.values()
+            elif isinstance(node, list):
+                inner += node
+        layer = inner
     return bool(layer)
 
 

@@ -101,7 +101,9 @@ class CountedSteps(Steps):
             known, unknown = self._trials(ingredients, stored)
             self.evaluate_stage(replace(stage, models=tuple(known)), unknown)
         else:
-            expected, most = (stored.cost.items,) * 2 if stored else workload
+            expected, most = workload
+            if stored:
+                expected = most = stored.cost.items
             folds = -(-expected // max(1, len(items))), -(-most // max(1, len(items)))
             answers = self.evaluations[""].answers_per_item
             todo = (0, 0) if stored else (expected * answers, most * answers)
@@ -208,14 +210,26 @@ def _unknown(recipe: Recipe, name: str) -> Recipe:
 def merged(counted: Sequence[Sequence[PlannedStage]]) -> list[PlannedStage]:
     """Least and most of each stage over several selections."""
     longest = sorted(counted, key=len, reverse=True)  # its order is that of all
-    whole = []
-    for name in dict.fromkeys(stage.name for stages in longest for stage in stages):
-        same = [stage for stages in counted for stage in stages if stage.name == name]
-        parts = any(stage.in_parts for stage in same)
-        columns = zip(*((stage.models, stage.asked, stage.todo) for stage in same), strict=True)
-        models, asked, todo = (_range(pairs, parts) for pairs in columns)
-        whole.append(replace(same[0], models=models, asked=asked, todo=todo, in_parts=parts))
-    return whole
+    by_name = dict[str, list[PlannedStage]]()
+    for stages in longest:
+        for stage in stages:
+            by_name.setdefault(stage.name, [])
+    for stages in counted:
+        for stage in stages:
+            by_name[stage.name].append(stage)
+    ranges = []
+    for stages in by_name.values():
+        parts = any(stage.in_parts for stage in stages)
+        ranges.append(
+            replace(
+                stages[0],
+                models=_range([stage.models for stage in stages], parts),
+                asked=_range([stage.asked for stage in stages], parts),
+                todo=_range([stage.todo for stage in stages], parts),
+                in_parts=parts,
+            )
+        )
+    return ranges
 
 
 def _range(pairs: Sequence[IntRange], in_parts: bool) -> IntRange:

@@ -128,19 +128,13 @@ def _report(plan: Plan) -> Section | None:
 
 def _models(plan: Plan) -> Section:
     bases = {"name": "a guess by its name", "unknown": ""}
-    rows = [
-        (
-            model.name,
-            human(model.nbytes) if model.nbytes else "unknown",
-            bases.get(model.basis, model.basis),
-            human(model.download)
-            if model.download
-            else "here"
-            if model.basis == "headers"
-            else "unknown",
-        )
-        for model in plan.models
-    ]
+    rows = []
+    for model in plan.models:
+        weights = human(model.nbytes) if model.nbytes else "unknown"
+        download = "here" if model.basis == "headers" else "unknown"
+        if model.download:
+            download = human(model.download)
+        rows.append((model.name, weights, bases.get(model.basis, model.basis), download))
     return Section(
         "Candidates",
         grids=(grid(("candidate", "weights", "known from", "to fetch"), rows, left=(0, 2)),),

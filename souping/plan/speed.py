@@ -70,9 +70,12 @@ def speed(
         return None
     # Two operations per parameter and token (Kaplan et al. 2020, section 2.1), prompt and answer alike.
     host = evaluator.host
-    ways = max(1, host.gpus) if host else 1
     gpu = bool(host and host.gpus) or on_gpu(evaluator, machine)
-    pace, number = (GPU_OPERATIONS, ways) if gpu else (CORE_OPERATIONS, machine.cores)
+    pace = CORE_OPERATIONS
+    number = machine.cores
+    if gpu:
+        pace = GPU_OPERATIONS
+        number = max(1, host.gpus) if host else 1
     limit = evaluator.answer_tokens
     answer = ANSWER_TOKENS if limit is None else min(limit, 8 * ANSWER_TOKENS)
     read = [
