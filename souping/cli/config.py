@@ -178,12 +178,12 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_also(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `also` with the part that each names."""
-    made = []
+    entries = []
     for number, entry in enumerate(config["also"]):
         name, group, node = also_node(entry, f"also[{number}]", config["evaluator"])
         part = build_part(node, GROUP_KINDS[group], f"also[{number}].{group}")
-        made.append(ExtraEntry(name=name, **{group: part}))
-    return tuple(made)
+        entries.append(ExtraEntry(name=name, **{group: part}))
+    return tuple(entries)
 
 
 def build_part(node: Json, kind: Hint, where: str) -> Any:
@@ -206,14 +206,16 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     target = _target(node, where)
     known = _settable(target, kind)
     hints = hints_of(target)
-    given = {str(key): value for key, value in node.items() if key != "_target_"}
-    for key in given:
+    settings = {str(key): value for key, value in node.items() if key != "_target_"}
+    for key in settings:
         if key not in known:
             name = str(node["_target_"]).rsplit(".", 1)[-1]
             raise UserError(f"{where}.{key} is not a key of {where}={name}{nearest(key, known)}")
-    values = {key: _setting(value, hints.get(key, Any), where, key) for key, value in given.items()}
+    values = {
+        key: _setting(value, hints.get(key, Any), where, key) for key, value in settings.items()
+    }
     for key in known:
-        if known[key] and key not in given:
+        if known[key] and key not in settings:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
     called = is_callable(kind) and not inspect.isclass(target)
@@ -289,7 +291,7 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
     """The class or function that a node names. Raises UserError if it cannot be imported, with the reason."""
     name = node["_target_"]
     try:
-        made: Callable[..., Any] = get_object(str(name))
+        target: Callable[..., Any] = get_object(str(name))
     except Exception as error:  # whatever the module does while it is imported
         cause = error.__cause__ or error
         trace = traceback.extract_tb(cause.__traceback__)
@@ -302,12 +304,12 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
         raise UserError(
             f"{where}._target_={name!r:.80} is no class or function that can be imported: {why}"
         ) from None
-    if not callable(made):
+    if not callable(target):
         raise UserError(f"{where}._target_={name} is no class or function")
-    if is_user_code(made):
+    if is_user_code(target):
         with suppress(TypeError):
-            USER_CODE[inspect.getfile(made)] = source_of(made)
-    return made
+            USER_CODE[inspect.getfile(target)] = source_of(target)
+    return target
 
 
 def _settable(target: Callable[..., Any], kind: Hint) -> dict[str, bool]:
@@ -327,8 +329,9 @@ def is_part(hint: Hint) -> bool:
     """Whether a part is wanted, and no plain value."""
     inner = [hint] if get_origin(hint) is None else get_args(hint)
     return is_callable(hint) or any(
-        is_callable(one) or (inspect.isclass(one) and one.__module__.startswith("souping."))
-        for one in inner
+        is_callable(member)
+        or (inspect.isclass(member) and member.__module__.startswith("souping."))
+        for member in inner
     )
 
 
@@ -343,11 +346,13 @@ def merges_only(config: Mapping[str, Any]) -> bool:
     return False
 
 
-def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def also_node(
+    entry: Any, where: str, evaluator: Mapping[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
     """Entry of `also`: its name, the group that it chooses (`evaluator` or `benchmark`), and the node of the choice.
 
-    `own` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the path
-    of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
+    `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. A text is the
+    path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any other key of
     evaluator=lm_eval; and `name`.
 
     Raises:
@@ -361,7 +366,7 @@ def also_node(entry: Any, where: str, own: Mapping[str, Any]) -> tuple[str, str,
             f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
     if "tasks" in sources:
-        return _tasks(entry, where, own)
+        return _tasks(entry, where, evaluator)
     for key in entry:
         pick(str(key), ("name", "path"), f"{where}: key")
     return _file(str(entry["path"]), where, entry.get("name"))
@@ -385,13 +390,13 @@ def _file(text: str, where: str, name: str | None) -> tuple[str, str, dict[str, 
 
 
 def _tasks(
-    entry: Mapping[str, Any], where: str, own: Mapping[str, Any]
+    entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]
 ) -> tuple[str, str, dict[str, Any]]:
     tasks = [entry["tasks"]] if isinstance(entry["tasks"], str) else entry["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
-    shared = model_settings(own) | (
-        {"include_path": own["include_path"]} if "include_path" in own else {}
+    shared = model_settings(evaluator) | (
+        {"include_path": evaluator["include_path"]} if "include_path" in evaluator else {}
     )
     settings = {key: value for key, value in entry.items() if key != "name"}
     name = str(entry.get("name") or "+".join(map(str, tasks)))

@@ -57,9 +57,9 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
         for frame in frames
         if frame.filename in USER_CODE
     ]
-    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
-    if not culprits and own and PACKAGE not in Path(own[-1].filename).parents:
-        culprits = [f"{own[-1].filename}:{own[-1].lineno}"]
+    sources = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    if not culprits and sources and PACKAGE not in Path(sources[-1].filename).parents:
+        culprits = [f"{sources[-1].filename}:{sources[-1].lineno}"]
     if culprits:
         return (
             f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}",
@@ -144,14 +144,14 @@ def explain(error: BaseException) -> str:
             "values that hold ( ) , = ~ or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
         )
     lines = stripped_lines(error)
-    group, _, asked = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
+    group, _, choice = str(getattr(error, "missing_cfg_file", "") or "").rpartition("/")  # Hydra's
     # Hydra's
     options = getattr(error, "options", None) or (choices(group) if group in groups() else None)
     if options:  # an unknown choice of a group
-        typed = f"{'+' * (group == 'experiment')}{group}={asked}: there is no such choice"
+        typed = f"{'+' * (group == 'experiment')}{group}={choice}: there is no such choice"
         where = typed if group and lines[0].startswith("In 'config'") else lines[0]
-        return f"{where}{nearest(asked, options)}\nchoices: {', '.join(options)}"
-    dull = (
+        return f"{where}{nearest(choice, options)}\nchoices: {', '.join(options)}"
+    remarks = (
         "full_key:",
         "object_type=",
         "reference_type=",
@@ -159,12 +159,12 @@ def explain(error: BaseException) -> str:
         "See https",
         "Environment",
     )
-    kept = [line for line in lines if not line.startswith(dull)][:2] or [type(error).__name__]
-    kept[0] = kept[0].rstrip(".") + _nearest_key(error)
+    shown = [line for line in lines if not line.startswith(remarks)][:2] or [type(error).__name__]
+    shown[0] = shown[0].rstrip(".") + _nearest_key(error)
     # Hydra names the override, its cause the fault
-    if len(kept) == 1 and error.__cause__ is not None:
-        kept += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
-    return "\n".join(kept)
+    if len(shown) == 1 and error.__cause__ is not None:
+        shown += [line for line in [first_line(error.__cause__)] if "Key '" not in line]
+    return "\n".join(shown)
 
 
 def _nearest_key(error: BaseException) -> str:

@@ -71,10 +71,10 @@ def configuration(run_dir: Path, words: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"run={run_dir} has no config.yaml: name the folder of a finished run")
     overrides = list[str]()
     choices = list[str]()
-    rest = iter(words)
-    for word in rest:
+    following = iter(words)
+    for word in following:
         if word in ("--config-dir", "-cd"):
-            choices += [next(rest, "")]
+            choices += [next(following, "")]
         elif word in COMMANDS:
             raise UserError(misplaced(word))
         elif "=" not in word or re.match(r"-|\+{0,2}(check|experiment|upload)=", word):

@@ -77,9 +77,9 @@ def run(cfg: DictConfig) -> float | None:
     output_dir = unresolved(hydra_config.runtime)["output_dir"]
     run_dir, owned = claim(Path(output_dir), _explicit(hydra_config))
     try:
-        objective, own = _run(cfg, run_dir, group)
+        objective, unit = _run(cfg, run_dir, group)
         if group:
-            note_job(own, run_dir, hydra_config, cfg.limit, objective)
+            note_job(unit, run_dir, hydra_config, cfg.limit, objective)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -115,28 +115,28 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
         run_dir / "config.yaml", as_yaml(settings.config).encode("utf-8", "backslashreplace")
     )
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
-    own = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
+    unit = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
     with logged(run_dir, command_line(), words or "none"):
         if shows(settings.merge.names):
             from souping.pipeline.merge_only import show_names
 
             show_names(settings)
-            return None, own
+            return None, unit
         if cfg.check:
             if not isinstance(settings, RunSettings):
                 raise UserError("check evaluates items, and a merge has none: use `plan`")
             from souping.plan.rehearsal import check_run
 
             check_run(settings)
-            return None, own
+            return None, unit
         if settings.plan and isinstance(settings, RunSettings):
             from souping.plan.planner import plan
 
             plan(settings)
-            return None, own
+            return None, unit
         from souping.pipeline.execute import execute
 
-        return execute(settings), own
+        return execute(settings), unit
 
 
 def _settings(cfg: DictConfig, run_dir: Path, group: str | None) -> MergeSettings:

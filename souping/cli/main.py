@@ -57,16 +57,16 @@ def main() -> None:
 
 def _do() -> None:
     first = "".join(sys.argv[1:2])
-    rest = sys.argv[2:]
+    arguments = sys.argv[2:]
     if first == "show":
         from souping.cli.show import show
 
-        show(rest)
+        show(arguments)
         return
     if first == "compare":
         from souping.cli import compare
 
-        EXIT_STATUSES.extend(filter(None, [compare.main(rest)]))
+        EXIT_STATUSES.extend(filter(None, [compare.main(arguments)]))
         return
     if answered(sys.argv[1:]):
         return
@@ -74,7 +74,7 @@ def _do() -> None:
         return
     if re.fullmatch(r"[a-z][a-z_-]*", first):  # no override: a command
         pick(first, COMMANDS, "command", " (overrides: KEY=VALUE)")
-        sys.argv[1:] = as_overrides(first, rest)
+        sys.argv[1:] = as_overrides(first, arguments)
     sys.argv[1:] = map(_at_home, sys.argv[1:])
     if finished_run(sys.argv[1:]) is not None:
         from souping.cli.finished import add

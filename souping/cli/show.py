@@ -42,9 +42,9 @@ def show(arguments: Sequence[str]) -> None:
     fold = options.fold or _reached(samples)
     rows = [sample for sample in samples if sample.fold == fold]
     for key in ("item", "category"):
-        if wanted := vars(options)[key]:
-            pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
-            rows = [row for row in rows if vars(row)[key] == wanted]
+        if value := vars(options)[key]:
+            pick(value, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+            rows = [row for row in rows if vars(row)[key] == value]
     names = _names(options.models, rows, report)
     what = "items"
     if options.fixed or options.broke:
@@ -108,13 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(given: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
+def _names(models: str | None, samples: Sequence[Sample], report: Report | None) -> list[str]:
     """Models that are shown: those that were named, else the best candidate and the soup, else all."""
     known = dict[str, None]()
     for sample in samples:
         known |= dict.fromkeys(sample.models)
-    if given:
-        return [pick(name.strip(), known, "--models") for name in given.split(",")]
+    if models:
+        return [pick(name.strip(), known, "--models") for name in models.split(",")]
     best = report.row("best_single") if report else None
     return [best.name, "soup"] if best and "soup" in known else list(known)
 

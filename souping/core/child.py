@@ -121,11 +121,11 @@ class Child:
         import psutil
 
         while True:
-            left = end - time.monotonic()
+            remaining = end - time.monotonic()
             try:
-                kind, value = self._messages.get(timeout=max(0.0, min(WATCH, left)))
+                kind, value = self._messages.get(timeout=max(0.0, min(WATCH, remaining)))
             except queue.Empty:
-                if left <= 0:
+                if remaining <= 0:
                     raise TimeoutError from None
                 with suppress(psutil.Error):  # it may have ended since
                     if psutil.Process(process.pid).memory_info().rss > self.memory:
@@ -188,11 +188,11 @@ class Message(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] in ("souping", "pathlib") or (module, name) in ERRORS:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and (
-                is_dataclass(found) or issubclass(found, (Exception, PurePath))
+            member = super().find_class(module, name)
+            if isinstance(member, type) and (
+                is_dataclass(member) or issubclass(member, (Exception, PurePath))
             ):
-                return found
+                return member
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 

@@ -115,11 +115,11 @@ def _check_fields(part: Any) -> None:
             raise UserError(f"{kind.__name__}({name}={value!r:.60}) {fault}")
 
 
-def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Hold the arguments of a call against the function's annotations (UserError)."""
     for name, hint in hints_of(function).items():
-        if name in given and (wrong := mismatch(given[name], hint)):
-            raise UserError(f"{name}={given[name]!r:.60} {wrong}")
+        if name in arguments and (wrong := mismatch(arguments[name], hint)):
+            raise UserError(f"{name}={arguments[name]!r:.60} {wrong}")
 
 
 @cache

@@ -91,8 +91,8 @@ def package_environment() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """{package: its installed version}, souping and Python first; absent packages are left out."""
-    found = {"souping": __version__, "python": platform.python_version()}
+    installed = {"souping": __version__, "python": platform.python_version()}
     for name in (*MAIN, *OPTIONAL_PACKAGES):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed

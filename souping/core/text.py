@@ -28,7 +28,7 @@ UNSAFE = re.compile(
 def safe(text: str) -> str:
     """A text as it can be shown anywhere: what would command a terminal is written out."""
     return UNSAFE.sub(
-        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
+        lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
         text,
     )
 
@@ -132,9 +132,9 @@ def shown(name: str) -> str:
 
 def listed(names: Iterable[str], limit: int = 10) -> str:
     """At most ten names, then a count."""
-    every = [shown(name) for name in names]
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
+    safe_names = [shown(name) for name in names]
+    more = f" and {len(safe_names) - limit} more" if len(safe_names) > limit else ""
+    return ", ".join(safe_names[:limit]) + more
 
 
 def is_user_code(target: Callable[..., Any]) -> bool:
@@ -182,12 +182,12 @@ def install(extra: str) -> str:
     if (root / "pyproject.toml").is_file():  # a checkout
         return f'pip install -e "{root}[{extra}]"'
     try:
-        needed = [requirement.partition(";") for requirement in requires("souping") or ()]
+        requirements = [requirement.partition(";") for requirement in requires("souping") or ()]
     except PackageNotFoundError:
         return f'pip install -e ".[{extra}]"'
-    wanted = [name.strip() for name, _, marker in needed if f'extra == "{extra}"' in marker]
+    packages = [name.strip() for name, _, marker in requirements if f'extra == "{extra}"' in marker]
     # If there is no such extra, it is a package that souping always needs.
-    return "pip install " + " ".join(f'"{name}"' for name in wanted or [extra])
+    return "pip install " + " ".join(f'"{name}"' for name in packages or [extra])
 
 
 def missing(package: str, fix: str = "") -> list[Missing]:

@@ -116,7 +116,7 @@ def as_dict(plan: Plan) -> JsonObject:
         **({"slices": powers} if len(powers) > 1 else {}),
         "guards": list(plan.guards),
         "rooms": [requirement.as_dict() for requirement in plan.requirements],
-        "missing": [asdict(one) for one in plan.missing],
+        "missing": [asdict(lack) for lack in plan.missing],
     }
 
 

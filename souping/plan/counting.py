@@ -134,8 +134,8 @@ class CountedSteps(Steps):
         if stage.models:
             self.evaluate_stage(stage)
         if self.settings.analyses[name].searches and len(self.ingredients) > 1:
-            own = next(one for one in self.stages if one.name == SEARCH)
-            self.stages.append(replace(own, name=f"{stage.name}: searches", todo=own.asked))
+            search = next(one for one in self.stages if one.name == SEARCH)
+            self.stages.append(replace(search, name=f"{stage.name}: searches", todo=search.asked))
 
     def _add(
         self,
@@ -161,16 +161,16 @@ class CountedSteps(Steps):
     def _count(self, recipe: Recipe, stage: Stage) -> int:
         """Answers that neither the store nor an earlier stage has."""
         evaluation = self.evaluations[stage.benchmark]
-        wanted = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
+        answers = {(item.question, 0): evaluation.answers_per_item for item in stage.items}
         key = f"unknown {stage.benchmark}"
         if recipe.ingredients != UNKNOWN_INGREDIENTS:
             with suppress(UserError):  # an evaluator that cannot start here: its key is not known
                 key = evaluation.key(recipe)
-                wanted = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
+                answers = evaluation.missing_answers(recipe, stage.items, any_block=stage.any_block)
         done = self._counted.setdefault((recipe.fingerprint, key), set())
-        new = wanted.keys() - done
+        new = answers.keys() - done
         done |= new
-        return sum(wanted[name] for name in new)
+        return sum(answers[name] for name in new)
 
     def _stored_search(self, ingredients: Names, items: Items) -> SearchResult | None:
         """The whole search if the store has all of its answers."""

@@ -21,8 +21,8 @@ def sections(plan: Plan) -> list[Section]:
         _report(plan),
         planned(plan.guards),
     )
-    made = (*first, _models(plan), _space(plan), _missing(plan))
-    return [section for section in made if section is not None]
+    parts = (*first, _models(plan), _space(plan), _missing(plan))
+    return [section for section in parts if section is not None]
 
 
 def _selection(plan: Plan) -> Section:
@@ -151,26 +151,26 @@ def _space(plan: Plan) -> Section:
         )
     rows = [
         (
-            one.where,
-            human(one.need),
-            human(one.have),
-            "fits" if one.fits else "too small",
-            ", ".join(one.parts),
+            requirement.where,
+            human(requirement.need),
+            human(requirement.have),
+            "fits" if requirement.fits else "too small",
+            ", ".join(requirement.parts),
         )
-        for one in plan.requirements
+        for requirement in plan.requirements
     ]
-    small = [place for place, one in enumerate(plan.requirements) if not one.fits]
-    made = grid(
+    small = [place for place, requirement in enumerate(plan.requirements) if not requirement.fits]
+    table = grid(
         ("where", "needed", "available", "verdict", "made of"), rows, left=(0, 3, 4), strong=small
     )
-    return Section("Space", (hardware,), grids=(made,))
+    return Section("Space", (hardware,), grids=(table,))
 
 
 def _missing(plan: Plan) -> Section | None:
     notes = tuple(plan.notes)
     if not plan.missing:
         return Section("Notes", notes) if notes else None
-    rows = [(one.what, one.fix or DASH) for one in plan.missing]
+    rows = [(lack.what, lack.fix or DASH) for lack in plan.missing]
     return Section(
         "Missing on this machine", notes, grids=(grid(("what", "command"), rows, left=(0, 1)),)
     )

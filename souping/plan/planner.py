@@ -80,12 +80,12 @@ class _Planner:
         folds = self._folds()
         outlined = None if folds else self._outlined()
         cut = folds or outlined
-        asked = [(one, items) for one, items in self._evaluators(self.items).values()]
-        for error in checks.refusals(self.run, cut.items if cut else {}, asked):
+        work = [(evaluator, items) for evaluator, items in self._evaluators(self.items).values()]
+        for error in checks.refusals(self.run, cut.items if cut else {}, work):
             self._refused(error)
         if not any(model.trouble or model.download for model in plan.models):
-            self._open(asked)
-        evaluators = [one for one, _ in asked]
+            self._open(work)
+        evaluators = [evaluator for evaluator, _ in work]
         plan.run = self.run
         plan.folds = cut.items if cut else {}
         plan.outlined = outlined is not None
@@ -102,7 +102,7 @@ class _Planner:
         """{extra benchmark: (evaluator, items)}, the run's own under an empty name."""
         return {
             "": (self.run.evaluator, items),
-            **{one.name: (one.evaluator, one.items) for one in self.extra},
+            **{benchmark.name: (benchmark.evaluator, benchmark.items) for benchmark in self.extra},
         }
 
     def _refused(self, error: UserError | OSError, missing: bool = False) -> None:
@@ -134,19 +134,22 @@ class _Planner:
         items = self.run.evaluator.outline() if isinstance(self.run.benchmark, OwnBenchmark) else ()
         return checks.cut_folds(self.run, items) if items else None
 
-    def _open(self, asked: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
+    def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
         run = self.run
         try:
             pool = open_unhashed(run, self.store)
-            checks.check_pool(run, pool, asked)
+            checks.check_pool(run, pool, work)
         except (UserError, OSError) as error:
             self.faults.append(error_text(error))
             return
         self.opened = self.pool = pool
         with self._attempt():
-            own = pool.bound(run.evaluator)
-            extra = tuple(replace(one, evaluator=pool.bound(one.evaluator)) for one in self.extra)
-            self.run = replace(run, evaluator=own)
+            evaluator = pool.bound(run.evaluator)
+            extra = tuple(
+                replace(benchmark, evaluator=pool.bound(benchmark.evaluator))
+                for benchmark in self.extra
+            )
+            self.run = replace(run, evaluator=evaluator)
             self.extra = extra
 
     def _evaluation(self, evaluator: Evaluator) -> Evaluation:
@@ -190,9 +193,9 @@ class _Planner:
             if plan.scores is not None
             else []
         )
-        found = self.run.pool.trajectory
+        trajectory = self.run.pool.trajectory
         notes = [
-            *(found.sentences if found else []),
+            *(trajectory.sentences if trajectory else []),
             *checks.run_notes(self.run, self.opened, folds),
             *flat,
         ]
@@ -207,10 +210,11 @@ class _Planner:
             if plan.selection
             else [self.pool.names[:size] for size in plan.sizes]
         )
-        extra = {one.name: one.items for one in self.extra}
+        extra = {benchmark.name: benchmark.items for benchmark in self.extra}
         for ingredients in chosen:
             evaluations = {
-                name: self._evaluation(one) for name, (one, _) in self._evaluators(()).items()
+                name: self._evaluation(evaluator)
+                for name, (evaluator, _) in self._evaluators(()).items()
             }
             steps = CountedSteps(plan, self.pool, extra, evaluations, ingredients)
             try:
@@ -230,11 +234,11 @@ class _Planner:
         )
         singles = [self.pool.recipe({name: 1.0}).fingerprint for name in self.pool.names]
         speeds = {}
-        for name, (evaluator, own) in self._evaluators(items).items():
+        for name, (evaluator, answered) in self._evaluators(items).items():
             with suppress(UserError):  # an evaluator that cannot start here
                 measured = self.store.throughput(singles, evaluator.fingerprint)
                 rate = speed(
-                    self.run.throughput, measured, evaluator, own, parameters, plan.machine
+                    self.run.throughput, measured, evaluator, answered, parameters, plan.machine
                 )
                 if rate is not None:
                     speeds[name] = rate
@@ -248,8 +252,8 @@ def open_unhashed(run: RunSettings, store: Store) -> OpenPool:
         name = hub.parse(candidate.path)
         here = hub.cached(name, run.merge.allow_pickle) if name else None
         candidates.append(replace(candidate, path=here) if here else candidate)
-    found = run.pool.trajectory
-    more = found.models if found else ()
+    trajectory = run.pool.trajectory
+    more = trajectory.models if trajectory else ()
     return OpenPool(candidates, run.merge, hashes=StandIns(store.hashes), more=more, stream=True)
 
 
@@ -259,19 +263,21 @@ def plan(run: RunSettings) -> None:
     Raises:
         LateError: the run cannot go on anywhere as it is configured; the plan is saved all the same.
     """
-    whole = checked_plan(run)
-    parts = sections(whole)
-    write_atomically(run.run_dir / "plan.json", as_json(as_dict(whole)).encode())
-    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", parts).encode())
-    show_sheet(parts)
+    run_plan = checked_plan(run)
+    shown = sections(run_plan)
+    write_atomically(run.run_dir / "plan.json", as_json(as_dict(run_plan)).encode())
+    write_atomically(run.run_dir / "plan.md", sheet_markdown(f"Plan of {run.name}", shown).encode())
+    show_sheet(shown)
     print(f"saved as plan.md and plan.json in {nearby(run.run_dir)}")
-    if not whole.reasons:
+    if not run_plan.reasons:
         print("This run can start: repeat the command without `plan`.")
         return
-    first = whole.faults[0] if whole.faults else whole.reasons[0].sentence()
-    more = f" (and {len(whole.reasons) - 1} more, see above)" if len(whole.reasons) > 1 else ""
+    first = run_plan.faults[0] if run_plan.faults else run_plan.reasons[0].sentence()
+    more = (
+        f" (and {len(run_plan.reasons) - 1} more, see above)" if len(run_plan.reasons) > 1 else ""
+    )
     verdict = f"this run cannot start here: {first}{more}"
-    if whole.faults:
+    if run_plan.faults:
         raise LateError(verdict)
     print(verdict)
 

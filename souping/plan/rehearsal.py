@@ -50,29 +50,29 @@ def check_run(run: RunSettings) -> None:
         raise UserError(
             "check needs items; stop_after=select with published scores has none: use `plan`"
         )
-    whole = checked_plan(run)
-    for note in whole.notes:
+    plan = checked_plan(run)
+    for note in plan.notes:
         print(f"note: {safe(note)}")
-    if whole.reasons:
-        more = "".join(f"\nand: {reason.sentence()}" for reason in whole.reasons[1:3])
-        first = whole.reasons[0]
+    if plan.reasons:
+        more = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])
+        first = plan.reasons[0]
         raise UserError(f"this run cannot start here: {first.sentence()}{more}", fix=first.fix)
     print(
         "settings, items, models, space and packages are in order (`plan` shows them)",
         flush=True,
     )
     fold: Fold = "search" if run.scores.published else "select"
-    items = first_items(whole.folds[fold], CHECKED_ITEMS)
-    records, prompts, speed = rehearse(whole, items)
-    timed = replace(whole, speeds={**whole.speeds, "": speed})
+    items = first_items(plan.folds[fold], CHECKED_ITEMS)
+    records, prompts, speed = rehearse(plan, items)
+    timed = replace(plan, speeds={**plan.speeds, "": speed})
     show_rehearsal(timed, fold, items, records, prompts)
 
 
-def rehearse(whole: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
+def rehearse(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping[str, str], Speed]:
     """The first candidate's answers to a few items, the prompts by their keys, and how fast the answers came once the
     model was loaded."""
-    run = whole.run.with_items()
-    if absent := [model.name for model in whole.models if model.download]:
+    run = plan.run.with_items()
+    if absent := [model.name for model in plan.models if model.download]:
         raise UserError(f"the candidates are not here yet: {absent[0]} has to be downloaded")
     with ExitStack() as parts:
         for part in run.open_parts:
