@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -27,10 +27,8 @@ from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
+from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.report.progress import command_line, logged, show_warnings
-
-if TYPE_CHECKING:
-    from souping.pipeline.settings import MergeSettings
 
 
 def start() -> None:
@@ -107,8 +105,6 @@ def _explicit(hydra_config: HydraConf) -> bool:
 
 def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | None, Unit]:
     """(the objective on the search fold, its unit)"""
-    from souping.pipeline.settings import RunSettings
-
     show_warnings()
     settings = _settings(cfg, run_dir, group)
     write_atomically(

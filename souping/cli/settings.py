@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -13,11 +13,8 @@ from souping.analysis.guards import read_guards
 from souping.cli.config import build, merges_only
 from souping.core.files import expanded
 from souping.core.types import UserError
-from souping.pipeline.settings import expectations
+from souping.pipeline.settings import MergeSettings, RunSettings, expectations
 from souping.report.progress import command_line
-
-if TYPE_CHECKING:
-    from souping.pipeline.settings import MergeSettings
 
 
 def unresolved(node: Any) -> dict[str, Any]:
@@ -36,7 +33,6 @@ def settings_of(plain: Mapping[str, Any], run_dir: Path) -> MergeSettings:
             raise UserError(
                 f"{key}={plain[key]!s:.60}: nothing is evaluated without items: leave it out"
             )
-    from souping.pipeline.settings import MergeSettings, RunSettings
     from souping.pipeline.upload import target
 
     common = {

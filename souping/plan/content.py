@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from souping.analysis.significance import Power, power_of
+from souping.checkpoints.pool import ModelSize
 from souping.core.types import Fold, Items, JsonObject, Missing, ScoreMatrix, Selection
 from souping.evaluate.benchmark import slices_of
+from souping.pipeline.checks import Machine, Requirement
+from souping.pipeline.settings import RunSettings
 from souping.plan.speed import HUB_SPEED, READ_SPEED, Speed
 from souping.plan.stages import IntRange, PlannedStage
 from souping.report.files import selection_dict
-
-if TYPE_CHECKING:
-    from souping.checkpoints.pool import ModelSize
-    from souping.pipeline.checks import Machine, Requirement
-    from souping.pipeline.settings import RunSettings
 
 Range = tuple[float, float]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from souping.checkpoints import hub
 from souping.core.files import error_text, nearby, write_atomically
+from souping.core.protocols import Evaluator
 from souping.core.types import FOLDS, Item, Items, LateError, Missing, ScoreMatrix, UserError
 from souping.evaluate.benchmark import Folds, OwnBenchmark
 from souping.merge.writer import StandIns
@@ -32,9 +32,6 @@ from souping.plan.stages import PlannedStage
 from souping.report.files import as_json
 from souping.report.render import sheet_markdown, show_sheet
 from souping.search.loop import RecipeSource
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
 
 
 def make(run: RunSettings) -> Plan:

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from souping.core.files import nearby, write_atomically
+from souping.core.protocols import Evaluator, LoadedModel
 from souping.core.reading import read
 from souping.core.text import DASH, safe
 from souping.core.types import Fold, Item, Record, UserError
@@ -30,9 +31,6 @@ from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
 from souping.report.samples import Sample, show_sample
 from souping.report.tables import Section, grid
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator, LoadedModel
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from souping.core.protocols import Evaluator
 from souping.core.types import Item, frozen
-from souping.pipeline.checks import on_gpu
+from souping.pipeline.checks import Machine, on_gpu
 from souping.plan.stages import PlannedStage
 from souping.search.adaptive import MOST_SAMPLES
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
-    from souping.pipeline.checks import Machine
 
 # What is assumed where nothing was measured. Useful operations per second, on a GPU when decoding in batches.
 CORE_OPERATIONS = 2e10
