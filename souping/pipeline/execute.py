@@ -40,7 +40,7 @@ from souping.pipeline.models import free_target
 from souping.pipeline.settings import MergeSettings, RunSettings
 from souping.pipeline.upload import check, push
 from souping.report.content import RecipeSummary, Report, SelectionSummary, TrialRow
-from souping.report.render import SAMPLES_FILE
+from souping.report.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from souping.pipeline.run import Run

@@ -21,15 +21,9 @@ from souping.core.unit import BITS_PER_BYTE
 from souping.pipeline.upload import card
 from souping.report.analyses import typed
 from souping.report.content import GateSummary, TrialRow
-from souping.report.files import (
-    best_jobs,
-    csv_cell,
-    sweep_lines,
-    write_report,
-    write_sweep,
-    write_trials,
-)
+from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
+from souping.report.jobs import best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
 from souping.report.render import also_table, markdown, page, plain_table, report_table
 from souping.report.tables import gate
