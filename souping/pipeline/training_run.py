@@ -6,29 +6,29 @@ from collections.abc import Mapping
 
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
-from souping.core.types import ItemScores, JsonObject
-from souping.pipeline.evidence import Contender, Pair, by_category
+from souping.core.reading import read
+from souping.core.types import ItemScores
+from souping.pipeline.evidence import Pair, by_category
+from souping.pipeline.state import Contender, Frozen
 from souping.pipeline.steps import Steps
-from souping.search.loop import SearchResult
+from souping.report.content import TrajectoryResult
 
 
 def trajectory_evidence(
     steps: Steps,
     trajectory: Trajectory,
-    winner: SearchResult,
-    searched: Mapping[str, ItemScores],
+    frozen: Frozen,
     measured: Mapping[str, ItemScores],
     looks: int,
-) -> JsonObject:
+) -> TrajectoryResult:
     """The chosen average of a training run and its checkpoints, on the search and report folds.
 
-    `searched` are {candidate: scores on the search fold}, `measured` {recipe id: scores on the
-    report fold}.
+    `measured` are {recipe id: scores on the report fold}.
     """
     objective = steps.settings.objective
-    names = steps.recipes.names
-    soup = winner.recipe
-    search = CheckpointScores.of([searched[name] for name in names], objective)
+    names = steps.pool.names
+    soup = frozen.winner.recipe
+    search = CheckpointScores.of([frozen.singles[name] for name in names], objective)
     singles = [measured[steps.single(name).id] for name in names]
     report = CheckpointScores.of(singles, objective)
 
@@ -40,7 +40,7 @@ def trajectory_evidence(
         trajectory,
         steps.weights_of(soup),
         search,
-        winner.trials,
+        frozen.winner.trials,
         report,
         measured[soup.id].values,
         others,
@@ -50,4 +50,5 @@ def trajectory_evidence(
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
     versus_last = Pair.of(average, last, measured, report.table, looks)
-    return {**data, "categories": by_category([versus_last])}
+    categories = by_category(steps.settings.evaluator.unit, [versus_last])
+    return read(TrajectoryResult, {**data, "categories": categories})

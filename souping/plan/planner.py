@@ -31,10 +31,10 @@ from souping.evaluate.scoring import user_scores
 from souping.merge.writer import StandIns
 from souping.pipeline import checks
 from souping.pipeline.evaluation import Evaluation, batches_of, records_of, score_missing
-from souping.pipeline.evidence import ExtraBenchmark
 from souping.pipeline.execute import check_settings
 from souping.pipeline.models import OpenPool
 from souping.pipeline.settings import RunSettings, items_of
+from souping.pipeline.state import ExtraBenchmark
 from souping.pipeline.steps import extra_benchmarks
 from souping.pipeline.store import MEMORY, Store
 from souping.plan import Plan, PlannedStage, Speed, as_dict, sections, show_rehearsal, speed
