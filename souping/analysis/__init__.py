@@ -15,6 +15,7 @@ from annotated_types import Interval
 
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, Fold, Item, ItemScores, JsonObject, Recipe, Record
+from souping.core.unit import POINTS, Unit
 from souping.report.analyses import AnalysisResult
 
 SearchAgain = Callable[[tuple[str, ...], Sequence[ItemScores], int, tuple[Item, ...]], FloatArray]
@@ -46,9 +47,9 @@ class RunScores:
 
     `trials` are the soups that the search evaluated, each once; `parts` are the scores [I] of those that answered part
     of the search fold, nan for missing items. `correlation` is the selector's, named `metric`. `answers` is the number
-    per item. `read` gives a model's first answers on a fold, {item id: record}. `spent` are the items that the search's
-    soups answered. `search_again` searches a soup of some ingredients, from their scores on some items and within a
-    budget, and gives its scores on others.
+    per item, `unit` that of the scores in a report. `read` gives a model's first answers on a fold, {item id: record}.
+    `spent` are the items that the search's soups answered. `search_again` searches a soup of some ingredients, from
+    their scores on some items and within a budget, and gives its scores on others.
     """
 
     soups: RunSoups
@@ -62,6 +63,7 @@ class RunScores:
     answers: int = 1
     read: Callable[[Recipe, Fold], Mapping[str, Record]] = lambda recipe, fold: {}
     spent: int = 0
+    unit: Unit = POINTS
     search_again: SearchAgain = lambda names, known, budget, items: np.full(len(items), np.nan)
 
     def single(self, name: str) -> Recipe:

@@ -58,8 +58,8 @@ class Size(Analysis):
             gain = None
             if size > 1:
                 difference = compare_on_table(("", ""), values, whole.values, fold)
-                gain = read(PairedDifference, difference.as_dict())
-            score = read(ScoreInterval, fold.interval(values).as_dict())
+                gain = read(PairedDifference, difference.raw(run.unit))
+            score = read(ScoreInterval, fold.interval(values).raw(run.unit))
             rows.append(SizeScore(ingredients=names[:size], score=score, gain=gain))
         pruned = self._pruned(run, fold)
         return SizeResult(fold="search", budget=budget, sizes=tuple(rows), pruned=pruned)
@@ -74,7 +74,7 @@ class Size(Analysis):
             ("", ""), run.search[smaller.id].values, run.search[soup.id].values, fold
         )
         without = [name for name in soup.ingredients if name not in smaller.ingredients]
-        return read(PrunedDifference, {**lost.as_dict(), "without": without})
+        return read(PrunedDifference, {**lost.raw(run.unit), "without": without})
 
 
 def pruned(soups: RunSoups) -> Recipe:

@@ -18,7 +18,7 @@ from souping.analysis.intervals import ItemTable
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import FloatArray, IntArray
-from souping.core.unit import Unit, unit
+from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.content import Count, Matrix, Names, Number
 from souping.report.format import count, in_words, weight
@@ -66,10 +66,10 @@ class SurfaceBand:
             high=np.minimum(difference + reach, most),
         )
 
-    def at(self, points: int) -> SurfaceLimits:
+    def at(self, unit: Unit, points: int) -> SurfaceLimits:
         """The first `points` points, in the unit of the scores."""
         limits = {}
-        for key, row in unit().raw_table(vars(self)).items():
+        for key, row in unit.raw_table(vars(self)).items():
             limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
         return SurfaceLimits(**limits)
 
@@ -189,12 +189,12 @@ class ResponseSurface(Analysis):
             items=tuple(answered.tolist()),
             fold_items=items,
             soups=len(found),
-            objective=objective.at(len(shown)),
+            objective=objective.at(run.unit, len(shown)),
             categories={
-                name: tuple(np.round(unit().raw(row[: len(shown)]), 6).tolist())
+                name: tuple(np.round(run.unit.raw(row[: len(shown)]), 6).tolist())
                 for name, row in zip(fold.names, categories, strict=True)
             },
-            width=unit().size(width),
+            width=run.unit.size(width),
         )
 
     def _points(self, size: int) -> Sequence[tuple[float, ...]]:

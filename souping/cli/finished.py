@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -29,10 +29,10 @@ from souping.core.files import expanded, nearby
 from souping.core.reading import read
 from souping.core.text import first_line, listed, positive, read_yaml, safe
 from souping.core.types import FOLDS, UserError
-from souping.core.unit import POINTS, scores_in
+from souping.core.unit import POINTS, Unit
 from souping.pipeline.settings import RunSettings
-from souping.report.content import Report, SelectionFile
-from souping.report.files import read_report
+from souping.report.content import Report
+from souping.report.files import read_report, read_selection
 from souping.report.progress import show_warnings
 from souping.report.render import (
     SAMPLES,
@@ -42,8 +42,6 @@ from souping.report.render import (
     read_samples,
     show_sample,
 )
-
-T = TypeVar("T")
 
 SHOW = """Answers of a run's models side by side, from its samples.jsonl.gz.
 
@@ -73,7 +71,7 @@ def add(words: Sequence[str]) -> None:
     )
     if not isinstance(settings, RunSettings):
         raise UserError(f"run={run_dir} only merged: there is nothing to analyse")
-    from souping.pipeline.execute import add_analyses
+    from souping.pipeline.finished import add_analyses
 
     for path in add_analyses(settings):
         if path.suffix != ".png":
@@ -214,29 +212,29 @@ def show(arguments: Sequence[str]) -> None:
     if len(folders) > 1:
         print(f"{run_dir}: the last of {len(folders)} folders that has answers")
     samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES)]
-    report = _read_if_there(Report, run_dir / "report.json")
-    selection = _read_if_there(SelectionFile, run_dir / "selection.json")
-    file = report or selection
-    with scores_in(file.unit if file else POINTS):
-        fold = options.fold or _reached(samples)
-        rows = [sample for sample in samples if sample.fold == fold]
-        for key in ("item", "category"):
-            if wanted := vars(options)[key]:
-                pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
-                rows = [row for row in rows if vars(row)[key] == wanted]
-        names, what = _names(options.models, rows, report), "items"
-        if options.fixed or options.broke:
-            if len(names) < 2:
-                raise UserError("--fixed and --broke compare two models: name them, --models A,B")
-            rows = list(changed(rows, names[0], names[-1], better=options.fixed))
-            what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
-        if fold == "report" and report and not report.limit:
-            _note(run_dir, options.store, report, rows[: options.limit])
-        _show_samples(rows, names, options.limit, what)
+    place = run_dir / "report.json"
+    report = read_report(place) if place.is_file() else None
+    unit = report.unit if report else _unit_of_selection(run_dir / "selection.json")
+    fold = options.fold or _reached(samples)
+    rows = [sample for sample in samples if sample.fold == fold]
+    for key in ("item", "category"):
+        if wanted := vars(options)[key]:
+            pick(wanted, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
+            rows = [row for row in rows if vars(row)[key] == wanted]
+    names, what = _names(options.models, rows, report), "items"
+    if options.fixed or options.broke:
+        if len(names) < 2:
+            raise UserError("--fixed and --broke compare two models: name them, --models A,B")
+        rows = list(changed(unit, rows, names[0], names[-1], better=options.fixed))
+        what = f"items that {names[-1]} answers {'better' if options.fixed else 'worse'} than {names[0]}"
+    if fold == "report" and report and not report.limit:
+        _note(run_dir, options.store, report, rows[: options.limit])
+    _show_samples(unit, rows, names, options.limit, what)
 
 
-def _read_if_there(kind: type[T], path: Path) -> T | None:
-    return read(kind, read_report(path)) if path.is_file() else None
+def _unit_of_selection(path: Path) -> Unit:
+    """The unit of a run that ended before its report."""
+    return read_selection(path).unit if path.is_file() else POINTS
 
 
 def _reached(samples: Sequence[Sample]) -> str:
@@ -313,10 +311,12 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
             Ledger(ledger).note_view(report.recipe.id if report.recipe else "", shown)
 
 
-def _show_samples(samples: Sequence[Sample], names: Sequence[str], limit: int, what: str) -> None:
+def _show_samples(
+    unit: Unit, samples: Sequence[Sample], names: Sequence[str], limit: int, what: str
+) -> None:
     console = output_console()
     for sample in islice(samples, limit):
-        show_sample(console, sample, names)
+        show_sample(unit, console, sample, names)
     shown = min(limit, len(samples))
     more = "" if shown == len(samples) else f", {shown} shown (--limit N)"
     console.print(safe(f"{len(samples):,} {what}{more}"), markup=False)

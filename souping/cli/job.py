@@ -54,7 +54,7 @@ from souping.cli.config import (
 from souping.core.files import discard, error_text, expanded, missing_folders, write_atomically
 from souping.core.text import first_line, nearest, safe, stripped_lines
 from souping.core.types import LateError, UserError, texts
-from souping.core.unit import POINTS, Unit, scores_in
+from souping.core.unit import POINTS, Unit
 from souping.pipeline.settings import KINDS, expectations
 from souping.report.progress import EARLY, command_line, logged, show_warnings
 from souping.trackers import GuardedTracker
@@ -132,8 +132,7 @@ def run(cfg: DictConfig) -> float | None:
     try:
         objective, own = _run(cfg, run_dir, group)
         if group:
-            with scores_in(own):
-                _note_job(run_dir, hydra_config, cfg.limit, objective)
+            _note_job(own, run_dir, hydra_config, cfg.limit, objective)
         return objective
     except Exception as error:
         if cfg.debug:
@@ -143,7 +142,7 @@ def run(cfg: DictConfig) -> float | None:
         _discard(run_dir, owned, error)
         if group:
             print(f"job {hydra_config.job.num}: {words}", file=sys.stderr)
-            _note_job(run_dir, hydra_config, cfg.limit, None, words)
+            _note_job(POINTS, run_dir, hydra_config, cfg.limit, None, words)
             return math.nan
         stop(words, code)  # from here, or Hydra adds a line of its own
     finally:
@@ -160,6 +159,7 @@ def unresolved(node: Any) -> dict[str, Any]:
 
 
 def _note_job(
+    unit: Unit,
     run_dir: Path,
     hydra_config: HydraConf,
     limit: int | None,
@@ -177,7 +177,7 @@ def _note_job(
         "limit": limit,
     }
     with suppress(UserError) if refused else nullcontext():
-        write_job(run_dir, job)
+        write_job(unit, run_dir, job)
 
 
 def claim(run_dir: Path, explicit: bool) -> tuple[Path, bool]:
@@ -228,7 +228,7 @@ def _run(cfg: DictConfig, run_dir: Path, group: str | None) -> tuple[float | Non
     )
     words = " ".join(map(str, unresolved(HydraConfig.get().overrides)["task"]))
     own = settings.evaluator.unit if isinstance(settings, RunSettings) else POINTS
-    with logged(run_dir, command_line(), words or "none"), scores_in(own):
+    with logged(run_dir, command_line(), words or "none"):
         if shows(settings.merge.names):
             from souping.pipeline.merge_only import show_names
 

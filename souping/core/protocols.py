@@ -29,6 +29,7 @@ from souping.core.types import (
     Response,
     Result,
     ScoreMatrix,
+    SearchEnd,
     SearchSpace,
     Selection,
     Trial,
@@ -162,7 +163,7 @@ class Optimiser(ABC):
     @abstractmethod
     def best(self) -> Weights: ...
 
-    def summary(self) -> Mapping[str, Json]:
+    def summary(self) -> SearchEnd | Mapping[str, Json]:
         """Facts about the search for `report.json`."""
         return {}
 

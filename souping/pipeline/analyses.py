@@ -84,6 +84,7 @@ def run_scores(
         answers=stored.answers_per_item,
         read=read,
         spent=state.winner.spent,
+        unit=settings.evaluator.unit,
         search_again=again,
     )
 

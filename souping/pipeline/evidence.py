@@ -169,11 +169,11 @@ def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, 
         families.append(_category_family(pairs, scores))
 
     differences = []
-    for corners in zip(*families, strict=True):
-        comparison = bounded([comparison for _, comparison, _ in corners])
-        category, _, least = corners[0]
+    for at_corners in zip(*families, strict=True):
+        comparison = bounded([comparison for _, comparison, _ in at_corners])
+        category, _, least = at_corners[0]
         difference = CategoryDifference(
-            **comparison.as_dict(unit),
+            **comparison.raw(unit),
             category=category,
             least=unit.size(least),
             verdict=_sign_verdict((comparison.low > 0) - (comparison.high < 0)),
@@ -238,9 +238,7 @@ def judged(
     differences = []
     for comparison, p_holm in zip(comparisons, adjusted, strict=True):
         verdict = _sign_verdict(comparison.difference if p_holm < ALPHA else 0)
-        differences.append(
-            JudgedDifference(**comparison.as_dict(unit), p_holm=p_holm, verdict=verdict)
-        )
+        differences.append(JudgedDifference(**comparison.raw(unit), p_holm=p_holm, verdict=verdict))
     return tuple(differences)
 
 
@@ -251,13 +249,13 @@ def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) 
     for number, name in enumerate(table.names):
         mask = table.categories == number
         interval = rate(values[mask], table.groups[mask])
-        by_category[name] = ScoreInterval(**interval.as_dict(unit))
+        by_category[name] = ScoreInterval(**interval.raw(unit))
     return ModelRow(
         name=contender.name,
         kind=contender.kind,
         recipe_id=contender.recipe.id,
         scores=by_category,
-        objective=ScoreInterval(**table.interval(values).as_dict(unit)),
+        objective=ScoreInterval(**table.interval(values).raw(unit)),
     )
 
 
@@ -416,7 +414,7 @@ def _with_holm(
     rows = []
     for (c, comparison), p_look in zip(pairs, corrected, strict=True):
         p_holm = None if c.kind in SINGLE_KINDS else adjusted[c.recipe.id]
-        raw = comparison.as_dict(unit)
+        raw = comparison.raw(unit)
         rows.append(RowDifference(**raw, kind=c.kind, p_look=p_look, p_holm=p_holm))
     return tuple(rows)
 

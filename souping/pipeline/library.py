@@ -27,7 +27,6 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.core.unit import scores_in
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge import MergeBackend
@@ -177,23 +176,23 @@ def _perform(settings: RunSettings) -> RunResult:
     made = missing_folders(settings.run_dir)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with logged(settings.run_dir, settings.command), scores_in(settings.evaluator.unit):
-            report, winner = perform(settings)
+        with logged(settings.run_dir, settings.command):
+            outcome = perform(settings)
     except LateError:
         raise
     except UserError:
         discard(settings.run_dir, made, EARLY if made else ())
         raise
-    tried = () if winner is None else winner.trials
     trials = tuple(
         RunTrial(
             weights=dict(zip(one.recipe.ingredients, one.recipe.weights, strict=True)),
             objective=settings.evaluator.unit.raw(one.result.objective),
         )
-        for one in tried
+        for one in outcome.trials
     )
-    soup = written_soup(settings, report)
-    return RunResult(settings.run_dir, RunReport(**vars(report)), trials, soup)
+    soup = written_soup(settings, outcome.report)
+    report = RunReport(**vars(outcome.report))
+    return RunResult(settings.run_dir, report, trials, soup)
 
 
 def soup(

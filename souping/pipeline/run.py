@@ -214,9 +214,7 @@ class Run(Steps):
 
     # ------------------------------------------------------------ search
 
-    def open_guards(
-        self, selected: Selected, guards: tuple[Guard, ...], stage: Stage
-    ) -> Selected:
+    def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         singles = self._by_candidate(stage)
         named = self.settings.guard_reference(self.pool.candidates)
         against = named or self._best_of(singles)
@@ -322,9 +320,7 @@ class Run(Steps):
 
     # ------------------------------------------------------------ report
 
-    def report(
-        self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]
-    ) -> Reported:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the report fold for the frozen recipe (noted in the ledger first) and compare."""
         guards = declared(frozen.admission)
         look = Look(1, first=False, guards=guards)
@@ -359,8 +355,8 @@ class Run(Steps):
         objective = self.settings.objective
         measured = state.measured[""]
         parents = {name: measured[self.single(name).id] for name in state.selection.ingredients}
-        state = replace(state, router=routed(parents, state.scores))
-        evidence = self._evidence(state)
+        router = routed(parents, state.scores)
+        evidence = self._evidence(replace(state, router=router))
         others = alternatives(
             self.unit,
             state.winner.result.objective,
@@ -374,7 +370,7 @@ class Run(Steps):
         if trajectory is not None:
             result = trajectory_evidence(self, trajectory, state)
             report = replace(report, trajectory=result)
-        return replace(state, report=report)
+        return replace(state, report=report, router=router)
 
     def _evidence(self, state: Reported) -> Evidence:
         """The rows, differences and verdict; of guards that refused the soup, and of a dry run, in their own words."""
@@ -449,9 +445,7 @@ class Run(Steps):
             if analysis.searches:
                 spent = state.winner.spent
                 self.progress.stage(f"{stage.name}: searches, with at most {spent:,} items in all")
-            stored = stored_answers(
-                self.store, self.settings.evaluator, self.pool.eos_token_ids
-            )
+            stored = stored_answers(self.store, self.settings.evaluator, self.pool.eos_token_ids)
             again = partial(search_again, self, self.evaluation)
             result = analyse(analysis, run_scores(self, stored, state, stage.models, again))
         except UserError as error:  # of a component that answers

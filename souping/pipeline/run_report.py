@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from souping.analysis.correlation import stability
 from souping.analysis.guards import NAME, GuardsResult
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
 from souping.evaluate.benchmark import Folds
@@ -22,7 +22,6 @@ from souping.report.content import (
     BenchmarkLabel,
     FoldSizes,
     ObjectiveSummary,
-    PowerSummary,
     RecipeSummary,
     Report,
     RunCost,
@@ -52,7 +51,7 @@ def stopped_report(
         selection=selection_summary(unit, selection, scores),
         recipe=None if recipe is None else recipe_summary(recipe),
     )
-    return replace(read(Report, report), analyses=analyses or None)
+    return replace(read(Report, to_json(report)), analyses=analyses or None)
 
 
 def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Report:
@@ -69,7 +68,7 @@ def frozen_report(settings: RunSettings, folds: Folds, searched: Searched) -> Re
         recipe=recipe_summary(searched.winner.recipe),
         folds=FoldSizes(**folds.counts()),
         items=folds.content,
-        power=None if power is None else PowerSummary(**power.as_dict(unit)),
+        power=None if power is None else power.summary(unit),
         gate=searched.gate,
     )
 
@@ -107,7 +106,9 @@ def final_report(
         cost=_cost(settings, state.winner, evaluations, lost_workers),
         provenance=provenance(settings.command, settings.config),
     )
-    return replace(read(Report, report), analyses={**state.analyses, **_guards(steps, state)})
+    return replace(
+        read(Report, to_json(report)), analyses={**state.analyses, **_guards(steps, state)}
+    )
 
 
 def _guards(steps: Steps, state: Reported) -> dict[str, GuardsResult]:

@@ -18,7 +18,6 @@ from souping.core.types import (
     Fold,
     Items,
     ItemScores,
-    Names,
     Recipe,
     Trial,
     UserError,
@@ -27,7 +26,15 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import first_items, two_folds
 from souping.pipeline.settings import ExtraEntry, RunSettings, model_settings
-from souping.pipeline.state import Contender, ExtraBenchmark, Frozen, Kind, Reported, Searched, Selected
+from souping.pipeline.state import (
+    Contender,
+    ExtraBenchmark,
+    Frozen,
+    Kind,
+    Reported,
+    Searched,
+    Selected,
+)
 from souping.report.content import GateSummary, Report
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
 from souping.search.schedule import scrambled
@@ -184,9 +191,7 @@ class Steps:
         """The ingredients, by the scores of a stage or by published ones."""
         raise NotImplementedError
 
-    def open_guards(
-        self, selected: Selected, guards: tuple[Guard, ...], stage: Stage
-    ) -> Selected:
+    def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         """With the scores of the model that soups must not fall behind, if anything is measured."""
         raise NotImplementedError
 
@@ -201,13 +206,9 @@ class Steps:
 
     def frozen(self, searched: Searched, best: str) -> Frozen:
         """A run whose choices are made. Its report has no content yet."""
-        return Frozen(
-            **vars(searched), best=best, report=Report(experiment=self.settings.name)
-        )
+        return Frozen(**vars(searched), best=best, report=Report(experiment=self.settings.name))
 
-    def report(
-        self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]
-    ) -> Reported:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Open the report fold."""
         self.evaluate_stage(stage)
         return Reported(**vars(frozen), items=stage.items, contenders=tuple(contenders))

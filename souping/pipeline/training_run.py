@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.reading import read
-from souping.core.types import ItemScores
 from souping.pipeline.evidence import Pair, by_category
-from souping.pipeline.state import Contender, Frozen
+from souping.pipeline.state import Contender, Reported
 from souping.pipeline.steps import Steps
 from souping.report.content import TrajectoryResult
 
@@ -17,20 +16,18 @@ from souping.report.content import TrajectoryResult
 def trajectory_evidence(
     steps: Steps,
     trajectory: Trajectory,
-    frozen: Frozen,
-    measured: Mapping[str, ItemScores],
-    looks: int,
+    state: Reported,
 ) -> TrajectoryResult:
-    """The chosen average of a training run and its checkpoints, on the search and report folds.
-
-    `measured` are {recipe id: scores on the report fold}.
-    """
+    """The chosen average of a training run and its checkpoints, on the search and report folds."""
     objective = steps.settings.objective
+    unit = steps.settings.evaluator.unit
     names = steps.pool.names
-    soup = frozen.winner.recipe
-    search = CheckpointScores.of([frozen.singles[name] for name in names], objective)
+    looks = state.look.number
+    measured = state.measured[""]
+    soup = state.winner.recipe
+    search = CheckpointScores.of(unit, [state.singles[name] for name in names], objective)
     singles = [measured[steps.single(name).id] for name in names]
-    report = CheckpointScores.of(singles, objective)
+    report = CheckpointScores.of(unit, singles, objective)
 
     # Scores of (average, last checkpoint) of each further training run.
     others = []
@@ -40,7 +37,7 @@ def trajectory_evidence(
         trajectory,
         steps.weights_of(soup),
         search,
-        frozen.winner.trials,
+        state.winner.trials,
         report,
         measured[soup.id].values,
         others,
@@ -50,5 +47,5 @@ def trajectory_evidence(
     average = Contender(name="average", kind="soup", recipe=soup)
     last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
     versus_last = Pair.of(average, last, measured, report.table, looks)
-    categories = by_category(steps.settings.evaluator.unit, [versus_last])
-    return read(TrajectoryResult, {**data, "categories": categories})
+    categories = by_category(unit, [versus_last])
+    return replace(read(TrajectoryResult, data), categories=categories)

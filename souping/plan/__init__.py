@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from souping.analysis.guards import planned
 from souping.analysis.significance import Power, power_of
 from souping.core.files import nearby, write_atomically
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.text import DASH
 from souping.core.types import (
     Fold,
@@ -26,13 +26,13 @@ from souping.core.types import (
     Selection,
     frozen,
 )
-from souping.core.unit import unit
+from souping.core.unit import Unit
 from souping.evaluate.benchmark import slices_of
 from souping.merge.plan import human
 from souping.pipeline.checks import on_gpu
-from souping.pipeline.execute import sample
+from souping.pipeline.samples import sample
 from souping.report import format
-from souping.report.files import as_json, selection_dict
+from souping.report.files import as_json, selection_summary
 from souping.report.render import Sample, output_console, show_sample, show_sheet
 from souping.report.tables import Section, grid
 from souping.search.adaptive import SAMPLES
@@ -210,8 +210,9 @@ def speed(
 
 def as_dict(plan: Plan) -> JsonObject:
     """Content of plan.json."""
-    powers = [power.as_dict() for power in plan.powers()]
-    selection = selection_dict(plan.selection, plan.scores) if plan.selection else None
+    unit = plan.run.evaluator.unit
+    powers = [to_json(power.summary(unit)) for power in plan.powers()]
+    selection = selection_summary(unit, plan.selection, plan.scores) if plan.selection else None
     return {
         "experiment": plan.run.name,
         "can_go_on": not plan.reasons,
@@ -219,7 +220,11 @@ def as_dict(plan: Plan) -> JsonObject:
         "notes": list(plan.notes),
         "machine": asdict(plan.machine),
         "models": [asdict(model) for model in plan.models],
-        "selection": {"basis": plan.basis, "sizes": list(plan.sizes), "selection": selection},
+        "selection": {
+            "basis": plan.basis,
+            "sizes": list(plan.sizes),
+            "selection": to_json(selection),
+        },
         "outlined": plan.outlined,
         "folds": {fold: len(items) for fold, items in plan.folds.items()},
         "stages": [asdict(stage) for stage in plan.stages],
@@ -335,7 +340,7 @@ def _time(plan: Plan) -> Section | None:
 def _report(plan: Plan) -> Section | None:
     if not plan.has_report or not plan.run.objective.linear:
         return None
-    lines = [f"{power.sentence()}." for power in plan.powers()]
+    lines = [f"{power.sentence(plan.run.evaluator.unit)}." for power in plan.powers()]
     if len(lines) > 1:
         lines = [f"Slice {number}: {line}" for number, line in enumerate(lines, start=1)]
     later = ["Known after selection, from the candidates' answers on the select fold."]
@@ -423,6 +428,7 @@ def show_rehearsal(
 ) -> None:
     """Print one item of each category in full, all of them in a table, and the time of the run; save check.json."""
     name = timed.run.pool.resolve()[0].name
+    unit = timed.run.evaluator.unit
     samples = list[dict[str, Any]]()
     firsts = dict[str, dict[str, Any]]()
     for place, (item, record) in enumerate(zip(items, records, strict=True)):
@@ -435,11 +441,11 @@ def show_rehearsal(
         firsts.setdefault(item.category, line)
     print()
     for line in firsts.values():
-        show_sample(output_console(120), read(Sample, line), [name])
+        show_sample(unit, output_console(120), read(Sample, line), [name])
     show_sheet(
         [
             s
-            for s in (_answers(name, fold, items, records), _work(timed), _time(timed))
+            for s in (_answers(unit, name, fold, items, records), _work(timed), _time(timed))
             if s is not None
         ]
     )
@@ -455,12 +461,14 @@ def show_rehearsal(
     )
 
 
-def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]) -> Section:
+def _answers(
+    unit: Unit, name: str, fold: Fold, items: Sequence[Item], records: Sequence[Record]
+) -> Section:
     rows = [
         (
             format.short(item.id),
             format.clean(item.category),
-            format.score(record.score, more=-1),
+            unit.score(record.score, more=-1),
             format.count(record.prompt_tokens) if record.prompt_tokens else DASH,
             format.count(len(record.tokens)) if record.tokens else DASH,
             record.outcome,
@@ -471,12 +479,12 @@ def _answers(name: str, fold: Fold, items: Sequence[Item], records: Sequence[Rec
     header = (
         "item",
         "category",
-        unit().heading("score"),
+        unit.heading("score"),
         "prompt tokens",
         "answer tokens",
         "ended",
         "answer",
     )
-    mean = unit().level(fmean(record.score for record in records))
+    mean = unit.level(fmean(record.score for record in records))
     line = f"{name} scores {mean} on {len(rows)} items of the {fold} fold."
     return Section("Rehearsal", (line,), grids=(grid(header, rows, left=(0, 1, 5, 6)),))

@@ -111,9 +111,7 @@ class CountedSteps(Steps):
             self.evaluate_stage(self.front_stage(points))
         return Searched(**vars(selected), winner=winner)
 
-    def open_guards(
-        self, selected: Selected, guards: tuple[Guard, ...], stage: Stage
-    ) -> Selected:
+    def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:
         self.evaluate_stage(stage)
         scores = self.plan.scores
         self.plan.guards = plan_guards(guards, self.guarded_items, scores.items if scores else None)
@@ -124,9 +122,7 @@ class CountedSteps(Steps):
             )
         return selected
 
-    def report(
-        self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]
-    ) -> Reported:
+    def report(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Count the first slice: all are about as large."""
         first = slices_of(stage.items, self.settings.slices)[0]
         return super().report(frozen, replace(stage, items=first), contenders)
@@ -195,9 +191,9 @@ class CountedSteps(Steps):
         )
         assert limit is not None, "a strategy without an end is refused when it is built"
         points = self.settings.optimiser.known_points(len(ingredients)) or ()
-        known = [
-            self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in points
-        ][:limit]
+        known = [self.pool.recipe(dict(zip(ingredients, point, strict=True))) for point in points][
+            :limit
+        ]
         return known, limit - len(known)
 
 

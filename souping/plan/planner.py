@@ -204,7 +204,11 @@ class _Planner:
 
     def _notes(self, plan: Plan, folds: Folds | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
-        flat = checks.flat_categories(plan.scores) if plan.scores is not None else []
+        flat = (
+            checks.flat_categories(self.run.evaluator.unit, plan.scores)
+            if plan.scores is not None
+            else []
+        )
         found = self.run.pool.trajectory
         notes = [
             *(found.sentences if found else []),

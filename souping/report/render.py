@@ -16,9 +16,8 @@ from souping.core.files import regular
 from souping.core.system import Provenance
 from souping.core.text import first_line, read_json
 from souping.core.types import UserError
-from souping.core.unit import gain, unit
+from souping.core.unit import Unit
 from souping.report import tables
-from souping.report.analyses import typed
 from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
 from souping.report.plots import Drawing
@@ -39,9 +38,8 @@ FOOT = (
 )
 
 
-def page(report: Report | Row, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
+def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
     """The whole page. Every string of the user's is escaped; no script, no link to any other file."""
-    report = typed(report)
     pictures = {drawing.name: drawing for drawing in drawings}
     title = f"souping: {kicker(report)}"
     shown = sections(report, trials)
@@ -167,9 +165,8 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f"<td{_left(column, grid)}>{inner}</td>"
 
 
-def markdown(report: Report | Row, trials: Sequence[TrialRow]) -> str:
+def markdown(report: Report, trials: Sequence[TrialRow]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    report = typed(report)
     blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
     if kicker(report):
         blocks.append(escape_markdown(kicker(report)))
@@ -250,16 +247,14 @@ LONGEST = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
-def report_table(report: Report | Row) -> Table:
+def report_table(report: Report) -> Table:
     """Models with scores and the soup's paired differences, or the selection; below it the verdict."""
-    report = typed(report)
     lines = [headline(report), *findings(report)]
     return plain_table(tables.summary(report) if report.rows else tables.experts(report), lines)
 
 
-def also_table(report: Report | Row) -> Table:
+def also_table(report: Report) -> Table:
     """The other benchmarks: every model's score, and below them what the soup lost."""
-    report = typed(report)
     return plain_table(tables.overview(report), list(tables.sentences(report)))
 
 
@@ -379,18 +374,21 @@ def read_samples(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def changed(samples: Iterable[Sample], base: str, soup: str, better: bool) -> Iterator[Sample]:
+def changed(
+    unit: Unit, samples: Iterable[Sample], base: str, soup: str, better: bool
+) -> Iterator[Sample]:
     """The items that `soup` answers better than `base`, or worse."""
     for sample in samples:
         new = sample.score(soup)
         old = sample.score(base)
         if new is None or old is None:
             continue
-        if gain(new) > gain(old) if better else gain(new) < gain(old):
+        gains = (unit.gain(new), unit.gain(old))
+        if gains[0] > gains[1] if better else gains[0] < gains[1]:
             yield sample
 
 
-def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
+def show_sample(unit: Unit, console: Console, sample: Sample, names: Sequence[str]) -> None:
     """One item: its prompt as the model saw it, its reference, and the answers of these models side by side."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -409,8 +407,8 @@ def show_sample(console: Console, sample: Sample, names: Sequence[str]) -> None:
     shown = {name: sample.models[name] for name in names if name in sample.models}
     for name, model in shown.items():
         ended = "" if model.outcome == "finished" else f", {model.outcome}"
-        score = unit().score(model.score, more=-1)
-        head = Text(clean(f"{name}: {score} {unit().symbol}{ended}"))
+        score = unit.score(model.score, more=-1)
+        head = Text(clean(f"{name}: {score} {unit.symbol}{ended}"))
         table.add_column(head, overflow="fold", ratio=1)
     table.add_row(*(Text(_short(model.text())) for model in shown.values()))
     console.print(table)
